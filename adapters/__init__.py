@@ -1,0 +1,1 @@
+"""Distilled adapters as data: one TOML card each, installed as `stack.adapters`."""

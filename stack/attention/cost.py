@@ -1,0 +1,65 @@
+"""When skipping blocks pays: a rule on shapes alone, from measured constants. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .maps import Grid, cut
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What block-sparse attention costs beside dense attention on one kind of device.
+
+    Attributes:
+        slope: time per computed score, dense = 1.
+        overhead: time of the map and of one query block's calls, in operations that dense attention does meanwhile.
+        fewest_tokens: shortest joint sequence that is worth trying.
+        source: where the constants come from.
+    """
+
+    slope: float
+    overhead: float
+    fewest_tokens: int
+    source: str
+
+
+# CPU: fitted on 576 to 4,096 image tokens, 3 to 24 heads of 64, fp32, keep 0.25 to 0.75, two AVX2 cores (the table is in
+# tests/attention/test_cost.py); two Zen 4 cores gave the same break-even in bf16 and fp32. 75 % kept never gained.
+_CPU = Rate(1.4, 3e7, 0, "measured on 2 CPU cores")
+# CUDA: not measured here. Compiled FlexAttention computes a kept tile about 1.5 times slower than a flash kernel does;
+# published training-free sparse attention does not pay below about 8k tokens.
+_CUDA = Rate(1.5, 0.0, 8192, "published figures, not measured here")
+_RATES = {"cpu": _CPU, "cuda": _CUDA}
+MARGIN = 1.1  # a predicted gain below 10 % is within the error of the prediction
+
+
+def predicted_speedup(grid: Grid, keep: float, heads: int, head_dim: int, device: str) -> float:
+    """Attention's own speed-up, map included: 1 / (slope * density + overhead * rows / dense operations)."""
+    rate = _RATES.get(device, _CPU)
+    operations = 4 * grid.tokens**2 * heads * head_dim
+    return 1 / (rate.slope * grid.density(keep) + rate.overhead * grid.rows / operations)
+
+
+def worth_it(
+    image: int, text: int, keep: float, block: int | None, heads: int, head_dim: int, device: str
+) -> tuple[bool, str]:
+    """Whether block-sparse attention is faster than dense attention, and why.
+
+    Args:
+        image, text: tokens of the two streams.
+        keep: share of key blocks kept.
+        block: query block, None for the device's best.
+        device: "cpu", "cuda", ...; an unknown one is judged as a CPU.
+    """
+    rate = _RATES.get(device, _CPU)
+    grid = cut(image, text, block, device)
+    if keep == 1:
+        return False, "keep 1 keeps every block"
+    if grid.tokens < rate.fewest_tokens:
+        return False, f"{grid.tokens} tokens, pays from {rate.fewest_tokens} ({rate.source})"
+    if grid.kept(keep) >= grid.blocks:
+        return False, f"{image} image tokens make {grid.blocks} blocks of {grid.key}, none of which would be dropped"
+    gain, density = predicted_speedup(grid, keep, heads, head_dim, device), grid.density(keep)
+    figures = f"density {density:.2f} at {grid.tokens} tokens runs at {gain:.2f}x of dense attention ({rate.source})"
+    return gain >= MARGIN, figures

@@ -1,0 +1,64 @@
+"""Closed-form error bounds. Pure functions of numbers or tensors; each states its assumptions and its source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+
+def rounding_bound(scale: torch.Tensor) -> torch.Tensor:
+    """Largest error of one element rounded to the nearest multiple of `scale`: scale / 2.
+
+    Assumes the element lies within the representable range (scale >= absmax / levels). Elementwise.
+    """
+    return scale / 2
+
+
+def int8_matmul_bound(
+    x_scale: torch.Tensor, w_scale: torch.Tensor, x_l1: torch.Tensor, w_l1: torch.Tensor, inner: int
+) -> torch.Tensor:
+    """Largest error of one output of a linear whose input rows and weight rows were both rounded.
+
+    With x = x' + e, |e| <= x_scale / 2 and w = w' + f, |f| <= w_scale / 2 elementwise:
+    |x.w - x'.w'| = |x'.f + e.w' + e.f| in the worst case <= |x|_1 w_scale/2 + |w|_1 x_scale/2 + K x_scale w_scale/4
+    where the norms are those of the unrounded rows (x.f + e.w - e.f is the same sum).
+
+    Args:
+        x_scale, x_l1: (M, 1) step and L1 norm of each input row.
+        w_scale, w_l1: (N,) step and L1 norm of each output channel's weights.
+        inner: K, the length of the sum.
+
+    Returns:
+        (M, N), in the units of the output, before any rounding of the accumulator.
+    """
+    return x_l1 * w_scale / 2 + w_l1 * x_scale / 2 + inner * x_scale * w_scale / 4
+
+
+def truncation_error(singular_values: torch.Tensor, rank: int) -> torch.Tensor:
+    """Frobenius error of the best rank-`rank` approximation: the root of the discarded energy (Eckart-Young 1936).
+
+    An equality for the projection on the leading right singular vectors, a lower bound for any other subspace.
+    """
+    return singular_values[rank:].square().sum().sqrt()
+
+
+def dropped_mass_bound(dropped: torch.Tensor, value_radius: torch.Tensor) -> torch.Tensor:
+    """Largest error of one attention output when softmax mass `dropped` is left out and the rest renormalised.
+
+    o - o_kept = dropped * (mean of dropped values - o_kept), and both lie in the convex hull of the values, hence
+    |o - o_kept| <= dropped * diameter(V) <= 2 * dropped * max_i |v_i - c| for any centre c.
+
+    Args:
+        dropped: share of the softmax mass outside the kept keys, in [0, 1].
+        value_radius: max_i |v_i - c|, c the mean value.
+    """
+    return 2 * dropped * value_radius
+
+
+def best_speedup(shares: Sequence[float], rates: Sequence[float]) -> float:
+    """Amdahl's law: 1 / (1 - sum p + sum p / r) for parts of the time p made r times faster."""
+    rest = 1 - sum(shares)
+    total = rest + sum(p / r for p, r in zip(shares, rates, strict=True))
+    return math.inf if total == 0 else 1 / total

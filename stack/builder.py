@@ -1,0 +1,313 @@
+"""The public face: build a stack, look at its plan, run it, take it off."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from .caching.calibrate import Calibration, calibrate
+from .clock import Clock
+from .errors import StackError
+from .facts import Facts
+from .follow import follow
+from .install import Installer
+from .models.facts import facts_of
+from .models.schedule import default_timetable
+from .models.wiring import wiring_of
+from .passes.base import ORDER, Applied, Pass, Target
+from .passes.cache import Cache
+from .passes.distill import Distill
+from .passes.quantize import Quantize
+from .passes.sparse_attn import SparseAttention
+from .plan import Plan, explain, in_order, make_plan
+from .report import Journal, Report
+
+# Models that carry a stack right now. Two stacks on one model could not be undone in any order.
+_CARRYING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@dataclass
+class _Layer:
+    """An applied pass and the changes it made."""
+
+    wanted: Pass
+    install: Installer
+    applied: Applied
+
+
+class Stack:
+    """An ordered stack of passes over a diffusers pipeline or a bare denoiser.
+
+    Example:
+        >>> fast = Stack(pipe).quantize("int8").sparse_attn(keep=0.5).cache("svd")
+        >>> print(fast.explain())
+        >>> image = fast("a red ring left of a blue star").images[0]
+        >>> fast.undo()
+
+    Nothing is touched before the first call (or `apply()`). After `undo()` outputs are bit-identical to before.
+    Calls from several threads run one after the other.
+
+    Args:
+        model: a `DiffusionPipeline` with a `transformer`, or the transformer itself.
+        steps: denoiser steps to plan for; also the default number of steps of a call.
+        shift: schedule shift of a bare denoiser (a pipeline's scheduler tells its own).
+        strict: raise where the plan would repair.
+
+    Raises:
+        StackError: the model is of no known family, or `steps` < 1.
+    """
+
+    def __init__(self, model: Any, steps: int = 50, shift: float = 1.0, strict: bool = False):
+        if not isinstance(steps, int) or steps < 1:
+            raise StackError(f"steps must be a whole number of at least 1, got {steps!r}")
+        self._pipe = None if isinstance(model, nn.Module) else model
+        denoiser = model if isinstance(model, nn.Module) else _denoiser_of(model)
+        self._strict = strict
+        self._passes: list[Pass] = []
+        self._layers: list[_Layer] = []
+        self._base: Installer | None = None
+        self._weights_version = 0
+        self._lock = threading.RLock()
+        self._target = Target(
+            denoiser=denoiser,
+            wiring=wiring_of(denoiser),
+            clock=Clock(default_timetable(steps, shift)),
+            journal=Journal(),
+            weights_version=lambda: self._weights_version,
+            pipe=self._pipe,
+        )
+        self._facts = facts_of(denoiser, self._target.wiring, self._pipe, steps)
+
+    # ---- building
+
+    def distill(self, adapter: str, **options: Any) -> Stack:
+        """Add a distilled adapter; see `stack.passes.distill.Distill`."""
+        return self.add(Distill(adapter, **options))
+
+    def quantize(self, scheme: str = "int8", **options: Any) -> Stack:
+        """Add quantization of the blocks' linears; see `stack.passes.quantize.Quantize`."""
+        return self.add(Quantize(scheme, **options))
+
+    def sparse_attn(self, keep: float = 0.5, **options: Any) -> Stack:
+        """Add block-sparse attention; see `stack.passes.sparse_attn.SparseAttention`."""
+        return self.add(SparseAttention(keep, **options))
+
+    def cache(self, method: str = "svd", **options: Any) -> Stack:
+        """Add a feature cache; see `stack.passes.cache.Cache`."""
+        return self.add(Cache(method, **options))
+
+    def add(self, new: Pass) -> Stack:
+        """Add any pass.
+
+        Raises:
+            StackError: its stage is taken, or the stack is applied already.
+        """
+        if self.applied:
+            raise StackError(f"cannot add {new.stage!r} to an applied stack: undo() it first")
+        in_order([*self._passes, new])
+        self._passes.append(new)
+        return self
+
+    # ---- looking
+
+    @property
+    def plan(self) -> Plan:
+        """What would be done. Touches nothing.
+
+        Raises:
+            StackError: a pass cannot work on this model.
+        """
+        return make_plan(self._facts, self._passes, self._strict)
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The passes asked for, in running order."""
+        return tuple(in_order(self._passes))
+
+    @property
+    def facts(self) -> Facts:
+        """Facts of the untouched model."""
+        return self._facts
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, or None for a bare denoiser."""
+        return self._pipe
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The transformer the passes act on."""
+        return self._target.denoiser
+
+    @property
+    def applied(self) -> bool:
+        """Whether the model carries the stack now."""
+        return self._base is not None
+
+    def explain(self) -> str:
+        """The plan in words: order, reasons, clashes and repairs, bytes of state. Touches nothing."""
+        return explain(self.plan)
+
+    def report(self) -> Report:
+        """What happened in the last request."""
+        passes = {layer.wanted.stage: layer.applied.report() for layer in self._layers}
+        notes = [f"{f.stage}: {f.what}; {f.repair}" for f in self.plan.findings if f.repair]
+        return Report(
+            steps=self._target.journal.records(),
+            cache_bytes=sum(int(figures.get("bytes", 0)) for figures in passes.values()),
+            passes=passes,
+            summaries={layer.wanted.stage: layer.applied.summary for layer in self._layers},
+            warnings=notes + list(self._target.journal.warnings),
+        )
+
+    # ---- running
+
+    def apply(self) -> Stack:
+        """Put every pass on the model. If one fails, the model is left as it was.
+
+        Raises:
+            StackError: the plan is refused, or the model already carries another stack.
+        """
+        with self._lock:
+            if self.applied:
+                return self
+            plan = self.plan
+            if self.denoiser in _CARRYING:
+                raise StackError("this model already carries a stack: undo() that one first")
+            base = Installer()
+            follow(self._target, base)
+            self._base = base
+            _CARRYING.add(self.denoiser)
+            self._push(plan.passes())
+            return self
+
+    def _push(self, passes: Sequence[Pass]) -> None:
+        for each in passes:
+            install = Installer()
+            try:
+                applied = each.apply(self._target, install)
+            except BaseException:
+                install.rollback()
+                self.undo()
+                raise
+            self._layers.append(_Layer(each, install, applied))
+            self._weights_version += 1
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the pipeline (or the bare denoiser) through the stack, applying it first if need be."""
+        with self._lock:
+            self.apply()
+            if self._pipe is None:
+                return self.denoiser(*args, **kwargs)
+            steps = kwargs.setdefault("num_inference_steps", self.plan.facts_after.steps)
+            if steps < 1:
+                raise StackError(f"num_inference_steps must be at least 1, got {steps}")
+            self._target.clock.restart()
+            return self._pipe(*args, **kwargs)
+
+    def replace(self, new: Pass) -> Stack:
+        """Exchange the pass of a stage; stages above it are taken off and put back if the stack is applied.
+
+        Raises:
+            StackError: the stage is not in the stack.
+        """
+        with self._lock:
+            self._depart(new.stage)
+            self._passes = [new if p.stage == new.stage else p for p in self._passes]
+            if self.applied:
+                self._push(self.plan.passes()[len(self._layers) :])
+            return self
+
+    def calibrate(
+        self,
+        prompts: Sequence[str],
+        held_out: Sequence[str],
+        full_steps: int | None = None,
+        seed: int = 0,
+        trials: int = 60,
+        progress: bool = True,
+    ) -> Calibration:
+        """Search the cache's full steps and gains on finished pictures, check them on other prompts, and keep the best.
+
+        Runs on the stack as it is: quantized, sparse, distilled. The result is in the stack's cache pass afterwards.
+
+        Args:
+            prompts: at least two, each with its own seed from `seed` on.
+            held_out: other prompts; their PSNR is reported, never searched on.
+            full_steps: how many steps are full; by default as many as the cache has now.
+            trials: runs of the whole batch of prompts to spend.
+
+        Raises:
+            StackError: see `stack.caching.calibrate.calibrate`.
+        """
+        with self._lock:
+            steps = self.plan.facts_after.steps
+            cache = next((p for p in self._passes if isinstance(p, Cache)), None)
+            count = full_steps or (len(cache.schedule_for(steps).full_steps(steps)) if cache else 0)
+            _, result = calibrate(self, prompts, count, steps, held_out, seed, trials, progress)
+            return result
+
+    def undo(self, stage: str | None = None) -> Stack:
+        """Take the whole stack off, or one stage out of it (the stages above it are taken off and put back).
+
+        Raises:
+            StackError: the stage is not in the stack.
+        """
+        with self._lock:
+            if stage is not None:
+                return self._undo_stage(stage)
+            self._pop(0)
+            if self._base is not None:
+                self._base.rollback()
+                self._base = None
+                _CARRYING.discard(self.denoiser)
+            self._target.clock.restart()
+            return self
+
+    def _undo_stage(self, stage: str) -> Stack:
+        self._depart(stage)
+        self._passes = [p for p in self._passes if p.stage != stage]
+        if self.applied:
+            self._push(self.plan.passes()[len(self._layers) :])
+        return self
+
+    def _depart(self, stage: str) -> None:
+        """Take off a stage and everything above it."""
+        stages = [p.stage for p in self._passes]
+        if stage not in stages:
+            raise StackError(f"no stage {stage!r} here: the stack has {', '.join(stages) or 'no passes'}")
+        below = [layer for layer in self._layers if ORDER.index(layer.wanted.stage) < ORDER.index(stage)]
+        self._pop(len(below))
+
+    def _pop(self, depth: int) -> None:
+        while len(self._layers) > depth:
+            self._layers.pop().install.rollback()
+            self._weights_version += 1
+
+    def __enter__(self) -> Stack:
+        return self.apply()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+
+def _denoiser_of(pipe: Any) -> nn.Module:
+    """The transformer of a pipeline."""
+    from diffusers import DiffusionPipeline
+
+    if not isinstance(pipe, DiffusionPipeline):
+        raise StackError(
+            f"cannot accelerate a {type(pipe).__name__}: expected a diffusers pipeline or its transformer module"
+        )
+    if "transformer" not in inspect.signature(type(pipe).__init__).parameters:
+        raise StackError(f"{type(pipe).__name__} has no transformer: expected a pipeline of a diffusion transformer")
+    return pipe.transformer

@@ -1,0 +1,71 @@
+"""When to run fully: pure functions of the step, so that every run of a schedule decides alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..errors import StackError
+
+
+class Schedule(Protocol):
+    """Decides which steps run fully."""
+
+    def full_steps(self, steps: int) -> frozenset[int]:
+        """The full steps of a request of this length."""
+        ...
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Full for `warmup` steps, then every `interval`-th step.
+
+    With 50 steps and warmup 3 this gives the published full-step counts: interval 5 / 7 / 8 -> 12 / 9 / 8
+    (TaylorSeer and SVD-Cache on FLUX); with warmup 1: interval 5 / 6 -> 10 / 9 (on HunyuanVideo).
+    """
+
+    interval: int = 7
+    warmup: int = 3
+
+    def __post_init__(self) -> None:
+        if self.interval < 1 or self.warmup < 1:
+            raise StackError(
+                f"interval and warmup must be at least 1, got interval={self.interval}, warmup={self.warmup}: "
+                "the first step has nothing to reuse"
+            )
+
+    def full_steps(self, steps: int) -> frozenset[int]:
+        """The first `warmup` steps, then one after every `interval - 1` cached ones."""
+        later = range(self.warmup + self.interval - 1, steps, self.interval)
+        return frozenset(range(min(self.warmup, steps))) | frozenset(later)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A calibrated schedule: these steps of `steps` are full."""
+
+    full: tuple[int, ...]
+    steps: int
+
+    def __post_init__(self) -> None:
+        wrong = [s for s in self.full if not 0 <= s < self.steps]
+        if 0 not in self.full or wrong:
+            raise StackError(
+                f"full_steps must hold 0 and lie within 0..{self.steps - 1}, got {list(self.full)}: "
+                "the first step has nothing to reuse"
+            )
+
+    def full_steps(self, steps: int) -> frozenset[int]:
+        """The mask, for the number of steps it was calibrated on.
+
+        Raises:
+            StackError: another number of steps. (The plan notices before anything runs and falls back to an interval.)
+        """
+        if steps != self.steps:
+            raise StackError(f"this schedule was calibrated for {self.steps} steps, got {steps}: calibrate again")
+        return frozenset(self.full)
+
+
+def same_share(mask: Mask, steps: int) -> Interval:
+    """The interval schedule that runs about as large a share of steps fully as the mask does."""
+    return Interval(interval=max(1, round(mask.steps / len(mask.full))), warmup=1 if steps < 20 else 2)

@@ -1,0 +1,276 @@
+"""`ditstack`: compare, run and explain stacks from the command line."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from .errors import StackError
+
+if TYPE_CHECKING:
+    from .measure.loop import Progress
+    from .recipes import Recipe
+
+# The parent of every error about how a command was called; typer names only its youngest child.
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
+INTERRUPTED, MISUSED = 130, 2
+DEFAULT_RECIPE, DEFAULT_MODEL = "balanced", "shapes-flux"
+DEFAULT_PROMPT = "a red ring left of a blue star"
+PIPED_WIDTH = 120  # columns of a table that goes to a file
+
+app = typer.Typer(
+    help="Composable acceleration for diffusion transformers.", no_args_is_help=True, pretty_exceptions_enable=False,
+    add_completion=False,
+)  # fmt: skip
+
+RecipeOption = Annotated[str, typer.Argument(help="A shipped recipe or the path of a .toml file.")]
+ModelOption = Annotated[str, typer.Option(help="A reference model, a local diffusers folder, or a hub id OWNER/NAME.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default CUDA where there is one.")]
+StepsOption = Annotated[int | None, typer.Option(help="Denoiser steps; by default the recipe's.")]
+
+
+@app.command()
+def compare(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="Recipes: shipped names or .toml files. One is taken apart pass by pass.")
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    prompts: Annotated[
+        int, typer.Option(help="Prompts, each with its own seed; one timed picture per row and prompt.")
+    ] = 3,
+    steps: Annotated[int, typer.Option(help="Steps of the base run.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt; also draws the prompts.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for grid.png, chart.png, report.html, compare.json.")] = Path(
+        "ditstack-compare"
+    ),
+    json: Annotated[Path | None, typer.Option(help="Write compare.json here as well.")] = None,
+    device: DeviceOption = None,
+    compile_base: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Also try a compiled base, and take the faster.")
+    ] = True,
+) -> None:
+    """Measure what each pass gives alone, together and left out, against the model as it is."""
+    _at_least("prompts", prompts, 1)
+    _at_least("steps", steps, 2)
+    chosen = _recipes(recipes or [DEFAULT_RECIPE])
+    from .measure.compare import compare as run_compare
+    from .measure.files import save_outcome
+    from .measure.table import print_table
+
+    pipe = _pipeline(model, device)
+    with _progress() as tell:
+        outcome = run_compare(pipe, chosen, model, prompts, steps, seed, compile_base, tell)
+    written = save_outcome(outcome, out, json)
+    print_table(outcome.record, _console())
+    typer.echo(f"written: {', '.join(str(path) for path in written)}")
+    if outcome.record["partial"]:
+        done = sum(row["prompts_done"] for row in outcome.record["rows"] if not row["same_as"])
+        typer.echo(f"interrupted: the {done} pictures measured until then are kept, marked as partial", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def run(
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    model: ModelOption = DEFAULT_MODEL,
+    prompt: Annotated[list[str] | None, typer.Option(help="What to draw; may be given several times.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("ditstack-run"),
+    steps: StepsOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")] = 0,
+    device: DeviceOption = None,
+) -> None:
+    """Make pictures with a stack, and say what each step did."""
+    _at_least("steps", steps, 1)
+    (chosen,) = _recipes([recipe])
+    import torch
+
+    pipe = _pipeline(model, device)
+    texts = _readable(prompt or [DEFAULT_PROMPT], pipe)
+    stack = chosen.stack(pipe, steps=steps)
+    _ = stack.plan  # a clash is told before the first picture
+    out.mkdir(parents=True, exist_ok=True)
+    for number, text in enumerate(texts):
+        image = stack(text, generator=torch.Generator("cpu").manual_seed(seed + number)).images[0]
+        path = out / f"{number:03d}-{re.sub('[^a-z0-9]+', '-', text.lower()).strip('-')[:60]}.png"
+        image.save(path)
+        typer.echo(f"{path}\n{stack.report()}")
+
+
+@app.command()
+def explain(
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    model: ModelOption = DEFAULT_MODEL,
+    steps: StepsOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Say what a stack would do to a model: order, reasons, clashes and repairs. Nothing is touched."""
+    _at_least("steps", steps, 1)
+    (chosen,) = _recipes([recipe])
+    typer.echo(chosen.stack(_pipeline(model, device), steps=steps).explain())
+
+
+@app.command()
+def models() -> None:
+    """List the reference models that ship with the package."""
+    from .reference.load import MODELS
+
+    _list(MODELS.items())
+
+
+@app.command(name="recipes")
+def recipes_() -> None:
+    """List the shipped recipes."""
+    from .recipes import list_recipes
+
+    _list((r.name, f"{r.description} ({', '.join(r.stages)}; {r.steps} steps, {r.model})") for r in list_recipes())
+
+
+@app.command()
+def adapters() -> None:
+    """List the shipped distilled adapters."""
+    import tomllib
+    from importlib import resources
+
+    found = sorted(
+        (f for f in resources.files("stack.adapters").iterdir() if f.name.endswith(".toml")), key=lambda f: f.name
+    )
+    if not found:
+        typer.echo(
+            "no adapters ship with this version; [distill] in a recipe takes a .toml card or a .safetensors file"
+        )
+    cards = [(f.name.removesuffix(".toml"), tomllib.loads(f.read_text())) for f in found]
+    _list(
+        (name, ", ".join(f"{k}: {v}" for k, v in card.items() if isinstance(v, str | int | float)))
+        for name, card in cards
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exit codes: 0, 2 for a request that cannot be met (one line says why), 130 after Ctrl-C."""
+    sys.exit(_main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    try:
+        with quiet():
+            return app(list(arguments), standalone_mode=False) or 0
+    except StackError as error:
+        return _refuse(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted before anything was measured", err=True)
+        return INTERRUPTED
+    except _USAGE_ERROR as error:
+        return _refuse(error.format_message())
+
+
+def _refuse(reason: str) -> int:
+    typer.echo("error: " + " ".join(reason.split()), err=True)
+    return MISUSED
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep notes that libraries print at import (optional kernels, optional packages) off the user's screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise StackError(f"--{name} must be at least {least}, got {value}")
+
+
+def _recipes(names: Sequence[str]) -> list[Recipe]:
+    from .recipes import load_recipe
+
+    loaded = [load_recipe(name) for name in names]
+    titles = [recipe.name for recipe in loaded]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise StackError(f"recipe {title!r} is given {titles.count(title)} times: expected different names")
+    return loaded
+
+
+def _pipeline(model: str, device: str | None) -> Any:
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from .models.load import load_pipeline
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    return load_pipeline(model, device=device)
+
+
+def _readable(texts: Sequence[str], pipe: Any) -> list[str]:
+    """The prompts, once it is sure that a reference model can read them."""
+    from .reference.pipeline import ShapesFluxPipeline
+    from .reference.scenes import parse
+
+    if isinstance(pipe, ShapesFluxPipeline):
+        for text in texts:
+            try:
+                parse(text)
+            except ValueError as error:
+                raise StackError(str(error)) from None
+    return list(texts)
+
+
+def _list(lines: Any) -> None:
+    for name, text in lines:
+        typer.echo(f"{name}: {text}")
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on stderr: what is running, how many pictures are done, how long it will take."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None, left="")
+
+        def tell(now: Progress) -> None:
+            bar.update(
+                task, completed=now.done, total=now.total, description=now.text, left=remaining(now.seconds_left)
+            )
+
+        yield tell
+
+
+def remaining(seconds: float | None) -> str:
+    """Time left for reading: "about 1 min 20 s left"; empty while unknown."""
+    if seconds is None:
+        return ""
+    whole = 5 * round(seconds / 5) if seconds >= 10 else round(seconds)
+    minutes, rest = divmod(whole, 60)
+    return f"about {f'{minutes} min ' if minutes else ''}{rest} s left"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Which request, which guidance branch, which step: told to every pass, once per denoiser call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAIN = "main"  # the branch of a pipeline that does not name its guidance branches
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One denoiser call.
+
+    Attributes:
+        request: number of the request, unique within a stack.
+        branch: guidance branch by name ("cond", "uncond").
+        step: index in the request's schedule; for display and for calibrated masks.
+        steps: length of the schedule.
+        sigma: noise level.
+        time: the schedule's own unshifted time u in [0, 1], the coordinate of every extrapolation.
+        shape: shape of the latent tokens.
+    """
+
+    request: int
+    branch: str
+    step: int
+    steps: int
+    sigma: float
+    time: float
+    shape: tuple[int, ...]
+
+    @property
+    def is_first(self) -> bool:
+        return self.step == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.step == self.steps - 1
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """The noise levels of a request, largest first and without the final 0, and the shift they were made with."""
+
+    sigmas: tuple[float, ...]
+    shift: float = 1.0
+
+    def step(self, sigma: float) -> int:
+        """Index of the nearest noise level."""
+        return min(range(len(self.sigmas)), key=lambda i: abs(self.sigmas[i] - sigma))
+
+    def time(self, sigma: float) -> float:
+        """Unshifted time u: sigma = s u / (1 + (s - 1) u), solved for u."""
+        return sigma / (self.shift - (self.shift - 1) * sigma)
+
+
+def uniform(steps: int, shift: float = 1.0) -> Timetable:
+    """The schedule of a flow model with this shift: u = 1, 1 - 1/S, ..., 1/S."""
+    times = (1 - i / steps for i in range(steps))
+    return Timetable(tuple(shift * u / (1 + (shift - 1) * u) for u in times), shift)
+
+
+class Clock:
+    """Follows a model through its requests.
+
+    A call continues a request when it is that branch's next step; anything else starts a new one. Nothing is counted
+    across requests, so that an aborted request, a second pipeline call or a new resolution is never taken for a
+    continuation.
+    """
+
+    def __init__(self, timetable: Timetable) -> None:
+        self.branch = MAIN
+        self.tick: Tick | None = None
+        self.timetable = timetable
+        self._requests = 0
+        self._at: dict[str, int] = {}
+        self._shape: tuple[int, ...] = ()
+
+    def schedule(self, sigmas: tuple[float, ...], shift: float) -> None:
+        """Set the timetable of the coming calls."""
+        self.timetable = Timetable(sigmas, shift)
+
+    def restart(self) -> None:
+        """The next call starts a request, whatever its noise level."""
+        self._at.clear()
+
+    def advance(self, sigma: float, shape: tuple[int, ...]) -> Tick:
+        """A denoiser call at this noise level, on latent tokens of this shape, begins."""
+        step = self.timetable.step(sigma)
+        previous = self._at.get(self.branch)
+        # A branch not seen yet joins when another branch is at this very step.
+        continues = step in self._at.values() if previous is None else step == previous + 1
+        if not continues or shape != self._shape:
+            self._requests += 1
+            self._at.clear()
+        self._at[self.branch], self._shape = step, shape
+        self.tick = Tick(
+            request=self._requests,
+            branch=self.branch,
+            step=step,
+            steps=len(self.timetable.sigmas),
+            sigma=sigma,
+            time=self.timetable.time(sigma),
+            shape=shape,
+        )
+        return self.tick

@@ -1,0 +1,1 @@
+"""The layer all passes share: stamps on cached state, the principal subspace."""

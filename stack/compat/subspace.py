@@ -1,0 +1,76 @@
+"""The principal subspace of a feature: its basis, its rank, its projection."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import StackError
+
+EXACT_WIDTH = 1024  # up to this width the Gram matrix's full eigendecomposition is cheap enough (about 0.1 s)
+
+
+def rank_by_energy(eigenvalues: torch.Tensor, energy: float) -> int:
+    """Smallest k whose leading eigenvalues hold the share `energy` of the total (methods: SVD-Cache, rank rule).
+
+    Args:
+        eigenvalues: of the Gram matrix, largest first; these are squared singular values.
+        energy: in (0, 1].
+
+    Returns:
+        k in [1, len(eigenvalues)].
+    """
+    if not 0 < energy <= 1:
+        raise StackError(f"energy must be in (0, 1], got {energy}: 0.85 keeps 85 % of the feature's energy")
+    clean = eigenvalues.clamp_min(0)
+    total = clean.sum()
+    if total <= 0:
+        return 1
+    short = (clean.cumsum(0) < energy * total * (1 - 1e-6)).sum().item()
+    return min(int(short) + 1, len(eigenvalues))
+
+
+def principal_basis(feature: torch.Tensor, energy: float) -> torch.Tensor:
+    """Leading right singular vectors of a feature, uncentred; every sample of a batch gets its own.
+
+    Args:
+        feature: (B, N, D).
+        energy: share of each sample's squared Frobenius norm to keep.
+
+    Returns:
+        V (B, D, k) in the feature's dtype: orthonormal columns, and zeros where a sample needs fewer than k. The
+        projection F V V^T is the best approximation of its rank (Eckart-Young), so its error is
+        `bounds.truncation_error`.
+    """
+    rows = feature.float()
+    if rows.shape[-1] <= EXACT_WIDTH:
+        values, vectors = torch.linalg.eigh(rows.mT @ rows)
+        values, vectors = values.flip(-1), vectors.flip(-1)
+    else:
+        vectors, singular = _range_finder(rows, EXACT_WIDTH // 8)
+        # The tail beyond the sketch counts as energy too, so that `energy` keeps its meaning.
+        tail = (rows.square().sum((1, 2)) - singular.square().sum(1)).clamp_min(0)
+        values = torch.cat([singular.square(), tail[:, None]], 1)
+    ranks = [min(rank_by_energy(sample, energy), vectors.shape[-1]) for sample in values]
+    basis = vectors[..., : max(ranks)].clone()
+    for sample, rank in zip(basis, ranks, strict=True):
+        sample[:, rank:] = 0
+    return basis.to(feature.dtype)
+
+
+def _range_finder(rows: torch.Tensor, rank: int, iterations: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leading right singular vectors (B, D, rank) and values by subspace iteration (Halko et al. 2011, algorithm 4.4).
+
+    Starts from its own random generator: the caller's random state is not touched.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    start = torch.randn(rows.shape[-1], rank, generator=generator).to(rows.device).expand(len(rows), -1, -1)
+    for _ in range(iterations + 1):
+        start, _ = torch.linalg.qr(rows.mT @ (rows @ start))
+    _, singular, vh = torch.linalg.svd(rows @ start, full_matrices=False)
+    return start @ vh.mT, singular
+
+
+def split(feature: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Principal part F V V^T and residual F - F V V^T of a feature (B, N, D)."""
+    principal = (feature @ basis) @ basis.mT
+    return principal, feature - principal

@@ -1,0 +1,78 @@
+"""What is true of a model at one point of the stack. Passes read facts and say how they change them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the processor computes fast. Read from torch's own capability flags, never from a clock: the same
+    machine always gets the same plan."""
+
+    device: str
+    vector: str = ""
+    fast_bf16: bool = True
+    vnni: bool = False
+
+
+def machine_of(device: torch.device) -> Machine:
+    """The machine a tensor on `device` is computed by."""
+    if device.type != "cpu":
+        return Machine(device.type, vector=torch.cuda.get_device_name(device) if device.type == "cuda" else "")
+    return Machine(
+        device="cpu",
+        vector=torch.backends.cpu.get_cpu_capability(),
+        # Without these instructions oneDNN computes bf16 ten times slower than fp32.
+        fast_bf16=torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        vnni=torch.cpu._is_vnni_supported(),
+    )
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the machine computes it fast, fp32 elsewhere. Never fp16 on a CPU."""
+    return torch.bfloat16 if machine_of(device).fast_bf16 else torch.float32
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of a denoiser, before or after some passes.
+
+    Attributes:
+        family: wiring name, "flux".
+        blocks: number of transformer blocks.
+        width: hidden width D.
+        heads, head_dim: attention heads and their size.
+        image_tokens, text_tokens: length of the two streams; 0 where unknown.
+        steps: denoiser steps the stack is planned for.
+        guidance: "none", "embedded" or "cfg".
+        weight_bits, activation_bits: precision inside the large linears.
+        attention_density: share of attention blocks that are computed.
+        adapters: names of the adapters in the weights.
+        pipeline: whether a whole pipeline is there, or a bare denoiser.
+    """
+
+    family: str
+    machine: Machine
+    dtype: str
+    blocks: int
+    width: int
+    heads: int
+    head_dim: int
+    image_tokens: int
+    text_tokens: int
+    steps: int
+    guidance: str = "none"
+    weight_bits: int = 16
+    activation_bits: int = 16
+    attention_density: float = 1.0
+    adapters: tuple[str, ...] = ()
+    quantized_by: str = ""
+    pipeline: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Length of the joint sequence."""
+        return self.image_tokens + self.text_tokens

@@ -1,0 +1,73 @@
+"""Keeps a stack's clock and journal in step with its model: the only wrapper around the denoiser itself."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+
+from .install import Installer
+from .models.schedule import timetable_of
+from .passes.base import Target
+
+NEAR = 0.01  # a host-side timestep further than this from the scheduler's sigma did not come from the pipeline's loop
+
+
+def follow(target: Target, install: Installer) -> None:
+    """Let every call of the denoiser advance the clock, open a journal entry, and close it again."""
+    install.wrap_call(target.denoiser, "forward", lambda inner: _forward(target, inner))
+    install.wrap_call(target.denoiser, "cache_context", lambda inner: _context(target, inner))
+
+
+def _forward(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(inner)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        tokens = given["hidden_states"]
+        tick = target.clock.advance(_sigma(target, given["timestep"], tokens), tuple(tokens.shape))
+        target.journal.begin(tick)
+        try:
+            return inner(*args, **kwargs)
+        except BaseException:
+            # Whatever comes next is a new request: half a step leaves nothing that may be reused.
+            target.clock.restart()
+            raise
+        finally:
+            target.journal.end()
+
+    return forward
+
+
+def _sigma(target: Target, timestep: torch.Tensor, tokens: torch.Tensor) -> float:
+    """Noise level of this call, without a host sync where the pipeline's scheduler knows it."""
+    if target.pipe is None:
+        return float(timestep.flatten()[0]) / target.wiring.timestep_scale
+    scheduler = target.pipe.scheduler
+    target.clock.timetable = timetable_of(scheduler, tokens.shape[1])
+    sigmas = target.clock.timetable.sigmas
+    index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index or 0
+    told = sigmas[min(index, len(sigmas) - 1)]
+    if timestep.device.type != "cpu":
+        return told
+    # A call around the pipeline's own loop: the scheduler's index is stale, the value is not.
+    value = float(timestep.flatten()[0]) / target.wiring.timestep_scale
+    return told if abs(told - value) <= NEAR * max(value, NEAR) else value
+
+
+def _context(
+    target: Target, inner: Callable[[str], AbstractContextManager[None]]
+) -> Callable[[str], AbstractContextManager[None]]:
+    @contextmanager
+    def context(name: str) -> Iterator[None]:
+        before, target.clock.branch = target.clock.branch, name
+        try:
+            with inner(name):
+                yield
+        finally:
+            target.clock.branch = before
+
+    return context

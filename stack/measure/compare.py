@@ -1,0 +1,116 @@
+"""`ditstack compare` as a function: recipes and a pipeline in, figures and pictures out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import StackError
+from ..reference.scenes import parse, sample
+from .engine import PipelineEngine
+from .loop import Measurement, Progress, measure
+from .record import Accuracy, Header, build_record
+from .rows import BASE, BASE_EAGER, Measured, Row, plan_rows
+
+if TYPE_CHECKING:
+    from ..recipes import Recipe
+
+FIRST_CAPTION = "a red ring left of a blue star"
+
+
+@dataclass
+class Outcome:
+    """A finished (or interrupted) comparison.
+
+    Attributes:
+        record: the contents of compare.json.
+        pictures: (B, 3, H, W) in [0, 1] by row, for the prompts that were done.
+        plans: explain() of each recipe's whole stack.
+    """
+
+    record: dict[str, Any]
+    pictures: dict[str, torch.Tensor]
+    plans: dict[str, str] = field(default_factory=dict)
+
+
+def captions(count: int, seed: int) -> list[str]:
+    """`count` different captions: a fixed first one, then scenes drawn with the seed."""
+    chosen, rng = [FIRST_CAPTION], random.Random(seed)
+    while len(chosen) < count:
+        caption = sample(rng).caption()
+        if caption not in chosen:
+            chosen.append(caption)
+    return chosen[:count]
+
+
+def compare(
+    pipe: Any,
+    recipes: Sequence[Recipe],
+    model: str,
+    prompts: int = 3,
+    steps: int = 50,
+    seed: int = 0,
+    compile_base: bool = True,
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> Outcome:
+    """Measure recipes on a pipeline: what each pass gives alone, together and left out, beside two controls.
+
+    Args:
+        model: the name for the record; accuracy is read back for reference models, whose names start with "shapes-".
+        compile_base: also try the base with compiled blocks, and take the faster.
+        tell: called before every piece of work.
+
+    Raises:
+        StackError: a recipe cannot work on this model, or `prompts` or `steps` is below what can be measured.
+    """
+    if prompts < 1:
+        raise StackError(f"prompts must be at least 1, got {prompts}")
+    if steps < 2:
+        raise StackError(f"steps must be at least 2, got {steps}: the controls need room below the base")
+    by_name = {recipe.name: recipe for recipe in recipes}
+    texts = captions(prompts, seed)
+    rows = plan_rows({name: tuple(recipe.stages) for name, recipe in by_name.items()}, steps)
+    engine = PipelineEngine(pipe, by_name, steps)
+    engine.check(rows)
+    plans = {name: engine.explain(name) for name in by_name}
+    reader, notes = _reader(model, texts)
+    doing = "compiling its blocks and timing them" if compile_base else "first steps"
+    tell(Progress(0, len(rows) * prompts, f"base: {doing}", None))
+    try:
+        engine.prepare(texts[0], compile_base)
+    except KeyboardInterrupt:
+        measurement = Measurement({BASE: Measured(rows[0])}, prompts, partial=True)
+    else:
+        eager = [Row(BASE_EAGER, "base", "base", steps=steps)] if engine.base.mode != "eager" else []
+        measurement = measure(engine, [*rows, *eager], texts, seed, tell)
+    measurement.warnings += engine.base.warnings + notes
+    if not engine.multistep:
+        measurement.warnings.append("no second-order control: it needs a flow-matching Euler scheduler")
+    header = Header(
+        model, engine.device.type, str(pipe.transformer.dtype).removeprefix("torch."), tuple(texts), steps, seed,
+        tuple(by_name),
+    )  # fmt: skip
+    record = build_record(header, measurement, engine.work, reader)
+    record["base_mode"] = engine.base.mode
+    record["base_step_seconds"] = engine.base.step_seconds
+    pictures = {name: m.pictures for name, m in measurement.rows.items() if m.generations and name != BASE_EAGER}
+    return Outcome(record, pictures, plans)
+
+
+def _reader(model: str, texts: Sequence[str]) -> tuple[Accuracy, list[str]]:
+    """Reads pictures back, where there is a classifier for the model's pictures."""
+    if not model.startswith("shapes-"):
+        return lambda pictures: None, []
+    from ..reference.load import load_classifier
+
+    try:
+        classifier = load_classifier()
+    except (StackError, OSError) as error:
+        first = str(error).splitlines()[0]
+        return lambda pictures: None, [f"accuracy not measured: {first}"]
+    scenes = [parse(text) for text in texts]
+    return lambda pictures: classifier.accuracy(pictures * 2 - 1, scenes[: len(pictures)]), []

@@ -1,0 +1,163 @@
+"""Makes the pictures of a comparison: one pipeline, on which stacks are applied and taken off in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from ..install import Installer
+from ..models.wiring import wiring_of
+from .base import Base, choose_base
+from .flops import Work, counting
+from .memory import PeakMemory
+from .multistep import multistep_of
+from .rows import BASE_EAGER, Generation, Row, is_multistep
+from .timing import timed
+
+if TYPE_CHECKING:
+    from ..builder import Stack
+    from ..recipes import Recipe
+
+WARM_UP_STEPS = 2
+
+
+class Engine(Protocol):
+    """What the measuring loop asks for."""
+
+    @property
+    def multistep(self) -> bool:
+        """Whether the second-order control exists for this model."""
+        ...
+
+    def warm_up(self, row: Row, prompt: str) -> None:
+        """Run a row for a few steps: kernels are chosen, buffers allocated."""
+        ...
+
+    def generate(self, row: Row, prompt: str, seed: int) -> Generation:
+        """One timed picture."""
+        ...
+
+
+class PipelineEngine:
+    """The real engine.
+
+    Stacks are applied before and undone after every picture, outside the timed part, so that no row runs on what
+    another one left, and only one model is held.
+
+    Attributes:
+        base: what the base runs on; set by `prepare`.
+        work: multiply-accumulates of one denoiser call; set by `prepare`.
+    """
+
+    def __init__(self, pipe: Any, recipes: Mapping[str, Recipe], steps: int):
+        self.pipe = pipe
+        self.steps = steps
+        self.device = torch.device(pipe.device)
+        self.base = Base(pipe.transformer, "eager", {}, [])
+        self.work = Work(0, 0, 0)
+        self._recipes = dict(recipes)
+        self._stacks: dict[tuple[str, tuple[str, ...]], Stack] = {}
+        self._solver = multistep_of(pipe.scheduler)
+
+    @property
+    def multistep(self) -> bool:
+        return self._solver is not None
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Plan every stack.
+
+        Raises:
+            StackError: one of them cannot work on this model.
+        """
+        for row in rows:
+            if row.role == "stack" and row.passes:
+                _ = self._stack(row).plan
+
+    def prepare(self, prompt: str, compile_base: bool = True) -> None:
+        """Count the work of one denoiser call, and choose the base: eager, or compiled if that is faster."""
+        blocks = wiring_of(self.pipe.transformer).blocks(self.pipe.transformer)
+        with counting(self.pipe.transformer, blocks) as work:
+            self._plain(self.pipe.transformer, prompt, 0, WARM_UP_STEPS)
+            self.work = work()
+        if compile_base:
+            self.base = choose_base(
+                self.pipe.transformer, lambda denoiser, steps: self._plain(denoiser, prompt, 0, steps), self.device
+            )
+
+    def explain(self, recipe: str) -> str:
+        """The plan of a whole recipe, in words."""
+        return self._recipes[recipe].stack(self.pipe, steps=self.steps).explain()
+
+    def warm_up(self, row: Row, prompt: str) -> None:
+        if row.role == "stack" and row.passes:
+            stack = self._stack(row)
+            try:
+                stack(prompt, num_inference_steps=WARM_UP_STEPS, generator=_noise(0), output_type="pt")
+            finally:
+                stack.undo()
+        else:
+            self._plain(self._denoiser(row), prompt, 0, WARM_UP_STEPS, is_multistep(row))
+
+    def generate(self, row: Row, prompt: str, seed: int) -> Generation:
+        if row.role == "stack" and row.passes:
+            return self._stacked(row, prompt, seed)
+        with PeakMemory(self.device) as peak:
+            images, seconds = timed(
+                lambda: self._plain(self._denoiser(row), prompt, seed, row.steps, is_multistep(row)), self.device
+            )
+        return Generation(_picture(images), seconds, ("full",) * row.steps, peak_bytes=peak.bytes)
+
+    def _stacked(self, row: Row, prompt: str, seed: int) -> Generation:
+        stack = self._stack(row)
+        stack.apply()
+        try:
+            with PeakMemory(self.device) as peak:
+                images, seconds = timed(
+                    lambda: stack(prompt, generator=_noise(seed), output_type="pt").images, self.device
+                )
+            report = stack.report()
+            branch = report.steps[0].branch if report.steps else ""
+            return Generation(
+                picture=_picture(images),
+                seconds=seconds,
+                kinds=tuple(step.kind for step in report.steps if step.branch == branch),
+                density=stack.plan.facts_after.attention_density,
+                cache_bytes=report.cache_bytes,
+                peak_bytes=peak.bytes,
+                warnings=tuple(report.warnings),
+            )
+        finally:
+            stack.undo()
+
+    def _plain(self, denoiser: nn.Module, prompt: str, seed: int, steps: int, multistep: bool = False) -> torch.Tensor:
+        """A picture without any pass."""
+        install = Installer()
+        try:
+            if denoiser is not self.pipe.transformer:
+                install.set_attribute(self.pipe, "transformer", denoiser)
+            if multistep:
+                install.set_attribute(self.pipe, "scheduler", self._solver)
+            return self.pipe(prompt, num_inference_steps=steps, generator=_noise(seed), output_type="pt").images
+        finally:
+            install.rollback()
+
+    def _denoiser(self, row: Row) -> nn.Module:
+        return self.pipe.transformer if row.name == BASE_EAGER else self.base.denoiser
+
+    def _stack(self, row: Row) -> Stack:
+        key = (row.recipe, row.passes)
+        if key not in self._stacks:
+            self._stacks[key] = self._recipes[row.recipe].stack(self.pipe, row.passes, steps=row.steps)
+        return self._stacks[key]
+
+
+def _noise(seed: int) -> torch.Generator:
+    """The same noise on every device."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def _picture(images: torch.Tensor) -> torch.Tensor:
+    return images[0].detach().float().cpu()

@@ -1,0 +1,78 @@
+"""Quality of pictures against the unaccelerated run. Pictures are float (B, 3, H, W) in [0, 1] throughout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+CAP_DB = 99.0  # what identical pictures get instead of infinity; also the ceiling of everything else
+
+
+def psnr(pictures: torch.Tensor, reference: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB, 10 log10(1 / MSE) for a peak of 1.0.
+
+    The squared error is pooled over all pictures before the logarithm, so that one broken picture among many good ones
+    shows; the mean of per-picture PSNRs would hide it. Capped at 99 (identical pictures); NaN counts as no likeness, 0.
+    """
+    error = (pictures.double() - reference.double()).square().mean().item()
+    if not math.isfinite(error):
+        return 0.0
+    return CAP_DB if error == 0 else min(CAP_DB, -10 * math.log10(error))
+
+
+def ssim(pictures: torch.Tensor, reference: torch.Tensor) -> float:
+    """Structural similarity (Wang et al. 2004), mean over the pictures; scikit-image's, 7 x 7 window."""
+    from skimage.metrics import structural_similarity
+
+    values = [
+        structural_similarity(
+            b.float().permute(1, 2, 0).numpy(), a.float().permute(1, 2, 0).numpy(), channel_axis=2, data_range=1.0
+        )
+        for a, b in zip(pictures.nan_to_num(), reference.nan_to_num(), strict=True)
+    ]
+    return float(sum(values) / len(values))
+
+
+def picture_warnings(pictures: torch.Tensor, reference: torch.Tensor | None, should_differ: bool) -> list[str]:
+    """What no good row shows: broken numbers, empty pictures, or a pass that changed nothing.
+
+    Args:
+        reference: the base pictures; None for the base itself.
+        should_differ: whether the row's passes change the arithmetic.
+    """
+    found = []
+    broken = int((~torch.isfinite(pictures)).flatten(1).any(1).sum())
+    if broken:
+        found.append(f"{broken} of {len(pictures)} pictures hold NaN or infinity")
+    sound = pictures.nan_to_num().flatten(1)
+    flat = int(((sound.amax(1) - sound.amin(1)) < 1 / 255).sum())
+    if flat:
+        found.append(f"{flat} of {len(pictures)} pictures are one single colour")
+    # Not `torch.equal`: a compiled base differs in the last bit from a stack that does nothing.
+    if reference is not None and should_differ and psnr(pictures, reference) >= CAP_DB:
+        found.append("identical to base: its passes changed nothing")
+    return found
+
+
+def efficiency(speedup_all: float | None, alone: Sequence[float | None]) -> float | None:
+    """Measured speedup of the full stack / product of the speedups of its passes alone.
+
+    1: the passes multiply as if independent. Below 1: they compete for the same work. None where a figure is missing.
+    """
+    if speedup_all is None or not alone or any(not value for value in alone):
+        return None
+    return speedup_all / math.prod(value for value in alone if value)
+
+
+def interaction_db(psnr_all: float | None, alone: Sequence[float | None]) -> float | None:
+    """PSNR of the worst pass alone minus PSNR of the full stack, both against the base pictures, in dB.
+
+    Positive: together they lose more than the worst of them loses alone. Independent errors of n equal passes would
+    give 10 log10(n), 3 dB for two. None where a figure is missing.
+    """
+    known = [value for value in alone if value is not None]
+    if psnr_all is None or not known or len(known) < len(alone):
+        return None
+    return min(known) - psnr_all

@@ -1,0 +1,1 @@
+"""Diffusers families: wiring, facts, schedules, loading."""

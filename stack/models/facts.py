@@ -1,0 +1,51 @@
+"""Facts of an untouched model, read from its configuration."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from ..facts import Facts, machine_of
+from .wiring import Wiring
+
+
+def _tokens(pipe: Any) -> tuple[int, int]:
+    """Image and text tokens at the pipeline's default size: one image token per 2 x 2 latent pixels."""
+    if pipe is None:
+        return 0, 0
+    text = inspect.signature(pipe.__call__).parameters["max_sequence_length"].default
+    return (pipe.default_sample_size // 2) ** 2, text
+
+
+def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Facts:
+    """What is known before anything runs."""
+    config = denoiser.config
+    heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
+    parameter = next(denoiser.parameters())
+    image_tokens, text_tokens = _tokens(pipe)
+    bits = torch.finfo(parameter.dtype).bits if parameter.dtype.is_floating_point else 8
+    return Facts(
+        family=wiring.family,
+        machine=machine_of(parameter.device),
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        blocks=len(wiring.blocks(denoiser)),
+        width=heads * head_dim,
+        heads=heads,
+        head_dim=head_dim,
+        image_tokens=image_tokens,
+        text_tokens=text_tokens,
+        steps=steps,
+        guidance="embedded" if config.get("guidance_embeds") else "none",
+        weight_bits=bits,
+        activation_bits=bits,
+        quantized_by=_quantizer(denoiser),
+        pipeline=pipe is not None,
+    )
+
+
+def _quantizer(denoiser: Any) -> str:
+    """Name of the library a model was quantized by before it came here, or ''."""
+    config = denoiser.config.get("quantization_config")
+    return "" if config is None else str(config.get("quant_method", "unknown"))

@@ -1,0 +1,98 @@
+"""What a pass is: a frozen description that checks facts, predicts facts, and installs itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from torch import nn
+
+from ..clock import Clock
+from ..facts import Facts
+from ..install import Installer
+from ..models.wiring import Wiring
+from ..report import Journal
+
+ORDER = ("distill", "quantize", "sparse_attn", "cache")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing the plan noticed about a pass.
+
+    Attributes:
+        stage: the pass it is about.
+        what: what clashes, in one line.
+        why: the measured reason, with its figure.
+        repair: what the plan does about it by default, in words; empty when nothing can be done.
+        replacement: the pass to use instead; None drops the pass. Read only when `repair` is not empty.
+        fatal: no repair exists; planning raises.
+        note: for the reader only, nothing changes.
+    """
+
+    stage: str
+    what: str
+    why: str = ""
+    repair: str = ""
+    replacement: Pass | None = None
+    fatal: bool = False
+    note: bool = False
+
+
+@dataclass
+class Target:
+    """What passes act on.
+
+    Attributes:
+        denoiser, wiring: the transformer and how it is wired.
+        clock: tells request, branch and step of the current call.
+        journal: where passes note what a call turned out to be.
+        weights_version: counts the changes to weights and precision, for stamps.
+        pipe: the pipeline, if there is one.
+    """
+
+    denoiser: nn.Module
+    wiring: Wiring
+    clock: Clock
+    journal: Journal
+    weights_version: Callable[[], int]
+    pipe: Any | None = None
+
+
+@dataclass
+class Applied:
+    """A pass on a model: what it did, and what it can tell afterwards.
+
+    Attributes:
+        summary: one line, with counts ("24 of 30 linears converted"). Nothing silent: zero is said as loudly.
+        report: figures of the last request, by name.
+        reset: called when a new request starts or when the stack changes below this pass.
+    """
+
+    summary: str
+    report: Callable[[], dict[str, Any]] = dict
+    reset: Callable[[], None] = lambda: None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Pass(Protocol):
+    """A stage of the stack. Implementations are frozen dataclasses; one file each in `stack/passes/`."""
+
+    stage: ClassVar[str]
+
+    def describe(self, facts: Facts) -> list[str]:
+        """Lines for `explain()`: what it will do to a model with these facts, and what it costs."""
+        ...
+
+    def check(self, facts: Facts) -> list[Finding]:
+        """What speaks against it, each with its repair. Pure."""
+        ...
+
+    def facts_after(self, facts: Facts) -> Facts:
+        """The facts once it is applied. Pure."""
+        ...
+
+    def apply(self, target: Target, install: Installer) -> Applied:
+        """Do it. Every change goes through `install`, which can take it back."""
+        ...

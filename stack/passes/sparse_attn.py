@@ -1,0 +1,158 @@
+"""Block-sparse attention: each block of image queries attends to the text and to the best-matching key blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..attention.gate import Policy, Tally
+from ..attention.maps import FINEST
+from ..errors import StackError
+from ..facts import Facts
+from ..install import Installer
+from ..models.facts import facts_of
+from .base import Applied, Finding, Target
+
+DENSE = "stays dense"
+FAMILIES = ("flux",)
+
+
+@dataclass(frozen=True)
+class SparseAttention:
+    """Training-free block-sparse attention.
+
+    Text keys and a block's own neighbourhood are always kept, text queries attend to everything, and the map is made
+    anew in every call, per sample and head. The first steps and the last one stay dense, and so does any call whose
+    shapes a dense kernel handles faster.
+
+    Attributes:
+        keep: share of image key blocks that each query block attends to, in (0, 1].
+        block: query block in tokens, a multiple of 64; None takes the device's best (256 on a CPU, 128 on CUDA).
+        dense_first: dense steps at the start, at least 1; None is a tenth of the schedule.
+        dense_last: dense steps at the end.
+        even_if_slower: skip the rule that keeps attention dense where sparsity would not pay.
+    """
+
+    keep: float = 0.5
+    block: int | None = None
+    dense_first: int | None = None
+    dense_last: int = 1
+    even_if_slower: bool = False
+    stage: ClassVar[str] = "sparse_attn"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, bool) or not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
+            raise StackError(f"keep must be in (0, 1], got {self.keep!r}: it is the share of key blocks attended to")
+        if self.block is not None and (not isinstance(self.block, int) or self.block < FINEST or self.block % FINEST):
+            raise StackError(
+                f"block must be a multiple of {FINEST} tokens, got {self.block!r}: try 256, or leave it out"
+            )
+        if self.dense_first is not None and (not isinstance(self.dense_first, int) or self.dense_first < 1):
+            raise StackError(f"dense_first must be a whole number of at least 1, got {self.dense_first!r}")
+        if not isinstance(self.dense_last, int) or self.dense_last < 0:
+            raise StackError(f"dense_last must be a whole number of at least 0, got {self.dense_last!r}")
+
+    @property
+    def policy(self) -> Policy:
+        """The decisions this pass makes, as pure functions."""
+        return Policy(self.keep, self.block, self.dense_first, self.dense_last, self.even_if_slower)
+
+    def describe(self, facts: Facts) -> list[str]:
+        first = self.policy.first_steps(facts.steps)
+        sparse = self.policy.sparse_steps(facts.steps)
+        return [
+            f"keeps {100 * self.keep:g} % of the image key blocks per query block and head, chosen by pooled scores",
+            f"{sparse} of {facts.steps} steps sparse: the first {first} and the last {self.dense_last} stay dense",
+            _shapes(self.policy, facts),
+        ]
+
+    def check(self, facts: Facts) -> list[Finding]:
+        if facts.family not in FAMILIES:
+            what = f"no block-sparse attention for family {facts.family!r}"
+            return [Finding(self.stage, what, f"only {', '.join(FAMILIES)} attention is wired", repair=DENSE)]
+        if not self.policy.sparse_steps(facts.steps):
+            what = f"0 of {facts.steps} steps would be sparse"
+            first = self.policy.first_steps(facts.steps)
+            return [Finding(self.stage, what, f"first {first} and last {self.dense_last} are dense", repair=DENSE)]
+        if self.keep == 1:
+            return [Finding(self.stage, "0 blocks would be dropped", "keep 1 keeps every block", repair=DENSE)]
+        if not facts.image_tokens:
+            what = "number of image tokens unknown before the first call"
+            return [Finding(self.stage, what, "each call is decided by its own shape", note=True)]
+        reason = self._dense_shape(facts)
+        return [Finding(self.stage, "attention would not get faster", reason, repair=DENSE)] if reason else []
+
+    def facts_after(self, facts: Facts) -> Facts:
+        """`attention_density` becomes the mean over the planned steps, dense ones included."""
+        density = self.keep
+        if facts.image_tokens:
+            grid = self.policy.grid(facts.image_tokens, facts.text_tokens, facts.machine.device)
+            density = 1.0 if self._dense_shape(facts) else grid.density(self.keep)
+        sparse = self.policy.sparse_steps(facts.steps) / facts.steps
+        return replace(facts, attention_density=facts.attention_density * (1 - sparse * (1 - density)))
+
+    def apply(self, target: Target, install: Installer) -> Applied:
+        # diffusers is wanted only once a model is there.
+        from ..attention.processor import BlockSparseProcessor, TextLength
+
+        tally, text = Tally(target.clock), TextLength()
+        layers = _attention_layers(target)
+        plain = [attention for attention in layers if _is_plain(attention)]
+        if plain:
+            install.wrap_call(target.denoiser, "forward", text.recording)
+        for attention in plain:
+            processor = BlockSparseProcessor(attention.processor, self.policy, tally, text)
+            install.set_processor(attention, processor)
+        facts = facts_of(target.denoiser, target.wiring, target.pipe, len(target.clock.timetable.sigmas))
+        return Applied(
+            summary=f"{len(plain)} of {len(layers)} attention layers, keeps {100 * self.keep:g} %: "
+            + _shapes(self.policy, facts),
+            report=_reporter(tally, target),
+            reset=tally.reset,
+            details={"tally": tally},
+        )
+
+    def _dense_shape(self, facts: Facts) -> str:
+        return self.policy.dense_shape(
+            facts.image_tokens, facts.text_tokens, facts.heads, facts.head_dim, facts.machine.device
+        )
+
+
+def _shapes(policy: Policy, facts: Facts) -> str:
+    """What the cost rule says of a model, in one line."""
+    if not facts.image_tokens:
+        return "tokens unknown: each call is decided by its own shape"
+    device = facts.machine.device
+    reason = policy.dense_shape(facts.image_tokens, facts.text_tokens, facts.heads, facts.head_dim, device)
+    if reason:
+        return f"{DENSE}: {reason}"
+    grid = policy.grid(facts.image_tokens, facts.text_tokens, device)
+    lengths = f"{grid.rows} query blocks of {grid.group * grid.key} by {grid.blocks} key blocks of {grid.key}"
+    return f"{lengths}: density {grid.density(policy.keep):.2f} on sparse steps"
+
+
+def _attention_layers(target: Target) -> list[Any]:
+    from diffusers.models.attention import AttentionModuleMixin
+
+    blocks = [block for _, block in target.wiring.blocks(target.denoiser)]
+    return [m for block in blocks for m in block.modules() if isinstance(m, AttentionModuleMixin)]
+
+
+def _is_plain(attention: nn.Module) -> bool:
+    """Whether the layer has FLUX's own processor; one with image prompts or other extras is left alone."""
+    from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+
+    return type(attention.processor) is FluxAttnProcessor
+
+
+def _reporter(tally: Tally, target: Target) -> Callable[[], dict[str, Any]]:
+    def report() -> dict[str, Any]:
+        if target.journal.entries and not tally.sparse:
+            reasons = ", ".join(f"{count} {why}" for why, count in tally.dense.items()) or "no attention ran"
+            target.journal.warn(f"0 of {tally.calls} attention calls sparse: {reasons}")
+        return tally.figures()
+
+    return report

@@ -1,0 +1,135 @@
+"""Which int8 product a machine computes fast, and exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import StackError
+from ..facts import Machine
+from .rows import ROW_LEVELS, ZERO
+
+# torch._int_mm on CUDA refuses fewer than 17 rows.
+FEWEST_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An int8 product.
+
+    Attributes:
+        name: "onednn" or "int_mm".
+        weight_levels: largest magnitude of a rounded weight.
+        why: the reason for both, for `explain()`.
+    """
+
+    name: str
+    weight_levels: int
+    why: str
+
+
+def kernel_for(machine: Machine) -> Kernel:
+    """The kernel of a machine, from its flags alone.
+
+    Without VNNI, x86 adds two products of unsigned and signed bytes in 16 bits, and saturates: 255 * 127 * 2 > 32767.
+    With |w| <= 64 the sum is at most 255 * 64 * 2 = 32640 and every product is exact.
+    """
+    if machine.device == "cpu" and machine.vector.startswith("AVX"):
+        if machine.vnni:
+            return Kernel("onednn", 127, f"oneDNN, {machine.vector} with VNNI: 8-bit weights are exact")
+        why = f"oneDNN, {machine.vector} without VNNI: weights use 64 levels, since 127 would saturate its 16-bit sums"
+        return Kernel("onednn", 64, why)
+    return Kernel("int_mm", 127, f"torch._int_mm on {machine.device} {machine.vector}".rstrip())
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight in the layout its kernel reads.
+
+    Attributes:
+        kernel: whose layout it is.
+        weight: opaque for "onednn"; (K, N) int8 for "int_mm".
+        step: (N,) float32.
+        offset: (N,) float32, what the zero point 128 of the rows adds to each output, with its sign turned.
+        zeros: (N,) int64 zero points, an argument oneDNN insists on.
+    """
+
+    kernel: str
+    weight: torch.Tensor
+    step: torch.Tensor
+    offset: torch.Tensor
+    zeros: torch.Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the weight and what belongs to it."""
+        return self.weight.numel() + self.step.nbytes + self.offset.nbytes + self.zeros.nbytes
+
+
+def pack(kernel: Kernel, values: torch.Tensor, step: torch.Tensor) -> Packed:
+    """Lay out a rounded weight: values (N, K) int8, step (N,)."""
+    zeros = torch.zeros(len(step), dtype=torch.int64, device=step.device)
+    offset = values.sum(1, dtype=torch.int64).to(torch.float32) * step * -ZERO
+    weight = torch.ops.onednn.qlinear_prepack(values, None) if kernel.name == "onednn" else values.t()
+    return Packed(kernel.name, weight, step, offset, zeros)
+
+
+def product(values: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """(M, K) uint8 rows times a packed weight, in units of the row step: (M, N) float32.
+
+    Multiplied by the row steps it is the output of the linear without its bias.
+    """
+    if packed.kernel == "int_mm":
+        return _int_mm(values, packed)
+    # The opaque layout cannot pass through the compiler, so a compiled graph sees one operation of our own.
+    call = onednn_product if torch.compiler.is_compiling() else _onednn
+    return call(values, packed.weight, packed.step, packed.offset, packed.zeros)
+
+
+def _onednn(
+    values: torch.Tensor, weight: torch.Tensor, step: torch.Tensor, offset: torch.Tensor, zeros: torch.Tensor
+) -> torch.Tensor:
+    # Zero point 0 and the correction in the bias: given the zero point 128, oneDNN is up to 1.7 x slower.
+    return torch.ops.onednn.qlinear_pointwise(
+        values, 1.0, 0, weight, step, zeros, offset, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+@torch.library.custom_op("ditstack::onednn_product", mutates_args=())
+def onednn_product(
+    values: torch.Tensor, weight: torch.Tensor, step: torch.Tensor, offset: torch.Tensor, zeros: torch.Tensor
+) -> torch.Tensor:
+    """`product` as one operation for `torch.compile`."""
+    return _onednn(values, weight, step, offset, zeros)
+
+
+@onednn_product.register_fake
+def _(
+    values: torch.Tensor, weight: torch.Tensor, step: torch.Tensor, offset: torch.Tensor, zeros: torch.Tensor
+) -> torch.Tensor:
+    return values.new_empty((values.shape[0], step.shape[0]), dtype=torch.float32)
+
+
+def _int_mm(values: torch.Tensor, packed: Packed) -> torch.Tensor:
+    rows = len(values)
+    signed = values.bitwise_xor(ZERO).view(torch.int8)  # v - 128 in two's complement
+    if rows < FEWEST_ROWS:
+        signed = torch.nn.functional.pad(signed, (0, 0, 0, FEWEST_ROWS - rows))
+    return torch._int_mm(signed, packed.weight)[:rows] * packed.step
+
+
+def check_exact(kernel: Kernel) -> None:
+    """Multiply the largest values the kernel allows on the CPU, once, before any weight is changed.
+
+    Raises:
+        StackError: the product is wrong, which happens when oneDNN is told to ignore instructions the flags promise.
+    """
+    values = torch.full((32, 64), ZERO + ROW_LEVELS, dtype=torch.uint8)
+    packed = pack(kernel, torch.full((64, 64), kernel.weight_levels, dtype=torch.int8), torch.ones(64))
+    expected, got = 64 * ROW_LEVELS * kernel.weight_levels, float(product(values, packed).min())
+    if got != expected:
+        raise StackError(
+            f"expected {expected} from the {kernel.name} int8 product on this machine, got {got:.0f}: "
+            "unset ONEDNN_MAX_CPU_ISA, or leave quantize() out"
+        )

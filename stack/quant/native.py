@@ -1,0 +1,84 @@
+"""The int8 linear of this package: torch's own int8 products, nothing to install."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..errors import StackError
+from .kernels import Kernel, Packed, pack, product
+from .rows import quantize_weight
+from .shared import SharedRows
+
+
+class Int8Linear(nn.Module):
+    """A linear with int8 weights (step per output channel) and int8 activations (step per row, found on the fly).
+
+    y = row_step * (rounded x . rounded W) * channel_step + b, within `bounds.int8_matmul_bound` of the float linear.
+    Rows do not depend on each other: batched equals one by one. A row of zeros gives exactly the bias; a row with NaN
+    or infinity gives NaN or infinity. Takes (..., K) of any float dtype and layout, returns (..., N) in that dtype.
+
+    For inference: a backward pass through it raises. The packed weight has an opaque layout, so the module can
+    neither be moved to another device nor deep-copied nor saved; undo the stack first.
+    """
+
+    def __init__(self, linear: nn.Linear, kernel: Kernel, shared: SharedRows | None = None, member: int = 0):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        # Not buffers: a later `.to(torch.bfloat16)` of the model must not round the steps.
+        self.packed: Packed = pack(kernel, *quantize_weight(linear.weight, kernel.weight_levels))
+        self.bias = linear.bias
+        self._shared = shared or SharedRows(1)
+        self._member = member
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., K) to (..., N).
+
+        Raises:
+            StackError: the last dimension is not K.
+        """
+        if x.shape[-1] != self.in_features:
+            raise StackError(f"expected rows of {self.in_features} features, got a tensor of shape {tuple(x.shape)}")
+        with torch.no_grad():
+            out = self._compute(x)
+        # A compiler would trace the backward pass ahead of time and meet the error.
+        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+            return out
+        return _NoGradient.apply(out, x)
+
+    def _compute(self, x: torch.Tensor) -> torch.Tensor:
+        shape = (*x.shape[:-1], self.out_features)
+        if x.numel() == 0:
+            return x.new_empty(shape)
+        values, step = self._shared.rows(self._member, x)
+        out = product(values, self.packed)
+        if self.bias is None:
+            out = out.mul_(step)
+        elif torch.compiler.is_compiling():
+            out = torch.addcmul(self.bias, out, step)
+        else:
+            torch.addcmul(self.bias, out, step, out=out)
+        return out.to(x.dtype).view(shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, kernel={self.packed.kernel}"
+
+
+class _NoGradient(torch.autograd.Function):
+    """Passes a value on, and refuses to give it a gradient: rounding has none, and a silent zero would be wrong."""
+
+    @staticmethod
+    def forward(ctx: object, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return out
+
+    @staticmethod
+    def backward(ctx: object, *gradients: torch.Tensor) -> None:
+        raise StackError("an int8 linear has no gradient: undo() the stack before training")
+
+
+def convert_group(linears: Sequence[nn.Linear], kernel: Kernel) -> tuple[list[Int8Linear], SharedRows]:
+    """Int8 linears that read the same input and round it once between them."""
+    shared = SharedRows(len(linears))
+    return [Int8Linear(linear, kernel, shared, member) for member, linear in enumerate(linears)], shared

@@ -1,0 +1,80 @@
+"""Rounding: activations per row (token) on the fly, weights per output channel once. Symmetric, absmax scales.
+
+Rows are kept as uint8 with the zero at 128, since x86 multiplies unsigned by signed bytes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..errors import StackError
+
+ROW_LEVELS = 127
+ZERO = 128
+# Rows and channels smaller than this are rounded to multiples of it: its reciprocal is still finite.
+SMALLEST_STEP = 1e-30
+# Rounding goes through a scratch buffer that stays in the cache: a whole temporary costs more in page faults
+# than the arithmetic. Elements of float32, 512 KiB.
+CHUNK = 131_072
+
+
+class Rows(NamedTuple):
+    """Rounded rows: x is about (values - 128) * step.
+
+    Attributes:
+        values: (M, K) uint8, between 1 and 255.
+        step: (M, 1) float32. 0 for a row of zeros; NaN or infinite where the row holds such a value, so that the
+            product shows it.
+    """
+
+    values: torch.Tensor
+    step: torch.Tensor
+
+
+def quantize_rows(x: torch.Tensor) -> Rows:
+    """Round the rows of x (M, K), any float dtype, to multiples of their own step, max|x| / 127.
+
+    The error of an element is at most half a step (`bounds.rounding_bound`), plus 2^-16 step of float32 arithmetic.
+    """
+    if x.numel() == 0:
+        return Rows(torch.empty_like(x, dtype=torch.uint8), x.new_zeros((len(x), 1), dtype=torch.float32))
+    largest = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True)).float()
+    step = (largest / ROW_LEVELS).clamp(min=SMALLEST_STEP)
+    inverse = step.reciprocal()
+    step = step * (largest != 0)  # 0 for a row of zeros, so that whatever the product leaves there vanishes
+    if torch.compiler.is_compiling():  # one fused loop there: the buffers below would only be in the way
+        return Rows((torch.round(x * inverse) + ZERO).to(torch.uint8), step)
+    return Rows(_round_in_chunks(x, inverse), step)
+
+
+def _round_in_chunks(x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    length = max(1, CHUNK // x.shape[1])
+    values = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scratch = torch.empty((min(length, len(x)), x.shape[1]), dtype=torch.float32, device=x.device)
+    for part, factor, target in zip(x.split(length), inverse.split(length), values.split(length), strict=True):
+        target.copy_(torch.mul(part, factor, out=scratch[: len(part)]).round_())
+    # Adding 128 by flipping the highest bit: torch converts floats to int8 six times faster than to uint8.
+    return values.view(torch.uint8).bitwise_xor_(ZERO)
+
+
+def quantize_weight(weight: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a weight (N, K) per output channel.
+
+    Args:
+        levels: largest magnitude, 127 or less.
+
+    Returns:
+        (N, K) int8 and the steps (N,) float32.
+
+    Raises:
+        StackError: the weight holds NaN or infinity.
+    """
+    weight = weight.detach().float()
+    step = (weight.abs().amax(1) / levels).clamp(min=SMALLEST_STEP)
+    if not bool(step.isfinite().all()):
+        raise StackError(
+            "expected finite weights to quantize, got NaN or infinity: check the checkpoint or the adapter"
+        )
+    return (weight / step[:, None]).round_().to(torch.int8), step

@@ -1,0 +1,150 @@
+"""Prebuilt stacks: TOML files, shipped or the user's own."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .builder import Stack
+from .errors import StackError, choose
+from .passes.base import ORDER, Pass
+from .passes.cache import Cache
+from .passes.distill import Distill
+from .passes.quantize import Quantize
+from .passes.sparse_attn import SparseAttention
+
+PASSES: dict[str, type[Any]] = {p.stage: p for p in (Distill, Quantize, SparseAttention, Cache)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A stack as data.
+
+    Attributes:
+        model: the model it was tuned on.
+        steps: denoiser steps it was tuned for.
+        stages: stage name to the pass's arguments, in running order.
+        notes: how its calibration was measured; shown, never interpreted.
+    """
+
+    name: str
+    description: str
+    model: str
+    steps: int
+    stages: dict[str, dict[str, Any]]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def passes(self, stages: Iterable[str] | None = None) -> list[Pass]:
+        """The passes, or those of some stages only."""
+        wanted = list(self.stages) if stages is None else list(stages)
+        return [make_pass(stage, self.stages[stage], self.name) for stage in self.stages if stage in wanted]
+
+    def stack(self, model: Any, stages: Iterable[str] | None = None, steps: int | None = None) -> Stack:
+        """A stack of the recipe's passes (or of some stages only) over a model; nothing is applied yet."""
+        stack = Stack(model, steps=steps or self.steps)
+        for each in self.passes(stages):
+            stack.add(each)
+        return stack
+
+
+def make_pass(stage: str, options: dict[str, Any], where: str) -> Pass:
+    """A pass from its stage's name and its arguments.
+
+    Raises:
+        StackError: an unknown stage or argument, or a value the pass refuses; the message names the recipe.
+    """
+    if stage not in PASSES:
+        raise choose(f"stage in recipe {where}", stage, list(PASSES))
+    known = list(inspect.signature(PASSES[stage]).parameters)
+    for name in options:
+        if name not in known:
+            raise choose(f"option of [{stage}] in recipe {where}", name, known)
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    try:
+        return PASSES[stage](**plain)
+    except TypeError as error:
+        raise StackError(f"recipe {where}, [{stage}]: {error}") from None
+    except StackError as error:
+        raise StackError(f"recipe {where}, [{stage}]: {error}") from None
+
+
+def _shipped() -> dict[str, Any]:
+    folder = resources.files("stack.recipes")
+    return {f.name.removesuffix(".toml"): f for f in folder.iterdir() if f.name.endswith(".toml")}
+
+
+def list_recipes() -> list[Recipe]:
+    """The shipped recipes, by name."""
+    return [load_recipe(name) for name in sorted(_shipped())]
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read a shipped recipe by name, or a recipe file.
+
+    Raises:
+        StackError: no such recipe, or a file that is none.
+    """
+    shipped = _shipped()
+    source = shipped.get(name) or (Path(name) if name.endswith(".toml") and Path(name).is_file() else None)
+    if source is None:
+        raise StackError(
+            f"unknown recipe {name!r}: expected one of {', '.join(sorted(shipped))} or the path of a .toml file"
+        )
+    try:
+        data = tomllib.loads(source.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise StackError(f"recipe {name} is not valid TOML: {error}") from None
+    return parse_recipe(data, Path(name).stem)
+
+
+def parse_recipe(data: dict[str, Any], name: str) -> Recipe:
+    """Check a recipe's table and make it a `Recipe`. Every pass is built once, so that a bad value is found here."""
+    plain = {key: data[key] for key in data if not isinstance(data[key], dict)}
+    tables = {key: dict(data[key]) for key in data if isinstance(data[key], dict)}
+    notes = tables.pop("notes", {})
+    for key in plain:
+        if key not in ("name", "description", "model", "steps"):
+            raise choose(f"entry in recipe {name}", key, ["name", "description", "model", "steps", "notes", *ORDER])
+    for stage in tables:
+        if stage not in PASSES:
+            raise choose(f"stage in recipe {name}", stage, list(PASSES))
+    recipe = Recipe(
+        name=plain.get("name", name),
+        description=plain.get("description", ""),
+        model=plain.get("model", "shapes-flux"),
+        steps=plain.get("steps", 50),
+        stages={stage: tables[stage] for stage in ORDER if stage in tables},
+        notes=notes,
+    )
+    recipe.passes()
+    return recipe
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """The recipe as a file that `load_recipe` reads back to an equal recipe."""
+    head = {"name": recipe.name, "description": recipe.description, "model": recipe.model, "steps": recipe.steps}
+    blocks = [_table(head)]
+    blocks += [f"[{stage}]\n{_table(options)}" for stage, options in recipe.stages.items()]
+    if recipe.notes:
+        blocks.append(f"[notes]\n{_table(recipe.notes)}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _table(values: dict[str, Any]) -> str:
+    return "\n".join(f"{key} = {_value(value)}" for key, value in values.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    return repr(value)

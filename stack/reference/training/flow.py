@@ -1,0 +1,66 @@
+"""Rectified flow on drawn scenes: the loss, and the shift that goes with a resolution."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import nn
+
+from ..pipeline import PATCH, image_ids, patchify
+from ..prompt import PromptEncoder, tokenize_scenes
+from ..scenes import draw, sample
+from ..shapes_flux import SCHEDULE, Stage
+
+
+class Learner(nn.Module):
+    """Denoiser and prompt encoder, trained together."""
+
+    def __init__(self, transformer: FluxTransformer2DModel, prompt_encoder: PromptEncoder):
+        super().__init__()
+        self.transformer, self.prompt_encoder = transformer, prompt_encoder
+
+
+def shift_at(tokens: int) -> float:
+    """FLUX's schedule shift s for a number of image tokens: exp(mu), mu linear in the tokens."""
+    low, high = SCHEDULE["base_image_seq_len"], SCHEDULE["max_image_seq_len"]
+    slope = (SCHEDULE["max_shift"] - SCHEDULE["base_shift"]) / (high - low)
+    return math.exp(SCHEDULE["base_shift"] + slope * (tokens - low))
+
+
+def flow_loss(learner: Learner, stage: Stage, rng: random.Random) -> torch.Tensor:
+    """Mean squared error of the predicted velocity (noise - picture) on one fresh batch.
+
+    Sigmas are logit-normal (Esser et al. 2024, section 3.1), shifted like the sampling schedule.
+    """
+    device = learner.transformer.device
+    scenes = [sample(rng) for _ in range(stage.batch)]
+    clean, positions = _window(draw(scenes, stage.size, rng), stage, rng)
+    clean = patchify(clean).to(device)
+    embeds, pooled = learner.prompt_encoder(tokenize_scenes(scenes).to(device))
+    shift = shift_at(stage.tokens)
+    unshifted = torch.sigmoid(torch.randn(stage.batch, device=device))
+    sigma = shift * unshifted / (1 + (shift - 1) * unshifted)
+    noise = torch.randn_like(clean)
+    noisy = torch.lerp(clean, noise, sigma[:, None, None])
+    velocity = learner.transformer(
+        hidden_states=noisy,
+        encoder_hidden_states=embeds,
+        pooled_projections=pooled,
+        timestep=sigma,
+        img_ids=positions.to(device),
+        txt_ids=torch.zeros(embeds.shape[1], 3, device=device),
+        return_dict=False,
+    )[0]
+    return (velocity.float() - (noise - clean)).square().mean()
+
+
+def _window(pictures: torch.Tensor, stage: Stage, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    """The part of the pictures to train on, and the rotary positions of its tokens on the whole canvas."""
+    side, part = stage.size // PATCH, (stage.crop or stage.size) // PATCH
+    top, left = rng.randint(0, side - part), rng.randint(0, side - part)
+    ids = image_ids(side, side).reshape(side, side, 3)[top : top + part, left : left + part]
+    rows, columns = (slice(PATCH * start, PATCH * (start + part)) for start in (top, left))
+    return pictures[..., rows, columns], ids.reshape(-1, 3)

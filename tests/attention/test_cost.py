@@ -1,0 +1,65 @@
+"""The rule that keeps attention dense where sparsity would be slower."""
+
+from __future__ import annotations
+
+import pytest
+
+from stack.attention.cost import MARGIN, predicted_speedup, worth_it
+from stack.attention.maps import cut
+
+
+def verdict(image: int = 1024, keep: float = 0.5, heads: int = 8, device: str = "cpu") -> tuple[bool, str]:
+    return worth_it(image, 16, keep, None, heads, 64, device)
+
+
+KEEPS = (0.25, 0.35, 0.5, 0.75)
+# (image tokens, heads): speed of sparse attention, map included, over dense attention at each of KEEPS. fp32, 16 text
+# tokens, heads of 64, two AVX2 cores; medians of five interleaved runs.
+MEASURED = {
+    (576, 3): (1.02, 0.98, 0.87, 0.66),
+    (576, 8): (1.22, 1.16, 1.00, 0.70),
+    (1024, 3): (1.80, 1.45, 1.24, 0.91),
+    (1024, 8): (2.00, 1.53, 1.20, 0.83),
+    (1024, 24): (1.91, 1.57, 1.28, 0.91),
+    (2304, 3): (2.60, 1.97, 1.46, 0.98),
+    (2304, 8): (2.62, 1.97, 1.37, 0.96),
+    (4096, 8): (2.71, 1.94, 1.56, 0.99),
+}
+
+
+@pytest.mark.parametrize(("image", "heads"), MEASURED)
+def test_decides_as_the_measurements_do(image: int, heads: int) -> None:
+    """Sparse where it gained 15 % or more, dense where it gained nothing; in between either is right."""
+    for keep, measured in zip(KEEPS, MEASURED[image, heads], strict=True):
+        predicted = predicted_speedup(cut(image, 16, None, "cpu"), keep, heads, 64, "cpu")
+        assert predicted == pytest.approx(measured, rel=0.35 if measured > 1.5 else 0.17)
+        if not 1.0 < measured < 1.15:
+            assert verdict(image, keep, heads)[0] is (measured >= 1.15)
+
+
+@pytest.mark.parametrize("image", [256, 1024, 4096, 65536])
+@pytest.mark.parametrize("heads", [3, 24])
+def test_keeping_three_quarters_never_pays(image: int, heads: int) -> None:
+    good, why = verdict(image, 0.75, heads)
+    assert not good and ("density" in why or "none of which would be dropped" in why)
+
+
+def test_short_sequences_never_pay() -> None:
+    assert verdict(256, 0.25) == (False, "256 image tokens make 4 blocks of 64, none of which would be dropped")
+    assert not verdict(576, 0.5, heads=3)[0]
+    assert not verdict(20, 0.5)[0]
+
+
+def test_gain_grows_with_length_and_with_what_is_dropped() -> None:
+    lengths = [predicted_speedup(cut(n, 16, None, "cpu"), 0.35, 3, 64, "cpu") for n in (576, 1024, 2304, 4096)]
+    keeps = [predicted_speedup(cut(2304, 16, None, "cpu"), k, 3, 64, "cpu") for k in (0.75, 0.5, 0.35, 0.25)]
+    assert lengths == sorted(lengths) and keeps == sorted(keeps) and keeps[0] < MARGIN < keeps[1]
+
+
+def test_reasons_carry_figures() -> None:
+    good, why = verdict(1024, 0.5)
+    assert good and "density 0.52 at 1040 tokens" in why and "measured on 2 CPU cores" in why
+    assert verdict(keep=1.0) == (False, "keep 1 keeps every block")
+    good, why = verdict(4096, 0.25, device="cuda")
+    assert not good and "4112 tokens" in why and "8192" in why
+    assert verdict(16384, 0.25, device="cuda")[0]

@@ -1,0 +1,78 @@
+"""The error of leaving keys out is the dropped softmax mass times a distance between two means of the values."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stack.attention.kernels import dense, gather_attention
+from stack.attention.maps import Grid, block_map, keep_mask
+from stack.bounds import dropped_mass_bound
+
+GRID = Grid(text=3, image=48, key=8, group=1)
+
+
+def scene(seed: int, sharpness: float, outlier: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random (1, S, 2, 4) queries, keys and values in fp64; one value in every image block is a huge outlier."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(1, GRID.tokens, 2, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    v[:, GRID.text :: GRID.key] *= outlier
+    return sharpness * q, k, v
+
+
+def dropped_mass(q: torch.Tensor, k: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exact attention weights (1, H, S, S) and, per query (1, H, S), the share of them the map leaves out."""
+    weights = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / q.shape[-1] ** 0.5).softmax(-1)
+    return weights, (weights * ~keep_mask(indices, GRID)).sum(-1)
+
+
+draws = given(
+    seed=st.integers(0, 10_000),
+    sharpness=st.sampled_from([0.0, 0.3, 1.0, 5.0, 30.0]),
+    outlier=st.sampled_from([1.0, 1e3, -1e6]),
+    keep=st.sampled_from([0.1, 0.34, 0.5, 0.9]),
+    adversarial=st.booleans(),
+)
+
+
+def a_map(q: torch.Tensor, k: torch.Tensor, keep: float, adversarial: bool) -> torch.Tensor:
+    """The map, or the worst one: the blocks with the *smallest* pooled scores."""
+    return block_map(-q if adversarial else q, k, GRID, keep)
+
+
+@settings(deadline=None, max_examples=40)
+@draws
+def test_error_is_within_the_bound(seed: int, sharpness: float, outlier: float, keep: float, adversarial: bool) -> None:
+    q, k, v = scene(seed, sharpness, outlier)
+    indices = a_map(q, k, keep, adversarial)
+    _, mass = dropped_mass(q, k, indices)
+    error = (gather_attention(q, k, v, indices, GRID) - dense(q, k, v)).norm(dim=-1).transpose(1, 2)
+    radius = (v - v.mean(1, keepdim=True)).norm(dim=-1).amax(1)[..., None]
+    assert (error <= dropped_mass_bound(mass, radius) + 1e-10 * radius).all()
+
+
+@settings(deadline=None, max_examples=40)
+@draws
+def test_error_is_the_mass_times_the_distance_of_two_means(
+    seed: int, sharpness: float, outlier: float, keep: float, adversarial: bool
+) -> None:
+    """o - o_S = delta (vbar_dropped - o_S): the identity behind the bound."""
+    q, k, v = scene(seed, sharpness, outlier)
+    indices = a_map(q, k, keep, adversarial)
+    weights, mass = dropped_mass(q, k, indices)
+    kept = gather_attention(q, k, v, indices, GRID).transpose(1, 2)
+    from_dropped = (weights * ~keep_mask(indices, GRID)) @ v.transpose(1, 2)  # delta * vbar_dropped
+    difference = dense(q, k, v).transpose(1, 2) - kept
+    scale = v.abs().max()
+    torch.testing.assert_close(difference / scale, (from_dropped - mass[..., None] * kept) / scale, atol=1e-10, rtol=0)
+
+
+def test_the_bound_is_reached() -> None:
+    """Kept values at one end, dropped values at the other, half the mass each: the error is half the bound's 2 r."""
+    grid = Grid(text=0, image=16, key=8, group=1)
+    q = k = torch.zeros(1, 16, 1, 2, dtype=torch.float64)
+    v = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(8)[None, :, None, None].expand(1, 16, 1, 2)
+    error = gather_attention(q, k, v, torch.tensor([[[[0], [1]]]]), grid) - dense(q, k, v)
+    bound = dropped_mass_bound(torch.tensor(0.5, dtype=torch.float64), v[0, 0, 0].norm())
+    torch.testing.assert_close(error.norm(dim=-1), bound.expand(1, 16, 1))

@@ -1,0 +1,115 @@
+"""Kernels against plain attention with the map spelled out as a boolean mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import flex_attention
+
+from stack.attention.flex import flex_mask, flex_with
+from stack.attention.kernels import dense, gather_attention, sparse_attention
+from stack.attention.maps import Grid, block_map, keep_mask
+
+GRIDS = {
+    "even": Grid(text=16, image=256, key=32, group=2),
+    "tail of keys": Grid(text=16, image=250, key=32, group=2),
+    "short last query block": Grid(text=5, image=230, key=32, group=3),
+    "no text": Grid(text=0, image=192, key=64, group=1),
+    "tail only": Grid(text=0, image=200, key=64, group=2),
+    "one block": Grid(text=7, image=70, key=64, group=4),
+    "no block": Grid(text=7, image=50, key=64, group=4),
+}
+KEEPS = (0.05, 0.25, 0.35, 0.5, 0.75, 1.0)
+
+
+def qkv(grid: Grid, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(batch, grid.tokens, 3, 32, generator=generator) for _ in range(3))
+    return 2 * q, k, v
+
+
+def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
+def test_gather_equals_a_boolean_mask(grid: Grid, keep: float) -> None:
+    q, k, v = qkv(grid)
+    indices = block_map(q, k, grid, keep) if grid.blocks else torch.zeros(2, 3, 0, 0, dtype=torch.long)
+    expected = masked(q, k, v, keep_mask(indices, grid))
+    torch.testing.assert_close(gather_attention(q, k, v, indices, grid), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("keep", (0.25, 0.5))
+@pytest.mark.parametrize("grid", list(GRIDS.values())[:6], ids=list(GRIDS)[:6])
+def test_flex_equals_a_boolean_mask(grid: Grid, keep: float) -> None:
+    """Eager FlexAttention ignores the block lists: it can only agree through the mask function."""
+    q, k, v = qkv(grid)
+    indices = block_map(q, k, grid, keep)
+    expected = masked(q, k, v, keep_mask(indices, grid))
+    torch.testing.assert_close(flex_with(flex_attention, q, k, v, indices, grid), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("grid", list(GRIDS.values())[:6], ids=list(GRIDS)[:6])
+def test_flex_block_lists_say_what_its_mask_function_says(grid: Grid) -> None:
+    """The compiled kernel skips by the lists alone; both must describe the same map."""
+    q, k, _ = qkv(grid)
+    mask = flex_mask(block_map(q, k, grid, 0.25), grid)
+    assert mask.full_kv_num_blocks is not None and mask.full_kv_indices is not None
+    assert not mask.kv_num_blocks.any()
+    listed = torch.zeros(mask.full_kv_indices.shape, dtype=torch.bool)
+    rank = torch.arange(listed.shape[-1]).expand(listed.shape)
+    listed.scatter_(-1, mask.full_kv_indices.long(), rank < mask.full_kv_num_blocks[..., None])
+    position = torch.arange(grid.tokens)
+    looked_up = mask.mask_mod(
+        torch.arange(2)[:, None, None, None], torch.arange(3)[:, None, None], position[:, None], position
+    )
+    fine = listed.repeat_interleave(grid.key, 2).repeat_interleave(grid.key, 3)
+    assert torch.equal(fine[:, :, : grid.tokens, : grid.tokens], looked_up)
+    assert not listed.all() or grid.blocks <= grid.group
+
+
+def test_keeping_everything_is_dense_attention() -> None:
+    grid = GRIDS["short last query block"]
+    q, k, v = qkv(grid)
+    torch.testing.assert_close(sparse_attention(q, k, v, grid, 1.0), dense(q, k, v), atol=1e-5, rtol=0)
+
+
+def test_dropping_changes_the_image_and_not_the_text() -> None:
+    grid = GRIDS["tail of keys"]
+    q, k, v = qkv(grid)
+    difference = (sparse_attention(q, k, v, grid, 0.25) - dense(q, k, v)).abs().amax((0, 2, 3))
+    assert difference[grid.text : grid.end].min() > 1e-3
+    assert difference[: grid.text].max() < 1e-6 and difference[grid.end :].max() < 1e-6
+
+
+def test_batched_equals_one_by_one() -> None:
+    grid = GRIDS["short last query block"]
+    q, k, v = qkv(grid, batch=3)
+    together = sparse_attention(q, k, v, grid, 0.35)
+    for i in range(3):
+        alone = sparse_attention(q[i : i + 1], k[i : i + 1], v[i : i + 1], grid, 0.35)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-6, rtol=0)
+
+
+def test_tensors_cut_out_of_larger_ones_are_read_where_they_lie() -> None:
+    """Fused projections hand over views whose strides are not those of a fresh tensor."""
+    grid = GRIDS["even"]
+    fused = torch.randn(2, grid.tokens, 3, 96)
+    views = fused.chunk(3, dim=-1)
+    copies = [x.contiguous() for x in views]
+    assert torch.equal(sparse_attention(*views, grid, 0.5), sparse_attention(*copies, grid, 0.5))
+
+
+def test_gradients_flow_only_to_kept_values() -> None:
+    grid = Grid(text=0, image=128, key=32, group=1)
+    q, k, v = qkv(grid, batch=1)
+    v.requires_grad_(True)
+    indices = torch.tensor([[[[0], [0], [2], [3]]]]).expand(1, 3, 4, 1)  # nobody keeps block 1
+    gather_attention(q, k, v, indices, grid).sum().backward()
+    assert v.grad is not None
+    per_block = v.grad.abs().sum((0, 2, 3)).view(4, 32).sum(-1)
+    assert per_block[1] == 0 and (per_block[[0, 2, 3]] > 1).all()

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stack.caching.schedules import Interval, Mask, same_share
+from stack.errors import StackError
+
+
+@pytest.mark.parametrize(
+    ("warmup", "interval", "full"),
+    [(3, 3, 18), (3, 4, 14), (3, 5, 12), (3, 6, 10), (3, 7, 9), (3, 8, 8), (3, 9, 8), (1, 5, 10), (1, 6, 9), (1, 7, 8)],
+)
+def test_published_full_step_counts_of_50(warmup: int, interval: int, full: int) -> None:
+    assert len(Interval(interval, warmup).full_steps(50)) == full
+
+
+def test_the_published_pattern_of_interval_5() -> None:
+    full = Interval(5, 3).full_steps(50)
+    drawn = "".join("F" if step in full else "." for step in range(50))
+    assert drawn == "FFF....F....F....F....F....F....F....F....F....F.."
+
+
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 80))
+def test_an_interval_never_leaves_more_than_interval_minus_one_cached(interval: int, warmup: int, steps: int) -> None:
+    full = Interval(interval, warmup).full_steps(steps)
+    assert 0 in full and max(full) < steps
+    ends = [*sorted(full), steps]
+    assert all(b - a <= interval for a, b in pairwise(ends))
+
+
+def test_a_mask_serves_only_its_own_number_of_steps() -> None:
+    mask = Mask((0, 4, 9), 12)
+    assert mask.full_steps(12) == {0, 4, 9}
+    with pytest.raises(StackError, match="calibrated for 12 steps, got 20"):
+        mask.full_steps(20)
+
+
+@pytest.mark.parametrize("full", [(1, 4), (0, 12), (0, -1), ()])
+def test_impossible_masks_are_refused(full: tuple[int, ...]) -> None:
+    with pytest.raises(StackError, match=r"0\.\.11"):
+        Mask(full, 12)
+
+
+@given(st.integers(2, 12), st.integers(24, 100))
+def test_the_fallback_keeps_the_share_of_full_steps(count: int, steps: int) -> None:
+    mask = Mask(tuple(range(count)), 50)
+    share = len(same_share(mask, steps).full_steps(steps)) / steps
+    assert share == pytest.approx(count / 50, abs=0.12)

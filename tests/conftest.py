@@ -1,0 +1,68 @@
+"""Shared models: tiny, untrained, and quick. Nothing here may reach the network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from stack.reference.pipeline import ShapesFluxPipeline, image_ids
+from stack.reference.shapes_flux import TRANSFORMER, new_prompt_encoder, new_scheduler
+
+PROMPT = "a red ring left of a blue star"
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def _quiet_threads() -> None:
+    torch.manual_seed(0)
+
+
+def tiny_denoiser() -> FluxTransformer2DModel:
+    """One double and one single block, two heads of 64."""
+    torch.manual_seed(0)
+    small = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2}
+    return FluxTransformer2DModel(**{**TRANSFORMER, **small}).eval()
+
+
+def tiny_pipe(size: int = SIZE) -> ShapesFluxPipeline:
+    """A pipeline around `tiny_denoiser`, 64 image tokens."""
+    torch.manual_seed(0)
+    pipe = ShapesFluxPipeline(new_scheduler(), tiny_denoiser(), new_prompt_encoder().eval(), size=size)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe() -> ShapesFluxPipeline:
+    return tiny_pipe()
+
+
+@pytest.fixture
+def denoiser() -> FluxTransformer2DModel:
+    return tiny_denoiser()
+
+
+def picture(run: object, steps: int = 14, prompt: str | list[str] = PROMPT, seed: int = 1) -> torch.Tensor:
+    """A picture (B, 3, H, W) of a pipeline or a stack, from a fixed seed."""
+    count = 1 if isinstance(prompt, str) else len(prompt)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(count)]
+    assert callable(run)
+    return run(prompt, num_inference_steps=steps, generator=generators, output_type="pt").images
+
+
+def inputs(sigma: float = 0.5, side: int = 8, batch: int = 1) -> dict[str, torch.Tensor]:
+    """Arguments for one call of a bare FLUX denoiser of the test's size."""
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "hidden_states": torch.randn(batch, side * side, 12, generator=generator),
+        "encoder_hidden_states": torch.randn(batch, 16, 64, generator=generator),
+        "pooled_projections": torch.randn(batch, 128, generator=generator),
+        "timestep": torch.full((batch,), sigma),
+        "img_ids": image_ids(side, side),
+        "txt_ids": torch.zeros(16, 3),
+    }

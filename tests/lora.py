@@ -1,0 +1,25 @@
+"""A LoRA of the kind people publish, made here and saved locally."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+TARGETS = ("attn.to_q", "attn.to_v", "proj_mlp")
+
+
+def save_lora(denoiser: Any, folder: Path, rank: int = 4, prefix: str = "transformer.") -> dict[str, torch.Tensor]:
+    """Write a random LoRA for the attention and MLP linears; returns the weight updates it stands for, by linear."""
+    generator = torch.Generator().manual_seed(11)
+    state, updates = {}, {}
+    for name, module in denoiser.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.endswith(TARGETS):
+            down = torch.randn(rank, module.in_features, generator=generator) / module.in_features**0.5
+            up = torch.randn(module.out_features, rank, generator=generator) * 0.1
+            state[f"{prefix}{name}.lora_A.weight"], state[f"{prefix}{name}.lora_B.weight"] = down, up
+            updates[name] = up @ down
+    save_file(state, folder / "pytorch_lora_weights.safetensors")
+    return updates

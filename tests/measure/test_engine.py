@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from stack.errors import StackError
+from stack.measure.base import choose_base, stand_in
+from stack.measure.compare import captions, compare
+from stack.measure.engine import PipelineEngine
+from stack.measure.rows import controls_of, plan_rows
+from stack.recipes import Recipe
+
+PROMPT, STEPS = "a red ring left of a blue star", 14
+CACHED = Recipe("cached", "", "shapes-flux", STEPS, {"cache": {"interval": 4, "warmup": 2}})
+ROWS = plan_rows({"cached": ("cache",)}, STEPS)
+BASE, ALL = ROWS[0], ROWS[1]
+
+
+@pytest.fixture
+def engine(pipe: Any) -> PipelineEngine:
+    return PipelineEngine(pipe, {"cached": CACHED}, STEPS)
+
+
+def test_base_is_the_pipeline_itself(engine: PipelineEngine, pipe: Any) -> None:
+    made = engine.generate(BASE, PROMPT, seed=5)
+    same = pipe(PROMPT, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(5), output_type="pt").images
+    assert torch.equal(made.picture, same[0])
+    assert made.kinds == ("full",) * STEPS and made.seconds > 0 and made.density == 1.0
+
+
+def test_a_stack_is_taken_off_after_every_picture(engine: PipelineEngine) -> None:
+    before = engine.generate(BASE, PROMPT, 5).picture
+    engine.warm_up(ALL, PROMPT)
+    first, second = engine.generate(ALL, PROMPT, 5), engine.generate(ALL, PROMPT, 5)
+    assert first.kinds.count("full") == 2 + (STEPS - 2) // 4 and len(first.kinds) == STEPS
+    assert first.cache_bytes > 0
+    assert torch.equal(first.picture, second.picture)
+    assert not torch.equal(first.picture, before)
+    assert torch.equal(engine.generate(BASE, PROMPT, 5).picture, before)
+
+
+def test_an_interrupted_picture_leaves_the_model_clean(engine: PipelineEngine, pipe: Any) -> None:
+    before = engine.generate(BASE, PROMPT, 5).picture
+    calls = []
+
+    def stop(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+
+    handle = pipe.transformer.norm_out.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(ALL, PROMPT, 5)
+    handle.remove()
+    assert torch.equal(engine.generate(BASE, PROMPT, 5).picture, before)
+
+
+def test_controls_take_fewer_steps_and_give_the_scheduler_back(engine: PipelineEngine, pipe: Any) -> None:
+    scheduler, seen = pipe.scheduler, []
+    pipe.transformer.register_forward_pre_hook(lambda *_: seen.append(type(pipe.scheduler).__name__))
+    euler, multistep = (engine.generate(row, PROMPT, 5) for row in controls_of(ALL, 3, single=True))
+    assert euler.kinds == multistep.kinds == ("full",) * 3
+    assert seen == ["FlowMatchEulerDiscreteScheduler"] * 3 + ["FlowMultistep"] * 3
+    assert pipe.scheduler is scheduler
+    assert not torch.equal(euler.picture, multistep.picture)
+
+
+def test_prepare_counts_the_work_of_one_step(engine: PipelineEngine) -> None:
+    engine.prepare(PROMPT, compile_base=False)
+    assert engine.base.mode == "eager"
+    # 64 image and 16 text tokens, 128 wide, one double and one single block.
+    n, d = 80, 128
+    assert engine.work.attention == 2 * 2 * n * n * d
+    assert engine.work.linears == 12 * d * d + n * 12 * d * d + 3 * d * d + n * 12 * d * d
+
+
+def test_the_stand_in_shares_weights_and_nothing_else(denoiser: Any) -> None:
+    twin = stand_in(denoiser)
+    assert all(a is b for a, b in zip(denoiser.parameters(), twin.parameters(), strict=True))
+    assert not {id(m) for m in denoiser.modules()} & {id(m) for m in twin.modules()}
+
+
+class Blocks(nn.Module):
+    """A model whose compilation can be watched, or fail."""
+
+    def __init__(self, error: Exception | None = None):
+        super().__init__()
+        self.error, self.compiled = error, False
+
+    def compile_repeated_blocks(self) -> None:
+        if self.error:
+            raise self.error
+        self.compiled = True
+
+
+def test_a_model_that_does_not_compile_is_measured_eager() -> None:
+    model = Blocks(RuntimeError("no C++ compiler found\nsecond line"))
+    base = choose_base(model, lambda denoiser, steps: None, torch.device("cpu"))
+    assert base.denoiser is model and base.mode == "eager"
+    assert base.warnings == ["base could not be compiled, measured eager: RuntimeError: no C++ compiler found"]
+
+
+@pytest.mark.parametrize("slow", ["eager", "compiled"])
+def test_the_faster_base_wins(slow: str) -> None:
+    model = Blocks()
+
+    def run(denoiser: nn.Module, steps: int) -> None:
+        mode = "compiled" if denoiser.compiled else "eager"
+        sum(range(3_000_000 if mode == slow else 3))
+
+    base = choose_base(model, run, torch.device("cpu"))
+    assert base.mode != slow
+    assert base.denoiser.compiled == (base.mode == "compiled") and not model.compiled
+    assert base.step_seconds[base.mode] < base.step_seconds[slow]
+
+
+def test_captions_start_alike_and_differ() -> None:
+    assert captions(1, 3) == [PROMPT]
+    assert captions(6, 3)[:4] == captions(4, 3)
+    assert len(set(captions(20, 3))) == 20
+    assert captions(4, 3)[1:] != captions(4, 4)[1:]
+
+
+def test_a_whole_comparison(pipe: Any) -> None:
+    outcome = compare(pipe, [CACHED], "my-model", prompts=2, steps=STEPS, compile_base=False)
+    rows = {row["name"]: row for row in outcome.record["rows"]}
+    assert list(rows) == ["base", "all", "cache", "all-cache", "fewer-steps", "fewer-steps-multistep"]
+    assert rows["base"]["speedup"] == 1.0 and rows["base"]["psnr_db"] == 99.0
+    assert 10 < rows["all"]["psnr_db"] < 99 and rows["all"]["full_steps"] == 5
+    assert rows["all"]["psnr_vs_uncached_db"] == rows["all"]["psnr_db"]
+    assert rows["all-cache"]["same_as"] == "base" and rows["cache"]["same_as"] == "all"
+    assert rows["all"]["accuracy"] is None  # only reference models can be read back
+    assert outcome.record["efficiency"] == pytest.approx(1.0)
+    assert outcome.record["interaction_db"] == 0.0
+    assert "svd" in outcome.plans["cached"]
+    assert outcome.pictures["all"].shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(("prompts", "steps"), [(0, 50), (3, 1), (3, 0)])
+def test_too_little_to_measure_is_refused(pipe: Any, prompts: int, steps: int) -> None:
+    with pytest.raises(StackError, match="must be at least"):
+        compare(pipe, [CACHED], "m", prompts=prompts, steps=steps)

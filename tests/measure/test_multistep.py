@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stack.measure.multistep import multistep_of
+from stack.reference.shapes_flux import new_scheduler
+
+START = torch.tensor([[[1.3, -0.4]]], dtype=torch.float64)
+SPREAD = 0.5  # standard deviation of the toy data
+
+
+def solve(scheduler: Any, steps: int, mu: float | None = 1.1) -> torch.Tensor:
+    """Follow the exact velocity of Gaussian data of this spread from noise to data; the flow is START * SPREAD."""
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu, device="cpu")
+    scheduler.set_begin_index(0)
+    x = START
+    for t in scheduler.timesteps:
+        s = float(t) / 1000
+        velocity = (s - (1 - s) * SPREAD**2) / ((1 - s) ** 2 * SPREAD**2 + s**2) * x
+        x = scheduler.step(velocity, t, x, return_dict=False)[0]
+    return x
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 60), st.floats(0.0, 1.2))
+def test_noise_levels_are_those_of_the_euler_scheduler(steps: int, mu: float) -> None:
+    euler, multistep = new_scheduler(), multistep_of(new_scheduler())
+    assert multistep is not None
+    euler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu, device="cpu")
+    multistep.set_timesteps(steps, mu=mu, device="cpu")
+    assert torch.allclose(multistep.sigmas, euler.sigmas, atol=2e-6)
+    assert multistep.timesteps.dtype == euler.timesteps.dtype == torch.float32
+    assert torch.allclose(multistep.timesteps, euler.timesteps, atol=1e-3)
+
+
+def test_a_fixed_shift_is_taken_over() -> None:
+    euler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    multistep = multistep_of(euler)
+    assert multistep is not None
+    multistep.set_timesteps(4, device="cpu")
+    u = torch.tensor([1.0, 0.75, 0.5, 0.25])
+    assert torch.allclose(multistep.sigmas[:-1], 3 * u / (1 + 2 * u), atol=2e-6)
+
+
+@pytest.mark.parametrize(("steps", "closer"), [(10, 1.4), (25, 8.0)])
+def test_it_is_closer_to_the_exact_flow_than_euler(steps: int, closer: float) -> None:
+    exact = START * SPREAD
+    euler = (solve(new_scheduler(), steps) - exact).abs().max()
+    multistep = (solve(multistep_of(new_scheduler()), steps) - exact).abs().max()
+    assert multistep < euler / closer, (float(multistep), float(euler))
+
+
+def test_many_steps_of_both_agree() -> None:
+    # Euler is of first order: 8 times the steps, an eighth of the distance between the two.
+    near = (solve(new_scheduler(), 400) - solve(multistep_of(new_scheduler()), 400)).abs().max()
+    far = (solve(new_scheduler(), 50) - solve(multistep_of(new_scheduler()), 50)).abs().max()
+    assert near < far / 6, (float(near), float(far))
+
+
+def test_other_schedulers_have_no_such_control() -> None:
+    assert multistep_of(DDIMScheduler()) is None

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stack.measure.record import KEYS, ROW_KEYS, decibels, save_json, visible
+
+
+def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in record["rows"]}
+
+
+def test_the_keys_others_rely_on_are_there(comparison: Any) -> None:
+    _, record = comparison()
+    assert set(KEYS) == {
+        "model", "device", "dtype", "torch", "prompts", "steps", "seed", "rows", "efficiency", "interaction_db",
+    }  # fmt: skip
+    assert set(ROW_KEYS) == {
+        "name", "passes", "seconds", "speedup", "flops_speedup", "psnr_db", "ssim", "accuracy", "full_steps", "steps",
+        "cache_bytes", "peak_bytes", "warnings",
+    }  # fmt: skip
+    assert not set(KEYS) - set(record)
+    for row in record["rows"]:
+        assert not set(ROW_KEYS) - set(row), row["name"]
+
+
+def test_figures_follow_from_what_was_measured(comparison: Any) -> None:
+    _, record = comparison()
+    rows = rows_of(record)
+    assert rows["base"]["seconds"] == pytest.approx(10.0)
+    assert rows["cache"]["speedup"] == pytest.approx(5.0)
+    assert rows["all"]["speedup"] == pytest.approx(10.0)
+    # Alone 1.25, 2 and 5 times: 12.5 together if nothing overlapped.
+    assert record["efficiency"] == pytest.approx(10 / 12.5)
+    assert rows["quantize"]["psnr_db"] == pytest.approx(40.0, abs=1e-2)
+    # Worst alone is an offset of 0.02; together 0.05.
+    assert record["interaction_db"] == pytest.approx(20 * math.log10(0.05 / 0.02), abs=1e-2)
+    assert (rows["all"]["full_steps"], rows["all"]["steps"]) == (10, 50)
+    assert (rows["fewer-steps"]["full_steps"], rows["fewer-steps"]["steps"]) == (5, 5)
+    assert rows["all"]["cache_bytes"] == 4096
+    assert rows["all"]["accuracy"] == 0.75
+
+
+def test_work_is_counted_apart_from_time(comparison: Any) -> None:
+    rows = rows_of(comparison()[1])
+    assert rows["quantize"]["flops_speedup"] == pytest.approx(1.0)
+    assert rows["sparse_attn"]["flops_speedup"] == pytest.approx(1000 / 900)
+    assert rows["cache"]["flops_speedup"] == pytest.approx(5.0)
+    assert rows["all"]["flops_speedup"] == pytest.approx(5 * 1000 / 900)
+    assert rows["fewer-steps"]["flops_speedup"] == pytest.approx(10.0)
+
+
+def test_the_cache_s_own_error_is_told_apart(comparison: Any) -> None:
+    rows = rows_of(comparison()[1])
+    # all is off by 0.05, the same stack without its cache by 0.03: the cache's share is 0.02.
+    assert rows["all"]["psnr_vs_uncached_db"] == pytest.approx(-20 * math.log10(0.02), abs=1e-2)
+    assert rows["cache"]["psnr_vs_uncached_db"] == pytest.approx(rows["cache"]["psnr_db"])
+    assert rows["quantize"]["psnr_vs_uncached_db"] is None
+
+
+def test_a_row_that_changed_nothing_says_so(comparison: Any) -> None:
+    rows = rows_of(comparison()[1])
+    assert any("identical to base" in text for text in rows["all-quantize"]["warnings"])  # the fake's offset is 0
+    assert rows["base"]["warnings"] == [] and rows["fewer-steps"]["warnings"] == []
+
+
+def test_rows_with_the_same_passes_share_a_measurement(comparison: Any) -> None:
+    _, record = comparison(recipes={"r": ("quantize", "cache")})
+    rows = rows_of(record)
+    assert rows["all-quantize"]["same_as"] == "cache"
+    assert rows["all-quantize"]["seconds"] == rows["cache"]["seconds"]
+    assert rows["all-quantize"]["passes"] == ["cache"]
+    assert [row["name"] for row in visible(record)] == [
+        "base", "quantize", "cache", "all", "fewer-steps", "fewer-steps-multistep",
+    ]  # fmt: skip
+
+
+def test_several_recipes_have_no_efficiency(comparison: Any) -> None:
+    _, record = comparison(recipes={"a": ("quantize", "cache"), "b": ("cache",)})
+    assert record["efficiency"] is None and record["interaction_db"] is None
+    assert record["recipe"] == ["a", "b"]
+
+
+def test_an_interrupted_comparison_is_marked(comparison: Any, make_engine: Any) -> None:
+    _, record = comparison(make_engine(stop_after=13))
+    rows = rows_of(record)
+    assert record["partial"] is True
+    assert rows["all"]["prompts_done"] == 2 and rows["quantize"]["prompts_done"] == 2
+    assert rows["cache"]["prompts_done"] == 1
+    _, empty = comparison(make_engine(stop_after=0))
+    assert empty["rows"] == [] and empty["efficiency"] is None
+
+
+def test_a_failed_row_keeps_its_line(comparison: Any, make_engine: Any) -> None:
+    _, record = comparison(make_engine(failing="quantize"))
+    row = rows_of(record)["quantize"]
+    assert row["seconds"] is None and row["psnr_db"] is None and row["full_steps"] is None
+    assert row["warnings"] == ["failed: RuntimeError: out of memory"]
+    assert record["efficiency"] is None
+
+
+def test_the_file_is_strict_json(tmp_path: Path) -> None:
+    save_json({"a": [1.5, math.nan, (math.inf, "x")], "b": {"c": -math.inf}}, tmp_path / "deep" / "x.json")
+    assert json.loads((tmp_path / "deep" / "x.json").read_text()) == {"a": [1.5, None, [None, "x"]], "b": {"c": None}}
+
+
+def test_decibels_for_reading() -> None:
+    assert (decibels(None), decibels(99.0), decibels(34.56)) == ("-", "identical", "34.6")

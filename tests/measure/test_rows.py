@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+
+from stack.errors import StackError
+from stack.measure.rows import controls_of, is_multistep, plan_rows, uncached_partner, whole_stacks
+
+THREE = {"balanced": ("quantize", "sparse_attn", "cache")}
+
+
+def test_one_recipe_is_taken_apart() -> None:
+    rows = plan_rows(THREE, 50)
+    assert [row.name for row in rows] == [
+        "base", "quantize", "sparse_attn", "cache", "all", "all-quantize", "all-sparse_attn", "all-cache",
+    ]  # fmt: skip
+    assert {row.name: row.passes for row in rows}["all-sparse_attn"] == ("quantize", "cache")
+    assert not any(row.same_as for row in rows)
+
+
+def test_rows_with_the_same_passes_are_measured_once() -> None:
+    assert {row.name: row.same_as for row in plan_rows({"r": ("quantize", "cache")}, 50)} == {
+        "base": "", "quantize": "", "cache": "", "all": "", "all-quantize": "cache", "all-cache": "quantize",
+    }  # fmt: skip
+    assert {row.name: row.same_as for row in plan_rows({"r": ("cache",)}, 50)} == {
+        "base": "", "all": "", "cache": "all", "all-cache": "base",
+    }  # fmt: skip
+
+
+def test_several_recipes_are_compared_as_wholes() -> None:
+    rows = plan_rows({"balanced": ("quantize", "cache"), "fast": ("cache",)}, 50)
+    assert [(row.name, row.passes) for row in rows] == [
+        ("base", ()), ("balanced", ("quantize", "cache")), ("fast", ("cache",)),
+    ]  # fmt: skip
+    assert [row.name for row in whole_stacks(rows)] == ["balanced", "fast"]
+    with pytest.raises(StackError, match="cannot be named 'base'"):
+        plan_rows({"base": ("cache",), "fast": ("cache",)}, 50)
+
+
+def test_a_stage_named_like_its_recipe_is_no_whole_stack() -> None:
+    assert [row.name for row in whole_stacks(plan_rows({"cache": ("quantize", "cache")}, 50))] == ["all"]
+
+
+def test_controls_carry_their_stack_and_their_steps() -> None:
+    (stack,) = whole_stacks(plan_rows(THREE, 50))
+    euler, multistep = controls_of(stack, 9, single=True)
+    assert (euler.name, euler.steps, is_multistep(euler)) == ("fewer-steps", 9, False)
+    assert (multistep.name, multistep.steps, is_multistep(multistep)) == ("fewer-steps-multistep", 9, True)
+    fast = plan_rows({"balanced": ("cache",), "fast": ("cache",)}, 50)[2]
+    names = [row.name for row in controls_of(fast, 7, single=False)]
+    assert names == ["fewer-steps@fast", "fewer-steps-multistep@fast"]
+    assert is_multistep(controls_of(fast, 7, single=False)[1])
+    assert len(controls_of(stack, 9, single=True, multistep=False)) == 1
+
+
+def test_the_cache_is_measured_against_the_same_passes_without_it() -> None:
+    rows = plan_rows(THREE, 50)
+    partners = {row.name: uncached_partner(row, rows) for row in rows}
+    assert {name: partner and partner.name for name, partner in partners.items()} == {
+        "base": None, "quantize": None, "sparse_attn": None, "cache": "base", "all": "all-cache",
+        "all-quantize": "sparse_attn", "all-sparse_attn": "quantize", "all-cache": None,
+    }  # fmt: skip

@@ -1,0 +1,171 @@
+"""The cache on a real diffusers model."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from stack import Stack, StackError
+from stack.caching.schedules import Interval
+
+from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
+
+STEPS = 14
+
+
+def kinds(stack: Stack) -> str:
+    return "".join(record.kind[0] for record in stack.report().steps)
+
+
+def test_full_and_cached_steps_follow_the_schedule() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd", interval=4, warmup=2)
+    picture(stack, STEPS)
+    assert kinds(stack) == "ffcccfcccfcccf"
+    assert stack.report().full_steps == len(Interval(4, 2).full_steps(STEPS))
+
+
+def test_a_calibrated_mask_is_obeyed_and_ordered() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd", full_steps=(7, 0, 3), steps=STEPS)
+    picture(stack, STEPS)
+    assert kinds(stack) == "fccfcccfcccccc"
+
+
+def test_no_block_runs_on_a_cached_step() -> None:
+    pipe = tiny_pipe()
+    ran: list[int] = []
+    pipe.transformer.transformer_blocks[0].norm1.register_forward_hook(lambda *_: ran.append(1))
+    pipe.transformer.single_transformer_blocks[0].norm.register_forward_hook(lambda *_: ran.append(1))
+    stack = Stack(pipe, steps=STEPS).cache("svd", interval=4, warmup=2)
+    picture(stack, STEPS)
+    assert len(ran) == 2 * stack.report().full_steps == 2 * 5
+
+
+def test_every_step_full_changes_nothing() -> None:
+    pipe = tiny_pipe()
+    before = picture(pipe, STEPS)
+    with Stack(pipe, steps=STEPS).cache("svd", interval=1) as stack:
+        assert torch.equal(picture(stack, STEPS), before)
+        assert "0 of 14 steps cached" in str(stack.report())
+
+
+def test_the_second_request_equals_the_first() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd", interval=4)
+    first = picture(stack, STEPS)
+    picture(stack, STEPS, prompt="a green circle", seed=9)
+    assert torch.equal(picture(stack, STEPS), first)
+
+
+def test_a_new_resolution_starts_afresh() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd", interval=4)
+    first = picture(stack, STEPS)
+    large = stack(PROMPT, height=32, width=32, num_inference_steps=STEPS, output_type="pt").images
+    assert large.shape[-1] == 32
+    assert torch.equal(picture(stack, STEPS), first)
+    assert stack.report().passes["cache"]["dropped"] == 0
+
+
+def test_batched_equals_one_by_one() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd", interval=4)
+    prompts = [PROMPT, "a green circle", "a cyan star on a white background"]
+    together = picture(stack, STEPS, prompt=prompts)
+    for i, prompt in enumerate(prompts):
+        torch.testing.assert_close(together[i : i + 1], picture(stack, STEPS, prompt=prompt, seed=1 + i))
+
+
+def test_threads_equal_one_after_the_other() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd", interval=4)
+    alone = [picture(stack, STEPS, seed=s) for s in (1, 5)]
+    got: dict[int, torch.Tensor] = {}
+
+    def work(seed: int) -> None:
+        got[seed] = picture(stack, STEPS, seed=seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(got[1], alone[0]) and torch.equal(got[5], alone[1])
+
+
+def test_guidance_branches_keep_their_own_state() -> None:
+    pipe = tiny_pipe()
+
+    def guided(run: Any) -> torch.Tensor:
+        return run(
+            PROMPT,
+            negative_prompt="a green circle",
+            true_cfg_scale=3.0,
+            num_inference_steps=STEPS,
+            generator=torch.Generator().manual_seed(1),
+            output_type="pt",
+        ).images
+
+    exact = guided(pipe)
+    with Stack(pipe, steps=STEPS).cache("svd", interval=2, gains=(1.0, 1.0)) as stack:
+        error = (guided(stack) - exact).square().mean()
+        branches = [record.branch for record in stack.report().steps]
+        assert branches == ["cond", "uncond"] * STEPS
+        assert stack.report().passes["cache"]["dropped"] == 0
+        per_branch = 2 * 64 * 128 * 4
+        assert stack.report().cache_bytes == 2 * per_branch
+    assert float(error) < 1e-4
+
+
+def test_the_same_steps_are_full_in_every_dtype() -> None:
+    seen = set()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        stack = Stack(tiny_pipe().to(dtype), steps=STEPS).cache("svd", interval=3)
+        picture(stack, STEPS)
+        seen.add(kinds(stack))
+    assert len(seen) == 1
+
+
+def test_prediction_error_is_measured_where_cached_runs_end() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd", interval=4, warmup=2)
+    picture(stack, STEPS)
+    records = stack.report().steps
+    assert [r.step for r in records if r.error is not None] == [1, 5, 9, 13]
+    assert all(0 < r.error < 0.5 for r in records if r.error is not None)
+
+
+def test_another_number_of_steps_falls_back_and_the_plan_says_so() -> None:
+    stack = Stack(tiny_pipe(), steps=28).cache("svd", full_steps=(0, 5, 10, 15, 20), steps=50)
+    assert "calibrated for 50 steps, the plan has 28" in stack.explain()
+    picture(stack, 28)
+    assert 2 <= stack.report().full_steps <= 6
+
+
+def test_few_steps_run_without_the_cache_and_say_so() -> None:
+    stack = Stack(tiny_pipe(), steps=4).cache("svd")
+    picture(stack, 4)
+    assert kinds(stack) == "ffff"
+    assert "can save at most" in "\n".join(stack.report().warnings)
+
+
+def test_a_bare_denoiser_caches_by_noise_level() -> None:
+    denoiser = tiny_denoiser()
+    stack = Stack(denoiser, steps=12).cache("svd", interval=3, warmup=1)
+    with torch.no_grad():
+        for sigma in [1 - i / 12 for i in range(12)]:
+            stack(**inputs(sigma))
+    assert kinds(stack) == "fccfccfccfcc"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "svdd"}, "unknown cache 'svdd'"),
+        ({"interval": 0}, "at least 1"),
+        ({"energy": 0.0}, "energy must be in"),
+        ({"beta": 1.0}, "beta must be in"),
+        ({"gains": (1.0,)}, "principal, residual"),
+        ({"full_steps": (1, 2), "steps": 50}, "must hold 0"),
+    ],
+)
+def test_bad_options_are_refused_while_building(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(StackError, match=words):
+        Stack(tiny_denoiser()).cache(**options)

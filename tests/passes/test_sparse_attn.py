@@ -1,0 +1,190 @@
+"""The sparse attention pass: what it refuses, predicts, installs, counts and takes back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+
+from stack.attention.gate import FIRST, LAST
+from stack.clock import Clock, uniform
+from stack.errors import StackError
+from stack.facts import Facts, Machine
+from stack.install import Installer
+from stack.models.wiring import FLUX
+from stack.passes.base import Applied, Target
+from stack.passes.sparse_attn import SparseAttention
+from stack.report import Journal
+
+from ..conftest import inputs, tiny_denoiser
+
+SIDE = 18
+FACTS = Facts(
+    family="flux", machine=Machine("cpu"), dtype="float32", blocks=6, width=192, heads=3, head_dim=64,
+    image_tokens=1024, text_tokens=16, steps=50,
+)  # fmt: skip
+SMALL = SparseAttention(0.5, block=64, even_if_slower=True)
+
+
+def target_of(model: FluxTransformer2DModel, steps: int = 10) -> Target:
+    return Target(model, FLUX, Clock(uniform(steps)), Journal(), lambda: 0)
+
+
+def call(target: Target, sigma: float) -> torch.Tensor:
+    tick = target.clock.advance(sigma, (1, SIDE * SIDE, 12))
+    target.journal.begin(tick)
+    with torch.inference_mode():
+        return target.denoiser(**inputs(sigma, SIDE), return_dict=False)[0]
+
+
+def installed(steps: int = 10, wanted: SparseAttention = SMALL) -> tuple[Target, Installer, Applied]:
+    target, install = target_of(tiny_denoiser(), steps), Installer()
+    return target, install, wanted.apply(target, install)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"keep": 0}, "keep must be in .* got 0"),
+        ({"keep": 1.5}, "keep must be in .* got 1.5"),
+        ({"keep": -0.1}, "keep must be in .* got -0.1"),
+        ({"keep": float("nan")}, "keep must be in .* got nan"),
+        ({"keep": "half"}, "keep must be in .* got 'half'"),
+        ({"keep": True}, "keep must be in .* got True"),
+        ({"block": 0}, "block must be a multiple of 64 tokens, got 0"),
+        ({"block": 100}, "block must be a multiple of 64 tokens, got 100"),
+        ({"block": 128.0}, "block must be a multiple of 64 tokens, got 128.0"),
+        ({"dense_first": 0}, "dense_first must be .* at least 1, got 0"),
+        ({"dense_last": -1}, "dense_last must be .* at least 0, got -1"),
+    ],
+)
+def test_bad_values_are_named(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(StackError, match=told):
+        SparseAttention(**given)
+
+
+def test_good_values_are_taken() -> None:
+    assert SparseAttention(1) == SparseAttention(keep=1.0, block=None, dense_first=None, dense_last=1)
+
+
+def test_nothing_speaks_against_a_long_sequence() -> None:
+    assert SparseAttention(0.5).check(FACTS) == []
+    assert SparseAttention(0.35, block=128).check(replace(FACTS, image_tokens=4096)) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "changes", "told"),
+    [
+        (SparseAttention(0.5), {"image_tokens": 256}, "none of which would be dropped"),
+        (SparseAttention(0.5), {"image_tokens": 576}, "592 tokens runs at 0"),
+        (SparseAttention(0.75), {"image_tokens": 4096}, "density 0.75"),
+        (SparseAttention(0.5), {"machine": Machine("cuda")}, "1040 tokens, pays from 8192"),
+        (SparseAttention(1.0), {}, "keep 1 keeps every block"),
+        (SparseAttention(0.5), {"steps": 2}, "first 1 and last 1 are dense"),
+        (SparseAttention(0.5), {"family": "other"}, "only flux attention is wired"),
+    ],
+)
+def test_what_would_not_pay_stays_dense_and_says_why(
+    wanted: SparseAttention, changes: dict[str, Any], told: str
+) -> None:
+    (finding,) = wanted.check(replace(FACTS, **changes))
+    assert finding.repair == "stays dense" and finding.replacement is None and not finding.fatal
+    assert told in finding.why
+
+
+def test_unknown_tokens_are_a_note() -> None:
+    (finding,) = SparseAttention(0.5).check(replace(FACTS, image_tokens=0, text_tokens=0))
+    assert finding.note and not finding.repair and "unknown" in finding.what
+
+
+def test_the_rule_can_be_overruled() -> None:
+    assert SparseAttention(0.75, even_if_slower=True).check(FACTS) == []
+
+
+def test_description_has_the_figures() -> None:
+    lines = SparseAttention(0.5).describe(FACTS)
+    assert "keeps 50 %" in lines[0]
+    assert "44 of 50 steps sparse: the first 5 and the last 1" in lines[1]
+    assert lines[2] == "4 query blocks of 256 by 16 key blocks of 64: density 0.52 on sparse steps"
+    assert "stays dense: density 0.76" in SparseAttention(0.75).describe(FACTS)[2]
+
+
+def test_density_is_the_mean_over_steps() -> None:
+    after = SparseAttention(0.5).facts_after(FACTS)
+    # 16 text queries see all 1,040 keys, 1,024 image queries see 8 of 16 blocks and the text.
+    sparse = (16 * 1040 + 1024 * (512 + 16)) / 1040**2
+    assert after.attention_density == pytest.approx((44 * sparse + 6) / 50)
+    assert replace(after, attention_density=1.0) == FACTS
+    assert SparseAttention(0.75).facts_after(FACTS).attention_density == 1.0
+
+
+def test_installs_on_every_attention_layer_and_rolls_back() -> None:
+    target, install, applied = installed()
+    model = target.denoiser
+    assert applied.summary.startswith("2 of 2 attention layers, keeps 50 %")
+    install.rollback()
+    for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
+        assert type(block.attn.processor) is FluxAttnProcessor
+    assert "forward" not in vars(model)
+    fresh = target_of(tiny_denoiser())
+    for sigma in (1.0, 0.9, 0.8):
+        assert torch.equal(call(target, sigma), call(fresh, sigma))
+
+
+def test_dense_steps_are_bit_identical_and_sparse_ones_are_not() -> None:
+    target, _, applied = installed()
+    plain = target_of(tiny_denoiser())
+    same = [torch.equal(call(target, s), call(plain, s)) for s in target.clock.timetable.sigmas]
+    assert same == [True] + [False] * 8 + [True]
+    report = applied.report()
+    assert report["sparse_calls"] == 16 and report["dense_calls"] == {FIRST: 2, LAST: 2}
+    per_call = ((340 - 320) * 340 + 320 * (3 * 64 + 20)) / 340**2
+    assert report["density"] == pytest.approx((16 * per_call + 4) / 20)
+    assert target.journal.warnings == []
+
+
+def test_error_falls_as_more_is_kept() -> None:
+    plain = call(target_of(tiny_denoiser()), 0.5)
+    errors = []
+    for keep in (0.2, 0.4, 0.6, 0.8):
+        target, _, _ = installed(wanted=replace(SMALL, keep=keep))
+        errors.append(((call(target, 0.5) - plain).norm() / plain.norm()).item())
+    assert errors == sorted(errors, reverse=True) and errors[-1] > 0
+
+
+def test_same_request_twice_gives_the_same_bits() -> None:
+    target, _, _ = installed(steps=4)
+    first, second = ([call(target, s) for s in target.clock.timetable.sigmas] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(list(first), list(second), strict=True))
+
+
+def test_a_request_without_a_sparse_call_is_warned_about() -> None:
+    target, _, applied = installed(steps=2, wanted=SMALL)
+    for sigma in target.clock.timetable.sigmas:
+        call(target, sigma)
+    assert applied.report()["sparse_calls"] == 0
+    assert target.journal.warnings == [f"0 of 4 attention calls sparse: 2 {FIRST}, 2 {LAST}"]
+
+
+def test_shapes_are_judged_again_at_run_time() -> None:
+    target, _, applied = installed(wanted=SparseAttention(0.5))  # 324 tokens: too short, by the rule
+    plain = target_of(tiny_denoiser())
+    assert torch.equal(call(target, 0.5), call(plain, 0.5))
+    ((reason, count),) = applied.report()["dense_calls"].items()
+    assert count == 2 and "340 tokens" in reason
+
+
+def test_foreign_processors_are_left_alone() -> None:
+    class Other(FluxAttnProcessor):
+        """Someone else's."""
+
+    model = tiny_denoiser()
+    other = Other()
+    model.single_transformer_blocks[0].attn.set_processor(other)
+    applied = SMALL.apply(target_of(model), Installer())
+    assert applied.summary.startswith("1 of 2 attention layers")
+    assert model.single_transformer_blocks[0].attn.processor is other

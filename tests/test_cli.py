@@ -1,0 +1,159 @@
+"""The command line, run in this process on a tiny model in a folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from stack.cli import main, remaining
+
+Run = Callable[..., tuple[int, str, str]]
+RECIPE = 'name = "mine"\nsteps = 14\n[cache]\ninterval = 4\nwarmup = 2\n'
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line; gives exit code, stdout, stderr."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return int(end.value.code or 0), told.out, told.err
+
+    return call
+
+
+@pytest.fixture
+def folder(pipe: Any, tmp_path: Path) -> Path:
+    """The tiny pipeline as a diffusers folder, and a recipe beside it."""
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def test_compare_writes_everything(run: Run, folder: Path) -> None:
+    code, out, err = run(
+        "compare", folder / "mine.toml", "--model", folder / "model", "--steps", "14", "--prompts", "1", "--no-compile",
+        "--out", folder / "out", "--json", folder / "copy.json", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == {"compare.json", "grid.png", "chart.png", "report.html"}
+    record = json.loads((folder / "copy.json").read_text())
+    assert [row["name"] for row in record["rows"] if not row["same_as"]] == [
+        "base", "all", "fewer-steps", "fewer-steps-multistep",
+    ]  # fmt: skip
+    assert record["partial"] is False and record["device"] == "cpu"
+    assert "fewer-steps-multistep" in out and "one prompt, one seed" in out
+
+
+def test_ctrl_c_keeps_what_was_measured(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stack.measure.engine import PipelineEngine
+
+    inner, done = PipelineEngine.generate, []
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        done.append(1)
+        if len(done) == 6:
+            raise KeyboardInterrupt
+        return inner(self, *args)
+
+    monkeypatch.setattr(PipelineEngine, "generate", interrupted)
+    code, out, err = run(
+        "compare", folder / "mine.toml", "--model", folder / "model", "--steps", "14", "--no-compile", "--out",
+        folder / "out",
+    )  # fmt: skip
+    assert code == 130
+    assert err.strip() == "interrupted: the 5 pictures measured until then are kept, marked as partial"
+    record = json.loads((folder / "out" / "compare.json").read_text())
+    assert record["partial"] is True
+    assert sum(row["prompts_done"] for row in record["rows"] if not row["same_as"]) == 5
+    assert (folder / "out" / "grid.png").is_file() and "fewer-steps" in out
+
+
+def test_run_saves_the_picture_the_stack_makes(run: Run, folder: Path, pipe: Any) -> None:
+    from stack.recipes import load_recipe
+
+    code, out, err = run(
+        "run", folder / "mine.toml", "--model", folder / "model", "--prompt", "a red ring", "--prompt", "a blue star.",
+        "--seed", "3", "--out", folder / "pictures",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "14 denoiser calls, 5 full" in out
+    saved = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert saved == ["000-a-red-ring.png", "001-a-blue-star.png"]
+    stack = load_recipe(str(folder / "mine.toml")).stack(pipe)
+    expected = stack("a red ring", generator=torch.Generator().manual_seed(3)).images[0]
+    assert Image.open(folder / "pictures" / saved[0]).tobytes() == expected.tobytes()
+
+
+def test_explain_plans_for_the_steps_asked(run: Run, folder: Path) -> None:
+    code, out, _ = run("explain", folder / "mine.toml", "--model", folder / "model", "--steps", "20")
+    assert code == 0
+    assert "planned for 20 steps" in out and "1. cache: svd, 6 of 20 steps full" in out
+
+
+@pytest.mark.parametrize("command", ["models", "recipes", "adapters"])
+def test_lists_name_what_ships(run: Run, command: str) -> None:
+    code, out, _ = run(command)
+    assert code == 0
+    expected = {"models": "shapes-flux: ", "recipes": "balanced: ", "adapters": "adapter"}[command]
+    assert expected in out
+
+
+BAD = {
+    "recipe": (["compare", "nothing"], "unknown recipe 'nothing': expected one of balanced"),
+    "recipe file": (["explain", "{}/broken.toml"], "not valid TOML"),
+    "keep": (["compare", "{}/keep.toml"], "keep"),
+    "model": (
+        ["compare", "{}/mine.toml", "--model", "nothing"],
+        "unknown model 'nothing': expected one of shapes-flux",
+    ),
+    "folder": (["run", "{}/mine.toml", "--model", "{}"], "model_index.json"),
+    "steps": (["compare", "--steps", "0"], "--steps must be at least 2, got 0"),
+    "run steps": (["run", "--steps", "0"], "--steps must be at least 1, got 0"),
+    "prompts": (["compare", "--prompts", "0"], "--prompts must be at least 1, got 0"),
+    "no number": (["compare", "--steps", "many"], "--steps"),
+    "device": (["explain", "{}/mine.toml", "--device", "cuda:99"], "device 'cuda:99' is not here"),
+    "odd device": (["explain", "{}/mine.toml", "--device", "tv"], "unknown device 'tv'"),
+    "command": (["frobnicate"], "frobnicate"),
+    "option": (["compare", "--nothing"], "--nothing"),
+    "prompt": (["run", "{}/mine.toml", "--model", "{}/model", "--prompt", "a photo of a cat"], "cannot read the prompt 'a photo of a cat'"),
+    "twice": (["compare", "{}/mine.toml", "{}/mine.toml"], "recipe 'mine' is given 2 times"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_exit_code_2(
+    run: Run, folder: Path, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    (tmp_path / "broken.toml").write_text("name = ")
+    (tmp_path / "keep.toml").write_text("[sparse_attn]\nkeep = 0\n")
+    code, out, err = run(*(argument.format(tmp_path) for argument in arguments))
+    assert code == 2
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert expected in err
+    assert out == ""
+
+
+def test_logging_is_as_it_was_afterwards(run: Run) -> None:
+    before = logging.root.manager.disable
+    run("models")
+    assert logging.root.manager.disable == before
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(None, ""), (4.2, "about 4 s left"), (58.0, "about 1 min 0 s left"), (83.0, "about 1 min 25 s left")],
+)
+def test_remaining_time_reads_well(seconds: float | None, expected: str) -> None:
+    assert remaining(seconds) == expected

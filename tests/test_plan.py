@@ -1,0 +1,110 @@
+"""Plans are pure: no tensor is needed to test them."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stack.errors import StackError
+from stack.facts import Facts, Machine
+from stack.passes.base import ORDER, Applied, Finding
+from stack.passes.cache import Cache
+from stack.plan import explain, in_order, make_plan
+
+FACTS = Facts(
+    family="flux",
+    machine=Machine("cpu", "AVX2", fast_bf16=False),
+    dtype="float32",
+    blocks=6,
+    width=192,
+    heads=3,
+    head_dim=64,
+    image_tokens=1024,
+    text_tokens=16,
+    steps=50,
+)
+
+
+@dataclass(frozen=True)
+class Fake:
+    """A pass that only counts itself in the facts."""
+
+    stage: str
+    finding: Finding | None = None
+
+    def describe(self, facts: Facts) -> list[str]:
+        return [f"fake {self.stage} after {len(facts.adapters)}"]
+
+    def check(self, facts: Facts) -> list[Finding]:
+        return [self.finding] if self.finding else []
+
+    def facts_after(self, facts: Facts) -> Facts:
+        return replace(facts, adapters=(*facts.adapters, self.stage))
+
+    def apply(self, target: object, install: object) -> Applied:
+        raise AssertionError("planning must not apply")
+
+
+@given(st.permutations(ORDER), st.integers(0, 4))
+def test_any_calling_order_gives_the_same_plan(order: list[str], count: int) -> None:
+    asked = order[:count]
+    plan = make_plan(FACTS, [Fake(stage) for stage in asked])
+    assert [p.stage for p in plan.passes()] == [stage for stage in ORDER if stage in asked]
+    assert plan.facts_after.adapters == tuple(stage for stage in ORDER if stage in asked)
+
+
+def test_each_pass_sees_the_facts_of_those_below() -> None:
+    plan = make_plan(FACTS, [Fake("cache"), Fake("quantize"), Fake("distill")])
+    assert [s.before.adapters for s in plan.stages] == [(), ("distill",), ("distill", "quantize")]
+
+
+@pytest.mark.parametrize("stage", ORDER)
+def test_a_stage_given_twice_is_refused(stage: str) -> None:
+    with pytest.raises(StackError, match=f"'{stage}' is given 2 times"):
+        in_order([Fake(stage), Fake(stage)])
+
+
+def test_all_refusals_come_at_once() -> None:
+    bad = [Fake(s, Finding(s, f"{s} cannot", fatal=True)) for s in ("quantize", "cache")]
+    with pytest.raises(StackError, match=r"quantize: quantize cannot; cache: cache cannot"):
+        make_plan(FACTS, bad)
+
+
+def test_a_repair_replaces_or_drops_and_strict_raises() -> None:
+    other = Fake("quantize")
+    swap = Fake("quantize", Finding("quantize", "clash", "why", repair="swap", replacement=other))
+    drop = Fake("cache", Finding("cache", "useless", repair="drop"))
+    plan = make_plan(FACTS, [swap, drop])
+    assert plan.passes() == (other,)
+    assert "[repaired] quantize: clash (why); try: swap" in explain(plan)
+    with pytest.raises(StackError, match="useless"):
+        make_plan(FACTS, [drop], strict=True)
+
+
+def test_notes_never_raise_even_when_strict() -> None:
+    noted = Fake("cache", Finding("cache", "by the way", note=True))
+    assert make_plan(FACTS, [noted], strict=True).passes() == (noted,)
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(4, False), (8, False), (11, False), (12, True), (50, True)])
+def test_few_step_schedules_get_no_interval_cache(steps: int, kept: bool) -> None:
+    plan = make_plan(replace(FACTS, steps=steps), [Cache()])
+    assert bool(plan.stages) is kept
+    if not kept:
+        assert "can save at most" in plan.findings[0].what
+
+
+def test_explain_prints_the_bytes_of_state() -> None:
+    # Feature and direction, 1,024 tokens x 192 x 4 bytes each.
+    assert f"{2 * 1024 * 192 * 4 / 1e6:.1f} MB of state" in explain(make_plan(FACTS, [Cache()]))
+
+
+def test_explain_numbers_stages_in_running_order() -> None:
+    stages = itertools.permutations([Fake("cache"), Fake("distill"), Fake("sparse_attn")])
+    texts = {explain(make_plan(FACTS, list(order))) for order in stages}
+    assert len(texts) == 1
+    assert [line[:2] for line in texts.pop().splitlines()[2:]] == ["1.", "2.", "3."]

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stack import StackError
+from stack.recipe import list_recipes, load_recipe, parse_recipe, recipe_toml
+
+from .conftest import tiny_pipe
+
+
+def test_the_shipped_recipes_hold_calibrated_caches() -> None:
+    recipes = {recipe.name: recipe for recipe in list_recipes()}
+    assert sorted(recipes) == ["balanced", "fast"]
+    for recipe in recipes.values():
+        assert list(recipe.stages) == ["quantize", "sparse_attn", "cache"]
+        assert recipe.stages["cache"]["steps"] == recipe.steps == 50
+        assert recipe.stages["cache"]["full_steps"][0] == 0
+
+
+@pytest.mark.parametrize("name", ["balanced", "fast"])
+def test_recipes_survive_being_written_and_read(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    (tmp_path / f"{name}.toml").write_text(recipe_toml(recipe))
+    assert load_recipe(str(tmp_path / f"{name}.toml")) == recipe
+
+
+def test_a_recipe_builds_its_stack_or_a_part_of_it() -> None:
+    recipe, pipe = load_recipe("balanced"), tiny_pipe()
+    assert [p.stage for p in recipe.stack(pipe).passes] == ["quantize", "sparse_attn", "cache"]
+    assert [p.stage for p in recipe.stack(pipe, stages=["cache", "quantize"]).passes] == ["quantize", "cache"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"sparse_attn": {"keep": 0}}, r"recipe x, \[sparse_attn\].*keep"),
+        ({"quantise": {}}, "unknown stage in recipe x 'quantise'"),
+        ({"cache": {"methd": "svd"}}, r"unknown option of \[cache\] in recipe x 'methd'"),
+        ({"cach": 3}, "unknown entry in recipe x 'cach'"),
+        ({"quantize": {"scheme": "int3"}}, "int3"),
+    ],
+)
+def test_mistakes_are_named_with_the_recipe(data: dict[str, object], words: str) -> None:
+    with pytest.raises(StackError, match=words):
+        parse_recipe(data, "x")
+
+
+def test_unknown_recipes_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="unknown recipe 'blanced': expected one of balanced, fast"):
+        load_recipe("blanced")
+    (tmp_path / "bad.toml").write_text("steps = ")
+    with pytest.raises(StackError, match="not valid TOML"):
+        load_recipe(str(tmp_path / "bad.toml"))
