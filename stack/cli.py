@@ -20,7 +20,7 @@ from .errors import StackError
 
 if TYPE_CHECKING:
     from .measure.loop import Progress
-    from .recipes import Recipe
+    from .recipe import Recipe
 
 # The parent of every error about how a command was called; typer names only its youngest child.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
@@ -30,7 +30,7 @@ DEFAULT_PROMPT = "a red ring left of a blue star"
 PIPED_WIDTH = 120  # columns of a table that goes to a file
 
 app = typer.Typer(
-    help="Composable acceleration for diffusion transformers.", no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Composable acceleration for diffusion transformers.", pretty_exceptions_enable=False,
     add_completion=False,
 )  # fmt: skip
 
@@ -131,7 +131,7 @@ def models() -> None:
 @app.command(name="recipes")
 def recipes_() -> None:
     """List the shipped recipes."""
-    from .recipes import list_recipes
+    from .recipe import list_recipes
 
     _list((r.name, f"{r.description} ({', '.join(r.stages)}; {r.steps} steps, {r.model})") for r in list_recipes())
 
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _main(arguments: Sequence[str]) -> int:
     try:
         with quiet():
-            return app(list(arguments), standalone_mode=False) or 0
+            return app(list(arguments) or ["--help"], standalone_mode=False) or 0
     except StackError as error:
         return _refuse(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -198,7 +198,7 @@ def _at_least(name: str, value: int | None, least: int) -> None:
 
 
 def _recipes(names: Sequence[str]) -> list[Recipe]:
-    from .recipes import load_recipe
+    from .recipe import load_recipe
 
     loaded = [load_recipe(name) for name in names]
     titles = [recipe.name for recipe in loaded]

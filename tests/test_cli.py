@@ -81,7 +81,7 @@ def test_ctrl_c_keeps_what_was_measured(run: Run, folder: Path, monkeypatch: pyt
 
 
 def test_run_saves_the_picture_the_stack_makes(run: Run, folder: Path, pipe: Any) -> None:
-    from stack.recipes import load_recipe
+    from stack.recipe import load_recipe
 
     code, out, err = run(
         "run", folder / "mine.toml", "--model", folder / "model", "--prompt", "a red ring", "--prompt", "a blue star.",
@@ -127,7 +127,10 @@ BAD = {
     "odd device": (["explain", "{}/mine.toml", "--device", "tv"], "unknown device 'tv'"),
     "command": (["frobnicate"], "frobnicate"),
     "option": (["compare", "--nothing"], "--nothing"),
-    "prompt": (["run", "{}/mine.toml", "--model", "{}/model", "--prompt", "a photo of a cat"], "cannot read the prompt 'a photo of a cat'"),
+    "prompt": (
+        ["run", "{}/mine.toml", "--model", "{}/model", "--prompt", "a photo of a cat"],
+        "cannot read the prompt 'a photo of a cat'",
+    ),
     "twice": (["compare", "{}/mine.toml", "{}/mine.toml"], "recipe 'mine' is given 2 times"),
 }
 

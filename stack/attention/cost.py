@@ -24,8 +24,8 @@ class Rate:
     source: str
 
 
-# CPU: fitted on 576 to 4,096 image tokens, 3 to 24 heads of 64, fp32, keep 0.25 to 0.75, two AVX2 cores (the table is in
-# tests/attention/test_cost.py); two Zen 4 cores gave the same break-even in bf16 and fp32. 75 % kept never gained.
+# CPU: fitted on 576 to 4,096 image tokens, 3 to 24 heads of 64, fp32, keep 0.25 to 0.75, two AVX2 cores; the table is
+# in tests/attention/test_cost.py. Two Zen 4 cores break even at the same point in bf16 and fp32. 75 % never gained.
 _CPU = Rate(1.4, 3e7, 0, "measured on 2 CPU cores")
 # CUDA: not measured here. Compiled FlexAttention computes a kept tile about 1.5 times slower than a flash kernel does;
 # published training-free sparse attention does not pay below about 8k tokens.

@@ -17,7 +17,7 @@ from .record import Accuracy, Header, build_record
 from .rows import BASE, BASE_EAGER, Measured, Row, plan_rows
 
 if TYPE_CHECKING:
-    from ..recipes import Recipe
+    from ..recipe import Recipe
 
 FIRST_CAPTION = "a red ring left of a blue star"
 

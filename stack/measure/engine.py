@@ -19,7 +19,8 @@ from .timing import timed
 
 if TYPE_CHECKING:
     from ..builder import Stack
-    from ..recipes import Recipe
+    from ..report import Report
+    from ..recipe import Recipe
 
 WARM_UP_STEPS = 2
 
@@ -124,7 +125,7 @@ class PipelineEngine:
                 picture=_picture(images),
                 seconds=seconds,
                 kinds=tuple(step.kind for step in report.steps if step.branch == branch),
-                density=stack.plan.facts_after.attention_density,
+                density=_density(stack, report),
                 cache_bytes=report.cache_bytes,
                 peak_bytes=peak.bytes,
                 warnings=tuple(report.warnings),
@@ -152,6 +153,12 @@ class PipelineEngine:
         if key not in self._stacks:
             self._stacks[key] = self._recipes[row.recipe].stack(self.pipe, row.passes, steps=row.steps)
         return self._stacks[key]
+
+
+def _density(stack: Stack, report: Report) -> float:
+    """Share of the attention that was computed, as counted while it ran; as planned where nothing counted."""
+    counted = report.passes.get("sparse_attn", {}).get("density")
+    return stack.plan.facts_after.attention_density if counted is None else float(counted)
 
 
 def _noise(seed: int) -> torch.Generator:

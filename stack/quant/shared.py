@@ -20,11 +20,11 @@ class _Entry:
 class SharedRows:
     """The last input of a group of linears, rounded.
 
-    Why reuse is never stale: rows are reused only for the very same tensor object (it is held, so that no other can take
-    its identity), with no write to it since (its version), and once per member, so that a second pass over the block
-    starts anew. When every member has been served the entry is dropped. After an exception halfway it stays until
-    the next call, which fails one of the three tests, or until `clear()`. A call works on the entry it read, and its
-    rows are never written to, so two threads at worst round twice.
+    Why reuse is never stale: rows are reused only for the very same tensor object (it is held, so that no other can
+    take its identity), with no write to it since (its version), and once per member, so that a second pass over the
+    block starts anew. When every member has been served the entry is dropped. After an exception halfway it stays
+    until the next call, which fails one of the three tests, or until `clear()`. A call works on the entry it read, and
+    its rows are never written to, so two threads at worst round twice.
 
     Inference tensors count no versions and are rounded for every member; a compiled graph shares by itself.
     """

@@ -69,7 +69,7 @@ def test_error_is_the_mass_times_the_distance_of_two_means(
 
 
 def test_the_bound_is_reached() -> None:
-    """Kept values at one end, dropped values at the other, half the mass each: the error is half the bound's 2 r."""
+    """Kept values at one end, dropped values at the other, half the mass each: error and bound are equal."""
     grid = Grid(text=0, image=16, key=8, group=1)
     q = k = torch.zeros(1, 16, 1, 2, dtype=torch.float64)
     v = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(8)[None, :, None, None].expand(1, 16, 1, 2)

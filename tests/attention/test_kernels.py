@@ -99,9 +99,9 @@ def test_tensors_cut_out_of_larger_ones_are_read_where_they_lie() -> None:
     """Fused projections hand over views whose strides are not those of a fresh tensor."""
     grid = GRIDS["even"]
     fused = torch.randn(2, grid.tokens, 3, 96)
-    views = fused.chunk(3, dim=-1)
-    copies = [x.contiguous() for x in views]
-    assert torch.equal(sparse_attention(*views, grid, 0.5), sparse_attention(*copies, grid, 0.5))
+    q, k, v = fused.chunk(3, dim=-1)
+    copied = sparse_attention(q.contiguous(), k.contiguous(), v.contiguous(), grid, 0.5)
+    assert torch.equal(sparse_attention(q, k, v, grid, 0.5), copied)
 
 
 def test_gradients_flow_only_to_kept_values() -> None:

@@ -57,6 +57,20 @@ def test_the_best_matching_blocks_are_kept() -> None:
     assert block_map(q, k, grid, 0.5)[0, 0].tolist() == [[0, 3], [1, 2], [0, 2], [1, 3]]
 
 
+@settings(deadline=None, max_examples=25)
+@given(grid=grids, keep=keeps, seed=st.integers(0, 99))
+def test_the_map_is_the_top_of_the_pooled_scores(grid: Grid, keep: float, seed: int) -> None:
+    """Against the definition, block by block: mean query of the whole query block, mean key, largest products."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(1, grid.tokens, 1, 8, generator=generator) for _ in range(2))
+    keys = k[0, grid.text : grid.end, 0].split(grid.key)
+    for row, query in enumerate(q[0, grid.text : grid.end, 0].split(grid.key * grid.group)):
+        scores = {j: float(query.mean(0) @ block.mean(0)) for j, block in enumerate(keys)}
+        own = {j for j in scores if j // grid.group == row}
+        best = [*own, *sorted(scores.keys() - own, key=scores.__getitem__, reverse=True)]
+        assert block_map(q, k, grid, keep)[0, 0, row].tolist() == sorted(best[: grid.kept(keep)])
+
+
 def test_samples_and_heads_choose_for_themselves() -> None:
     grid = Grid(text=3, image=64, key=4, group=2)
     generator = torch.Generator().manual_seed(1)

@@ -11,7 +11,7 @@ from stack.measure.base import choose_base, stand_in
 from stack.measure.compare import captions, compare
 from stack.measure.engine import PipelineEngine
 from stack.measure.rows import controls_of, plan_rows
-from stack.recipes import Recipe
+from stack.recipe import Recipe
 
 PROMPT, STEPS = "a red ring left of a blue star", 14
 CACHED = Recipe("cached", "", "shapes-flux", STEPS, {"cache": {"interval": 4, "warmup": 2}})

@@ -123,8 +123,9 @@ def test_density_is_the_mean_over_steps() -> None:
 
 
 def test_installs_on_every_attention_layer_and_rolls_back() -> None:
-    target, install, applied = installed()
-    model = target.denoiser
+    model, install = tiny_denoiser(), Installer()
+    target = target_of(model)
+    applied = SMALL.apply(target, install)
     assert applied.summary.startswith("2 of 2 attention layers, keeps 50 %")
     install.rollback()
     for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
@@ -159,7 +160,7 @@ def test_error_falls_as_more_is_kept() -> None:
 def test_same_request_twice_gives_the_same_bits() -> None:
     target, _, _ = installed(steps=4)
     first, second = ([call(target, s) for s in target.clock.timetable.sigmas] for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(list(first), list(second), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_a_request_without_a_sparse_call_is_warned_about() -> None:

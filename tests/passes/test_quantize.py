@@ -1,0 +1,203 @@
+"""The quantization pass on a tiny FLUX: what it converts, what it keeps and why, and that it comes off again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import nn
+
+from stack.clock import Clock
+from stack.errors import StackError
+from stack.facts import Facts, Machine
+from stack.install import Installer
+from stack.models.schedule import default_timetable
+from stack.models.wiring import FLUX
+from stack.passes.base import Applied, Target
+from stack.passes.quantize import Quantize, backend_for
+from stack.quant.native import Int8Linear
+from stack.quant.select import choose_linears
+from stack.report import Journal
+from tests.conftest import inputs
+
+AVX2 = Machine("cpu", "AVX2", fast_bf16=False)
+FACTS = Facts("flux", AVX2, "float32", 2, 128, 2, 64, 1024, 16, 50, weight_bits=32, activation_bits=32)
+
+DOUBLE = [
+    *(f"transformer_blocks.0.attn.{n}" for n in ("to_q", "to_k", "to_v", "to_out.0")),
+    "transformer_blocks.0.ff.net.0.proj",
+    "transformer_blocks.0.ff.net.2",
+]
+TEXT = [
+    *(f"transformer_blocks.0.attn.{n}" for n in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")),
+    "transformer_blocks.0.ff_context.net.0.proj",
+    "transformer_blocks.0.ff_context.net.2",
+]
+SINGLE = [
+    *(f"single_transformer_blocks.0.attn.{n}" for n in ("to_q", "to_k", "to_v")),
+    "single_transformer_blocks.0.proj_mlp",
+    "single_transformer_blocks.0.proj_out",
+]
+
+
+def target(denoiser: nn.Module, text_tokens: int | None = None) -> Target:
+    pipe = None if text_tokens is None else SimpleNamespace(tokenizer_max_length=text_tokens)
+    return Target(denoiser, FLUX, Clock(default_timetable(50, 1.0)), Journal(), lambda: 0, pipe)
+
+
+def run(denoiser: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return denoiser(**inputs(), return_dict=False)[0]
+
+
+def apply(denoiser: nn.Module, text_tokens: int | None = None, **options: Any) -> tuple[Installer, Applied]:
+    install = Installer()
+    return install, Quantize(**options).apply(target(denoiser, text_tokens), install)
+
+
+def test_exactly_the_large_linears_of_the_blocks_are_converted(denoiser: FluxTransformer2DModel) -> None:
+    _, applied = apply(denoiser)
+    converted = {name for name, module in denoiser.named_modules() if isinstance(module, Int8Linear)}
+    assert converted == {*DOUBLE, *SINGLE}
+    # In units of 128 x 128 and of 128: double block 4 x 1 and 2 x 4; single block 3 x 1, 4 and 5.
+    values, outputs = (4 + 8 + 3 + 4 + 5) * 128 * 128, (4 + 4 + 1 + 3 + 4 + 1) * 128
+    assert applied.report() == {"converted": 11, "linears": 28, "weight_bytes": values + 16 * outputs}
+    megabytes = f"{4 * values / 1e6:.2f} MB -> {(values + 16 * outputs) / 1e6:.2f} MB"
+    assert applied.summary == f"11 of 28 linears converted to int8 (weights {megabytes})"
+
+
+def test_reasons_to_keep_a_linear_are_told_apart(denoiser: FluxTransformer2DModel) -> None:
+    kept = {c.path: c.kept for c in choose_linears(denoiser, FLUX, 128, text_tokens=16)}
+    assert {kept[path] for path in TEXT} == {"no gain: 16 rows"}
+    for path in ("norm_out.linear", "proj_out", "x_embedder", "context_embedder", "transformer_blocks.0.norm1.linear"):
+        assert kept[path].startswith("error amplification")
+    assert [path for path, why in kept.items() if not why] == sorted([*DOUBLE, *SINGLE], key=list(kept).index)
+    narrow = {c.path: c.kept for c in choose_linears(denoiser, FLUX, 129, text_tokens=16)}
+    assert narrow[DOUBLE[0]] == "no gain: 128 x 128 is under 129 features"
+    odd = {c.path: c.kept for c in choose_linears(denoiser, FLUX, 128, multiple=96)}
+    assert odd[DOUBLE[0]] == "kernel legality: 128 x 128 is no multiple of 96"
+
+
+def test_a_long_text_stream_is_converted_too(denoiser: FluxTransformer2DModel) -> None:
+    _, applied = apply(denoiser, text_tokens=512)
+    assert set(applied.details["converted"]) == {*DOUBLE, *TEXT, *SINGLE}
+
+
+def test_linears_of_other_libraries_are_left_alone(denoiser: FluxTransformer2DModel) -> None:
+    class Foreign(nn.Linear):
+        pass
+
+    block = denoiser.transformer_blocks[0].attn
+    block.to_q = Foreign(128, 128)
+    choice = next(c for c in choose_linears(denoiser, FLUX, 128) if c.path == DOUBLE[0])
+    assert choice.kept == "kernel legality: not a plain linear but Foreign of Parameter"
+
+
+@pytest.mark.parametrize("backend", ["native", "torchao"])
+def test_output_changes_a_little_and_comes_back_bit_for_bit(denoiser: FluxTransformer2DModel, backend: str) -> None:
+    before, modules, state = run(denoiser), list(denoiser.modules()), denoiser.state_dict()
+    install, applied = apply(denoiser, backend=backend)
+    after = run(denoiser)
+    error = float((after - before).norm() / before.norm())
+    assert 1e-5 < error < 0.03, error
+    assert applied.details["backend"] == backend and len(applied.details["converted"]) == 11
+    install.rollback()
+    assert all(a is b for a, b in zip(denoiser.modules(), modules, strict=True))
+    assert list(denoiser.state_dict()) == list(state)
+    assert all(torch.equal(a, b) for a, b in zip(denoiser.state_dict().values(), state.values(), strict=True))
+    assert torch.equal(run(denoiser), before)
+
+
+def test_repeated_calls_and_batches_agree(denoiser: FluxTransformer2DModel) -> None:
+    """Shared rows do not leak from one call into the next: call B between two calls A, and a batch against its rows."""
+    apply(denoiser)
+    one = run(denoiser)
+    with torch.no_grad():
+        other = denoiser(**inputs(sigma=0.9, side=6, batch=2), return_dict=False)[0]
+        again = denoiser(**inputs(sigma=0.9, side=6, batch=2), return_dict=False)[0]
+    assert torch.equal(run(denoiser), one) and torch.equal(other, again)
+
+
+def test_an_exception_inside_a_block_leaves_nothing_behind(denoiser: FluxTransformer2DModel) -> None:
+    _, applied = apply(denoiser)
+    wanted = run(denoiser)
+    norm = denoiser.transformer_blocks[0].attn.norm_k
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("halfway")
+
+    handle = norm.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="halfway"):
+        run(denoiser)
+    handle.remove()
+    assert torch.equal(run(denoiser), wanted)
+    applied.reset()
+    assert torch.equal(run(denoiser), wanted)
+
+
+def test_nothing_to_convert_is_an_error_before_anything_changes(denoiser: FluxTransformer2DModel) -> None:
+    modules = list(denoiser.modules())
+    with pytest.raises(
+        StackError, match=r"0 of 28 linears can be converted to int8: .*no gain: 128 x 128 is under 256"
+    ):
+        apply(denoiser, min_features=256)
+    assert all(a is b for a, b in zip(denoiser.modules(), modules, strict=True))
+
+
+def test_weights_that_cannot_be_rounded_leave_the_model_as_it_was(denoiser: FluxTransformer2DModel) -> None:
+    denoiser.single_transformer_blocks[0].proj_out.weight.data[0, 0] = float("inf")
+    modules = list(denoiser.modules())
+    with pytest.raises(StackError, match="finite weights"):
+        apply(denoiser)
+    assert all(a is b for a, b in zip(denoiser.modules(), modules, strict=True))
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(StackError, match="unknown quantization scheme 'int3': expected one of int8"):
+        Quantize("int3")
+    with pytest.raises(
+        StackError, match="unknown quantization backend 'cutlass': expected one of auto, native, torchao"
+    ):
+        Quantize(backend="cutlass")
+
+
+def test_findings() -> None:
+    def fatal(facts: Facts, **options: Any) -> list[str]:
+        return [f.what for f in Quantize(**options).check(facts) if f.fatal]
+
+    assert Quantize().check(FACTS) == []
+    assert fatal(replace(FACTS, weight_bits=8)) == ["the model is already quantized to 8 bits"]
+    assert fatal(replace(FACTS, quantized_by="gguf", weight_bits=4)) == [
+        "the model is already quantized by gguf to 4 bits"
+    ]
+    assert fatal(FACTS, min_features=256) == [
+        "no linear would be converted: the model is 128 wide, min_features is 256"
+    ]
+    assert "no int8 kernel is known for mps" in fatal(replace(FACTS, machine=Machine("mps")))[0]
+    (note,) = Quantize().check(replace(FACTS, image_tokens=64))
+    assert note.note and not note.fatal and note.what.startswith("64 image tokens of width 128 are too few")
+
+
+def test_facts_after() -> None:
+    after = Quantize().facts_after(FACTS)
+    assert (after.weight_bits, after.activation_bits, after.quantized_by) == (8, 8, "native")
+    assert Quantize().facts_after(replace(FACTS, machine=Machine("cuda", "GPU"))).quantized_by == "torchao"
+    assert backend_for("torchao", "cpu") == "torchao"
+
+
+def test_describe_names_kernel_reason_and_rows() -> None:
+    text = "\n".join(Quantize().describe(FACTS))
+    for part in (
+        "attention and mlp linears of 2 blocks",
+        "backend native: the choice for cpu; oneDNN, AVX2 without VNNI: weights use 64 levels",
+        "error amplification",
+        "no gain: 16 rows",
+    ):
+        assert part in text
+    vnni = replace(FACTS, machine=Machine("cpu", "AVX512", vnni=True), text_tokens=512)
+    text = "\n".join(Quantize(backend="native").describe(vnni))
+    assert "asked for; oneDNN, AVX512 with VNNI" in text and "text stream's linears are converted too" in text
