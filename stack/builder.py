@@ -75,15 +75,17 @@ class Stack:
         self._base: Installer | None = None
         self._weights_version = 0
         self._lock = threading.RLock()
+        wiring = wiring_of(denoiser)
+        self._facts = facts_of(denoiser, wiring, self._pipe, steps)
         self._target = Target(
             denoiser=denoiser,
-            wiring=wiring_of(denoiser),
+            wiring=wiring,
+            facts=self._facts,
             clock=Clock(default_timetable(steps, shift)),
             journal=Journal(),
             weights_version=lambda: self._weights_version,
             pipe=self._pipe,
         )
-        self._facts = facts_of(denoiser, self._target.wiring, self._pipe, steps)
 
     # ---- building
 

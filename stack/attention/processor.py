@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor, _get_qkv_projections
+from torch import nn
 
 from .gate import MASKED, NO_TEXT_LENGTH, Policy, Tally
 from .kernels import sparse_attention
@@ -22,13 +23,14 @@ class TextLength:
 
     tokens: int | None = None
 
-    def recording(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """The denoiser's `forward`, noting the length of its `encoder_hidden_states`."""
-        arguments = signature(forward)
+    def recording(self, denoiser: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """`forward`, noting the length of its `encoder_hidden_states`."""
+        # The class's own signature: what is installed on the instance by now may take anything.
+        arguments = signature(type(denoiser).forward)
 
         @wraps(forward)
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            text = arguments.bind(*args, **kwargs).arguments.get("encoder_hidden_states")
+            text = arguments.bind(denoiser, *args, **kwargs).arguments.get("encoder_hidden_states")
             self.tokens = None if text is None else text.shape[1]
             return forward(*args, **kwargs)
 

@@ -19,8 +19,8 @@ from .timing import timed
 
 if TYPE_CHECKING:
     from ..builder import Stack
-    from ..report import Report
     from ..recipe import Recipe
+    from ..report import Report
 
 WARM_UP_STEPS = 2
 

@@ -41,6 +41,8 @@ def footnotes(record: Mapping[str, Any]) -> list[str]:
     ]
     if record["efficiency"] is not None:
         notes.append(f"efficiency {record['efficiency']:.2f}: speedup of all / product of the passes alone")
+    if record["base_mode"] != "eager" and record["efficiency_same_mode"] is not None:
+        notes.append(f"efficiency {record['efficiency_same_mode']:.2f} against the eager base: stacks run eager")
     if record["interaction_db"] is not None:
         notes.append(f"interaction {record['interaction_db']:+.1f} dB: PSNR lost beyond that of the worst pass alone")
     for row in visible(record):

@@ -45,7 +45,7 @@ class Target:
     """What passes act on.
 
     Attributes:
-        denoiser, wiring: the transformer and how it is wired.
+        denoiser, wiring, facts: the transformer, how it is wired, and what was true of it before any pass.
         clock: tells request, branch and step of the current call.
         journal: where passes note what a call turned out to be.
         weights_version: counts the changes to weights and precision, for stamps.
@@ -54,6 +54,7 @@ class Target:
 
     denoiser: nn.Module
     wiring: Wiring
+    facts: Facts
     clock: Clock
     journal: Journal
     weights_version: Callable[[], int]

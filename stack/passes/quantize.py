@@ -106,9 +106,8 @@ class Quantize:
         """
         device = next(target.denoiser.parameters()).device
         backend = backend_for(self.backend, device.type)
-        text_tokens = 0 if target.pipe is None else target.pipe.tokenizer_max_length
         multiple = 1 if backend == "native" and device.type == "cpu" else torchao.MULTIPLE
-        choices = choose_linears(target.denoiser, target.wiring, self.min_features, text_tokens, multiple)
+        choices = choose_linears(target.denoiser, target.wiring, self.min_features, target.facts.text_tokens, multiple)
         chosen = [c for c in choices if not c.kept]
         if not chosen:
             raise StackError(f"0 of {len(choices)} linears can be converted to int8: {_reasons(choices)}")

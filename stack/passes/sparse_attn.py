@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
@@ -13,7 +14,6 @@ from ..attention.maps import FINEST
 from ..errors import StackError
 from ..facts import Facts
 from ..install import Installer
-from ..models.facts import facts_of
 from .base import Applied, Finding, Target
 
 DENSE = "stays dense"
@@ -102,14 +102,13 @@ class SparseAttention:
         layers = _attention_layers(target)
         plain = [attention for attention in layers if _is_plain(attention)]
         if plain:
-            install.wrap_call(target.denoiser, "forward", text.recording)
+            install.wrap_call(target.denoiser, "forward", partial(text.recording, target.denoiser))
         for attention in plain:
             processor = BlockSparseProcessor(attention.processor, self.policy, tally, text)
             install.set_processor(attention, processor)
-        facts = facts_of(target.denoiser, target.wiring, target.pipe, len(target.clock.timetable.sigmas))
         return Applied(
             summary=f"{len(plain)} of {len(layers)} attention layers, keeps {100 * self.keep:g} %: "
-            + _shapes(self.policy, facts),
+            + _shapes(self.policy, target.facts),
             report=_reporter(tally, target),
             reset=tally.reset,
             details={"tally": tally},

@@ -35,7 +35,7 @@ def wrapped(model: FluxTransformer2DModel, clock: Clock, keep: float = 0.5) -> t
         block.attn.processor = BlockSparseProcessor(
             block.attn.processor, Policy(keep, block=64, even_if_slower=True), tally, text
         )
-    model.forward = text.recording(model.forward)
+    model.forward = text.recording(model, model.forward)
     return tally, text
 
 
@@ -117,12 +117,15 @@ def test_unknown_text_length_in_a_single_block_is_dense(clock: Clock) -> None:
     assert not torch.equal(out, expected)
 
 
-def test_text_length_is_read_from_positional_arguments_too() -> None:
-    text = TextLength()
-    forward = text.recording(lambda hidden_states, encoder_hidden_states=None: None)
-    forward(torch.zeros(1, 4, 2), torch.zeros(1, 7, 2))
-    assert text.tokens == 7
-    forward(torch.zeros(1, 4, 2))
+def test_text_length_is_read_through_any_wrapper_and_from_any_argument() -> None:
+    model, text, passed = tiny_denoiser(), TextLength(), []
+    forward = text.recording(model, lambda *args, **kwargs: passed.append((args, kwargs)))
+    latents, seven, five = torch.zeros(1, 4, 12), torch.zeros(1, 7, 64), torch.zeros(1, 5, 64)
+    forward(latents, seven)
+    assert text.tokens == 7 and len(passed[0][0]) == 2
+    forward(latents, encoder_hidden_states=five)
+    assert text.tokens == 5 and list(passed[1][1]) == ["encoder_hidden_states"]
+    forward(hidden_states=latents)
     assert text.tokens is None
 
 

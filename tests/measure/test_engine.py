@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stack.errors import StackError
-from stack.measure.base import choose_base, stand_in
+from stack.measure.base import Base, choose_base, stand_in
 from stack.measure.compare import captions, compare
 from stack.measure.engine import PipelineEngine
 from stack.measure.rows import controls_of, plan_rows
@@ -115,6 +115,11 @@ def test_the_faster_base_wins(slow: str) -> None:
     assert base.mode != slow
     assert base.denoiser.compiled == (base.mode == "compiled") and not model.compiled
     assert base.step_seconds[base.mode] < base.step_seconds[slow]
+
+
+def test_gain_is_measured_against_eager() -> None:
+    assert Base(Blocks(), "compiled", {"eager": 0.3, "compiled": 0.2}, []).gain == pytest.approx(1.5)
+    assert Base(Blocks(), "eager", {}, []).gain == 1.0
 
 
 def test_captions_start_alike_and_differ() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,8 +44,8 @@ SINGLE = [
 
 
 def target(denoiser: nn.Module, text_tokens: int | None = None) -> Target:
-    pipe = None if text_tokens is None else SimpleNamespace(tokenizer_max_length=text_tokens)
-    return Target(denoiser, FLUX, Clock(default_timetable(50, 1.0)), Journal(), lambda: 0, pipe)
+    facts = replace(FACTS, text_tokens=text_tokens or 0)
+    return Target(denoiser, FLUX, facts, Clock(default_timetable(50, 1.0)), Journal(), lambda: 0)
 
 
 def run(denoiser: nn.Module) -> torch.Tensor:

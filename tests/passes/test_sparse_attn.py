@@ -10,11 +10,13 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
+from stack import Stack
 from stack.attention.gate import FIRST, LAST
 from stack.clock import Clock, uniform
 from stack.errors import StackError
 from stack.facts import Facts, Machine
 from stack.install import Installer
+from stack.models.facts import facts_of
 from stack.models.wiring import FLUX
 from stack.passes.base import Applied, Target
 from stack.passes.sparse_attn import SparseAttention
@@ -31,7 +33,7 @@ SMALL = SparseAttention(0.5, block=64, even_if_slower=True)
 
 
 def target_of(model: FluxTransformer2DModel, steps: int = 10) -> Target:
-    return Target(model, FLUX, Clock(uniform(steps)), Journal(), lambda: 0)
+    return Target(model, FLUX, facts_of(model, FLUX, None, steps), Clock(uniform(steps)), Journal(), lambda: 0)
 
 
 def call(target: Target, sigma: float) -> torch.Tensor:
@@ -146,6 +148,18 @@ def test_dense_steps_are_bit_identical_and_sparse_ones_are_not() -> None:
     per_call = ((340 - 320) * 340 + 320 * (3 * 64 + 20)) / 340**2
     assert report["density"] == pytest.approx((16 * per_call + 4) / 20)
     assert target.journal.warnings == []
+
+
+@pytest.mark.parametrize("others", [(), ("quantize",)], ids=["alone", "over int8"])
+def test_in_a_stack_every_layer_is_sparse_between_the_ends(others: tuple[str, ...]) -> None:
+    stack = Stack(tiny_denoiser(), steps=10).add(SMALL)
+    if others:
+        stack.quantize("int8", min_features=64)
+    for sigma in uniform(10).sigmas:
+        stack(**inputs(sigma, SIDE))
+    figures = stack.report().passes["sparse_attn"]
+    assert figures["sparse_calls"] == 16 and figures["dense_calls"] == {FIRST: 2, LAST: 2}
+    assert stack.report().warnings == []
 
 
 def test_error_falls_as_more_is_kept() -> None:
