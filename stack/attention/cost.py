@@ -31,7 +31,9 @@ _CPU = Rate(1.4, 3e7, 0, "measured on 2 CPU cores")
 # published training-free sparse attention does not pay below about 8k tokens.
 _CUDA = Rate(1.5, 0.0, 8192, "published figures, not measured here")
 _RATES = {"cpu": _CPU, "cuda": _CUDA}
-MARGIN = 1.1  # a predicted gain below 10 % is within the error of the prediction
+# Dropping blocks always costs some of the picture, and the pooled remainder some time that the constants above do not
+# hold; attention is about a third of a denoiser, so that 1.25x here is 1.07x there. Less is not worth it.
+MARGIN = 1.25
 
 
 def predicted_speedup(grid: Grid, keep: float, heads: int, head_dim: int, device: str) -> float:
@@ -62,4 +64,4 @@ def worth_it(
         return False, f"{image} image tokens make {grid.blocks} blocks of {grid.key}, none of which would be dropped"
     gain, density = predicted_speedup(grid, keep, heads, head_dim, device), grid.density(keep)
     figures = f"density {density:.2f} at {grid.tokens} tokens runs at {gain:.2f}x of dense attention ({rate.source})"
-    return gain >= MARGIN, figures
+    return gain >= MARGIN, figures if gain >= MARGIN else f"{figures}; under {MARGIN}x it is not worth its error"

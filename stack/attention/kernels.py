@@ -7,13 +7,20 @@ import torch.nn.functional as F
 
 from .flex import flex_sparse
 from .maps import Grid, block_map
+from .remainder import add_remainder
 
 
 def sparse_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, keep: float) -> torch.Tensor:
-    """Make the map and attend by it: FlexAttention on CUDA, gathered keys elsewhere. (B, S, H, D) in and out."""
+    """Make the map and attend by it. (B, S, H, D) in and out.
+
+    CUDA: FlexAttention. Elsewhere: gathered keys, and the pooled remainder of the dropped blocks.
+    """
     indices = block_map(q, k, grid, keep)
-    kernel = flex_sparse if q.device.type == "cuda" else gather_attention
-    return kernel(q, k, v, indices, grid)
+    if q.device.type == "cuda":
+        return flex_sparse(q, k, v, indices, grid)
+    lse = q.new_empty(q.shape[0], q.shape[2], grid.end - grid.text, dtype=torch.float32)
+    out = gather_attention(q, k, v, indices, grid, lse)
+    return add_remainder(out, lse, q, k, v, indices, grid)
 
 
 def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -22,13 +29,19 @@ def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def gather_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, indices: torch.Tensor, grid: Grid
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    indices: torch.Tensor,
+    grid: Grid,
+    lse: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Block-sparse attention, one query block after the other: gather its keys and values, attend to them alone.
 
     Args:
         q, k, v: (B, S, H, D).
         indices: (B, H, rows, kept) from `block_map`.
+        lse: (B, H, queries in blocks) float32; filled with the log-sum-exp of the scores each of them computed.
 
     Returns:
         (B, S, H, D).
@@ -43,11 +56,23 @@ def gather_attention(
         start = grid.text + i * grid.group * grid.key
         stop = min(start + grid.group * grid.key, grid.end)
         query = q[:, start:stop].transpose(1, 2)
-        out[:, start:stop] = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2)
+        part, mass = _attend(query, keys, values)
+        out[:, start:stop] = part.transpose(1, 2)
+        if lse is not None:
+            lse[:, :, start - grid.text : stop - grid.text] = mass
     if grid.rest:
         outside = dense(torch.cat([q[:, : grid.text], q[:, grid.end :]], 1), k, v)
         out[:, : grid.text], out[:, grid.end :] = outside[:, : grid.text], outside[:, grid.text :]
     return out
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of (B, H, N, D) tensors and the log-sum-exp (B, H, N) of its scores."""
+    if q.device.type == "cpu" and not q.requires_grad:
+        # The kernel behind scaled_dot_product_attention, called by its own name: the public one keeps this to itself.
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    scores = (q @ k.mT).float() / q.shape[-1] ** 0.5
+    return F.scaled_dot_product_attention(q, k, v), scores.logsumexp(-1)
 
 
 class _Rows:

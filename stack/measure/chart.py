@@ -77,6 +77,8 @@ def _label(axes: Any, rows: Sequence[Mapping[str, Any]], points: Sequence[tuple[
     taken: list[Box] = [(x - 9, y - 9, x + 9, y + 9) for x, y in spots]
     extent = axes.get_window_extent(renderer)
     frame = (extent.x0, extent.y0 - 30, extent.x1, extent.y1 + 20)
+    base = axes.transData.transform((1.0, 0.0))[0]
+    taken.append((base - 3, extent.y0, base + 3, extent.y1))
     for row, (x, y) in zip(rows, spots, strict=True):
         whole = row["group"] == "all"
         name = f"{row['name']} (identical)" if row["psnr_db"] >= CAP_DB else row["name"]

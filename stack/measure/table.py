@@ -48,7 +48,28 @@ def footnotes(record: Mapping[str, Any]) -> list[str]:
     for row in visible(record):
         if row["psnr_vs_uncached_db"] is not None and row["name"] == ALL and len(row["passes"]) > 1:
             notes.append(f"all against all-cache: {decibels(row['psnr_vs_uncached_db'])} dB, the cache's own error")
-    return notes + warnings(record)
+    return notes + verdicts(record) + warnings(record)
+
+
+def verdicts(record: Mapping[str, Any]) -> list[str]:
+    """Each whole stack beside its better control: what it wins or loses against simply taking fewer steps."""
+    told = []
+    for row in visible(record):
+        rivals = [
+            r for r in visible(record) if r["role"] == "control" and r["recipe"] == row["recipe"] and r["speedup"]
+        ]
+        if row["group"] != "all" or row["psnr_db"] is None or not rivals:
+            continue
+        best = max(rivals, key=lambda rival: rival["psnr_db"])
+        margin = row["psnr_db"] - best["psnr_db"]
+        side = "above" if margin >= 0 else "BELOW"
+        rival = f"its better control, {best['name']}"
+        told.append(f"{row['name']} is {abs(margin):.1f} dB {side} {rival}: {_point(row)}, {_point(best)}")
+    return told
+
+
+def _point(row: Mapping[str, Any]) -> str:
+    return f"{decibels(row['psnr_db'])} dB at {times(row['speedup'])}"
 
 
 def warnings(record: Mapping[str, Any]) -> list[str]:

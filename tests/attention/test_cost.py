@@ -29,12 +29,12 @@ MEASURED = {
 
 @pytest.mark.parametrize(("image", "heads"), MEASURED)
 def test_decides_as_the_measurements_do(image: int, heads: int) -> None:
-    """Sparse where it gained 15 % or more, dense where it gained nothing; in between either is right."""
+    """Sparse where it gained 45 % or more, dense where it gained nothing; in between either is right."""
     for keep, measured in zip(KEEPS, MEASURED[image, heads], strict=True):
         predicted = predicted_speedup(cut(image, 16, None, "cpu"), keep, heads, 64, "cpu")
         assert predicted == pytest.approx(measured, rel=0.35 if measured > 1.5 else 0.17)
-        if not 1.0 < measured < 1.15:
-            assert verdict(image, keep, heads)[0] is (measured >= 1.15)
+        if not 1.0 < measured < 1.45:
+            assert verdict(image, keep, heads)[0] is (measured >= 1.45)
 
 
 @pytest.mark.parametrize("image", [256, 1024, 4096, 65536])
@@ -57,8 +57,10 @@ def test_gain_grows_with_length_and_with_what_is_dropped() -> None:
 
 
 def test_reasons_carry_figures() -> None:
-    good, why = verdict(1024, 0.5)
-    assert good and "density 0.52 at 1040 tokens" in why and "measured on 2 CPU cores" in why
+    good, why = verdict(1024, 0.35)
+    assert good and "density 0.39 at 1040 tokens" in why and "measured on 2 CPU cores" in why
+    good, why = verdict(1024, 0.5, heads=3)
+    assert not good and "under 1.25x it is not worth its error" in why
     assert verdict(keep=1.0) == (False, "keep 1 keeps every block")
     good, why = verdict(4096, 0.25, device="cuda")
     assert not good and "4112 tokens" in why and "8192" in why

@@ -16,7 +16,7 @@ from stack.measure.files import save_outcome
 from stack.measure.grid import CELL, GAP, HEAD, LABEL, MARGIN, draw_grid, grid_size, to_image
 from stack.measure.html import strip
 from stack.measure.style import STEPS
-from stack.measure.table import footnotes, print_table
+from stack.measure.table import footnotes, print_table, verdicts
 
 
 def outcome_of(comparison: Any, engine: Any = None) -> Outcome:
@@ -90,6 +90,20 @@ def test_footnotes_say_how_the_passes_go_together(comparison: Any) -> None:
     assert "efficiency 0.80: speedup of all / product of the passes alone" in notes
     assert any(note.startswith("interaction +8.0 dB") for note in notes)
     assert any(note.startswith("warning, all-quantize: identical to base") for note in notes)
+
+
+def test_the_verdict_names_the_better_control() -> None:
+    def row(name: str, group: str, psnr: float, speedup: float) -> dict[str, Any]:
+        role = "control" if group == "control" else "stack"
+        point = {"psnr_db": psnr, "speedup": speedup}
+        return {"name": name, "group": group, "role": role, "recipe": "r", "same_as": None, **point}
+
+    controls = [row("fewer-steps", "control", 30.0, 4.1), row("fewer-steps-multistep", "control", 36.0, 4.0)]
+    (lost,) = verdicts({"rows": [row("all", "all", 33.5, 4.05), row("cache", "alone", 20.0, 4.0), *controls]})
+    assert lost == ("all is 2.5 dB BELOW its better control, fewer-steps-multistep: 33.5 dB at 4.05x, 36.0 dB at 4.00x")
+    (won,) = verdicts({"rows": [row("all", "all", 40.0, 4.05), *controls]})
+    assert won.startswith("all is 4.0 dB above its better control, fewer-steps-multistep")
+    assert verdicts({"rows": [row("all", "all", 40.0, 4.05)]}) == []
 
 
 def test_strip_draws_one_box_per_step() -> None:

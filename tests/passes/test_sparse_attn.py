@@ -27,7 +27,7 @@ from ..conftest import inputs, tiny_denoiser
 SIDE = 18
 FACTS = Facts(
     family="flux", machine=Machine("cpu"), dtype="float32", blocks=6, width=192, heads=3, head_dim=64,
-    image_tokens=1024, text_tokens=16, steps=50,
+    image_tokens=4096, text_tokens=16, steps=50,
 )  # fmt: skip
 SMALL = SparseAttention(0.5, block=64, even_if_slower=True)
 
@@ -84,7 +84,7 @@ def test_nothing_speaks_against_a_long_sequence() -> None:
         (SparseAttention(0.5), {"image_tokens": 256}, "none of which would be dropped"),
         (SparseAttention(0.5), {"image_tokens": 576}, "592 tokens runs at 0"),
         (SparseAttention(0.75), {"image_tokens": 4096}, "density 0.75"),
-        (SparseAttention(0.5), {"machine": Machine("cuda")}, "1040 tokens, pays from 8192"),
+        (SparseAttention(0.5), {"machine": Machine("cuda")}, "4112 tokens, pays from 8192"),
         (SparseAttention(1.0), {}, "keep 1 keeps every block"),
         (SparseAttention(0.5), {"steps": 2}, "first 1 and last 1 are dense"),
         (SparseAttention(0.5), {"family": "other"}, "only flux attention is wired"),
@@ -111,14 +111,14 @@ def test_description_has_the_figures() -> None:
     lines = SparseAttention(0.5).describe(FACTS)
     assert "keeps 50 %" in lines[0]
     assert "44 of 50 steps sparse: the first 5 and the last 1" in lines[1]
-    assert lines[2] == "4 query blocks of 256 by 16 key blocks of 64: density 0.52 on sparse steps"
-    assert "stays dense: density 0.76" in SparseAttention(0.75).describe(FACTS)[2]
+    assert lines[2] == "16 query blocks of 256 by 64 key blocks of 64: density 0.50 on sparse steps"
+    assert "stays dense: density 0.75" in SparseAttention(0.75).describe(FACTS)[2]
 
 
 def test_density_is_the_mean_over_steps() -> None:
     after = SparseAttention(0.5).facts_after(FACTS)
-    # 16 text queries see all 1,040 keys, 1,024 image queries see 8 of 16 blocks and the text.
-    sparse = (16 * 1040 + 1024 * (512 + 16)) / 1040**2
+    # 16 text queries see all 4,112 keys, 4,096 image queries see 32 of 64 blocks and the text.
+    sparse = (16 * 4112 + 4096 * (2048 + 16)) / 4112**2
     assert after.attention_density == pytest.approx((44 * sparse + 6) / 50)
     assert replace(after, attention_density=1.0) == FACTS
     assert SparseAttention(0.75).facts_after(FACTS).attention_density == 1.0

@@ -10,6 +10,7 @@ from stack.errors import StackError
 from stack.facts import machine_of
 from stack.quant.kernels import Kernel, kernel_for
 from stack.quant.native import Int8Linear, convert_group
+from stack.quant.rows import quantize_rows
 
 HERE = kernel_for(machine_of(torch.device("cpu")))
 KERNELS = [HERE, Kernel("int_mm", 127, "portable")]
@@ -43,6 +44,7 @@ def test_a_row_of_zeros_gives_exactly_the_bias(kernel: Kernel) -> None:
     x[2] = 0
     converted = Int8Linear(linear, kernel)
     assert torch.equal(converted(x)[2], linear.bias)
+    assert float(quantize_rows(x).step[2]) == 0 < float(quantize_rows(x).step[1])
     bare = Int8Linear(nn.Linear(96, 40, bias=False), kernel)
     assert float(bare(x)[2].abs().max()) == 0
 
