@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -25,6 +26,7 @@ def follow(target: Target, install: Installer) -> None:
 def _forward(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(inner)
 
+    @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
         tokens = given["hidden_states"]

@@ -62,7 +62,7 @@ STAGES = (
     Stage(size=16, batch=32, samples=36_000, lr=1e-3),
     Stage(size=32, batch=8, samples=12_700, lr=7e-4),
     Stage(size=64, batch=8, samples=6_000, lr=6e-4, crop=32),
-    Stage(size=64, batch=4, samples=1_600, lr=4e-4),
+    Stage(size=64, batch=4, samples=1_200, lr=4e-4),
 )
 
 
