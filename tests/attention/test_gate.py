@@ -28,7 +28,7 @@ def test_the_count_of_sparse_steps_is_what_will_happen(steps: int) -> None:
 
 
 def test_shapes_that_do_not_pay_stay_dense_unless_told() -> None:
-    assert Policy(0.5).dense_shape(1024, 16, 3, 64, "cpu") == ""
+    assert Policy(0.5).dense_shape(4096, 16, 3, 64, "cpu") == ""
     assert "density" in Policy(0.75).dense_shape(1024, 16, 3, 64, "cpu")
     assert Policy(0.75, even_if_slower=True).dense_shape(1024, 16, 3, 64, "cpu") == ""
 
