@@ -14,7 +14,7 @@ from ..reference.scenes import parse, sample
 from .engine import PipelineEngine
 from .loop import Measurement, Progress, measure
 from .record import Accuracy, Header, build_record
-from .rows import BASE, BASE_EAGER, Measured, Row, plan_rows
+from .rows import BASE, BASE_EAGER, Measured, Row, plan_rows, share
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -75,11 +75,12 @@ def compare(
     texts = captions(prompts, seed)
     rows = plan_rows({name: tuple(recipe.stages) for name, recipe in by_name.items()}, steps)
     engine = PipelineEngine(pipe, by_name, steps)
-    engine.check(rows)
+    rows = share(rows, engine.effective)
     plans = {name: engine.explain(name) for name in by_name}
     reader, notes = _reader(model, texts)
+    own = sum(not row.same_as for row in rows)
     doing = "compiling its blocks and timing them" if compile_base else "first steps"
-    tell(Progress(0, len(rows) * prompts, f"base: {doing}", None))
+    tell(Progress(0, own * prompts, f"base: {doing}", None))
     try:
         engine.prepare(texts[0], compile_base)
     except KeyboardInterrupt:
@@ -89,6 +90,8 @@ def compare(
     measurement.warnings += engine.base.warnings + notes
     if not engine.multistep:
         measurement.warnings.append("no second-order control: it needs a flow-matching Euler scheduler")
+    for m in measurement.rows.values():
+        m.warnings += engine.repairs(m.row) if m.row.same_as and m.row.passes else []
     header = Header(
         model, engine.device.type, str(pipe.transformer.dtype).removeprefix("torch."), tuple(texts), steps, seed,
         tuple(by_name),

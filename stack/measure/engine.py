@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from .timing import timed
 
 if TYPE_CHECKING:
     from ..builder import Stack
+    from ..passes.base import Pass
     from ..recipe import Recipe
     from ..report import Report
 
@@ -67,15 +68,17 @@ class PipelineEngine:
     def multistep(self) -> bool:
         return self._solver is not None
 
-    def check(self, rows: Sequence[Row]) -> None:
-        """Plan every stack.
+    def effective(self, row: Row) -> tuple[Pass, ...]:
+        """The passes that a row will really run, once its plan is repaired.
 
         Raises:
-            StackError: one of them cannot work on this model.
+            StackError: its passes cannot work on this model.
         """
-        for row in rows:
-            if row.role == "stack" and row.passes:
-                _ = self._stack(row).plan
+        return self._stack(row).plan.passes() if row.passes else ()
+
+    def repairs(self, row: Row) -> list[str]:
+        """What the plan changed about a row."""
+        return [f"{f.stage}: {f.what}; {f.repair}" for f in self._stack(row).plan.findings if f.repair]
 
     def prepare(self, prompt: str, compile_base: bool = True) -> None:
         """Count the work of one denoiser call, and choose the base: eager, or compiled if that is faster."""

@@ -67,7 +67,9 @@ def build_record(
                 **rows[m.row.same_as],
                 "name": name,
                 "passes": list(m.row.passes),
+                "role": m.row.role,
                 "group": m.row.group,
+                "warnings": m.warnings or rows[m.row.same_as]["warnings"],
                 "same_as": m.row.same_as,
             }
     ordered = [rows[name] for name in measurement.rows if name in rows]

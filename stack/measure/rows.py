@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -23,7 +23,7 @@ class Row:
         recipe: the recipe its passes come from; for a control, the one whose time it may use.
         passes: stages that are on, in running order.
         steps: denoiser steps asked for. (A distilled adapter may bring its own.)
-        same_as: name of the row with the same passes, whose measurement this one shares.
+        same_as: name of the row that runs the same thing, whose measurement this one shares; set by `share`.
     """
 
     name: str
@@ -75,9 +75,8 @@ class Measured:
 def plan_rows(recipes: Mapping[str, Sequence[str]], steps: int) -> list[Row]:
     """The rows, in the order they are shown; controls follow once the time of their stack is known.
 
-    One recipe: `base`, each pass alone, `all`, `all` without each pass. Two rows with the same passes (with one or two
-    stages there are some) are measured once; the second says so in `same_as`. Several recipes: `base` and each whole
-    recipe under its own name.
+    One recipe: `base`, each pass alone, `all`, `all` without each pass. Several recipes: `base` and each whole recipe
+    under its own name.
 
     Args:
         recipes: recipe name to its stages, in running order.
@@ -96,11 +95,29 @@ def plan_rows(recipes: Mapping[str, Sequence[str]], steps: int) -> list[Row]:
     whole = (ALL, "all", every)
     alone = [(stage, "alone", (stage,)) for stage in every]
     without = [(f"{ALL}-{stage}", "left out", tuple(s for s in every if s != stage)) for stage in every]
-    rows = [base]
-    for name, group, passes in [whole, *alone, *without] if len(every) == 1 else [*alone, whole, *without]:
-        twin = next((row.name for row in rows if row.passes == passes), "")
-        rows.append(Row(name, "stack", group, recipe, passes, steps, same_as=twin))
-    return rows
+    named = [*alone, whole, *without]
+    return [base, *(Row(name, "stack", group, recipe, passes, steps) for name, group, passes in named)]
+
+
+def share(rows: Sequence[Row], effective: Callable[[Row], object]) -> list[Row]:
+    """Rows that would run the same thing are measured once: all but one say in `same_as` which.
+
+    With one or two stages there are some by nature; more where the plan drops a pass that cannot help on this machine.
+    The base and the whole stacks are always measured themselves.
+
+    Args:
+        effective: what a row will really run; compared by ==.
+    """
+    own = [row for row in rows if row.group in ("base", "all")]
+    shared = {}
+    for row in rows:
+        if row not in own:
+            twin = next((other for other in own if effective(other) == effective(row)), None)
+            if twin is None:
+                own.append(row)
+            else:
+                shared[row.name] = replace(row, same_as=twin.name)
+    return [shared.get(row.name, row) for row in rows]
 
 
 def whole_stacks(rows: Sequence[Row]) -> list[Row]:
@@ -126,5 +143,6 @@ def uncached_partner(row: Row, rows: Sequence[Row]) -> Row | None:
     if "cache" not in row.passes:
         return None
     rest = tuple(stage for stage in row.passes if stage != "cache")
+    named = {r.name: r for r in rows}
     fitting = [r for r in rows if r.role != "control" and r.passes == rest and r.recipe in ("", row.recipe)]
-    return next((r for r in fitting if not r.same_as), None)
+    return named.get(fitting[0].same_as, fitting[0]) if fitting else None

@@ -12,7 +12,7 @@ import torch
 from stack.measure.flops import Work
 from stack.measure.loop import Measurement, measure
 from stack.measure.record import Header, build_record
-from stack.measure.rows import Generation, Row, plan_rows
+from stack.measure.rows import Generation, Row, plan_rows, share
 
 STEPS = 50
 STAGES = ("quantize", "sparse_attn", "cache")
@@ -68,9 +68,13 @@ def make_engine() -> type[FakeEngine]:
 def comparison() -> Make:
     """Runs the loop on a fake engine; gives the measurement and the record."""
 
-    def make(engine: FakeEngine | None = None, recipes: dict[str, tuple[str, ...]] | None = None) -> Any:
+    def make(
+        engine: FakeEngine | None = None,
+        recipes: dict[str, tuple[str, ...]] | None = None,
+        effective: Callable[[Row], object] = lambda row: row.passes,
+    ) -> Any:
         recipes = recipes or {"balanced": STAGES}
-        measurement = measure(engine or FakeEngine(), plan_rows(recipes, STEPS), PROMPTS, seed=0)
+        measurement = measure(engine or FakeEngine(), share(plan_rows(recipes, STEPS), effective), PROMPTS, seed=0)
         header = Header("shapes-flux", "cpu", "float32", PROMPTS, STEPS, 0, tuple(recipes))
         record = build_record(header, measurement, Work(800, 200, 0), lambda pictures: 0.75)
         record["base_mode"] = "eager"

@@ -15,8 +15,8 @@ from stack.recipe import Recipe
 
 PROMPT, STEPS = "a red ring left of a blue star", 14
 CACHED = Recipe("cached", "", "shapes-flux", STEPS, {"cache": {"interval": 4, "warmup": 2}})
-ROWS = plan_rows({"cached": ("cache",)}, STEPS)
-BASE, ALL = ROWS[0], ROWS[1]
+ROWS = {row.name: row for row in plan_rows({"cached": ("cache",)}, STEPS)}
+BASE, ALL = ROWS["base"], ROWS["all"]
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_captions_start_alike_and_differ() -> None:
 def test_a_whole_comparison(pipe: Any) -> None:
     outcome = compare(pipe, [CACHED], "my-model", prompts=2, steps=STEPS, compile_base=False)
     rows = {row["name"]: row for row in outcome.record["rows"]}
-    assert list(rows) == ["base", "all", "cache", "all-cache", "fewer-steps", "fewer-steps-multistep"]
+    assert list(rows) == ["base", "cache", "all", "all-cache", "fewer-steps", "fewer-steps-multistep"]
     assert rows["base"]["speedup"] == 1.0 and rows["base"]["psnr_db"] == 99.0
     assert 10 < rows["all"]["psnr_db"] < 99 and rows["all"]["full_steps"] == 5
     assert rows["all"]["psnr_vs_uncached_db"] == rows["all"]["psnr_db"]
@@ -142,6 +142,17 @@ def test_a_whole_comparison(pipe: Any) -> None:
     assert outcome.record["interaction_db"] == 0.0
     assert "svd" in outcome.plans["cached"]
     assert outcome.pictures["all"].shape == (2, 3, 16, 16)
+
+
+def test_a_pass_without_use_says_so_and_takes_no_time(pipe: Any) -> None:
+    idle = Recipe("idle", "", "shapes-flux", STEPS, {"sparse_attn": {"keep": 1.0}, "cache": {"interval": 4}})
+    outcome = compare(pipe, [idle], "my-model", prompts=1, steps=STEPS, compile_base=False)
+    rows = {row["name"]: row for row in outcome.record["rows"]}
+    assert {name: row["same_as"] for name, row in rows.items() if row["same_as"]} == {
+        "sparse_attn": "base", "cache": "all", "all-sparse_attn": "all", "all-cache": "base",
+    }  # fmt: skip
+    assert any("keep 1" in text or "0 blocks" in text for text in rows["sparse_attn"]["warnings"])
+    assert rows["cache"]["warnings"] == rows["all"]["warnings"]
 
 
 @pytest.mark.parametrize(("prompts", "steps"), [(0, 50), (3, 1), (3, 0)])

@@ -11,6 +11,7 @@ from stack.measure.flops import Work
 from stack.measure.loop import measure
 from stack.measure.record import KEYS, ROW_KEYS, Header, build_record, decibels, save_json, visible
 from stack.measure.rows import Row, plan_rows
+from stack.measure.table import footnotes
 
 
 def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -80,6 +81,16 @@ def test_rows_with_the_same_passes_share_a_measurement(comparison: Any) -> None:
     assert [row["name"] for row in visible(record)] == [
         "base", "quantize", "cache", "all", "fewer-steps", "fewer-steps-multistep",
     ]  # fmt: skip
+
+
+def test_a_dropped_pass_has_the_figures_of_what_ran_instead(comparison: Any) -> None:
+    _, record = comparison(effective=lambda row: tuple(p for p in row.passes if p != "sparse_attn"))
+    rows = rows_of(record)
+    assert (rows["sparse_attn"]["same_as"], rows["sparse_attn"]["speedup"]) == ("base", 1.0)
+    assert rows["sparse_attn"]["role"] == "stack" and rows["sparse_attn"]["passes"] == ["sparse_attn"]
+    assert record["efficiency"] == pytest.approx(10 / (1.25 * 1.0 * 5))
+    assert any("sparse_attn = base, all-quantize = cache" in note for note in footnotes(record))
+    assert rows["all"]["psnr_vs_uncached_db"] == pytest.approx(-20 * math.log10(0.04), abs=1e-2)  # against quantize
 
 
 def test_several_recipes_have_no_efficiency(comparison: Any) -> None:

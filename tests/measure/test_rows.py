@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stack.errors import StackError
-from stack.measure.rows import controls_of, is_multistep, plan_rows, uncached_partner, whole_stacks
+from stack.measure.rows import controls_of, is_multistep, plan_rows, share, uncached_partner, whole_stacks
 
 THREE = {"balanced": ("quantize", "sparse_attn", "cache")}
 
@@ -14,16 +14,28 @@ def test_one_recipe_is_taken_apart() -> None:
         "base", "quantize", "sparse_attn", "cache", "all", "all-quantize", "all-sparse_attn", "all-cache",
     ]  # fmt: skip
     assert {row.name: row.passes for row in rows}["all-sparse_attn"] == ("quantize", "cache")
-    assert not any(row.same_as for row in rows)
+
+
+def shared(stages: tuple[str, ...], dropped: str = "") -> dict[str, str]:
+    rows = share(plan_rows({"r": stages}, 50), lambda row: tuple(p for p in row.passes if p != dropped))
+    return {row.name: row.same_as for row in rows}
 
 
 def test_rows_with_the_same_passes_are_measured_once() -> None:
-    assert {row.name: row.same_as for row in plan_rows({"r": ("quantize", "cache")}, 50)} == {
+    assert shared(("quantize", "cache")) == {
         "base": "", "quantize": "", "cache": "", "all": "", "all-quantize": "cache", "all-cache": "quantize",
     }  # fmt: skip
-    assert {row.name: row.same_as for row in plan_rows({"r": ("cache",)}, 50)} == {
-        "base": "", "all": "", "cache": "all", "all-cache": "base",
+    assert shared(("cache",)) == {"base": "", "cache": "all", "all": "", "all-cache": "base"}
+    assert not any(shared(("quantize", "sparse_attn", "cache")).values())
+
+
+def test_a_pass_that_the_plan_drops_is_not_measured() -> None:
+    assert shared(("quantize", "sparse_attn", "cache"), dropped="sparse_attn") == {
+        "base": "", "quantize": "", "sparse_attn": "base", "cache": "", "all": "", "all-quantize": "cache",
+        "all-sparse_attn": "all", "all-cache": "quantize",
     }  # fmt: skip
+    # A whole stack is measured even where nothing of it is left.
+    assert shared(("cache",), dropped="cache") == {"base": "", "cache": "base", "all": "", "all-cache": "base"}
 
 
 def test_several_recipes_are_compared_as_wholes() -> None:
@@ -59,3 +71,10 @@ def test_the_cache_is_measured_against_the_same_passes_without_it() -> None:
         "base": None, "quantize": None, "sparse_attn": None, "cache": "base", "all": "all-cache",
         "all-quantize": "sparse_attn", "all-sparse_attn": "quantize", "all-cache": None,
     }  # fmt: skip
+
+
+def test_the_partner_of_a_cache_may_be_measured_under_another_name() -> None:
+    rows = share(plan_rows(THREE, 50), lambda row: tuple(p for p in row.passes if p != "sparse_attn"))
+    partners = {row.name: uncached_partner(row, rows) for row in rows}
+    assert partners["all"] == rows[1] and rows[1].name == "quantize"
+    assert partners["all-quantize"] == rows[0]
