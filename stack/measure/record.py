@@ -69,7 +69,7 @@ def build_record(
                 "passes": list(m.row.passes),
                 "role": m.row.role,
                 "group": m.row.group,
-                "warnings": m.warnings or rows[m.row.same_as]["warnings"],
+                "warnings": m.warnings,  # what was measured is told where it was measured
                 "same_as": m.row.same_as,
             }
     ordered = [rows[name] for name in measurement.rows if name in rows]
