@@ -37,10 +37,10 @@ def test_everything_is_written(comparison: Any, tmp_path: Path) -> None:
 
 def test_grid_holds_the_right_picture_in_the_right_place(comparison: Any) -> None:
     outcome = outcome_of(comparison)
-    outcome.pictures["quantize"][1] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+    outcome.pictures["quantize"][2] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
     sheet = draw_grid(outcome.record, outcome.pictures)
     assert sheet.size == (2 * MARGIN + LABEL + 3 * CELL + 2 * GAP, 2 * MARGIN + HEAD + 10 * CELL + 9 * GAP)
-    x, y = MARGIN + LABEL + (CELL + GAP) + CELL // 2, MARGIN + HEAD + (CELL + GAP) + CELL // 2
+    x, y = MARGIN + LABEL + 2 * (CELL + GAP) + CELL // 2, MARGIN + HEAD + (CELL + GAP) + CELL // 2
     assert sheet.getpixel((x, y)) == (255, 0, 0)
     assert sheet.getpixel((x, y - CELL - GAP)) != (255, 0, 0)
 
