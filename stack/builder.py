@@ -23,6 +23,7 @@ from .models.schedule import default_timetable
 from .models.wiring import wiring_of
 from .passes.base import ORDER, Applied, Pass, Target
 from .passes.cache import Cache
+from .passes.compile import Compile
 from .passes.distill import Distill
 from .passes.quantize import Quantize
 from .passes.sparse_attn import SparseAttention
@@ -100,6 +101,10 @@ class Stack:
     def sparse_attn(self, keep: float = 0.5, **options: Any) -> Stack:
         """Add block-sparse attention; see `stack.passes.sparse_attn.SparseAttention`."""
         return self.add(SparseAttention(keep, **options))
+
+    def compile(self, mode: str = "default") -> Stack:
+        """Compile the blocks as the other passes leave them; see `stack.passes.compile.Compile`."""
+        return self.add(Compile(mode))
 
     def cache(self, method: str = "svd", **options: Any) -> Stack:
         """Add a feature cache; see `stack.passes.cache.Cache`."""

@@ -14,11 +14,12 @@ from .builder import Stack
 from .errors import StackError, choose
 from .passes.base import ORDER, Pass
 from .passes.cache import Cache
+from .passes.compile import Compile
 from .passes.distill import Distill
 from .passes.quantize import Quantize
 from .passes.sparse_attn import SparseAttention
 
-PASSES: dict[str, type[Any]] = {p.stage: p for p in (Distill, Quantize, SparseAttention, Cache)}
+PASSES: dict[str, type[Any]] = {p.stage: p for p in (Distill, Quantize, SparseAttention, Compile, Cache)}
 
 
 @dataclass(frozen=True)

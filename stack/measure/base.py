@@ -31,11 +31,6 @@ class Base:
     step_seconds: dict[str, float]
     warnings: list[str]
 
-    @property
-    def gain(self) -> float:
-        """How many times faster than eager it is; 1 where it is eager."""
-        return self.step_seconds["eager"] / self.step_seconds[self.mode] if self.mode != "eager" else 1.0
-
 
 def stand_in(denoiser: nn.Module) -> Any:
     """New modules around the same weights: what happens to the modules of one does not happen to the other, and a

@@ -96,7 +96,7 @@ def compare(
         model, engine.device.type, str(pipe.transformer.dtype).removeprefix("torch."), tuple(texts), steps, seed,
         tuple(by_name),
     )  # fmt: skip
-    record = build_record(header, measurement, engine.work, reader, engine.base.gain)
+    record = build_record(header, measurement, engine.work, reader)
     record["base_mode"] = engine.base.mode
     record["base_step_seconds"] = engine.base.step_seconds
     pictures = {name: m.pictures for name, m in measurement.rows.items() if m.generations and name != BASE_EAGER}

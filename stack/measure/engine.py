@@ -10,6 +10,7 @@ from torch import nn
 
 from ..install import Installer
 from ..models.wiring import wiring_of
+from ..passes.compile import Compile
 from .base import Base, choose_base
 from .flops import Work, counting
 from .memory import PeakMemory
@@ -47,7 +48,7 @@ class PipelineEngine:
     """The real engine.
 
     Stacks are applied before and undone after every picture, outside the timed part, so that no row runs on what
-    another one left, and only one model is held.
+    another one left, and only one model is held. Where the base is compiled so are the stacks: like with like.
 
     Attributes:
         base: what the base runs on; set by `prepare`.
@@ -74,7 +75,7 @@ class PipelineEngine:
         Raises:
             StackError: its passes cannot work on this model.
         """
-        return self._stack(row).plan.passes() if row.passes else ()
+        return tuple(p for p in self._stack(row).plan.passes() if p.stage in row.passes) if row.passes else ()
 
     def repairs(self, row: Row) -> list[str]:
         """What the plan changed about a row."""
@@ -90,6 +91,7 @@ class PipelineEngine:
             self.base = choose_base(
                 self.pipe.transformer, lambda denoiser, steps: self._plain(denoiser, prompt, 0, steps), self.device
             )
+            self._stacks.clear()
 
     def explain(self, recipe: str) -> str:
         """The plan of a whole recipe, in words."""
@@ -154,7 +156,10 @@ class PipelineEngine:
     def _stack(self, row: Row) -> Stack:
         key = (row.recipe, row.passes)
         if key not in self._stacks:
-            self._stacks[key] = self._recipes[row.recipe].stack(self.pipe, row.passes, steps=row.steps)
+            stack = self._recipes[row.recipe].stack(self.pipe, row.passes, steps=row.steps)
+            if self.base.mode == "compiled" and Compile.stage not in row.passes:
+                stack.compile()
+            self._stacks[key] = stack
         return self._stacks[key]
 
 

@@ -47,9 +47,7 @@ def reference_of(measurement: Measurement) -> Measured:
     return measurement.rows.get(BASE_EAGER, measurement.rows[BASE])
 
 
-def build_record(
-    header: Header, measurement: Measurement, work: Work, accuracy: Accuracy, gain: float = 1.0
-) -> dict[str, Any]:
+def build_record(header: Header, measurement: Measurement, work: Work, accuracy: Accuracy) -> dict[str, Any]:
     """The contents of compare.json.
 
     Speedups are medians over medians. `efficiency` and `interaction_db` exist for a single recipe only.
@@ -57,7 +55,6 @@ def build_record(
     Args:
         work: of one denoiser call.
         accuracy: reads pictures (B, 3, H, W) back; None where that is not possible.
-        gain: how many times faster than the eager base the base is.
     """
     shown = {name: m for name, m in measurement.rows.items() if name != BASE_EAGER and not m.row.same_as}
     rows = {name: _row(m, measurement, work, accuracy) for name, m in shown.items() if m.generations or m.warnings}
@@ -88,7 +85,6 @@ def build_record(
         "interaction_db": _together(interaction_db, "psnr_db", rows.get(ALL), alone),
         "recipe": header.recipes[0] if len(header.recipes) == 1 else list(header.recipes),
         "partial": measurement.partial,
-        "efficiency_same_mode": _same_mode(together, gain, len(alone)),
         "machine": machine(header.device),
         "versions": versions(),
         "macs_per_step": asdict(work),
@@ -170,15 +166,6 @@ def _together(
     if together is None or not alone:
         return None
     return figure(together[key], [None if row is None else row[key] for row in alone])
-
-
-def _same_mode(value: float | None, gain: float, passes: int) -> float | None:
-    """Efficiency with every speedup against the *eager* base, which is how stacks run.
-
-    A base made `gain` times faster by compilation divides every speedup by that, and so the quotient of one by the
-    product of n of them by gain^(1 - n): that says nothing about how the passes go together, and is taken out here.
-    """
-    return None if value is None else value * gain ** (1 - passes)
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The passes, one file per stage: distill, quantize, sparse_attn, cache."""
+"""The passes, one file per stage: distill, quantize, sparse_attn, compile, cache."""

@@ -14,7 +14,7 @@ from ..install import Installer
 from ..models.wiring import Wiring
 from ..report import Journal
 
-ORDER = ("distill", "quantize", "sparse_attn", "cache")
+ORDER = ("distill", "quantize", "sparse_attn", "compile", "cache")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ class SharedRows:
     until the next call, which fails one of the three tests, or until `clear()`. A call works on the entry it read, and
     its rows are never written to, so two threads at worst round twice.
 
-    Inference tensors count no versions and are rounded for every member; a compiled graph shares by itself.
+    Inference tensors count no versions and are rounded for every member. In a compiled graph versions are unknown: it
+    shares by identity alone, so members must belong to a block that does not write to its own input between them.
     """
 
     def __init__(self, members: int) -> None:
@@ -35,7 +36,9 @@ class SharedRows:
 
     def rows(self, member: int, x: torch.Tensor) -> Rows:
         """Rows of x (..., K), flattened to (M, K), for one of the group's linears."""
-        if self._members == 1 or torch.compiler.is_compiling() or x.is_inference():
+        if torch.compiler.is_compiling():
+            return self._traced(member, x)
+        if self._members == 1 or x.is_inference():
             return quantize_rows(x.reshape(-1, x.shape[-1]))
         entry = self._entry
         if entry is None or entry.source is not x or entry.version != x._version or member in entry.served:
@@ -44,6 +47,15 @@ class SharedRows:
         entry.served.add(member)
         if len(entry.served) == self._members:
             self._entry = None
+        return entry.rows
+
+    def _traced(self, member: int, x: torch.Tensor) -> Rows:
+        """The same while a compiler traces, which does not merge equal roundings on its own."""
+        entry = self._entry
+        if entry is None or entry.source is not x or member in entry.served:
+            entry = _Entry(x, 0, quantize_rows(x.reshape(-1, x.shape[-1])))
+        entry.served.add(member)
+        self._entry = None if len(entry.served) == self._members else entry
         return entry.rows
 
     def clear(self) -> None:

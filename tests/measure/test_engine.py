@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from stack import Stack
 from stack.errors import StackError
+from stack.measure import engine as subject
 from stack.measure.base import Base, choose_base, stand_in
 from stack.measure.compare import captions, compare
 from stack.measure.engine import PipelineEngine
@@ -117,9 +119,18 @@ def test_the_faster_base_wins(slow: str) -> None:
     assert base.step_seconds[base.mode] < base.step_seconds[slow]
 
 
-def test_gain_is_measured_against_eager() -> None:
-    assert Base(Blocks(), "compiled", {"eager": 0.3, "compiled": 0.2}, []).gain == pytest.approx(1.5)
-    assert Base(Blocks(), "eager", {}, []).gain == 1.0
+@pytest.mark.parametrize(("mode", "stages"), [("compiled", ["compile", "cache"]), ("eager", ["cache"])])
+def test_stacks_run_as_the_base_does(
+    engine: PipelineEngine, pipe: Any, monkeypatch: pytest.MonkeyPatch, mode: str, stages: list[str]
+) -> None:
+    assert [p.stage for p in engine.effective(ALL)] == ["cache"]
+    monkeypatch.setattr(subject, "choose_base", lambda denoiser, *_: Base(denoiser, mode, {}, []))
+    engine.prepare(PROMPT)
+    seen: list[list[str]] = []
+    monkeypatch.setattr(Stack, "apply", lambda stack: seen.append([p.stage for p in stack.plan.passes()]) or stack)
+    engine.warm_up(ALL, PROMPT)
+    assert seen[0] == stages
+    assert [p.stage for p in engine.effective(ALL)] == ["cache"]  # rows are told apart by what the recipe asks for
 
 
 def test_captions_start_alike_and_differ() -> None:

@@ -1,0 +1,64 @@
+"""Compiled blocks: torch.compile around each block, on what the passes below made of it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ..errors import StackError
+from ..facts import Facts
+from ..install import Installer
+from .base import Applied, Finding, Target
+
+
+@dataclass(frozen=True)
+class Compile:
+    """Regional compilation: the repeated blocks one by one, as diffusers' `compile_repeated_blocks` does.
+
+    Blocks of one class share their compiled code, so that a deep model compiles no longer than a shallow one. It runs
+    above quantization and sparse attention, whose element-wise work is fused into the blocks' own, and below the
+    cache, whose decisions are Python and must not be traced.
+
+    Attributes:
+        mode: of `torch.compile`: "default", "max-autotune-no-cudagraphs", ...
+    """
+
+    mode: str = "default"
+    stage: ClassVar[str] = "compile"
+
+    def __post_init__(self) -> None:
+        known = list(torch._inductor.list_mode_options())
+        if self.mode not in known:
+            raise StackError(f"unknown compile mode {self.mode!r}: expected one of {', '.join(known)}")
+
+    def describe(self, facts: Facts) -> list[str]:
+        return [
+            f"{facts.blocks} blocks, mode {self.mode}; blocks of one class share their code",
+            "the first call at each size compiles: half a minute on a CPU, once per machine while its cache is kept",
+        ]
+
+    def check(self, facts: Facts) -> list[Finding]:
+        return []
+
+    def facts_after(self, facts: Facts) -> Facts:
+        return facts
+
+    def apply(self, target: Target, install: Installer) -> Applied:
+        """Wrap the blocks.
+
+        Raises:
+            StackError: torch has no compiler to hand its code to.
+        """
+        device = target.facts.machine.device
+        if device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+            raise StackError("compile() needs a C++ compiler on this device, found none: install g++, or leave it out")
+        blocks = target.wiring.blocks(target.denoiser)
+        for _, block in blocks:
+            install.wrap_call(block, "forward", self._compiled)
+        return Applied(summary=f"{len(blocks)} blocks compiled at their first call, mode {self.mode}")
+
+    def _compiled(self, forward: Any) -> Any:
+        return torch.compile(forward, mode=None if self.mode == "default" else self.mode)
