@@ -1,0 +1,73 @@
+"""What every benchmark shares: interleaved timing, targets, and the record it writes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stack.measure.record import machine, versions
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure computed from a run's own rows, and what it should be.
+
+    Attributes:
+        op: ">=" or "<=".
+    """
+
+    name: str
+    value: float
+    target: float
+    op: str = ">="
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.target if self.op == ">=" else self.value <= self.target
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, float]:
+    """Median seconds of each run, all of them in turn, `rounds` times after the warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(warm_up + rounds):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows of figures; columns are the first row's keys."""
+    table = Table(title=title, title_justify="left")
+    for key in rows[0]:
+        table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else "-" if v is None else str(v) for v in row.values()))
+    Console().print(table)
+
+
+def finish(rows: Sequence[Mapping[str, Any]], targets: Sequence[Target], device: str, out: Path | None) -> None:
+    """Print the targets, and write the record if asked to."""
+    for t in targets:
+        mark = "met   " if t.met else "MISSED"
+        Console().print(f"{mark} {t.name}: {t.value:.3g} (target {t.op} {t.target:g})", highlight=False)
+    record = {
+        "machine": machine(device),
+        "versions": versions(),
+        "rows": list(rows),
+        "targets": [asdict(t) | {"met": t.met} for t in targets],
+    }
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=2) + "\n")
+        Console().print(f"written: {out}")
