@@ -96,7 +96,7 @@ def run(
     import torch
 
     pipe = _pipeline(model, device)
-    texts = _readable(prompt or [DEFAULT_PROMPT], pipe)
+    texts = _readable(prompt or [], pipe)
     stack = chosen.stack(pipe, steps=steps)
     _ = stack.plan  # a clash is told before the first picture
     out.mkdir(parents=True, exist_ok=True)
@@ -220,17 +220,16 @@ def _pipeline(model: str, device: str | None) -> Any:
 
 
 def _readable(texts: Sequence[str], pipe: Any) -> list[str]:
-    """The prompts, once it is sure that a reference model can read them."""
-    from .reference.pipeline import ShapesFluxPipeline
-    from .reference.scenes import parse
+    """The prompts, or an example where there are none, once it is sure that a reference model can read them."""
+    from .reference.load import REFERENCES
 
-    if isinstance(pipe, ShapesFluxPipeline):
-        for text in texts:
-            try:
-                parse(text)
-            except ValueError as error:
-                raise StackError(str(error)) from None
-    return list(texts)
+    known = next((r for r in REFERENCES.values() if isinstance(pipe, r.pipeline)), None)
+    if known is None:
+        return list(texts or [DEFAULT_PROMPT])
+    try:
+        return [text for text in texts or [known.example] if known.parse(text)]
+    except ValueError as error:
+        raise StackError(str(error)) from None
 
 
 def _list(lines: Any) -> None:

@@ -10,11 +10,10 @@ import torch
 
 from ..errors import StackError
 from ..facts import best_dtype
-from ..reference.load import MODELS, load
-from ..reference.pipeline import ShapesFluxPipeline
+from ..reference.load import MODELS, REFERENCES, load
 
 # Pipelines that are ours rather than diffusers'; a saved folder names them in model_index.json.
-_OWN = {cls.__name__: cls for cls in (ShapesFluxPipeline,)}
+_OWN = {known.pipeline.__name__: known.pipeline for known in REFERENCES.values()}
 
 
 def load_pipeline(name: str, dtype: torch.dtype | None = None, device: str | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -70,11 +71,9 @@ class SceneClassifier(ModelMixin, ConfigMixin):
         answers = torch.stack([logits.argmax(1) for logits in self(pictures)], 1).tolist()
         return [{name: values[i] for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)} for row in answers]
 
-    def accuracy(self, pictures: torch.Tensor, scenes: list[Scene]) -> float:
-        """Share of the asked-for attributes that are found, over all pictures. In [0, 1]."""
-        found = [
-            seen[name] == value
-            for seen, scene in zip(self.read(pictures), scenes, strict=True)
-            for name, value in asked(scene).items()
-        ]
+    def accuracy(self, pictures: torch.Tensor, scenes: list[Scene], questions: Iterable[str] = ATTRIBUTES) -> float:
+        """Share of right answers to these questions, over all pictures (B, 3, H, W) in [-1, 1]. In [0, 1]."""
+        seen = self.read(pictures)
+        answers = [asked(scene) for scene in scenes]
+        found = [a[name] == b[name] for a, b in zip(seen, answers, strict=True) for name in questions]
         return sum(found) / len(found)

@@ -2,18 +2,67 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..errors import choose
-from .classifier import SceneClassifier
+from .classes import class_words, parse_class, sample_class
+from .classifier import ATTRIBUTES, SceneClassifier
+from .dit_pipeline import ShapesDiTPipeline
 from .pipeline import ShapesFluxPipeline
+from .scenes import Scene, parse, sample
 
-MODELS = {
-    "shapes-flux": "FluxTransformer2DModel on drawn scenes: rectified flow, captions, 64 x 64 pixels, 1,024 tokens",
+
+@dataclass(frozen=True)
+class Reference:
+    """A model that ships, and what may be asked of it.
+
+    Attributes:
+        description: one line for lists.
+        pipeline: the class its folder is loaded with.
+        sample: draws a scene of the kind it was trained on.
+        prompt: the words that ask it for a scene.
+        parse: the scene that words ask for; a ValueError says which words it knows.
+        example: a prompt, for where none is given.
+        asked: the questions whose answers those words give; the rest of the scene is the model's own choice.
+    """
+
+    description: str
+    pipeline: Any
+    sample: Callable[[random.Random], Scene]
+    prompt: Callable[[Scene], str]
+    parse: Callable[[str], Scene]
+    example: str
+    asked: tuple[str, ...]
+
+
+REFERENCES = {
+    "shapes-flux": Reference(
+        description="FluxTransformer2DModel on drawn scenes: rectified flow, captions, 64 x 64 pixels, 1,024 tokens",
+        pipeline=ShapesFluxPipeline,
+        sample=sample,
+        prompt=Scene.caption,
+        parse=parse,
+        example="a red ring left of a blue star",
+        asked=tuple(ATTRIBUTES),
+    ),
+    "shapes-dit": Reference(
+        description="DiTTransformer2DModel on drawn shapes: DDIM, 30 classes, guidance, 32 x 32 pixels, 256 tokens",
+        pipeline=ShapesDiTPipeline,
+        sample=sample_class,
+        prompt=class_words,
+        parse=parse_class,
+        example="a red ring",
+        asked=("colour", "shape"),
+    ),
 }
+MODELS = {name: known.description for name, known in REFERENCES.items()}
 
 
 def weights_folder() -> Path:
@@ -21,15 +70,24 @@ def weights_folder() -> Path:
     return Path(str(resources.files("stack.reference"))) / "weights"
 
 
-def load(name: str, dtype: torch.dtype = torch.float32) -> ShapesFluxPipeline:
+def reference(name: str) -> Reference:
+    """What is known of a reference model.
+
+    Raises:
+        StackError: unknown name.
+    """
+    if name not in REFERENCES:
+        raise choose("reference model", name, list(REFERENCES))
+    return REFERENCES[name]
+
+
+def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """A reference model as a diffusers pipeline on the CPU.
 
     Raises:
         StackError: unknown name.
     """
-    if name not in MODELS:
-        raise choose("reference model", name, list(MODELS))
-    pipe = ShapesFluxPipeline.from_pretrained(weights_folder() / name, dtype=dtype)
+    pipe = reference(name).pipeline.from_pretrained(weights_folder() / name, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
 from .prompt import PromptEncoder
+from .training.task import Stage
 
 # 5.1 M parameters. Two double and four single blocks, 192 wide, 3 heads of 64: at 1,024 image tokens the linears and
 # the attention of the blocks are nearly all of the work, as in large models.
@@ -31,33 +30,6 @@ SCHEDULE = {
     "base_shift": 0.0,
     "max_shift": 1.1,
 }
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the training.
-
-    Attributes:
-        size: canvas in pixels.
-        batch: pictures per update.
-        samples: pictures in all.
-        lr: peak learning rate.
-        crop: side in pixels of the part of the canvas that is trained on; 0 is all of it. Tokens keep their positions
-            and the noise of the whole canvas, so a crop teaches fine detail at a fraction of the cost.
-    """
-
-    size: int
-    batch: int
-    samples: int
-    lr: float
-    crop: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Image tokens of the whole canvas, one per 2 x 2 pixels."""
-        return (self.size // 2) ** 2
-
-
 STAGES = (
     Stage(size=16, batch=32, samples=36_000, lr=1e-3),
     Stage(size=32, batch=8, samples=12_700, lr=7e-4),

@@ -9,18 +9,27 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from ..pipeline import PATCH, image_ids, patchify
+from ..pipeline import PATCH, ShapesFluxPipeline, image_ids, patchify
 from ..prompt import PromptEncoder, tokenize_scenes
 from ..scenes import draw, sample
-from ..shapes_flux import SCHEDULE, Stage
+from ..shapes_flux import SCHEDULE, STAGES, new_prompt_encoder, new_scheduler, new_transformer
+from .task import Stage, Task
 
 
-class Learner(nn.Module):
+class FlowLearner(nn.Module):
     """Denoiser and prompt encoder, trained together."""
 
     def __init__(self, transformer: FluxTransformer2DModel, prompt_encoder: PromptEncoder):
         super().__init__()
         self.transformer, self.prompt_encoder = transformer, prompt_encoder
+
+
+def new_learner() -> FlowLearner:
+    """Untrained; the output projection starts at zero, so that the first prediction is the mean velocity."""
+    torch.manual_seed(0)
+    learner = FlowLearner(new_transformer(), new_prompt_encoder())
+    nn.init.zeros_(learner.transformer.proj_out.weight)
+    return learner
 
 
 def shift_at(tokens: int) -> float:
@@ -30,7 +39,7 @@ def shift_at(tokens: int) -> float:
     return math.exp(SCHEDULE["base_shift"] + slope * (tokens - low))
 
 
-def flow_loss(learner: Learner, stage: Stage, rng: random.Random) -> torch.Tensor:
+def flow_loss(learner: FlowLearner, stage: Stage, rng: random.Random) -> torch.Tensor:
     """Mean squared error of the predicted velocity (noise - picture) on one fresh batch.
 
     Sigmas are logit-normal (Esser et al. 2024, section 3.1), shifted like the sampling schedule.
@@ -64,3 +73,11 @@ def _window(pictures: torch.Tensor, stage: Stage, rng: random.Random) -> tuple[t
     ids = image_ids(side, side).reshape(side, side, 3)[top : top + part, left : left + part]
     rows, columns = (slice(PATCH * start, PATCH * (start + part)) for start in (top, left))
     return pictures[..., rows, columns], ids.reshape(-1, 3)
+
+
+def pipeline(learner: FlowLearner, size: int) -> ShapesFluxPipeline:
+    """The learner's weights as a pipeline that draws at `size` pixels."""
+    return ShapesFluxPipeline(new_scheduler(), learner.transformer.eval(), learner.prompt_encoder.eval(), size=size)
+
+
+TASK = Task(STAGES, new_learner, flow_loss, pipeline)

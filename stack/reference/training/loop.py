@@ -7,14 +7,15 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from torch import nn
 
-from ..shapes_flux import STAGES, Stage, new_prompt_encoder, new_transformer
 from . import checkpoint
-from .flow import Learner, flow_loss
+from .task import Stage, Task
 
 WARMUP_UPDATES = 60
 AVERAGE = 0.998  # decay per update of the averaged weights, which are the ones that ship
@@ -28,28 +29,28 @@ def learning_rate(stage: Stage, samples: int, updates: int) -> float:
     return stage.lr * min(1.0, (updates + 1) / WARMUP_UPDATES) * min(1.0, 0.1 + 0.9 * left / COOLDOWN)
 
 
-def new_learner() -> Learner:
-    """Untrained; the output projection starts at zero, so that the first prediction is the mean velocity."""
-    torch.manual_seed(0)
-    learner = Learner(new_transformer(), new_prompt_encoder())
-    torch.nn.init.zeros_(learner.transformer.proj_out.weight)
-    return learner
+def compile_blocks(transformer: nn.Module) -> None:
+    """Compile every block in place; blocks of one class share their code."""
+    for part in transformer.children():
+        if isinstance(part, nn.ModuleList):
+            for block in part:
+                block.compile()
 
 
 class Trainer:
-    """One resumable run. State lives in `folder/state.pt`, the log in `folder/log.jsonl`."""
+    """One resumable run of a task. State lives in `folder/state.pt`, the log in `folder/log.jsonl`."""
 
-    def __init__(self, folder: Path, device: str, compile_blocks: bool, stages: tuple[Stage, ...] = STAGES):
-        self.folder, self.stages = folder, stages
+    def __init__(self, task: Task[Any], folder: Path, device: str, compiled: bool):
+        self.task, self.folder = task, folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.learner = new_learner().to(device)
+        self.learner = task.new_learner().to(device)
         self.average = copy.deepcopy(self.learner).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.learner.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
         self.progress = checkpoint.Progress()
         if (folder / "state.pt").exists():
             self._resume()
-        if compile_blocks:
-            self.learner.transformer.compile_repeated_blocks()
+        if compiled:
+            compile_blocks(self.learner.transformer)
 
     def _resume(self) -> None:
         self.progress, states = checkpoint.load(self.folder / "state.pt")
@@ -74,7 +75,7 @@ class Trainer:
         rate = learning_rate(stage, self.progress.samples, self.progress.updates)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = flow_loss(self.learner, stage, self.progress.rng)
+        loss = self.task.loss(self.learner, stage, self.progress.rng)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
         self.optimizer.step()
@@ -93,7 +94,7 @@ class Trainer:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]}"))
         with Bar(*columns, TimeRemainingColumn()) as bar:
             try:
-                while self.progress.stage < len(self.stages):
+                while self.progress.stage < len(self.task.stages):
                     self._run_stage(bar)
                     on_stage_end(self.progress.stage)
                     self.progress.stage, self.progress.samples = self.progress.stage + 1, 0
@@ -101,8 +102,8 @@ class Trainer:
                 self.save()
 
     def _run_stage(self, bar: Bar) -> None:
-        stage = self.stages[self.progress.stage]
-        task = bar.add_task(f"{stage.tokens} tokens", total=stage.samples, completed=self.progress.samples, loss="-")
+        stage = self.task.stages[self.progress.stage]
+        shown = bar.add_task(f"{stage.tokens} tokens", total=stage.samples, completed=self.progress.samples, loss="-")
         losses: list[float] = []
         saved = time.monotonic()
         while self.progress.samples < stage.samples:
@@ -111,7 +112,7 @@ class Trainer:
             self.progress.seconds += time.monotonic() - started
             if len(losses) == 25:
                 mean = sum(losses) / len(losses)
-                bar.update(task, completed=self.progress.samples, loss=f"{mean:.4f}")
+                bar.update(shown, completed=self.progress.samples, loss=f"{mean:.4f}")
                 self.log(size=stage.size, loss=round(mean, 5))
                 losses.clear()
             if time.monotonic() - saved > SAVE_EVERY_S:

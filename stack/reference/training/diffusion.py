@@ -1,0 +1,65 @@
+"""Diffusion with classes on drawn scenes: the loss of the predicted velocity."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from diffusers import DiTTransformer2DModel
+from torch import nn
+
+from ..classes import NULL, label_of, sample_class
+from ..dit_pipeline import ShapesDiTPipeline
+from ..scenes import draw
+from ..shapes_dit import STAGES, new_scheduler, new_transformer
+from .task import Stage, Task
+
+DROPPED = 0.1  # share of the pictures whose class is hidden, which is how the unguided branch is learned
+
+
+class DiTLearner(nn.Module):
+    """The denoiser, and the noise levels it learns."""
+
+    def __init__(self, transformer: DiTTransformer2DModel):
+        super().__init__()
+        # In training mode every block of diffusers' DiT hides the class by a draw of its own: it would nearly always
+        # reach some block, and the null class be learned with the class in sight. Labels are hidden here instead.
+        self.transformer = transformer.eval()
+        self.scheduler = new_scheduler()
+
+
+def new_learner() -> DiTLearner:
+    """Untrained; blocks start as the identity and the output at zero (adaLN-Zero, Peebles & Xie 2023)."""
+    torch.manual_seed(0)
+    learner = DiTLearner(new_transformer())
+    zero = [block.norm1.linear for block in learner.transformer.transformer_blocks]
+    for linear in [*zero, learner.transformer.proj_out_2]:
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    return learner
+
+
+def velocity_loss(learner: DiTLearner, stage: Stage, rng: random.Random) -> torch.Tensor:
+    """Mean squared error of the predicted velocity, sqrt(a) noise - sqrt(1 - a) picture, on one fresh batch.
+
+    Timesteps are uniform and stratified over the batch: one in each of as many equal parts as there are pictures.
+    """
+    device, count, steps = learner.transformer.device, stage.batch, learner.scheduler.config.num_train_timesteps
+    scenes = [sample_class(rng) for _ in range(count)]
+    clean = draw(scenes, stage.size, rng).to(device)
+    labels = torch.tensor([label_of(scene) for scene in scenes], device=device)
+    labels = labels.where(torch.rand(count, device=device) >= DROPPED, NULL)
+    times = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
+    timesteps = (times * steps).long().clamp(max=steps - 1)  # a random number just below 1 rounds up to it
+    noise = torch.randn_like(clean)
+    noisy = learner.scheduler.add_noise(clean, noise, timesteps)
+    velocity = learner.transformer(noisy, timestep=timesteps, class_labels=labels, return_dict=False)[0]
+    return (velocity.float() - learner.scheduler.get_velocity(clean, noise, timesteps)).square().mean()
+
+
+def pipeline(learner: DiTLearner, size: int) -> ShapesDiTPipeline:
+    """The learner's weights as a pipeline that draws at `size` pixels."""
+    return ShapesDiTPipeline(learner.transformer, learner.scheduler, size=size)
+
+
+TASK = Task(STAGES, new_learner, velocity_loss, pipeline)
