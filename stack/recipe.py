@@ -13,6 +13,7 @@ from typing import Any
 from .builder import Stack
 from .errors import StackError, choose
 from .passes.base import ORDER, Pass
+from .passes.cache import OPTIONS as CACHE_OPTIONS
 from .passes.cache import Cache
 from .passes.compile import Compile
 from .passes.distill import Distill
@@ -61,7 +62,7 @@ def make_pass(stage: str, options: dict[str, Any], where: str) -> Pass:
     """
     if stage not in PASSES:
         raise choose(f"stage in recipe {where}", stage, list(PASSES))
-    known = list(inspect.signature(PASSES[stage]).parameters)
+    known = options_of(stage)
     for name in options:
         if name not in known:
             raise choose(f"option of [{stage}] in recipe {where}", name, known)
@@ -72,6 +73,13 @@ def make_pass(stage: str, options: dict[str, Any], where: str) -> Pass:
         raise StackError(f"recipe {where}, [{stage}]: {error}") from None
     except StackError as error:
         raise StackError(f"recipe {where}, [{stage}]: {error}") from None
+
+
+def options_of(stage: str) -> list[str]:
+    """Names of a pass's arguments."""
+    if stage == Cache.stage:
+        return ["method", *CACHE_OPTIONS]
+    return list(inspect.signature(PASSES[stage]).parameters)
 
 
 def _shipped() -> dict[str, Any]:

@@ -90,9 +90,13 @@ class Journal:
             self.entries, self.warnings = [], []
         self.entries.append(_Entry(tick, time.perf_counter()))
 
-    def mark(self, kind: str, error: torch.Tensor | None = None) -> None:
+    def mark(self, kind: str) -> None:
         """What the current call turned out to be."""
-        self.entries[-1].kind, self.entries[-1].error = kind, error
+        self.entries[-1].kind = kind
+
+    def measure(self, error: torch.Tensor) -> None:
+        """How far a prediction was off that the current call made unnecessary."""
+        self.entries[-1].error = error
 
     def warn(self, text: str) -> None:
         """Say something once per request."""

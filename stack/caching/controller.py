@@ -1,23 +1,42 @@
-"""Runs a cache on a model: decides each step by the schedule, keeps one predictor per guidance branch."""
+"""Runs a cache on a model: decides each step by schedule or gate, keeps predictors per guidance branch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from ..clock import Clock, Tick
 from ..compat.stamp import Stamp, stamp_of
-from ..report import CACHED, FULL, Journal
-from .predictor import SubspacePredictor
+from ..report import CACHED, FULL, PARTIAL, Journal
+from .forecast import coordinate
+from .gates import Gate
+from .predictor import Predictor
 from .schedules import Schedule
+
+
+@dataclass
+class Cell:
+    """What is decided and predicted together: a whole batch under a fixed schedule, one sample under a gate.
+
+    Samples of a batch must not share a gate: the picture of one would depend on the others.
+    """
+
+    predictors: dict[str, Predictor] = field(default_factory=dict)
+    gate: Gate | None = None
+    reference: torch.Tensor | None = None  # the probe that the next one is compared with
+    run: int = 0  # cached steps since the last full one
+
+    @property
+    def ready(self) -> bool:
+        return any(predictor.ready for predictor in self.predictors.values())
 
 
 @dataclass
 class _Held:
     stamp: Stamp
-    predictor: SubspacePredictor
+    cells: list[Cell]
 
 
 @dataclass
@@ -25,68 +44,125 @@ class CacheController:
     """State of one cache on one model.
 
     Attributes:
-        schedule_for: the schedule of a request with this many steps.
+        schedule_for: the schedule of a request with this many steps; not asked where there is a gate.
+        new_predictor: makes the predictor of a feature, by its key.
         weights_version: asked at every step; a change drops all state.
+        new_gate: makes a gate for a request; None for a fixed schedule.
+        coordinate: of all forecasts, see `Forecast.coordinate`.
         dropped: states dropped within a request because their stamp no longer fitted.
     """
 
     clock: Clock
     journal: Journal
     schedule_for: Callable[[int], Schedule]
-    new_predictor: Callable[[], SubspacePredictor]
+    new_predictor: Callable[[str], Predictor]
     weights_version: Callable[[], int]
+    new_gate: Callable[[], Gate] | None = None
+    coordinate: str = "time"
     dropped: int = 0
+    rolled_back: int = 0
     _held: dict[str, _Held] = field(default_factory=dict)
     _tick: Tick | None = None
 
     @property
     def bytes(self) -> int:
         """Memory held, in bytes."""
-        return sum(held.predictor.bytes for held in self._held.values())
+        cells = [cell for held in self._held.values() for cell in held.cells]
+        probes = sum(cell.reference.nbytes for cell in cells if cell.reference is not None)
+        return probes + sum(p.bytes for cell in cells for p in cell.predictors.values())
 
     def reset(self) -> None:
         """Forget every request."""
         self._held.clear()
 
-    def enter(self, tokens: torch.Tensor) -> bool:
-        """A denoiser call reaches the blocks with these tokens (B, N, D); returns whether the blocks are skipped."""
+    @property
+    def probe(self) -> str:
+        """What the gate wants to see before it decides; empty where nothing is needed."""
+        cell = self.cells[0]
+        return cell.gate.probe if cell.gate else ""
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells of the current branch."""
+        return self._held[self._now().branch].cells
+
+    def begin(self, tokens: torch.Tensor) -> None:
+        """A denoiser call reaches the blocks with these tokens (B, N, D)."""
         tick = self.clock.tick
         if tick is None:
             raise RuntimeError("the clock has not been advanced: the denoiser was called around its stack")
         self._tick = tick
-        held = self._current(tick, stamp_of(tick, self.weights_version(), tokens))
-        full = tick.step in self.schedule_for(tick.steps).full_steps(tick.steps)
-        skip = not full and held.predictor.ready
-        self.journal.mark(CACHED if skip else FULL)
+        self._current(tick, stamp_of(tick, self.weights_version(), tokens))
+
+    def decide(self, probe: torch.Tensor | None = None) -> list[bool]:
+        """Whether each cell is cached on this step. Called once per step, with the gate's probe if it has one."""
+        tick, cells = self._now(), self.cells
+        if self.new_gate is None:
+            full = tick.step in self.schedule_for(tick.steps).full_steps(tick.steps)
+            skips = [not full and cell.ready for cell in cells]
+        else:
+            skips = [self._judge(cell, tick, _row(probe, i)) for i, cell in enumerate(cells)]
+        for cell, skip in zip(cells, skips, strict=True):
+            cell.run = cell.run + 1 if skip else 0
+        self.journal.mark(CACHED if all(skips) else PARTIAL if any(skips) else FULL)
+        return skips
+
+    def _judge(self, cell: Cell, tick: Tick, probe: torch.Tensor | None) -> bool:
+        assert cell.gate is not None
+        change = None
+        if probe is not None and cell.reference is not None:
+            scale = cell.reference.abs().mean().clamp_min(torch.finfo(probe.dtype).tiny)
+            change = float((probe - cell.reference).abs().mean() / scale)
+        skip = cell.gate.skip(tick.step, tick.steps, change, cell.run) and cell.ready
+        if probe is not None and not (skip and cell.gate.holds_reference):
+            cell.reference = probe
         return skip
 
-    def _current(self, tick: Tick, stamp: Stamp) -> _Held:
+    def reject(self, cells: Sequence[Cell]) -> None:
+        """Drafts of these cells failed their check: the step runs in full after all."""
+        for cell in cells:
+            cell.run = 0
+        self.rolled_back += 1
+        self.journal.mark(FULL)
+
+    def store(self, key: str, feature: torch.Tensor, cells: Sequence[Cell]) -> None:
+        """A full step produced this feature (B, N, D), one row per cell, or all rows for the only cell."""
+        x, error = self._x(), None
+        for i, cell in enumerate(cells):
+            rows = feature if self.new_gate is None else feature[i : i + 1]
+            predictor = cell.predictors.setdefault(key, self.new_predictor(key))
+            if predictor.ready and i == 0:
+                error = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)
+            predictor.update(rows, x)
+        if error is not None:
+            self.journal.measure(error)
+
+    def predict(self, key: str, cells: Sequence[Cell]) -> torch.Tensor:
+        """The feature of these cells on the current step."""
+        parts = [cell.predictors[key].predict(self._x()) for cell in cells]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _x(self) -> float:
+        tick = self._now()
+        return coordinate(self.coordinate, tick.step, tick.time, tick.sigma)
+
+    def _current(self, tick: Tick, stamp: Stamp) -> None:
         held = self._held.get(tick.branch)
         if held is not None and held.stamp == stamp:
-            return held
+            return
         if held is not None and held.stamp.request == stamp.request:
             self.dropped += 1
             self.journal.warn(f"cached state dropped at step {tick.step}: it was made under other conditions")
         if any(other.stamp.request != stamp.request for other in self._held.values()):
             self._held.clear()
-        self._held[tick.branch] = _Held(stamp, self.new_predictor())
-        return self._held[tick.branch]
-
-    def store(self, feature: torch.Tensor) -> None:
-        """A full step produced this feature (B, N, D)."""
-        tick = self._now()
-        predictor = self._held[tick.branch].predictor
-        if predictor.ready:
-            expected = predictor.predict(tick.time)
-            error = (feature - expected).norm() / feature.norm().clamp_min(torch.finfo(feature.dtype).tiny)
-            self.journal.mark(FULL, error)
-        predictor.update(feature, tick.time)
-
-    def predict(self) -> torch.Tensor:
-        """The feature of the current cached step."""
-        tick = self._now()
-        return self._held[tick.branch].predictor.predict(tick.time)
+        count = 1 if self.new_gate is None else stamp.shape[0]
+        gates = [None if self.new_gate is None else self.new_gate() for _ in range(count)]
+        self._held[tick.branch] = _Held(stamp, [Cell(gate=gate) for gate in gates])
 
     def _now(self) -> Tick:
-        assert self._tick is not None, "enter() comes first"
+        assert self._tick is not None, "begin() comes first"
         return self._tick
+
+
+def _row(probe: torch.Tensor | None, index: int) -> torch.Tensor | None:
+    return None if probe is None else probe[index : index + 1]

@@ -1,92 +1,91 @@
-"""What stands in for the blocks on a cached step: SVD-Cache's split of a feature, extrapolated in time."""
+"""The state behind a forecast: a feature's differences over its full steps, split once, summed on cached steps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from ..compat.subspace import principal_basis
 from ..errors import StackError
+from .forecast import Forecast, gaps, weights
+from .splits import Split
 
 
-@dataclass(frozen=True)
-class Gains:
-    """How far each part of the feature follows its last measured slope. 0 is reuse, 1 is full extrapolation.
+class Predictor:
+    """Carries one feature of one guidance branch from its full steps to the cached ones.
 
-    SVD-Cache as published predicts the principal part and reuses the residual: (1, 0). Reuse is (0, 0), first-order
-    Taylor in the full space is (1, 1). Which is best is a matter of the model and is what calibration measures.
+    Splitting, gains and divisions are done once, on the full step. A cached step is `order` multiply-adds. The
+    coordinate of every difference is real (see `Forecast.coordinate`), never a count of calls.
+
+    Args:
+        split: what counts as principal; None where the forecast treats both parts alike.
     """
 
-    principal: float = 1.0
-    residual: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not all(0 <= gain <= 2 for gain in (self.principal, self.residual)):
-            raise StackError(f"gains must be in [0, 2], got principal={self.principal}, residual={self.residual}")
-
-
-class SubspacePredictor:
-    """Extrapolates one feature of one guidance branch from its full evaluations.
-
-    On a full step the slope of the principal coefficients A = F V and that of the residual are measured over the real
-    gap in time (divided difference, optionally averaged with the previous slope: an EMA of the velocity), multiplied by
-    their gains and stored as one direction. A cached step is then a single multiply-add:
-
-        F(t) = F(t0) + (t - t0) * (g_p V V^T + g_r (1 - V V^T)) dF/dt
-
-    The time coordinate is the schedule's unshifted time, never a call count. The basis V is fitted on the first feature
-    of the request (uncentred, rank by energy) and kept: `methods` reports V as nearly constant over prompts and steps.
-
-    Attributes:
-        bytes: memory held, in bytes.
-    """
-
-    def __init__(self, energy: float, gains: Gains, beta: float):
-        self.energy, self.gains, self.beta = energy, gains, beta
-        self.basis: torch.Tensor | None = None
-        self._feature: torch.Tensor | None = None
-        self._time = 0.0
-        self._velocity: torch.Tensor | None = None
-        self._direction: torch.Tensor | None = None
+    def __init__(self, forecast: Forecast, split: Split | None = None):
+        self.forecast = forecast
+        self.split = split if forecast.splits else None
+        self._raw: list[torch.Tensor] = []  # differences of order 0, 1, ... at the newest full step
+        self._terms: list[torch.Tensor] = []  # the same with split and gains applied
+        self._level: torch.Tensor | None = None
+        self._nodes: list[float] = []
 
     @property
     def bytes(self) -> int:
-        held = {id(t): t for t in (self.basis, self._feature, self._velocity, self._direction) if t is not None}
-        return sum(t.numel() * t.element_size() for t in held.values())
+        """Memory held, in bytes; tensors held twice count once."""
+        held = {id(t): t for t in [*self._raw, *self._terms, self._level] if t is not None}
+        return sum(t.nbytes for t in held.values()) + (self.split.bytes if self.split else 0)
 
     @property
     def ready(self) -> bool:
         """Whether a full step has been seen."""
-        return self._feature is not None
+        return bool(self._raw)
 
-    def update(self, feature: torch.Tensor, time: float) -> None:
-        """Take in the feature (B, N, D) of a full step at `time`."""
-        if self._feature is not None and time != self._time:
-            slope = (feature - self._feature) / (time - self._time)
-            if self._velocity is not None and self.beta:
-                slope = torch.lerp(slope, self._velocity, self.beta)
-            self._velocity = slope if self.beta else None
-            self._direction = self._shape(slope)
-        elif self._needs_basis:
-            self.basis = principal_basis(feature, self.energy)
-        self._feature, self._time = feature, time
+    def update(self, feature: torch.Tensor, x: float) -> None:
+        """Take in the feature (B, N, D) of a full step at coordinate x."""
+        if self.split:
+            self.split.fit(feature)
+        if self._nodes and x == self._nodes[0]:  # the same moment again: nothing can be learnt about its change
+            self._raw, self._nodes = self._raw[:1], self._nodes[:1]
+            past, old = [], []
+        else:
+            past, old = self._nodes, self._raw
+        fresh = [feature]
+        for order, gap in enumerate(gaps(self.forecast, x, past)):
+            if order >= len(old):
+                break
+            fresh.append((fresh[order] - old[order]) / gap)
+        if self.forecast.smoothing and len(fresh) > 1 and len(old) > 1:
+            fresh[1] = torch.lerp(fresh[1], old[1], self.forecast.smoothing)
+        self._terms = [self._value(feature), *(self._shape(difference) for difference in fresh[1:])]
+        # Older differences are needed only to make higher or smoothed ones.
+        keep = self.forecast.effective_order if not self.forecast.smoothing else self.forecast.effective_order + 1
+        self._raw = fresh[: max(1, keep)]
+        self._nodes = [x, *past][: self.forecast.effective_order + 1]
 
-    @property
-    def _needs_basis(self) -> bool:
-        # Equal gains act on both parts alike: the split would be computed and thrown away.
-        return self.basis is None and self.gains.principal != self.gains.residual
+    def _value(self, feature: torch.Tensor) -> torch.Tensor:
+        """The feature, its principal part averaged over the full steps if the forecast asks for that."""
+        if not self.forecast.level or self.split is None:
+            return feature
+        principal = self.split.principal(feature)
+        older = principal if self._level is None else self._level
+        self._level = torch.lerp(principal, older, self.forecast.level)
+        return feature + (self._level - principal)
 
-    def _shape(self, slope: torch.Tensor) -> torch.Tensor:
-        if self.basis is None:
-            return self.gains.principal * slope
-        excess = (self.gains.principal - self.gains.residual) * ((slope @ self.basis) @ self.basis.mT)
-        return excess if self.gains.residual == 0 else torch.add(excess, slope, alpha=self.gains.residual)
+    def _shape(self, difference: torch.Tensor) -> torch.Tensor:
+        principal, residual = self.forecast.gains
+        if self.split is None or principal == residual:
+            return difference if principal == 1 else principal * difference
+        excess = (principal - residual) * self.split.principal(difference)
+        return excess if residual == 0 else torch.add(excess, difference, alpha=residual)
 
-    def predict(self, time: float) -> torch.Tensor:
-        """The feature (B, N, D) at another time. Before a second full step it is plain reuse."""
-        if self._feature is None:
+    def predict(self, x: float) -> torch.Tensor:
+        """The feature (B, N, D) at another coordinate. Before a second full step it is plain reuse.
+
+        Raises:
+            StackError: no full step has run.
+        """
+        if not self._raw:
             raise StackError("nothing to predict from: no full step has run in this request")
-        if self._direction is None:
-            return self._feature
-        return torch.add(self._feature, self._direction, alpha=time - self._time)
+        out = self._terms[0]
+        factors = weights(self.forecast, x, self._nodes[: len(self._terms)])
+        for term, factor in zip(self._terms[1:], factors[1:], strict=True):
+            out = torch.add(out, term, alpha=factor)
+        return out

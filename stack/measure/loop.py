@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from ..report import FULL
 from .engine import Engine
 from .rows import BASE, Measured, Row, controls_of, whole_stacks
 from .timing import RoundRobin, median, steps_that_fit
@@ -102,9 +103,14 @@ class _Loop:
         self.result.rows[row.name].generations.append(self.engine.generate(row, prompt, seed))
 
     def add_controls(self, name: str, single: bool, prompt: str) -> None:
-        """A whole stack has its first time: its controls join."""
+        """A whole stack has its first time: its controls join.
+
+        One disturbed picture must not leave a control with less than is its due: it gets at least as many steps as the
+        stack ran in full.
+        """
         base, stack = self.result.rows[BASE], self.result.rows[name]
-        steps = steps_that_fit(stack.seconds[0], base.seconds[0], base.row.steps)
+        fitting = steps_that_fit(stack.seconds[0], base.seconds[0], base.row.steps)
+        steps = max(fitting, min(stack.generations[0].kinds.count(FULL), base.row.steps))
         for control in controls_of(stack.row, steps, single, self.engine.multistep):
             self.expected -= 1
             self.result.rows[control.name] = Measured(control)

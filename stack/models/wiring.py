@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import StackError
+
+
+@dataclass(frozen=True)
+class CachedModule:
+    """A module of a block whose output, before its gate, a per-module cache keeps.
+
+    Attributes:
+        path: inside the block.
+        role: "attention", "mlp", or "both" where one projection ends both.
+        spares: modules whose output nobody reads once this one is predicted.
+    """
+
+    path: str
+    role: str
+    spares: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -22,6 +39,9 @@ class Wiring:
         streams: what each block takes and returns: stream name to argument name, in the order of the return value.
         output_stream: the stream the head reads.
         linears: shell wildcards, role by role, of the linears worth quantizing; paths inside a block.
+        modules: what a per-module cache keeps, by block list: the modules whose output it predicts.
+        modulation: (block, its arguments) to the first block's modulated input (B, N, D).
+        batched: other arguments of a block with a leading batch dimension.
         timestep_scale: the denoiser's `timestep` argument divided by this is sigma.
     """
 
@@ -31,6 +51,9 @@ class Wiring:
     streams: dict[str, str]
     output_stream: str
     linears: dict[str, tuple[str, ...]]
+    modules: dict[str, tuple[CachedModule, ...]]
+    modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
+    batched: tuple[str, ...] = ("temb",)
     timestep_scale: float = 1.0
 
     def blocks(self, denoiser: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -40,6 +63,10 @@ class Wiring:
             for name in self.block_lists
             for index, block in enumerate(denoiser.get_submodule(name).children())
         ]
+
+    def modulated(self, block: nn.Module, given: Mapping[str, Any]) -> torch.Tensor:
+        """The modulated input of a block, which TeaCache looks at."""
+        return self.modulation(block, given)
 
     def role(self, path_in_block: str) -> str | None:
         """The role of a linear ("attention", "mlp"), or None where it should stay as it is."""
@@ -59,6 +86,18 @@ FLUX = Wiring(
         "attention": ("attn.to_[qkv]", "attn.to_out.0", "attn.add_[qkv]_proj", "attn.to_add_out"),
         "mlp": ("ff.net.*", "ff_context.net.*", "proj_mlp", "proj_out"),
     },
+    modules={
+        "transformer_blocks": (
+            CachedModule("attn", "attention"),
+            CachedModule("ff", "mlp"),
+            CachedModule("ff_context", "mlp"),
+        ),
+        "single_transformer_blocks": (
+            CachedModule("proj_out", "both", spares=("attn", "proj_mlp")),
+            CachedModule("attn", "attention"),
+        ),
+    },
+    modulation=lambda block, given: block.norm1(given["hidden_states"], emb=given["temb"])[0],
 )
 
 FAMILIES: dict[str, Wiring] = {wiring.family: wiring for wiring in (FLUX,)}

@@ -3,98 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from ..caching.controller import CacheController
-from ..caching.predictor import Gains, SubspacePredictor
-from ..caching.schedules import Interval, Mask, Schedule, same_share
-from ..caching.sites import WholeStack
-from ..errors import StackError, choose
+from ..caching.policy import PRESETS, Policy
+from ..caching.predictor import Predictor
+from ..caching.schedules import Schedule
+from ..caching.sites.each import EachBlock, EachModule
+from ..caching.sites.span import Span
+from ..errors import choose
 from ..facts import Facts
 from ..install import Installer
-from ..report import CACHED
+from ..report import FULL
 from .base import Applied, Finding, Target
 
 FEWEST_STEPS = 12  # below this an interval schedule has no history to extrapolate from (methods 6.5, rule 5)
+OPTIONS = tuple(f.name for f in fields(Policy))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Cache:
-    """A feature cache: a schedule, a predictor, a site.
+    """A feature cache: a preset by name, any of its choices changed.
 
-    `svd` is SVD-Cache (arXiv 2601.07396): the feature is split by its principal subspace; the principal part is
-    predicted, the residual reused.
+    Args:
+        method: a row of `stack.caching.policy.PRESETS`: "svd" (SVD-Cache, arXiv 2601.07396), "taylorseer", ...
+        options: any attribute of `stack.caching.policy.Policy`, instead of the preset's.
 
-    Attributes:
-        method: name of the preset; "svd".
-        interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
-        full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
-        gains: (principal, residual): 0 reuses, 1 extrapolates. (1, 0) is SVD-Cache, (0, 0) plain reuse.
-        energy: share of the feature's energy in the principal subspace.
-        beta: weight of the previous velocity in the EMA of velocities; 0 takes the newest alone.
+    Raises:
+        StackError: an unknown preset or option, or a value outside its range.
     """
 
-    method: str = "svd"
-    interval: int = 7
-    warmup: int = 3
-    full_steps: tuple[int, ...] = ()
-    steps: int = 0
-    gains: tuple[float, float] = (1.0, 0.0)
-    energy: float = 0.85
-    beta: float = 0.0
+    method: str
+    policy: Policy
     stage: ClassVar[str] = "cache"
 
-    def __post_init__(self) -> None:
-        if self.method != "svd":
-            raise choose("cache", self.method, ["svd"])
-        if not 0 < self.energy <= 1:
-            raise StackError(f"energy must be in (0, 1], got {self.energy}")
-        if not 0 <= self.beta < 1:
-            raise StackError(f"beta must be in [0, 1), got {self.beta}: it is the weight of the older velocity")
-        if len(self.gains) != 2:
-            raise StackError(f"gains must be (principal, residual), got {self.gains}")
-        Gains(*self.gains)
-        self.schedule_for(self.steps or 50)
+    def __init__(self, method: str = "svd", **options: Any):
+        if method not in PRESETS:
+            raise choose("cache", method, list(PRESETS))
+        for name in options:
+            if name not in OPTIONS:
+                raise choose("option of the cache", name, OPTIONS)
+        object.__setattr__(self, "method", method)
+        object.__setattr__(self, "policy", replace(PRESETS[method], **options))
 
-    def schedule_for(self, steps: int) -> Schedule:
-        """The calibrated mask where it fits, an interval schedule of the same share of full steps where not."""
-        if not self.full_steps:
-            return Interval(self.interval, self.warmup)
-        mask = Mask(tuple(self.full_steps), self.steps)
-        return mask if steps == self.steps else same_share(mask, steps)
+    def changed(self, **options: Any) -> Cache:
+        """The same cache with other choices."""
+        mine = {name: getattr(self.policy, name) for name in OPTIONS}
+        return Cache(self.method, **{**mine, **options})
 
     def calibrated(self, full_steps: tuple[int, ...], steps: int, gains: tuple[float, float]) -> Cache:
         """The same cache with a measured schedule and measured gains."""
-        return replace(self, full_steps=tuple(sorted(full_steps)), steps=steps, gains=gains)
+        return self.changed(full_steps=tuple(sorted(full_steps)), steps=steps, gains=gains)
+
+    @property
+    def gains(self) -> tuple[float, float]:
+        """Principal and residual gain of the forecast."""
+        return self.policy.gains
+
+    @property
+    def full_steps(self) -> tuple[int, ...]:
+        """The calibrated schedule; empty without one."""
+        return self.policy.full_steps
+
+    @property
+    def steps(self) -> int:
+        """The number of steps the schedule was calibrated for."""
+        return self.policy.steps
+
+    def schedule_for(self, steps: int) -> Schedule:
+        """The schedule of a request with this many steps."""
+        return self.policy.schedule(steps)
 
     def describe(self, facts: Facts) -> list[str]:
+        p = self.policy
+        lines = [f"{self.method}, {self._when(facts)}", f"{_forecast_words(p)}; coordinate: {p.coordinate}"]
+        return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {_size_words(p, facts)}"]
+
+    def _when(self, facts: Facts) -> str:
+        p = self.policy
+        if p.gate:
+            return f"steps decided by a {p.gate} gate, threshold {p.threshold:g}: saving depends on the picture"
         full = self.schedule_for(facts.steps).full_steps(facts.steps)
-        kind = "calibrated" if self.full_steps and facts.steps == self.steps else f"every {self.interval} steps"
-        if self.full_steps and facts.steps != self.steps:
-            kind = f"same share as the one calibrated for {self.steps} steps"
-        element = 4 if facts.dtype == "float32" else 2
-        # The feature, its direction, and with an EMA the velocity, for one image and one guidance branch.
-        tensors = 3 if self.beta else 2
-        state = tensors * facts.image_tokens * facts.width * element
-        size = f"{state / 1e6:.1f} MB of state per image and guidance branch" if state else "state size unknown"
-        return [
-            f"{self.method}, {len(full)} of {facts.steps} steps full ({kind}), at most {facts.steps / len(full):.2f}x",
-            f"principal part (energy {self.energy:g}) follows its velocity with gain {self.gains[0]:g}, "
-            f"residual with {self.gains[1]:g}; coordinate: unshifted time",
-            f"site: last hidden state before the head; {size}",
-        ]
+        kind = "calibrated" if p.full_steps and facts.steps == p.steps else f"every {p.interval} steps"
+        if p.full_steps and facts.steps != p.steps:
+            kind = f"same share as the one calibrated for {p.steps} steps"
+        return f"{len(full)} of {facts.steps} steps full ({kind}), at most {facts.steps / len(full):.2f}x"
 
     def check(self, facts: Facts) -> list[Finding]:
+        p = self.policy
+        if p.front + p.back >= facts.blocks:
+            what = f"{p.front} front and {p.back} back blocks leave none of {facts.blocks} to cache"
+            return [Finding(self.stage, what, fatal=True)]
         full = len(self.schedule_for(facts.steps).full_steps(facts.steps))
         if facts.steps < FEWEST_STEPS:
             why = f"{facts.steps} steps leave no history to extrapolate from"
             what = f"a few-step schedule can save at most {facts.steps / full:.2f}x with this cache"
             return [Finding(self.stage, what, why, repair="run without the cache")]
+        if p.gate:
+            return []
         if full == facts.steps:
             return [Finding(self.stage, f"0 of {facts.steps} steps would be cached", "interval 1", note=True)]
-        if self.full_steps and facts.steps != self.steps:
-            what = f"the schedule was calibrated for {self.steps} steps, the plan has {facts.steps}"
+        if p.full_steps and facts.steps != p.steps:
+            what = f"the schedule was calibrated for {p.steps} steps, the plan has {facts.steps}"
             return [Finding(self.stage, what, "uniform schedule of the same share used; calibrate again", note=True)]
         return []
 
@@ -102,30 +113,75 @@ class Cache:
         return facts
 
     def apply(self, target: Target, install: Installer) -> Applied:
-        gains = Gains(*self.gains)
+        p = self.policy
         controller = CacheController(
             clock=target.clock,
             journal=target.journal,
             schedule_for=self.schedule_for,
-            new_predictor=lambda: SubspacePredictor(self.energy, gains, self.beta),
+            new_predictor=lambda key: Predictor(p.forecast, p.new_split()),
             weights_version=target.weights_version,
+            new_gate=p.new_gate if p.gate else None,
+            coordinate=p.coordinate,
         )
-        site = WholeStack(controller.enter, controller.store, controller.predict)
-        blocks = site.install(target.denoiser, target.wiring, install)
+        places = _site(p, controller).install(target.denoiser, target.wiring, install)
         install.on_rollback(controller.reset)
         return Applied(
-            summary=f"{self.method} before {blocks} blocks, state kept per guidance branch",
+            summary=f"{self.method} at {places} places, state kept per guidance branch",
             report=_reporter(controller, target),
             reset=controller.reset,
             details={"controller": controller},
         )
 
 
+_SITE_WORDS = {
+    "output": "last hidden state before the head",
+    "residual": "what the blocks add",
+    "blocks": "what each block adds to each stream",
+    "modules": "every attention and MLP before its gate",
+    "attention": "every attention before its gate; MLPs run",
+}
+
+
+def _around(p: Policy) -> str:
+    return f", {p.front} front and {p.back} back blocks always run" if p.front or p.back else ""
+
+
+def _forecast_words(p: Policy) -> str:
+    if p.level:
+        return f"principal part is its running average (weight {p.level:g} on the older), residual reused"
+    if not p.forecast.effective_order:
+        return "the last feature is reused"
+    part = f"energy {p.energy:g}" if p.split == "channels" else f"lowest {p.cutoff:.0%} of the token band"
+    return (
+        f"order {p.order} ({p.basis}); principal part ({part}) with gain {p.gains[0]:g}, residual with {p.gains[1]:g}"
+    )
+
+
+def _size_words(p: Policy, facts: Facts) -> str:
+    """State per image and guidance branch, known before the run."""
+    element = 4 if facts.dtype == "float32" else 2
+    # The feature, and per order a shaped and (below the highest) a raw difference.
+    order = p.forecast.effective_order
+    tensors = 1 + order + max(0, order - 1)
+    per_block = {"output": 1, "residual": 1, "blocks": facts.blocks, "modules": 2 * facts.blocks}
+    state = tensors * per_block.get(p.site, facts.blocks) * facts.image_tokens * facts.width * element
+    return f"about {state / 1e6:.1f} MB of state per image and guidance branch" if state else "state size unknown"
+
+
+def _site(p: Policy, controller: CacheController) -> Span | EachBlock | EachModule:
+    if p.site == "blocks":
+        return EachBlock(controller)
+    if p.site in ("modules", "attention"):
+        return EachModule(controller, ("attention",) if p.site == "attention" else ("attention", "mlp"))
+    return Span(controller, p.front, p.back, p.site == "residual", p.accepts if p.accept else None)
+
+
 def _reporter(controller: CacheController, target: Target) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
-        cached = sum(entry.kind == CACHED for entry in target.journal.entries)
+        cached = sum(entry.kind != FULL for entry in target.journal.entries)
         if target.journal.entries and not cached:
             target.journal.warn(f"0 of {len(target.journal.entries)} steps cached: the schedule left none")
-        return {"bytes": controller.bytes, "cached_steps": cached, "dropped": controller.dropped}
+        figures = {"bytes": controller.bytes, "cached_steps": cached, "dropped": controller.dropped}
+        return {**figures, "rolled_back": controller.rolled_back} if controller.rolled_back else figures
 
     return report

@@ -1,92 +1,148 @@
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.caching.predictor import Gains, SubspacePredictor
+from stack.caching.forecast import Forecast
+from stack.caching.predictor import Predictor
+from stack.caching.splits import ChannelBasis, TokenBand
 from stack.errors import StackError
 
 N, D = 24, 16
+WHOLE = (1.0, 1.0)
 
 
-def line(times: list[float], start: torch.Tensor, slope: torch.Tensor) -> list[torch.Tensor]:
-    return [start + t * slope for t in times]
-
-
-def feeding(predictor: SubspacePredictor, times: list[float], features: list[torch.Tensor]) -> SubspacePredictor:
-    for time, feature in zip(times, features, strict=True):
-        predictor.update(feature, time)
+def feeding(predictor: Predictor, xs: list[float], features: list[torch.Tensor]) -> Predictor:
+    for x, feature in zip(xs, features, strict=True):
+        predictor.update(feature, x)
     return predictor
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.floats(0.05, 1), min_size=3, max_size=5, unique=True), st.integers(0, 99))
-def test_gain_one_continues_a_straight_line_over_uneven_gaps(times: list[float], seed: int) -> None:
-    times = sorted(times, reverse=True)
-    gaps = [a - b for a, b in pairwise(times)]
-    if min(gaps) < 1e-2:
-        return
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 60), min_size=4, max_size=6, unique=True), st.integers(0, 3), st.integers(0, 99))
+def test_newton_continues_a_polynomial_of_its_order_over_uneven_gaps(places: list[int], order: int, seed: int) -> None:
+    xs = [place / 60 for place in sorted(places, reverse=True)]
     generator = torch.Generator().manual_seed(seed)
-    start, slope = torch.randn(2, 1, N, D, generator=generator, dtype=torch.float64)
-    predictor = feeding(SubspacePredictor(0.85, Gains(1, 1), 0), times, line(times, start, slope))
-    torch.testing.assert_close(predictor.predict(0.0), start, rtol=1e-6, atol=1e-6)
+    factors = torch.randn(order + 1, 1, N, D, generator=generator, dtype=torch.float64)
+
+    def at(x: float) -> torch.Tensor:
+        return sum((factor * x**i for i, factor in enumerate(factors)), torch.zeros(1, N, D, dtype=torch.float64))
+
+    predictor = feeding(Predictor(Forecast(order, WHOLE)), xs, [at(x) for x in xs])
+    torch.testing.assert_close(predictor.predict(-0.2), at(-0.2), rtol=1e-6, atol=1e-6)
+
+
+def test_taylor_divides_every_order_by_the_last_gap() -> None:
+    """TaylorSeer's second difference over gaps 1 and 5 is not Newton's: 5 instead of 3 in the second denominator."""
+    values = {0.0: 1.0, 1.0: 3.0, 6.0: 4.0}
+    features = [torch.full((1, N, D), v) for v in values.values()]
+    predictor = feeding(Predictor(Forecast(2, WHOLE, "taylor", coordinate="step")), list(values), features)
+    first = (4 - 3) / 5
+    second = (first - (3 - 1) / 1) / 5
+    torch.testing.assert_close(predictor.predict(8.0), torch.full((1, N, D), 4 + first * 2 + second * 2**2 / 2))
+
+
+def test_hermite_contracts_every_order() -> None:
+    features = [torch.full((1, N, D), v) for v in (0.0, 1.0, 4.0)]
+    predictor = feeding(Predictor(Forecast(2, WHOLE, "hermite", coordinate="step")), [0.0, 1.0, 2.0], features)
+    # s H_1(s u) = 0.5 u and s^2 H_2(s u) = 0.25 (u^2 - 2) for s = 0.5; differences 3 and 2.
+    torch.testing.assert_close(predictor.predict(4.0), torch.full((1, N, D), 4 + 3 * 0.5 * 2 + 2 * 0.25 * (4 - 2) / 2))
 
 
 def test_the_published_split_predicts_the_principal_part_and_reuses_the_residual() -> None:
     torch.manual_seed(0)
     first = torch.randn(1, N, D, dtype=torch.float64) * torch.linspace(4, 0.1, D)
     second = first + torch.randn(1, N, D, dtype=torch.float64) * 0.3
-    predictor = feeding(SubspacePredictor(0.8, Gains(1, 0), 0), [1.0, 0.8], [first, second])
-    basis = predictor.basis
-    assert basis is not None and 1 <= basis.shape[-1] < D
-    got = predictor.predict(0.7)
-    onto = basis[0] @ basis[0].T
+    split = ChannelBasis(0.8)
+    predictor = feeding(Predictor(Forecast(1, (1, 0)), split), [1.0, 0.8], [first, second])
+    assert split.basis is not None and 1 <= split.basis.shape[-1] < D
+    got, onto = predictor.predict(0.7), split.basis[0] @ split.basis[0].T
     expected_principal = (second + (second - first) / 0.2 * 0.1) @ onto
     torch.testing.assert_close(got @ onto, expected_principal, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got - got @ onto, second - second @ onto, rtol=1e-4, atol=1e-5)
 
 
-def test_no_gain_is_plain_reuse_and_needs_no_basis() -> None:
+def test_the_printed_average_lags_behind() -> None:
+    """With 0.9 on the older value the principal part moves by a tenth of the way; swapped, by nine tenths."""
     torch.manual_seed(0)
+    first = torch.randn(1, N, 2) @ torch.randn(2, D)  # rank 2: all of it is principal
+    for level in (0.9, 0.1):
+        predictor = Predictor(Forecast(0, (0, 0), level=level), ChannelBasis(1.0))
+        feeding(predictor, [0.0, 1.0], [first, 3 * first])
+        torch.testing.assert_close(predictor.predict(5.0), (level + 3 * (1 - level)) * first, rtol=1e-3, atol=1e-3)
+
+
+def test_a_warm_basis_follows_the_feature() -> None:
+    torch.manual_seed(0)
+    old, new = torch.linalg.qr(torch.randn(D, 4))[0].split(2, dim=1)
+    first, second = (torch.randn(1, N, 2) @ side.T + 1e-3 * torch.randn(1, N, D) for side in (old, new))
+    kept, warm = ChannelBasis(0.99, "request"), ChannelBasis(0.99, "warm")
+    for split in (kept, warm):
+        split.fit(first)
+        for _ in range(3):
+            split.fit(first + 20 * second)
+    captured = [float(split.principal(second).norm() / second.norm()) for split in (kept, warm)]
+    assert captured[0] < 0.1 and captured[1] > 0.99
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 9), st.integers(2, 9), st.floats(0.05, 1), st.integers(0, 99))
+def test_a_band_is_an_orthogonal_projection_that_keeps_constants(
+    rows: int, columns: int, cutoff: float, seed: int
+) -> None:
+    split = TokenBand(cutoff, (rows, columns))
+    x = torch.randn(2, rows * columns, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    split.fit(x)
+    low = split.principal(x)
+    torch.testing.assert_close(split.principal(low), low)
+    assert abs(float((low * (x - low)).sum())) < 1e-9 * float(x.square().sum())
+    torch.testing.assert_close(split.principal(torch.ones_like(x)), torch.ones_like(x))
+
+
+def test_no_gain_is_plain_reuse_and_needs_no_basis() -> None:
     first, second = torch.randn(2, 1, N, D)
-    predictor = feeding(SubspacePredictor(0.85, Gains(0, 0), 0), [1.0, 0.9], [first, second])
+    split = ChannelBasis(0.85)
+    predictor = feeding(Predictor(Forecast(2, (0, 0)), split), [1.0, 0.9], [first, second])
     assert torch.equal(predictor.predict(0.1), second)
-    assert predictor.basis is None
+    assert split.basis is None and predictor.bytes == second.nbytes
 
 
 def test_before_a_second_full_step_it_reuses() -> None:
     feature = torch.randn(1, N, D)
-    predictor = feeding(SubspacePredictor(0.85, Gains(1, 1), 0), [1.0], [feature])
+    predictor = feeding(Predictor(Forecast(1, WHOLE)), [1.0], [feature])
     assert torch.equal(predictor.predict(0.5), feature)
 
 
-def test_beta_averages_velocities() -> None:
-    zero, one, three = torch.zeros(1, N, D), torch.ones(1, N, D), torch.full((1, N, D), 4.0)
-    predictor = feeding(SubspacePredictor(0.85, Gains(1, 1), 0.25), [1.0, 0.9, 0.8], [zero, one, three])
+def test_the_same_moment_twice_divides_by_nothing() -> None:
+    first, second = torch.randn(2, 1, N, D)
+    predictor = feeding(Predictor(Forecast(2, WHOLE)), [1.0, 0.5, 0.5], [first, first, second])
+    assert torch.equal(predictor.predict(0.1), second)
+
+
+def test_smoothing_averages_velocities() -> None:
+    zero, one, four = (torch.full((1, N, D), v) for v in (0.0, 1.0, 4.0))
+    predictor = feeding(Predictor(Forecast(1, WHOLE, smoothing=0.25)), [1.0, 0.9, 0.8], [zero, one, four])
     # Velocities -10 and -30 per unit time; 0.25 of the old, 0.75 of the new: -25.
     torch.testing.assert_close(predictor.predict(0.7), torch.full((1, N, D), 6.5), rtol=1e-5, atol=1e-5)
 
 
-def test_bytes_are_those_of_the_tensors_held() -> None:
-    feature = torch.randn(1, N, D)
-    predictor = SubspacePredictor(0.85, Gains(1, 1), 0)
+@pytest.mark.parametrize(("order", "tensors"), [(0, 1), (1, 2), (2, 4)])
+def test_bytes_are_those_of_the_tensors_held(order: int, tensors: int) -> None:
+    predictor = Predictor(Forecast(order, (0.5, 0.5)))
     assert predictor.bytes == 0
-    feeding(predictor, [1.0], [feature])
-    assert predictor.bytes == N * D * 4
-    feeding(predictor, [0.9], [feature + 1])
-    assert predictor.bytes == 2 * N * D * 4
+    feeding(predictor, [1.0, 0.9, 0.7], list(torch.randn(3, 1, N, D)))
+    # The feature, each shaped difference, and the raw ones below the highest.
+    assert predictor.bytes == tensors * N * D * 4
 
 
 def test_predicting_from_nothing_is_an_error() -> None:
     with pytest.raises(StackError, match="no full step"):
-        SubspacePredictor(0.85, Gains(), 0).predict(0.5)
+        Predictor(Forecast()).predict(0.5)
 
 
-@pytest.mark.parametrize("gains", [(-0.1, 0.0), (1.0, 2.5)])
-def test_gains_out_of_range(gains: tuple[float, float]) -> None:
+@pytest.mark.parametrize("gains", [(-0.1, 0.0), (1.0, 2.5), (1.0,)])
+def test_gains_out_of_range(gains: tuple[float, ...]) -> None:
     with pytest.raises(StackError, match=r"\[0, 2\]"):
-        Gains(*gains)
+        Forecast(gains=gains)  # type: ignore[arg-type]

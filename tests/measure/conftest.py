@@ -49,7 +49,7 @@ class FakeEngine:
             picture=torch.linspace(0, 0.5, 3 * 16 * 16).reshape(3, 16, 16) + OFFSETS.get(row.name, 0.0) + 0.01 * seed,
             # Three prompts cost -1, 0 and +1 percent: the median is the middle one.
             seconds=SECONDS.get(row.name, 10.0 * row.steps / STEPS) * (1 + 0.01 * (seed % 3 - 1)),
-            kinds=tuple("full" if not cached or i % 5 == 0 else "cached" for i in range(row.steps)),
+            kinds=tuple("full" if not cached or i % 10 == 0 else "cached" for i in range(row.steps)),
             density=0.5 if "sparse_attn" in row.passes else 1.0,
             cache_bytes=4096 if cached else 0,
             peak_bytes=10**6,

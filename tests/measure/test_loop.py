@@ -32,6 +32,20 @@ def test_controls_take_the_steps_that_fit_in_the_time_of_all(make_engine: Any) -
     assert list(result.rows)[-2:] == ["fewer-steps", "fewer-steps-multistep"]
 
 
+def test_controls_take_no_fewer_steps_than_the_stack_ran_in_full(make_engine: Any) -> None:
+    engine = make_engine()
+    make = engine.generate
+
+    def full(row: Any, prompt: str, seed: int) -> Any:
+        made = make(row, prompt, seed)
+        made.kinds = ("full",) * 12 + ("cached",) * 38
+        return made
+
+    engine.generate = full
+    result = measure(engine, PLAN, PROMPTS, seed=0)
+    assert result.rows["fewer-steps"].row.steps == 12
+
+
 def test_every_recipe_gets_its_own_controls(make_engine: Any) -> None:
     plan = plan_rows({"balanced": ("quantize", "cache"), "fast": ("cache",)}, 50)
     names = list(measure(make_engine(), plan, PROMPTS, seed=0).rows)

@@ -161,7 +161,7 @@ def test_a_bare_denoiser_caches_by_noise_level() -> None:
         ({"method": "svdd"}, "unknown cache 'svdd'"),
         ({"interval": 0}, "at least 1"),
         ({"energy": 0.0}, "energy must be in"),
-        ({"beta": 1.0}, "beta must be in"),
+        ({"smoothing": 1.0}, "smoothing must be in"),
         ({"gains": (1.0,)}, "principal, residual"),
         ({"full_steps": (1, 2), "steps": 50}, "must hold 0"),
     ],

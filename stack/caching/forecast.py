@@ -1,0 +1,112 @@
+"""What stands in for a feature on a cached step: a sum of its differences over past full steps. Pure numbers.
+
+Every published forecast is one row of this table. With D_0 = F(x0) the newest full feature, x0 > x1 > ... past
+coordinates (newest first) and gains g:
+
+    F(x) = D_0 + sum_{i=1..order} g phi_i(x) D_i
+
+| basis   | D_i                                               | phi_i(x)                                        |
+|---------|---------------------------------------------------|-------------------------------------------------|
+| newton  | divided differences over the real gaps            | (x - x0) ... (x - x_{i-1})                      |
+| taylor  | TaylorSeer's: every order divides by the last gap | (x - x0)^i / i!                                 |
+| hermite | as taylor                                         | s^i H_i(s (x - x0)) / i!, H_i physicists', HiCache |
+
+Newton's form is exact for polynomials on irregular gaps; TaylorSeer's recursion is not, and is kept as published.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import StackError, choose
+
+BASES = ("newton", "taylor", "hermite")
+COORDINATES = ("time", "step", "sigma", "log-snr")
+HIGHEST_ORDER = 4
+HERMITE_SCALE = 0.5  # HiCache's contraction (arXiv 2508.16984)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How a feature is carried on.
+
+    Attributes:
+        order: of the highest difference; 0 is reuse.
+        gains: (principal, residual) factors on all differences. (1, 0) predicts the principal part and reuses the
+            residual, as SVD-Cache does; (1, 1) extrapolates the whole feature; (0, 0) is reuse.
+        basis: "newton", "taylor" or "hermite".
+        level: weight of the older value in an EMA of the principal part itself: SVD-Cache as printed has 0.9.
+        smoothing: weight of the older slope in an EMA of the first difference.
+        coordinate: what x is: "time" (the schedule's unshifted time), "step", "sigma" or "log-snr".
+
+    Raises:
+        StackError: a value outside its range.
+    """
+
+    order: int = 1
+    gains: tuple[float, float] = (1.0, 0.0)
+    basis: str = "newton"
+    level: float = 0.0
+    smoothing: float = 0.0
+    coordinate: str = "time"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.order <= HIGHEST_ORDER:
+            raise StackError(f"order must be in 0..{HIGHEST_ORDER}, got {self.order}")
+        if self.basis not in BASES:
+            raise choose("basis of a forecast", self.basis, BASES)
+        if self.coordinate not in COORDINATES:
+            raise choose("coordinate", self.coordinate, COORDINATES)
+        if len(self.gains) != 2 or not all(0 <= gain <= 2 for gain in self.gains):
+            raise StackError(f"gains must be (principal, residual), each in [0, 2], got {self.gains}")
+        for name, value in (("level", self.level), ("smoothing", self.smoothing)):
+            if not 0 <= value < 1:
+                raise StackError(f"{name} must be in [0, 1), got {value}: it is the weight of the older value")
+
+    @property
+    def splits(self) -> bool:
+        """Whether principal part and residual are treated differently at all."""
+        return self.level > 0 or (self.order > 0 and self.gains[0] != self.gains[1])
+
+    @property
+    def effective_order(self) -> int:
+        """0 where every gain is 0: differences would be computed and thrown away."""
+        return self.order if any(self.gains) else 0
+
+
+def gaps(forecast: Forecast, x: float, past: Sequence[float]) -> list[float]:
+    """What the differences of order 1, 2, ... are divided by at a full step at x, given past x (newest first)."""
+    orders = range(min(forecast.effective_order, len(past)))
+    return [x - past[i if forecast.basis == "newton" else 0] for i in orders]
+
+
+def weights(forecast: Forecast, x: float, nodes: Sequence[float]) -> list[float]:
+    """phi_0 = 1, phi_1, ... at x: what the differences are multiplied with (gains are already in them).
+
+    Args:
+        nodes: coordinates of the full steps behind the differences, newest first; one per difference.
+    """
+    if forecast.basis == "newton":
+        return [math.prod(x - node for node in nodes[:i]) for i in range(len(nodes))]
+    u = x - nodes[0]
+    if forecast.basis == "taylor":
+        return [u**i / math.factorial(i) for i in range(len(nodes))]
+    return [1.0, *(_hermite(i, u) / math.factorial(i) for i in range(1, len(nodes)))]
+
+
+def _hermite(degree: int, x: float) -> float:
+    """The contracted physicists' Hermite polynomial s^i H_i(s x)."""
+    series = [0.0] * degree + [1.0]
+    return HERMITE_SCALE**degree * float(np.polynomial.hermite.hermval(HERMITE_SCALE * x, series))
+
+
+def coordinate(name: str, step: int, time: float, sigma: float) -> float:
+    """The coordinate of a denoiser call. "log-snr" is that of a flow: log((1 - sigma) / sigma), kept finite."""
+    if name == "log-snr":
+        inside = min(max(sigma, 1e-4), 1 - 1e-4)
+        return math.log((1 - inside) / inside)
+    return {"time": time, "step": float(step), "sigma": sigma}[name]

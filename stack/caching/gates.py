@@ -1,0 +1,142 @@
+"""Adaptive decisions: small state machines over numbers. One per sample and request; pure, tested without a model.
+
+`change` is the relative change mean|p - q| / mean|q| of the gate's probe since its reference: since the last full step
+where `holds_reference`, else since the last step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from ..errors import StackError
+
+
+class Gate(Protocol):
+    """Decides step by step whether the blocks can be skipped.
+
+    Attributes:
+        probe: what it looks at: "modulated" (the first block's modulated input), "prefix" (what the front blocks
+            added), or "" (nothing).
+        holds_reference: whether the probe is compared with that of the last full step.
+    """
+
+    @property
+    def probe(self) -> str: ...
+
+    @property
+    def holds_reference(self) -> bool: ...
+
+    def skip(self, step: int, steps: int, change: float | None, run: int) -> bool:
+        """Whether to skip this step; `run` cached steps have gone before it. Called once per step, in order."""
+        ...
+
+
+@dataclass
+class PrefixGate:
+    """First-block cache and DBCache: skip while the front blocks add nearly what they added at the last full step.
+
+    Args:
+        threshold: on the relative change; 0.08 is usual for one front block.
+        warmup: the first steps always run.
+        longest: cached steps in a row; 0 is no limit.
+    """
+
+    threshold: float
+    warmup: int = 1
+    longest: int = 0
+    probe: ClassVar[str] = "prefix"
+    holds_reference: ClassVar[bool] = True
+
+    def skip(self, step: int, steps: int, change: float | None, run: int) -> bool:
+        if change is None or step < self.warmup or (self.longest and run >= self.longest):
+            return False
+        return change < self.threshold
+
+
+@dataclass
+class PolynomialGate:
+    """TeaCache (CVPR 2025): a polynomial turns the change of the modulated input into that of the output; skip while
+    its sum since the last full step stays under a threshold. The first and the last step always run.
+
+    Args:
+        coefficients: highest power first; measured by a calibration run on the stack.
+    """
+
+    threshold: float
+    coefficients: tuple[float, ...]
+    probe: ClassVar[str] = "modulated"
+    holds_reference: ClassVar[bool] = False
+    total: float = 0.0
+
+    def skip(self, step: int, steps: int, change: float | None, run: int) -> bool:
+        if change is None or step in (0, steps - 1):
+            self.total = 0.0
+            return False
+        self.total += float(np.polyval(self.coefficients, change))
+        if self.total < self.threshold:
+            return True
+        self.total = 0.0
+        return False
+
+
+@dataclass
+class MagnitudeGate:
+    """MagCache (NeurIPS 2025): the residual's norm changes by known ratios; skip while their product stays near 1.
+
+    Args:
+        ratios: mean |r_t| / |r_(t-1)| per step of the calibration run; ratios[0] is not used. Another number of steps
+            takes the nearest entry.
+        longest: cached steps in a row.
+        retention: share of the steps, at the start, that always run.
+    """
+
+    threshold: float
+    ratios: tuple[float, ...]
+    longest: int = 3
+    retention: float = 0.2
+    probe: ClassVar[str] = ""
+    holds_reference: ClassVar[bool] = True
+    error: float = 0.0
+    product: float = 1.0
+
+    def skip(self, step: int, steps: int, change: float | None, run: int) -> bool:
+        if step >= max(1, round(self.retention * steps)):
+            product = self.product * nearest(self.ratios, step, steps)
+            error = self.error + abs(1 - product)
+            if error <= self.threshold and run < self.longest:
+                self.product, self.error = product, error
+                return True
+        self.product, self.error = 1.0, 0.0
+        return False
+
+
+@dataclass
+class DraftGate:
+    """SpeCa: every step after the warm-up is a draft, to be checked on the last block and rolled back if it fails.
+
+    Args:
+        longest: drafts in a row.
+    """
+
+    warmup: int = 3
+    longest: int = 8
+    probe: ClassVar[str] = ""
+    holds_reference: ClassVar[bool] = True
+
+    def skip(self, step: int, steps: int, change: float | None, run: int) -> bool:
+        return step >= self.warmup and run < self.longest
+
+
+def nearest(table: Sequence[float], step: int, steps: int) -> float:
+    """The entry for a step of another number of steps.
+
+    Raises:
+        StackError: the table is empty.
+    """
+    if not table:
+        raise StackError("expected the ratios of a calibration run, got none: call stack.calibrate() first")
+    return table[min(len(table) - 1, round(step * (len(table) - 1) / max(1, steps - 1)))]

@@ -1,0 +1,141 @@
+"""A cache policy as data: schedule or gate x forecast x split x site. Every published method is a row of PRESETS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import StackError, choose
+from .forecast import Forecast
+from .gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate
+from .schedules import Interval, Mask, Schedule, same_share
+from .splits import ChannelBasis, Split, TokenBand
+
+SITES = ("output", "residual", "blocks", "modules", "attention")
+GATES = ("", "prefix", "polynomial", "magnitude", "draft")
+SPLITS = ("channels", "band")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When, what and where to cache.
+
+    Attributes:
+        site: "output" (the last hidden state), "residual" (what the blocks between `front` and `back` add), "blocks"
+            (each block's residual), "modules" (each module's output before its gate), "attention" (attention only).
+        front, back: blocks that run on every step.
+        interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
+        full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
+        order, gains, basis, level, smoothing, coordinate: see `Forecast`.
+        split: "channels" (SVD-Cache) or "band" (FreqCa); energy, basis_life, cutoff: of the split.
+        gate: decides instead of the schedule; threshold, longest, retention, coefficients, ratios: of the gate.
+        accept: (base, decay, floor) of SpeCa's bound on a draft's error, max(floor, base * decay^(step / steps)).
+
+    Raises:
+        StackError: a value outside its range.
+    """
+
+    site: str = "output"
+    front: int = 0
+    back: int = 0
+    interval: int = 7
+    warmup: int = 3
+    full_steps: tuple[int, ...] = ()
+    steps: int = 0
+    order: int = 1
+    gains: tuple[float, float] = (1.0, 0.0)
+    basis: str = "newton"
+    level: float = 0.0
+    smoothing: float = 0.0
+    coordinate: str = "time"
+    split: str = "channels"
+    energy: float = 0.85
+    basis_life: str = "request"
+    cutoff: float = 0.1
+    gate: str = ""
+    threshold: float = 0.0
+    longest: int = 0
+    retention: float = 0.2
+    coefficients: tuple[float, ...] = ()
+    ratios: tuple[float, ...] = ()
+    accept: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("site", self.site, SITES),
+            ("gate", self.gate, GATES),
+            ("split", self.split, SPLITS),
+        ):
+            if value not in known:
+                raise choose(f"{name} of the cache", value, known)
+        if not 0 < self.energy <= 1:
+            raise StackError(f"energy must be in (0, 1], got {self.energy}")
+        if self.front < 0 or self.back < 0:
+            raise StackError(f"front and back must be at least 0, got {self.front} and {self.back}")
+        if self.gate and self.site not in ("output", "residual"):
+            raise StackError(f"a gate decides over one span of blocks: expected site 'residual', got {self.site!r}")
+        if self.accept and not self.back:
+            raise StackError("drafts are checked on a back block: expected back=1 or more, got 0")
+        # Forecast, schedule and split each check their own values.
+        _ = self.forecast, self.schedule(self.steps or 50), self.new_split()
+
+    @property
+    def forecast(self) -> Forecast:
+        """What stands in for a feature."""
+        return Forecast(self.order, self.gains, self.basis, self.level, self.smoothing, self.coordinate)
+
+    def schedule(self, steps: int) -> Schedule:
+        """The calibrated mask where it fits, an interval schedule of the same share of full steps where not."""
+        if not self.full_steps:
+            return Interval(self.interval, self.warmup)
+        mask = Mask(tuple(self.full_steps), self.steps)
+        return mask if steps == self.steps else same_share(mask, steps)
+
+    def new_split(self) -> Split:
+        """A split for one feature of one request."""
+        return TokenBand(self.cutoff) if self.split == "band" else ChannelBasis(self.energy, self.basis_life)
+
+    def new_gate(self) -> Gate:
+        """A gate for one sample of one request."""
+        if self.gate == "prefix":
+            return PrefixGate(self.threshold, self.warmup, self.longest)
+        if self.gate == "polynomial":
+            return PolynomialGate(self.threshold, self.coefficients or (1.0, 0.0))
+        if self.gate == "magnitude":
+            return MagnitudeGate(self.threshold, self.ratios, self.longest, self.retention)
+        return DraftGate(self.warmup, self.longest)
+
+    def accepts(self, step: int, steps: int) -> float:
+        """The largest relative error of a draft's check on this step."""
+        assert self.accept is not None
+        base, decay, floor = self.accept
+        return max(floor, base * decay ** (step / steps))
+
+
+REUSE, WHOLE = (0.0, 0.0), (1.0, 1.0)
+
+PRESETS: dict[str, Policy] = {
+    # The three this project is about. SVD-Cache: arXiv 2601.07396.
+    "svd": Policy(),
+    "svd-printed": Policy(site="blocks", level=0.9, order=0, coordinate="step"),
+    "svd-swapped": Policy(site="blocks", level=0.1, order=0, coordinate="step"),
+    "svd-blocks": Policy(site="blocks", smoothing=0.5),
+    # Rivals.
+    "fora": Policy(site="modules", order=0, gains=REUSE, interval=3, warmup=1),
+    "reuse": Policy(order=0, gains=REUSE),
+    "taylorseer": Policy(site="modules", order=2, gains=WHOLE, basis="taylor", coordinate="step"),
+    "taylorseer-lite": Policy(order=2, gains=WHOLE, basis="taylor", coordinate="step"),
+    "hicache": Policy(site="modules", order=2, gains=WHOLE, basis="hermite", coordinate="step"),
+    "freqca": Policy(order=2, gains=(0.0, 1.0), basis="hermite", coordinate="step", split="band"),
+    "first-block": Policy(site="residual", front=1, order=0, gains=REUSE, gate="prefix", threshold=0.08, warmup=1),
+    "dbcache": Policy(site="residual", front=2, back=1, order=0, gains=REUSE, gate="prefix", threshold=0.08, warmup=8),
+    "dbcache-taylor": Policy(
+        site="residual", front=1, gains=WHOLE, basis="taylor", coordinate="step", gate="prefix", threshold=0.2, warmup=8
+    ),
+    "teacache": Policy(site="residual", order=0, gains=REUSE, gate="polynomial", threshold=0.4),
+    "magcache": Policy(site="residual", order=0, gains=REUSE, gate="magnitude", threshold=0.06, longest=3),
+    "speca": Policy(
+        site="output", back=1, order=2, gains=WHOLE, basis="taylor", coordinate="step", gate="draft", longest=8,
+        accept=(0.3, 0.3, 0.02),
+    ),
+    "pab": Policy(site="attention", order=0, gains=REUSE, interval=2, warmup=6),
+}  # fmt: skip

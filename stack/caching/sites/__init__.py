@@ -1,0 +1,1 @@
+"""Where a cache sits: the span of blocks, every block, or every module. A site asks its controller and answers."""

@@ -1,0 +1,142 @@
+"""Every block, or every module, on its own: what each adds is predicted separately, and the streams keep flowing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import StackError
+from ...install import Installer
+from ...models.wiring import CachedModule, Wiring
+from ..controller import CacheController
+from .calls import BlockCall, Streams
+
+
+class _Decided:
+    """Both sites decide once per step, at the first block, for the whole batch."""
+
+    def __init__(self, controller: CacheController):
+        self.controller = controller
+        self.skip = False
+
+    def begin(self, tokens: torch.Tensor) -> None:
+        """The first block is reached with these tokens (B, N, D)."""
+        self.controller.begin(tokens)
+        self.skip = all(self.controller.decide())
+
+
+class EachBlock(_Decided):
+    """Caches the residual that each block adds to each stream (HyCa, FoCa; the likely reading of SVD-Cache)."""
+
+    def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
+        """Stand before every block; returns their number."""
+        blocks = wiring.blocks(denoiser)
+        for number, (path, block) in enumerate(blocks):
+            signature = inspect.signature(block.forward)
+
+            def stand_in(
+                inner: Callable[..., Any],
+                path: str = path,
+                number: int = number,
+                block: nn.Module = block,
+                signature: inspect.Signature = signature,
+            ) -> Callable[..., Any]:
+                def forward(*args: Any, **kwargs: Any) -> Any:
+                    call = BlockCall(block, inner, signature.bind(*args, **kwargs), wiring)
+                    if number == 0:
+                        self.begin(call.streams[wiring.output_stream])
+                    return call.answer(self._visit(path, call))
+
+                return forward
+
+            install.wrap_call(block, "forward", stand_in)
+        return len(blocks)
+
+    def _visit(self, path: str, call: BlockCall) -> Streams:
+        controller, entry = self.controller, call.streams
+        cells = controller.cells
+        if self.skip:
+            return {name: tensor + controller.predict(f"{path}/{name}", cells) for name, tensor in entry.items()}
+        out = call.run()
+        for name, tensor in out.items():
+            controller.store(f"{path}/{name}", tensor - entry[name], cells)
+        return out
+
+
+class EachModule(_Decided):
+    """Caches the outputs of attention and MLP before their gates, which are computed anew on every step (TaylorSeer,
+    FORA, ToCa's state; with attention alone, PAB).
+
+    Args:
+        roles: which modules: "attention", "mlp". A projection that ends both is kept only with both.
+    """
+
+    def __init__(self, controller: CacheController, roles: tuple[str, ...] = ("attention", "mlp")):
+        super().__init__(controller)
+        self.roles = roles
+
+    def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
+        """Stand before every module; returns how many are predicted on a cached step."""
+        _, first = wiring.blocks(denoiser)[0]
+        signature, name = inspect.signature(first.forward), wiring.streams[wiring.output_stream]
+
+        def opening(inner: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                self.begin(signature.bind(*args, **kwargs).arguments[name])
+                return inner(*args, **kwargs)
+
+            return forward
+
+        install.wrap_call(first, "forward", opening)
+        count = 0
+        for blocks, modules in wiring.modules.items():
+            for index, block in enumerate(denoiser.get_submodule(blocks).children()):
+                for module in self._chosen(modules):
+                    self._place(block, f"{blocks}.{index}.{module.path}", module, install)
+                    count += 1
+        if not count:
+            raise StackError(f"no module of roles {', '.join(self.roles)} can be cached on its own in this model")
+        return count
+
+    def _chosen(self, modules: tuple[CachedModule, ...]) -> list[CachedModule]:
+        """The modules of one block to keep: one that ends both roles, where both are asked for and there is one."""
+        joint = [m for m in modules if m.role == "both" and set(self.roles) == {"attention", "mlp"}]
+        return joint or [m for m in modules if m.role in self.roles]
+
+    def _place(self, block: nn.Module, key: str, module: CachedModule, install: Installer) -> None:
+        for spare in module.spares:
+            install.wrap_call(block.get_submodule(spare), "forward", self._spared)
+        install.wrap_call(block.get_submodule(module.path), "forward", lambda inner: self._kept(inner, key))
+
+    def _kept(self, inner: Callable[..., Any], key: str) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            controller = self.controller
+            cells = controller.cells
+            if self.skip:
+                parts = [k for k in (f"{key}/{i}" for i in range(2)) if k in cells[0].predictors]
+                values = tuple(controller.predict(part, cells) for part in parts)
+                return values if len(values) > 1 else values[0]
+            result = inner(*args, **kwargs)
+            for i, value in enumerate(result if isinstance(result, tuple) else (result,)):
+                controller.store(f"{key}/{i}", value, cells)
+            return result
+
+        return forward
+
+    def _spared(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        """A module nobody listens to on a cached step: memory of the right shape, never read."""
+        shape: list[int] = []
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.skip:
+                given = next(x for x in [*args, *kwargs.values()] if isinstance(x, torch.Tensor))
+                return given.new_empty(shape)
+            out = inner(*args, **kwargs)
+            shape[:] = out.shape
+            return out
+
+        return forward
