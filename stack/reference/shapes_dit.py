@@ -8,8 +8,8 @@ from .classes import CLASSES
 from .training.task import Stage
 
 SIZE = 32  # pixels
-# 4.6 M parameters: as wide as shapes-flux, so that a figure for one can be held against the other. A third of them are
-# the modulation's, which works once per picture; every block embeds time and class by itself, as diffusers' DiT does.
+# 4.6 M parameters: as wide as shapes-flux, so that a figure for one can be held against the other. Two fifths of them
+# embed time and class and modulate, once per picture; every block does that by itself, as diffusers' DiT has it.
 TRANSFORMER = {
     "sample_size": SIZE,
     "patch_size": 2,
