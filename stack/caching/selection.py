@@ -1,0 +1,109 @@
+"""Which tokens a conservative step recomputes: random ones or those of small value, the long-cached ones first.
+
+No rule looks at an attention map, so that fused attention stays. DuCa's second version (arXiv 2412.18911v2) found
+random tokens as good as important ones, which resemble each other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import normalize
+
+RULES = ("random", "values")
+
+
+def random_scores(tokens: int, step: int, place: int) -> torch.Tensor:
+    """Scores (1, N) in [0, 1), the same for every request, guidance branch, sample and device.
+
+    The seed is the step and the number of the module, nothing else: a picture must not depend on what was drawn
+    before it, and guidance breaks where its branches refresh different tokens.
+    """
+    generator = torch.Generator().manual_seed((step << 20) + place)
+    return torch.rand(1, tokens, generator=generator)
+
+
+def value_scores(values: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """DuCa's V-norm: sum_h (1 - ||v_h||), L2-normalised over the tokens; small values tend to draw the attention.
+
+    Args:
+        values: output of the value projection (B, N, H * head_dim).
+
+    Returns:
+        Scores (B, N).
+    """
+    norms = values.unflatten(-1, (-1, head_dim)).float().norm(dim=-1)
+    return normalize((1 - norms).sum(-1), dim=1)
+
+
+def shared_by_halves(scores: torch.Tensor) -> torch.Tensor:
+    """Scores (B, N) of a batch whose halves are the two guidance branches: the mean of both, for both."""
+    halves = scores.unflatten(0, (2, -1))
+    return halves.mean(0, keepdim=True).expand_as(halves).flatten(0, 1)
+
+
+def with_bonus(scores: torch.Tensor, grid: tuple[int, int], cell: int, bonus: float) -> torch.Tensor:
+    """Scores (B, N) with the best token of every cell of cell x cell tokens raised by `bonus` of its magnitude.
+
+    The published form adds a share of the score itself, which would lower a negative one.
+
+    Args:
+        grid: rows and columns of the tokens, both multiples of `cell`.
+    """
+    rows, columns = grid
+    cells = scores.unflatten(1, (rows // cell, cell, columns // cell, cell)).movedim(2, 3).flatten(3)
+    best = cells.argmax(-1, keepdim=True)
+    raised = cells.scatter_add(-1, best, bonus * cells.gather(-1, best).abs())
+    return raised.unflatten(3, (cell, cell)).movedim(3, 2).flatten(1)
+
+
+def square(tokens: int, cell: int) -> tuple[int, int] | None:
+    """The square grid of so many tokens; None where there is none that cells of this side tile."""
+    side = math.isqrt(tokens)
+    return (side, side) if side * side == tokens and side % cell == 0 else None
+
+
+def flat_rows(chosen: torch.Tensor, tokens: int, batch: int) -> torch.Tensor:
+    """Token numbers (1 or B, K) as row numbers (B * K,) of a (B * N, D) matrix: one index to gather and scatter by."""
+    starts = torch.arange(batch, device=chosen.device)[:, None] * tokens
+    return (chosen + starts).flatten()
+
+
+@dataclass
+class Picks:
+    """What one module of one guidance branch knows about its tokens.
+
+    Attributes:
+        values: value scores (B, N) of the last full step, where the rule wants them.
+        ages: conservative steps since each token was computed (1 or B, N); None right after a full step.
+        rows: chosen on `step`, as `flat_rows`.
+    """
+
+    values: torch.Tensor | None = None
+    ages: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+    step: int = -1
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(t.nbytes for t in (self.values, self.ages, self.rows) if t is not None)
+
+    def refresh(self) -> None:
+        """A full step has computed every token."""
+        self.ages, self.rows, self.step = None, None, -1
+
+    def aged(self, scores: torch.Tensor, weight: float) -> torch.Tensor:
+        """Scores plus `weight` per conservative step that a token has waited: in the end each one's turn comes."""
+        return scores if self.ages is None else scores.add(self.ages, alpha=weight)
+
+    def take(self, chosen: torch.Tensor, like: torch.Tensor) -> None:
+        """These tokens (1 or B, K) are computed now; all others grow older.
+
+        Args:
+            like: scores (1 or B, N) they were chosen by.
+        """
+        ages = torch.ones_like(like) if self.ages is None else self.ages + 1
+        self.ages = ages.scatter_(1, chosen, 0.0)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stack.caching.selection import (
+    Picks,
+    flat_rows,
+    random_scores,
+    shared_by_halves,
+    square,
+    value_scores,
+    with_bonus,
+)
+
+
+def test_random_scores_depend_on_step_and_module_alone() -> None:
+    first = random_scores(64, 3, 1)
+    torch.manual_seed(99)
+    torch.rand(7)
+    assert torch.equal(random_scores(64, 3, 1), first)
+    others = [random_scores(64, step, place) for step, place in [(4, 1), (3, 2), (1, 3), (0, 0)]]
+    assert all((other - first).abs().mean() > 0.1 for other in others)
+    assert first.shape == (1, 64) and float(first.min()) >= 0 and float(first.max()) < 1
+
+
+def test_value_scores_prefer_small_values_and_are_normalised() -> None:
+    values = torch.ones(1, 4, 2 * 3)
+    values[0, 2] *= 0.1
+    values[0, 0, :3] *= 0.5  # one of two heads
+    scores = value_scores(values, head_dim=3)
+    assert scores.norm() == pytest.approx(1)
+    assert scores[0].argsort(descending=True).tolist()[:2] == [2, 0]
+    raw = torch.tensor([2 - 1.5 * 3**0.5, 2 - 2 * 3**0.5, 2 - 0.2 * 3**0.5, 2 - 2 * 3**0.5])
+    torch.testing.assert_close(scores[0], raw / raw.norm())
+
+
+def test_the_halves_of_a_guided_batch_share_their_scores() -> None:
+    scores = torch.tensor([[1.0, 2], [5, 6], [3, 0], [1, 2]])
+    assert shared_by_halves(scores).tolist() == [[2, 1], [3, 4], [2, 1], [3, 4]]
+
+
+def test_the_best_of_every_cell_comes_first() -> None:
+    torch.manual_seed(0)
+    scores = 1 + 0.3 * torch.rand(2, 6 * 4)
+    raised = with_bonus(scores, (6, 4), 2, 0.6)
+    chosen = raised.topk(6, dim=1).indices
+    for sample in range(2):
+        cells = {(int(token) // 4 // 2, int(token) % 4 // 2) for token in chosen[sample]}
+        assert len(cells) == 6
+        for token in chosen[sample].tolist():
+            row, column = token // 8 * 2, token % 4 // 2 * 2
+            cell = [r * 4 + c for r in (row, row + 1) for c in (column, column + 1)]
+            assert scores[sample, token] == scores[sample, cell].max()
+    assert torch.equal(raised.sort().values[:, :18], scores.scatter(1, chosen, -9).sort().values[:, 6:])
+
+
+def test_a_bonus_never_lowers_a_score() -> None:
+    raised = with_bonus(-torch.ones(1, 4) - torch.arange(4), (2, 2), 2, 0.5)
+    assert raised.tolist() == [[-0.5, -2, -3, -4]]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cell", "grid"), [(64, 2, (8, 8)), (64, 3, None), (60, 2, None), (1024, 4, (32, 32))]
+)
+def test_only_square_grids_have_cells(tokens: int, cell: int, grid: tuple[int, int] | None) -> None:
+    assert square(tokens, cell) == grid
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 40), st.integers(1, 10), st.integers(0, 99))
+def test_waiting_makes_every_token_be_chosen(tokens: int, count: int, seed: int) -> None:
+    """With the bonus of a whole interval as large as the spread of the scores nobody waits twice the fair time."""
+    count, picks, seen = min(count, tokens), Picks(), set()
+    scores = torch.rand(1, tokens, generator=torch.Generator().manual_seed(seed))
+    for _ in range(2 * -(-tokens // count)):
+        chosen = picks.aged(scores, 1.0).topk(count, dim=1).indices
+        picks.take(chosen, scores)
+        seen |= set(chosen.flatten().tolist())
+    assert seen == set(range(tokens))
+
+
+def test_without_the_bonus_the_same_tokens_are_chosen_for_ever() -> None:
+    picks, scores = Picks(), torch.arange(6.0)[None]
+    for _ in range(9):
+        chosen = picks.aged(scores, 0.0).topk(2, dim=1).indices
+        picks.take(chosen, scores)
+    assert chosen.tolist() == [[5, 4]] and picks.ages is not None and picks.ages.tolist() == [[9, 9, 9, 9, 0, 0]]
+
+
+def test_a_full_step_forgets_the_waiting() -> None:
+    picks, scores = Picks(values=torch.zeros(1, 6)), torch.arange(6.0)[None]
+    picks.take(torch.tensor([[1]]), scores)
+    assert picks.nbytes == 2 * 6 * 4
+    picks.refresh()
+    assert torch.equal(picks.aged(scores, 1.0), scores) and picks.nbytes == 6 * 4
+
+
+def test_rows_address_every_sample_of_a_batch() -> None:
+    x = torch.arange(2 * 5 * 3.0).reshape(2, 5, 3)
+    for chosen in (torch.tensor([[4, 1]]), torch.tensor([[4, 1], [0, 2]])):
+        rows = flat_rows(chosen, 5, 2)
+        expected = torch.stack([x[i, chosen[i % len(chosen)]] for i in range(2)])
+        assert torch.equal(x.flatten(0, 1)[rows].unflatten(0, (2, -1)), expected)
