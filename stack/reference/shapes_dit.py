@@ -30,7 +30,7 @@ SCHEDULE = {
 }
 STAGES = (
     Stage(size=16, batch=32, samples=40_000, lr=1e-3),
-    Stage(size=32, batch=16, samples=16_000, lr=7e-4),
+    Stage(size=32, batch=8, samples=16_000, lr=8e-4),
 )
 
 
