@@ -27,6 +27,7 @@ class Cell:
     gate: Gate | None = None
     reference: torch.Tensor | None = None  # the probe that the next one is compared with
     run: int = 0  # cached steps since the last full one
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)  # what a site holds besides predictors
 
     @property
     def ready(self) -> bool:
@@ -49,6 +50,8 @@ class CacheController:
         weights_version: asked at every step; a change drops all state.
         new_gate: makes a gate for a request; None for a fixed schedule.
         coordinate: of all forecasts, see `Forecast.coordinate`.
+        per_sample: a cell for every sample although there is no gate.
+        figures: what a site has to tell in the report.
         dropped: states dropped within a request because their stamp no longer fitted.
     """
 
@@ -59,6 +62,8 @@ class CacheController:
     weights_version: Callable[[], int]
     new_gate: Callable[[], Gate] | None = None
     coordinate: str = "time"
+    per_sample: bool = False
+    figures: dict[str, float] = field(default_factory=dict)
     dropped: int = 0
     rolled_back: int = 0
     _held: dict[str, _Held] = field(default_factory=dict)
@@ -69,7 +74,8 @@ class CacheController:
         """Memory held, in bytes."""
         cells = [cell for held in self._held.values() for cell in held.cells]
         probes = sum(cell.reference.nbytes for cell in cells if cell.reference is not None)
-        return probes + sum(p.bytes for cell in cells for p in cell.predictors.values())
+        kept = sum(tensor.nbytes for cell in cells for tensor in cell.kept.values())
+        return probes + kept + sum(p.bytes for cell in cells for p in cell.predictors.values())
 
     def reset(self) -> None:
         """Forget every request."""
@@ -155,7 +161,7 @@ class CacheController:
             self.journal.warn(f"cached state dropped at step {tick.step}: it was made under other conditions")
         if any(other.stamp.request != stamp.request for other in self._held.values()):
             self._held.clear()
-        count = 1 if self.new_gate is None else stamp.shape[0]
+        count = stamp.shape[0] if self.new_gate is not None or self.per_sample else 1
         gates = [None if self.new_gate is None else self.new_gate() for _ in range(count)]
         self._held[tick.branch] = _Held(stamp, [Cell(gate=gate) for gate in gates])
 

@@ -42,6 +42,8 @@ class Wiring:
         modules: what a per-module cache keeps, by block list: the modules whose output it predicts.
         modulation: (block, its arguments) to the first block's modulated input (B, N, D).
         batched: other arguments of a block with a leading batch dimension.
+        rotary: the argument that holds rotary tables, each (tokens, head_dim), output stream last; "" where positions
+            are in the tokens themselves.
         timestep_scale: the denoiser's `timestep` argument divided by this is sigma.
     """
 
@@ -54,6 +56,7 @@ class Wiring:
     modules: dict[str, tuple[CachedModule, ...]]
     modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
     batched: tuple[str, ...] = ("temb",)
+    rotary: str = ""
     timestep_scale: float = 1.0
 
     def blocks(self, denoiser: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -98,6 +101,7 @@ FLUX = Wiring(
         ),
     },
     modulation=lambda block, given: block.norm1(given["hidden_states"], emb=given["temb"])[0],
+    rotary="image_rotary_emb",
 )
 
 FAMILIES: dict[str, Wiring] = {wiring.family: wiring for wiring in (FLUX,)}

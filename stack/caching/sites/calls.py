@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...install import Installer
 from ...models.wiring import Wiring
 
 Streams = dict[str, torch.Tensor]
@@ -36,9 +37,17 @@ class BlockCall:
         named = self.given.arguments
         return {stream: named[name] for stream, name in self.wiring.streams.items() if named.get(name) is not None}
 
-    def run(self, streams: Streams | None = None, rows: Sequence[int] | None = None) -> Streams:
-        """Call the block, with other streams if given, and with the other arguments of these samples only."""
+    def run(
+        self, streams: Streams | None = None, rows: Sequence[int] | None = None, tokens: torch.Tensor | None = None
+    ) -> Streams:
+        """Call the block, with other streams if given, and with the other arguments of these samples only.
+
+        Args:
+            tokens: (n,) positions of the output stream's tokens, where the streams given hold only some of them.
+        """
         arguments = dict(self.given.arguments)
+        if tokens is not None:
+            arguments |= self._positions(arguments, tokens)
         for name in self.wiring.batched if rows is not None else ():
             if isinstance(arguments.get(name), torch.Tensor):
                 arguments[name] = arguments[name][list(rows or ())]
@@ -46,6 +55,15 @@ class BlockCall:
             arguments[self.wiring.streams[stream]] = tensor
         bound = inspect.BoundArguments(self.given.signature, arguments)
         return self.read(self.inner(*bound.args, **bound.kwargs))
+
+    def _positions(self, arguments: dict[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
+        """The rotary tables of the tokens that are left: all of the other streams, some of the output stream."""
+        name = self.wiring.rotary
+        if arguments.get(name) is None:
+            return {}
+        before = sum(t.shape[1] for stream, t in self.streams.items() if stream != self.wiring.output_stream)
+        keep = torch.cat([torch.arange(before, device=tokens.device), before + tokens])
+        return {name: tuple(table[keep] for table in arguments[name])}
 
     def read(self, result: Any) -> Streams:
         """A block's return value by stream."""
@@ -61,3 +79,28 @@ class BlockCall:
 def take(streams: Streams, rows: Sequence[int]) -> Streams:
     """Some samples of every stream."""
     return {name: tensor[list(rows)] for name, tensor in streams.items()}
+
+
+def before_blocks(
+    denoiser: nn.Module, wiring: Wiring, install: Installer, visit: Callable[[int, BlockCall], Streams]
+) -> int:
+    """Let every call of a block be answered by `visit(number, call)`; returns the number of blocks."""
+    blocks = wiring.blocks(denoiser)
+    for number, (_, block) in enumerate(blocks):
+        install.wrap_call(block, "forward", _stand_in(number, block, wiring, visit))
+    return len(blocks)
+
+
+def _stand_in(
+    number: int, block: nn.Module, wiring: Wiring, visit: Callable[[int, BlockCall], Streams]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    signature = inspect.signature(block.forward)
+
+    def wrapper(inner: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call = BlockCall(block, inner, signature.bind(*args, **kwargs), wiring)
+            return call.answer(visit(number, call))
+
+        return forward
+
+    return wrapper
