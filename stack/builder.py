@@ -7,12 +7,15 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import nn
 
 from .caching.calibrate import Calibration, calibrate
+from .caching.fit import fit
+from .caching.maps import LinearMaps
 from .clock import Clock
 from .errors import StackError
 from .facts import Facts
@@ -260,6 +263,45 @@ class Stack:
             count = full_steps or (len(cache.schedule_for(steps).full_steps(steps)) if cache else 0)
             _, result = calibrate(self, prompts, count, steps, held_out, seed, trials, progress)
             return result
+
+    def fit_maps(
+        self,
+        prompts: Sequence[str],
+        seed: int = 0,
+        ridge: float = 1e-3,
+        rank: int = 0,
+        save: str | Path | None = None,
+        progress: bool = True,
+    ) -> LinearMaps:
+        """Fit FastCache's linear maps on the stack as it is, without its cache, and put them into the cache pass.
+
+        Every prompt is run twice: once to sum up what each block does, once to measure what each map costs. The sums
+        take 2 D^2 numbers in float64 per block and stream.
+
+        Args:
+            prompts: 10 or more for maps that hold on others; each with its own seed from `seed` on.
+            ridge: see `GramSums.solve`.
+            rank: of every map; 0 is full.
+            save: a safetensors file to write them to, for the option `maps` of a recipe beside it.
+
+        Raises:
+            StackError: no FastCache in the stack, no pipeline, or no prompts. The stack is left as it was.
+        """
+        with self._lock:
+            cache, applied = next((p for p in self._passes if isinstance(p, Cache)), None), self.applied
+            if cache is None or cache.policy.site != "fastcache":
+                raise StackError("maps are fitted for FastCache only: add .cache('fastcache')")
+            try:
+                stream = self._target.wiring.output_stream
+                maps = fit(self, stream, prompts, seed, ridge, rank, progress)
+                cache = cache.changed(maps=maps)
+            finally:
+                if not applied:
+                    self.undo()
+                self.replace(cache)
+            if save is not None:
+                maps.save(save)
+            return maps
 
     def undo(self, stage: str | None = None) -> Stack:
         """Take the whole stack off, or one stage out of it (the stages above it are taken off and put back).

@@ -32,6 +32,7 @@ class Recipe:
         steps: denoiser steps it was tuned for.
         stages: stage name to the pass's arguments, in running order.
         notes: how its calibration was measured; shown, never interpreted.
+        folder: where the files are that its options name; the file's own.
     """
 
     name: str
@@ -40,11 +41,12 @@ class Recipe:
     steps: int
     stages: dict[str, dict[str, Any]]
     notes: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = field(default=None, compare=False)
 
     def passes(self, stages: Iterable[str] | None = None) -> list[Pass]:
         """The passes, or those of some stages only."""
         wanted = list(self.stages) if stages is None else list(stages)
-        return [make_pass(stage, self.stages[stage], self.name) for stage in self.stages if stage in wanted]
+        return [make_pass(s, self.stages[s], self.name, self.folder) for s in self.stages if s in wanted]
 
     def stack(self, model: Any, stages: Iterable[str] | None = None, steps: int | None = None) -> Stack:
         """A stack of the recipe's passes (or of some stages only) over a model; nothing is applied yet."""
@@ -54,8 +56,8 @@ class Recipe:
         return stack
 
 
-def make_pass(stage: str, options: dict[str, Any], where: str) -> Pass:
-    """A pass from its stage's name and its arguments.
+def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | None = None) -> Pass:
+    """A pass from its stage's name and its arguments; a file of linear maps is looked for from `folder` on.
 
     Raises:
         StackError: an unknown stage or argument, or a value the pass refuses; the message names the recipe.
@@ -66,7 +68,12 @@ def make_pass(stage: str, options: dict[str, Any], where: str) -> Pass:
     for name in options:
         if name not in known:
             raise choose(f"option of [{stage}] in recipe {where}", name, known)
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    plain: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    maps = plain.get("maps")
+    if folder is not None and isinstance(maps, str):
+        plain["maps"] = folder / maps
     try:
         return PASSES[stage](**plain)
     except TypeError as error:
@@ -108,10 +115,10 @@ def load_recipe(name: str) -> Recipe:
         data = tomllib.loads(source.read_text())
     except tomllib.TOMLDecodeError as error:
         raise StackError(f"recipe {name} is not valid TOML: {error}") from None
-    return parse_recipe(data, Path(name).stem)
+    return parse_recipe(data, Path(name).stem, Path(str(source)).parent)
 
 
-def parse_recipe(data: dict[str, Any], name: str) -> Recipe:
+def parse_recipe(data: dict[str, Any], name: str, folder: Path | None = None) -> Recipe:
     """Check a recipe's table and make it a `Recipe`. Every pass is built once, so that a bad value is found here."""
     plain = {key: data[key] for key in data if not isinstance(data[key], dict)}
     tables = {key: dict(data[key]) for key in data if isinstance(data[key], dict)}
@@ -129,6 +136,7 @@ def parse_recipe(data: dict[str, Any], name: str) -> Recipe:
         steps=plain.get("steps", 50),
         stages={stage: tables[stage] for stage in ORDER if stage in tables},
         notes=notes,
+        folder=folder,
     )
     recipe.passes()
     return recipe

@@ -5,23 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import StackError, choose
+from .choices import FastCacheChoices
 from .forecast import Forecast
 from .gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate
 from .schedules import Interval, Mask, Schedule, same_share
 from .splits import ChannelBasis, Split, TokenBand
 
-SITES = ("output", "residual", "blocks", "modules", "attention")
+SITES = ("output", "residual", "blocks", "modules", "attention", "fastcache")
 GATES = ("", "prefix", "polynomial", "magnitude", "draft")
 SPLITS = ("channels", "band")
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(FastCacheChoices):
     """When, what and where to cache.
 
     Attributes:
         site: "output" (the last hidden state), "residual" (what the blocks between `front` and `back` add), "blocks"
-            (each block's residual), "modules" (each module's output before its gate), "attention" (attention only).
+            (each block's residual), "modules" (each module's output before its gate), "attention" (attention only),
+            "fastcache" (blocks and tokens on their own; the rest of its choices: `FastCacheChoices`).
         front, back: blocks that run on every step.
         interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
         full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
@@ -60,6 +62,7 @@ class Policy:
     accept: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value, known in (
             ("site", self.site, SITES),
             ("gate", self.gate, GATES),
@@ -138,4 +141,8 @@ PRESETS: dict[str, Policy] = {
         accept=(0.3, 0.3, 0.02),
     ),
     "pab": Policy(site="attention", order=0, gains=REUSE, interval=2, warmup=6),
+    "fastcache": Policy(site="fastcache", order=0, threshold=0.05),
+    "fastcache-gate": Policy(site="fastcache", order=0, threshold=0.05, parts=("gate",)),
+    "fastcache-tokens": Policy(site="fastcache", order=0, parts=("tokens",)),
+    "fastcache-merge": Policy(site="fastcache", order=0, parts=("merge",)),
 }  # fmt: skip

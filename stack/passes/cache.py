@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
+from ..caching import fastcache
 from ..caching.controller import CacheController
+from ..caching.maps import load_maps
 from ..caching.policy import PRESETS, Policy
 from ..caching.predictor import Predictor
 from ..caching.schedules import Schedule
 from ..caching.sites.each import EachBlock, EachModule
+from ..caching.sites.fastcache import FastCache
 from ..caching.sites.span import Span
 from ..errors import choose
 from ..facts import Facts
@@ -28,7 +32,7 @@ class Cache:
 
     Args:
         method: a row of `stack.caching.policy.PRESETS`: "svd" (SVD-Cache, arXiv 2601.07396), "taylorseer", ...
-        options: any attribute of `stack.caching.policy.Policy`, instead of the preset's.
+        options: any attribute of `stack.caching.policy.Policy`, instead of the preset's; `maps` may be a file's path.
 
     Raises:
         StackError: an unknown preset or option, or a value outside its range.
@@ -44,6 +48,8 @@ class Cache:
         for name in options:
             if name not in OPTIONS:
                 raise choose("option of the cache", name, OPTIONS)
+        if isinstance(options.get("maps"), (str, Path)):
+            options["maps"] = load_maps(options["maps"])
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "policy", replace(PRESETS[method], **options))
 
@@ -77,6 +83,8 @@ class Cache:
 
     def describe(self, facts: Facts) -> list[str]:
         p = self.policy
+        if p.site == "fastcache":
+            return [self.method, *fastcache.describe(p, facts)]
         lines = [f"{self.method}, {self._when(facts)}", f"{_forecast_words(p)}; coordinate: {p.coordinate}"]
         return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {_size_words(p, facts)}"]
 
@@ -95,6 +103,8 @@ class Cache:
         if p.front + p.back >= facts.blocks:
             what = f"{p.front} front and {p.back} back blocks leave none of {facts.blocks} to cache"
             return [Finding(self.stage, what, fatal=True)]
+        if p.site == "fastcache":
+            return fastcache.check(p, facts, self.stage)
         full = len(self.schedule_for(facts.steps).full_steps(facts.steps))
         if facts.steps < FEWEST_STEPS:
             why = f"{facts.steps} steps leave no history to extrapolate from"
@@ -122,6 +132,7 @@ class Cache:
             weights_version=target.weights_version,
             new_gate=p.new_gate if p.gate else None,
             coordinate=p.coordinate,
+            per_sample=p.site == "fastcache",
         )
         places = _site(p, controller).install(target.denoiser, target.wiring, install)
         install.on_rollback(controller.reset)
@@ -168,7 +179,9 @@ def _size_words(p: Policy, facts: Facts) -> str:
     return f"about {state / 1e6:.1f} MB of state per image and guidance branch" if state else "state size unknown"
 
 
-def _site(p: Policy, controller: CacheController) -> Span | EachBlock | EachModule:
+def _site(p: Policy, controller: CacheController) -> Span | EachBlock | EachModule | FastCache:
+    if p.site == "fastcache":
+        return FastCache(controller, p)
     if p.site == "blocks":
         return EachBlock(controller)
     if p.site in ("modules", "attention"):
@@ -181,7 +194,8 @@ def _reporter(controller: CacheController, target: Target) -> Callable[[], dict[
         cached = sum(entry.kind != FULL for entry in target.journal.entries)
         if target.journal.entries and not cached:
             target.journal.warn(f"0 of {len(target.journal.entries)} steps cached: the schedule left none")
-        figures = {"bytes": controller.bytes, "cached_steps": cached, "dropped": controller.dropped}
+        figures: dict[str, Any] = {"bytes": controller.bytes, "cached_steps": cached, "dropped": controller.dropped}
+        figures |= controller.figures
         return {**figures, "rolled_back": controller.rolled_back} if controller.rolled_back else figures
 
     return report

@@ -1,0 +1,42 @@
+"""What FastCache says before it runs: its plan in words, and what it refuses."""
+
+from __future__ import annotations
+
+from ..facts import Facts
+from ..passes.base import Finding
+from .policy import Policy
+
+
+def describe(p: Policy, facts: Facts) -> list[str]:
+    """Lines for `explain()`, after the preset's name."""
+    lines = []
+    if "gate" in p.parts and p.maps is not None:
+        runs = sum(not scale for scale in p.maps.scales(p.carry, p.threshold))
+        cost = f"{p.threshold:.1%} of a block's output on average"
+        lines.append(f"gate: maps that cost at most {cost} replace it; {runs} of {facts.blocks} blocks always run")
+    if "tokens" in p.parts:
+        lines.append(f"tokens: those that move less than {p.moving:g} of the mean pass all blocks by one linear map")
+    if "merge" in p.parts:
+        lines.append(f"merge: the tokens that run are merged to {p.merged:.0%}")
+    return [*lines, f"the first {p.warmup} steps run whole; saving depends on the picture; {_size(p, facts)}"]
+
+
+def _size(p: Policy, facts: Facts) -> str:
+    element = 4 if facts.dtype == "float32" else 2
+    per_block = {"map": 1, "moved": 2}[p.carry]
+    tensors = per_block * facts.blocks * ("gate" in p.parts) + (per_block if "tokens" in p.parts else 1)
+    state = tensors * facts.image_tokens * facts.width * element
+    if not state:
+        return "state size unknown"
+    return f"about {state / 1e6:.1f} MB of state per image and guidance branch, and the text's"
+
+
+def check(p: Policy, facts: Facts, stage: str) -> list[Finding]:
+    """Maps that are missing or of another model are refused: a default in their place would be noise."""
+    if p.maps is None:
+        if not p.needs_maps:
+            return []
+        what = "FastCache replaces blocks by linear maps, and none have been fitted"
+        return [Finding(stage, what, repair="stack.fit_maps(prompts), or maps='file.safetensors'", fatal=True)]
+    misfit = p.maps.misfit(facts)
+    return [Finding(stage, misfit, repair="stack.fit_maps(prompts)", fatal=True)] if misfit and p.needs_maps else []
