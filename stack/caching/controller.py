@@ -52,6 +52,7 @@ class CacheController:
         coordinate: of all forecasts, see `Forecast.coordinate`.
         per_sample: a cell for every sample although there is no gate.
         figures: what a site has to tell in the report.
+        shared: what a site holds for all branches of the request.
         dropped: states dropped within a request because their stamp no longer fitted.
     """
 
@@ -64,6 +65,7 @@ class CacheController:
     coordinate: str = "time"
     per_sample: bool = False
     figures: dict[str, float] = field(default_factory=dict)
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
     dropped: int = 0
     rolled_back: int = 0
     _held: dict[str, _Held] = field(default_factory=dict)
@@ -75,11 +77,13 @@ class CacheController:
         cells = [cell for held in self._held.values() for cell in held.cells]
         probes = sum(cell.reference.nbytes for cell in cells if cell.reference is not None)
         kept = sum(tensor.nbytes for cell in cells for tensor in cell.kept.values())
-        return probes + kept + sum(p.bytes for cell in cells for p in cell.predictors.values())
+        shared = sum(tensor.nbytes for tensor in self.shared.values())
+        return probes + kept + shared + sum(p.bytes for cell in cells for p in cell.predictors.values())
 
     def reset(self) -> None:
         """Forget every request."""
         self._held.clear()
+        self.shared.clear()
 
     @property
     def probe(self) -> str:
@@ -88,9 +92,15 @@ class CacheController:
         return cell.gate.probe if cell.gate else ""
 
     @property
+    def now(self) -> Tick:
+        """The current denoiser call."""
+        assert self._tick is not None, "begin() comes first"
+        return self._tick
+
+    @property
     def cells(self) -> list[Cell]:
         """The cells of the current branch."""
-        return self._held[self._now().branch].cells
+        return self._held[self.now.branch].cells
 
     def begin(self, tokens: torch.Tensor) -> None:
         """A denoiser call reaches the blocks with these tokens (B, N, D)."""
@@ -100,9 +110,13 @@ class CacheController:
         self._tick = tick
         self._current(tick, stamp_of(tick, self.weights_version(), tokens))
 
-    def decide(self, probe: torch.Tensor | None = None) -> list[bool]:
-        """Whether each cell is cached on this step. Called once per step, with the gate's probe if it has one."""
-        tick, cells = self._now(), self.cells
+    def decide(self, probe: torch.Tensor | None = None, partial: bool = False) -> list[bool]:
+        """Whether each cell is cached on this step. Called once per step, with the gate's probe if it has one.
+
+        Args:
+            partial: a cached step computes something nevertheless.
+        """
+        tick, cells = self.now, self.cells
         if self.new_gate is None:
             full = tick.step in self.schedule_for(tick.steps).full_steps(tick.steps)
             skips = [not full and cell.ready for cell in cells]
@@ -110,7 +124,7 @@ class CacheController:
             skips = [self._judge(cell, tick, _row(probe, i)) for i, cell in enumerate(cells)]
         for cell, skip in zip(cells, skips, strict=True):
             cell.run = cell.run + 1 if skip else 0
-        self.journal.mark(CACHED if all(skips) else PARTIAL if any(skips) else FULL)
+        self.journal.mark(FULL if not any(skips) else CACHED if all(skips) and not partial else PARTIAL)
         return skips
 
     def _judge(self, cell: Cell, tick: Tick, probe: torch.Tensor | None) -> bool:
@@ -131,13 +145,17 @@ class CacheController:
         self.rolled_back += 1
         self.journal.mark(FULL)
 
-    def store(self, key: str, feature: torch.Tensor, cells: Sequence[Cell]) -> None:
-        """A full step produced this feature (B, N, D), one row per cell, or all rows for the only cell."""
+    def store(self, key: str, feature: torch.Tensor, cells: Sequence[Cell], measure: bool = True) -> None:
+        """A step produced this feature (B, N, D), one row per cell, or all rows for the only cell.
+
+        Args:
+            measure: note how far its prediction was off; not for a feature that is itself approximate.
+        """
         x, error = self._x(), None
         for i, cell in enumerate(cells):
             rows = feature if self.new_gate is None else feature[i : i + 1]
             predictor = cell.predictors.setdefault(key, self.new_predictor(key))
-            if predictor.ready and i == 0:
+            if measure and predictor.ready and i == 0:
                 error = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)
             predictor.update(rows, x)
         if error is not None:
@@ -149,7 +167,7 @@ class CacheController:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _x(self) -> float:
-        tick = self._now()
+        tick = self.now
         return coordinate(self.coordinate, tick.step, tick.time, tick.sigma)
 
     def _current(self, tick: Tick, stamp: Stamp) -> None:
@@ -160,14 +178,10 @@ class CacheController:
             self.dropped += 1
             self.journal.warn(f"cached state dropped at step {tick.step}: it was made under other conditions")
         if any(other.stamp.request != stamp.request for other in self._held.values()):
-            self._held.clear()
+            self.reset()
         count = stamp.shape[0] if self.new_gate is not None or self.per_sample else 1
         gates = [None if self.new_gate is None else self.new_gate() for _ in range(count)]
         self._held[tick.branch] = _Held(stamp, [Cell(gate=gate) for gate in gates])
-
-    def _now(self) -> Tick:
-        assert self._tick is not None, "begin() comes first"
-        return self._tick
 
 
 def _row(probe: torch.Tensor | None, index: int) -> torch.Tensor | None:

@@ -6,24 +6,27 @@ from dataclasses import dataclass
 
 from ..errors import StackError, choose
 from .choices import FastCacheChoices
+from .cycles import Cycle, fill
 from .forecast import Forecast
 from .gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate
 from .schedules import Interval, Mask, Schedule, same_share
 from .splits import ChannelBasis, Split, TokenBand
+from .tokens import TokenChoices
 
-SITES = ("output", "residual", "blocks", "modules", "attention", "fastcache")
+SITES = ("output", "residual", "blocks", "modules", "attention", "fastcache", "tokens")
 GATES = ("", "prefix", "polynomial", "magnitude", "draft")
 SPLITS = ("channels", "band")
 
 
 @dataclass(frozen=True)
-class Policy(FastCacheChoices):
+class Policy(FastCacheChoices, TokenChoices):
     """When, what and where to cache.
 
     Attributes:
         site: "output" (the last hidden state), "residual" (what the blocks between `front` and `back` add), "blocks"
             (each block's residual), "modules" (each module's output before its gate), "attention" (attention only),
-            "fastcache" (blocks and tokens on their own; the rest of its choices: `FastCacheChoices`).
+            "fastcache" (blocks and tokens on their own; the rest of its choices: `FastCacheChoices`),
+            "tokens" (as modules, some tokens computed; the rest of its choices: `TokenChoices`).
         front, back: blocks that run on every step.
         interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
         full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
@@ -62,7 +65,8 @@ class Policy(FastCacheChoices):
     accept: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        FastCacheChoices.__post_init__(self)
+        TokenChoices.__post_init__(self)
         for name, value, known in (
             ("site", self.site, SITES),
             ("gate", self.gate, GATES),
@@ -76,6 +80,8 @@ class Policy(FastCacheChoices):
             raise StackError(f"front and back must be at least 0, got {self.front} and {self.back}")
         if self.gate and self.site not in ("output", "residual"):
             raise StackError(f"a gate decides over one span of blocks: expected site 'residual', got {self.site!r}")
+        if bool(self.cycle) != (self.site == "tokens"):
+            raise StackError(f"site 'tokens' needs a cycle, no other has one: got {self.cycle!r} at {self.site!r}")
         if self.accept and not self.back:
             raise StackError("drafts are checked on a back block: expected back=1 or more, got 0")
         # Forecast, schedule and split each check their own values.
@@ -89,9 +95,18 @@ class Policy(FastCacheChoices):
     def schedule(self, steps: int) -> Schedule:
         """The calibrated mask where it fits, an interval schedule of the same share of full steps where not."""
         if not self.full_steps:
+            if self.cycle:
+                return Cycle(self.interval, self.warmup, self.cycle, self.pace)
             return Interval(self.interval, self.warmup)
         mask = Mask(tuple(self.full_steps), self.steps)
         return mask if steps == self.steps else same_share(mask, steps)
+
+    def kinds(self, steps: int) -> str:
+        """What each step of a token-wise cache is, see `stack.caching.cycles`."""
+        schedule = self.schedule(steps)
+        if isinstance(schedule, Cycle):
+            return schedule.kinds(steps)
+        return fill(schedule.full_steps(steps), steps, self.cycle)
 
     def new_split(self) -> Split:
         """A split for one feature of one request."""
@@ -145,4 +160,14 @@ PRESETS: dict[str, Policy] = {
     "fastcache-gate": Policy(site="fastcache", order=0, threshold=0.05, parts=("gate",)),
     "fastcache-tokens": Policy(site="fastcache", order=0, parts=("tokens",)),
     "fastcache-merge": Policy(site="fastcache", order=0, parts=("merge",)),
+    # Token-wise, with the published settings: ToCa's for FLUX, DuCa's for HunyuanVideo (random) and for DiT with DDIM.
+    "toca": Policy(site="tokens", order=0, gains=REUSE, interval=4, cycle="c", budget="flux"),
+    "duca": Policy(site="tokens", order=0, gains=REUSE, interval=5, cycle="ca", budget="flux"),
+    "duca-values": Policy(
+        site="tokens", order=0, gains=REUSE, interval=5, cycle="ca", budget="flux", select="values"
+    ),
+    "duca-dit": Policy(
+        site="tokens", order=0, gains=REUSE, interval=3, warmup=1, cycle="ca", pace="dit", ratio=0.05,
+        budget="dit-ddim", grid=(2, 0.8),
+    ),
 }  # fmt: skip

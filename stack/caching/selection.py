@@ -7,7 +7,6 @@ random tokens as good as important ones, which resemble each other.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import normalize
@@ -65,45 +64,23 @@ def square(tokens: int, cell: int) -> tuple[int, int] | None:
     return (side, side) if side * side == tokens and side % cell == 0 else None
 
 
+def older(ages: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Conservative steps since each token was computed (1 or B, N), after a step that computed the chosen (.., K)."""
+    return (ages + 1).scatter_(1, chosen, 0.0)
+
+
 def flat_rows(chosen: torch.Tensor, tokens: int, batch: int) -> torch.Tensor:
     """Token numbers (1 or B, K) as row numbers (B * K,) of a (B * N, D) matrix: one index to gather and scatter by."""
     starts = torch.arange(batch, device=chosen.device)[:, None] * tokens
     return (chosen + starts).flatten()
 
 
-@dataclass
-class Picks:
-    """What one module of one guidance branch knows about its tokens.
+def gather(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The chosen tokens (B, K, D) of x (B, N, D)."""
+    return x.flatten(0, 1).index_select(0, rows).unflatten(0, (len(x), -1))
 
-    Attributes:
-        values: value scores (B, N) of the last full step, where the rule wants them.
-        ages: conservative steps since each token was computed (1 or B, N); None right after a full step.
-        rows: chosen on `step`, as `flat_rows`.
-    """
 
-    values: torch.Tensor | None = None
-    ages: torch.Tensor | None = None
-    rows: torch.Tensor | None = None
-    step: int = -1
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held, in bytes."""
-        return sum(t.nbytes for t in (self.values, self.ages, self.rows) if t is not None)
-
-    def refresh(self) -> None:
-        """A full step has computed every token."""
-        self.ages, self.rows, self.step = None, None, -1
-
-    def aged(self, scores: torch.Tensor, weight: float) -> torch.Tensor:
-        """Scores plus `weight` per conservative step that a token has waited: in the end each one's turn comes."""
-        return scores if self.ages is None else scores.add(self.ages, alpha=weight)
-
-    def take(self, chosen: torch.Tensor, like: torch.Tensor) -> None:
-        """These tokens (1 or B, K) are computed now; all others grow older.
-
-        Args:
-            like: scores (1 or B, N) they were chosen by.
-        """
-        ages = torch.ones_like(like) if self.ages is None else self.ages + 1
-        self.ages = ages.scatter_(1, chosen, 0.0)
+def scatter(into: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`into` (B, N, D), contiguous, with the chosen tokens overwritten by values (B, K, D), in place."""
+    into.view(-1, into.shape[-1]).index_copy_(0, rows, values.flatten(0, 1))
+    return into

@@ -21,11 +21,13 @@ class CachedModule:
         path: inside the block.
         role: "attention", "mlp", or "both" where one projection ends both.
         spares: modules whose output nobody reads once this one is predicted.
+        values: the linear that makes the attention values of the same tokens; "" where it is not known.
     """
 
     path: str
     role: str
     spares: tuple[str, ...] = ()
+    values: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Wiring:
         batched: other arguments of a block with a leading batch dimension.
         rotary: the argument that holds rotary tables, each (tokens, head_dim), output stream last; "" where positions
             are in the tokens themselves.
+        halves: whether a pipeline runs both guidance branches in one call, each in one half of the batch.
         timestep_scale: the denoiser's `timestep` argument divided by this is sigma.
     """
 
@@ -57,6 +60,7 @@ class Wiring:
     modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
     batched: tuple[str, ...] = ("temb",)
     rotary: str = ""
+    halves: bool = False
     timestep_scale: float = 1.0
 
     def blocks(self, denoiser: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -92,11 +96,11 @@ FLUX = Wiring(
     modules={
         "transformer_blocks": (
             CachedModule("attn", "attention"),
-            CachedModule("ff", "mlp"),
-            CachedModule("ff_context", "mlp"),
+            CachedModule("ff", "mlp", values="attn.to_v"),
+            CachedModule("ff_context", "mlp", values="attn.add_v_proj"),
         ),
         "single_transformer_blocks": (
-            CachedModule("proj_out", "both", spares=("attn", "proj_mlp")),
+            CachedModule("proj_out", "both", spares=("attn", "proj_mlp"), values="attn.to_v"),
             CachedModule("attn", "attention"),
         ),
     },

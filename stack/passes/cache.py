@@ -13,9 +13,11 @@ from ..caching.maps import load_maps
 from ..caching.policy import PRESETS, Policy
 from ..caching.predictor import Predictor
 from ..caching.schedules import Schedule
+from ..caching.sites.chooser import Chooser
 from ..caching.sites.each import EachBlock, EachModule
 from ..caching.sites.fastcache import FastCache
 from ..caching.sites.span import Span
+from ..caching.sites.tokenwise import Tokenwise
 from ..errors import choose
 from ..facts import Facts
 from ..install import Installer
@@ -86,6 +88,9 @@ class Cache:
         if p.site == "fastcache":
             return [self.method, *fastcache.describe(p, facts)]
         lines = [f"{self.method}, {self._when(facts)}", f"{_forecast_words(p)}; coordinate: {p.coordinate}"]
+        if p.cycle:
+            kinds = p.kinds(facts.steps)
+            lines += [f"{kinds.count('c')} steps conservative, {kinds.count('a')} aggressive: {kinds}", p.token_words]
         return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {_size_words(p, facts)}"]
 
     def _when(self, facts: Facts) -> str:
@@ -134,7 +139,7 @@ class Cache:
             coordinate=p.coordinate,
             per_sample=p.site == "fastcache",
         )
-        places = _site(p, controller).install(target.denoiser, target.wiring, install)
+        places = _site(p, controller, target).install(target.denoiser, target.wiring, install)
         install.on_rollback(controller.reset)
         return Applied(
             summary=f"{self.method} at {places} places, state kept per guidance branch",
@@ -150,6 +155,7 @@ _SITE_WORDS = {
     "blocks": "what each block adds to each stream",
     "modules": "every attention and MLP before its gate",
     "attention": "every attention before its gate; MLPs run",
+    "tokens": "every attention and MLP before its gate, and the last hidden state before the head",
 }
 
 
@@ -176,12 +182,18 @@ def _size_words(p: Policy, facts: Facts) -> str:
     tensors = 1 + order + max(0, order - 1)
     per_block = {"output": 1, "residual": 1, "blocks": facts.blocks, "modules": 2 * facts.blocks}
     state = tensors * per_block.get(p.site, facts.blocks) * facts.image_tokens * facts.width * element
+    if p.site == "tokens" and state:
+        state = (2 * facts.blocks * facts.tokens + tensors * facts.image_tokens) * facts.width * element
     return f"about {state / 1e6:.1f} MB of state per image and guidance branch" if state else "state size unknown"
 
 
-def _site(p: Policy, controller: CacheController) -> Span | EachBlock | EachModule | FastCache:
+def _site(
+    p: Policy, controller: CacheController, target: Target
+) -> Span | EachBlock | EachModule | FastCache | Tokenwise:
     if p.site == "fastcache":
         return FastCache(controller, p)
+    if p.site == "tokens":
+        return Tokenwise(controller, p, Chooser(controller, p, target.facts.head_dim, target.wiring.halves))
     if p.site == "blocks":
         return EachBlock(controller)
     if p.site in ("modules", "attention"):

@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.caching.selection import (
-    Picks,
     flat_rows,
+    gather,
+    older,
     random_scores,
+    scatter,
     shared_by_halves,
     square,
     value_scores,
@@ -72,35 +74,32 @@ def test_only_square_grids_have_cells(tokens: int, cell: int, grid: tuple[int, i
 @settings(deadline=None, max_examples=20)
 @given(st.integers(2, 40), st.integers(1, 10), st.integers(0, 99))
 def test_waiting_makes_every_token_be_chosen(tokens: int, count: int, seed: int) -> None:
-    """With the bonus of a whole interval as large as the spread of the scores nobody waits twice the fair time."""
-    count, picks, seen = min(count, tokens), Picks(), set()
+    """With a bonus per step as large as the spread of the scores nobody waits twice the fair time."""
+    count, seen = min(count, tokens), set()
     scores = torch.rand(1, tokens, generator=torch.Generator().manual_seed(seed))
+    ages = torch.zeros_like(scores)
     for _ in range(2 * -(-tokens // count)):
-        chosen = picks.aged(scores, 1.0).topk(count, dim=1).indices
-        picks.take(chosen, scores)
+        chosen = (scores + ages).topk(count, dim=1).indices
+        ages = older(ages, chosen)
         seen |= set(chosen.flatten().tolist())
     assert seen == set(range(tokens))
 
 
-def test_without_the_bonus_the_same_tokens_are_chosen_for_ever() -> None:
-    picks, scores = Picks(), torch.arange(6.0)[None]
-    for _ in range(9):
-        chosen = picks.aged(scores, 0.0).topk(2, dim=1).indices
-        picks.take(chosen, scores)
-    assert chosen.tolist() == [[5, 4]] and picks.ages is not None and picks.ages.tolist() == [[9, 9, 9, 9, 0, 0]]
+def test_ages_count_the_steps_since_a_token_was_computed() -> None:
+    ages = torch.zeros(2, 4)
+    for chosen in ([[0, 1], [2, 3]], [[0, 2], [2, 0]]):
+        ages = older(ages, torch.tensor(chosen))
+    assert ages.tolist() == [[0, 1, 0, 2], [0, 2, 0, 1]]
 
 
-def test_a_full_step_forgets_the_waiting() -> None:
-    picks, scores = Picks(values=torch.zeros(1, 6)), torch.arange(6.0)[None]
-    picks.take(torch.tensor([[1]]), scores)
-    assert picks.nbytes == 2 * 6 * 4
-    picks.refresh()
-    assert torch.equal(picks.aged(scores, 1.0), scores) and picks.nbytes == 6 * 4
-
-
-def test_rows_address_every_sample_of_a_batch() -> None:
+@pytest.mark.parametrize("chosen", [[[4, 1]], [[4, 1], [0, 2]], [[]]])
+def test_chosen_tokens_are_gathered_and_written_back(chosen: list[list[int]]) -> None:
     x = torch.arange(2 * 5 * 3.0).reshape(2, 5, 3)
-    for chosen in (torch.tensor([[4, 1]]), torch.tensor([[4, 1], [0, 2]])):
-        rows = flat_rows(chosen, 5, 2)
-        expected = torch.stack([x[i, chosen[i % len(chosen)]] for i in range(2)])
-        assert torch.equal(x.flatten(0, 1)[rows].unflatten(0, (2, -1)), expected)
+    index = torch.tensor(chosen, dtype=torch.long)
+    rows, each = flat_rows(index, 5, 2), [chosen[i % len(chosen)] for i in range(2)]
+    some = gather(x, rows)
+    assert torch.equal(some, torch.stack([x[i, each[i]] for i in range(2)]))
+    expected = x.clone()
+    for i in range(2):
+        expected[i, each[i]] += 100
+    assert torch.equal(scatter(x, rows, some + 100), expected) and torch.equal(x, expected)

@@ -1,0 +1,112 @@
+"""Which tokens each MLP recomputes on a conservative step: chosen once per module and step, for all branches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...clock import Tick
+from ..controller import CacheController
+from ..policy import Policy
+from ..selection import flat_rows, older, random_scores, shared_by_halves, square, value_scores, with_bonus
+
+
+@dataclass(frozen=True)
+class Place:
+    """An MLP whose tokens are chosen.
+
+    Attributes:
+        key: path of the module that ends it, in the denoiser.
+        number: seeds its choices.
+        part: number of its block list.
+        depth: of its block in that list, 0 (first) to 1 (last).
+    """
+
+    key: str
+    number: int
+    part: int = 0
+    depth: float = 0.0
+
+
+class Chooser:
+    """Chooses by a policy's `TokenChoices`.
+
+    The branch that asks first in a step decides for all of them: guidance takes differences of branches, and different
+    tokens would show in them. Ages and value scores are therefore kept once, in the controller's shared state.
+
+    Args:
+        head_dim: size of an attention head, for value scores.
+        halves: whether the halves of a batch are guidance branches.
+    """
+
+    def __init__(self, controller: CacheController, policy: Policy, head_dim: int, halves: bool):
+        self.controller, self.policy, self.head_dim, self.halves = controller, policy, head_dim, halves
+        self.grid_tokens = 0  # tokens of the stream that lies on the picture's grid
+        self._at: tuple[int, int] = (-1, -1)  # request and step of the rows that are kept
+
+    @property
+    def observes(self) -> bool:
+        """Whether it wants to see attention values."""
+        return self.policy.select == "values"
+
+    def observe(self, place: Place, values: torch.Tensor) -> None:
+        """A full step made these attention values (B, N, H * head_dim)."""
+        self.controller.shared[f"{place.key}/values"] = value_scores(values, self.head_dim)
+
+    def refresh(self, place: Place) -> None:
+        """A full step computed every token."""
+        self.controller.shared.pop(f"{place.key}/ages", None)
+
+    def rows(self, place: Place, like: torch.Tensor) -> torch.Tensor | None:
+        """Rows to compute, as `flat_rows`; None for all of them.
+
+        Args:
+            like: the module's output (B, N, D) on the last full step.
+        """
+        shared, tick = self.controller.shared, self.controller.now
+        if self._at != (tick.request, tick.step):
+            self._at = (tick.request, tick.step)
+            for key in [key for key in shared if "/rows/" in key]:
+                del shared[key]
+        batch, tokens = like.shape[:2]
+        p = self.policy
+        count = p.spread.tokens(tokens, p.ratio, tick.step, tick.steps, place.depth, place.part)
+        if count == tokens:
+            self.refresh(place)
+            return None
+        key = f"{place.key}/rows/{batch}x{tokens}"  # a branch may have a longer text
+        if key not in shared:
+            shared[key] = self._choose(place, count, tick, like)
+        return shared[key]
+
+    def _choose(self, place: Place, count: int, tick: Tick, like: torch.Tensor) -> torch.Tensor:
+        shared, key, (batch, tokens) = self.controller.shared, f"{place.key}/ages", like.shape[:2]
+        scores = self._scores(place, tick, like)
+        ages = shared.get(key)
+        if ages is None or ages.shape != scores.shape:
+            ages = torch.zeros_like(scores)
+        # The published bonus divides a token's age by the interval.
+        scores = self._raised(scores.add(ages, alpha=self.policy.stale / self.policy.interval), tokens)
+        chosen = scores.topk(count, dim=1).indices
+        shared[key] = older(ages, chosen)
+        return flat_rows(chosen, tokens, batch).to(like.device)
+
+    def _scores(self, place: Place, tick: Tick, like: torch.Tensor) -> torch.Tensor:
+        """Scores (1 or B, N): of the tokens' values where they are wanted and known, else random."""
+        if self.observes:
+            known = self.controller.shared.get(f"{place.key}/values")
+            if known is not None and known.shape == like.shape[:2]:
+                return shared_by_halves(known) if self.halves and len(known) % 2 == 0 else known
+            self.controller.journal.warn(f"no attention values seen for {place.key}: tokens chosen at random")
+        return random_scores(like.shape[1], tick.step, place.number)
+
+    def _raised(self, scores: torch.Tensor, tokens: int) -> torch.Tensor:
+        cell, bonus = self.policy.grid
+        if not cell or tokens != self.grid_tokens:
+            return scores
+        grid = square(tokens, cell)
+        if grid is None:
+            self.controller.journal.warn(f"{tokens} image tokens are no square of {cell} x {cell} cells: no grid bonus")
+            return scores
+        return with_bonus(scores, grid, cell, bonus)

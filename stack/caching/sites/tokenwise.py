@@ -1,0 +1,78 @@
+"""Token-wise caching, ToCa and DuCa: between full steps the MLPs see some of the tokens, or no block runs at all.
+
+A full step keeps every module's output before its gate, and the hidden state that enters the head. A conservative step
+runs the blocks with their modules replaced, so that norms, shifts and gates follow the current time: attention is
+reused, the MLP computed for the chosen tokens and written into what is kept. An aggressive step hands the last hidden
+state to the head. No attention map is looked at, so that fused attention stays.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ...install import Installer
+from ...models.wiring import Wiring
+from ..controller import CacheController
+from ..cycles import AGGRESSIVE, CONSERVATIVE, FULL_STEP
+from ..policy import Policy
+from .calls import BlockCall, Streams, before_blocks
+from .chooser import Chooser, Place
+from .modules import Modules, Wrapper
+
+
+class Tokenwise:
+    """Stands before every block and every module in it.
+
+    Args:
+        policy: its cycle says what a step is, its `TokenChoices` what a conservative one computes.
+        chooser: chooses the tokens.
+    """
+
+    def __init__(self, controller: CacheController, policy: Policy, chooser: Chooser):
+        self.controller, self.policy, self.chooser = controller, policy, chooser
+        self.modules = Modules(controller, chooser)
+        self.kind = FULL_STEP
+
+    def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
+        """Put it there; returns the number of modules that a conservative step replaces."""
+        count = 0
+        for part, name in enumerate(wiring.block_lists):
+            modules, blocks = wiring.modules[name], list(denoiser.get_submodule(name).children())
+            # A projection that ends attention and MLP brings the block's attention with it.
+            ends = [m for m in modules if m.role == "both"] or modules
+            for index, block in enumerate(blocks):
+                for module in ends:
+                    count += 1
+                    depth = index / max(1, len(blocks) - 1)
+                    place = Place(f"{name}.{index}.{module.path}", count, part, depth)
+                    for path, wrapper in self.modules.wrappers(module, place, modules):
+                        # Choices and state are Python and must not be traced into a compiled block.
+                        install.wrap_call(block.get_submodule(path), "forward", _untraced(wrapper))
+        last = len(wiring.blocks(denoiser)) - 1
+        before_blocks(denoiser, wiring, install, lambda number, call: self._visit(number, call, number == last))
+        return count
+
+    def _visit(self, number: int, call: BlockCall, last: bool) -> Streams:
+        controller, stream = self.controller, call.wiring.output_stream
+        if number == 0:
+            self._begin(call.streams[stream])
+        if self.kind == AGGRESSIVE:
+            return {**call.streams, stream: controller.predict(stream, controller.cells)} if last else call.streams
+        out = call.run()
+        if last:
+            controller.store(stream, out[stream], controller.cells, measure=self.kind == FULL_STEP)
+        return out
+
+    def _begin(self, tokens: torch.Tensor) -> None:
+        controller = self.controller
+        controller.begin(tokens)
+        self.chooser.grid_tokens = tokens.shape[1]
+        kind = self.policy.kinds(controller.now.steps)[controller.now.step]
+        # Whatever the schedule says, nothing is reused where nothing is kept.
+        self.kind = kind if all(controller.decide(partial=kind == CONSERVATIVE)) else FULL_STEP
+        self.modules.conservative = self.kind == CONSERVATIVE
+
+
+def _untraced(wrapper: Wrapper) -> Wrapper:
+    return lambda inner: torch.compiler.disable(wrapper(inner))

@@ -1,0 +1,343 @@
+"""ToCa and DuCa on a real diffusers model: what a conservative step computes, and what it does not."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from stack import Stack
+from stack.caching.budgets import BUDGETS
+from stack.caching.controller import CacheController
+from stack.caching.policy import PRESETS, Policy
+from stack.caching.predictor import Predictor
+from stack.caching.sites.chooser import Chooser
+from stack.caching.sites.tokenwise import Tokenwise
+from stack.clock import MAIN, Clock, uniform
+from stack.install import Installer
+from stack.models.wiring import FLUX
+from stack.passes.cache import Cache
+from stack.report import Journal
+
+from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
+
+STEPS = 14
+IMAGE, TEXT, WIDTH = 64, 16, 128
+FF, FF_TEXT, JOINT = (
+    "transformer_blocks.0.ff",
+    "transformer_blocks.0.ff_context",
+    "single_transformer_blocks.0.proj_out",
+)
+
+
+class Rig:
+    """A tiny denoiser with the site on it, called step by step."""
+
+    def __init__(self, **options: Any):
+        self.policy: Policy = Cache("toca", **{"budget": "even", "warmup": 1, **options}).policy
+        self.denoiser, self.clock, self.install = tiny_denoiser(), Clock(uniform(STEPS)), Installer()
+        self.controller = CacheController(
+            clock=self.clock,
+            journal=Journal(),
+            schedule_for=self.policy.schedule,
+            new_predictor=lambda key: Predictor(self.policy.forecast, self.policy.new_split()),
+            weights_version=lambda: 0,
+        )
+        chooser = Chooser(self.controller, self.policy, head_dim=64, halves=False)
+        self.places = Tokenwise(self.controller, self.policy, chooser).install(self.denoiser, FLUX, self.install)
+        self.head: torch.Tensor | None = None
+        self.denoiser.norm_out.register_forward_pre_hook(self._see)
+
+    def _see(self, module: Any, args: Any) -> None:
+        self.head = args[0]
+
+    @torch.no_grad()
+    def call(self, step: int, branch: str = MAIN, batch: int = 1, sigma: float | None = None) -> torch.Tensor:
+        at = self.clock.timetable.sigmas[step]
+        given = inputs(at if sigma is None else sigma, batch=batch)
+        if branch == "uncond":
+            given["encoder_hidden_states"] = -given["encoder_hidden_states"]
+        self.clock.branch = branch
+        self.controller.journal.begin(self.clock.advance(at, tuple(given["hidden_states"].shape)))
+        return self.denoiser(**given).sample
+
+    @property
+    def kept(self) -> dict[str, torch.Tensor]:
+        return self.controller.cells[0].kept
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        return {key: tensor.clone() for key, tensor in self.kept.items()}
+
+
+def changed(before: torch.Tensor, after: torch.Tensor) -> list[int]:
+    """Tokens of the first sample that differ."""
+    return (before != after)[0].any(-1).nonzero().flatten().tolist()
+
+
+def kinds(stack: Stack) -> str:
+    return "".join(record.kind[0] for record in stack.report().steps)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "expected"),
+    [
+        ("duca", {}, "fffpcpcfpcpcfp"),
+        ("toca", {}, "fffpppfpppfppp"),
+        ("duca", {"interval": 3, "warmup": 1}, "fpcfpcfpcfpcfp"),
+        ("duca", {"full_steps": (0, 5, 9), "steps": STEPS}, "fpcpcfpcpfpcpc"),
+        ("duca", {"cycle": "a"}, "fffccccfccccfc"),
+    ],
+)
+def test_steps_follow_the_cycle(method: str, options: dict[str, Any], expected: str) -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache(method, **options)
+    picture(stack, STEPS)
+    assert kinds(stack) == expected
+    marks = expected.upper().replace("P", "p").replace("C", ".")
+    assert f"14 denoiser calls, {expected.count('f')} full: {marks}" in str(stack.report())
+
+
+def test_without_tokens_a_conservative_step_is_module_reuse() -> None:
+    pipe = tiny_pipe()
+    with Stack(pipe, steps=STEPS).cache("fora", interval=3) as fora:
+        expected = picture(fora, STEPS)
+    with Stack(pipe, steps=STEPS).cache("toca", interval=3, warmup=1, ratio=0.0) as toca:
+        assert torch.equal(picture(toca, STEPS), expected)
+
+
+def test_with_all_tokens_only_the_attention_is_reused() -> None:
+    pipe = tiny_pipe()
+    with Stack(pipe, steps=STEPS).cache("pab", interval=3, warmup=1) as attention_only:
+        expected = picture(attention_only, STEPS)
+    with Stack(pipe, steps=STEPS).cache("toca", interval=3, warmup=1, ratio=1.0, budget="even") as toca:
+        assert torch.equal(picture(toca, STEPS), expected)
+
+
+@torch.no_grad()
+def test_a_conservative_step_computes_the_chosen_tokens_and_no_others() -> None:
+    rig = Rig(ratio=0.25)
+    ff, seen = rig.denoiser.transformer_blocks[0].ff, []
+    ff.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    rig.call(0)
+    before = rig.snapshot()
+    rig.call(1)
+    for key, tokens in ((FF, IMAGE), (FF_TEXT, TEXT), (JOINT, IMAGE + TEXT)):
+        assert len(changed(before[key], rig.kept[key])) == tokens // 4
+    rows = changed(before[FF], rig.kept[FF])
+    fresh = type(ff).forward(ff, seen[1])
+    torch.testing.assert_close(rig.kept[FF][:, rows], fresh[:, rows])
+    for key in before.keys() - {FF, FF_TEXT, JOINT}:
+        assert torch.equal(before[key], rig.kept[key]), f"{key} is attention: reused as it was"
+    assert len(before) == 6  # double: two attention and two MLP outputs; single: attention and projection
+
+
+@torch.no_grad()
+def test_a_joint_projection_gets_kept_attention_and_a_fresh_mlp() -> None:
+    rig = Rig(ratio=0.25)
+    block, seen = rig.denoiser.single_transformer_blocks[0], []
+    block.proj_mlp.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    rig.call(0)
+    before = rig.snapshot()
+    rig.call(1)
+    rows = changed(before[JOINT], rig.kept[JOINT])
+    linear = torch.nn.functional.linear
+    hidden = block.act_mlp(linear(seen[1][:, rows], block.proj_mlp.weight, block.proj_mlp.bias))
+    joint = torch.cat([before[f"{JOINT}/attention/0"][:, rows], hidden], dim=2)
+    torch.testing.assert_close(rig.kept[JOINT][:, rows], linear(joint, block.proj_out.weight, block.proj_out.bias))
+
+
+def test_what_was_computed_stays_until_the_next_full_step() -> None:
+    rig = Rig(interval=5, ratio=0.25)
+    rig.call(0)
+    states = [rig.snapshot()]
+    for step in (1, 2, 3, 4, 5):
+        rig.call(step)
+        states.append(rig.snapshot())
+    touched = [set(changed(a[FF], b[FF])) for a, b in pairwise(states)]
+    assert [len(rows) for rows in touched] == [16, 16, 16, 16, 64]
+    never = set(range(IMAGE)) - set.union(*touched[:4])
+    assert len(never) < (1 - 0.25) ** 4 * IMAGE, "waiting gives precedence over chance"
+    assert torch.equal(states[4][FF][:, list(never)], states[0][FF][:, list(never)])
+
+
+def test_in_the_end_every_token_is_computed() -> None:
+    rig = Rig(interval=13, ratio=0.25, stale=13.0)
+    rig.call(0)
+    before = rig.snapshot()
+    for step in (1, 2, 3, 4):
+        rig.call(step)
+    assert all(len(changed(before[key], rig.kept[key])) == before[key].shape[1] for key in (FF, FF_TEXT, JOINT))
+
+
+def test_gates_follow_the_time_on_a_conservative_step_and_only_the_head_does_on_an_aggressive_one() -> None:
+    heads, outputs = [], []
+    for sigma in (0.9, 0.3):
+        rig = Rig(cycle="ca", interval=3, ratio=0.0)
+        rig.call(0)
+        full = rig.head
+        outputs.append([rig.call(1, sigma=sigma)])
+        heads.append(rig.head)
+        outputs[-1].append(rig.call(2, sigma=sigma))
+        assert full is not None and not torch.equal(heads[-1], full)
+        assert rig.head is not None and torch.equal(rig.head, heads[-1])
+    assert (heads[0] - heads[1]).abs().mean() > 1e-3
+    assert not torch.equal(outputs[0][0], outputs[1][0]) and not torch.equal(outputs[0][1], outputs[1][1])
+
+
+def test_no_block_runs_on_an_aggressive_step_and_no_attention_on_a_conservative_one() -> None:
+    pipe, ran = tiny_pipe(), {"norm": 0, "to_q": 0}
+
+    def count(name: str) -> Any:
+        return lambda *_: ran.update({name: ran[name] + 1})
+
+    block = pipe.transformer.transformer_blocks[0]
+    block.norm1.register_forward_hook(count("norm"))
+    block.attn.to_q.register_forward_hook(count("to_q"))
+    stack = Stack(pipe, steps=STEPS).cache("duca")
+    picture(stack, STEPS)
+    done = kinds(stack)
+    assert ran == {"norm": done.count("f") + done.count("p"), "to_q": done.count("f")}
+
+
+@pytest.mark.parametrize("select", ["random", "values"])
+def test_both_guidance_branches_compute_the_same_tokens(select: str) -> None:
+    rig, touched, states = Rig(ratio=0.25, select=select), {}, {}
+    for step in (0, 1, 2):
+        for branch in ("cond", "uncond"):
+            before = states.get(branch)
+            rig.call(step, branch)
+            states[branch] = rig.snapshot()
+            if before:
+                touched[step, branch] = changed(before[FF], rig.kept[FF])
+    for step in (1, 2):
+        assert touched[step, "cond"] == touched[step, "uncond"] and len(touched[step, "cond"]) == 16
+    assert touched[1, "cond"] != touched[2, "cond"]
+
+
+def test_branches_keep_their_own_features() -> None:
+    alone = Rig(ratio=0.25)
+    expected = [alone.call(step, "uncond") for step in range(5)]
+    rig = Rig(ratio=0.25)
+    for step in range(5):
+        rig.call(step, "cond")
+        assert torch.equal(rig.call(step, "uncond"), expected[step])
+
+
+def test_values_choose_other_tokens_than_chance_and_each_sample_its_own() -> None:
+    rows = {}
+    for select in ("random", "values"):
+        rig = Rig(ratio=0.25, select=select)
+        rig.call(0, batch=2)
+        before = rig.snapshot()
+        rig.call(1, batch=2)
+        rows[select] = [changed(before[FF][i : i + 1], rig.kept[FF][i : i + 1]) for i in range(2)]
+        assert not rig.controller.journal.warnings
+    assert rows["random"][0] == rows["random"][1] != rows["values"][0] != rows["values"][1]
+
+
+@pytest.mark.parametrize("method", ["duca", "duca-values", "toca"])
+def test_batched_equals_one_by_one(method: str) -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache(method, ratio=0.3, grid=(2, 0.5))
+    prompts = [PROMPT, "a green circle", "a cyan star on a white background"]
+    together = picture(stack, STEPS, prompt=prompts)
+    for i, prompt in enumerate(prompts):
+        torch.testing.assert_close(together[i : i + 1], picture(stack, STEPS, prompt=prompt, seed=1 + i))
+
+
+def test_the_grid_bonus_spreads_the_tokens_and_says_where_it_cannot() -> None:
+    rig = Rig(ratio=0.25, grid=(2, 5.0))
+    rig.call(0)
+    before = rig.snapshot()
+    rig.call(1)
+    rows = changed(before[FF], rig.kept[FF])
+    assert len({(row // 8 // 2, row % 8 // 2) for row in rows}) == len(rows) == 16
+    odd = Rig(ratio=0.25, grid=(3, 5.0))
+    odd.call(0)
+    odd.call(1)
+    assert odd.controller.journal.warnings == ["64 image tokens are no square of 3 x 3 cells: no grid bonus"]
+
+
+def test_a_request_does_not_depend_on_those_before_it_or_on_the_global_seed() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("duca", ratio=0.3)
+    first = picture(stack, STEPS)
+    torch.manual_seed(77)
+    picture(stack, STEPS, prompt="a green circle", seed=9)
+    assert torch.equal(picture(stack, STEPS), first)
+
+
+def test_undo_is_bit_identical_over_other_passes() -> None:
+    pipe = tiny_pipe()
+    before = picture(pipe, STEPS)
+    stack = Stack(pipe, steps=STEPS).quantize("int8", min_features=64).cache("duca-values", ratio=0.3)
+    assert not torch.equal(picture(stack, STEPS), before)
+    stack.undo()
+    assert torch.equal(picture(pipe, STEPS), before)
+    assert not any("forward" in vars(module) for module in pipe.transformer.modules())
+
+
+def test_an_exception_inside_a_conservative_step_leaves_nothing_behind() -> None:
+    pipe = tiny_pipe()
+    stack = Stack(pipe, steps=STEPS).cache("duca", ratio=0.3)
+    whole = picture(stack, STEPS)
+    calls = iter(range(STEPS))
+
+    def fail(*_: Any) -> None:
+        if next(calls) == 3:  # the first MLP has written its tokens into what is kept
+            raise RuntimeError
+
+    handle = pipe.transformer.single_transformer_blocks[0].norm.register_forward_hook(fail)
+    with pytest.raises(RuntimeError):
+        picture(stack, STEPS)
+    handle.remove()
+    assert torch.equal(picture(stack, STEPS), whole)
+
+
+@pytest.mark.parametrize("select", ["random", "values"])
+def test_bytes_are_those_of_the_tensors_held(select: str) -> None:
+    rig = Rig(ratio=0.25, select=select)
+    for step in (0, 1):
+        for branch in ("cond", "uncond"):
+            rig.call(step, branch)
+    joint, element = IMAGE + TEXT, 4
+    per_branch = (2 * joint + 2 * joint + IMAGE) * WIDTH * element
+    assert sum(t.nbytes for t in rig.kept.values()) == per_branch - IMAGE * WIDTH * element
+    tokens = IMAGE + TEXT + joint
+    shared = tokens * 4 + tokens // 4 * 8 + (tokens * 4 if select == "values" else 0)
+    assert rig.controller.bytes == 2 * per_branch + shared
+    rig.controller.reset()
+    assert rig.controller.bytes == 0
+
+
+def test_the_plan_says_what_will_happen() -> None:
+    text = Stack(tiny_pipe(), steps=50).cache("duca").explain()
+    assert "12 of 50 steps full (every 5 steps)" in text
+    assert "19 steps conservative, 19 aggressive: FFFcacaFcacaF" in text
+    assert "MLPs of 10% of the tokens (budget flux), chosen at random" in text
+    assert "about 0.2 MB of state per image and guidance branch" in text
+
+
+@pytest.mark.parametrize("method", [name for name, policy in PRESETS.items() if policy.cycle])
+def test_presets_name_known_budgets(method: str) -> None:
+    assert PRESETS[method].spread is BUDGETS[PRESETS[method].budget]
+    assert PRESETS[method].forecast.effective_order == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cycle": ""}, "site 'tokens' needs a cycle"),
+        ({"site": "modules"}, "site 'tokens' needs a cycle"),
+        ({"cycle": "cx"}, "made of c"),
+        ({"cycle": "cx", "full_steps": (0, 5), "steps": 50}, "made of c"),
+        ({"pace": "fast"}, "unknown pace"),
+        ({"ratio": 1.5}, r"ratio must be in \[0, 1\], got 1.5"),
+        ({"budget": "sd"}, "unknown budget of the cache 'sd'"),
+        ({"select": "norm"}, "unknown selection of tokens 'norm'"),
+        ({"stale": -1.0}, "must not be negative"),
+        ({"grid": (2,)}, "must not be negative"),
+    ],
+)
+def test_impossible_choices_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Cache("duca", **options)
