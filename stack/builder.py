@@ -243,6 +243,8 @@ class Stack:
         seed: int = 0,
         trials: int = 60,
         progress: bool = True,
+        seconds: float = 60.0,
+        theory: bool = True,
     ) -> Calibration:
         """Search the cache's full steps and gains on finished pictures, check them on other prompts, and keep the best.
 
@@ -253,6 +255,8 @@ class Stack:
             held_out: other prompts; their PSNR is reported, never searched on.
             full_steps: how many steps are full; by default as many as the cache has now.
             trials: runs of the whole batch of prompts to spend.
+            seconds: no trial starts later than this.
+            theory: start from the schedule that the recorded errors recommend; see `stack.caching.theory`.
 
         Raises:
             StackError: see `stack.caching.calibrate.calibrate`.
@@ -261,7 +265,7 @@ class Stack:
             steps = self.plan.facts_after.steps
             cache = next((p for p in self._passes if isinstance(p, Cache)), None)
             count = full_steps or (len(cache.schedule_for(steps).full_steps(steps)) if cache else 0)
-            _, result = calibrate(self, prompts, count, steps, held_out, seed, trials, progress)
+            _, result = calibrate(self, prompts, count, steps, held_out, seed, trials, progress, seconds, theory)
             return result
 
     def fit_maps(

@@ -6,18 +6,24 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import StackError
+from ..models.sampler import error_weights, sampler_steps
 from ..passes.cache import Cache
+from .forecast import Forecast
 from .search import Candidate, search, spread
+from .theory import best_schedule
+from .trajectory import Recorder, SegmentErrors, Trajectory, growth
 
 if TYPE_CHECKING:
     from ..builder import Stack
 
+THEORY_GAINS = (1.0, 0.9, 0.8)
+DISTURBED = (1, 2)  # steps that reuse step 0 in the run that shows how a difference grows
 DISAGREE_DB = 3.0  # more than this between calibration and held-out prompts means the search has fitted its prompts
 
 
@@ -69,8 +75,17 @@ def calibrate(
     seed: int,
     trials: int,
     progress: bool,
+    seconds: float = 60.0,
+    theory: bool = True,
 ) -> tuple[Cache, Calibration]:
     """Search a schedule for the cache of an applied stack; leaves the stack with the best one on.
+
+    The prompts' uncached runs are recorded once. From them theory recommends where to start (`recommended`), and whole
+    pictures decide from there on.
+
+    Args:
+        seconds: no trial starts later than this.
+        theory: whether to start from what theory recommends, rather than from spreads.
 
     Raises:
         StackError: no cache in the stack, no pipeline, fewer than two prompts, or an impossible number of full steps.
@@ -79,9 +94,8 @@ def calibrate(
     _refuse(stack, cache, prompts, held_out, full_steps, steps)
     assert cache is not None
     started = time.monotonic()
-    everything = cache.calibrated(tuple(range(steps)), steps, cache.gains)
 
-    def pictures(candidate: Cache, which: Sequence[str], first_seed: int) -> torch.Tensor:
+    def pictures(candidate: Any, which: Sequence[str], first_seed: int) -> torch.Tensor:
         stack.replace(candidate)
         generators = [torch.Generator().manual_seed(first_seed + i) for i in range(len(which))]
         return stack(list(which), num_inference_steps=steps, generator=generators, output_type="pt").images
@@ -90,12 +104,24 @@ def calibrate(
         tried = cache.calibrated(candidate.full_steps, steps, candidate.gains)
         return psnr(pictures(tried, prompts, seed), target)
 
-    target = pictures(everything, prompts, seed)
-    with _bar(trials, progress) as tell:
-        found = search(score, full_steps, steps, trials, lambda c, value: tell(value))
+    plain, disturbed = Trajectory(), Trajectory()
+    try:
+        target = pictures(Recorder(plain), prompts, seed)
+        starts: list[Candidate] = []
+        if theory and cache.policy.site in ("output", "residual") and cache.policy.order == 1:
+            pictures(Recorder(disturbed, DISTURBED), prompts[:1], seed)
+            scale = error_weights(sampler_steps(stack.pipe), growth(plain, disturbed, DISTURBED[-1] + 1))
+            starts = recommended(plain, scale, cache.policy.forecast, full_steps, steps)
+        with _bar(trials, progress) as tell:
+            found = search(
+                score, full_steps, steps, trials, lambda c, value: tell(value), starts,
+                lambda: time.monotonic() - started < seconds,
+            )  # fmt: skip
+    finally:
+        stack.replace(cache)
     best = cache.calibrated(found.best.full_steps, steps, found.best.gains)
     away = seed + 10_000
-    held = psnr(pictures(best, held_out, away), pictures(everything, held_out, away))
+    held = psnr(pictures(best, held_out, away), pictures(Recorder(Trajectory()), held_out, away))
     stack.replace(best)
     uniform = Candidate(spread(full_steps, steps, 1.0), (1.0, 0.0))
     result = Calibration(
@@ -109,6 +135,19 @@ def calibrate(
         seconds=time.monotonic() - started,
     )
     return best, result
+
+
+@torch.no_grad()
+def recommended(
+    trajectory: Trajectory, scale: Sequence[float], forecast: Forecast, count: int, steps: int
+) -> list[Candidate]:
+    """The schedule with the least predicted error of the final sample, for each of some gains; best first."""
+    ranked = []
+    for gain in THEORY_GAINS:
+        whole = replace(forecast, gains=(gain, gain), level=0.0)
+        path, value = best_schedule(SegmentErrors(trajectory, scale, whole).cost, count, steps)
+        ranked.append((value, Candidate(path, whole.gains)))
+    return [candidate for _, candidate in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def _refuse(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 Gain = tuple[float, float]
@@ -53,11 +53,18 @@ def search(
     steps: int,
     trials: int,
     on_trial: Callable[[Candidate, float], None] = lambda candidate, value: None,
+    starts: Sequence[Candidate] = (),
+    time_left: Callable[[], bool] = lambda: True,
 ) -> Found:
     """Find `count` full steps of `steps` and gains with a high score, in at most `trials` calls of `score`.
 
-    First the gains on a uniform spread, then spreads that lean to the start, then one full step at a time (a move that
-    helps is kept, and the same step is tried next), and the gains again at the end. Deterministic.
+    First the uniform spread; then the given starts, or without any the gains on the uniform spread and spreads that
+    lean to the start; then one full step at a time (a move that helps is kept, and the same step is tried next), and
+    the gains again at the end. Deterministic as long as there is time.
+
+    Args:
+        starts: candidates that theory recommends.
+        time_left: asked before every trial but the first.
     """
     seen: dict[Candidate, float] = {}
 
@@ -69,7 +76,7 @@ def search(
 
     def keep_best(candidates: Iterator[Candidate], best: Candidate, limit: int) -> Candidate:
         for candidate in candidates:
-            if len(seen) >= limit:
+            if len(seen) >= limit or not time_left():
                 break
             if ask(candidate) > ask(best):
                 best = candidate
@@ -79,9 +86,11 @@ def search(
     start = spread(count, steps, 1.0)
     best = Candidate(start, GAINS[0])
     ask(best)
-    best = keep_best((Candidate(start, gains) for gains in GAINS), best, trials)
-    best = keep_best((Candidate(spread(count, steps, p), best.gains) for p in (1.2, 1.4, 1.6, 0.85)), best, trials)
-    while len(seen) < trials - reserve:
+    best = keep_best(iter(starts or [Candidate(start, gains) for gains in GAINS]), best, trials)
+    if not starts:
+        leaning = (Candidate(spread(count, steps, p), best.gains) for p in (1.2, 1.4, 1.6, 0.85))
+        best = keep_best(leaning, best, trials)
+    while len(seen) < trials - reserve and time_left():
         before = best
         for move in MOVES:
             options = (Candidate(f, best.gains) for f in neighbours(best.full_steps, steps, (move,)))

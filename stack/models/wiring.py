@@ -43,6 +43,7 @@ class Wiring:
         linears: shell wildcards, role by role, of the linears worth quantizing; paths inside a block.
         modules: what a per-module cache keeps, by block list: the modules whose output it predicts.
         modulation: (block, its arguments) to the first block's modulated input (B, N, D).
+        head: (denoiser, output stream behind the blocks, a block's arguments) to the denoiser's output, token by token.
         batched: other arguments of a block with a leading batch dimension.
         rotary: the argument that holds rotary tables, each (tokens, head_dim), output stream last; "" where positions
             are in the tokens themselves.
@@ -58,6 +59,7 @@ class Wiring:
     linears: dict[str, tuple[str, ...]]
     modules: dict[str, tuple[CachedModule, ...]]
     modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
+    head: Callable[[Any, torch.Tensor, Mapping[str, Any]], torch.Tensor]
     batched: tuple[str, ...] = ("temb",)
     rotary: str = ""
     halves: bool = False
@@ -105,6 +107,7 @@ FLUX = Wiring(
         ),
     },
     modulation=lambda block, given: block.norm1(given["hidden_states"], emb=given["temb"])[0],
+    head=lambda denoiser, tokens, given: denoiser.proj_out(denoiser.norm_out(tokens, given["temb"])),
     rotary="image_rotary_emb",
 )
 

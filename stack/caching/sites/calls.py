@@ -5,15 +5,39 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from ...clock import Clock
 from ...install import Installer
 from ...models.wiring import Wiring
+from ..controller import Cell
 
 Streams = dict[str, torch.Tensor]
+
+
+class Decides(Protocol):
+    """What a span asks: a `CacheController`, or whoever only wants to watch."""
+
+    clock: Clock
+
+    @property
+    def probe(self) -> str: ...
+
+    @property
+    def cells(self) -> list[Cell]: ...
+
+    def begin(self, tokens: torch.Tensor) -> None: ...
+
+    def decide(self, probe: torch.Tensor | None = None) -> list[bool]: ...
+
+    def store(self, key: str, feature: torch.Tensor, cells: Sequence[Cell]) -> None: ...
+
+    def predict(self, key: str, cells: Sequence[Cell]) -> torch.Tensor: ...
+
+    def reject(self, cells: Sequence[Cell]) -> None: ...
 
 
 @dataclass

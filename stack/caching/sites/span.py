@@ -13,8 +13,8 @@ from torch import nn
 from ...errors import StackError
 from ...install import Installer
 from ...models.wiring import Wiring
-from ..controller import CacheController, Cell
-from .calls import BlockCall, Streams, take
+from ..controller import Cell
+from .calls import BlockCall, Decides, Streams, take
 
 CHECK = "check"  # key of the feature that drafts are checked on
 
@@ -52,7 +52,7 @@ class Span:
 
     def __init__(
         self,
-        controller: CacheController,
+        controller: Decides,
         front: int = 0,
         back: int = 0,
         residual: bool = False,
