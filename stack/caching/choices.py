@@ -24,7 +24,8 @@ class FastCacheChoices:
         merged: share of the running tokens that is left after merging.
         neighbours, motion: K and lambda of the merging.
         carry: "map" takes x W + b for what a block adds, as published; "moved" takes what it added when it last ran,
-            moved by (x - x_then) W, and compares with that input instead of the previous step's.
+            moved by (x - x_then) W with a W fitted on such changes, and compares with that input instead of the
+            previous step's.
         maps: the fitted maps.
 
     Raises:

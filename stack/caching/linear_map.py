@@ -57,21 +57,23 @@ class GramSums:
         self.xx += x.mT @ x
         self.xy += x.mT @ y
 
-    def solve(self, ridge: float = 1e-3, rank: int = 0) -> LinearMap:
+    def solve(self, ridge: float = 1e-3, rank: int = 0, bias: bool = True) -> LinearMap:
         """W = (X^T X + lambda I)^-1 X^T Y of the centred rows, b = mean(y) - mean(x) W: the bias is not shrunk.
 
         Args:
             ridge: lambda as a share of the mean diagonal of X^T X, so that it means the same in every block.
             rank: of W; 0 is full. The truncation is the best one for the rows seen (reduced-rank regression, Izenman
                 1975): onto the leading right singular vectors of L^T W, with L L^T = X^T X + lambda I.
+            bias: without one the rows are not centred, and b is 0.
 
         Raises:
             StackError: nothing was added, or ridge <= 0.
         """
         if not self.count or ridge <= 0:
             raise StackError(f"expected rows to fit and a ridge above 0, got {self.count} rows and ridge {ridge}")
-        gram = self.xx - torch.outer(self.x, self.x) / self.count
-        cross = self.xy - torch.outer(self.x, self.y) / self.count
+        x, y = (self.x / self.count, self.y / self.count) if bias else (self.x * 0, self.y * 0)
+        gram = self.xx - self.count * torch.outer(x, x)
+        cross = self.xy - self.count * torch.outer(x, y)
         shrink = ridge * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
         lower = torch.linalg.cholesky(gram + shrink * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
         weight = torch.cholesky_solve(cross, lower)
@@ -79,7 +81,6 @@ class GramSums:
         if 0 < rank < len(weight):
             _, _, right = torch.linalg.svd(lower.mT @ weight, full_matrices=False)
             factors = (weight @ right[:rank].mT, right[:rank])
-        product = self.x / self.count
         for factor in factors:
-            product = product @ factor
-        return LinearMap(tuple(f.float().contiguous() for f in factors), (self.y / self.count - product).float())
+            x = x @ factor
+        return LinearMap(tuple(f.float().contiguous() for f in factors), (y - x).float())

@@ -25,7 +25,8 @@ class LinearMaps:
 
     Attributes:
         family, blocks, width: of the model they were fitted on.
-        maps: "block number/stream" to its map; "stack" for the whole stack.
+        maps: per carry, "block number/stream" to its map, "stack" for the whole stack. Those of "map" give what is
+            added to an input; those of "moved" how much more is added when the input changes between steps.
         tables: "map" and "moved" to (2, blocks, calls): delta of each calibration call, and the relative error that
             replacing the block would have caused in it.
     """
@@ -33,7 +34,7 @@ class LinearMaps:
     family: str
     blocks: int
     width: int
-    maps: dict[str, LinearMap]
+    maps: dict[str, dict[str, LinearMap]]
     tables: dict[str, torch.Tensor]
 
     def scales(self, carry: str, allowed: float) -> list[float]:
@@ -53,9 +54,10 @@ class LinearMaps:
     def save(self, path: str | Path) -> None:
         """Write them to a safetensors file."""
         tensors = {f"tables/{carry}": table for carry, table in self.tables.items()}
-        for key, each in self.maps.items():
-            tensors[f"maps/{key}/bias"] = each.bias
-            tensors |= {f"maps/{key}/{i}": factor for i, factor in enumerate(each.factors)}
+        for carry, maps in self.maps.items():
+            for key, each in maps.items():
+                tensors[f"{carry}/{key}/bias"] = each.bias
+                tensors |= {f"{carry}/{key}/{i}": factor for i, factor in enumerate(each.factors)}
         about = {"family": self.family, "blocks": str(self.blocks), "width": str(self.width)}
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=about)
 
@@ -73,10 +75,14 @@ def load_maps(path: str | Path) -> LinearMaps:
     except (OSError, SafetensorError) as error:
         raise StackError(f"no linear maps in {path} ({error}): stack.fit_maps(prompts, save=...) writes them") from None
     missing = {"family", "blocks", "width"} - about.keys()
-    if missing or WHOLE not in {name.split("/")[1] for name in tensors}:
+    if missing or any(f"{carry}/{WHOLE}/bias" not in tensors for carry in CARRIES):
         raise StackError(f"{path} holds no linear maps: expected a file that stack.fit_maps(prompts, save=...) wrote")
     width = int(about["width"])
-    maps = {name[5:-5]: _map(tensors, name[:-5], width, path) for name in tensors if name.endswith("/bias")}
+    maps: dict[str, dict[str, LinearMap]] = {carry: {} for carry in CARRIES}
+    for name in tensors:
+        carry, _, key = name.removesuffix("/bias").partition("/")
+        if name.endswith("/bias"):
+            maps[carry][key] = _map(tensors, f"{carry}/{key}", width, path)
     tables = {name.removeprefix("tables/"): tensor for name, tensor in tensors.items() if name.startswith("tables/")}
     return LinearMaps(about["family"], int(about["blocks"]), width, maps, tables)
 

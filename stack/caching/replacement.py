@@ -15,7 +15,8 @@ Kept = dict[str, torch.Tensor]
 class Replacement:
     """Works on what one sample keeps: per key the input (1, N, D) to compare with, and under "moved" what was added.
 
-    Keys are those of `LinearMaps.maps`. Tokens are given with their places in the whole sequence; None is all of them.
+    Keys are those of the carry's `LinearMaps.maps`. Tokens are given with their places in the whole sequence; None is
+    all of them.
 
     Args:
         policy: its `FastCacheChoices` and `threshold` are read.
@@ -25,7 +26,7 @@ class Replacement:
     def __init__(self, policy: Policy, like: torch.Tensor):
         self.policy = policy
         fitted = policy.maps
-        self._maps = {} if fitted is None else {key: each.to(like) for key, each in fitted.maps.items()}
+        self._maps = {} if fitted is None else {k: each.to(like) for k, each in fitted.maps[policy.carry].items()}
         self._scales = [] if fitted is None else fitted.scales(policy.carry, policy.threshold)
 
     def skips(

@@ -65,6 +65,14 @@ def test_the_truncation_is_the_best_of_its_rank_for_these_rows() -> None:
     assert error == pytest.approx(float(best), rel=1e-4) and error < plain
 
 
+def test_without_a_bias_nothing_in_gives_nothing_out() -> None:
+    x, y = rows(200)
+    fitted = summed(x, y).solve(1e-12, bias=False)
+    expected = torch.linalg.lstsq(x, y).solution.float()
+    torch.testing.assert_close(fitted.factors[0], expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(fitted(torch.zeros(D)), torch.zeros(D))
+
+
 def test_a_slope_is_the_map_without_its_bias() -> None:
     fitted = summed(*rows(50)).solve(rank=3)
     a, b = torch.randn(2, 4, D)
@@ -81,7 +89,8 @@ def test_nothing_to_fit() -> None:
 def maps_of(rank: int = 0) -> LinearMaps:
     fitted = [summed(*rows(50, seed)).solve(rank=rank) for seed in range(3)]
     tables = {carry: torch.tensor([[[0.1, 0.2]], [[0.01, 0.05]]]) for carry in CARRIES}
-    return LinearMaps("flux", 1, D, dict(zip(("0/image", "0/text", WHOLE), fitted, strict=True)), tables)
+    maps = dict(zip(("0/image", "0/text", WHOLE), fitted, strict=True))
+    return LinearMaps("flux", 1, D, {"map": maps, "moved": {WHOLE: summed(*rows(9)).solve()}}, tables)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -89,10 +98,12 @@ def test_maps_survive_being_written_and_read(rank: int, tmp_path: Path) -> None:
     maps = maps_of(rank)
     maps.save(tmp_path / "maps.safetensors")
     back = load_maps(tmp_path / "maps.safetensors")
-    assert (back.family, back.blocks, back.width) == ("flux", 1, D) and back.maps.keys() == maps.maps.keys()
+    assert (back.family, back.blocks, back.width) == ("flux", 1, D) and back.maps["map"].keys() == maps.maps[
+        "map"
+    ].keys()
     x = torch.randn(3, D)
-    for key in maps.maps:
-        assert torch.equal(back.maps[key](x), maps.maps[key](x))
+    for carry, key in [("map", "0/image"), ("map", "0/text"), ("map", WHOLE), ("moved", WHOLE)]:
+        assert torch.equal(back.maps[carry][key](x), maps.maps[carry][key](x))
     assert back.scales("moved", 0.04) == maps.scales("moved", 0.04) == [pytest.approx(0.2)]
 
 

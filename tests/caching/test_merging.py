@@ -47,6 +47,12 @@ def test_tokens_join_their_nearest_centre_and_weigh_as_they_matter() -> None:
     torch.testing.assert_close(merge.merge(x[None]), torch.tensor([[[0.25], [10.8]]]))
 
 
+def test_a_centre_stays_in_its_own_cluster_among_equal_tokens() -> None:
+    merge = group(torch.ones(5, D), torch.tensor([1.0, 3.0, 1.0, 3.0, 1.0]), 0.4)
+    assert merge.centres.tolist() == [1, 3] and merge.cluster[merge.centres].tolist() == [0, 1]
+    assert torch.equal(merge.merge(torch.ones(1, 5, D)), torch.ones(1, 2, D))
+
+
 def test_importance_is_density_raised_by_motion() -> None:
     x = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
     still = importance(x, x, neighbours=1)

@@ -32,7 +32,7 @@ def made_up(scale: float = 1e9, **changes: Any) -> LinearMaps:
     }
     table = torch.tensor([[[scale]] * BLOCKS, [[0.0]] * BLOCKS])
     facts = {"family": "flux", "blocks": BLOCKS, "width": WIDTH, **changes}
-    return LinearMaps(**facts, maps=maps, tables=dict.fromkeys(CARRIES, table))
+    return LinearMaps(**facts, maps=dict.fromkeys(CARRIES, maps), tables=dict.fromkeys(CARRIES, table))
 
 
 def kinds(stack: Stack) -> str:
@@ -83,7 +83,7 @@ def test_with_every_block_skipped_the_maps_follow_each_other() -> None:
     twice(stack, inputs(1 - 1 / STEPS))
     x = seen["entry"]
     for number in range(BLOCKS):
-        x = x + maps.maps[f"{number}/image"](x)
+        x = x + maps.maps["map"][f"{number}/image"](x)
     torch.testing.assert_close(seen["last"], x)
     assert kinds(stack) == "fc" and stack.report().passes["cache"]["block_share"] == 0.5
 
@@ -97,7 +97,7 @@ def test_static_tokens_pass_by_the_map_of_the_whole_stack() -> None:
     second["hidden_states"] = second["hidden_states"] * 1.1
     twice(stack, second)
     entry = denoiser.x_embedder(second["hidden_states"])
-    torch.testing.assert_close(seen["last"], entry + maps.maps[WHOLE](entry))
+    torch.testing.assert_close(seen["last"], entry + maps.maps["map"][WHOLE](entry))
     assert kinds(stack) == "fc"
 
 
@@ -115,6 +115,12 @@ def test_moving_tokens_run_at_their_own_positions_without_the_static_ones(carry:
     torch.testing.assert_close(out[:, moving], expected, rtol=1e-4, atol=1e-5)
     assert kinds(stack) == "fp"
     assert stack.report().passes["cache"]["block_share"] == pytest.approx((1 + 3 / TOKENS) / 2)
+    # What moved one step earlier is static again, whether the step before or the last run is compared with.
+    third = {**second, "timestep": torch.full((1,), 1 - 2 / STEPS), "hidden_states": second["hidden_states"].clone()}
+    third["hidden_states"][:, 50] += 1
+    with torch.no_grad():
+        stack(**third)
+    assert stack.report().passes["cache"]["block_share"] == pytest.approx((1 + 3 / TOKENS + 1 / TOKENS) / 3)
 
 
 def test_under_moved_the_last_run_is_carried_on() -> None:
@@ -126,7 +132,9 @@ def test_under_moved_the_last_run_is_carried_on() -> None:
     use.remember(kept, key, x, out, None)
     torch.testing.assert_close(use.output(kept, key, x, None), out)
     step = 0.1 * torch.randn_like(x)
-    torch.testing.assert_close(use.output(kept, key, x + step, None), out + step + step @ maps.maps[key].factors[0])
+    torch.testing.assert_close(
+        use.output(kept, key, x + step, None), out + step + step @ maps.maps["moved"][key].factors[0]
+    )
     # What was replaced is not compared with: the change adds up until the block runs again.
     assert use.skips(kept, 1, key, 1.2 * x, None, 0.5)
     use.remember(kept, key, 1.2 * x, None, None)
@@ -155,7 +163,9 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stack = Stack(pipe, steps=STEPS).cache("fastcache")
     maps = stack.fit_maps(["a green circle", "a cyan star"], save=path, progress=False)
     assert not stack.applied and torch.equal(picture(pipe, STEPS), before)
-    assert maps.maps.keys() == load_maps(path).maps.keys() and len(maps.maps) == 2 * BLOCKS + 1
+    for carry in CARRIES:
+        assert maps.maps[carry].keys() == load_maps(path).maps[carry].keys()
+        assert len(maps.maps[carry]) == 2 * BLOCKS + 1
     assert all(table.shape == (2, BLOCKS, 2 * (STEPS - 1)) for table in maps.tables.values())
     return path
 
@@ -169,7 +179,7 @@ def test_the_fit_predicts_what_it_says(fitted: Path) -> None:
         lambda _, __, given, out: seen.append((given["hidden_states"], out[1])), with_kwargs=True
     )
     picture(pipe, STEPS)
-    errors = [float((x + maps.maps["0/image"](x) - y).norm() / y.norm()) for x, y in seen]
+    errors = [float((x + maps.maps["map"]["0/image"](x) - y).norm() / y.norm()) for x, y in seen]
     nothing = [float((x - y).norm() / y.norm()) for x, y in seen]
     told = maps.tables["map"][1, 0].mean()
     assert sum(errors) / len(errors) == pytest.approx(float(told), rel=0.5)
