@@ -29,7 +29,7 @@ SCHEDULE = {
     "clip_sample": False,
 }
 STAGES = (
-    Stage(size=16, batch=32, samples=40_000, lr=1e-3),
+    Stage(size=16, batch=16, samples=80_000, lr=1e-3),
     Stage(size=32, batch=8, samples=16_000, lr=8e-4),
 )
 
