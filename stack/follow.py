@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from diffusers.models.cache_utils import CacheMixin
 
 from .install import Installer
 from .models.schedule import timetable_of
@@ -20,7 +21,8 @@ NEAR = 0.01  # a host-side timestep further than this from the scheduler's sigma
 def follow(target: Target, install: Installer) -> None:
     """Let every call of the denoiser advance the clock, open a journal entry, and close it again."""
     install.wrap_call(target.denoiser, "forward", lambda inner: _forward(target, inner))
-    install.wrap_call(target.denoiser, "cache_context", lambda inner: _context(target, inner))
+    if isinstance(target.denoiser, CacheMixin):  # a pipeline names its guidance branches only on such a model
+        install.wrap_call(target.denoiser, "cache_context", lambda inner: _context(target, inner))
 
 
 def _forward(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,6 +53,8 @@ def _sigma(target: Target, timestep: torch.Tensor, tokens: torch.Tensor) -> floa
     scheduler = target.pipe.scheduler
     target.clock.timetable = timetable_of(scheduler, tokens.shape[1])
     sigmas = target.clock.timetable.sigmas
+    if "_step_index" not in vars(scheduler):  # DDIM keeps no count of its steps
+        return float(timestep.flatten()[0]) / target.wiring.timestep_scale
     index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index or 0
     told = sigmas[min(index, len(sigmas) - 1)]
     if timestep.device.type != "cpu":

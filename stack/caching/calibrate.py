@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import StackError
+from ..measure.metrics import psnr
 from ..models.sampler import error_weights, sampler_steps
 from ..passes.cache import Cache
 from .forecast import Forecast
@@ -58,12 +59,6 @@ class Calibration:
             f"{self.held_out_psnr_db:.1f} dB held out, {self.uniform_psnr_db:.1f} dB for the uniform start; "
             f"{self.trials} trials in {self.seconds:.0f} s{doubt}"
         )
-
-
-def psnr(pictures: torch.Tensor, reference: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1]; 99 when they are equal."""
-    error = (pictures.double() - reference.double()).square().mean().item()
-    return 99.0 if error == 0 else min(99.0, -10 * math.log10(error))
 
 
 def calibrate(

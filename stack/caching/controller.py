@@ -143,7 +143,7 @@ class CacheController:
         for cell in cells:
             cell.run = 0
         self.rolled_back += 1
-        self.journal.mark(FULL)
+        self.journal.mark(PARTIAL if any(cell.run for cell in self.cells) else FULL)
 
     def store(self, key: str, feature: torch.Tensor, cells: Sequence[Cell], measure: bool = True) -> None:
         """A step produced this feature (B, N, D), one row per cell, or all rows for the only cell.

@@ -191,6 +191,7 @@ def growth(plain: Trajectory, disturbed: Trajectory, after: int) -> list[float]:
     the last input it is taken to go on as it did last.
     """
     pairs = zip(plain.inputs, disturbed.inputs, strict=True)
-    sizes = [float((a[: len(b)] - b).norm()) for a, b in pairs]
+    # The disturbed run may hold the first prompt alone; with guidance in one batch each has a row per branch.
+    sizes = [float((a[:: len(a) // len(b)] - b).norm()) for a, b in pairs]
     sizes = [max(size, 1e-12) for size in [*sizes, sizes[-1] ** 2 / max(sizes[-2], 1e-12)]]
     return [sizes[max(step, after)] for step in range(1, len(sizes))]

@@ -22,8 +22,15 @@ def shift_of(config: Any, image_tokens: int) -> float:
 
 
 def timetable_of(scheduler: Any, image_tokens: int) -> Timetable:
-    """The schedule that `scheduler.set_timesteps` has just made, kept on the host: no device sync."""
-    sigmas = [float(sigma) for sigma in scheduler.sigmas]
+    """The schedule that `scheduler.set_timesteps` has just made, kept on the host: no device sync.
+
+    A scheduler of discrete times (DDIM) has no noise levels: its times, as shares of the training's, stand for them.
+    """
+    made = vars(scheduler).get("sigmas")
+    if made is None:
+        times = [float(t) / scheduler.config["num_train_timesteps"] for t in scheduler.timesteps]
+        return Timetable(tuple(times))
+    sigmas = [float(sigma) for sigma in made]
     if len(sigmas) > 1 and sigmas[-1] == 0:
         sigmas = sigmas[:-1]
     return Timetable(tuple(sigmas), shift_of(scheduler.config, image_tokens))

@@ -111,7 +111,34 @@ FLUX = Wiring(
     rotary="image_rotary_emb",
 )
 
-FAMILIES: dict[str, Wiring] = {wiring.family: wiring for wiring in (FLUX,)}
+
+def _dit_head(denoiser: Any, tokens: torch.Tensor, given: Mapping[str, Any]) -> torch.Tensor:
+    first = denoiser.transformer_blocks[0]
+    when = first.norm1.emb(given["timestep"], given["class_labels"], hidden_dtype=tokens.dtype)
+    shift, scale = denoiser.proj_out_1(nn.functional.silu(when)).chunk(2, dim=1)
+    return denoiser.proj_out_2(denoiser.norm_out(tokens) * (1 + scale[:, None]) + shift[:, None])
+
+
+def _dit_modulation(block: Any, given: Mapping[str, Any]) -> torch.Tensor:
+    tokens = given["hidden_states"]
+    return block.norm1(tokens, given["timestep"], given["class_labels"], hidden_dtype=tokens.dtype)[0]
+
+
+DIT = Wiring(
+    family="dit",
+    classes=("DiTTransformer2DModel",),
+    block_lists=("transformer_blocks",),
+    streams={"image": "hidden_states"},
+    output_stream="image",
+    linears={"attention": ("attn1.to_[qkv]", "attn1.to_out.0"), "mlp": ("ff.net.*",)},
+    modules={"transformer_blocks": (CachedModule("attn1", "attention"), CachedModule("ff", "mlp"))},
+    modulation=_dit_modulation,
+    head=_dit_head,
+    batched=("timestep", "class_labels"),
+    timestep_scale=1000.0,
+)
+
+FAMILIES: dict[str, Wiring] = {wiring.family: wiring for wiring in (FLUX, DIT)}
 
 
 def wiring_of(denoiser: Any) -> Wiring:

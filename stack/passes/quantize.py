@@ -61,11 +61,13 @@ class Quantize:
         why = "asked for" if self.backend != "auto" else f"the choice for {facts.machine.device}"
         roles = " and ".join(FAMILIES[facts.family].linears) if facts.family in FAMILIES else "large"
         kept = row_gain(facts.text_tokens, facts.width)
+        family = FAMILIES.get(facts.family)
+        text = "text stream's own linears stay: " + kept if kept else "text stream's linears are converted too"
         return [
             f"int8 weights (per channel) and activations (per token) in the {roles} linears of {facts.blocks} blocks",
             f"backend {backend}: {why}; {_kernel_line(backend, facts)}",
             "embedders, modulation and output projection stay: error amplification",
-            f"the text stream's own linears stay: {kept}" if kept else "the text stream's linears are converted too",
+            *([f"the {text}"] if family and "text" in family.streams else []),
             f"linears under {self.min_features} features stay: no gain",
         ]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stack import Stack, StackError
-from stack.caching.calibrate import psnr
+from stack.measure.metrics import psnr
 
 from ..conftest import PROMPT, picture, tiny_pipe
 

@@ -1,0 +1,75 @@
+"""The DiT family: every preset runs on it, with guidance in one batch, and comes off again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+
+from stack import Stack
+from stack.caching.policy import PRESETS
+from stack.caching.trajectory import Recorder, Trajectory
+from stack.models.sampler import sampler_steps
+from stack.reference.dit_pipeline import ShapesDiTPipeline
+from stack.reference.shapes_dit import TRANSFORMER, new_scheduler
+
+STEPS = 14
+FITTED = [name for name in PRESETS if name.startswith("fastcache") or name == "magcache"]  # ask for a fitting run first
+
+
+def tiny() -> ShapesDiTPipeline:
+    torch.manual_seed(0)
+    config = {**TRANSFORMER, "num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 16, "sample_size": 8}
+    denoiser = DiTTransformer2DModel(**config).eval()
+    for block in denoiser.transformer_blocks:  # DiT's own start: gates at zero would hide what a cache does
+        torch.nn.init.normal_(block.norm1.linear.weight, std=0.2)
+    torch.nn.init.normal_(denoiser.proj_out_1.weight, std=0.2)
+    pipe = ShapesDiTPipeline(denoiser, new_scheduler(), size=8)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(run: object, labels: tuple[int, ...] = (3, 17)) -> torch.Tensor:
+    assert callable(run)
+    generators = [torch.Generator().manual_seed(label) for label in labels]
+    return run(list(labels), num_inference_steps=STEPS, generator=generators, output_type="latent").images
+
+
+@pytest.mark.parametrize("method", [name for name in PRESETS if name not in FITTED])
+def test_every_preset_runs_and_comes_off(method: str) -> None:
+    pipe = tiny()
+    before = draw(pipe)
+    stack = Stack(pipe, steps=STEPS).cache(method)
+    during = draw(stack)
+    kinds = [step.kind for step in stack.report().steps]
+    assert len(kinds) == STEPS and kinds[0] == "full"
+    assert (kinds.count("full") == STEPS) == torch.equal(during, before)
+    stack.undo()
+    assert torch.equal(draw(pipe), before)
+
+
+@pytest.mark.parametrize("method", ["svd", "taylorseer", "svd-blocks", "teacache", "speca", "dbcache-taylor"])
+def test_batched_equals_one_by_one(method: str) -> None:
+    """Gates decide for every sample, cond and uncond apart, so a batch may run some of its rows only."""
+    stack = Stack(tiny(), steps=STEPS).cache(method)
+    together = draw(stack)
+    for i, label in enumerate((3, 17)):
+        torch.testing.assert_close(draw(stack, (label,)), together[i : i + 1], atol=2e-4, rtol=0)
+
+
+def test_head_and_sampler_are_the_models_own() -> None:
+    pipe, outputs = tiny(), []
+    pipe.transformer.register_forward_hook(lambda module, args, out: outputs.append(out.sample))
+    trajectory = Trajectory()
+    with Stack(pipe, steps=STEPS).cache("svd").replace(Recorder(trajectory)) as stack:
+        final = draw(stack)
+    places = (torch.arange(16) * 7919) % 16
+    for feature, head, output in zip(trajectory.features, trajectory.heads, outputs, strict=True):
+        patches = output.reshape(4, 3, 4, 2, 4, 2).permute(0, 2, 4, 3, 5, 1).reshape(4, 16, 12)
+        torch.testing.assert_close(head(feature), patches[:, places], rtol=1e-4, atol=1e-5)
+    # Replaying the recorded outputs through (a, b) of every step gives the picture.
+    state = torch.cat([torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(n)) for n in (3, 17)])
+    for (a, b), output in zip(sampler_steps(pipe), outputs, strict=True):
+        cond, uncond = output.chunk(2)
+        state = a * state + b * (uncond + 1.5 * (cond - uncond))
+    torch.testing.assert_close(state, final, rtol=1e-4, atol=1e-4)
