@@ -15,6 +15,7 @@ from torch import nn
 
 from .caching.calibrate import Calibration, calibrate
 from .caching.fit import fit
+from .caching.gate_fit import fit_gate
 from .caching.maps import LinearMaps
 from .clock import Clock
 from .errors import StackError
@@ -267,6 +268,24 @@ class Stack:
             count = full_steps or (len(cache.schedule_for(steps).full_steps(steps)) if cache else 0)
             _, result = calibrate(self, prompts, count, steps, held_out, seed, trials, progress, seconds, theory)
             return result
+
+    def fit_gate(self, prompts: Sequence[str], seed: int = 0) -> Stack:
+        """Measure what a "magnitude" or "polynomial" gate needs on the stack as it is, and put it into the cache pass.
+
+        Raises:
+            StackError: no such gate in the stack, no pipeline, or no prompts.
+        """
+        with self._lock:
+            cache, applied = next((p for p in self._passes if isinstance(p, Cache)), None), self.applied
+            if cache is None or cache.policy.gate not in ("magnitude", "polynomial") or not prompts or not self._pipe:
+                raise StackError("expected prompts and a pipeline with .cache('magcache') or .cache('teacache')")
+            try:
+                cache = fit_gate(self, cache, prompts, seed)
+            finally:
+                if not applied:
+                    self.undo()
+                self.replace(cache)
+            return self
 
     def fit_maps(
         self,

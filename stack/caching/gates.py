@@ -138,5 +138,5 @@ def nearest(table: Sequence[float], step: int, steps: int) -> float:
         StackError: the table is empty.
     """
     if not table:
-        raise StackError("expected the ratios of a calibration run, got none: call stack.calibrate() first")
+        raise StackError("expected the ratios of a calibration run, got none: call stack.fit_gate(prompts) first")
     return table[min(len(table) - 1, round(step * (len(table) - 1) / max(1, steps - 1)))]

@@ -30,12 +30,14 @@ class Trajectory:
         features: one (B, n, D) per step.
         ticks: one per step.
         inputs: one (B, n, D) per step, the output stream before the first block: the embedded latents.
+        modulated: one (B, n, D) per step, the first block's modulated input.
         heads: per step, features (B, n, D) to the denoiser's output (B, n, C).
     """
 
     features: list[torch.Tensor] = field(default_factory=list)
     ticks: list[Tick] = field(default_factory=list)
     inputs: list[torch.Tensor] = field(default_factory=list)
+    modulated: list[torch.Tensor] = field(default_factory=list)
     heads: list[Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=list)
 
     def xs(self, name: str) -> list[float]:
@@ -150,7 +152,9 @@ class _Writer:
 
     def begin(self, tokens: torch.Tensor) -> None:
         """A call reaches the blocks with these tokens (B, N, D)."""
+        _, first = self.wiring.blocks(self.denoiser)[0]
         self.trajectory.inputs.append(_sampled(tokens))
+        self.trajectory.modulated.append(_sampled(self.wiring.modulated(first, self._given)))
 
     def decide(self, probe: torch.Tensor | None = None) -> list[bool]:
         """Every step is full, but for the reused ones."""

@@ -115,6 +115,12 @@ class Cache:
             why = f"{facts.steps} steps leave no history to extrapolate from"
             what = f"a few-step schedule can save at most {facts.steps / full:.2f}x with this cache"
             return [Finding(self.stage, what, why, repair="run without the cache")]
+        if p.gate == "magnitude" and not p.ratios:
+            what = f"{self.method} needs the ratios of a measuring run: call fit_gate(prompts) first"
+            return [Finding(self.stage, what, fatal=True)]
+        if p.gate == "polynomial" and not p.coefficients:
+            what = f"{self.method} has no measured polynomial"
+            return [Finding(self.stage, what, "the bare change is summed; call fit_gate(prompts) for it", note=True)]
         if p.gate:
             return []
         if full == facts.steps:
