@@ -54,19 +54,33 @@ def adaptive_limit(change: float, moment: float, coefficients: Sequence[float] =
 
 
 def tolerated_scale(changes: Sequence[float], errors: Sequence[float], allowed: float) -> float:
-    """The scale of one block: the largest delta up to which replacing it costs no more than allowed, on average.
+    """The scale of one block: the delta at which replacing it is expected to cost what is allowed.
+
+    The expectation is the least-squares line error = floor + slope delta, neither below 0, over a calibration run.
 
     Args:
-        changes: delta of each call of a calibration run.
+        changes: delta of each call.
         errors: relative error of the block's output, had it been replaced in that call.
-        allowed: mean relative error over all calls whose delta is no larger.
 
     Returns:
-        One of the changes, or 0 where even the smallest costs more: the block then always runs.
+        At most the largest of the changes, beyond which nothing was measured; 0 where the floor alone is too much: the
+        block then always runs.
     """
-    scale = total = 0.0
-    for count, (change, error) in enumerate(sorted(zip(changes, errors, strict=True)), 1):
-        total += error
-        if total <= allowed * count:
-            scale = change
-    return scale
+    if not changes:
+        return 0.0
+    floor, slope = _line(changes, errors)
+    if allowed <= floor:
+        return 0.0
+    return max(changes) if allowed - floor >= slope * max(changes) else (allowed - floor) / slope
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Floor and slope of the least-squares line, under floor >= 0 and slope >= 0."""
+    middle, level = sum(x) / len(x), sum(y) / len(y)
+    spread = sum((a - middle) ** 2 for a in x)
+    slope = sum((a - middle) * (b - level) for a, b in zip(x, y, strict=True)) / spread if spread else 0.0
+    if slope <= 0:
+        return level, 0.0
+    if level >= slope * middle:
+        return level - slope * middle, slope
+    return 0.0, sum(a * b for a, b in zip(x, y, strict=True)) / sum(a * a for a in x)
