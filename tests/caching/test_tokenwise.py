@@ -10,70 +10,11 @@ import torch
 
 from stack import Stack
 from stack.caching.budgets import BUDGETS
-from stack.caching.controller import CacheController
-from stack.caching.policy import PRESETS, Policy
-from stack.caching.predictor import Predictor
-from stack.caching.sites.chooser import Chooser
-from stack.caching.sites.tokenwise import Tokenwise
-from stack.clock import MAIN, Clock, uniform
-from stack.install import Installer
-from stack.models.wiring import FLUX
+from stack.caching.policy import PRESETS
 from stack.passes.cache import Cache
-from stack.report import Journal
 
-from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
-
-STEPS = 14
-IMAGE, TEXT, WIDTH = 64, 16, 128
-FF, FF_TEXT, JOINT = (
-    "transformer_blocks.0.ff",
-    "transformer_blocks.0.ff_context",
-    "single_transformer_blocks.0.proj_out",
-)
-
-
-class Rig:
-    """A tiny denoiser with the site on it, called step by step."""
-
-    def __init__(self, **options: Any):
-        self.policy: Policy = Cache("toca", **{"budget": "even", "warmup": 1, **options}).policy
-        self.denoiser, self.clock, self.install = tiny_denoiser(), Clock(uniform(STEPS)), Installer()
-        self.controller = CacheController(
-            clock=self.clock,
-            journal=Journal(),
-            schedule_for=self.policy.schedule,
-            new_predictor=lambda key: Predictor(self.policy.forecast, self.policy.new_split()),
-            weights_version=lambda: 0,
-        )
-        chooser = Chooser(self.controller, self.policy, head_dim=64, halves=False)
-        self.places = Tokenwise(self.controller, self.policy, chooser).install(self.denoiser, FLUX, self.install)
-        self.head: torch.Tensor | None = None
-        self.denoiser.norm_out.register_forward_pre_hook(self._see)
-
-    def _see(self, module: Any, args: Any) -> None:
-        self.head = args[0]
-
-    @torch.no_grad()
-    def call(self, step: int, branch: str = MAIN, batch: int = 1, sigma: float | None = None) -> torch.Tensor:
-        at = self.clock.timetable.sigmas[step]
-        given = inputs(at if sigma is None else sigma, batch=batch)
-        if branch == "uncond":
-            given["encoder_hidden_states"] = -given["encoder_hidden_states"]
-        self.clock.branch = branch
-        self.controller.journal.begin(self.clock.advance(at, tuple(given["hidden_states"].shape)))
-        return self.denoiser(**given).sample
-
-    @property
-    def kept(self) -> dict[str, torch.Tensor]:
-        return self.controller.cells[0].kept
-
-    def snapshot(self) -> dict[str, torch.Tensor]:
-        return {key: tensor.clone() for key, tensor in self.kept.items()}
-
-
-def changed(before: torch.Tensor, after: torch.Tensor) -> list[int]:
-    """Tokens of the first sample that differ."""
-    return (before != after)[0].any(-1).nonzero().flatten().tolist()
+from ..conftest import PROMPT, picture, tiny_pipe
+from .rig import FF, FF_TEXT, IMAGE, JOINT, STEPS, TEXT, WIDTH, Rig, changed
 
 
 def kinds(stack: Stack) -> str:
@@ -161,15 +102,6 @@ def test_what_was_computed_stays_until_the_next_full_step() -> None:
     assert torch.equal(states[4][FF][:, list(never)], states[0][FF][:, list(never)])
 
 
-def test_in_the_end_every_token_is_computed() -> None:
-    rig = Rig(interval=13, ratio=0.25, stale=13.0)
-    rig.call(0)
-    before = rig.snapshot()
-    for step in (1, 2, 3, 4):
-        rig.call(step)
-    assert all(len(changed(before[key], rig.kept[key])) == before[key].shape[1] for key in (FF, FF_TEXT, JOINT))
-
-
 def test_gates_follow_the_time_on_a_conservative_step_and_only_the_head_does_on_an_aggressive_one() -> None:
     heads, outputs = [], []
     for sigma in (0.9, 0.3):
@@ -200,21 +132,6 @@ def test_no_block_runs_on_an_aggressive_step_and_no_attention_on_a_conservative_
     assert ran == {"norm": done.count("f") + done.count("p"), "to_q": done.count("f")}
 
 
-@pytest.mark.parametrize("select", ["random", "values"])
-def test_both_guidance_branches_compute_the_same_tokens(select: str) -> None:
-    rig, touched, states = Rig(ratio=0.25, select=select), {}, {}
-    for step in (0, 1, 2):
-        for branch in ("cond", "uncond"):
-            before = states.get(branch)
-            rig.call(step, branch)
-            states[branch] = rig.snapshot()
-            if before:
-                touched[step, branch] = changed(before[FF], rig.kept[FF])
-    for step in (1, 2):
-        assert touched[step, "cond"] == touched[step, "uncond"] and len(touched[step, "cond"]) == 16
-    assert touched[1, "cond"] != touched[2, "cond"]
-
-
 def test_branches_keep_their_own_features() -> None:
     alone = Rig(ratio=0.25)
     expected = [alone.call(step, "uncond") for step in range(5)]
@@ -224,18 +141,6 @@ def test_branches_keep_their_own_features() -> None:
         assert torch.equal(rig.call(step, "uncond"), expected[step])
 
 
-def test_values_choose_other_tokens_than_chance_and_each_sample_its_own() -> None:
-    rows = {}
-    for select in ("random", "values"):
-        rig = Rig(ratio=0.25, select=select)
-        rig.call(0, batch=2)
-        before = rig.snapshot()
-        rig.call(1, batch=2)
-        rows[select] = [changed(before[FF][i : i + 1], rig.kept[FF][i : i + 1]) for i in range(2)]
-        assert not rig.controller.journal.warnings
-    assert rows["random"][0] == rows["random"][1] != rows["values"][0] != rows["values"][1]
-
-
 @pytest.mark.parametrize("method", ["duca", "duca-values", "toca"])
 def test_batched_equals_one_by_one(method: str) -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache(method, ratio=0.3, grid=(2, 0.5))
@@ -243,19 +148,6 @@ def test_batched_equals_one_by_one(method: str) -> None:
     together = picture(stack, STEPS, prompt=prompts)
     for i, prompt in enumerate(prompts):
         torch.testing.assert_close(together[i : i + 1], picture(stack, STEPS, prompt=prompt, seed=1 + i))
-
-
-def test_the_grid_bonus_spreads_the_tokens_and_says_where_it_cannot() -> None:
-    rig = Rig(ratio=0.25, grid=(2, 5.0))
-    rig.call(0)
-    before = rig.snapshot()
-    rig.call(1)
-    rows = changed(before[FF], rig.kept[FF])
-    assert len({(row // 8 // 2, row % 8 // 2) for row in rows}) == len(rows) == 16
-    odd = Rig(ratio=0.25, grid=(3, 5.0))
-    odd.call(0)
-    odd.call(1)
-    assert odd.controller.journal.warnings == ["64 image tokens are no square of 3 x 3 cells: no grid bonus"]
 
 
 def test_a_request_does_not_depend_on_those_before_it_or_on_the_global_seed() -> None:
@@ -274,6 +166,33 @@ def test_undo_is_bit_identical_over_other_passes() -> None:
     stack.undo()
     assert torch.equal(picture(pipe, STEPS), before)
     assert not any("forward" in vars(module) for module in pipe.transformer.modules())
+
+
+def test_nothing_is_reused_where_nothing_is_kept() -> None:
+    rig = Rig(interval=5, ratio=0.25)
+    rig.call(2)
+    assert rig.kind == "full", "a request taken up in the middle"
+    rig.call(3)
+    assert rig.kind == "partial"
+    before, rig.weights = rig.snapshot(), 1
+    rig.call(4)
+    assert rig.kind == "full" and rig.controller.dropped == 1, "other weights"
+    assert len(changed(before[FF], rig.kept[FF])) == IMAGE
+
+
+def test_errors_are_those_of_full_steps() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("duca")
+    picture(stack, STEPS)
+    assert [r.step for r in stack.report().steps if r.error is not None] == [1, 2, 7, 12]
+
+
+def test_outputs_need_not_be_contiguous() -> None:
+    plain, turned = Rig(ratio=0.25), Rig(ratio=0.25)
+    last = turned.denoiser.transformer_blocks[0].ff.net[2]
+    last.register_forward_hook(lambda module, args, output: output.mT.contiguous().mT)
+    for step in (0, 1, 2):
+        expected = plain.call(step)
+        torch.testing.assert_close(turned.call(step), expected)
 
 
 def test_an_exception_inside_a_conservative_step_leaves_nothing_behind() -> None:
@@ -305,6 +224,9 @@ def test_bytes_are_those_of_the_tensors_held(select: str) -> None:
     tokens = IMAGE + TEXT + joint
     shared = tokens * 4 + tokens // 4 * 8 + (tokens * 4 if select == "values" else 0)
     assert rig.controller.bytes == 2 * per_branch + shared
+    rig.call(0, batch=3)
+    shared = 3 * tokens * 4 if select == "values" else 0
+    assert rig.controller.bytes == 3 * per_branch + shared, "the next request keeps nothing of the last"
     rig.controller.reset()
     assert rig.controller.bytes == 0
 

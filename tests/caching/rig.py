@@ -1,0 +1,82 @@
+"""A tiny denoiser with the token-wise site on it, called step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from stack.caching.controller import CacheController
+from stack.caching.policy import Policy
+from stack.caching.predictor import Predictor
+from stack.caching.sites.chooser import Chooser
+from stack.caching.sites.tokenwise import Tokenwise
+from stack.clock import MAIN, Clock, uniform
+from stack.install import Installer
+from stack.models.wiring import FLUX
+from stack.passes.cache import Cache
+from stack.report import Journal
+
+from ..conftest import inputs, tiny_denoiser
+
+STEPS = 14
+IMAGE, TEXT, WIDTH = 64, 16, 128
+FF, FF_TEXT, JOINT = (
+    "transformer_blocks.0.ff",
+    "transformer_blocks.0.ff_context",
+    "single_transformer_blocks.0.proj_out",
+)
+
+
+class Rig:
+    """ToCa with a full first step only, unless told otherwise: `call(step)` makes one denoiser call.
+
+    Attributes:
+        head: the hidden state that entered the head in the last call.
+        weights: version of the weights.
+    """
+
+    def __init__(self, halves: bool = False, **options: Any):
+        self.policy: Policy = Cache("toca", **{"budget": "even", "warmup": 1, **options}).policy
+        self.denoiser, self.clock, self.weights = tiny_denoiser(), Clock(uniform(STEPS)), 0
+        self.controller = CacheController(
+            clock=self.clock,
+            journal=Journal(),
+            schedule_for=self.policy.schedule,
+            new_predictor=lambda key: Predictor(self.policy.forecast, self.policy.new_split()),
+            weights_version=lambda: self.weights,
+        )
+        chooser = Chooser(self.controller, self.policy, head_dim=64, halves=halves)
+        Tokenwise(self.controller, self.policy, chooser).install(self.denoiser, FLUX, Installer())
+        self.head: torch.Tensor | None = None
+        self.denoiser.norm_out.register_forward_pre_hook(self._see)
+
+    def _see(self, module: Any, args: Any) -> None:
+        self.head = args[0]
+
+    @torch.no_grad()
+    def call(self, step: int, branch: str = MAIN, batch: int = 1, sigma: float | None = None) -> torch.Tensor:
+        at = self.clock.timetable.sigmas[step]
+        given = inputs(at if sigma is None else sigma, batch=batch)
+        if branch == "uncond":
+            given["encoder_hidden_states"] = -given["encoder_hidden_states"]
+        self.clock.branch = branch
+        self.controller.journal.begin(self.clock.advance(at, tuple(given["hidden_states"].shape)))
+        return self.denoiser(**given).sample
+
+    @property
+    def kept(self) -> dict[str, torch.Tensor]:
+        return self.controller.cells[0].kept
+
+    @property
+    def kind(self) -> str:
+        """What the last call was."""
+        return self.controller.journal.entries[-1].kind
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        return {key: tensor.clone() for key, tensor in self.kept.items()}
+
+
+def changed(before: torch.Tensor, after: torch.Tensor) -> list[int]:
+    """Tokens of the first sample that differ."""
+    return (before != after)[0].any(-1).nonzero().flatten().tolist()
