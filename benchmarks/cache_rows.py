@@ -17,7 +17,8 @@ from stack.measure.multistep import multistep_of
 STEPS = 50
 CONTROL_STEPS = (6, 8, 9, 10, 11, 12, 14, 17, 20, 25, 32)
 INTERVALS = {12: 5, 10: 6, 9: 7}  # with 3 warm-up steps: the published counts of full steps
-GATED = {"first-block": 1.0, "dbcache": 1.0, "dbcache-taylor": 1.0, "teacache": 4.0}  # thresholds on another scale
+# Presets with a gate, and what a threshold of the first-block cache is multiplied with for them.
+GATED = {"first-block": 1.0, "dbcache": 1.0, "dbcache-taylor": 1.0, "teacache": 4.0, "magcache": 1.0}
 
 Run = Callable[..., Any]
 
@@ -102,7 +103,9 @@ def fewer(steps: int, group: str) -> Row:
     return Row(f"{steps} steps, {group}", group, steps, using)
 
 
-def rows_of(pipe: Any, calibrated: dict[int, dict[str, Any]], thresholds: Sequence[float]) -> list[Row]:
+def rows_of(
+    pipe: Any, calibrated: dict[int, dict[str, Any]], fitted: dict[str, dict[str, Any]], thresholds: Sequence[float]
+) -> list[Row]:
     """Base, calibrated SVD-Cache, every preset and peer at the counts that were calibrated, gates, controls."""
     rows = [fewer(STEPS, "base")]
     for full, options in calibrated.items():
@@ -113,7 +116,9 @@ def rows_of(pipe: Any, calibrated: dict[int, dict[str, Any]], thresholds: Sequen
         rivals = {**diffusers_peers(), **cache_dit_peers()}
         rows += [peer(f"{name}, {full}", full, rival) for name, rival in rivals.items()]
     for threshold in thresholds:
-        rows += [preset(f"{n}, {threshold * k:g}", n, threshold=threshold * k) for n, k in GATED.items()]
+        for name, factor in GATED.items():
+            own = fitted.get(name, {})
+            rows.append(preset(f"{name}, {threshold * factor:g}", name, threshold=threshold * factor, **own))
         rows += [gated_peer(name, enable, threshold) for name, enable in diffusers_gates().items()]
     rows += [preset(name, name) for name in ("speca", "pab", "duca", "toca") if name in PRESETS]
     rows += [fewer(n, "euler") for n in CONTROL_STEPS]
