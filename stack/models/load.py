@@ -24,7 +24,7 @@ def load_pipeline(name: str, dtype: torch.dtype | None = None, device: str | Non
     """
     place = device_of(device)
     dtype = dtype or best_dtype(place)
-    pipe = load(name, dtype) if name in MODELS else _from_pretrained(name, dtype)
+    pipe = load(name, dtype) if name in REFERENCES else _from_pretrained(name, dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(place)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import choose
+from ..errors import StackError, choose
 from .classes import class_words, parse_class, sample_class
 from .classifier import ATTRIBUTES, SceneClassifier
 from .dit_pipeline import ShapesDiTPipeline
@@ -62,12 +62,15 @@ REFERENCES = {
         asked=("colour", "shape"),
     ),
 }
-MODELS = {name: known.description for name, known in REFERENCES.items()}
 
 
 def weights_folder() -> Path:
     """Where the shipped checkpoints are."""
     return Path(str(resources.files("stack.reference"))) / "weights"
+
+
+# Those whose weights are here. The others can be trained, not loaded.
+MODELS = {name: known.description for name, known in REFERENCES.items() if (weights_folder() / name).is_dir()}
 
 
 def reference(name: str) -> Reference:
@@ -85,8 +88,10 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """A reference model as a diffusers pipeline on the CPU.
 
     Raises:
-        StackError: unknown name.
+        StackError: unknown name, or a model whose weights do not ship.
     """
+    if name in REFERENCES and name not in MODELS:
+        raise StackError(f"the weights of {name} do not ship: python -m stack.reference.train {name} makes them")
     pipe = reference(name).pipeline.from_pretrained(weights_folder() / name, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
