@@ -36,7 +36,7 @@ class FastCacheChoices:
     alpha: float = 0.05
     adaptive: tuple[float, ...] = ()
     moving: float = 0.5
-    merged: float = 0.75
+    merged: float = 0.9
     neighbours: int = 5
     motion: float = 1.0
     carry: str = "map"
@@ -60,3 +60,8 @@ class FastCacheChoices:
     def needs_maps(self) -> bool:
         """Whether anything is replaced by a linear map."""
         return bool({"gate", "tokens"} & set(self.parts))
+
+    @property
+    def fewer_tokens(self) -> bool:
+        """Whether blocks are run on fewer tokens than there are."""
+        return bool({"tokens", "merge"} & set(self.parts))

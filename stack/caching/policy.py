@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import StackError, choose
+from .chi_square import ADAPTIVE
 from .choices import FastCacheChoices
 from .cycles import Cycle, fill
 from .forecast import Forecast
@@ -156,9 +157,12 @@ PRESETS: dict[str, Policy] = {
         accept=(0.3, 0.3, 0.02),
     ),
     "pab": Policy(site="attention", order=0, gains=REUSE, interval=2, warmup=6),
-    "fastcache": Policy(site="fastcache", order=0, threshold=0.05),
-    "fastcache-gate": Policy(site="fastcache", order=0, threshold=0.05, parts=("gate",)),
-    "fastcache-tokens": Policy(site="fastcache", order=0, parts=("tokens",)),
+    # FastCache (arXiv 2505.20353), whole and module by module; carry="map" is what it publishes.
+    "fastcache": Policy(site="fastcache", carry="moved", order=0, threshold=0.05, adaptive=ADAPTIVE),
+    "fastcache-gate": Policy(
+        site="fastcache", carry="moved", order=0, threshold=0.05, adaptive=ADAPTIVE, parts=("gate",)
+    ),
+    "fastcache-tokens": Policy(site="fastcache", carry="moved", order=0, parts=("tokens",)),
     "fastcache-merge": Policy(site="fastcache", order=0, parts=("merge",)),
     # Token-wise, with the published settings: ToCa's for FLUX, DuCa's for HunyuanVideo (random) and for DiT with DDIM.
     "toca": Policy(site="tokens", order=0, gains=REUSE, interval=4, cycle="c", budget="flux"),

@@ -62,6 +62,17 @@ def test_maps_of_another_model_are_refused() -> None:
         stack.apply()
 
 
+def test_the_plan_says_what_it_will_do_and_what_that_was_worth() -> None:
+    maps = made_up(1.0)
+    gate = Stack(tiny_denoiser()).cache("fastcache-gate", maps=maps).explain()
+    assert "maps that cost at most 5.0% of a block's output on average replace it; 0 of 2 blocks always run" in gate
+    assert "where its input changed by at most 0.01 + 0.5 delta" in gate and "lose the others" not in gate
+    for method in ("fastcache", "fastcache-tokens", "fastcache-merge"):
+        assert "[note] cache: tokens that run lose the others as context" in (
+            Stack(tiny_denoiser(), strict=True).cache(method, maps=maps).explain()
+        )
+
+
 @pytest.mark.parametrize("carry", CARRIES)
 def test_with_every_threshold_at_0_nothing_changes(carry: str) -> None:
     pipe = tiny_pipe()
@@ -79,7 +90,7 @@ def test_with_every_block_skipped_the_maps_follow_each_other() -> None:
     seen: dict[str, torch.Tensor] = {}
     denoiser.x_embedder.register_forward_hook(lambda _, __, out: seen.update(entry=out))
     denoiser.norm_out.register_forward_hook(lambda _, given, __: seen.update(last=given[0]))
-    stack = Stack(denoiser, steps=STEPS).cache("fastcache-gate", maps=maps, warmup=1)
+    stack = Stack(denoiser, steps=STEPS).cache("fastcache-gate", maps=maps, carry="map", warmup=1, adaptive=())
     twice(stack, inputs(1 - 1 / STEPS))
     x = seen["entry"]
     for number in range(BLOCKS):
@@ -92,7 +103,7 @@ def test_static_tokens_pass_by_the_map_of_the_whole_stack() -> None:
     denoiser, maps = tiny_denoiser(), made_up()
     seen: dict[str, torch.Tensor] = {}
     denoiser.norm_out.register_forward_hook(lambda _, given, __: seen.update(last=given[0]))
-    stack = Stack(denoiser, steps=STEPS).cache("fastcache-tokens", maps=maps, warmup=1, moving=100.0)
+    stack = Stack(denoiser, steps=STEPS).cache("fastcache-tokens", maps=maps, carry="map", warmup=1, moving=100.0)
     second = inputs(1 - 1 / STEPS)
     second["hidden_states"] = second["hidden_states"] * 1.1
     twice(stack, second)
@@ -191,7 +202,7 @@ def test_the_fit_predicts_what_it_says(fitted: Path) -> None:
 def test_it_saves_work_and_comes_off_again(method: str, carry: str, fitted: Path) -> None:
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
-    with Stack(pipe, steps=STEPS).cache(method, maps=fitted, carry=carry, threshold=0.05) as stack:
+    with Stack(pipe, steps=STEPS).cache(method, maps=fitted, carry=carry, threshold=0.05, adaptive=()) as stack:
         first = picture(stack, STEPS)
         assert stack.report().passes["cache"]["block_share"] < 1 and stack.report().passes["cache"]["dropped"] == 0
         assert 0 < float((first - before).abs().mean()) < 0.01
@@ -202,7 +213,7 @@ def test_it_saves_work_and_comes_off_again(method: str, carry: str, fitted: Path
 
 @pytest.mark.parametrize("carry", CARRIES)
 def test_batched_equals_one_by_one(carry: str, fitted: Path) -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("fastcache", maps=fitted, carry=carry, threshold=0.03)
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("fastcache", maps=fitted, carry=carry, threshold=0.03, adaptive=())
     prompts = [PROMPT, "a green circle"]
     together = picture(stack, STEPS, prompt=prompts)
     for i, prompt in enumerate(prompts):
