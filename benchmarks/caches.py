@@ -28,8 +28,7 @@ from stack.measure.compare import captions
 from stack.measure.metrics import psnr, ssim
 from stack.models.load import load_pipeline
 from stack.passes.cache import Cache
-from stack.reference.load import load_classifier
-from stack.reference.scenes import parse
+from stack.reference.load import REFERENCES, load_classifier
 
 SEED = 500
 
@@ -73,9 +72,10 @@ def measure(pipe: Any, rows: Sequence[Row], prompts: Sequence[str]) -> None:
                 bar.advance(task)
 
 
-def figures(rows: Sequence[Row], prompts: Sequence[str]) -> list[dict[str, Any]]:
+def figures(rows: Sequence[Row], prompts: Sequence[str], model: str) -> list[dict[str, Any]]:
     """One line per row, those of the controls included."""
-    reference, reader, scenes = torch.stack(rows[0].pictures), load_classifier(), [parse(text) for text in prompts]
+    reference, reader, known = torch.stack(rows[0].pictures), load_classifier(), REFERENCES[model]
+    scenes = [known.parse(text) for text in prompts]
     lines: list[dict[str, Any]] = []
     for row in rows:
         pictures = torch.stack(row.pictures)
@@ -88,7 +88,7 @@ def figures(rows: Sequence[Row], prompts: Sequence[str]) -> list[dict[str, Any]]
                 "full": full or None,
                 "psnr": psnr(pictures, reference),
                 "ssim": ssim(pictures, reference),
-                "accuracy": reader.accuracy(pictures * 2 - 1, scenes),
+                "accuracy": reader.accuracy(pictures * 2 - 1, scenes, known.asked),
                 "MB": row.figures.get("MB"),
                 "over controls": None,
                 "group": row.group,
@@ -157,11 +157,11 @@ def main(
 ) -> None:
     """Calibrate, measure, print the table and the targets."""
     pipe, counts = load_pipeline(model), (9,) if quick else (12, 10, 9)
-    texts = captions(2 if quick else prompts, seed=5)
+    texts = captions(2 if quick else prompts, seed=5, model=model)
     calibrated = calibrate(pipe, counts, seconds=60)
     rows = rows_of(pipe, calibrated, fit_gates(pipe), thresholds=(0.1, 0.2) if quick else (0.05, 0.1, 0.15, 0.2, 0.3))
     measure(pipe, rows, texts)
-    lines = figures(rows, texts)
+    lines = figures(rows, texts, model)
     show(f"{model}, {len(texts)} prompts, {STEPS} steps", lines)
     patterns = {row.name: row.figures["pattern"] for row in rows if "pattern" in row.figures}
     for name, pattern in patterns.items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import StackError
-from ..reference.scenes import parse, sample
+from ..reference.load import REFERENCES, Reference, load_classifier
 from .engine import PipelineEngine
 from .loop import Measurement, Progress, measure
 from .record import Accuracy, Header, build_record
@@ -19,7 +19,7 @@ from .rows import BASE, BASE_EAGER, Measured, Row, plan_rows, share
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
-FIRST_CAPTION = "a red ring left of a blue star"
+DEFAULT = "shapes-flux"  # whose prompts any other model is given
 
 
 @dataclass
@@ -37,11 +37,12 @@ class Outcome:
     plans: dict[str, str] = field(default_factory=dict)
 
 
-def captions(count: int, seed: int) -> list[str]:
-    """`count` different captions: a fixed first one, then scenes drawn with the seed."""
-    chosen, rng = [FIRST_CAPTION], random.Random(seed)
+def captions(count: int, seed: int, model: str = DEFAULT) -> list[str]:
+    """`count` different captions of a reference model: a fixed first one, then scenes drawn with the seed."""
+    known = _known(model)
+    chosen, rng = [known.example], random.Random(seed)
     while len(chosen) < count:
-        caption = sample(rng).caption()
+        caption = known.prompt(known.sample(rng))
         if caption not in chosen:
             chosen.append(caption)
     return chosen[:count]
@@ -60,7 +61,7 @@ def compare(
     """Measure recipes on a pipeline: what each pass gives alone, together and left out, beside two controls.
 
     Args:
-        model: the name for the record; accuracy is read back for reference models, whose names start with "shapes-".
+        model: the name for the record; accuracy is read back for reference models.
         compile_base: also try the base with compiled blocks, and take the faster.
         tell: called before every piece of work.
 
@@ -72,7 +73,7 @@ def compare(
     if steps < 2:
         raise StackError(f"steps must be at least 2, got {steps}: the controls need room below the base")
     by_name = {recipe.name: recipe for recipe in recipes}
-    texts = captions(prompts, seed)
+    texts = captions(prompts, seed, model)
     rows = plan_rows({name: tuple(recipe.stages) for name, recipe in by_name.items()}, steps)
     engine = PipelineEngine(pipe, by_name, steps)
     rows = share(rows, engine.effective)
@@ -114,14 +115,17 @@ def _reference_row(engine: PipelineEngine, steps: int) -> list[Row]:
 
 def _reader(model: str, texts: Sequence[str]) -> tuple[Accuracy, list[str]]:
     """Reads pictures back, where there is a classifier for the model's pictures."""
-    if not model.startswith("shapes-"):
+    if model not in REFERENCES:
         return lambda pictures: None, []
-    from ..reference.load import load_classifier
-
     try:
         classifier = load_classifier()
     except (StackError, OSError) as error:
         first = str(error).splitlines()[0]
         return lambda pictures: None, [f"accuracy not measured: {first}"]
-    scenes = [parse(text) for text in texts]
-    return lambda pictures: classifier.accuracy(pictures * 2 - 1, scenes[: len(pictures)]), []
+    known = _known(model)
+    scenes = [known.parse(text) for text in texts]
+    return lambda pictures: classifier.accuracy(pictures * 2 - 1, scenes[: len(pictures)], known.asked), []
+
+
+def _known(model: str) -> Reference:
+    return REFERENCES.get(model, REFERENCES[DEFAULT])
