@@ -2,53 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..clock import Tick
 from ..errors import StackError
-from ..facts import Facts
-from ..install import Installer
-from ..passes.base import Applied, Finding, Target
 from .linear_map import GramSums, LinearMap
 from .maps import CARRIES, WHOLE, LinearMaps
-from .sites.calls import BlockCall, Streams, before_blocks
+from .sites.calls import Streams
+from .watch import See, Watch
 
 if TYPE_CHECKING:
     from ..builder import Stack
 
 STRIDE = 5  # calls between the inputs that "moved" is measured from: gaps of 1 to 5 steps
-See = Callable[[int, Streams, Streams, Tick], None]
-
-
-@dataclass(frozen=True)
-class Watch:
-    """A pass in the cache's place that changes nothing and shows every block's input and output streams."""
-
-    see: See
-    stage: ClassVar[str] = "cache"
-
-    def describe(self, facts: Facts) -> list[str]:
-        return ["every block runs and is watched"]
-
-    def check(self, facts: Facts) -> list[Finding]:
-        return []
-
-    def facts_after(self, facts: Facts) -> Facts:
-        return facts
-
-    def apply(self, target: Target, install: Installer) -> Applied:
-        def visit(number: int, call: BlockCall) -> Streams:
-            out = call.run()
-            assert target.clock.tick is not None
-            self.see(number, call.streams, out, target.clock.tick)
-            return out
-
-        blocks = before_blocks(target.denoiser, target.wiring, install, visit)
-        return Applied(summary=f"{blocks} blocks watched")
 
 
 @dataclass

@@ -63,6 +63,12 @@ def test_importance_is_density_raised_by_motion() -> None:
     torch.testing.assert_close(importance(100 * x, 100 * x, 1), still)
 
 
+def test_importance_does_not_depend_on_the_chunk() -> None:
+    x, before = tokens(20)[0], tokens(20, 1)[0]
+    for chunk in (1, 7, 20):
+        torch.testing.assert_close(importance(x, before, chunk=chunk), importance(x, before))
+
+
 def test_importance_of_equal_tokens_is_finite() -> None:
     x = torch.ones(6, D)
     assert torch.equal(importance(x, x), torch.ones(6))

@@ -177,6 +177,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for carry in CARRIES:
         assert maps.maps[carry].keys() == load_maps(path).maps[carry].keys()
         assert len(maps.maps[carry]) == 2 * BLOCKS + 1
+        assert all(bool(each.bias.any()) == (carry == "map") for each in maps.maps[carry].values())
     assert all(table.shape == (2, BLOCKS, 2 * (STEPS - 1)) for table in maps.tables.values())
     return path
 
