@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 THEORY_GAINS = (1.0, 0.9, 0.8)
 DISTURBED = (1, 2)  # steps that reuse step 0 in the run that shows how a difference grows
+SCHEDULED = ("output", "residual", "blocks", "modules", "attention")  # sites that follow a schedule of full steps
 DISAGREE_DB = 3.0  # more than this between calibration and held-out prompts means the search has fitted its prompts
 
 
@@ -150,6 +151,8 @@ def _refuse(
 ) -> None:
     if cache is None:
         raise StackError("nothing to calibrate: expected a stack with a cache, add .cache('svd')")
+    if cache.policy.gate or cache.policy.site not in SCHEDULED:
+        raise StackError(f"{cache.method} has no schedule to search: its steps are decided by a gate or a cycle")
     if stack.pipe is None:
         raise StackError("calibration judges finished pictures: expected Stack(pipeline), got a bare denoiser")
     if len(prompts) < 2 or not held_out:

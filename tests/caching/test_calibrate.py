@@ -53,6 +53,13 @@ def test_what_it_cannot_calibrate_on(prompts: list[str], held_out: list[str], fu
         stack.calibrate(prompts, held_out, full_steps=full, progress=False)
 
 
+@pytest.mark.parametrize("method", ["first-block", "duca", "fastcache"])
+def test_what_follows_no_schedule_is_not_calibrated(method: str) -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache(method)
+    with pytest.raises(StackError, match="no schedule to search"):
+        stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=4)
+
+
 def test_without_a_cache_or_a_pipeline() -> None:
     pipe = tiny_pipe()
     with pytest.raises(StackError, match="expected a stack with a cache"):
