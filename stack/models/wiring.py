@@ -131,7 +131,10 @@ DIT = Wiring(
     streams={"image": "hidden_states"},
     output_stream="image",
     linears={"attention": ("attn1.to_[qkv]", "attn1.to_out.0"), "mlp": ("ff.net.*",)},
-    modules={"transformer_blocks": (CachedModule("attn1", "attention"), CachedModule("ff", "mlp"))},
+    modules={
+        "transformer_blocks": (CachedModule("attn1", "attention", values="attn1.to_v"), CachedModule("ff", "mlp"))
+    },
+    halves=True,
     modulation=_dit_modulation,
     head=_dit_head,
     batched=("timestep", "class_labels"),

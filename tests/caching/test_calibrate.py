@@ -53,7 +53,7 @@ def test_what_it_cannot_calibrate_on(prompts: list[str], held_out: list[str], fu
         stack.calibrate(prompts, held_out, full_steps=full, progress=False)
 
 
-@pytest.mark.parametrize("method", ["first-block", "duca", "fastcache"])
+@pytest.mark.parametrize("method", ["first-block", "duca"])
 def test_what_follows_no_schedule_is_not_calibrated(method: str) -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache(method)
     with pytest.raises(StackError, match="no schedule to search"):
