@@ -132,7 +132,7 @@ DIT = Wiring(
     output_stream="image",
     linears={"attention": ("attn1.to_[qkv]", "attn1.to_out.0"), "mlp": ("ff.net.*",)},
     modules={
-        "transformer_blocks": (CachedModule("attn1", "attention", values="attn1.to_v"), CachedModule("ff", "mlp"))
+        "transformer_blocks": (CachedModule("attn1", "attention"), CachedModule("ff", "mlp", values="attn1.to_v"))
     },
     halves=True,
     modulation=_dit_modulation,
