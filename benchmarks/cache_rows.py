@@ -21,6 +21,7 @@ INTERVALS = {12: 5, 10: 6, 9: 7}  # with 3 warm-up steps: the published counts o
 GATED = {"first-block": 1.0, "dbcache": 1.0, "dbcache-taylor": 1.0, "teacache": 4.0, "magcache": 1.0}
 
 Run = Callable[..., Any]
+Load = Callable[[], Any]
 
 
 @dataclass
@@ -59,30 +60,32 @@ def preset(name: str, method: str, full: int = 0, group: str = "preset", **optio
     return row
 
 
-def peer(name: str, full: int, rival: Peer) -> Row:
-    """Somebody else's cache at a number of full steps."""
+def peer(name: str, full: int, rival: Peer, load: Load) -> Row:
+    """Somebody else's cache at a number of full steps; each on a pipeline of its own, since some leave traces."""
+    own = load()
 
     @contextmanager
     def using(pipe: Any) -> Iterator[Run]:
-        rival.put(pipe, full)
+        rival.put(own, full)
         try:
-            yield pipe
+            yield own
         finally:
-            rival.take(pipe)
+            rival.take(own)
 
     return Row(name, "peer", full, using)
 
 
-def gated_peer(name: str, enable: Callable[[Any, float], None], threshold: float) -> Row:
+def gated_peer(name: str, enable: Callable[[Any, float], None], threshold: float, load: Load) -> Row:
     """Somebody else's gate at a threshold."""
+    own = load()
 
     @contextmanager
     def using(pipe: Any) -> Iterator[Run]:
-        enable(pipe, threshold)
+        enable(own, threshold)
         try:
-            yield pipe
+            yield own
         finally:
-            pipe.transformer.disable_cache()
+            own.transformer.disable_cache()
 
     return Row(f"{name}, {threshold:g}", "peer", 0, using)
 
@@ -104,7 +107,11 @@ def fewer(steps: int, group: str) -> Row:
 
 
 def rows_of(
-    pipe: Any, calibrated: dict[int, dict[str, Any]], fitted: dict[str, dict[str, Any]], thresholds: Sequence[float]
+    pipe: Any,
+    calibrated: dict[int, dict[str, Any]],
+    fitted: dict[str, dict[str, Any]],
+    thresholds: Sequence[float],
+    load: Load,
 ) -> list[Row]:
     """Base, calibrated SVD-Cache, every preset and peer at the counts that were calibrated, gates, controls."""
     rows = [fewer(STEPS, "base")]
@@ -114,12 +121,12 @@ def rows_of(
             if not policy.gate and policy.site in ("output", "blocks", "modules"):
                 rows.append(preset(f"{name}, {full}", name, full, interval=INTERVALS[full], warmup=3))
         rivals = {**diffusers_peers(), **cache_dit_peers()}
-        rows += [peer(f"{name}, {full}", full, rival) for name, rival in rivals.items()]
+        rows += [peer(f"{name}, {full}", full, rival, load) for name, rival in rivals.items()]
     for threshold in thresholds:
         for name, factor in GATED.items():
             own = fitted.get(name, {})
             rows.append(preset(f"{name}, {threshold * factor:g}", name, threshold=threshold * factor, **own))
-        rows += [gated_peer(name, enable, threshold) for name, enable in diffusers_gates().items()]
+        rows += [gated_peer(name, enable, threshold, load) for name, enable in diffusers_gates().items()]
     rows += [preset(name, name) for name in ("speca", "pab", "duca", "toca") if name in PRESETS]
     rows += [fewer(n, "euler") for n in CONTROL_STEPS]
     return rows + ([fewer(n, "unipc") for n in CONTROL_STEPS] if multistep_of(pipe.scheduler) else [])

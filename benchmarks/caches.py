@@ -159,7 +159,13 @@ def main(
     pipe, counts = load_pipeline(model), (9,) if quick else (12, 10, 9)
     texts = captions(2 if quick else prompts, seed=5, model=model)
     calibrated = calibrate(pipe, counts, seconds=60)
-    rows = rows_of(pipe, calibrated, fit_gates(pipe), thresholds=(0.1, 0.2) if quick else (0.05, 0.1, 0.15, 0.2, 0.3))
+    rows = rows_of(
+        pipe,
+        calibrated,
+        fit_gates(pipe),
+        load=lambda: load_pipeline(model),
+        thresholds=(0.1, 0.2) if quick else (0.06, 0.1, 0.15, 0.22),
+    )
     measure(pipe, rows, texts)
     lines = figures(rows, texts, model)
     show(f"{model}, {len(texts)} prompts, {STEPS} steps", lines)

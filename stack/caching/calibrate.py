@@ -15,15 +15,13 @@ from ..errors import StackError
 from ..measure.metrics import psnr
 from ..models.sampler import error_weights, sampler_steps
 from ..passes.cache import Cache
-from .forecast import Forecast
+from .propose import WHOLE, Proposer
 from .search import Candidate, search, spread
-from .theory import best_schedule
 from .trajectory import Recorder, SegmentErrors, Trajectory, growth
 
 if TYPE_CHECKING:
     from ..builder import Stack
 
-THEORY_GAINS = (1.0, 0.9, 0.8)
 DISTURBED = (1, 2)  # steps that reuse step 0 in the run that shows how a difference grows
 SCHEDULED = ("output", "residual", "blocks", "modules", "attention")  # sites that follow a schedule of full steps
 DISAGREE_DB = 3.0  # more than this between calibration and held-out prompts means the search has fitted its prompts
@@ -76,12 +74,12 @@ def calibrate(
 ) -> tuple[Cache, Calibration]:
     """Search a schedule for the cache of an applied stack; leaves the stack with the best one on.
 
-    The prompts' uncached runs are recorded once. From them theory recommends where to start (`recommended`), and whole
-    pictures decide from there on.
+    The prompts' uncached runs are recorded once. From them schedules are proposed (`Proposer`), and finished pictures
+    decide.
 
     Args:
         seconds: no trial starts later than this.
-        theory: whether to start from what theory recommends, rather than from spreads.
+        theory: whether to try proposed schedules first, rather than spreads.
 
     Raises:
         StackError: no cache in the stack, no pipeline, fewer than two prompts, or an impossible number of full steps.
@@ -103,14 +101,15 @@ def calibrate(
     plain, disturbed = Trajectory(), Trajectory()
     try:
         target = pictures(Recorder(plain), prompts, seed)
-        starts: list[Candidate] = []
+        propose = None
         if theory and cache.policy.site in ("output", "residual") and cache.policy.order == 1:
             pictures(Recorder(disturbed, DISTURBED), prompts[:1], seed)
             scale = error_weights(sampler_steps(stack.pipe), growth(plain, disturbed, DISTURBED[-1] + 1))
-            starts = recommended(plain, scale, cache.policy.forecast, full_steps, steps)
+            whole = replace(cache.policy.forecast, gains=WHOLE, level=0.0)
+            propose = Proposer(SegmentErrors(plain, scale, whole), full_steps, steps)
         with _bar(trials, progress) as tell:
             found = search(
-                score, full_steps, steps, trials, lambda c, value: tell(value), starts,
+                score, full_steps, steps, trials, lambda c, value: tell(value), propose,
                 lambda: time.monotonic() - started < seconds,
             )  # fmt: skip
     finally:
@@ -131,19 +130,6 @@ def calibrate(
         seconds=time.monotonic() - started,
     )
     return best, result
-
-
-@torch.no_grad()
-def recommended(
-    trajectory: Trajectory, scale: Sequence[float], forecast: Forecast, count: int, steps: int
-) -> list[Candidate]:
-    """The schedule with the least predicted error of the final sample, for each of some gains; best first."""
-    ranked = []
-    for gain in THEORY_GAINS:
-        whole = replace(forecast, gains=(gain, gain), level=0.0)
-        path, value = best_schedule(SegmentErrors(trajectory, scale, whole).cost, count, steps)
-        ranked.append((value, Candidate(path, whole.gains)))
-    return [candidate for _, candidate in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def _refuse(

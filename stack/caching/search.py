@@ -53,17 +53,17 @@ def search(
     steps: int,
     trials: int,
     on_trial: Callable[[Candidate, float], None] = lambda candidate, value: None,
-    starts: Sequence[Candidate] = (),
+    propose: Callable[[Sequence[tuple[Candidate, float]]], Candidate | None] | None = None,
     time_left: Callable[[], bool] = lambda: True,
 ) -> Found:
     """Find `count` full steps of `steps` and gains with a high score, in at most `trials` calls of `score`.
 
-    First the uniform spread; then the given starts, or without any the gains on the uniform spread and spreads that
-    lean to the start; then one full step at a time (a move that helps is kept, and the same step is tried next), and
-    the gains again at the end. Deterministic as long as there is time.
+    First the uniform spread; then what is proposed, or if nobody proposes the gains on the uniform spread and spreads
+    that lean to the start; then one full step at a time (a move that helps is kept, and the same step is tried next),
+    and the gains again at the end. Deterministic as long as there is time.
 
     Args:
-        starts: candidates that theory recommends.
+        propose: given the trials so far, the next candidate, or None when it has no more to propose.
         time_left: asked before every trial but the first.
     """
     seen: dict[Candidate, float] = {}
@@ -86,8 +86,10 @@ def search(
     start = spread(count, steps, 1.0)
     best = Candidate(start, GAINS[0])
     ask(best)
-    best = keep_best(iter(starts or [Candidate(start, gains) for gains in GAINS]), best, trials)
-    if not starts:
+    if propose:
+        best = keep_best(iter(lambda: propose(tuple(seen.items())), None), best, trials)
+    else:
+        best = keep_best((Candidate(start, gains) for gains in GAINS), best, trials)
         leaning = (Candidate(spread(count, steps, p), best.gains) for p in (1.2, 1.4, 1.6, 0.85))
         best = keep_best(leaning, best, trials)
     while len(seen) < trials - reserve and time_left():

@@ -59,7 +59,8 @@ class SegmentErrors:
         assert forecast.order <= 1 and not forecast.splits
         self.trajectory, self.scale, self.forecast = trajectory, scale, forecast
         self._xs = trajectory.xs(forecast.coordinate)
-        self._outputs = [head(f) for head, f in zip(trajectory.heads, trajectory.features, strict=True)]
+        with torch.no_grad():
+            self._outputs = [head(f) for head, f in zip(trajectory.heads, trajectory.features, strict=True)]
         self._sums: dict[tuple[int, int, int], torch.Tensor] = {}
 
     def vector(self, before: int, at: int, to: int) -> torch.Tensor:
@@ -81,6 +82,7 @@ class SegmentErrors:
             predicted = predicted + factor * (features[at] - features[before])
         return self.scale[step] * (self.trajectory.heads[step](predicted) - self._outputs[step])
 
+    @torch.no_grad()
     def cost(self, before: int, at: int, to: int) -> float:
         """Mean square of `vector`: the cost of a segment if errors of different segments do not cancel."""
         return float(self.vector(before, at, to).square().mean())

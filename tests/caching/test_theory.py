@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from stack import Stack
 from stack.caching.forecast import Forecast
+from stack.caching.propose import learn_weights
 from stack.caching.theory import best_schedule
 from stack.caching.trajectory import Recorder, SegmentErrors, Trajectory, growth
 from stack.models.sampler import error_weights, sampler_steps
@@ -108,3 +110,21 @@ def test_growth_follows_a_disturbance() -> None:
     expected = float((plain.inputs[5] - disturbed.inputs[5]).norm())
     assert sizes[4] == pytest.approx(expected)
     assert torch.equal(plain.inputs[1], disturbed.inputs[1]) and not torch.equal(plain.inputs[2], disturbed.inputs[2])
+
+
+def test_weights_are_learnt_where_errors_come_from() -> None:
+    """Errors that come from the first stretch alone: it gets the larger weight, more so with more trials."""
+    rng = np.random.default_rng(0)
+    ratios = []
+    for trials in (2, 5, 40):
+        costs = rng.uniform(0.5, 2, (trials, 5))
+        weights = learn_weights(costs, costs[:, 0])
+        ratios.append(weights[0] / weights[1:].mean())
+        assert (weights > 0).all()
+    assert 1 < ratios[0] < ratios[2] and ratios[2] > 3
+
+
+@given(st.integers(1, 6), st.floats(1e-6, 1e3), st.integers(0, 99))
+def test_errors_as_predicted_need_one_common_weight(trials: int, scale: float, seed: int) -> None:
+    costs = np.random.default_rng(seed).uniform(0.1, 1, (trials, 5))
+    assert learn_weights(costs, scale * costs.sum(1)) == pytest.approx(np.full(5, scale), rel=1e-6)
