@@ -13,7 +13,7 @@ from ...errors import StackError
 from ...install import Installer
 from ...models.wiring import CachedModule, Wiring
 from ..controller import CacheController
-from .calls import BlockCall, Streams
+from .calls import BlockCall, Streams, before_blocks
 
 
 class _Decided:
@@ -34,36 +34,18 @@ class EachBlock(_Decided):
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before every block; returns their number."""
-        blocks = wiring.blocks(denoiser)
-        for number, (path, block) in enumerate(blocks):
-            signature = inspect.signature(block.forward)
+        return before_blocks(denoiser, wiring, install, self._visit)
 
-            def stand_in(
-                inner: Callable[..., Any],
-                path: str = path,
-                number: int = number,
-                block: nn.Module = block,
-                signature: inspect.Signature = signature,
-            ) -> Callable[..., Any]:
-                def forward(*args: Any, **kwargs: Any) -> Any:
-                    call = BlockCall(block, inner, signature.bind(*args, **kwargs), wiring)
-                    if number == 0:
-                        self.begin(call.streams[wiring.output_stream])
-                    return call.answer(self._visit(path, call))
-
-                return forward
-
-            install.wrap_call(block, "forward", stand_in)
-        return len(blocks)
-
-    def _visit(self, path: str, call: BlockCall) -> Streams:
+    def _visit(self, number: int, call: BlockCall) -> Streams:
+        if number == 0:
+            self.begin(call.streams[call.wiring.output_stream])
         controller, entry = self.controller, call.streams
         cells = controller.cells
         if self.skip:
-            return {name: tensor + controller.predict(f"{path}/{name}", cells) for name, tensor in entry.items()}
+            return {name: tensor + controller.predict(f"{number}/{name}", cells) for name, tensor in entry.items()}
         out = call.run()
         for name, tensor in out.items():
-            controller.store(f"{path}/{name}", tensor - entry[name], cells)
+            controller.store(f"{number}/{name}", tensor - entry[name], cells)
         return out
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +12,7 @@ from ...errors import StackError
 from ...install import Installer
 from ...models.wiring import Wiring
 from ..controller import Cell
-from .calls import BlockCall, Decides, Streams, take
+from .calls import BlockCall, Decides, Streams, before_blocks, take
 
 CHECK = "check"  # key of the feature that drafts are checked on
 
@@ -67,26 +65,11 @@ class Span:
         Raises:
             StackError: nothing lies between front and back blocks.
         """
-        blocks = [block for _, block in wiring.blocks(denoiser)]
-        between = len(blocks) - self.front - self.back
+        blocks = len(wiring.blocks(denoiser))
+        between = blocks - self.front - self.back
         if between < 1:
-            raise StackError(f"{self.front} front and {self.back} back blocks leave none of {len(blocks)} to cache")
-        for number, block in enumerate(blocks):
-            signature = inspect.signature(block.forward)
-
-            def stand_in(
-                inner: Callable[..., Any],
-                number: int = number,
-                block: nn.Module = block,
-                signature: inspect.Signature = signature,
-            ) -> Callable[..., Any]:
-                def forward(*args: Any, **kwargs: Any) -> Any:
-                    call = BlockCall(block, inner, signature.bind(*args, **kwargs), wiring)
-                    return call.answer(self._visit(number, call, len(blocks)))
-
-                return forward
-
-            install.wrap_call(block, "forward", stand_in)
+            raise StackError(f"{self.front} front and {self.back} back blocks leave none of {blocks} to cache")
+        before_blocks(denoiser, wiring, install, lambda number, call: self._visit(number, call, blocks))
         return between
 
     def _visit(self, number: int, call: BlockCall, blocks: int) -> Streams:
