@@ -87,13 +87,6 @@ class SegmentErrors:
         """Mean square of `vector`: the cost of a segment if errors of different segments do not cancel."""
         return float(self.vector(before, at, to).square().mean())
 
-    def total(self, full_steps: Sequence[int]) -> float:
-        """Mean square of the whole sum: errors of different segments may cancel."""
-        ends = [*full_steps[1:], len(self._xs)]
-        starts = [-1, *full_steps[:-1]]
-        parts = [self.vector(*segment) for segment in zip(starts, full_steps, ends, strict=True)]
-        return float(torch.stack(parts).sum(0).square().mean())
-
 
 @dataclass(frozen=True)
 class Recorder:

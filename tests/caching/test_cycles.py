@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -82,6 +83,6 @@ def test_a_calibrated_schedule_is_filled_from_its_full_steps() -> None:
         ({"pace": "fast"}, "unknown pace of the cache 'fast'"),
     ],
 )
-def test_impossible_cycles_are_refused(options: dict[str, object], words: str) -> None:
+def test_impossible_cycles_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(StackError, match=words):
-        Cycle(**options)  # type: ignore[arg-type]
+        Cycle(**options)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from stack.caching.search import GAINS, Candidate, neighbours, search, spread
 STEPS = 30
 
 
-def score_towards(goal: tuple[int, ...], gains: tuple[float, float]) -> object:
+def score_towards(goal: tuple[int, ...], gains: tuple[float, float]) -> Callable[[Candidate], float]:
     def score(candidate: Candidate) -> float:
         distance = sum(abs(a - b) for a, b in zip(candidate.full_steps, goal, strict=True))
         return -distance - 5 * abs(candidate.gains[0] - gains[0]) - 5 * abs(candidate.gains[1] - gains[1])
@@ -44,7 +45,7 @@ def test_it_finds_a_reachable_optimum(places: set[int], gains: tuple[float, floa
     goal = (0, *sorted(places))
     if min(b - a for a, b in pairwise(goal)) < 2:
         return
-    found = search(score_towards(goal, gains), len(goal), STEPS, 2000)  # type: ignore[arg-type]
+    found = search(score_towards(goal, gains), len(goal), STEPS, 2000)
     assert found.score > -6
     assert found.best.gains == gains
 

@@ -50,9 +50,9 @@ def test_no_run_of_cached_steps_is_longer_than_asked_for() -> None:
     assert max(b - a for a, b in pairwise((*found, 20))) <= 6
 
 
-def record(pipe: object, **options: object) -> Trajectory:
+def record(pipe: object, reused: tuple[int, ...] = ()) -> Trajectory:
     trajectory = Trajectory()
-    stack = Stack(pipe, steps=STEPS).cache("svd").replace(Recorder(trajectory, **options))  # type: ignore[arg-type]
+    stack = Stack(pipe, steps=STEPS).cache("svd").replace(Recorder(trajectory, reused))
     picture(stack, STEPS)
     stack.undo()
     return trajectory
