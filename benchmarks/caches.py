@@ -38,10 +38,10 @@ def calibrate(pipe: Any, counts: Sequence[int], seconds: float) -> dict[int, dic
     found = {}
     for full in counts:
         stack = Stack(pipe, steps=STEPS).cache("svd")
-        result = stack.calibrate(PROMPTS, HELD_OUT, full_steps=full, seconds=seconds)
+        result = stack.calibrate(PROMPTS, HELD_OUT, full_steps=full, budget=seconds)
         stack.undo()
         print(result)
-        found[full] = {"full_steps": result.full_steps, "steps": STEPS, "gains": result.gains}
+        found[full] = {**vars(result.candidate), "steps": STEPS}
     return found
 
 

@@ -40,7 +40,7 @@ def main(
     result = stack.calibrate(PROMPTS, HELD_OUT, full_steps=full_steps, trials=trials)
     Console().print(str(result))
     cache = next(p for p in stack.passes if isinstance(p, Cache))
-    options = {**found.stages["cache"], "full_steps": cache.full_steps, "steps": cache.steps, "gains": cache.gains}
+    options = {**found.stages["cache"], **cache.measured}
     notes = {
         "calibrated_on": len(PROMPTS),
         "psnr_db": round(result.psnr_db, 1),

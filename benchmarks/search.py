@@ -18,8 +18,8 @@ from rich.progress import track
 
 from stack import Stack
 from stack.caching.forecast import Forecast
-from stack.caching.propose import WHOLE, Proposer
-from stack.caching.search import Candidate, search, spread
+from stack.caching.propose import Proposer
+from stack.caching.search import WHOLE, Candidate, Scored, Trials, search, spread
 from stack.caching.trajectory import Recorder, SegmentErrors, Trajectory, growth
 from stack.measure.metrics import psnr
 from stack.models.load import load_pipeline
@@ -35,20 +35,23 @@ def at_random(score: Score, count: int, trials: int, seed: int) -> list[float]:
     """Scores of schedules drawn at random, step 0 in all of them."""
     rng = random.Random(seed)
     drawn = [tuple(sorted(rng.sample(range(1, STEPS), count - 1))) for _ in range(trials)]
-    return [score(Candidate((0, *rest), WHOLE)) for rest in track(drawn, description="at random")]
+    return [score(Candidate((0, *rest))) for rest in track(drawn, description="at random")]
 
 
 def step_by_step(score: Score, count: int, trials: int) -> list[float]:
     """Scores of a hill climb from the uniform spread, one full step moved at a time."""
-    queue = iter([Candidate(spread(count, STEPS, 1.0), WHOLE)])
-    found = search(score, count, STEPS, trials + 1, propose=lambda _: next(queue, None))
-    return [value for candidate, value in found.trials if candidate.gains == WHOLE][:trials]
+    start = Candidate(spread(count, STEPS, 1.0))
+    return _scores(Scored(score, trials), start, propose=lambda _: None)
 
 
 def by_theory(score: Score, errors: SegmentErrors, count: int, trials: int) -> list[float]:
     """Scores of what the proposer proposes, then of moves from the best of it."""
-    found = search(score, count, STEPS, trials + 1, propose=Proposer(errors, count, STEPS))
-    return [value for candidate, value in found.trials if candidate.gains == WHOLE][:trials]
+    start = Candidate(spread(count, STEPS, 1.0))
+    return _scores(Scored(score, trials), start, Proposer(errors, start, STEPS))
+
+
+def _scores(scored: Scored, start: Candidate, propose: Callable[[Trials], Candidate | None]) -> list[float]:
+    return [value for _, value in search(scored, start, STEPS, propose, varied=False).trials]
 
 
 @torch.no_grad()
@@ -65,7 +68,7 @@ def main(
         return stack.replace(in_place)(list(prompts), generator=generators, output_type="pt").images
 
     def score(candidate: Candidate) -> float:
-        return psnr(pictures(cache.calibrated(candidate.full_steps, STEPS, candidate.gains)), target)
+        return psnr(pictures(cache.calibrated(candidate, STEPS)), target)
 
     plain, disturbed = Trajectory(), Trajectory()
     target = pictures(Recorder(plain))

@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from .caching.calibrate import Calibration, calibrate
+from .caching.calibrate import Budget, Calibration, calibrate
 from .caching.fit import fit
 from .caching.gate_fit import fit_gate
+from .caching.goals import Goal
 from .caching.maps import LinearMaps
 from .clock import Clock
 from .errors import StackError
@@ -240,34 +241,34 @@ class Stack:
         self,
         prompts: Sequence[str],
         held_out: Sequence[str],
-        full_steps: int | None = None,
+        full_steps: int = 0,
+        psnr: float = 0.0,
+        seconds: float = 0.0,
         seed: int = 0,
         trials: int = 60,
+        budget: float = 60.0,
         progress: bool = True,
-        seconds: float = 60.0,
         theory: bool = True,
     ) -> Calibration:
-        """Search the cache's full steps and gains on finished pictures, check them on other prompts, and keep the best.
+        """Search the cache's full steps and forecast on finished pictures, check them on other prompts, keep the best.
 
         Runs on the stack as it is: quantized, sparse, distilled. The result is in the stack's cache pass afterwards.
 
         Args:
             prompts: at least two, each with its own seed from `seed` on.
             held_out: other prompts; their PSNR is reported, never searched on.
-            full_steps: how many steps are full; by default as many as the cache has now.
+            full_steps, psnr, seconds: what to reach, see `stack.caching.goals.Goal`; one of them, or none for as many
+                full steps as the cache has now.
             trials: runs of the whole batch of prompts to spend.
-            seconds: no trial starts later than this.
+            budget: seconds to spend, the check on held-out prompts included.
             theory: start from the schedule that the recorded errors recommend; see `stack.caching.theory`.
 
         Raises:
             StackError: see `stack.caching.calibrate.calibrate`.
         """
         with self._lock:
-            steps = self.plan.facts_after.steps
-            cache = next((p for p in self._passes if isinstance(p, Cache)), None)
-            count = full_steps or (len(cache.schedule_for(steps).full_steps(steps)) if cache else 0)
-            _, result = calibrate(self, prompts, count, steps, held_out, seed, trials, progress, seconds, theory)
-            return result
+            goal, spend = Goal(full_steps, psnr, seconds), Budget(trials, budget)
+            return calibrate(self, prompts, held_out, goal, seed, spend, progress, theory)[1]
 
     def fit_gate(self, prompts: Sequence[str], seed: int = 0) -> Stack:
         """Measure what a "magnitude" or "polynomial" gate needs on the stack as it is, and put it into the cache pass.

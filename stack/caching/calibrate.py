@@ -1,30 +1,28 @@
-"""Calibration: choose the full steps and the gains of a cache by the final picture, on the stack as it really is."""
+"""Calibration: choose the full steps and the forecast of a cache by the final picture, on the stack as it really is."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import torch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import StackError
-from ..measure.metrics import psnr
-from ..models.sampler import error_weights, sampler_steps
 from ..passes.cache import Cache
-from .propose import WHOLE, Proposer
-from .search import Candidate, search, spread
-from .trajectory import Recorder, SegmentErrors, Trajectory, growth
+from .conditions import conditions
+from .goals import Goal, full_steps_for, guess
+from .progress import BestSoFar
+from .propose import Proposer
+from .search import WHOLE, Candidate, Found, Scored, search, spread
+from .segment_gains import refined
+from .trials import Trials, held_out_psnr
 
 if TYPE_CHECKING:
     from ..builder import Stack
 
-DISTURBED = (1, 2)  # steps that reuse step 0 in the run that shows how a difference grows
 SCHEDULED = ("output", "residual", "blocks", "modules", "attention")  # sites that follow a schedule of full steps
 DISAGREE_DB = 3.0  # more than this between calibration and held-out prompts means the search has fitted its prompts
+MOVING = 0.6  # share of the time for the search after which no new round of moves begins: gains per segment follow
 
 
 @dataclass(frozen=True)
@@ -32,18 +30,25 @@ class Calibration:
     """What a calibration found. PSNR in dB, on pictures in [0, 1], against the same stack without its cache.
 
     Attributes:
-        psnr_db, held_out_psnr_db: of the found schedule, on the prompts searched on and on others.
-        uniform_psnr_db: of evenly spread full steps with SVD-Cache's own gains, on the prompts searched on.
+        candidate: the full steps and the forecast.
+        psnr_db, held_out_psnr_db: of that, on the prompts searched on and on others.
+        uniform_psnr_db: of evenly spread full steps with the cache's own forecast, on the prompts searched on.
+        remembered: share of the trials' full steps that an earlier trial had computed.
     """
 
-    full_steps: tuple[int, ...]
+    candidate: Candidate
     steps: int
-    gains: tuple[float, float]
     psnr_db: float
     held_out_psnr_db: float
     uniform_psnr_db: float
     trials: int
     seconds: float
+    remembered: float = 0.0
+
+    @property
+    def full_steps(self) -> tuple[int, ...]:
+        """The steps that run in full."""
+        return self.candidate.full_steps
 
     @property
     def generalises(self) -> bool:
@@ -52,89 +57,156 @@ class Calibration:
 
     def __str__(self) -> str:
         doubt = "" if self.generalises else "; WARNING: held-out prompts disagree, give it more prompts"
+        c = self.candidate
+        each = f", by segment {' '.join(f'{g:g}' for g in c.segments)}" if c.segments else ""
         return (
-            f"{len(self.full_steps)} of {self.steps} steps full: {' '.join(map(str, self.full_steps))}; "
-            f"gains {self.gains[0]:g} / {self.gains[1]:g}; {self.psnr_db:.1f} dB on its prompts, "
+            f"{len(c.full_steps)} of {self.steps} steps full: {' '.join(map(str, c.full_steps))}; order {c.order}, "
+            f"gains {c.gains[0]:g} / {c.gains[1]:g}{each}; {self.psnr_db:.1f} dB on its prompts, "
             f"{self.held_out_psnr_db:.1f} dB held out, {self.uniform_psnr_db:.1f} dB for the uniform start; "
-            f"{self.trials} trials in {self.seconds:.0f} s{doubt}"
+            f"{self.trials} trials in {self.seconds:.0f} s, {self.remembered:.0%} of their full steps remembered{doubt}"
         )
+
+
+class Budget:
+    """What a calibration may spend.
+
+    Args:
+        trials: runs of all prompts.
+        seconds: in all, the check on held-out prompts included.
+    """
+
+    def __init__(self, trials: int, seconds: float):
+        self.trials, self.seconds, self.started = trials, seconds, time.monotonic()
+        self.reserved = 0.0
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def left(self, share: float = 1.0) -> bool:
+        """Whether this share of the time for trials has not passed."""
+        return self.spent < share * (self.seconds - self.reserved)
 
 
 def calibrate(
     stack: Stack,
     prompts: Sequence[str],
-    full_steps: int,
-    steps: int,
     held_out: Sequence[str],
-    seed: int,
-    trials: int,
-    progress: bool,
-    seconds: float = 60.0,
+    goal: Goal,
+    seed: int = 0,
+    budget: Budget | None = None,
+    progress: bool = True,
     theory: bool = True,
 ) -> tuple[Cache, Calibration]:
-    """Search a schedule for the cache of an applied stack; leaves the stack with the best one on.
+    """Search a schedule for the cache of a stack with a pipeline; leaves the stack with the best one on.
 
     The prompts' uncached runs are recorded once. From them schedules are proposed (`Proposer`), and finished pictures
-    decide.
+    decide; see `search`. With what time is left each run of cached steps gets a gain of its own.
 
     Args:
-        seconds: no trial starts later than this.
         theory: whether to try proposed schedules first, rather than spreads.
 
     Raises:
-        StackError: no cache in the stack, no pipeline, fewer than two prompts, or an impossible number of full steps.
+        StackError: no cache in the stack, no pipeline, fewer than two prompts, or a goal that cannot be reached. The
+            stack's cache is then as it was.
     """
+    budget = budget or Budget(60, 60.0)
+    steps = stack.plan.facts_after.steps
     cache = next((p for p in stack.passes if isinstance(p, Cache)), None)
-    _refuse(stack, cache, prompts, held_out, full_steps, steps)
+    refuse(stack, cache, prompts, held_out)
     assert cache is not None
-    started = time.monotonic()
-
-    def pictures(candidate: Any, which: Sequence[str], first_seed: int) -> torch.Tensor:
-        stack.replace(candidate)
-        generators = [torch.Generator().manual_seed(first_seed + i) for i in range(len(which))]
-        return stack(list(which), num_inference_steps=steps, generator=generators, output_type="pt").images
-
-    def score(candidate: Candidate) -> float:
-        tried = cache.calibrated(candidate.full_steps, steps, candidate.gains)
-        return psnr(pictures(tried, prompts, seed), target)
-
-    plain, disturbed = Trajectory(), Trajectory()
+    goal = goal.or_as_before(len(cache.schedule_for(steps).full_steps(steps)), steps)
     try:
-        target = pictures(Recorder(plain), prompts, seed)
-        propose = None
-        if theory and cache.policy.site in ("output", "residual") and cache.policy.order == 1:
-            pictures(Recorder(disturbed, DISTURBED), prompts[:1], seed)
-            scale = error_weights(sampler_steps(stack.pipe), growth(plain, disturbed, DISTURBED[-1] + 1))
-            whole = replace(cache.policy.forecast, gains=WHOLE, level=0.0)
-            propose = Proposer(SegmentErrors(plain, scale, whole), full_steps, steps)
-        with _bar(trials, progress) as tell:
-            found = search(
-                score, full_steps, steps, trials, lambda c, value: tell(value), propose,
-                lambda: time.monotonic() - started < seconds,
-            )  # fmt: skip
+        with BestSoFar(budget.trials, progress) as bar:
+            trials = Trials(stack, cache, prompts, steps, seed)
+            per_picture = trials.recording_s / len(prompts)
+            budget.reserved = 1.2 * len(held_out) * per_picture  # uncached once, and once with the cache
+            run = _Run(trials, budget, bar, theory)
+            found, uniform = run.reach(goal)
+            bar.says("checking")
+            best = cache.calibrated(found.best, steps).changed(calibrated_for=conditions(stack.plan.facts_after))
+            held = held_out_psnr(trials, best, held_out)
     finally:
         stack.replace(cache)
-    best = cache.calibrated(found.best.full_steps, steps, found.best.gains)
-    away = seed + 10_000
-    held = psnr(pictures(best, held_out, away), pictures(Recorder(Trajectory()), held_out, away))
     stack.replace(best)
-    uniform = Candidate(spread(full_steps, steps, 1.0), (1.0, 0.0))
-    result = Calibration(
-        full_steps=best.full_steps,
+    shared = trials.shared
+    return best, Calibration(
+        candidate=found.best,
         steps=steps,
-        gains=best.gains,
         psnr_db=found.score,
         held_out_psnr_db=held,
-        uniform_psnr_db=dict(found.trials)[uniform],
+        uniform_psnr_db=uniform,
         trials=len(found.trials),
-        seconds=time.monotonic() - started,
+        seconds=budget.spent,
+        remembered=shared.remembered / max(1, shared.remembered + shared.computed),
     )
-    return best, result
 
 
-def _refuse(
-    stack: Stack, cache: Cache | None, prompts: Sequence[str], held_out: Sequence[str], full_steps: int, steps: int
-) -> None:
+class _Run:
+    """One calibration: searches at one or several numbers of full steps."""
+
+    def __init__(self, trials: Trials, budget: Budget, bar: BestSoFar, theory: bool):
+        self.trials, self.budget, self.bar, self.theory = trials, budget, bar, theory
+        self._asked = 0
+
+    def reach(self, goal: Goal) -> tuple[Found, float]:
+        """The best that was found for the goal, and the score of its uniform start."""
+        if not goal.psnr:
+            return self._at(full_steps_for(goal, self.trials), self.budget.trials)
+        return self._reach_psnr(goal.psnr)
+
+    def _reach_psnr(self, psnr: float) -> tuple[Found, float]:
+        """From a first guess upwards until the PSNR is reached, or downwards for as long as it is."""
+        count, enough, each = guess(psnr, self.trials), None, max(4, self.budget.trials // 4)
+        tried = self._at(count, each)
+        best_db, down = tried[0].score, tried[0].score >= psnr
+        while True:
+            if tried[0].score >= psnr:
+                enough = tried
+            if (tried[0].score >= psnr) != down or not self.budget.left() or self._asked >= self.budget.trials:
+                break
+            count += -1 if down else 1
+            if not 2 <= count < self.trials.steps:
+                break
+            tried = self._at(count, each)
+            best_db = max(best_db, tried[0].score)
+        if enough is None:
+            raise StackError(
+                f"no schedule reached {psnr:g} dB within the budget, the best had {best_db:.1f}: "
+                "ask for less, or give it more seconds"
+            )
+        return enough
+
+    def _at(self, count: int, most: int) -> tuple[Found, float]:
+        trials, cache, steps = self.trials, self.trials.cache, self.trials.steps
+        trials.restart()
+        self.bar.says(f"{count} full steps")
+        own = cache.policy
+        start = Candidate(spread(count, steps, 1.0), own.gains, own.order, own.coordinate, own.energy)
+        scored = Scored(trials.score, most, self.budget.left, lambda c, v: self.bar.scored(v))
+        varied = bool(own.forecast.effective_order) and not own.level
+        propose = self._proposer(start, varied)
+        found = search(scored, start, steps, propose, trials.coordinates, lambda: not self.budget.left(MOVING), varied)
+        if varied and not scored.spent and found.best.order == 1:
+            self.bar.says("gains")
+            scored.better(refined(found.best, trials.undisturbed, trials.target))
+            found = scored.found()
+        self._asked += len(found.trials)
+        return found, scored.seen[start]
+
+    def _proposer(self, start: Candidate, varied: bool) -> Proposer | None:
+        template = start if not varied else Candidate(start.full_steps, WHOLE, 1, start.coordinate, start.energy)
+        errors = self.trials.errors(template) if self.theory else None
+        return Proposer(errors, template, self.trials.steps) if errors else None
+
+
+def refuse(stack: Stack, cache: Cache | None, prompts: Sequence[str], held_out: Sequence[str]) -> None:
+    """Say what keeps a stack from being calibrated.
+
+    Raises:
+        StackError: something does.
+    """
     if cache is None:
         raise StackError("nothing to calibrate: expected a stack with a cache, add .cache('svd')")
     if cache.policy.gate or cache.policy.site not in SCHEDULED:
@@ -147,34 +219,3 @@ def _refuse(
         )
     if set(prompts) & set(held_out):
         raise StackError("held-out prompts must not be among the prompts searched on")
-    if not 2 <= full_steps < steps:
-        raise StackError(f"full_steps must be in 2..{steps - 1}, got {full_steps}")
-
-
-def _bar(trials: int, progress: bool) -> AbstractContextManager[Callable[[float], None]]:
-    if not progress:
-        return nullcontext(lambda value: None)
-    return _Bar(trials)
-
-
-class _Bar:
-    """A progress bar that shows the best score so far."""
-
-    def __init__(self, trials: int):
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns: list[Any] = [TextColumn("calibrating"), BarColumn(), TextColumn("best {task.fields[best]}")]
-        self._progress = Progress(*columns, TimeRemainingColumn(), transient=True)
-        self._best = -math.inf
-        self._task = self._progress.add_task("", total=trials, best="-")
-
-    def __enter__(self) -> Callable[[float], None]:
-        self._progress.start()
-        return self._tell
-
-    def _tell(self, value: float) -> None:
-        self._best = max(self._best, value)
-        self._progress.update(self._task, advance=1, best=f"{self._best:.1f} dB")
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()

@@ -49,6 +49,7 @@ class CacheController:
         new_predictor: makes the predictor of a feature, by its key.
         weights_version: asked at every step; a change drops all state.
         new_gate: makes a gate for a request; None for a fixed schedule.
+        gain_at: (step, steps) to the factor on the gains from a full step to the next.
         coordinate: of all forecasts, see `Forecast.coordinate`.
         per_sample: a cell for every sample although there is no gate.
         figures: what a site has to tell in the report.
@@ -62,6 +63,7 @@ class CacheController:
     new_predictor: Callable[[str], Predictor]
     weights_version: Callable[[], int]
     new_gate: Callable[[], Gate] | None = None
+    gain_at: Callable[[int, int], float] = lambda step, steps: 1.0
     coordinate: str = "time"
     per_sample: bool = False
     figures: dict[str, float] = field(default_factory=dict)
@@ -151,13 +153,13 @@ class CacheController:
         Args:
             measure: note how far its prediction was off; not for a feature that is itself approximate.
         """
-        x, error = self._x(), None
+        x, gain, error = self._x(), self.gain_at(self.now.step, self.now.steps), None
         for i, cell in enumerate(cells):
             rows = feature if self.new_gate is None else feature[i : i + 1]
             predictor = cell.predictors.setdefault(key, self.new_predictor(key))
             if measure and predictor.ready and i == 0:
                 error = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)
-            predictor.update(rows, x)
+            predictor.update(rows, x, gain)
         if error is not None:
             self.journal.measure(error)
 

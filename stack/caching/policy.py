@@ -31,6 +31,8 @@ class Policy(FastCacheChoices, TokenChoices):
         front, back: blocks that run on every step.
         interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
         full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
+        segments: a factor on the gains for each full step of that schedule, until the next one; empty is 1 throughout.
+        calibrated_for: what was true of the stack when it was calibrated, see `stack.caching.conditions`.
         order, gains, basis, level, smoothing, coordinate: see `Forecast`.
         split: "channels" (SVD-Cache) or "band" (FreqCa); energy, basis_life, cutoff: of the split.
         gate: decides instead of the schedule; threshold, longest, retention, coefficients, ratios: of the gate.
@@ -47,6 +49,8 @@ class Policy(FastCacheChoices, TokenChoices):
     warmup: int = 3
     full_steps: tuple[int, ...] = ()
     steps: int = 0
+    segments: tuple[float, ...] = ()
+    calibrated_for: tuple[str, ...] = ()
     order: int = 1
     gains: tuple[float, float] = (1.0, 0.0)
     basis: str = "newton"
@@ -83,6 +87,8 @@ class Policy(FastCacheChoices, TokenChoices):
             raise StackError(f"a gate decides over one span of blocks: expected site 'residual', got {self.site!r}")
         if bool(self.cycle) != (self.site == "tokens"):
             raise StackError(f"site 'tokens' needs a cycle, no other has one: got {self.cycle!r} at {self.site!r}")
+        if self.segments and len(self.segments) != len(self.full_steps):
+            raise StackError(f"expected a factor per full step, {len(self.full_steps)}, got {len(self.segments)}")
         if self.accept and not self.back:
             raise StackError("drafts are checked on a back block: expected back=1 or more, got 0")
         # Forecast, schedule and split each check their own values.
@@ -101,6 +107,12 @@ class Policy(FastCacheChoices, TokenChoices):
             return Interval(self.interval, self.warmup)
         mask = Mask(tuple(self.full_steps), self.steps)
         return mask if steps == self.steps else same_share(mask, steps)
+
+    def gain(self, step: int, steps: int) -> float:
+        """The factor on the gains from this full step to the next."""
+        if not self.segments or steps != self.steps:
+            return 1.0
+        return self.segments[self.full_steps.index(step)] if step in self.full_steps else 1.0
 
     def kinds(self, steps: int) -> str:
         """What each step of a token-wise cache is, see `stack.caching.cycles`."""

@@ -38,8 +38,12 @@ class Predictor:
         """Whether a full step has been seen."""
         return bool(self._raw)
 
-    def update(self, feature: torch.Tensor, x: float) -> None:
-        """Take in the feature (B, N, D) of a full step at coordinate x."""
+    def update(self, feature: torch.Tensor, x: float, gain: float = 1.0) -> None:
+        """Take in the feature (B, N, D) of a full step at coordinate x.
+
+        Args:
+            gain: on all differences until the next full step, beside the forecast's own.
+        """
         if self.split:
             self.split.fit(feature)
         if self._nodes and x == self._nodes[0]:  # the same moment again: nothing can be learnt about its change
@@ -54,7 +58,7 @@ class Predictor:
             fresh.append((fresh[order] - old[order]) / gap)
         if self.forecast.smoothing and len(fresh) > 1 and len(old) > 1:
             fresh[1] = torch.lerp(fresh[1], old[1], self.forecast.smoothing)
-        self._terms = [self._value(feature), *(self._shape(difference) for difference in fresh[1:])]
+        self._terms = [self._value(feature), *(self._shape(difference, gain) for difference in fresh[1:])]
         # Older differences are needed only to make higher or smoothed ones.
         keep = self.forecast.effective_order if not self.forecast.smoothing else self.forecast.effective_order + 1
         self._raw = fresh[: max(1, keep)]
@@ -69,8 +73,8 @@ class Predictor:
         self._level = torch.lerp(principal, older, self.forecast.level)
         return feature + (self._level - principal)
 
-    def _shape(self, difference: torch.Tensor) -> torch.Tensor:
-        principal, residual = self.forecast.gains
+    def _shape(self, difference: torch.Tensor, gain: float) -> torch.Tensor:
+        principal, residual = (gain * part for part in self.forecast.gains)
         if self.split is None or principal == residual:
             return difference if principal == 1 else principal * difference
         excess = (principal - residual) * self.split.principal(difference)

@@ -8,15 +8,15 @@ best schedule under the new weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from .search import Candidate, spread
+from .search import Candidate, Trials
 from .theory import best_schedule
-from .trajectory import SegmentErrors
+from .trajectory import SegmentErrors, segments
 
 STRETCHES = 5
-WHOLE = (1.0, 1.0)
 
 
 def learn_weights(costs: np.ndarray, errors: Sequence[float], prior: float = 0.2) -> np.ndarray:
@@ -39,28 +39,31 @@ def learn_weights(costs: np.ndarray, errors: Sequence[float], prior: float = 0.2
 
 
 class Proposer:
-    """Proposes schedules that extrapolate the whole feature, until it proposes one again or has had its rounds.
+    """Proposes full steps for one forecast, until it proposes the same again or has had its rounds.
 
     Args:
         errors: predicted errors of that forecast.
+        start: a candidate with that forecast; where its own schedule has not been tried, it is proposed first.
     """
 
-    def __init__(self, errors: SegmentErrors, count: int, steps: int, rounds: int = 7):
-        self.errors, self.count, self.steps, self.rounds = errors, count, steps, rounds
+    def __init__(self, errors: SegmentErrors, start: Candidate, steps: int, rounds: int = 7):
+        self.errors, self.start, self.steps, self.rounds = errors, start, steps, rounds
 
-    def __call__(self, trials: Sequence[tuple[Candidate, float]]) -> Candidate | None:
+    def __call__(self, trials: Trials) -> Candidate | None:
         """The next candidate, given what was tried so far and its PSNR in dB."""
-        tried = {candidate: score for candidate, score in trials if candidate.gains == WHOLE}
+        tried = {c: score for c, score in trials if replace(c, full_steps=()) == replace(self.start, full_steps=())}
         if len(tried) >= self.rounds:
             return None
         if not tried:
-            return Candidate(spread(self.count, self.steps, 1.0), WHOLE)
+            return self.start
         costs = np.array([self._by_stretch(candidate.full_steps) for candidate in tried])
         weights = learn_weights(costs, [10 ** (-score / 10) for score in tried.values()])
         path, _ = best_schedule(
-            lambda h, i, j: weights[self._stretch(i)] * self.errors.cost(h, i, j), self.count, self.steps
+            lambda h, i, j: weights[self._stretch(i)] * self.errors.cost(h, i, j),
+            len(self.start.full_steps),
+            self.steps,
         )
-        proposal = Candidate(path, WHOLE)
+        proposal = replace(self.start, full_steps=path)
         return None if proposal in tried else proposal
 
     def _stretch(self, step: int) -> int:
@@ -68,6 +71,6 @@ class Proposer:
 
     def _by_stretch(self, full_steps: Sequence[int]) -> list[float]:
         sums = [0.0] * STRETCHES
-        for h, i, j in zip((-1, *full_steps), full_steps, (*full_steps[1:], self.steps), strict=False):
+        for h, i, j in segments(full_steps, self.steps):
             sums[self._stretch(i)] += self.errors.cost(h, i, j)
         return sums

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from ..clock import Clock, Tick
-from ..facts import Facts
 from ..install import Installer
 from ..models.wiring import Wiring
-from ..passes.base import Applied, Finding, Target
+from ..passes.base import Applied, Target
 from .controller import Cell
 from .forecast import Forecast, coordinate, gaps, weights
 from .sites.span import Span
+from .standin import StandIn
 
 SAMPLED_TOKENS = 128  # of the output stream: the head works token by token, and errors are averaged over them anyway
 
@@ -25,6 +25,8 @@ SAMPLED_TOKENS = 128  # of the output stream: the head works token by token, and
 @dataclass
 class Trajectory:
     """The last hidden state of a batch of uncached requests, at some tokens, step by step.
+
+    Where guidance branches are calls of their own, the first one stands for all.
 
     Attributes:
         features: one (B, n, D) per step.
@@ -39,6 +41,10 @@ class Trajectory:
     inputs: list[torch.Tensor] = field(default_factory=list)
     modulated: list[torch.Tensor] = field(default_factory=list)
     heads: list[Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=list)
+
+    def holds(self, branch: str) -> bool:
+        """Whether this branch is the one that is written down."""
+        return not self.ticks or self.ticks[0].branch == branch
 
     def xs(self, name: str) -> list[float]:
         """Coordinates of the steps."""
@@ -87,9 +93,18 @@ class SegmentErrors:
         """Mean square of `vector`: the cost of a segment if errors of different segments do not cancel."""
         return float(self.vector(before, at, to).square().mean())
 
+    def total(self, full_steps: Sequence[int]) -> float:
+        """The cost of a whole schedule."""
+        return sum(self.cost(h, i, j) for h, i, j in segments(full_steps, len(self.scale)))
+
+
+def segments(full_steps: Sequence[int], steps: int) -> list[tuple[int, int, int]]:
+    """(previous full step or -1, full step, next full step or the number of steps), segment by segment."""
+    return list(zip((-1, *full_steps), full_steps, (*full_steps[1:], steps), strict=False))
+
 
 @dataclass(frozen=True)
-class Recorder:
+class Recorder(StandIn):
     """In a cache's place for one run: steps are full, and the last hidden state of each is written down.
 
     Attributes:
@@ -98,16 +113,6 @@ class Recorder:
 
     trajectory: Trajectory
     reused: tuple[int, ...] = ()
-    stage: ClassVar[str] = "cache"
-
-    def describe(self, facts: Facts) -> list[str]:
-        return ["records the last hidden state of every step"]
-
-    def check(self, facts: Facts) -> list[Finding]:
-        return []
-
-    def facts_after(self, facts: Facts) -> Facts:
-        return facts
 
     def apply(self, target: Target, install: Installer) -> Applied:
         """Stand where a cache of the whole stack stands."""
@@ -131,7 +136,7 @@ class _Writer:
     cells: list[Cell] = field(default_factory=lambda: [Cell()])
     probe: ClassVar[str] = ""
     _given: Mapping[str, Any] = field(default_factory=dict)
-    _last: torch.Tensor | None = None
+    _last: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def reading(self, signature: inspect.Signature) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """A wrapper that keeps the first block's arguments, which the head needs as well."""
@@ -147,9 +152,12 @@ class _Writer:
 
     def begin(self, tokens: torch.Tensor) -> None:
         """A call reaches the blocks with these tokens (B, N, D)."""
+        assert self.clock.tick is not None
+        if not self.trajectory.holds(self.clock.tick.branch):
+            return
         _, first = self.wiring.blocks(self.denoiser)[0]
-        self.trajectory.inputs.append(_sampled(tokens))
-        self.trajectory.modulated.append(_sampled(self.wiring.modulated(first, self._given)))
+        self.trajectory.inputs.append(sampled(tokens))
+        self.trajectory.modulated.append(sampled(self.wiring.modulated(first, self._given)))
 
     def decide(self, probe: torch.Tensor | None = None) -> list[bool]:
         """Every step is full, but for the reused ones."""
@@ -158,8 +166,8 @@ class _Writer:
 
     def predict(self, key: str, cells: Sequence[Cell]) -> torch.Tensor:
         """The last feature."""
-        assert self._last is not None, "the first step cannot be a reused one"
-        return self._last
+        assert self.clock.tick is not None and self._last, "the first step cannot be a reused one"
+        return self._last[self.clock.tick.branch]
 
     def reject(self, cells: Sequence[Cell]) -> None:
         """Nothing is drafted here."""
@@ -168,14 +176,16 @@ class _Writer:
         """Write the output stream's feature (B, N, D) down."""
         tick, given = self.clock.tick, self._given
         assert tick is not None
-        self._last = feature
-        self.trajectory.features.append(_sampled(feature))
+        self._last[tick.branch] = feature
+        if not self.trajectory.holds(tick.branch):
+            return
+        self.trajectory.features.append(sampled(feature))
         self.trajectory.ticks.append(tick)
         dtype = feature.dtype
         self.trajectory.heads.append(lambda f: self.wiring.head(self.denoiser, f.to(dtype), given).float())
 
 
-def _sampled(tokens: torch.Tensor) -> torch.Tensor:
+def sampled(tokens: torch.Tensor) -> torch.Tensor:
     """Some tokens of (B, N, D), the same ones every time."""
     count = tokens.shape[1]
     # A large odd stride through the grid, so that no row or column of it is seen more often than others.

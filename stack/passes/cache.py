@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..caching import fastcache
+from ..caching.conditions import DECISIVE, MINOR, differences
 from ..caching.controller import CacheController
 from ..caching.maps import load_maps
 from ..caching.policy import PRESETS, Policy
 from ..caching.predictor import Predictor
-from ..caching.schedules import Schedule
+from ..caching.schedules import Mask, Schedule, same_share
+from ..caching.search import Candidate
 from ..caching.sites.chooser import Chooser
 from ..caching.sites.each import EachBlock, EachModule
 from ..caching.sites.fastcache import FastCache
@@ -60,14 +62,15 @@ class Cache:
         mine = {name: getattr(self.policy, name) for name in OPTIONS}
         return Cache(self.method, **{**mine, **options})
 
-    def calibrated(self, full_steps: tuple[int, ...], steps: int, gains: tuple[float, float]) -> Cache:
-        """The same cache with a measured schedule and measured gains."""
-        return self.changed(full_steps=tuple(sorted(full_steps)), steps=steps, gains=gains)
+    def calibrated(self, candidate: Candidate, steps: int) -> Cache:
+        """The same cache with a candidate's schedule for this number of steps, and its forecast."""
+        return self.changed(**vars(candidate), steps=steps)
 
     @property
-    def gains(self) -> tuple[float, float]:
-        """Principal and residual gain of the forecast."""
-        return self.policy.gains
+    def measured(self) -> dict[str, Any]:
+        """What calibration chose, as options for a recipe; what is as in the preset is left out."""
+        chosen = (*(f.name for f in fields(Candidate)), "steps", "calibrated_for")
+        return {n: v for n in chosen if (v := getattr(self.policy, n)) != getattr(PRESETS[self.method], n)}
 
     @property
     def full_steps(self) -> tuple[int, ...]:
@@ -125,26 +128,42 @@ class Cache:
             return []
         if full == facts.steps:
             return [Finding(self.stage, f"0 of {facts.steps} steps would be cached", "interval 1", note=True)]
+        if p.full_steps and (changed := differences(p.calibrated_for, facts, DECISIVE)):
+            what = f"the schedule was calibrated for another stack: {'; '.join(changed)}"
+            repair = f"{full} evenly spread full steps, the cache's own forecast; calibrate again"
+            even = same_share(Mask(p.full_steps, p.steps), facts.steps)
+            plain = self.changed(
+                full_steps=(), segments=(), calibrated_for=(), interval=even.interval, warmup=even.warmup
+            )
+            return [Finding(self.stage, what, "full steps found on one trajectory fit no other", repair, plain)]
         if p.full_steps and facts.steps != p.steps:
             what = f"the schedule was calibrated for {p.steps} steps, the plan has {facts.steps}"
             return [Finding(self.stage, what, "uniform schedule of the same share used; calibrate again", note=True)]
+        if changed := differences(p.calibrated_for, facts, MINOR):
+            what = f"calibrated under other precision or sparsity: {'; '.join(changed)}"
+            return [Finding(self.stage, what, "schedule kept; calibrating again may gain a little", note=True)]
         return []
 
     def facts_after(self, facts: Facts) -> Facts:
         return facts
 
-    def apply(self, target: Target, install: Installer) -> Applied:
+    def controller(self, target: Target) -> CacheController:
+        """What decides and predicts for this cache on a model; it changes nothing there."""
         p = self.policy
-        controller = CacheController(
+        return CacheController(
             clock=target.clock,
             journal=target.journal,
             schedule_for=self.schedule_for,
             new_predictor=lambda key: Predictor(p.forecast, p.new_split()),
             weights_version=target.weights_version,
             new_gate=p.new_gate if p.gate else None,
+            gain_at=p.gain,
             coordinate=p.coordinate,
             per_sample=p.site == "fastcache",
         )
+
+    def apply(self, target: Target, install: Installer) -> Applied:
+        p, controller = self.policy, self.controller(target)
         places = _site(p, controller, target).install(target.denoiser, target.wiring, install)
         install.on_rollback(controller.reset)
         return Applied(
