@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 MAIN = "main"  # the branch of a pipeline that does not name its guidance branches
 
@@ -47,7 +48,14 @@ class Timetable:
 
     def step(self, sigma: float) -> int:
         """Index of the nearest noise level."""
+        known = self._indices.get(sigma)
+        if known is not None:
+            return known
         return min(range(len(self.sigmas)), key=lambda i: abs(self.sigmas[i] - sigma))
+
+    @cached_property
+    def _indices(self) -> dict[float, int]:
+        return {sigma: index for index, sigma in reversed(list(enumerate(self.sigmas)))}
 
     def time(self, sigma: float) -> float:
         """Unshifted time u: sigma = s u / (1 + (s - 1) u), solved for u."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 from diffusers.models.cache_utils import CacheMixin
 
+from .arguments import Arguments
 from .install import Installer
-from .models.schedule import timetable_of
+from .models.schedule import source_of, timetable_of
 from .passes.base import Target
 
 NEAR = 0.01  # a host-side timestep further than this from the scheduler's sigma did not come from the pipeline's loop
@@ -26,13 +26,13 @@ def follow(target: Target, install: Installer) -> None:
 
 
 def _forward(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(inner)
+    arguments, sigmas = Arguments(inner), _Sigmas(target)
 
     @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
+        given = arguments.named(args, kwargs)
         tokens = given["hidden_states"]
-        tick = target.clock.advance(_sigma(target, given["timestep"], tokens), tuple(tokens.shape))
+        tick = target.clock.advance(sigmas.of(given["timestep"], tokens), tuple(tokens.shape))
         target.journal.begin(tick)
         try:
             return inner(*args, **kwargs)
@@ -46,22 +46,32 @@ def _forward(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _sigma(target: Target, timestep: torch.Tensor, tokens: torch.Tensor) -> float:
-    """Noise level of this call, without a host sync where the pipeline's scheduler knows it."""
-    if target.pipe is None:
-        return float(timestep.flatten()[0]) / target.wiring.timestep_scale
-    scheduler = target.pipe.scheduler
-    target.clock.timetable = timetable_of(scheduler, tokens.shape[1])
-    sigmas = target.clock.timetable.sigmas
-    if "_step_index" not in vars(scheduler):  # DDIM keeps no count of its steps
-        return float(timestep.flatten()[0]) / target.wiring.timestep_scale
-    index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index or 0
-    told = sigmas[min(index, len(sigmas) - 1)]
-    if timestep.device.type != "cpu":
-        return told
-    # A call around the pipeline's own loop: the scheduler's index is stale, the value is not.
-    value = float(timestep.flatten()[0]) / target.wiring.timestep_scale
-    return told if abs(told - value) <= NEAR * max(value, NEAR) else value
+class _Sigmas:
+    """Noise levels of calls, without a host sync where the pipeline's scheduler knows them."""
+
+    def __init__(self, target: Target):
+        self._target = target
+        self._made: Any = None  # what the timetable was last read from; schedulers make a new one for each request
+
+    def of(self, timestep: torch.Tensor, tokens: torch.Tensor) -> float:
+        """Noise level of a call with these tokens (B, N, ...)."""
+        pipe, clock, scale = self._target.pipe, self._target.clock, self._target.wiring.timestep_scale
+        if pipe is None:
+            return float(timestep.flatten()[0]) / scale
+        scheduler = pipe.scheduler
+        made = source_of(scheduler)
+        if made is not self._made:
+            clock.timetable, self._made = timetable_of(scheduler, tokens.shape[1]), made
+        sigmas = clock.timetable.sigmas
+        if "_step_index" not in vars(scheduler):  # DDIM keeps no count of its steps
+            return float(timestep.flatten()[0]) / scale
+        index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index or 0
+        told = sigmas[min(index, len(sigmas) - 1)]
+        if timestep.device.type != "cpu":
+            return told
+        # A call around the pipeline's own loop: the scheduler's index is stale, the value is not.
+        value = float(timestep.flatten()[0]) / scale
+        return told if abs(told - value) <= NEAR * max(value, NEAR) else value
 
 
 def _context(

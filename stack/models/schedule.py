@@ -21,6 +21,12 @@ def shift_of(config: Any, image_tokens: int) -> float:
     return float(config.get("shift") or config.get("flow_shift") or 1.0)
 
 
+def source_of(scheduler: Any) -> Any:
+    """What `timetable_of` reads: the same object as long as the schedule is the same."""
+    made = vars(scheduler).get("sigmas")
+    return scheduler.timesteps if made is None else made
+
+
 def timetable_of(scheduler: Any, image_tokens: int) -> Timetable:
     """The schedule that `scheduler.set_timesteps` has just made, kept on the host: no device sync.
 
@@ -28,9 +34,9 @@ def timetable_of(scheduler: Any, image_tokens: int) -> Timetable:
     """
     made = vars(scheduler).get("sigmas")
     if made is None:
-        times = [float(t) / scheduler.config["num_train_timesteps"] for t in scheduler.timesteps]
+        times = [t / scheduler.config["num_train_timesteps"] for t in scheduler.timesteps.tolist()]
         return Timetable(tuple(times))
-    sigmas = [float(sigma) for sigma in made]
+    sigmas = made.tolist()
     if len(sigmas) > 1 and sigmas[-1] == 0:
         sigmas = sigmas[:-1]
     return Timetable(tuple(sigmas), shift_of(scheduler.config, image_tokens))
