@@ -47,7 +47,7 @@ class ShapesDiTPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: Label | list[Label],
-        guidance_scale: float = 1.5,
+        guidance_scale: float = 2.5,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int = 50,
         output_type: str = "pil",

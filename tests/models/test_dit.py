@@ -71,5 +71,5 @@ def test_head_and_sampler_are_the_models_own() -> None:
     state = torch.cat([torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(n)) for n in (3, 17)])
     for (a, b), output in zip(sampler_steps(pipe), outputs, strict=True):
         cond, uncond = output.chunk(2)
-        state = a * state + b * (uncond + 1.5 * (cond - uncond))
+        state = a * state + b * (uncond + 2.5 * (cond - uncond))
     torch.testing.assert_close(state, final, rtol=1e-4, atol=1e-4)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from stack import Stack
-from stack.reference.evaluate import held_out_scenes
-from stack.reference.load import load, load_classifier, weights_folder
+from stack.reference.evaluate import held_out_scenes, scores
+from stack.reference.load import REFERENCES, load, load_classifier, reference, weights_folder
 from stack.reference.training.reader import held_out_accuracy
 
 STEPS = 20
 
 
-def test_weights_fit_in_20_megabytes() -> None:
-    files = [f for f in weights_folder().rglob("*") if f.is_file()]
-    assert sum(f.stat().st_size for f in files) < 20e6
+@pytest.mark.parametrize("name", REFERENCES)
+def test_weights_fit_in_11_megabytes(name: str) -> None:
+    files = [f for f in (weights_folder() / name).rglob("*") if f.is_file()]
+    assert 5e6 < sum(f.stat().st_size for f in files) < 11e6
     assert {f.suffix for f in files} == {".json", ".safetensors"}
 
 
@@ -44,3 +46,8 @@ def test_the_model_draws_what_it_is_asked_for_and_a_stack_keeps_it() -> None:
     # 30 dB: a root-mean-square error of 3 % of the range.
     assert (fast - exact).square().mean() < 1e-3
     assert reader.accuracy(fast * 2 - 1, scenes) >= 0.9
+
+
+def test_shapes_dit_draws_the_classes_it_is_asked_for() -> None:
+    pipe, reader, model = load("shapes-dit"), load_classifier(), reference("shapes-dit")
+    assert scores(pipe, reader, model, prompts=8, steps=10)["accuracy"] >= 0.85
