@@ -1,4 +1,4 @@
-"""Arguments of wrapped calls by name: what `inspect.Signature.bind` gives, at a fiftieth of its cost for most functions.
+"""Arguments of wrapped calls by name: what `inspect.Signature.bind` gives, at a fiftieth of its cost for most.
 
 Wrappers stand before every block on every step, and a cached step may cost no more than a hundredth of a full one.
 """
