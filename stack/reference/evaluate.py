@@ -33,16 +33,14 @@ def scores(
     seed: int = 0,
     batch: int = 4,
 ) -> dict[str, float]:
-    """Share of what prompts ask for that the reader finds in the pictures or videos: by question, and over all as "accuracy"."""
+    """Share of what prompts ask for that the reader finds in what was drawn: by question, and in all as "accuracy"."""
     scenes = held_out_scenes(prompts, model.sample)
     found: dict[str, list[bool]] = {name: [] for name in model.asked}
     for start in track(range(0, prompts, batch), description=f"{prompts} prompts, {steps} steps"):
         part = scenes[start : start + batch]
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
         texts = [model.prompt(scene) for scene in part]
-        (pictures,) = pipe(
-            texts, num_inference_steps=steps, generator=generators, output_type="pt", return_dict=False
-        )
+        (pictures,) = pipe(texts, num_inference_steps=steps, generator=generators, output_type="pt", return_dict=False)
         for seen, scene in zip(reader.read(pictures.float() * 2 - 1), part, strict=True):
             answers = model.answers(scene)
             for name, hits in found.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -28,6 +28,10 @@ class Reader(Protocol):
 
     def read(self, pictures: torch.Tensor, /) -> list[dict[str, str]]:
         """What each one shows, by question."""
+        ...
+
+    def accuracy(self, pictures: torch.Tensor, scenes: Any, questions: Iterable[str], /) -> float:
+        """Share of right answers to these questions about the scenes that were asked for. In [0, 1]."""
         ...
 
 

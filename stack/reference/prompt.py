@@ -14,7 +14,6 @@ from .clips import DIRECTIONS
 from .scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, Scene, parse
 
 
-
 @dataclass(frozen=True)
 class Vocabulary:
     """The words of one language of captions, numbered in order; the first one fills short captions up.

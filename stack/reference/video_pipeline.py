@@ -49,9 +49,7 @@ class ShapesVideoPipeline(HunyuanVideoPipeline):
         return embeds, pooled, torch.ones(embeds.shape[:2], device=embeds.device)
 
     @torch.no_grad()
-    def __call__(
-        self, prompt: Any = None, *args: Any, max_sequence_length: int = VIDEOS.length, **kwargs: Any
-    ) -> Any:
+    def __call__(self, prompt: Any = None, *args: Any, max_sequence_length: int = VIDEOS.length, **kwargs: Any) -> Any:
         """See `HunyuanVideoPipeline.__call__`; `output_type` is "pil" (default), "pt", "np" or "latent".
 
         "pt" is (B, F, 3, H, W) in [0, 1]; "latent" is (B, 3, F, H, W) in [-1, 1], not clamped.
