@@ -185,7 +185,11 @@ def test_what_needs_a_square_or_flux_attention_is_left_out_by_name() -> None:
 
 
 def test_quantized_traced_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler's own code is tested on FLUX; here blocks are traced, as two of their kinds."""
+    """The compiler's own code is tested on FLUX; here blocks are traced without one.
+
+    One graph for the double blocks and two for the single ones, whose slices have other strides than what they are cut
+    from: the first of them is handed whole tensors.
+    """
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     pipe = tiny()
     before = draw(pipe)
@@ -196,7 +200,7 @@ def test_quantized_traced_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     with Stack(pipe, steps=STEPS).quantize("int8", min_features=64).compile().cache("svd") as traced:
         start = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         torch.testing.assert_close(draw(traced), during, atol=1e-3, rtol=0)
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - start == 2
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - start == 3
     assert torch.equal(draw(pipe), before)
 
 
