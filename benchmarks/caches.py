@@ -25,10 +25,11 @@ from rich.progress import Progress
 
 from stack import Stack
 from stack.measure.compare import captions
+from stack.measure.engine import AS_TENSOR
 from stack.measure.metrics import psnr, ssim
 from stack.models.load import load_pipeline
 from stack.passes.cache import Cache
-from stack.reference.load import REFERENCES, load_classifier
+from stack.reference.load import REFERENCES, load_reader
 
 SEED = 500
 
@@ -66,7 +67,7 @@ def measure(pipe: Any, rows: Sequence[Row], prompts: Sequence[str]) -> None:
                 with row.using(pipe) as run:
                     generator = torch.Generator().manual_seed(SEED + i)
                     started = time.perf_counter()
-                    images = run(prompt, num_inference_steps=STEPS, generator=generator, output_type="pt").images
+                    images = run(prompt, num_inference_steps=STEPS, generator=generator, **AS_TENSOR)[0]
                     row.seconds.append(time.perf_counter() - started)
                 row.pictures.append(images[0].float())
                 bar.advance(task)
@@ -74,7 +75,7 @@ def measure(pipe: Any, rows: Sequence[Row], prompts: Sequence[str]) -> None:
 
 def figures(rows: Sequence[Row], prompts: Sequence[str], model: str) -> list[dict[str, Any]]:
     """One line per row, those of the controls included."""
-    reference, reader, known = torch.stack(rows[0].pictures), load_classifier(), REFERENCES[model]
+    reference, reader, known = torch.stack(rows[0].pictures), load_reader(model), REFERENCES[model]
     scenes = [known.parse(text) for text in prompts]
     lines: list[dict[str, Any]] = []
     for row in rows:

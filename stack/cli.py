@@ -27,6 +27,7 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 INTERRUPTED, MISUSED = 130, 2
 DEFAULT_RECIPE, DEFAULT_MODEL = "balanced", "shapes-flux"
 DEFAULT_PROMPT = "a red ring left of a blue star"
+FRAME_MS = 125  # how long a frame of a video is shown
 PIPED_WIDTH = 120  # columns of a table that goes to a file
 
 app = typer.Typer(
@@ -90,7 +91,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")] = 0,
     device: DeviceOption = None,
 ) -> None:
-    """Make pictures with a stack, and say what each step did."""
+    """Make pictures with a stack, and say what each step did. A video becomes an animated PNG."""
     _at_least("steps", steps, 1)
     (chosen,) = _recipes([recipe])
     import torch
@@ -101,9 +102,10 @@ def run(
     _ = stack.plan  # a clash is told before the first picture
     out.mkdir(parents=True, exist_ok=True)
     for number, text in enumerate(texts):
-        image = stack(text, generator=torch.Generator("cpu").manual_seed(seed + number)).images[0]
+        generator = torch.Generator("cpu").manual_seed(seed + number)
+        drawn = stack(text, generator=generator, return_dict=False)[0][0]
         path = out / f"{number:03d}-{re.sub('[^a-z0-9]+', '-', text.lower()).strip('-')[:60]}.png"
-        image.save(path)
+        _save(drawn, path)
         typer.echo(f"{path}\n{stack.report()}")
 
 
@@ -230,6 +232,15 @@ def _readable(texts: Sequence[str], pipe: Any) -> list[str]:
         return [text for text in texts or [known.example] if known.parse(text)]
     except ValueError as error:
         raise StackError(str(error)) from None
+
+
+def _save(drawn: Any, path: Path) -> None:
+    """Write a picture, or the list of a video's frames."""
+    first, *rest = drawn if isinstance(drawn, list) else [drawn]
+    if rest:
+        first.save(path, save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
+    else:
+        first.save(path)
 
 
 def _list(lines: Any) -> None:

@@ -41,17 +41,18 @@ class Facts:
     """Facts of a denoiser, before or after some passes.
 
     Attributes:
-        family: wiring name, "flux".
+        family: wiring name, such as "flux".
         blocks: number of transformer blocks.
         width: hidden width D.
         heads, head_dim: attention heads and their size.
-        image_tokens, text_tokens: length of the two streams; 0 where unknown.
+        image_tokens, text_tokens: length of the two streams; 0 where unknown. A video's tokens are image tokens.
         steps: denoiser steps the stack is planned for.
         guidance: "none", "embedded" or "cfg".
         weight_bits, activation_bits: precision inside the large linears.
         attention_density: share of attention blocks that are computed.
         adapters: names of the adapters in the weights.
         pipeline: whether a whole pipeline is there, or a bare denoiser.
+        videos: whether the tokens are those of videos: frame after frame, and no square.
     """
 
     family: str
@@ -71,6 +72,7 @@ class Facts:
     adapters: tuple[str, ...] = ()
     quantized_by: str = ""
     pipeline: bool = True
+    videos: bool = False
 
     @property
     def tokens(self) -> int:

@@ -15,6 +15,8 @@ from PIL import Image
 
 from stack.cli import main, remaining
 
+from .models.test_hunyuan_video import tiny as tiny_video
+
 Run = Callable[..., tuple[int, str, str]]
 RECIPE = 'name = "mine"\nsteps = 14\n[cache]\ninterval = 4\nwarmup = 2\n'
 
@@ -94,6 +96,18 @@ def test_run_saves_the_picture_the_stack_makes(run: Run, folder: Path, pipe: Any
     stack = load_recipe(str(folder / "mine.toml")).stack(pipe)
     expected = stack("a red ring", generator=torch.Generator().manual_seed(3)).images[0]
     assert Image.open(folder / "pictures" / saved[0]).tobytes() == expected.tobytes()
+
+
+def test_run_saves_a_video_frame_by_frame(run: Run, folder: Path) -> None:
+    tiny_video().save_pretrained(folder / "video")
+    code, _, err = run("run", folder / "mine.toml", "--model", folder / "video", "--out", folder / "out")
+    assert code == 0, err
+    (path,) = (folder / "out").iterdir()
+    assert path.name == "000-a-red-ring-moving-left-on-a-white-background.png"
+    video = Image.open(path)
+    assert video.n_frames == 4 and video.info["duration"] == 125 and video.size == (16, 16)
+    code, _, err = run("run", folder / "mine.toml", "--model", folder / "video", "--prompt", "a red ring")
+    assert code == 2 and "expected 'a COLOUR SHAPE moving DIRECTION" in err
 
 
 def test_explain_plans_for_the_steps_asked(run: Run, folder: Path) -> None:

@@ -53,11 +53,16 @@ class Trials:
         self._best = float("-inf")
 
     def run(self, in_place: Any, prompts: Sequence[str] = (), seed: int | None = None) -> torch.Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] with this pass in the cache's place; by default of the trials' prompts."""
+        """Pictures (B, 3, H, W) or videos (B, F, 3, H, W) in [0, 1] with this pass in the cache's place.
+
+        Args:
+            prompts: by default the trials' own.
+        """
         self.stack.replace(in_place)
         which, first = prompts or self.prompts, self.seed if seed is None else seed
         generators = [torch.Generator().manual_seed(first + i) for i in range(len(which))]
-        return self.stack(list(which), num_inference_steps=self.steps, generator=generators, output_type="pt").images
+        call = {"num_inference_steps": self.steps, "generator": generators, "output_type": "pt", "return_dict": False}
+        return self.stack(list(which), **call)[0]
 
     def pictures(self, candidate: Candidate) -> torch.Tensor:
         """Pictures of a candidate.

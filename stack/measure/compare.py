@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import StackError
-from ..reference.load import REFERENCES, Reference, load_classifier
+from ..reference.load import REFERENCES, Reference, load_reader
 from .engine import PipelineEngine
 from .loop import Measurement, Progress, measure
 from .record import Accuracy, Header, build_record
@@ -28,7 +28,7 @@ class Outcome:
 
     Attributes:
         record: the contents of compare.json.
-        pictures: (B, 3, H, W) in [0, 1] by row, for the prompts that were done.
+        pictures: (B, 3, H, W) or (B, F, 3, H, W) in [0, 1] by row, for the prompts that were done.
         plans: explain() of each recipe's whole stack.
     """
 
@@ -114,17 +114,17 @@ def _reference_row(engine: PipelineEngine, steps: int) -> list[Row]:
 
 
 def _reader(model: str, texts: Sequence[str]) -> tuple[Accuracy, list[str]]:
-    """Reads pictures back, where there is a classifier for the model's pictures."""
+    """Reads pictures or videos back, where there is a reader for what the model draws."""
     if model not in REFERENCES:
         return lambda pictures: None, []
     try:
-        classifier = load_classifier()
+        reader = load_reader(model)
     except (StackError, OSError) as error:
         first = str(error).splitlines()[0]
         return lambda pictures: None, [f"accuracy not measured: {first}"]
     known = _known(model)
     scenes = [known.parse(text) for text in texts]
-    return lambda pictures: classifier.accuracy(pictures * 2 - 1, scenes[: len(pictures)], known.asked), []
+    return lambda pictures: reader.accuracy(pictures * 2 - 1, scenes[: len(pictures)], known.asked), []
 
 
 def _known(model: str) -> Reference:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ..report import Report
 
 WARM_UP_STEPS = 2
+# Pipelines name what they return after what it is, images or frames; as a tuple it comes first.
+AS_TENSOR: dict[str, Any] = {"output_type": "pt", "return_dict": False}
 
 
 class Engine(Protocol):
@@ -111,23 +113,21 @@ class PipelineEngine:
         if row.role == "stack" and row.passes:
             return self._stacked(row, prompt, seed)
         with PeakMemory(self.device) as peak:
-            images, seconds = timed(
+            drawn, seconds = timed(
                 lambda: self._plain(self._denoiser(row), prompt, seed, row.steps, is_multistep(row)), self.device
             )
-        return Generation(_picture(images), seconds, ("full",) * row.steps, peak_bytes=peak.bytes)
+        return Generation(_picture(drawn), seconds, ("full",) * row.steps, peak_bytes=peak.bytes)
 
     def _stacked(self, row: Row, prompt: str, seed: int) -> Generation:
         stack = self._stack(row)
         stack.apply()
         try:
             with PeakMemory(self.device) as peak:
-                images, seconds = timed(
-                    lambda: stack(prompt, generator=_noise(seed), output_type="pt").images, self.device
-                )
+                drawn, seconds = timed(lambda: stack(prompt, generator=_noise(seed), **AS_TENSOR)[0], self.device)
             report = stack.report()
             branch = report.steps[0].branch if report.steps else ""
             return Generation(
-                picture=_picture(images),
+                picture=_picture(drawn),
                 seconds=seconds,
                 kinds=tuple(step.kind for step in report.steps if step.branch == branch),
                 density=_density(stack, report),
@@ -146,7 +146,7 @@ class PipelineEngine:
                 install.set_attribute(self.pipe, "transformer", denoiser)
             if multistep:
                 install.set_attribute(self.pipe, "scheduler", self._solver)
-            return self.pipe(prompt, num_inference_steps=steps, generator=_noise(seed), output_type="pt").images
+            return self.pipe(prompt, num_inference_steps=steps, generator=_noise(seed), **AS_TENSOR)[0]
         finally:
             install.rollback()
 
@@ -174,5 +174,5 @@ def _noise(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def _picture(images: torch.Tensor) -> torch.Tensor:
-    return images[0].detach().float().cpu()
+def _picture(drawn: torch.Tensor) -> torch.Tensor:
+    return drawn[0].detach().float().cpu()

@@ -28,7 +28,7 @@ class Work:
     Attributes:
         linears: of the linears inside the blocks.
         attention: of the two products with the attention matrix, dense.
-        rest: of the linears outside the blocks, which run on every step.
+        rest: of what is outside the blocks, which runs on every step.
     """
 
     linears: int
@@ -69,7 +69,7 @@ def counting(denoiser: nn.Module, blocks: Sequence[tuple[str, nn.Module]]) -> It
 def _work(denoiser: nn.Module, rows: dict[int, tuple[nn.Linear, int, int]], inside: set[int]) -> Work:
     batch = max((count for _, _, count in rows.values()), default=1)
     macs = {key: n * linear.in_features * linear.out_features for key, (linear, n, _) in rows.items()}
-    attention = 0
+    attention = outside = 0
     for module in denoiser.modules():
         if isinstance(module, AttentionModuleMixin | Attention):
             named = dict(module.named_children())
@@ -78,9 +78,11 @@ def _work(denoiser: nn.Module, rows: dict[int, tuple[nn.Linear, int, int]], insi
             )
             to_k = named.get("to_k")
             inner = to_k.out_features if isinstance(to_k, nn.Linear) else 0
-            attention += 2 * queries * keys * inner // batch
+            products = 2 * queries * keys * inner // batch
+            attention += products if id(module) in inside else 0
+            outside += 0 if id(module) in inside else products
     linears = sum(value for key, value in macs.items() if key in inside)
-    return Work(linears // batch, attention // batch, (sum(macs.values()) - linears) // batch)
+    return Work(linears // batch, attention // batch, (sum(macs.values()) - linears + outside) // batch)
 
 
 def row_work(work: Work, kinds: Sequence[str], density: float) -> float:

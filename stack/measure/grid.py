@@ -1,4 +1,4 @@
-"""grid.png: one line of pictures per row, the same prompts and seeds below each other."""
+"""grid.png: one line of pictures per row, the same prompts and seeds below each other; of videos, some frames each."""
 
 from __future__ import annotations
 
@@ -64,7 +64,13 @@ def _label(pen: ImageDraw.ImageDraw, row: Mapping[str, Any], y: int) -> None:
 
 
 def to_image(picture: torch.Tensor, size: int | None = None) -> Image.Image:
-    """A (3, H, W) picture in [0, 1] as an RGB image, its longer side scaled to `size` pixels and centred."""
+    """A (3, H, W) picture in [0, 1] as an RGB image, its longer side scaled to `size` pixels and centred.
+
+    Of a video (F, 3, H, W) four frames from its first to its last, line by line.
+    """
+    if picture.ndim == 4:
+        chosen = picture[torch.linspace(0, len(picture) - 1, 4).round().long()]
+        picture = torch.cat([torch.cat(list(pair), -1) for pair in chosen.unflatten(0, (2, 2))], -2)
     values = (picture.nan_to_num().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(values)
     if size is None:

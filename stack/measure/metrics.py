@@ -1,4 +1,7 @@
-"""Quality of pictures against the unaccelerated run. Pictures are float (B, 3, H, W) in [0, 1] throughout."""
+"""Quality of pictures against the unaccelerated run. Pictures are float (B, 3, H, W) in [0, 1] throughout.
+
+Videos (B, F, 3, H, W) stand where pictures do: a video's frames count as so many pictures.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,14 @@ def ssim(pictures: torch.Tensor, reference: torch.Tensor) -> float:
         structural_similarity(
             b.float().permute(1, 2, 0).numpy(), a.float().permute(1, 2, 0).numpy(), channel_axis=2, data_range=1.0
         )
-        for a, b in zip(pictures.nan_to_num(), reference.nan_to_num(), strict=True)
+        for a, b in zip(_frames(pictures.nan_to_num()), _frames(reference.nan_to_num()), strict=True)
     ]
     return float(sum(values) / len(values))
+
+
+def _frames(pictures: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) as it is; (B, F, 3, H, W) as (B * F, 3, H, W)."""
+    return pictures.flatten(0, -4)
 
 
 def picture_warnings(pictures: torch.Tensor, reference: torch.Tensor | None, should_differ: bool) -> list[str]:

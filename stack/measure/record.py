@@ -54,7 +54,7 @@ def build_record(header: Header, measurement: Measurement, work: Work, accuracy:
 
     Args:
         work: of one denoiser call.
-        accuracy: reads pictures (B, 3, H, W) back; None where that is not possible.
+        accuracy: reads pictures (B, 3, H, W) or videos (B, F, 3, H, W) back; None where that is not possible.
     """
     shown = {name: m for name, m in measurement.rows.items() if name != BASE_EAGER and not m.row.same_as}
     rows = {name: _row(m, measurement, work, accuracy) for name, m in shown.items() if m.generations or m.warnings}

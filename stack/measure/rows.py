@@ -37,10 +37,10 @@ class Row:
 
 @dataclass
 class Generation:
-    """One picture of one row, and what making it took.
+    """One picture or video of one row, and what making it took.
 
     Attributes:
-        picture: (3, H, W) float32 on the CPU, in [0, 1].
+        picture: (3, H, W) or (F, 3, H, W) float32 on the CPU, in [0, 1].
         kinds: what each step was: "full", "cached" or "partial".
         density: share of the attention that was computed.
     """
@@ -68,7 +68,7 @@ class Measured:
 
     @property
     def pictures(self) -> torch.Tensor:
-        """(B, 3, H, W), one per prompt done."""
+        """(B, 3, H, W) or (B, F, 3, H, W), one per prompt done."""
         return torch.stack([g.picture for g in self.generations])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -11,22 +10,12 @@ from ..facts import Facts, machine_of
 from .wiring import Wiring
 
 
-def _tokens(pipe: Any, config: Any) -> tuple[int, int]:
-    """Image and text tokens at the pipeline's default size: one image token per 2 x 2 latent pixels."""
-    if "sample_size" in config:  # a model of one size, without text
-        return (config["sample_size"] // config["patch_size"]) ** 2, 0
-    if pipe is None:
-        return 0, 0
-    text = inspect.signature(pipe.__call__).parameters["max_sequence_length"].default
-    return (pipe.default_sample_size // 2) ** 2, text
-
-
 def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Facts:
     """What is known before anything runs."""
     config = denoiser.config
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
     parameter = next(denoiser.parameters())
-    image_tokens, text_tokens = _tokens(pipe, config)
+    image_tokens, text_tokens = wiring.tokens(pipe, config)
     bits = torch.finfo(parameter.dtype).bits if parameter.dtype.is_floating_point else 8
     return Facts(
         family=wiring.family,
@@ -44,6 +33,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         activation_bits=bits,
         quantized_by=_quantizer(denoiser),
         pipeline=pipe is not None,
+        videos=wiring.videos,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,6 +32,19 @@ class CachedModule:
 
 
 @dataclass(frozen=True)
+class Along:
+    """How an argument of a block runs along the tokens.
+
+    Attributes:
+        streams: whose tokens it holds, one stream after the other.
+        axis: of the argument, or of every tensor of it where it is a tuple.
+    """
+
+    streams: tuple[str, ...]
+    axis: int = 0
+
+
+@dataclass(frozen=True)
 class Wiring:
     """A family, as data.
 
@@ -44,9 +58,13 @@ class Wiring:
         modules: what a per-module cache keeps, by block list: the modules whose output it predicts.
         modulation: (block, its arguments) to the first block's modulated input (B, N, D).
         head: (denoiser, output stream behind the blocks, a block's arguments) to the denoiser's output, token by token.
+        tokens: (pipeline or None, configuration of the denoiser) to the tokens of the output stream and of the text, at
+            the pipeline's default size; 0 where unknown.
         batched: other arguments of a block with a leading batch dimension.
-        rotary: the argument that holds rotary tables, each (tokens, head_dim), output stream last; "" where positions
-            are in the tokens themselves.
+        along: arguments with an entry per token, such as masks and rotary tables.
+        same_input: shell wildcards, list by list, of the linears of a block that read the very same tensor.
+        only: what the configuration has to say of these entries for the wiring to be true.
+        videos: whether the output stream's tokens are those of videos, which lie on no square.
         halves: whether a pipeline runs both guidance branches in one call, each in one half of the batch.
         timestep_scale: the denoiser's `timestep` argument divided by this is sigma.
     """
@@ -60,8 +78,12 @@ class Wiring:
     modules: dict[str, tuple[CachedModule, ...]]
     modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
     head: Callable[[Any, torch.Tensor, Mapping[str, Any]], torch.Tensor]
+    tokens: Callable[[Any, Mapping[str, Any]], tuple[int, int]]
     batched: tuple[str, ...] = ("temb",)
-    rotary: str = ""
+    along: Mapping[str, Along] = field(default_factory=dict)
+    same_input: tuple[tuple[str, ...], ...] = ()
+    only: Mapping[str, Any] = field(default_factory=dict)
+    videos: bool = False
     halves: bool = False
     timestep_scale: float = 1.0
 
@@ -83,6 +105,16 @@ class Wiring:
             if any(fnmatch.fnmatchcase(path_in_block, pattern) for pattern in patterns):
                 return role
         return None
+
+
+def _flux_tokens(pipe: Any, config: Mapping[str, Any]) -> tuple[int, int]:
+    """One image token per 2 x 2 latent pixels."""
+    return (0, 0) if pipe is None else ((pipe.default_sample_size // 2) ** 2, _asked(pipe, "max_sequence_length"))
+
+
+def _asked(pipe: Any, name: str) -> int:
+    """What an argument of a pipeline's call is by default."""
+    return inspect.signature(pipe.__call__).parameters[name].default
 
 
 FLUX = Wiring(
@@ -108,7 +140,9 @@ FLUX = Wiring(
     },
     modulation=lambda block, given: block.norm1(given["hidden_states"], emb=given["temb"])[0],
     head=lambda denoiser, tokens, given: denoiser.proj_out(denoiser.norm_out(tokens, given["temb"])),
-    rotary="image_rotary_emb",
+    tokens=_flux_tokens,
+    along={"image_rotary_emb": Along(("text", "image"))},
+    same_input=(("attn.to_[qkv]", "proj_mlp"), ("attn.add_[qkv]_proj",)),
 )
 
 
@@ -137,22 +171,67 @@ DIT = Wiring(
     halves=True,
     modulation=_dit_modulation,
     head=_dit_head,
+    tokens=lambda pipe, config: ((config["sample_size"] // config["patch_size"]) ** 2, 0),
     batched=("timestep", "class_labels"),
     timestep_scale=1000.0,
 )
 
-FAMILIES: dict[str, Wiring] = {wiring.family: wiring for wiring in (FLUX, DIT)}
+
+def _video_tokens(pipe: Any, config: Mapping[str, Any]) -> tuple[int, int]:
+    """One token per patch of latents in space and time; a pipeline over pixels has its size in its configuration."""
+    if pipe is None:
+        return 0, 0
+    arguments = {"frames": "num_frames", "size": "height"}
+    frames, height = (pipe.config.get(own) or _asked(pipe, name) for own, name in arguments.items())
+    width = pipe.config.get("size") or _asked(pipe, "width")
+    latents = (frames - 1) // pipe.vae_scale_factor_temporal + 1
+    patch = pipe.vae_scale_factor_spatial * config["patch_size"]
+    video = latents // config["patch_size_t"] * (height // patch) * (width // patch)
+    return video, _asked(pipe, "max_sequence_length")
+
+
+# FLUX's blocks, but that the text comes last, has no positions, and may be masked.
+HUNYUAN_VIDEO = replace(
+    FLUX,
+    family="hunyuan-video",
+    classes=("HunyuanVideoTransformer3DModel",),
+    streams={"video": "hidden_states", "text": "encoder_hidden_states"},
+    output_stream="video",
+    tokens=_video_tokens,
+    batched=("temb", "attention_mask"),
+    along={
+        "freqs_cis": Along(("video",)),
+        "image_rotary_emb": Along(("video",)),
+        "attention_mask": Along(("video", "text"), axis=-1),
+    },
+    # Its single blocks put the tokens together anew for the attention, behind the back of `proj_mlp`.
+    same_input=(("attn.to_[qkv]",), ("attn.add_[qkv]_proj",)),
+    # With an image as condition, some or all tokens of the first frame have a modulation of their own.
+    only={"image_condition_type": None},
+    videos=True,
+    timestep_scale=1000.0,
+)
+
+FAMILIES: dict[str, Wiring] = {wiring.family: wiring for wiring in (FLUX, DIT, HUNYUAN_VIDEO)}
 
 
 def wiring_of(denoiser: Any) -> Wiring:
     """The wiring of a model.
 
     Raises:
-        StackError: no known family covers its class.
+        StackError: no known family covers its class, or not as it is configured.
     """
     name = type(denoiser).__name__
     for wiring in FAMILIES.values():
         if name in wiring.classes:
+            _refuse_other(denoiser, wiring)
             return wiring
     known = [cls for wiring in FAMILIES.values() for cls in wiring.classes]
     raise StackError(f"cannot accelerate a {name}: expected a diffusers pipeline or one of {', '.join(known)}")
+
+
+def _refuse_other(denoiser: Any, wiring: Wiring) -> None:
+    for entry, wanted in wiring.only.items():
+        if (found := denoiser.config.get(entry)) != wanted:
+            name = type(denoiser).__name__
+            raise StackError(f"cannot accelerate a {name} with {entry}={found!r}: expected {wanted!r}")

@@ -113,6 +113,9 @@ class Cache:
             return [Finding(self.stage, what, fatal=True)]
         if p.site == "fastcache":
             return fastcache.check(p, facts, self.stage)
+        if facts.videos and p.split == "band":
+            what = f"{self.method} splits features on a square grid of tokens"
+            return [Finding(self.stage, what, "a video's tokens lie on none", repair="run without the cache")]
         full = len(self.schedule_for(facts.steps).full_steps(facts.steps))
         if facts.steps < FEWEST_STEPS:
             why = f"{facts.steps} steps leave no history to extrapolate from"
@@ -126,6 +129,9 @@ class Cache:
             return [Finding(self.stage, what, "the bare change is summed; call fit_gate(prompts) for it", note=True)]
         if p.gate:
             return []
+        if facts.videos and p.grid[0]:
+            what = f"{self.method} chooses tokens without its bonus for cells of {p.grid[0]} x {p.grid[0]}"
+            return [Finding(self.stage, what, "a video's tokens lie on no square grid", note=True)]
         if full == facts.steps:
             return [Finding(self.stage, f"0 of {facts.steps} steps would be cached", "interval 1", note=True)]
         if p.full_steps and (changed := differences(p.calibrated_for, facts, DECISIVE)):

@@ -20,8 +20,6 @@ from ..models.wiring import Wiring
 
 # Linears of the text stream, which sees as many rows as the prompt has tokens; paths inside a block.
 TEXT_STREAM = ("attn.add_[qkv]_proj", "attn.to_add_out", "ff_context.net.*")
-# Linears that read the same tensor as the others of their pattern list and block, and so round it once.
-SAME_INPUT = (("attn.to_[qkv]", "proj_mlp"), ("attn.add_[qkv]_proj",))
 # Below this many rows times features, rounding the rows costs what the int8 product gains (AVX2, fp32 = 1: 128 rows of
 # 512 features 1.16, 256 of 192 0.6 to 1.0, 16 of 512 0.6).
 SMALLEST_GAINING_INPUT = 65_536
@@ -98,7 +96,7 @@ def choose_linears(
         kept = _illegal(module, multiple) or _gainless(module, inside, min_features, text_tokens)
         if role is None:
             kept = AMPLIFIES
-        group = next((f"{block}/{i}" for i, patterns in enumerate(SAME_INPUT) if _matches(inside, patterns)), "")
+        group = next((f"{block}/{i}" for i, patterns in enumerate(wiring.same_input) if _matches(inside, patterns)), "")
         choices.append(Choice(path, role, (module.out_features, module.in_features), kept, "" if kept else group))
     return choices
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -23,6 +23,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "second colour": (*COLOURS, NOTHING),
     "second shape": (*SHAPES, NOTHING),
 }
+Answers = Mapping[str, str]  # by question
 SIZE = 32  # pictures are resized to this before they are read
 
 
@@ -71,9 +72,13 @@ class SceneClassifier(ModelMixin, ConfigMixin):
         answers = torch.stack([logits.argmax(1) for logits in self(pictures)], 1).tolist()
         return [{name: values[i] for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)} for row in answers]
 
-    def accuracy(self, pictures: torch.Tensor, scenes: list[Scene], questions: Iterable[str] = ATTRIBUTES) -> float:
+    def accuracy(self, pictures: torch.Tensor, scenes: Sequence[Scene], questions: Iterable[str] = ATTRIBUTES) -> float:
         """Share of right answers to these questions, over all pictures (B, 3, H, W) in [-1, 1]. In [0, 1]."""
-        seen = self.read(pictures)
-        answers = [asked(scene) for scene in scenes]
-        found = [a[name] == b[name] for a, b in zip(seen, answers, strict=True) for name in questions]
-        return sum(found) / len(found)
+        return share_right(self.read(pictures), [asked(scene) for scene in scenes], questions)
+
+
+def share_right(seen: Sequence[Answers], answers: Sequence[Answers], questions: Iterable[str]) -> float:
+    """Share of what was seen that agrees with the right answers, over all questions. In [0, 1]."""
+    names = list(questions)
+    found = [a[name] == b[name] for a, b in zip(seen, answers, strict=True) for name in names]
+    return sum(found) / len(found)

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from ..errors import StackError, choose
 from .classes import class_words, parse_class, sample_class
-from .classifier import ATTRIBUTES, SceneClassifier
+from .classifier import ATTRIBUTES, Answers, SceneClassifier
+from .classifier import asked as answers_of_scene
+from .clip_reader import ClipReader, clip_answers
+from .clips import Clip, parse_clip, sample_clip
 from .dit_pipeline import ShapesDiTPipeline
 from .pipeline import ShapesFluxPipeline
 from .scenes import Scene, parse, sample
+from .video_pipeline import ShapesVideoPipeline
+
+
+class Reader(Protocol):
+    """Names what pictures (B, 3, H, W) or videos (B, F, 3, H, W) in [-1, 1] show."""
+
+    def read(self, pictures: torch.Tensor, /) -> list[dict[str, str]]:
+        """What each one shows, by question."""
+        ...
+
+    def accuracy(self, pictures: torch.Tensor, scenes: Any, questions: Iterable[str], /) -> float:
+        """Share of right answers to these questions about the scenes that were asked for. In [0, 1]."""
+        ...
+
+
+def _itself(pictures: SceneClassifier) -> Reader:
+    return pictures
 
 
 @dataclass(frozen=True)
@@ -31,15 +51,19 @@ class Reference:
         parse: the scene that words ask for; a ValueError says which words it knows.
         example: a prompt, for where none is given.
         asked: the questions whose answers those words give; the rest of the scene is the model's own choice.
+        answers: the right answer to every question about a scene.
+        reader: what names the scenes in pictures or videos, made of the reader of pictures.
     """
 
     description: str
     pipeline: Any
-    sample: Callable[[random.Random], Scene]
-    prompt: Callable[[Scene], str]
-    parse: Callable[[str], Scene]
+    sample: Callable[[random.Random], Any]
+    prompt: Callable[[Any], str]
+    parse: Callable[[str], Any]
     example: str
     asked: tuple[str, ...]
+    answers: Callable[[Any], Answers] = answers_of_scene
+    reader: Callable[[SceneClassifier], Reader] = _itself
 
 
 REFERENCES = {
@@ -60,6 +84,20 @@ REFERENCES = {
         parse=parse_class,
         example="a red ring",
         asked=("colour", "shape"),
+    ),
+    "shapes-video": Reference(
+        description=(
+            "HunyuanVideoTransformer3DModel on drawn clips: rectified flow, captions, "
+            "8 frames of 32 x 32 pixels, 1,024 tokens"
+        ),
+        pipeline=ShapesVideoPipeline,
+        sample=sample_clip,
+        prompt=Clip.caption,
+        parse=parse_clip,
+        example="a red ring moving left on a white background",
+        asked=("colour", "shape", "background", "direction"),
+        answers=clip_answers,
+        reader=ClipReader,
     ),
 }
 
@@ -97,6 +135,15 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
     return pipe
 
 
+def load_reader(name: str) -> Reader:
+    """What names the pictures or videos of a reference model.
+
+    Raises:
+        StackError: unknown name.
+    """
+    return reference(name).reader(load_classifier())
+
+
 def load_classifier() -> SceneClassifier:
-    """The reader that names what a picture shows, on the CPU in fp32."""
+    """The net that names what a picture shows, on the CPU in fp32."""
     return SceneClassifier.from_pretrained(weights_folder() / "reader").eval()

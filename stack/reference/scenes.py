@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,8 @@ BACKGROUNDS = {
     "navy": (0.08, 0.10, 0.30),
 }
 DEFAULT_BACKGROUND = "black"
+
+RADIUS = 0.215  # of a shape, in canvas units
 
 # Where a lone shape may stand, and how two shapes may stand to each other: centres in canvas units, (x, y) each.
 PLACES = {
@@ -127,15 +130,33 @@ def draw(scenes: list[Scene], size: int, rng: random.Random | None = None) -> to
     Returns:
         (B, 3, size, size) float32 in [-1, 1].
     """
-    jitter = (lambda width: rng.uniform(-width, width)) if rng else (lambda width: 0.0)
-    axis = (torch.arange(size, dtype=torch.float32) + 0.5) / size
-    yy, xx = torch.meshgrid(axis, axis, indexing="ij")
+    jitter = jitter_of(rng)
     pictures = torch.empty(len(scenes), 3, size, size)
     for picture, scene in zip(pictures, scenes, strict=True):
         picture[:] = torch.tensor(BACKGROUNDS[scene.background])[:, None, None]
-        for (colour, shape), (cx, cy) in zip(scene.items, LAYOUTS[scene.layout], strict=True):
-            radius = 0.215 * (1 + jitter(0.12))
-            x, y = (xx - cx - jitter(0.035)) / radius, (yy - cy - jitter(0.035)) / radius
-            cover = (0.5 - _distance(shape, x, y) * radius * size).clamp(0, 1)
-            picture += cover * (torch.tensor(COLOURS[colour])[:, None, None] - picture)
+        for (colour, shape), (x, y) in zip(scene.items, LAYOUTS[scene.layout], strict=True):
+            radius = RADIUS * (1 + jitter(0.12))
+            centre = torch.tensor((x + jitter(0.035), y + jitter(0.035)))
+            paint(picture, colour, shape, centre, radius)
     return pictures * 2 - 1
+
+
+def jitter_of(rng: random.Random | None) -> Callable[[float], float]:
+    """Random numbers in [-width, width]; always 0 without a source of them."""
+    return (lambda width: rng.uniform(-width, width)) if rng else (lambda width: 0.0)
+
+
+def paint(canvas: torch.Tensor, colour: str, shape: str, centre: torch.Tensor, radius: float) -> None:
+    """Paint a shape with soft edges onto what is there, in place.
+
+    Args:
+        canvas: (..., 3, size, size) in [0, 1].
+        centre: (..., 2), x and y in canvas units; one for each picture.
+        radius: in canvas units.
+    """
+    size = canvas.shape[-1]
+    axis = (torch.arange(size, dtype=torch.float32) + 0.5) / size
+    yy, xx = torch.meshgrid(axis, axis, indexing="ij")
+    cx, cy = centre[..., None, None].unbind(-3)
+    cover = (0.5 - _distance(shape, (xx - cx) / radius, (yy - cy) / radius) * radius * size).clamp(0, 1)
+    canvas += cover.unsqueeze(-3) * (torch.tensor(COLOURS[colour])[:, None, None] - canvas)

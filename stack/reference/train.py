@@ -15,13 +15,13 @@ import typer
 from rich.console import Console
 
 from .evaluate import scores
-from .load import load_classifier, reference, weights_folder
-from .training import diffusion, flow
+from .load import load_reader, reference, weights_folder
+from .training import diffusion, flow, video
 from .training.loop import Trainer
 from .training.reader import held_out_accuracy, train_reader
-from .training.task import Task
+from .training.task import Stage, Task
 
-TASKS: dict[str, Task[Any]] = {"shapes-flux": flow.TASK, "shapes-dit": diffusion.TASK}
+TASKS: dict[str, Task[Any]] = {"shapes-flux": flow.TASK, "shapes-dit": diffusion.TASK, "shapes-video": video.TASK}
 READER = "reader"  # also the name of its folder
 READER_BAR = 0.98
 
@@ -39,16 +39,16 @@ def write_reader(folder: Path) -> None:
     reader.to(torch.bfloat16).save_pretrained(folder)
 
 
-def pipeline_of(trainer: Trainer, size: int) -> Any:
-    """The averaged weights as a pipeline at a resolution."""
-    pipe = trainer.task.pipeline(trainer.average, size)
+def pipeline_of(trainer: Trainer, stage: Stage) -> Any:
+    """The averaged weights as a pipeline at the size of a stage."""
+    pipe = trainer.task.pipeline(trainer.average, stage)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def export(trainer: Trainer, folder: Path) -> None:
     """Write the averaged weights in bf16 as a diffusers folder, at the size of the last stage."""
-    pipe = pipeline_of(trainer, trainer.task.stages[-1].size)
+    pipe = pipeline_of(trainer, trainer.task.stages[-1])
     pipe.save_pretrained(folder)
     type(pipe).from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
 
@@ -61,13 +61,13 @@ def let_signals_save() -> None:
 
 def train(model: str, folder: Path, device: str, compiled: bool) -> Trainer:
     """Train a model to the end of its last stage; every stage ends with a score in the log."""
-    task, reader = TASKS[model], load_classifier()
+    task, reader = TASKS[model], load_reader(model)
     trainer = Trainer(task, folder, device, compiled)
 
     def score(number: int) -> None:
         stage = task.stages[number]
-        found = scores(pipeline_of(trainer, stage.size), reader, reference(model), prompts=32, steps=25)
-        trainer.log(size=stage.size, accuracy=round(found["accuracy"], 4))
+        found = scores(pipeline_of(trainer, stage), reader, reference(model), prompts=32, steps=25)
+        trainer.log(size=stage.size, frames=stage.frames, **{name: round(share, 4) for name, share in found.items()})
         Console().print(f"stage {number} ({stage.tokens} tokens): accuracy {found['accuracy']:.3f}")
 
     trainer.run(score)

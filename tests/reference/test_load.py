@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from stack import StackError
-from stack.reference.classifier import ATTRIBUTES, asked
+from stack.reference.classifier import ATTRIBUTES
+from stack.reference.clips import Clip
 from stack.reference.evaluate import held_out_scenes
 from stack.reference.load import REFERENCES, load, load_classifier, reference
 from stack.reference.scenes import draw
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(StackError, match="unknown reference model 'shapes': expected one of shapes-dit, shapes-flux"):
+    with pytest.raises(
+        StackError, match="unknown reference model 'shapes': expected one of shapes-dit, shapes-flux, shapes-video"
+    ):
         load("shapes")
 
 
@@ -21,8 +24,8 @@ def test_unknown_names() -> None:
 def test_a_prompt_asks_for_what_it_is_scored_on(name: str) -> None:
     model, rng = reference(name), random.Random(3)
     for scene in (model.sample(rng) for _ in range(100)):
-        read = asked(model.parse(model.prompt(scene)))
-        assert [read[question] for question in model.asked] == [asked(scene)[question] for question in model.asked]
+        read, told = model.answers(model.parse(model.prompt(scene))), model.answers(scene)
+        assert [read[question] for question in model.asked] == [told[question] for question in model.asked]
     assert model.prompt(model.parse(model.example)).startswith(model.example)
 
 
@@ -30,7 +33,8 @@ def test_a_prompt_asks_for_what_it_is_scored_on(name: str) -> None:
 def test_held_out_scenes_are_always_the_same_and_of_the_models_kind(name: str) -> None:
     scenes = held_out_scenes(64, reference(name).sample)
     assert scenes[:8] == held_out_scenes(8, reference(name).sample)
-    assert {len(scene.items) for scene in scenes} == ({1, 2} if name == "shapes-flux" else {1})
+    kinds = {type(scene) if isinstance(scene, Clip) else len(scene.items) for scene in scenes}
+    assert kinds == {"shapes-flux": {1, 2}, "shapes-dit": {1}, "shapes-video": {Clip}}[name]
 
 
 def test_accuracy_counts_the_questions_asked() -> None:

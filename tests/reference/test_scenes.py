@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.reference.prompt import TEXT_TOKENS, tokenize
+from stack.reference.prompt import STILLS, tokenize
 from stack.reference.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene, draw, parse, sample
 
 
@@ -15,7 +15,7 @@ from stack.reference.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene, draw, pa
 def test_captions_read_back_as_their_scene(seed: int) -> None:
     scene = sample(random.Random(seed))
     assert parse(scene.caption()) == scene
-    assert tokenize([scene.caption()]).shape == (1, TEXT_TOKENS)
+    assert tokenize([scene.caption()]).shape == (1, STILLS.length)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from stack.reference.classes import NULL
-from stack.reference.training import diffusion, flow
+from stack.reference.training import diffusion, flow, video
 from stack.reference.training.loop import Trainer, learning_rate
 from stack.reference.training.task import Stage, Task
 
@@ -37,7 +37,7 @@ def loss(learner: Line, stage: Stage, rng: random.Random) -> torch.Tensor:
     return (learner.transformer(x)[:, 0] - x.sum(1)).square().mean()
 
 
-TASK = Task(STAGES, new_line, loss, lambda learner, size: (learner, size))
+TASK = Task(STAGES, new_line, loss, lambda learner, stage: (learner, stage))
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
@@ -89,7 +89,7 @@ def test_the_learning_rate_warms_up_and_ends_at_a_tenth() -> None:
 
 
 def test_blocks_compile_in_place_under_their_own_names(tmp_path: Path) -> None:
-    for task in (flow.TASK, diffusion.TASK):
+    for task in (flow.TASK, diffusion.TASK, video.TASK):
         plain = task.new_learner()
         trainer = Trainer(task, tmp_path / type(plain).__name__, "cpu", compiled=True)
         assert list(trainer.learner.state_dict()) == list(plain.state_dict())
@@ -121,5 +121,5 @@ def test_a_few_updates_of_the_dit_lower_its_loss(tmp_path: Path) -> None:
     trainer = Trainer(task, tmp_path, "cpu", compiled=False)
     losses = [trainer.update(stage) for _ in range(30)]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-    pipe = task.pipeline(trainer.average, 8)
+    pipe = task.pipeline(trainer.average, stage)
     assert pipe("a red ring", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 8, 8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,7 +71,7 @@ class BlockCall:
         """
         arguments = dict(self.given.arguments)
         if tokens is not None:
-            arguments |= self._positions(arguments, tokens)
+            arguments |= self._cut(arguments, tokens)
         for name in self.wiring.batched if rows is not None else ():
             if isinstance(arguments.get(name), torch.Tensor):
                 arguments[name] = arguments[name][list(rows or ())]
@@ -80,24 +80,43 @@ class BlockCall:
         bound = inspect.BoundArguments(self.given.signature, arguments)
         return self.read(self.inner(*bound.args, **bound.kwargs))
 
-    def _positions(self, arguments: dict[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
-        """The rotary tables of the tokens that are left: all of the other streams, some of the output stream."""
-        name = self.wiring.rotary
-        if arguments.get(name) is None:
-            return {}
-        before = sum(t.shape[1] for stream, t in self.streams.items() if stream != self.wiring.output_stream)
-        keep = torch.cat([torch.arange(before, device=tokens.device), before + tokens])
-        return {name: tuple(table[keep] for table in arguments[name])}
+    def _cut(self, arguments: dict[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
+        """The arguments that run along the tokens, for the tokens that are left: some of the output stream's."""
+        cut = {}
+        for name, along in self.wiring.along.items():
+            if arguments.get(name) is not None:
+                left = self._left(along.streams, tokens)
+                cut[name] = returned(tensor.index_select(along.axis, left) for tensor in several(arguments[name]))
+        return cut
+
+    def _left(self, streams: Sequence[str], tokens: torch.Tensor) -> torch.Tensor:
+        """Places of the tokens that are left, where these streams lie one after the other."""
+        places, start, whole = [], 0, self.streams
+        for name in streams:
+            count = whole[name].shape[1] if name in whole else 0
+            left = tokens if name == self.wiring.output_stream else torch.arange(count, device=tokens.device)
+            places.append(start + left)
+            start += count
+        return torch.cat(places)
 
     def read(self, result: Any) -> Streams:
         """A block's return value by stream."""
-        values = result if isinstance(result, tuple) else (result,)
-        return dict(zip(self.streams, values, strict=True))
+        return dict(zip(self.streams, several(result), strict=True))
 
     def answer(self, streams: Streams) -> Any:
         """Streams as this block would return them."""
-        values = tuple(streams[name] for name in self.streams)
-        return values if len(values) > 1 else values[0]
+        return returned(streams[name] for name in self.streams)
+
+
+def several(result: Any) -> tuple[Any, ...]:
+    """What a module returns, or is given, as a tuple."""
+    return result if isinstance(result, tuple) else (result,)
+
+
+def returned(values: Iterable[Any]) -> Any:
+    """The inverse of `several`: a single value stands for itself."""
+    given = tuple(values)
+    return given if len(given) > 1 else given[0]
 
 
 def take(streams: Streams, rows: Sequence[int]) -> Streams:

@@ -42,7 +42,7 @@ class Chooser:
 
     def __init__(self, controller: CacheController, policy: Policy, head_dim: int, halves: bool):
         self.controller, self.policy, self.head_dim, self.halves = controller, policy, head_dim, halves
-        self.grid_tokens = 0  # tokens of the stream that lies on the picture's grid
+        self.grid_tokens = 0  # tokens of the stream that lies on a picture's grid; 0 where none does
         self._at: tuple[int, int] = (-1, -1)  # request and step of the rows that are kept
 
     @property

@@ -13,7 +13,7 @@ from ...errors import StackError
 from ...install import Installer
 from ...models.wiring import CachedModule, Wiring
 from ..controller import CacheController
-from .calls import BlockCall, Streams, before_blocks
+from .calls import BlockCall, Streams, before_blocks, returned, several
 
 
 class _Decided:
@@ -100,10 +100,9 @@ class EachModule(_Decided):
             cells = controller.cells
             if self.skip:
                 parts = [k for k in (f"{key}/{i}" for i in range(2)) if k in cells[0].predictors]
-                values = tuple(controller.predict(part, cells) for part in parts)
-                return values if len(values) > 1 else values[0]
+                return returned(controller.predict(part, cells) for part in parts)
             result = inner(*args, **kwargs)
-            for i, value in enumerate(result if isinstance(result, tuple) else (result,)):
+            for i, value in enumerate(several(result)):
                 controller.store(f"{key}/{i}", value, cells)
             return result
 
@@ -111,14 +110,14 @@ class EachModule(_Decided):
 
     def _spared(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         """A module nobody listens to on a cached step: memory of the right shape, never read."""
-        shape: list[int] = []
+        shapes: list[torch.Size] = []
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.skip:
                 given = next(x for x in [*args, *kwargs.values()] if isinstance(x, torch.Tensor))
-                return given.new_empty(shape)
+                return returned(given.new_empty(shape) for shape in shapes)
             out = inner(*args, **kwargs)
-            shape[:] = out.shape
+            shapes[:] = [value.shape for value in several(out)]
             return out
 
         return forward

@@ -11,6 +11,7 @@ import torch
 from ...models.wiring import CachedModule
 from ..controller import CacheController
 from ..selection import gather, scatter
+from .calls import returned, several
 from .chooser import Chooser, Place
 
 Forward = Callable[..., Any]
@@ -57,10 +58,9 @@ class Modules:
         def forward(*args: Any, **kwargs: Any) -> Any:
             kept = self._kept
             if self.conservative:
-                parts = tuple(kept[name] for name in (f"{key}/{i}" for i in range(3)) if name in kept)
-                return parts if len(parts) > 1 else parts[0]
+                return returned(kept[name] for name in (f"{key}/{i}" for i in range(3)) if name in kept)
             result = inner(*args, **kwargs)
-            for i, value in enumerate(result if isinstance(result, tuple) else (result,)):
+            for i, value in enumerate(several(result)):
                 kept[f"{key}/{i}"] = value
             return result
 
@@ -98,10 +98,15 @@ class Modules:
         """Attention that feeds a narrowed module: the chosen tokens of what is kept."""
         reused = self._reused(inner, f"{place.key}/attention")
 
-        def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        def forward(*args: Any, **kwargs: Any) -> Any:
             value = reused(*args, **kwargs)
             rows = self.chooser.rows(place, self._kept[place.key]) if self.conservative else None
-            return value if rows is None else gather(value, rows)
+            if rows is None:
+                return value
+            # Attention that answers stream by stream is joined again by its block, in this order.
+            first, *others = several(value)
+            some = gather(torch.cat([first, *others], 1) if others else first, rows)
+            return returned((some, *(other[:, :0] for other in others)))
 
         return forward
 

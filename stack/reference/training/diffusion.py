@@ -12,6 +12,7 @@ from ..classes import NULL, label_of, sample_class
 from ..dit_pipeline import ShapesDiTPipeline
 from ..scenes import draw
 from ..shapes_dit import STAGES, new_scheduler, new_transformer
+from .levels import stratified_normal
 from .task import Stage, Task
 
 DROPPED = 0.1  # share of the pictures whose class is hidden, which is how the unguided branch is learned
@@ -53,17 +54,16 @@ def velocity_loss(learner: DiTLearner, stage: Stage, rng: random.Random) -> torc
     clean = draw(scenes, stage.size, rng).to(device)
     labels = torch.tensor([label_of(scene) for scene in scenes], device=device)
     labels = labels.where(torch.rand(count, device=device) >= DROPPED, NULL)
-    shares = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
-    timesteps = (torch.sigmoid(torch.special.ndtri(shares)) * steps).long().clamp(max=steps - 1)
+    timesteps = (torch.sigmoid(stratified_normal(count, device)) * steps).long().clamp(max=steps - 1)
     noise = torch.randn_like(clean)
     noisy = learner.scheduler.add_noise(clean, noise, timesteps)
     velocity = learner.transformer(noisy, timestep=timesteps, class_labels=labels, return_dict=False)[0]
     return (velocity.float() - learner.scheduler.get_velocity(clean, noise, timesteps)).square().mean()
 
 
-def pipeline(learner: DiTLearner, size: int) -> ShapesDiTPipeline:
-    """The learner's weights as a pipeline that draws at `size` pixels."""
-    return ShapesDiTPipeline(learner.transformer, learner.scheduler, size=size)
+def pipeline(learner: DiTLearner, stage: Stage) -> ShapesDiTPipeline:
+    """The learner's weights as a pipeline that draws at a stage's size."""
+    return ShapesDiTPipeline(learner.transformer, learner.scheduler, size=stage.size)
 
 
 TASK = Task(STAGES, new_learner, velocity_loss, pipeline)

@@ -13,6 +13,7 @@ from ..pipeline import PATCH, ShapesFluxPipeline, image_ids, patchify
 from ..prompt import PromptEncoder, tokenize_scenes
 from ..scenes import draw, sample
 from ..shapes_flux import SCHEDULE, STAGES, new_prompt_encoder, new_scheduler, new_transformer
+from .levels import noised, shifted_sigmas
 from .task import Stage, Task
 
 
@@ -40,20 +41,15 @@ def shift_at(tokens: int) -> float:
 
 
 def flow_loss(learner: FlowLearner, stage: Stage, rng: random.Random) -> torch.Tensor:
-    """Mean squared error of the predicted velocity (noise - picture) on one fresh batch.
-
-    Sigmas are logit-normal (Esser et al. 2024, section 3.1), shifted like the sampling schedule.
-    """
+    """Mean squared error of the predicted velocity (noise - picture) on one fresh batch."""
     device = learner.transformer.device
     scenes = [sample(rng) for _ in range(stage.batch)]
     clean, positions = _window(draw(scenes, stage.size, rng), stage, rng)
     clean = patchify(clean).to(device)
     embeds, pooled = learner.prompt_encoder(tokenize_scenes(scenes).to(device))
     shift = shift_at(stage.tokens)
-    unshifted = torch.sigmoid(torch.randn(stage.batch, device=device))
-    sigma = shift * unshifted / (1 + (shift - 1) * unshifted)
-    noise = torch.randn_like(clean)
-    noisy = torch.lerp(clean, noise, sigma[:, None, None])
+    sigma = shifted_sigmas(torch.randn(stage.batch, device=device), shift)
+    noisy, target = noised(clean, sigma)
     velocity = learner.transformer(
         hidden_states=noisy,
         encoder_hidden_states=embeds,
@@ -63,7 +59,7 @@ def flow_loss(learner: FlowLearner, stage: Stage, rng: random.Random) -> torch.T
         txt_ids=torch.zeros(embeds.shape[1], 3, device=device),
         return_dict=False,
     )[0]
-    return (velocity.float() - (noise - clean)).square().mean()
+    return (velocity.float() - target).square().mean()
 
 
 def _window(pictures: torch.Tensor, stage: Stage, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,9 +71,10 @@ def _window(pictures: torch.Tensor, stage: Stage, rng: random.Random) -> tuple[t
     return pictures[..., rows, columns], ids.reshape(-1, 3)
 
 
-def pipeline(learner: FlowLearner, size: int) -> ShapesFluxPipeline:
-    """The learner's weights as a pipeline that draws at `size` pixels."""
-    return ShapesFluxPipeline(new_scheduler(), learner.transformer.eval(), learner.prompt_encoder.eval(), size=size)
+def pipeline(learner: FlowLearner, stage: Stage) -> ShapesFluxPipeline:
+    """The learner's weights as a pipeline that draws at a stage's size."""
+    model, encoder = learner.transformer.eval(), learner.prompt_encoder.eval()
+    return ShapesFluxPipeline(new_scheduler(), model, encoder, size=stage.size)
 
 
 TASK = Task(STAGES, new_learner, flow_loss, pipeline)

@@ -113,7 +113,7 @@ class Trainer:
             if len(losses) == 25:
                 mean = sum(losses) / len(losses)
                 bar.update(shown, completed=self.progress.samples, loss=f"{mean:.4f}")
-                self.log(size=stage.size, loss=round(mean, 5))
+                self.log(size=stage.size, frames=stage.frames, loss=round(mean, 5))
                 losses.clear()
             if time.monotonic() - saved > SAVE_EVERY_S:
                 self.save()

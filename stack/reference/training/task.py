@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Stage:
         lr: peak learning rate.
         crop: side in pixels of the part of the canvas that is trained on; 0 is all of it. Tokens keep their positions
             and the noise of the whole canvas, so a crop teaches fine detail at a fraction of the cost.
+        frames: of a video; 1 is a picture.
     """
 
     size: int
@@ -31,11 +33,12 @@ class Stage:
     samples: int
     lr: float
     crop: int = 0
+    frames: int = 1
 
     @property
     def tokens(self) -> int:
-        """Image tokens of the whole canvas, one per 2 x 2 pixels."""
-        return (self.size // 2) ** 2
+        """Tokens of the whole canvas, one per 2 x 2 pixels; in videos, of two frames."""
+        return math.ceil(self.frames / 2) * (self.size // 2) ** 2
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,10 @@ class Task(Generic[Learner]):
         stages: in the order they run.
         new_learner: everything that is trained, untrained; its `transformer` is the denoiser.
         loss: of one fresh batch of a stage; the random numbers say which scenes are drawn.
-        pipeline: the learner's weights as a diffusers pipeline that draws at a size in pixels.
+        pipeline: the learner's weights as a diffusers pipeline that draws at a stage's size.
     """
 
     stages: tuple[Stage, ...]
     new_learner: Callable[[], Learner]
     loss: Callable[[Learner, Stage, random.Random], torch.Tensor]
-    pipeline: Callable[[Learner, int], Any]
+    pipeline: Callable[[Learner, Stage], Any]

@@ -1,0 +1,213 @@
+"""The HunyuanVideo family: every preset runs on it, masks and positions are cut with the tokens, and all comes off."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+
+import pytest
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+
+from stack import Stack
+from stack.caching.policy import PRESETS
+from stack.caching.sites.calls import BlockCall
+from stack.caching.trajectory import Recorder, Trajectory
+from stack.errors import StackError
+from stack.models.facts import facts_of
+from stack.models.wiring import HUNYUAN_VIDEO, wiring_of
+from stack.quant.native import Int8Linear
+from stack.reference.shapes_video import TRANSFORMER, new_prompt_encoder, new_scheduler
+from stack.reference.video_pipeline import ShapesVideoPipeline
+
+STEPS = 14
+PROMPTS = ("a red ring moving left", "a blue star moving down on a white background")
+VIDEO, TEXT, SIZE, FRAMES = 32, 9, 16, 4  # 2 x 4 x 4 video tokens of 2 x 4 x 4 pixels, and nine words
+# These ask for a fitting run first, or for a square grid of tokens.
+OTHERS = [name for name in PRESETS if name.startswith("fastcache") or name in ("magcache", "freqca")]
+
+
+def tiny_denoiser(**other: object) -> HunyuanVideoTransformer3DModel:
+    torch.manual_seed(0)
+    config = {**TRANSFORMER, "num_attention_heads": 2, "attention_head_dim": 32, "rope_axes_dim": (8, 12, 12)}
+    small = {"num_layers": 2, "num_single_layers": 2, "patch_size": 4}
+    return HunyuanVideoTransformer3DModel(**{**config, **small, **other}).eval()
+
+
+def tiny() -> ShapesVideoPipeline:
+    denoiser = tiny_denoiser()
+    pipe = ShapesVideoPipeline(new_scheduler(), denoiser, new_prompt_encoder().eval(), size=SIZE, frames=FRAMES)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(run: object, prompts: tuple[str, ...] = PROMPTS, **kwargs: object) -> torch.Tensor:
+    assert callable(run)
+    generators = [torch.Generator().manual_seed(len(prompt)) for prompt in prompts]
+    given = {"num_inference_steps": STEPS, "output_type": "latent", **kwargs}
+    return run(list(prompts), generator=generators, **given).frames
+
+
+@pytest.mark.parametrize("method", [name for name in PRESETS if name not in OTHERS])
+def test_every_preset_runs_and_comes_off(method: str) -> None:
+    pipe = tiny()
+    before = draw(pipe)
+    stack = Stack(pipe, steps=STEPS).cache(method)
+    during = draw(stack)
+    kinds = [step.kind for step in stack.report().steps]
+    assert len(kinds) == STEPS and kinds[0] == "full"
+    assert (kinds.count("full") == STEPS) == torch.equal(during, before)
+    assert torch.isfinite(during).all() and (during - before).abs().mean() < 0.2 * before.abs().mean()
+    stack.undo()
+    assert torch.equal(draw(pipe), before)
+
+
+@pytest.mark.parametrize("method", ["svd", "taylorseer", "svd-blocks", "pab", "duca"])
+def test_without_a_cached_step_nothing_changes(method: str) -> None:
+    pipe = tiny()
+    before = draw(pipe)
+    with Stack(pipe, steps=STEPS).cache(method, interval=1) as stack:
+        assert torch.equal(draw(stack), before)
+        assert {step.kind for step in stack.report().steps} == {"full"}
+
+
+@pytest.mark.parametrize("method", ["svd", "taylorseer", "svd-blocks", "teacache", "speca", "dbcache-taylor", "duca"])
+def test_batched_equals_one_by_one(method: str) -> None:
+    """Gates decide for every sample, so a batch may run some of its rows only, masks included."""
+    stack = Stack(tiny(), steps=STEPS).cache(method)
+    together = draw(stack)
+    for i, prompt in enumerate(PROMPTS):
+        torch.testing.assert_close(draw(stack, (prompt,)), together[i : i + 1], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["fastcache", "fastcache-tokens", "fastcache-merge"])
+def test_fastcache_runs_some_of_the_tokens(method: str) -> None:
+    pipe = tiny()
+    before = draw(pipe)
+    stack = Stack(pipe, steps=STEPS).cache(method, moving=1.0)
+    stack.fit_maps(PROMPTS, progress=False)
+    during = draw(stack)
+    assert stack.report().passes["cache"]["block_share"] < 0.95
+    assert 0 < (during - before).abs().mean() < 0.2 * before.abs().mean()
+    stack.undo()
+    assert torch.equal(draw(pipe), before)
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_a_block_given_some_tokens_cuts_positions_and_mask(index: int) -> None:
+    """Without its attention to others a token's output depends on itself and the text, wherever it is in the list."""
+    _, block = HUNYUAN_VIDEO.blocks(tiny_denoiser())[index]
+    video, text, temb = torch.randn(2, VIDEO, 64), torch.randn(2, TEXT, 64), torch.randn(2, 64)
+    seen = torch.ones(2, 1, 1, VIDEO + TEXT, dtype=torch.bool)
+    seen[0, ..., -3:] = False  # the first caption is shorter
+    angles = torch.rand(VIDEO, 32)
+    tables = angles.cos(), angles.sin()
+    tokens = torch.tensor([3, 8, 30])
+    only = torch.zeros_like(seen)
+    only[..., tokens], only[..., VIDEO:] = True, seen[..., VIDEO:]
+    signature = inspect.signature(block.forward)
+    with torch.no_grad():
+        hidden, words = block(video, text, temb, only, tables)
+        given = signature.bind(video, text, temb, seen, tables, None, 16)
+        call = BlockCall(block, block.forward, given, HUNYUAN_VIDEO)
+        some = call.run({"video": video[:, tokens], "text": text}, tokens=tokens)
+        rows = call.run({"video": video[1:, tokens], "text": text[1:]}, [1], tokens)
+    torch.testing.assert_close(some["video"], hidden[:, tokens], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(some["text"], words, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(rows["video"], hidden[1:, tokens], atol=1e-5, rtol=1e-4)
+
+
+def test_head_is_the_models_own() -> None:
+    pipe, outputs = tiny(), []
+    pipe.transformer.register_forward_hook(lambda module, args, out: outputs.append(out[0]))
+    trajectory = Trajectory()
+    with Stack(pipe, steps=STEPS).cache("svd").replace(Recorder(trajectory)) as stack:
+        draw(stack)
+    places = (torch.arange(VIDEO) * 7919) % VIDEO
+    assert len(outputs) == STEPS
+    for feature, head, output in zip(trajectory.features, trajectory.heads, outputs, strict=True):
+        patches = output.reshape(2, 3, 2, 2, 4, 4, 4, 4).permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(2, VIDEO, 96)
+        torch.testing.assert_close(head(feature), patches[:, places], rtol=1e-4, atol=1e-5)
+
+
+def test_a_longer_caption_in_the_batch_changes_nothing_of_a_masked_one() -> None:
+    """Padding that the mask hides stays hidden on cached steps."""
+    denoiser = tiny_denoiser()
+    text = torch.randn(1, TEXT, 64)
+    mask = torch.tensor([[1.0] * 5 + [0.0] * 4])
+    other = text.clone()
+    other[:, 5:] = 7.0
+    with Stack(denoiser, steps=STEPS).cache("taylorseer") as stack, torch.no_grad():
+        finals = []
+        for words in (text, other):
+            video = torch.randn(1, 3, FRAMES, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+            for step in range(STEPS):
+                video = (
+                    video
+                    - stack(
+                        hidden_states=video,
+                        timestep=torch.tensor([1000.0 * (1 - step / STEPS)]),
+                        encoder_hidden_states=words,
+                        encoder_attention_mask=mask,
+                        pooled_projections=torch.ones(1, 128),
+                        return_dict=False,
+                    )[0]
+                    / STEPS
+                )
+            finals.append(video)
+        assert any(step.kind == "cached" for step in stack.report().steps)
+    torch.testing.assert_close(*finals, atol=1e-5, rtol=0)
+
+
+def test_facts() -> None:
+    pipe = tiny()
+    facts = facts_of(pipe.transformer, wiring_of(pipe.transformer), pipe, 50)
+    assert (facts.image_tokens, facts.text_tokens, facts.blocks, facts.width) == (VIDEO, TEXT, 4, 64)
+    assert facts.family == "hunyuan-video" and facts.videos and facts.guidance == "none"
+    assert facts_of(pipe.transformer, HUNYUAN_VIDEO, None, 50).tokens == 0
+
+
+@pytest.mark.parametrize("condition", ["latent_concat", "token_replace"])
+def test_image_conditions_are_refused(condition: str) -> None:
+    with pytest.raises(StackError, match=f"image_condition_type='{condition}': expected None"):
+        Stack(tiny_denoiser(image_condition_type=condition))
+
+
+def test_what_needs_a_square_or_flux_attention_is_left_out_by_name() -> None:
+    stack = Stack(tiny(), steps=STEPS).sparse_attn().cache("freqca")
+    said = stack.explain()
+    assert "no block-sparse attention for family 'hunyuan-video'" in said
+    assert "freqca splits features on a square grid of tokens" in said and "a video's tokens lie on none" in said
+    assert stack.plan.passes() == ()
+    with pytest.raises(StackError, match="square grid"):
+        _ = Stack(tiny(), steps=STEPS, strict=True).cache("freqca").plan
+    assert "without its bonus for cells of 2 x 2" in Stack(tiny(), steps=STEPS).cache("duca-dit").explain()
+
+
+def test_quantized_traced_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler's own code is tested on FLUX; here blocks are traced without one.
+
+    One graph for the double blocks and two for the single ones, whose slices have other strides than what they are cut
+    from: the first of them is handed whole tensors.
+    """
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    pipe = tiny()
+    before = draw(pipe)
+    stack = Stack(pipe, steps=STEPS).quantize("int8", min_features=64).cache("svd")
+    during = draw(stack)
+    assert 0 < (during - before).abs().mean() < 0.2 * before.abs().mean()
+    stack.undo()
+    with Stack(pipe, steps=STEPS).quantize("int8", min_features=64).compile().cache("svd") as traced:
+        start = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        torch.testing.assert_close(draw(traced), during, atol=1e-3, rtol=0)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - start == 3
+    assert torch.equal(draw(pipe), before)
+
+
+def test_linears_that_read_one_tensor_round_it_once() -> None:
+    """No group waits for a member that reads another tensor: nothing is held between calls."""
+    pipe = tiny()
+    with Stack(pipe, steps=STEPS).quantize("int8", min_features=64):
+        draw(pipe, num_inference_steps=1)
+        shared = {id(m._shared): m._shared for m in pipe.transformer.modules() if isinstance(m, Int8Linear)}
+        assert len(shared) > 4 and not any(rows.holds for rows in shared.values())
