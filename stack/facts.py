@@ -52,6 +52,8 @@ class Facts:
         attention_density: share of attention blocks that are computed.
         adapters: names of the adapters in the weights.
         pipeline: whether a whole pipeline is there, or a bare denoiser.
+        lists: number of blocks in each of the wiring's block lists.
+        latent: numbers per image token in the denoiser's input and in its output; 0 where unknown.
     """
 
     family: str
@@ -71,6 +73,8 @@ class Facts:
     adapters: tuple[str, ...] = ()
     quantized_by: str = ""
     pipeline: bool = True
+    lists: tuple[int, ...] = ()
+    latent: tuple[int, int] = (0, 0)
 
     @property
     def tokens(self) -> int:

@@ -9,13 +9,18 @@ from .chi_square import ADAPTIVE
 from .choices import FastCacheChoices
 from .cycles import Cycle, fill
 from .forecast import Forecast
-from .gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate
+from .gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
 from .schedules import Interval, Mask, Schedule, same_share
 from .splits import ChannelBasis, Split, TokenBand
 from .tokens import TokenChoices
 
-SITES = ("output", "residual", "blocks", "modules", "attention", "fastcache", "tokens")
-GATES = ("", "prefix", "polynomial", "magnitude", "draft")
+SITES = ("output", "residual", "blocks", "modules", "related", "attention", "fastcache", "tokens", "denoiser")
+SPANS = ("output", "residual")
+GATES = {
+    "": SITES,
+    **dict.fromkeys(("prefix", "polynomial", "magnitude", "draft"), SPANS),
+    "sum": ("denoiser", "related"),
+}
 SPLITS = ("channels", "band")
 
 
@@ -26,6 +31,7 @@ class Policy(FastCacheChoices, TokenChoices):
     Attributes:
         site: "output" (the last hidden state), "residual" (what the blocks between `front` and `back` add), "blocks"
             (each block's residual), "modules" (each module's output before its gate), "attention" (attention only),
+            "related" (as modules, see `RelatedModules`), "denoiser" (what the whole model adds to the latent),
             "fastcache" (blocks and tokens on their own; the rest of its choices: `FastCacheChoices`),
             "tokens" (as modules, some tokens computed; the rest of its choices: `TokenChoices`).
         front, back: blocks that run on every step.
@@ -74,13 +80,14 @@ class Policy(FastCacheChoices, TokenChoices):
             ("split", self.split, SPLITS),
         ):
             if value not in known:
-                raise choose(f"{name} of the cache", value, known)
+                raise choose(f"{name} of the cache", value, list(known))
         if not 0 < self.energy <= 1:
             raise StackError(f"energy must be in (0, 1], got {self.energy}")
         if self.front < 0 or self.back < 0:
             raise StackError(f"front and back must be at least 0, got {self.front} and {self.back}")
-        if self.gate and self.site not in ("output", "residual"):
-            raise StackError(f"a gate decides over one span of blocks: expected site 'residual', got {self.site!r}")
+        if self.site not in GATES[self.gate]:
+            where = " or ".join(map(repr, GATES[self.gate]))
+            raise StackError(f"gate {self.gate!r} cannot decide here: expected site {where}, got {self.site!r}")
         if bool(self.cycle) != (self.site == "tokens"):
             raise StackError(f"site 'tokens' needs a cycle, no other has one: got {self.cycle!r} at {self.site!r}")
         if self.accept and not self.back:
@@ -121,6 +128,9 @@ class Policy(FastCacheChoices, TokenChoices):
             return PolynomialGate(self.threshold, self.coefficients or (1.0, 0.0))
         if self.gate == "magnitude":
             return MagnitudeGate(self.threshold, self.ratios, self.longest, self.retention)
+        if self.gate == "sum":
+            around = self.site == "denoiser"
+            return SumGate(self.threshold, self.warmup, self.longest, slope=None if around else 1.0, ends=around)
         return DraftGate(self.warmup, self.longest)
 
     def accepts(self, step: int, steps: int) -> float:
@@ -155,6 +165,10 @@ PRESETS: dict[str, Policy] = {
     "speca": Policy(
         site="output", back=1, order=2, gains=WHOLE, basis="taylor", coordinate="step", gate="draft", longest=8,
         accept=(0.3, 0.3, 0.02),
+    ),
+    "easycache": Policy(site="denoiser", order=0, gains=REUSE, gate="sum", threshold=0.025, warmup=5),
+    "rfc": Policy(
+        site="related", order=2, gains=WHOLE, basis="taylor", coordinate="step", gate="sum", threshold=0.05, warmup=3
     ),
     "pab": Policy(site="attention", order=0, gains=REUSE, interval=2, warmup=6),
     # FastCache (arXiv 2505.20353), whole and module by module; carry="map" is what it publishes.

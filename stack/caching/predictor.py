@@ -38,6 +38,11 @@ class Predictor:
         """Whether a full step has been seen."""
         return bool(self._raw)
 
+    @property
+    def last(self) -> torch.Tensor:
+        """The feature of the newest full step."""
+        return self._raw[0]
+
     def update(self, feature: torch.Tensor, x: float) -> None:
         """Take in the feature (B, N, D) of a full step at coordinate x."""
         if self.split:

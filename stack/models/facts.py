@@ -21,6 +21,14 @@ def _tokens(pipe: Any, config: Any) -> tuple[int, int]:
     return (pipe.default_sample_size // 2) ** 2, text
 
 
+def _latent(config: Any) -> tuple[int, int]:
+    """Numbers per image token that go in and come out."""
+    if "in_channels" not in config:
+        return 0, 0
+    patch = config.get("patch_size", 1) ** 2 * config.get("patch_size_t", 1)
+    return config["in_channels"] * patch, (config.get("out_channels") or config["in_channels"]) * patch
+
+
 def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Facts:
     """What is known before anything runs."""
     config = denoiser.config
@@ -44,6 +52,8 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         activation_bits=bits,
         quantized_by=_quantizer(denoiser),
         pipeline=pipe is not None,
+        lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
+        latent=_latent(config),
     )
 
 

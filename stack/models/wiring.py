@@ -44,6 +44,7 @@ class Wiring:
         modules: what a per-module cache keeps, by block list: the modules whose output it predicts.
         modulation: (block, its arguments) to the first block's modulated input (B, N, D).
         head: (denoiser, output stream behind the blocks, a block's arguments) to the denoiser's output, token by token.
+        inputs: arguments of the denoiser with a leading batch dimension; () where a batch can only run as a whole.
         batched: other arguments of a block with a leading batch dimension.
         rotary: the argument that holds rotary tables, each (tokens, head_dim), output stream last; "" where positions
             are in the tokens themselves.
@@ -60,6 +61,7 @@ class Wiring:
     modules: dict[str, tuple[CachedModule, ...]]
     modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
     head: Callable[[Any, torch.Tensor, Mapping[str, Any]], torch.Tensor]
+    inputs: tuple[str, ...] = ()
     batched: tuple[str, ...] = ("temb",)
     rotary: str = ""
     halves: bool = False
@@ -108,6 +110,7 @@ FLUX = Wiring(
     },
     modulation=lambda block, given: block.norm1(given["hidden_states"], emb=given["temb"])[0],
     head=lambda denoiser, tokens, given: denoiser.proj_out(denoiser.norm_out(tokens, given["temb"])),
+    inputs=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"),
     rotary="image_rotary_emb",
 )
 
@@ -137,6 +140,7 @@ DIT = Wiring(
     halves=True,
     modulation=_dit_modulation,
     head=_dit_head,
+    inputs=("hidden_states", "timestep", "class_labels"),
     batched=("timestep", "class_labels"),
     timestep_scale=1000.0,
 )

@@ -13,9 +13,11 @@ from ..caching.maps import load_maps
 from ..caching.policy import PRESETS, Policy
 from ..caching.predictor import Predictor
 from ..caching.schedules import Schedule
+from ..caching.sites.around import Around
 from ..caching.sites.chooser import Chooser
 from ..caching.sites.each import EachBlock, EachModule
 from ..caching.sites.fastcache import FastCache
+from ..caching.sites.related import RelatedModules
 from ..caching.sites.span import Span
 from ..caching.sites.tokenwise import Tokenwise
 from ..errors import choose
@@ -110,6 +112,12 @@ class Cache:
             return [Finding(self.stage, what, fatal=True)]
         if p.site == "fastcache":
             return fastcache.check(p, facts, self.stage)
+        if p.site == "denoiser" and facts.latent[0] != facts.latent[1]:
+            into, out = facts.latent
+            what = (
+                f"site 'denoiser' adds to the latent: expected as many numbers out as in, got {into} in and {out} out"
+            )
+            return [Finding(self.stage, what, "a learned variance?", repair="site='output'", fatal=True)]
         full = len(self.schedule_for(facts.steps).full_steps(facts.steps))
         if facts.steps < FEWEST_STEPS:
             why = f"{facts.steps} steps leave no history to extrapolate from"
@@ -160,7 +168,9 @@ _SITE_WORDS = {
     "residual": "what the blocks add",
     "blocks": "what each block adds to each stream",
     "modules": "every attention and MLP before its gate",
+    "related": "every attention and MLP before its gate, moved as far as its input tells",
     "attention": "every attention before its gate; MLPs run",
+    "denoiser": "what the whole denoiser adds to the latent",
     "tokens": "every attention and MLP before its gate, and the last hidden state before the head",
 }
 
@@ -195,13 +205,17 @@ def _size_words(p: Policy, facts: Facts) -> str:
 
 def _site(
     p: Policy, controller: CacheController, target: Target
-) -> Span | EachBlock | EachModule | FastCache | Tokenwise:
+) -> Span | EachBlock | EachModule | FastCache | Tokenwise | Around:
     if p.site == "fastcache":
         return FastCache(controller, p)
     if p.site == "tokens":
         return Tokenwise(controller, p, Chooser(controller, p, target.facts.head_dim, target.wiring.halves))
     if p.site == "blocks":
         return EachBlock(controller)
+    if p.site == "denoiser":
+        return Around(controller, target.entrance)
+    if p.site == "related":
+        return RelatedModules(controller)
     if p.site in ("modules", "attention"):
         return EachModule(controller, ("attention",) if p.site == "attention" else ("attention", "mlp"))
     return Span(controller, p.front, p.back, p.site == "residual", p.accepts if p.accept else None)
