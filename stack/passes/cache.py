@@ -114,9 +114,7 @@ class Cache:
             return fastcache.check(p, facts, self.stage)
         if p.site == "denoiser" and facts.latent[0] != facts.latent[1]:
             into, out = facts.latent
-            what = (
-                f"site 'denoiser' adds to the latent: expected as many numbers out as in, got {into} in and {out} out"
-            )
+            what = f"site 'denoiser' adds to the latent: expected as many numbers out as in, got {out} for {into}"
             return [Finding(self.stage, what, "a learned variance?", repair="site='output'", fatal=True)]
         full = len(self.schedule_for(facts.steps).full_steps(facts.steps))
         if facts.steps < FEWEST_STEPS:
