@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from ..errors import StackError, choose
 from .chi_square import ADAPTIVE
 from .choices import FastCacheChoices
 from .cycles import Cycle, fill
 from .forecast import Forecast
 from .gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
+from .predictor import Predictor
 from .schedules import Interval, Mask, Schedule, same_share
 from .splits import ChannelBasis, Split, TokenBand
 from .tokens import TokenChoices
@@ -22,6 +25,7 @@ GATES = {
     "sum": ("denoiser", "related"),
 }
 SPLITS = ("channels", "band")
+DTYPES = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class Policy(FastCacheChoices, TokenChoices):
         order, gains, basis, level, smoothing, coordinate: see `Forecast`.
         split: "channels" (SVD-Cache) or "band" (FreqCa); energy, basis_life, cutoff: of the split.
         gate: decides instead of the schedule; threshold, longest, retention, coefficients, ratios: of the gate.
+        state_dtype: what features, differences and RFC's inputs are kept in: "bfloat16", "float16", "float32"; "" as
+            the model makes them. float16 ends at 65,504.
+        max_bytes: the most state per picture and guidance branch that the plan accepts, in bytes; 0 is no limit.
         accept: (base, decay, floor) of SpeCa's bound on a draft's error, max(floor, base * decay^(step / steps)).
 
     Raises:
@@ -69,6 +76,8 @@ class Policy(FastCacheChoices, TokenChoices):
     retention: float = 0.2
     coefficients: tuple[float, ...] = ()
     ratios: tuple[float, ...] = ()
+    state_dtype: str = ""
+    max_bytes: int = 0
     accept: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -78,11 +87,14 @@ class Policy(FastCacheChoices, TokenChoices):
             ("site", self.site, SITES),
             ("gate", self.gate, GATES),
             ("split", self.split, SPLITS),
+            ("state_dtype", self.state_dtype, DTYPES),
         ):
             if value not in known:
                 raise choose(f"{name} of the cache", value, list(known))
         if not 0 < self.energy <= 1:
             raise StackError(f"energy must be in (0, 1], got {self.energy}")
+        if self.max_bytes < 0:
+            raise StackError(f"max_bytes must be at least 0, got {self.max_bytes}: 0 is no limit")
         if self.front < 0 or self.back < 0:
             raise StackError(f"front and back must be at least 0, got {self.front} and {self.back}")
         if self.site not in GATES[self.gate]:
@@ -115,6 +127,10 @@ class Policy(FastCacheChoices, TokenChoices):
         if isinstance(schedule, Cycle):
             return schedule.kinds(steps)
         return fill(schedule.full_steps(steps), steps, self.cycle)
+
+    def new_predictor(self) -> Predictor:
+        """A predictor for one feature of one request."""
+        return Predictor(self.forecast, self.new_split(), DTYPES[self.state_dtype])
 
     def new_split(self) -> Split:
         """A split for one feature of one request."""

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from ..caching import fastcache
 from ..caching.controller import CacheController
 from ..caching.maps import load_maps
+from ..caching.memory import check_cap, size_words
 from ..caching.policy import PRESETS, Policy
-from ..caching.predictor import Predictor
 from ..caching.schedules import Schedule
 from ..caching.sites.around import Around
 from ..caching.sites.chooser import Chooser
@@ -93,7 +93,7 @@ class Cache:
         if p.cycle:
             kinds = p.kinds(facts.steps)
             lines += [f"{kinds.count('c')} steps conservative, {kinds.count('a')} aggressive: {kinds}", p.token_words]
-        return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {_size_words(p, facts)}"]
+        return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {size_words(p, facts)}"]
 
     def _when(self, facts: Facts) -> str:
         p = self.policy
@@ -110,6 +110,8 @@ class Cache:
         if p.front + p.back >= facts.blocks:
             what = f"{p.front} front and {p.back} back blocks leave none of {facts.blocks} to cache"
             return [Finding(self.stage, what, fatal=True)]
+        if over := check_cap(p, facts, self.stage):
+            return over
         if p.site == "fastcache":
             return fastcache.check(p, facts, self.stage)
         if p.site == "denoiser" and facts.latent[0] != facts.latent[1]:
@@ -145,7 +147,7 @@ class Cache:
             clock=target.clock,
             journal=target.journal,
             schedule_for=self.schedule_for,
-            new_predictor=lambda key: Predictor(p.forecast, p.new_split()),
+            new_predictor=lambda key: p.new_predictor(),
             weights_version=target.weights_version,
             new_gate=p.new_gate if p.gate else None,
             coordinate=p.coordinate,
@@ -186,19 +188,6 @@ def _forecast_words(p: Policy) -> str:
     return (
         f"order {p.order} ({p.basis}); principal part ({part}) with gain {p.gains[0]:g}, residual with {p.gains[1]:g}"
     )
-
-
-def _size_words(p: Policy, facts: Facts) -> str:
-    """State per image and guidance branch, known before the run."""
-    element = 4 if facts.dtype == "float32" else 2
-    # The feature, and per order a shaped and (below the highest) a raw difference.
-    order = p.forecast.effective_order
-    tensors = 1 + order + max(0, order - 1)
-    per_block = {"output": 1, "residual": 1, "blocks": facts.blocks, "modules": 2 * facts.blocks}
-    state = tensors * per_block.get(p.site, facts.blocks) * facts.image_tokens * facts.width * element
-    if p.site == "tokens" and state:
-        state = (2 * facts.blocks * facts.tokens + tensors * facts.image_tokens) * facts.width * element
-    return f"about {state / 1e6:.1f} MB of state per image and guidance branch" if state else "state size unknown"
 
 
 def _site(

@@ -10,19 +10,17 @@ from diffusers import DiTTransformer2DModel, FluxTransformer2DModel
 from torch import nn
 
 from stack import Stack, StackError
-from stack.caching.controller import CacheController
 from stack.caching.policy import Policy
-from stack.caching.predictor import Predictor
 from stack.caching.sites.around import Around
 from stack.clock import MAIN, Clock, uniform
 from stack.entrance import DenoiserCall, Entrance
 from stack.install import Installer
 from stack.models.wiring import DIT, FLUX, Wiring
 from stack.passes.cache import Cache
-from stack.report import Journal
 
 from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
 from ..models.test_dit import tiny
+from .rig import controller_of
 
 STEPS = 14
 PROMPTS = [PROMPT, "a green circle", "a cyan star on a white background"]
@@ -37,15 +35,9 @@ class Rig:
 
     def __init__(self, wiring: Wiring = DIT, steps: int = 8, factor: float = 2.0, **options: Any):
         self.policy: Policy = Cache("easycache", **{"warmup": 2, **options}).policy
-        self.clock, self.journal, self.factor, self.ran = Clock(uniform(steps)), Journal(), factor, list[int]()
-        self.controller = CacheController(
-            clock=self.clock,
-            journal=self.journal,
-            schedule_for=self.policy.schedule,
-            new_predictor=lambda key: Predictor(self.policy.forecast),
-            weights_version=lambda: 0,
-            new_gate=self.policy.new_gate if self.policy.gate else None,
-        )
+        self.clock, self.factor, self.ran = Clock(uniform(steps)), factor, list[int]()
+        self.controller = controller_of(self.policy, self.clock)
+        self.journal = self.controller.journal
         self.entrance = Entrance()
         Around(self.controller, self.entrance).install(nn.Identity(), wiring, Installer())
 

@@ -9,18 +9,16 @@ import torch
 from torch import nn
 
 from stack import Stack, StackError
-from stack.caching.controller import CacheController
 from stack.caching.policy import Policy
-from stack.caching.predictor import Predictor
 from stack.caching.sites.related import RelatedModules
 from stack.clock import Clock, uniform
 from stack.install import Installer
 from stack.models.wiring import CachedModule, Wiring
 from stack.passes.cache import Cache
-from stack.report import Journal
 
 from ..conftest import PROMPT, picture, tiny_pipe
 from ..models.test_dit import draw, tiny
+from .rig import controller_of
 
 STEPS = 14
 PROMPTS = [PROMPT, "a green circle", "a cyan star on a white background"]
@@ -70,16 +68,9 @@ class Rig:
 
     def __init__(self, **options: Any):
         self.policy: Policy = Cache("rfc", **{"order": 1, "warmup": 2, **options}).policy
-        self.model, self.clock, self.journal = Model(), Clock(uniform(12)), Journal()
-        self.controller = CacheController(
-            clock=self.clock,
-            journal=self.journal,
-            schedule_for=self.policy.schedule,
-            new_predictor=lambda key: Predictor(self.policy.forecast),
-            weights_version=lambda: 0,
-            new_gate=self.policy.new_gate if self.policy.gate else None,
-            coordinate="step",
-        )
+        self.model, self.clock = Model(), Clock(uniform(12))
+        self.controller = controller_of(self.policy, self.clock)
+        self.journal = self.controller.journal
         RelatedModules(self.controller).install(self.model, WIRING, Installer())
 
     def call(self, step: int, *values: float) -> list[float]:

@@ -100,8 +100,10 @@ class RelatedModules(EachModule):
             past = cell.predictors.get(part)
             if past is not None and past.ready:
                 kept[f"{part}/rate"] = _ratio(_size(mine - past.last), _size(x - kept[f"{part}/in"]))
-            kept[f"{part}/in"] = x
         super()._keep(key, index, value, given)
+        for i, cell in enumerate(self.cells):
+            x = self._of(_input(given, index, value.shape), i)
+            cell.kept[f"{part}/in"] = x.to(cell.predictors[part].last.dtype)
 
     def _forecast(self, key: str, index: int, given: Given) -> torch.Tensor:
         part, values = f"{key}/{index}", []
@@ -111,7 +113,7 @@ class RelatedModules(EachModule):
                 last, then = cell.predictors[part].last, cell.kept[f"{part}/in"]
                 x = self._of(_input(given, index, self._whole(value.shape)), i)
                 longer = _ratio(rate * _size(x - then), _size(value - last))
-                value = last + (value - last) * longer.to(value.dtype)
+                value = (last + (value - last) * longer.to(value.dtype)).to(value.dtype)
             values.append(value)
         return values[0] if len(values) == 1 else torch.cat(values)
 
