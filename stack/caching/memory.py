@@ -57,7 +57,7 @@ def tensors_of(forecast: Forecast) -> int:
     order = forecast.effective_order
     raw = max(1, order + bool(forecast.smoothing))
     # A difference that is taken as it is, is held once: not where gains or a split make another tensor of it.
-    shaped = forecast.splits or forecast.gains[0] != 1
+    shaped = tuple(forecast.gains) != (1, 1)
     return 1 + order + (raw - 1 if shaped else 0) + (2 if forecast.level else 0)
 
 

@@ -182,9 +182,10 @@ PRESETS: dict[str, Policy] = {
         site="output", back=1, order=2, gains=WHOLE, basis="taylor", coordinate="step", gate="draft", longest=8,
         accept=(0.3, 0.3, 0.02),
     ),
+    # Around the whole model, as published for HunyuanVideo; RFC (arXiv 2602.19506) with a threshold of this project.
     "easycache": Policy(site="denoiser", order=0, gains=REUSE, gate="sum", threshold=0.025, warmup=5),
     "rfc": Policy(
-        site="related", order=2, gains=WHOLE, basis="taylor", coordinate="step", gate="sum", threshold=0.05, warmup=3
+        site="related", order=2, gains=WHOLE, basis="taylor", coordinate="step", gate="sum", threshold=0.3, warmup=3
     ),
     "pab": Policy(site="attention", order=0, gains=REUSE, interval=2, warmup=6),
     # FastCache (arXiv 2505.20353), whole and module by module; carry="map" is what it publishes.
