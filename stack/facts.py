@@ -53,6 +53,8 @@ class Facts:
         adapters: names of the adapters in the weights.
         pipeline: whether a whole pipeline is there, or a bare denoiser.
         videos: whether the tokens are those of videos: frame after frame, and no square.
+        lists: number of blocks in each of the wiring's block lists.
+        latent: numbers per image token in the denoiser's input and in its output; 0 where unknown.
     """
 
     family: str
@@ -73,6 +75,8 @@ class Facts:
     quantized_by: str = ""
     pipeline: bool = True
     videos: bool = False
+    lists: tuple[int, ...] = ()
+    latent: tuple[int, int] = (0, 0)
 
     @property
     def tokens(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from diffusers.models.cache_utils import CacheMixin
 
 from .arguments import Arguments
+from .entrance import DenoiserCall
 from .install import Installer
 from .models.schedule import source_of, timetable_of
 from .passes.base import Target
@@ -35,7 +36,7 @@ def _forward(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
         tick = target.clock.advance(sigmas.of(given["timestep"], tokens), tuple(tokens.shape))
         target.journal.begin(tick)
         try:
-            return inner(*args, **kwargs)
+            return target.entrance.run(DenoiserCall(inner, args, kwargs, given))
         except BaseException:
             # Whatever comes next is a new request: half a step leaves nothing that may be reused.
             target.clock.restart()

@@ -43,7 +43,7 @@ class Broken(RuntimeError):
     pass
 
 
-def machine(method: str, **options: Any) -> type[RuleBasedStateMachine]:
+def machine(method: str, examples: int = 6, **options: Any) -> type[RuleBasedStateMachine]:
     """A machine for one preset."""
 
     @cache
@@ -76,7 +76,7 @@ def machine(method: str, **options: Any) -> type[RuleBasedStateMachine]:
         def teardown(self) -> None:
             self.stack.undo()
 
-    Requests.TestCase.settings = settings(max_examples=6, stateful_step_count=8, deadline=None)
+    Requests.TestCase.settings = settings(max_examples=examples, stateful_step_count=8, deadline=None)
     return Requests
 
 
@@ -85,3 +85,5 @@ TestModules = machine("taylorseer", interval=4).TestCase
 TestGate = machine("first-block", threshold=0.5).TestCase
 TestDrafts = machine("speca", accept=(0.5, 0.5, 0.05)).TestCase
 TestTokens = machine("duca", interval=5, warmup=1).TestCase
+TestAround = machine("easycache", threshold=0.1).TestCase
+TestRelated = machine("rfc", examples=3, threshold=0.5).TestCase

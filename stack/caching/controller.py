@@ -112,29 +112,36 @@ class CacheController:
         self._tick = tick
         self._current(tick, stamp_of(tick, self.weights_version(), tokens))
 
-    def decide(self, probe: torch.Tensor | None = None, partial: bool = False) -> list[bool]:
+    def decide(
+        self,
+        probe: torch.Tensor | None = None,
+        partial: bool = False,
+        changes: Sequence[float | None] | None = None,
+        together: bool = False,
+    ) -> list[bool]:
         """Whether each cell is cached on this step. Called once per step, with the gate's probe if it has one.
 
         Args:
             partial: a cached step computes something nevertheless.
+            changes: what each cell's gate is told, where the site measures it instead of handing over a probe.
+            together: the batch can only run as a whole, so it is cached only where every cell would be.
         """
         tick, cells = self.now, self.cells
         if self.new_gate is None:
             full = tick.step in self.schedule_for(tick.steps).full_steps(tick.steps)
             skips = [not full and cell.ready for cell in cells]
         else:
-            skips = [self._judge(cell, tick, _row(probe, i)) for i, cell in enumerate(cells)]
+            told = changes if changes is not None else [_change(cell, _row(probe, i)) for i, cell in enumerate(cells)]
+            skips = [self._judge(cell, tick, _row(probe, i), told[i]) for i, cell in enumerate(cells)]
+        if together and not all(skips):
+            skips = [False] * len(cells)
         for cell, skip in zip(cells, skips, strict=True):
             cell.run = cell.run + 1 if skip else 0
         self.journal.mark(FULL if not any(skips) else CACHED if all(skips) and not partial else PARTIAL)
         return skips
 
-    def _judge(self, cell: Cell, tick: Tick, probe: torch.Tensor | None) -> bool:
+    def _judge(self, cell: Cell, tick: Tick, probe: torch.Tensor | None, change: float | None) -> bool:
         assert cell.gate is not None
-        change = None
-        if probe is not None and cell.reference is not None:
-            scale = cell.reference.abs().mean().clamp_min(torch.finfo(probe.dtype).tiny)
-            change = float((probe - cell.reference).abs().mean() / scale)
         skip = cell.gate.skip(tick.step, tick.steps, change, cell.run) and cell.ready
         if probe is not None and not (skip and cell.gate.holds_reference):
             cell.reference = probe
@@ -188,3 +195,15 @@ class CacheController:
 
 def _row(probe: torch.Tensor | None, index: int) -> torch.Tensor | None:
     return None if probe is None else probe[index : index + 1]
+
+
+def _change(cell: Cell, probe: torch.Tensor | None) -> float | None:
+    """How far a cell's probe has moved from its reference, relative to that."""
+    if probe is None or cell.reference is None:
+        return None
+    return mean_ratio(probe - cell.reference, cell.reference)
+
+
+def mean_ratio(part: torch.Tensor, whole: torch.Tensor) -> float:
+    """mean|part| / mean|whole|; reads one number."""
+    return float(part.abs().mean() / whole.abs().mean().clamp_min(torch.finfo(whole.dtype).tiny))

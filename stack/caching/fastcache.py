@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..facts import Facts
 from ..passes.base import Finding
+from .memory import size_words
 from .policy import Policy
 
 MEASURED = (
@@ -24,17 +25,7 @@ def describe(p: Policy, facts: Facts) -> list[str]:
         lines.append(f"tokens: those that move less than {p.moving:g} of the mean pass all blocks by one linear map")
     if "merge" in p.parts:
         lines.append(f"merge: the tokens that run are merged to {p.merged:.0%}")
-    return [*lines, f"the first {p.warmup} steps run whole; saving depends on the picture; {_size(p, facts)}"]
-
-
-def _size(p: Policy, facts: Facts) -> str:
-    element = 4 if facts.dtype == "float32" else 2
-    per_block = {"map": 1, "moved": 2}[p.carry]
-    tensors = per_block * facts.blocks * ("gate" in p.parts) + (per_block if "tokens" in p.parts else 1)
-    state = tensors * facts.image_tokens * facts.width * element
-    if not state:
-        return "state size unknown"
-    return f"about {state / 1e6:.1f} MB of state per image and guidance branch, and the text's"
+    return [*lines, f"the first {p.warmup} steps run whole; saving depends on the picture; {size_words(p, facts)}"]
 
 
 def check(p: Policy, facts: Facts, stage: str) -> list[Finding]:

@@ -115,6 +115,43 @@ class MagnitudeGate:
 
 
 @dataclass
+class SumGate:
+    """EasyCache and RFC: skip while the sum of the changes since the last full step, each times a slope, stays under a
+    threshold. The site says what changes.
+
+    Args:
+        warmup: the first steps always run.
+        longest: cached steps in a row; 0 is no limit.
+        slope: None until the site has measured it (EasyCache's k, see `sites.around`): no step is skipped.
+        ends: the last step always runs.
+    """
+
+    threshold: float
+    warmup: int = 1
+    longest: int = 0
+    slope: float | None = 1.0
+    ends: bool = False
+    probe: ClassVar[str] = ""
+    holds_reference: ClassVar[bool] = True
+    total: float = 0.0
+
+    def skip(self, step: int, steps: int, change: float | None, run: int) -> bool:
+        known = change is not None and self.slope is not None
+        if known and step >= self.warmup and not (self.ends and step == steps - 1):
+            assert change is not None and self.slope is not None
+            self.total += self.slope * change
+            if self.total < self.threshold and not (self.longest and run >= self.longest):
+                return True
+        self.total = 0.0
+        return False
+
+    def ran(self, slope: float | None = None) -> None:
+        """The step has run in full, whatever was decided; with a slope measured anew, if there is one."""
+        self.total = 0.0
+        self.slope = self.slope if slope is None else slope
+
+
+@dataclass
 class DraftGate:
     """SpeCa: every step after the warm-up is a draft, to be checked on the last block and rolled back if it fails.
 

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from ..errors import StackError, choose
 from .chi_square import ADAPTIVE
 from .choices import FastCacheChoices
 from .cycles import Cycle, fill
 from .forecast import Forecast
-from .gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate
+from .gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
+from .predictor import Predictor
 from .schedules import Interval, Mask, Schedule, same_share
 from .splits import ChannelBasis, Split, TokenBand
 from .tokens import TokenChoices
 
-SITES = ("output", "residual", "blocks", "modules", "attention", "fastcache", "tokens")
-GATES = ("", "prefix", "polynomial", "magnitude", "draft")
+SITES = ("output", "residual", "blocks", "modules", "related", "attention", "fastcache", "tokens", "denoiser")
+SPANS = ("output", "residual")
+GATES = {
+    "": SITES,
+    **dict.fromkeys(("prefix", "polynomial", "magnitude", "draft"), SPANS),
+    "sum": ("denoiser", "related"),
+}
 SPLITS = ("channels", "band")
+DTYPES = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Policy(FastCacheChoices, TokenChoices):
     Attributes:
         site: "output" (the last hidden state), "residual" (what the blocks between `front` and `back` add), "blocks"
             (each block's residual), "modules" (each module's output before its gate), "attention" (attention only),
+            "related" (as modules, see `RelatedModules`), "denoiser" (what the whole model adds to the latent),
             "fastcache" (blocks and tokens on their own; the rest of its choices: `FastCacheChoices`),
             "tokens" (as modules, some tokens computed; the rest of its choices: `TokenChoices`).
         front, back: blocks that run on every step.
@@ -36,6 +46,9 @@ class Policy(FastCacheChoices, TokenChoices):
         order, gains, basis, level, smoothing, coordinate: see `Forecast`.
         split: "channels" (SVD-Cache) or "band" (FreqCa); energy, basis_life, cutoff: of the split.
         gate: decides instead of the schedule; threshold, longest, retention, coefficients, ratios: of the gate.
+        state_dtype: what features, differences and RFC's inputs are kept in: "bfloat16", "float16", "float32"; "" as
+            the model makes them. float16 ends at 65,504.
+        max_bytes: the most state per picture and guidance branch that the plan accepts, in bytes; 0 is no limit.
         accept: (base, decay, floor) of SpeCa's bound on a draft's error, max(floor, base * decay^(step / steps)).
 
     Raises:
@@ -67,6 +80,8 @@ class Policy(FastCacheChoices, TokenChoices):
     retention: float = 0.2
     coefficients: tuple[float, ...] = ()
     ratios: tuple[float, ...] = ()
+    state_dtype: str = ""
+    max_bytes: int = 0
     accept: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -76,15 +91,19 @@ class Policy(FastCacheChoices, TokenChoices):
             ("site", self.site, SITES),
             ("gate", self.gate, GATES),
             ("split", self.split, SPLITS),
+            ("state_dtype", self.state_dtype, DTYPES),
         ):
             if value not in known:
-                raise choose(f"{name} of the cache", value, known)
+                raise choose(f"{name} of the cache", value, list(known))
         if not 0 < self.energy <= 1:
             raise StackError(f"energy must be in (0, 1], got {self.energy}")
+        if self.max_bytes < 0:
+            raise StackError(f"max_bytes must be at least 0, got {self.max_bytes}: 0 is no limit")
         if self.front < 0 or self.back < 0:
             raise StackError(f"front and back must be at least 0, got {self.front} and {self.back}")
-        if self.gate and self.site not in ("output", "residual"):
-            raise StackError(f"a gate decides over one span of blocks: expected site 'residual', got {self.site!r}")
+        if self.site not in GATES[self.gate]:
+            where = " or ".join(map(repr, GATES[self.gate]))
+            raise StackError(f"gate {self.gate!r} cannot decide here: expected site {where}, got {self.site!r}")
         if bool(self.cycle) != (self.site == "tokens"):
             raise StackError(f"site 'tokens' needs a cycle, no other has one: got {self.cycle!r} at {self.site!r}")
         if self.segments and len(self.segments) != len(self.full_steps):
@@ -121,6 +140,10 @@ class Policy(FastCacheChoices, TokenChoices):
             return schedule.kinds(steps)
         return fill(schedule.full_steps(steps), steps, self.cycle)
 
+    def new_predictor(self) -> Predictor:
+        """A predictor for one feature of one request."""
+        return Predictor(self.forecast, self.new_split(), DTYPES[self.state_dtype])
+
     def new_split(self) -> Split:
         """A split for one feature of one request."""
         return TokenBand(self.cutoff) if self.split == "band" else ChannelBasis(self.energy, self.basis_life)
@@ -133,6 +156,9 @@ class Policy(FastCacheChoices, TokenChoices):
             return PolynomialGate(self.threshold, self.coefficients or (1.0, 0.0))
         if self.gate == "magnitude":
             return MagnitudeGate(self.threshold, self.ratios, self.longest, self.retention)
+        if self.gate == "sum":
+            around = self.site == "denoiser"
+            return SumGate(self.threshold, self.warmup, self.longest, slope=None if around else 1.0, ends=around)
         return DraftGate(self.warmup, self.longest)
 
     def accepts(self, step: int, steps: int) -> float:
@@ -167,6 +193,11 @@ PRESETS: dict[str, Policy] = {
     "speca": Policy(
         site="output", back=1, order=2, gains=WHOLE, basis="taylor", coordinate="step", gate="draft", longest=8,
         accept=(0.3, 0.3, 0.02),
+    ),
+    # Around the whole model, as published for HunyuanVideo; RFC (arXiv 2602.19506) with a threshold of this project.
+    "easycache": Policy(site="denoiser", order=0, gains=REUSE, gate="sum", threshold=0.025, warmup=5),
+    "rfc": Policy(
+        site="related", order=2, gains=WHOLE, basis="taylor", coordinate="step", gate="sum", threshold=0.3, warmup=3
     ),
     "pab": Policy(site="attention", order=0, gains=REUSE, interval=2, warmup=6),
     # FastCache (arXiv 2505.20353), whole and module by module; carry="map" is what it publishes.

@@ -7,6 +7,7 @@ import torch
 from ..errors import StackError
 
 EXACT_WIDTH = 1024  # up to this width the Gram matrix's full eigendecomposition is cheap enough (about 0.1 s)
+SKETCH = EXACT_WIDTH // 8  # vectors beyond that width
 
 
 def rank_by_energy(eigenvalues: torch.Tensor, energy: float) -> int:
@@ -46,7 +47,7 @@ def principal_basis(feature: torch.Tensor, energy: float) -> torch.Tensor:
         values, vectors = torch.linalg.eigh(rows.mT @ rows)
         values, vectors = values.flip(-1), vectors.flip(-1)
     else:
-        vectors, singular = _range_finder(rows, EXACT_WIDTH // 8)
+        vectors, singular = _range_finder(rows, SKETCH)
         # The tail beyond the sketch counts as energy too, so that `energy` keeps its meaning.
         tail = (rows.square().sum((1, 2)) - singular.square().sum(1)).clamp_min(0)
         values = torch.cat([singular.square(), tail[:, None]], 1)

@@ -10,6 +10,14 @@ from ..facts import Facts, machine_of
 from .wiring import Wiring
 
 
+def _latent(config: Any) -> tuple[int, int]:
+    """Numbers per image token that go in and come out."""
+    if "in_channels" not in config:
+        return 0, 0
+    patch = config.get("patch_size", 1) ** 2 * config.get("patch_size_t", 1)
+    return config["in_channels"] * patch, (config.get("out_channels") or config["in_channels"]) * patch
+
+
 def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Facts:
     """What is known before anything runs."""
     config = denoiser.config
@@ -34,6 +42,8 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         quantized_by=_quantizer(denoiser),
         pipeline=pipe is not None,
         videos=wiring.videos,
+        lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
+        latent=_latent(config),
     )
 
 

@@ -60,6 +60,7 @@ class Wiring:
         head: (denoiser, output stream behind the blocks, a block's arguments) to the denoiser's output, token by token.
         tokens: (pipeline or None, configuration of the denoiser) to the tokens of the output stream and of the text, at
             the pipeline's default size; 0 where unknown.
+        inputs: arguments of the denoiser with a leading batch dimension; () where a batch can only run as a whole.
         batched: other arguments of a block with a leading batch dimension.
         along: arguments with an entry per token, such as masks and rotary tables.
         same_input: shell wildcards, list by list, of the linears of a block that read the very same tensor.
@@ -79,6 +80,7 @@ class Wiring:
     modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
     head: Callable[[Any, torch.Tensor, Mapping[str, Any]], torch.Tensor]
     tokens: Callable[[Any, Mapping[str, Any]], tuple[int, int]]
+    inputs: tuple[str, ...] = ()
     batched: tuple[str, ...] = ("temb",)
     along: Mapping[str, Along] = field(default_factory=dict)
     same_input: tuple[tuple[str, ...], ...] = ()
@@ -141,6 +143,7 @@ FLUX = Wiring(
     modulation=lambda block, given: block.norm1(given["hidden_states"], emb=given["temb"])[0],
     head=lambda denoiser, tokens, given: denoiser.proj_out(denoiser.norm_out(tokens, given["temb"])),
     tokens=_flux_tokens,
+    inputs=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"),
     along={"image_rotary_emb": Along(("text", "image"))},
     same_input=(("attn.to_[qkv]", "proj_mlp"), ("attn.add_[qkv]_proj",)),
 )
@@ -172,6 +175,7 @@ DIT = Wiring(
     modulation=_dit_modulation,
     head=_dit_head,
     tokens=lambda pipe, config: ((config["sample_size"] // config["patch_size"]) ** 2, 0),
+    inputs=("hidden_states", "timestep", "class_labels"),
     batched=("timestep", "class_labels"),
     timestep_scale=1000.0,
 )
@@ -198,6 +202,7 @@ HUNYUAN_VIDEO = replace(
     streams={"video": "hidden_states", "text": "encoder_hidden_states"},
     output_stream="video",
     tokens=_video_tokens,
+    inputs=(*FLUX.inputs, "encoder_attention_mask"),
     batched=("temb", "attention_mask"),
     along={
         "freqs_cis": Along(("video",)),

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 from torch import nn
 
 from ..clock import Clock
+from ..entrance import Entrance
 from ..facts import Facts
 from ..install import Installer
 from ..models.wiring import Wiring
@@ -50,6 +51,7 @@ class Target:
         journal: where passes note what a call turned out to be.
         weights_version: counts the changes to weights and precision, for stamps.
         pipe: the pipeline, if there is one.
+        entrance: where calls of the whole denoiser come by.
     """
 
     denoiser: nn.Module
@@ -59,6 +61,7 @@ class Target:
     journal: Journal
     weights_version: Callable[[], int]
     pipe: Any | None = None
+    entrance: Entrance = field(default_factory=Entrance)
 
 
 @dataclass

@@ -11,13 +11,15 @@ from ..caching import fastcache
 from ..caching.conditions import DECISIVE, MINOR, differences
 from ..caching.controller import CacheController
 from ..caching.maps import load_maps
+from ..caching.memory import check_cap, size_words
 from ..caching.policy import PRESETS, Policy
-from ..caching.predictor import Predictor
 from ..caching.schedules import Mask, Schedule, same_share
 from ..caching.search import Candidate
+from ..caching.sites.around import Around
 from ..caching.sites.chooser import Chooser
 from ..caching.sites.each import EachBlock, EachModule
 from ..caching.sites.fastcache import FastCache
+from ..caching.sites.related import RelatedModules
 from ..caching.sites.span import Span
 from ..caching.sites.tokenwise import Tokenwise
 from ..errors import choose
@@ -94,7 +96,7 @@ class Cache:
         if p.cycle:
             kinds = p.kinds(facts.steps)
             lines += [f"{kinds.count('c')} steps conservative, {kinds.count('a')} aggressive: {kinds}", p.token_words]
-        return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {_size_words(p, facts)}"]
+        return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {size_words(p, facts)}"]
 
     def _when(self, facts: Facts) -> str:
         p = self.policy
@@ -111,11 +113,17 @@ class Cache:
         if p.front + p.back >= facts.blocks:
             what = f"{p.front} front and {p.back} back blocks leave none of {facts.blocks} to cache"
             return [Finding(self.stage, what, fatal=True)]
+        if over := check_cap(p, facts, self.stage):
+            return over
         if p.site == "fastcache":
             return fastcache.check(p, facts, self.stage)
         if facts.videos and p.split == "band":
             what = f"{self.method} splits features on a square grid of tokens"
             return [Finding(self.stage, what, "a video's tokens lie on none", repair="run without the cache")]
+        if p.site == "denoiser" and facts.latent[0] != facts.latent[1]:
+            into, out = facts.latent
+            what = f"site 'denoiser' adds to the latent: expected as many numbers out as in, got {out} for {into}"
+            return [Finding(self.stage, what, "a learned variance?", repair="site='output'", fatal=True)]
         full = len(self.schedule_for(facts.steps).full_steps(facts.steps))
         if facts.steps < FEWEST_STEPS:
             why = f"{facts.steps} steps leave no history to extrapolate from"
@@ -160,7 +168,7 @@ class Cache:
             clock=target.clock,
             journal=target.journal,
             schedule_for=self.schedule_for,
-            new_predictor=lambda key: Predictor(p.forecast, p.new_split()),
+            new_predictor=lambda key: p.new_predictor(),
             weights_version=target.weights_version,
             new_gate=p.new_gate if p.gate else None,
             gain_at=p.gain,
@@ -185,7 +193,9 @@ _SITE_WORDS = {
     "residual": "what the blocks add",
     "blocks": "what each block adds to each stream",
     "modules": "every attention and MLP before its gate",
+    "related": "every attention and MLP before its gate, moved as far as its input tells",
     "attention": "every attention before its gate; MLPs run",
+    "denoiser": "what the whole denoiser adds to the latent",
     "tokens": "every attention and MLP before its gate, and the last hidden state before the head",
 }
 
@@ -205,28 +215,19 @@ def _forecast_words(p: Policy) -> str:
     )
 
 
-def _size_words(p: Policy, facts: Facts) -> str:
-    """State per image and guidance branch, known before the run."""
-    element = 4 if facts.dtype == "float32" else 2
-    # The feature, and per order a shaped and (below the highest) a raw difference.
-    order = p.forecast.effective_order
-    tensors = 1 + order + max(0, order - 1)
-    per_block = {"output": 1, "residual": 1, "blocks": facts.blocks, "modules": 2 * facts.blocks}
-    state = tensors * per_block.get(p.site, facts.blocks) * facts.image_tokens * facts.width * element
-    if p.site == "tokens" and state:
-        state = (2 * facts.blocks * facts.tokens + tensors * facts.image_tokens) * facts.width * element
-    return f"about {state / 1e6:.1f} MB of state per image and guidance branch" if state else "state size unknown"
-
-
 def _site(
     p: Policy, controller: CacheController, target: Target
-) -> Span | EachBlock | EachModule | FastCache | Tokenwise:
+) -> Span | EachBlock | EachModule | FastCache | Tokenwise | Around:
     if p.site == "fastcache":
         return FastCache(controller, p)
     if p.site == "tokens":
         return Tokenwise(controller, p, Chooser(controller, p, target.facts.head_dim, target.wiring.halves))
     if p.site == "blocks":
         return EachBlock(controller)
+    if p.site == "denoiser":
+        return Around(controller, target.entrance)
+    if p.site == "related":
+        return RelatedModules(controller)
     if p.site in ("modules", "attention"):
         return EachModule(controller, ("attention",) if p.site == "attention" else ("attention", "mlp"))
     return Span(controller, p.front, p.back, p.site == "residual", p.accepts if p.accept else None)

@@ -1,14 +1,14 @@
-"""A tiny denoiser with the token-wise site on it, called step by step."""
+"""Sites on small models, called step by step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from stack.caching.controller import CacheController
 from stack.caching.policy import Policy
-from stack.caching.predictor import Predictor
 from stack.caching.sites.chooser import Chooser
 from stack.caching.sites.tokenwise import Tokenwise
 from stack.clock import MAIN, Clock, uniform
@@ -28,6 +28,19 @@ FF, FF_TEXT, JOINT = (
 )
 
 
+def controller_of(policy: Policy, clock: Clock, weights: Callable[[], int] = lambda: 0) -> CacheController:
+    """A controller as the cache pass makes it."""
+    return CacheController(
+        clock=clock,
+        journal=Journal(),
+        schedule_for=policy.schedule,
+        new_predictor=lambda key: policy.new_predictor(),
+        weights_version=weights,
+        new_gate=policy.new_gate if policy.gate else None,
+        coordinate=policy.coordinate,
+    )
+
+
 class Rig:
     """ToCa with a full first step only, unless told otherwise: `call(step)` makes one denoiser call.
 
@@ -39,13 +52,7 @@ class Rig:
     def __init__(self, halves: bool = False, **options: Any):
         self.policy: Policy = Cache("toca", **{"budget": "even", "warmup": 1, **options}).policy
         self.denoiser, self.clock, self.weights = tiny_denoiser(), Clock(uniform(STEPS)), 0
-        self.controller = CacheController(
-            clock=self.clock,
-            journal=Journal(),
-            schedule_for=self.policy.schedule,
-            new_predictor=lambda key: Predictor(self.policy.forecast, self.policy.new_split()),
-            weights_version=lambda: self.weights,
-        )
+        self.controller = controller_of(self.policy, self.clock, lambda: self.weights)
         chooser = Chooser(self.controller, self.policy, head_dim=64, halves=halves)
         Tokenwise(self.controller, self.policy, chooser).install(self.denoiser, FLUX, Installer())
         self.head: torch.Tensor | None = None

@@ -7,7 +7,7 @@ import torch
 
 from stack import Stack, StackError
 from stack.caching.gate_fit import output_polynomial, residual_ratios
-from stack.caching.gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate
+from stack.caching.gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
 from stack.caching.trajectory import Trajectory
 
 from ..conftest import picture, tiny_pipe
@@ -91,3 +91,16 @@ def test_fitting_fills_the_cache_and_leaves_the_model_as_it_was(method: str, fie
     assert {step.kind for step in stack.report().steps} >= {"full"}
     with pytest.raises(StackError, match="expected prompts and a pipeline"):
         Stack(pipe).cache("svd").fit_gate(["a red ring"])
+
+
+def test_a_sum_needs_its_slope_and_ends_where_it_is_told_to() -> None:
+    """0.5 d per step, threshold 0.2: 0.1 is skipped, 0.2 is not."""
+    known = SumGate(0.2, warmup=2, slope=0.5)
+    assert pattern(known, [None, *[0.2] * 6]) == "FF.F.F."
+    assert pattern(SumGate(0.2, warmup=2, slope=0.5, ends=True), [None, *[0.2] * 5, 0.0]) == "FF.F.FF"
+    unknown = SumGate(0.2, warmup=2, slope=None)
+    assert pattern(unknown, [None, *[0.0] * 4]) == "FFFFF"
+    unknown.ran(0.5)
+    assert pattern(unknown, [None, *[0.2] * 4]) == "FF.F."
+    unknown.ran()
+    assert (unknown.total, unknown.slope) == (0.0, 0.5)

@@ -148,3 +148,48 @@ def test_predicting_from_nothing_is_an_error() -> None:
 def test_gains_out_of_range(gains: Any) -> None:
     with pytest.raises(StackError, match=r"\[0, 2\]"):
         Forecast(gains=gains)
+
+
+@pytest.mark.parametrize(("state", "unit"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_a_rounded_state_costs_what_rounding_may_cost(state: torch.dtype, unit: float) -> None:
+    """F1 + c (F1 - F0), c = (x - x1) / (x1 - x0): F0, F1 and the difference are each off by `unit` of themselves."""
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 1, N, D)
+    exact = feeding(Predictor(Forecast(1, WHOLE)), [1.0, 0.8], [first, second])
+    rounded = feeding(Predictor(Forecast(1, WHOLE), dtype=state), [1.0, 0.8], [first, second])
+    assert rounded.bytes * 2 == exact.bytes
+    got, wanted = rounded.predict(0.5), exact.predict(0.5)
+    error, c = (got - wanted).abs(), 1.5
+    assert got.dtype == torch.float32
+    difference = (second - first).abs() + unit * first.abs()
+    bound = unit * second.abs() + c * (unit * first.abs() + unit * difference) + 1e-6
+    assert (error <= bound).all() and float(error.max()) > unit / 8
+
+
+def test_a_wider_state_keeps_what_the_features_dtype_would_round() -> None:
+    torch.manual_seed(0)
+    features = list(torch.randn(3, 1, N, D).bfloat16())
+    xs = [1.0, 0.93, 0.8]
+    exact = feeding(Predictor(Forecast(2, WHOLE)), xs, [f.double() for f in features]).predict(0.4)
+    errors = []
+    for dtype in (None, torch.float32):
+        predictor = feeding(Predictor(Forecast(2, WHOLE), dtype=dtype), xs, features)
+        got = predictor.predict(0.4)
+        assert got.dtype == torch.bfloat16
+        errors.append(float((got.double() - exact).abs().max()))
+    # Alone the rounding of the answer is left: half a unit in the last place of the largest.
+    assert errors[1] <= 2**-8 * float(exact.abs().max()) < errors[0]
+
+
+@pytest.mark.parametrize("options", [{"level": 0.5}, {"smoothing": 0.5}, {"gains": (1.0, 0.0)}, {"gains": (0.5, 0.5)}])
+def test_every_forecast_works_on_a_state_of_another_dtype(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    features = list(torch.randn(4, 1, N, D))
+    xs = [1.0, 0.9, 0.7, 0.6]
+    for given_dtype, state in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
+        inputs = [f.to(given_dtype) for f in features]
+        forecast = Forecast(**{"order": 1, "gains": WHOLE, **options})
+        exact = feeding(Predictor(forecast, ChannelBasis(0.8)), xs, [f.float() for f in inputs]).predict(0.5)
+        got = feeding(Predictor(forecast, ChannelBasis(0.8), state), xs, inputs).predict(0.5)
+        assert got.dtype == given_dtype
+        torch.testing.assert_close(got.float(), exact, rtol=0, atol=0.05)

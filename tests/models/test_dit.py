@@ -48,7 +48,9 @@ def test_every_preset_runs_and_comes_off(method: str) -> None:
     assert torch.equal(draw(pipe), before)
 
 
-@pytest.mark.parametrize("method", ["svd", "taylorseer", "svd-blocks", "teacache", "speca", "dbcache-taylor"])
+@pytest.mark.parametrize(
+    "method", ["svd", "taylorseer", "svd-blocks", "teacache", "speca", "dbcache-taylor", "easycache"]
+)
 def test_batched_equals_one_by_one(method: str) -> None:
     """Gates decide for every sample, cond and uncond apart, so a batch may run some of its rows only."""
     stack = Stack(tiny(), steps=STEPS).cache(method)

@@ -12,8 +12,10 @@ from torch import nn
 from ...errors import StackError
 from ...install import Installer
 from ...models.wiring import CachedModule, Wiring
-from ..controller import CacheController
+from ..controller import CacheController, Cell
 from .calls import BlockCall, Streams, before_blocks, returned, several
+
+Given = list[torch.Tensor]  # the tensors that a module was called with
 
 
 class _Decided:
@@ -22,6 +24,11 @@ class _Decided:
     def __init__(self, controller: CacheController):
         self.controller = controller
         self.skip = False
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells that the coming blocks work for."""
+        return self.controller.cells
 
     def begin(self, tokens: torch.Tensor) -> None:
         """The first block is reached with these tokens (B, N, D)."""
@@ -63,6 +70,19 @@ class EachModule(_Decided):
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before every module; returns how many are predicted on a cached step."""
+        self._open(denoiser, wiring, install)
+        count = 0
+        for blocks, modules in wiring.modules.items():
+            for index, block in enumerate(denoiser.get_submodule(blocks).children()):
+                for module in self._chosen(modules):
+                    self._place(block, f"{blocks}.{index}.{module.path}", module, install)
+                    count += 1
+        if not count:
+            raise StackError(f"no module of roles {', '.join(self.roles)} can be cached on its own in this model")
+        return count
+
+    def _open(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:
+        """Stand before the first block, where the step is decided."""
         _, first = wiring.blocks(denoiser)[0]
         signature, name = inspect.signature(first.forward), wiring.streams[wiring.output_stream]
 
@@ -74,15 +94,6 @@ class EachModule(_Decided):
             return forward
 
         install.wrap_call(first, "forward", opening)
-        count = 0
-        for blocks, modules in wiring.modules.items():
-            for index, block in enumerate(denoiser.get_submodule(blocks).children()):
-                for module in self._chosen(modules):
-                    self._place(block, f"{blocks}.{index}.{module.path}", module, install)
-                    count += 1
-        if not count:
-            raise StackError(f"no module of roles {', '.join(self.roles)} can be cached on its own in this model")
-        return count
 
     def _chosen(self, modules: tuple[CachedModule, ...]) -> list[CachedModule]:
         """The modules of one block to keep: one that ends both roles, where both are asked for and there is one."""
@@ -96,17 +107,26 @@ class EachModule(_Decided):
 
     def _kept(self, inner: Callable[..., Any], key: str) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            controller = self.controller
-            cells = controller.cells
+            given = self._given(key, args, kwargs)
             if self.skip:
-                parts = [k for k in (f"{key}/{i}" for i in range(2)) if k in cells[0].predictors]
-                return returned(controller.predict(part, cells) for part in parts)
+                parts = [i for i in range(2) if f"{key}/{i}" in self.cells[0].predictors]
+                return returned(self._forecast(key, i, given) for i in parts)
             result = inner(*args, **kwargs)
             for i, value in enumerate(several(result)):
-                controller.store(f"{key}/{i}", value, cells)
+                self._keep(key, i, value, given)
             return result
 
         return forward
+
+    def _given(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
+        """What a forecast wants to know of a module's input: nothing here."""
+        return []
+
+    def _keep(self, key: str, index: int, value: torch.Tensor, given: Given) -> None:
+        self.controller.store(f"{key}/{index}", value, self.cells)
+
+    def _forecast(self, key: str, index: int, given: Given) -> torch.Tensor:
+        return self.controller.predict(f"{key}/{index}", self.cells)
 
     def _spared(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         """A module nobody listens to on a cached step: memory of the right shape, never read."""
@@ -115,7 +135,8 @@ class EachModule(_Decided):
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.skip:
                 given = next(x for x in [*args, *kwargs.values()] if isinstance(x, torch.Tensor))
-                return returned(given.new_empty(shape) for shape in shapes)
+                # Perhaps other samples than those that ran.
+                return returned(given.new_empty(len(given), *shape[1:]) for shape in shapes)
             out = inner(*args, **kwargs)
             shapes[:] = [value.shape for value in several(out)]
             return out

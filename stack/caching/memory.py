@@ -1,0 +1,161 @@
+"""How much a cache holds, known before it runs: a pure function of policy and facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..compat.subspace import EXACT_WIDTH, SKETCH
+from ..facts import Facts
+from ..models.wiring import FAMILIES, CachedModule, Wiring
+from ..passes.base import Finding
+from .forecast import Forecast
+from .policy import DTYPES, Policy
+
+
+@dataclass(frozen=True)
+class StateSize:
+    """Bytes per picture and guidance branch, once enough full steps have run.
+
+    Attributes:
+        features: of features, differences, and what a gate compares with. Exact but for a few numbers per module.
+        bases: the most that principal subspaces can take; their rank depends on the picture.
+    """
+
+    features: int
+    bases: int = 0
+
+    @property
+    def total(self) -> int:
+        """The most that is held."""
+        return self.features + self.bases
+
+    def __str__(self) -> str:
+        size = f"{self.features / 1e6:.1f} MB"
+        return f"{size} and at most {self.bases / 1e6:.1f} MB of bases" if self.bases else size
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a site holds.
+
+    Attributes:
+        features: tokens of every predicted feature of the model's width.
+        kept: further numbers, in the dtype of the model's features.
+        stored: further numbers, in that of the state.
+    """
+
+    features: tuple[int, ...] = ()
+    kept: int = 0
+    stored: int = 0
+
+
+def tensors_of(forecast: Forecast) -> int:
+    """Tensors that a predictor holds per feature once it has seen order + 1 full steps (two more for a level)."""
+    order = forecast.effective_order
+    raw = max(1, order + bool(forecast.smoothing))
+    # A difference that is taken as it is, is held once: not where gains or a split make another tensor of it.
+    shaped = tuple(forecast.gains) != (1, 1)
+    return 1 + order + (raw - 1 if shaped else 0) + (2 if forecast.level else 0)
+
+
+def state_size(policy: Policy, facts: Facts) -> StateSize | None:
+    """State of one picture and one guidance branch; None where the facts do not tell its tokens or blocks."""
+    wiring = FAMILIES[facts.family]
+    held = _held(policy, facts, wiring) if facts.image_tokens else None
+    if held is None:
+        return None
+    model = torch.float32 if facts.dtype == "float32" else torch.bfloat16
+    kept_in = DTYPES[policy.state_dtype] or model
+    wide = torch.promote_types(kept_in, model).itemsize
+    predicted = sum(held.features) * facts.width * tensors_of(policy.forecast)
+    probe = facts.image_tokens * facts.width if policy.gate in ("prefix", "polynomial") else 0
+    bases = bands = 0
+    if policy.forecast.splits and policy.split == "band":
+        bands = sum(2 * tokens for tokens in held.features)  # two square projections over a square grid
+    elif policy.forecast.splits:
+        bases = sum(facts.width * min(tokens, _ranks(facts.width)) for tokens in held.features)
+    features = (predicted + held.stored) * kept_in.itemsize + (held.kept + probe) * model.itemsize + bands * wide
+    return StateSize(features, bases * wide)
+
+
+def _ranks(width: int) -> int:
+    return width if width <= EXACT_WIDTH else SKETCH
+
+
+def _held(p: Policy, facts: Facts, wiring: Wiring) -> _Held | None:
+    image, whole, width = facts.image_tokens, facts.tokens, facts.width
+    text = whole - image
+    if p.site == "denoiser":
+        numbers = image * facts.latent[0]
+        return _Held(kept=3 * numbers if p.gate else 0, stored=numbers * tensors_of(p.forecast)) if numbers else None
+    if p.site == "fastcache":
+        return _Held(kept=_fastcache(p, image, whole, facts.blocks) * width)
+    if p.site in ("output", "residual"):
+        streams = (text, image) if p.back and text else (image,)
+        return _Held((*streams, image) if p.accept else streams)
+    if p.site == "blocks":
+        return _Held(((text, image) if text else (image,)) * facts.blocks)
+    if not facts.lists:
+        return None
+    if p.site == "tokens":  # attention and MLP of every block; ages, and scores of values, per token of an MLP
+        numbers = whole * sum(facts.lists)
+        scores = numbers * (2 if p.select == "values" else 1) * torch.float32.itemsize
+        return _Held((image,), kept=2 * numbers * width + scores // _element(facts))
+    roles = ("attention",) if p.site == "attention" else ("attention", "mlp")
+    per_list = [_modules(wiring.modules[name], roles, text, image) for name in wiring.block_lists]
+    features = tuple(n for count, tokens in zip(facts.lists, per_list, strict=True) for n in tokens * count)
+    if p.site == "related":
+        return _Held((*features, image) if p.gate else features, stored=sum(features) * width)
+    return _Held(features)
+
+
+def _modules(modules: tuple[CachedModule, ...], roles: tuple[str, ...], text: int, image: int) -> tuple[int, ...]:
+    """Tokens of every output of a block's modules: together each role has one for every token of the block."""
+    if len(roles) > 1 and any(module.role == "both" for module in modules):
+        return (text + image,)
+    streams = (text, image) if text else (image,)
+    return tuple(n for role in roles if any(m.role == role for m in modules) for n in streams)
+
+
+def _fastcache(p: Policy, image: int, whole: int, blocks: int) -> int:
+    """Tokens kept: where it moves what a block added, that and the block's input, of every stream."""
+    moved = p.carry == "moved"
+    per_block = (2 * whole if moved else image) * ("gate" in p.parts)
+    return per_block * blocks + (2 * image if moved and "tokens" in p.parts else image)
+
+
+def _element(facts: Facts) -> int:
+    return 4 if facts.dtype == "float32" else 2
+
+
+def size_words(p: Policy, facts: Facts) -> str:
+    """The size in words, for `explain()`."""
+    size = state_size(p, facts)
+    return f"{size} of state per picture and guidance branch" if size else "state size unknown"
+
+
+def check_cap(p: Policy, facts: Facts, stage: str) -> list[Finding]:
+    """A cap that the state is known to break is refused, with the choices that would keep it."""
+    size = state_size(p, facts)
+    if not p.max_bytes or (size and size.total <= p.max_bytes):
+        return []
+    if size is None:
+        what = f"max_bytes={p.max_bytes} cannot be kept: the size of the state is not known before the run"
+        return [Finding(stage, what, "no pipeline tells the number of tokens", repair="max_bytes=0", fatal=True)]
+    what = f"{size} of state per picture and guidance branch, max_bytes allows {p.max_bytes / 1e6:.1f} MB"
+    return [Finding(stage, what, repair=" or ".join(_smaller(p, facts)), fatal=True)]
+
+
+def _smaller(p: Policy, facts: Facts) -> list[str]:
+    """Single choices that fit under the cap; the smallest possible cap where there are none."""
+    tries: dict[str, dict[str, Any]] = {"state_dtype='bfloat16'": {"state_dtype": "bfloat16"}}
+    tries |= {f"order={order}": {"order": order} for order in range(p.order - 1, -1, -1)}
+    if p.site in ("blocks", "modules", "attention"):
+        tries["site='output'"] = {"site": "output"}
+    sizes = {words: state_size(replace(p, **change), facts) for words, change in tries.items()}
+    fitting = [words for words, size in sizes.items() if size and size.total <= p.max_bytes]
+    needed = state_size(p, facts)
+    return fitting or [f"max_bytes={needed.total if needed else 0}"]

@@ -1,0 +1,92 @@
+"""Around the whole denoiser: on a cached step nothing of the model runs, neither embedders nor head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import nn
+
+from ...entrance import DenoiserCall, Entrance
+from ...install import Installer
+from ...models.wiring import Wiring
+from ..controller import CacheController, Cell, mean_ratio
+from ..gates import SumGate
+
+Run = Callable[[DenoiserCall], Any]
+
+ADDED = "added"  # key of out - in, the feature that is predicted
+BEFORE, IN, OUT = "before", "in", "out"  # the latent of the step before; both ends of the last full step
+
+
+class Around:
+    """Caches what the denoiser adds to the raw latent: out = in + (out - in) of the last full step (EasyCache).
+
+    With a gate every sample is decided on its own: on each step its sum grows by k mean|in - in_before| / mean|out|,
+    `in_before` being the previous step's latent, cached or not, `out` the last full step's output, and
+    k = mean|out - out'| / mean|in - in'| between the last two full steps. Where some samples of a batch run and others
+    do not, the denoiser is called with those that run. Where its arguments cannot be split (`Wiring.inputs` is empty,
+    or an adapter or control net hands over collections), the batch is cached only where every sample would be, and then
+    a batched picture may differ from the same picture alone.
+
+    Args:
+        entrance: where the denoiser's calls come by.
+    """
+
+    def __init__(self, controller: CacheController, entrance: Entrance):
+        self.controller, self.entrance = controller, entrance
+
+    def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
+        """Stand before the denoiser; returns 1, the number of places."""
+
+        def standing(inner: Run) -> Run:
+            return lambda call: self._visit(call, inner, wiring.inputs)
+
+        install.wrap_call(self.entrance, "run", standing)
+        return 1
+
+    def _visit(self, call: DenoiserCall, run: Run, names: tuple[str, ...]) -> Any:
+        controller, latent = self.controller, call.latent
+        controller.begin(latent)
+        cells, gated = controller.cells, controller.new_gate is not None
+        changes = [_moved(cell, latent[i : i + 1]) for i, cell in enumerate(cells)] if gated else None
+        skips = controller.decide(changes=changes, together=not call.separable(names))
+        for i, cell in enumerate(cells if gated else ()):
+            cell.kept[BEFORE] = latent[i : i + 1].clone()  # the caller's memory may be written to
+        if not any(skips):
+            result = run(call)
+            self._learn(latent, result[0], cells)
+            return result
+        skipped = [i for i, skip in enumerate(skips) if skip]
+        if len(skipped) == len(skips):
+            return _returned(call, latent + controller.predict(ADDED, cells))
+        ran = [i for i, skip in enumerate(skips) if not skip]
+        out = run(call.only(ran, names))[0]
+        self._learn(latent[ran], out, [cells[i] for i in ran])
+        whole = torch.empty_like(latent, dtype=out.dtype)
+        whole[ran] = out
+        whole[skipped] = (latent[skipped] + controller.predict(ADDED, [cells[i] for i in skipped])).to(out.dtype)
+        return _returned(call, whole)
+
+    def _learn(self, latent: torch.Tensor, out: torch.Tensor, cells: list[Cell]) -> None:
+        """These samples have run."""
+        for i, cell in enumerate(cells):
+            if isinstance(cell.gate, SumGate):
+                mine, kept = out[i : i + 1].clone(), cell.kept
+                slope = mean_ratio(mine - kept[OUT], kept[BEFORE] - kept[IN]) if OUT in kept else None
+                cell.gate.ran(slope)
+                kept[IN], kept[OUT] = kept[BEFORE], mine
+        self.controller.store(ADDED, out - latent, cells)
+
+
+def _moved(cell: Cell, latent: torch.Tensor) -> float | None:
+    """How far the latent has come in one step, relative to the output of the last full step."""
+    kept = cell.kept
+    return mean_ratio(latent - kept[BEFORE], kept[OUT]) if OUT in kept else None
+
+
+def _returned(call: DenoiserCall, sample: torch.Tensor) -> Any:
+    """A sample as the denoiser would return it."""
+    return Transformer2DModelOutput(sample=sample) if call.given.get("return_dict", True) else (sample,)
