@@ -92,9 +92,7 @@ def calibrate(
     def pictures(candidate: Any, which: Sequence[str], first_seed: int) -> torch.Tensor:
         stack.replace(candidate)
         generators = [torch.Generator().manual_seed(first_seed + i) for i in range(len(which))]
-        return stack(list(which), num_inference_steps=steps, generator=generators, output_type="pt", return_dict=False)[
-            0
-        ]
+        return stack(list(which), num_inference_steps=steps, generator=generators, output_type="pt").images
 
     def score(candidate: Candidate) -> float:
         tried = cache.calibrated(candidate.full_steps, steps, candidate.gains)

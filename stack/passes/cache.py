@@ -110,14 +110,13 @@ class Cache:
             return [Finding(self.stage, what, fatal=True)]
         if p.site == "fastcache":
             return fastcache.check(p, facts, self.stage)
-        if facts.videos and p.split == "band":
-            what = f"{self.method} splits features on a square grid of tokens"
-            return [Finding(self.stage, what, "a video's tokens lie on none", repair="run without the cache")]
         full = len(self.schedule_for(facts.steps).full_steps(facts.steps))
         if facts.steps < FEWEST_STEPS:
             why = f"{facts.steps} steps leave no history to extrapolate from"
             what = f"a few-step schedule can save at most {facts.steps / full:.2f}x with this cache"
             return [Finding(self.stage, what, why, repair="run without the cache")]
+        if facts.videos and (p.split == "band" or p.grid[0]):
+            return [self._no_square()]
         if p.gate == "magnitude" and not p.ratios:
             what = f"{self.method} needs the ratios of a measuring run: call fit_gate(prompts) first"
             return [Finding(self.stage, what, fatal=True)]
@@ -126,15 +125,19 @@ class Cache:
             return [Finding(self.stage, what, "the bare change is summed; call fit_gate(prompts) for it", note=True)]
         if p.gate:
             return []
-        if facts.videos and p.grid[0]:
-            what = f"{self.method} chooses tokens without its bonus for cells of {p.grid[0]} x {p.grid[0]}"
-            return [Finding(self.stage, what, "a video's tokens lie on no square grid", note=True)]
         if full == facts.steps:
             return [Finding(self.stage, f"0 of {facts.steps} steps would be cached", "interval 1", note=True)]
         if p.full_steps and facts.steps != p.steps:
             what = f"the schedule was calibrated for {p.steps} steps, the plan has {facts.steps}"
             return [Finding(self.stage, what, "uniform schedule of the same share used; calibrate again", note=True)]
         return []
+
+    def _no_square(self) -> Finding:
+        """What a policy that looks at a square grid of tokens does without one."""
+        why, cell = "a video's tokens lie on no square grid", self.policy.grid[0]
+        if self.policy.split == "band":
+            return Finding(self.stage, f"{self.method} splits features by place", why, repair="run without the cache")
+        return Finding(self.stage, f"{self.method} chooses tokens without its bonus for cells of {cell}", why, note=True)
 
     def facts_after(self, facts: Facts) -> Facts:
         return facts
