@@ -33,8 +33,8 @@ class StateSize:
         return self.features + self.bases
 
     def __str__(self) -> str:
-        size = f"{self.features / 1e6:.1f} MB"
-        return f"{size} and at most {self.bases / 1e6:.1f} MB of bases" if self.bases else size
+        bases = f" and at most {self.bases / 1e6:.1f} MB of bases" if self.bases else ""
+        return f"{self.features / 1e6:.1f} MB of state{bases}"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _element(facts: Facts) -> int:
 def size_words(p: Policy, facts: Facts) -> str:
     """The size in words, for `explain()`."""
     size = state_size(p, facts)
-    return f"{size} of state per picture and guidance branch" if size else "state size unknown"
+    return f"{size} per picture and guidance branch" if size else "state size unknown"
 
 
 def check_cap(p: Policy, facts: Facts, stage: str) -> list[Finding]:
@@ -145,7 +145,7 @@ def check_cap(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     if size is None:
         what = f"max_bytes={p.max_bytes} cannot be kept: the size of the state is not known before the run"
         return [Finding(stage, what, "no pipeline tells the number of tokens", repair="max_bytes=0", fatal=True)]
-    what = f"{size} of state per picture and guidance branch, max_bytes allows {p.max_bytes / 1e6:.1f} MB"
+    what = f"{size} per picture and guidance branch, max_bytes allows {p.max_bytes / 1e6:.1f} MB"
     return [Finding(stage, what, repair=" or ".join(_smaller(p, facts)), fatal=True)]
 
 

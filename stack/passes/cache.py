@@ -117,9 +117,6 @@ class Cache:
             return over
         if p.site == "fastcache":
             return fastcache.check(p, facts, self.stage)
-        if facts.videos and p.split == "band":
-            what = f"{self.method} splits features on a square grid of tokens"
-            return [Finding(self.stage, what, "a video's tokens lie on none", repair="run without the cache")]
         if p.site == "denoiser" and facts.latent[0] != facts.latent[1]:
             into, out = facts.latent
             what = f"site 'denoiser' adds to the latent: expected as many numbers out as in, got {out} for {into}"
@@ -129,6 +126,8 @@ class Cache:
             why = f"{facts.steps} steps leave no history to extrapolate from"
             what = f"a few-step schedule can save at most {facts.steps / full:.2f}x with this cache"
             return [Finding(self.stage, what, why, repair="run without the cache")]
+        if facts.videos and (p.split == "band" or p.grid[0]):
+            return [self._no_square()]
         if p.gate == "magnitude" and not p.ratios:
             what = f"{self.method} needs the ratios of a measuring run: call fit_gate(prompts) first"
             return [Finding(self.stage, what, fatal=True)]
@@ -137,9 +136,6 @@ class Cache:
             return [Finding(self.stage, what, "the bare change is summed; call fit_gate(prompts) for it", note=True)]
         if p.gate:
             return []
-        if facts.videos and p.grid[0]:
-            what = f"{self.method} chooses tokens without its bonus for cells of {p.grid[0]} x {p.grid[0]}"
-            return [Finding(self.stage, what, "a video's tokens lie on no square grid", note=True)]
         if full == facts.steps:
             return [Finding(self.stage, f"0 of {facts.steps} steps would be cached", "interval 1", note=True)]
         if p.full_steps and (changed := differences(p.calibrated_for, facts, DECISIVE)):
@@ -157,6 +153,14 @@ class Cache:
             what = f"calibrated under other precision or sparsity: {'; '.join(changed)}"
             return [Finding(self.stage, what, "schedule kept; calibrating again may gain a little", note=True)]
         return []
+
+    def _no_square(self) -> Finding:
+        """What a policy that looks at a square grid of tokens does without one."""
+        why, cell = "a video's tokens lie on no square grid", self.policy.grid[0]
+        if self.policy.split == "band":
+            return Finding(self.stage, f"{self.method} splits features by place", why, repair="run without the cache")
+        what = f"{self.method} chooses tokens without its bonus for cells of {cell}"
+        return Finding(self.stage, what, why, note=True)
 
     def facts_after(self, facts: Facts) -> Facts:
         return facts

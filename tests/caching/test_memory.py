@@ -122,7 +122,7 @@ def test_a_cap_is_kept_by_the_plan() -> None:
     with pytest.raises(StackError) as refused:
         make_plan(SHAPES_FLUX, [Cache("svd", max_bytes=needed - 1)])
     assert str(refused.value) == (
-        "cache: 1.6 MB and at most 0.1 MB of bases of state per picture and guidance branch, max_bytes allows 1.7 MB; "
+        "cache: 1.6 MB of state and at most 0.1 MB of bases per picture and guidance branch, max_bytes allows 1.7 MB; "
         "try: state_dtype='bfloat16' or order=0"
     )
 

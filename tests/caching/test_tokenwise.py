@@ -236,7 +236,7 @@ def test_the_plan_says_what_will_happen() -> None:
     assert "12 of 50 steps full (every 5 steps)" in text
     assert "19 steps conservative, 19 aggressive: FFFcacaFcacaF" in text
     assert "MLPs of 10% of the tokens (budget flux), chosen at random" in text
-    assert "about 0.2 MB of state per image and guidance branch" in text
+    assert "0.2 MB of state per picture and guidance branch" in text
 
 
 @pytest.mark.parametrize("method", [name for name, policy in PRESETS.items() if policy.cycle])

@@ -159,6 +159,35 @@ def test_a_longer_caption_in_the_batch_changes_nothing_of_a_masked_one() -> None
     torch.testing.assert_close(*finals, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("method", ["toca", "duca-values", "taylorseer", "pab", "dbcache"])
+def test_where_nothing_changes_cached_steps_are_right(method: str) -> None:
+    """A denoiser that does not look at the time, asked the same on every step: rows must find their places."""
+    denoiser = tiny_denoiser()
+    for embed in (denoiser.time_text_embed, denoiser.context_embedder.time_text_embed):
+        torch.nn.init.zeros_(embed.timestep_embedder.linear_2.weight)
+    given = {
+        "hidden_states": torch.randn(2, 3, FRAMES, SIZE, SIZE),
+        "encoder_hidden_states": torch.randn(2, TEXT, 64),
+        "encoder_attention_mask": torch.tensor([[1.0] * TEXT, [1.0] * 5 + [0.0] * 4]),
+        "pooled_projections": torch.randn(2, 128),
+        "return_dict": False,
+    }
+    with Stack(denoiser, steps=STEPS).cache(method) as stack, torch.no_grad():
+        outs = [stack(timestep=torch.full((2,), 1000.0 * (1 - s / STEPS)), **given)[0] for s in range(STEPS)]
+        assert {step.kind for step in stack.report().steps} & {"cached", "partial"}
+    for out in outs:
+        torch.testing.assert_close(out, outs[0], atol=1e-4, rtol=0)
+
+
+def test_frames_that_make_up_a_square_by_chance_are_none() -> None:
+    """Eight frames are 64 tokens, no grid of 8 x 8."""
+    videos = [
+        draw(Stack(tiny(), steps=STEPS).cache("duca-dit", **options), num_frames=2 * FRAMES)
+        for options in ({}, {"grid": (0, 0.0)})
+    ]
+    assert torch.equal(*videos)
+
+
 def test_facts() -> None:
     pipe = tiny()
     facts = facts_of(pipe.transformer, wiring_of(pipe.transformer), pipe, 50)
@@ -177,11 +206,11 @@ def test_what_needs_a_square_or_flux_attention_is_left_out_by_name() -> None:
     stack = Stack(tiny(), steps=STEPS).sparse_attn().cache("freqca")
     said = stack.explain()
     assert "no block-sparse attention for family 'hunyuan-video'" in said
-    assert "freqca splits features on a square grid of tokens" in said and "a video's tokens lie on none" in said
+    assert "freqca splits features by place" in said and "a video's tokens lie on no square grid" in said
     assert stack.plan.passes() == ()
     with pytest.raises(StackError, match="square grid"):
         _ = Stack(tiny(), steps=STEPS, strict=True).cache("freqca").plan
-    assert "without its bonus for cells of 2 x 2" in Stack(tiny(), steps=STEPS).cache("duca-dit").explain()
+    assert "without its bonus for cells of 2" in Stack(tiny(), steps=STEPS).cache("duca-dit").explain()
 
 
 def test_quantized_traced_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:

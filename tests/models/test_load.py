@@ -10,7 +10,7 @@ from stack.models.load import device_of, load_pipeline
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(StackError, match=r"unknown model 'shapes-fux': expected one of shapes-flux, a local"):
+    with pytest.raises(StackError, match=r"unknown model 'shapes-fux': expected one of shapes-flux, shapes-dit,"):
         load_pipeline("shapes-fux")
 
 
