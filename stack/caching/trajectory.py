@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..arguments import Arguments
 from ..clock import Clock, Tick
 from ..install import Installer
 from ..models.wiring import Wiring
@@ -118,7 +118,7 @@ class Recorder(StandIn):
         """Stand where a cache of the whole stack stands."""
         writer = _Writer(target.clock, target.denoiser, target.wiring, self.trajectory, self.reused)
         _, first = target.wiring.blocks(target.denoiser)[0]
-        reading = writer.reading(inspect.signature(first.forward))
+        reading = writer.reading(Arguments(first.forward))
         Span(writer).install(target.denoiser, target.wiring, install)
         install.wrap_call(first, "forward", reading)
         return Applied("recording")
@@ -138,12 +138,12 @@ class _Writer:
     _given: Mapping[str, Any] = field(default_factory=dict)
     _last: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def reading(self, signature: inspect.Signature) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def reading(self, arguments: Arguments) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """A wrapper that keeps the first block's arguments, which the head needs as well."""
 
         def wrapper(inner: Callable[..., Any]) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                self._given = signature.bind(*args, **kwargs).arguments
+                self._given = arguments.named(args, kwargs)
                 return inner(*args, **kwargs)
 
             return forward

@@ -62,6 +62,7 @@ class Wiring:
             the pipeline's default size; 0 where unknown.
         inputs: arguments of the denoiser with a leading batch dimension; () where a batch can only run as a whole.
         batched: other arguments of a block with a leading batch dimension.
+        constants: modules of the denoiser whose output is the same on every step of a request.
         along: arguments with an entry per token, such as masks and rotary tables.
         same_input: shell wildcards, list by list, of the linears of a block that read the very same tensor.
         only: what the configuration has to say of these entries for the wiring to be true.
@@ -82,6 +83,7 @@ class Wiring:
     tokens: Callable[[Any, Mapping[str, Any]], tuple[int, int]]
     inputs: tuple[str, ...] = ()
     batched: tuple[str, ...] = ("temb",)
+    constants: tuple[str, ...] = ()
     along: Mapping[str, Along] = field(default_factory=dict)
     same_input: tuple[tuple[str, ...], ...] = ()
     only: Mapping[str, Any] = field(default_factory=dict)
@@ -144,6 +146,7 @@ FLUX = Wiring(
     head=lambda denoiser, tokens, given: denoiser.proj_out(denoiser.norm_out(tokens, given["temb"])),
     tokens=_flux_tokens,
     inputs=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"),
+    constants=("pos_embed",),
     along={"image_rotary_emb": Along(("text", "image"))},
     same_input=(("attn.to_[qkv]", "proj_mlp"), ("attn.add_[qkv]_proj",)),
 )
@@ -204,6 +207,7 @@ HUNYUAN_VIDEO = replace(
     tokens=_video_tokens,
     inputs=(*FLUX.inputs, "encoder_attention_mask"),
     batched=("temb", "attention_mask"),
+    constants=("rope",),
     along={
         "freqs_cis": Along(("video",)),
         "image_rotary_emb": Along(("video",)),

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from ..caching import fastcache
 from ..caching.conditions import DECISIVE, MINOR, differences
+from ..caching.constants import keep_constants
 from ..caching.controller import CacheController
 from ..caching.maps import load_maps
 from ..caching.memory import check_cap, size_words
@@ -183,6 +184,7 @@ class Cache:
     def apply(self, target: Target, install: Installer) -> Applied:
         p, controller = self.policy, self.controller(target)
         places = _site(p, controller, target).install(target.denoiser, target.wiring, install)
+        keep_constants(target.denoiser, target.wiring, target.clock, install)
         install.on_rollback(controller.reset)
         return Applied(
             summary=f"{self.method} at {places} places, state kept per guidance branch",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
 from stack import Stack
+from stack.arguments import Arguments
 from stack.caching.policy import PRESETS
 from stack.caching.sites.calls import BlockCall
 from stack.caching.trajectory import Recorder, Trajectory
@@ -105,11 +105,11 @@ def test_a_block_given_some_tokens_cuts_positions_and_mask(index: int) -> None:
     tokens = torch.tensor([3, 8, 30])
     only = torch.zeros_like(seen)
     only[..., tokens], only[..., VIDEO:] = True, seen[..., VIDEO:]
-    signature = inspect.signature(block.forward)
+    arguments = Arguments(block.forward)
     with torch.no_grad():
         hidden, words = block(video, text, temb, only, tables)
-        given = signature.bind(video, text, temb, seen, tables, None, 16)
-        call = BlockCall(block, block.forward, given, HUNYUAN_VIDEO)
+        given = arguments.named((video, text, temb, seen, tables, None, 16), {})
+        call = BlockCall(block, block.forward, arguments, given, HUNYUAN_VIDEO)
         some = call.run({"video": video[:, tokens], "text": text}, tokens=tokens)
         rows = call.run({"video": video[1:, tokens], "text": text[1:]}, [1], tokens)
     torch.testing.assert_close(some["video"], hidden[:, tokens], atol=1e-5, rtol=1e-4)

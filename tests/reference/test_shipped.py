@@ -7,13 +7,13 @@ import torch
 
 from stack import Stack
 from stack.reference.evaluate import held_out_scenes, scores
-from stack.reference.load import REFERENCES, load, load_classifier, reference, weights_folder
+from stack.reference.load import MODELS, load, load_classifier, reference, weights_folder
 from stack.reference.training.reader import held_out_accuracy
 
 STEPS = 20
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", MODELS)
 def test_weights_fit_in_11_megabytes(name: str) -> None:
     files = [f for f in (weights_folder() / name).rglob("*") if f.is_file()]
     assert 5e6 < sum(f.stat().st_size for f in files) < 11e6

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from ...arguments import Arguments
 from ...clock import Clock
 from ...install import Installer
 from ...models.wiring import Wiring
@@ -47,18 +47,20 @@ class BlockCall:
     Attributes:
         block: the module.
         inner: the block's own forward.
-        given: its arguments, by name.
+        arguments: how its arguments are named.
+        given: what it was called with, by name.
     """
 
     block: nn.Module
     inner: Callable[..., Any]
-    given: inspect.BoundArguments
+    arguments: Arguments
+    given: Mapping[str, Any]
     wiring: Wiring
 
     @property
     def streams(self) -> Streams:
         """Stream name to tensor (B, N, D); a block that does not take a stream has none of it."""
-        named = self.given.arguments
+        named = self.given
         return {stream: named[name] for stream, name in self.wiring.streams.items() if named.get(name) is not None}
 
     def run(
@@ -69,7 +71,7 @@ class BlockCall:
         Args:
             tokens: (n,) positions of the output stream's tokens, where the streams given hold only some of them.
         """
-        arguments = dict(self.given.arguments)
+        arguments = dict(self.given)
         if tokens is not None:
             arguments |= self._cut(arguments, tokens)
         for name in self.wiring.batched if rows is not None else ():
@@ -77,8 +79,7 @@ class BlockCall:
                 arguments[name] = arguments[name][list(rows or ())]
         for stream, tensor in (streams or {}).items():
             arguments[self.wiring.streams[stream]] = tensor
-        bound = inspect.BoundArguments(self.given.signature, arguments)
-        return self.read(self.inner(*bound.args, **bound.kwargs))
+        return self.read(self.arguments.call(self.inner, arguments))
 
     def _cut(self, arguments: dict[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
         """The arguments that run along the tokens, for the tokens that are left: some of the output stream's."""
@@ -137,11 +138,11 @@ def before_blocks(
 def _stand_in(
     number: int, block: nn.Module, wiring: Wiring, visit: Callable[[int, BlockCall], Streams]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    signature = inspect.signature(block.forward)
+    arguments = Arguments(block.forward)
 
     def wrapper(inner: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            call = BlockCall(block, inner, signature.bind(*args, **kwargs), wiring)
+            call = BlockCall(block, inner, arguments, arguments.named(args, kwargs), wiring)
             return call.answer(visit(number, call))
 
         return forward

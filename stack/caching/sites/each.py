@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...arguments import Arguments
 from ...errors import StackError
 from ...install import Installer
 from ...models.wiring import CachedModule, Wiring
@@ -84,11 +84,11 @@ class EachModule(_Decided):
     def _open(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:
         """Stand before the first block, where the step is decided."""
         _, first = wiring.blocks(denoiser)[0]
-        signature, name = inspect.signature(first.forward), wiring.streams[wiring.output_stream]
+        arguments, name = Arguments(first.forward), wiring.streams[wiring.output_stream]
 
         def opening(inner: Callable[..., Any]) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                self.begin(signature.bind(*args, **kwargs).arguments[name])
+                self.begin(arguments.named(args, kwargs)[name])
                 return inner(*args, **kwargs)
 
             return forward

@@ -63,7 +63,7 @@ class RelatedModules(EachModule):
         if not gated:
             skips = controller.decide()
         else:
-            first = call.wiring.modulated(call.block, call.given.arguments)
+            first = call.wiring.modulated(call.block, call.given)
             skips = controller.decide(changes=[self._missed(c, first[i : i + 1]) for i, c in enumerate(cells)])
         ran, skipped = ([i for i, skip in enumerate(skips) if skip is wanted] for wanted in (False, True))
         self._rows = ran, skipped

@@ -113,7 +113,7 @@ class Span:
         kind, stream = self.controller.probe, call.wiring.output_stream
         if kind == "prefix":
             return call.streams[stream] - step.first[stream]
-        return call.wiring.modulated(call.block, call.given.arguments) if kind == "modulated" else None
+        return call.wiring.modulated(call.block, call.given) if kind == "modulated" else None
 
     def _features(self, wiring: Wiring) -> list[str]:
         """Streams that somebody reads behind the span."""
