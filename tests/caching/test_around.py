@@ -19,7 +19,7 @@ from stack.models.wiring import DIT, FLUX, Wiring
 from stack.passes.cache import Cache
 
 from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
-from ..models.test_dit import tiny
+from ..models.test_dit import draw, tiny
 from .rig import controller_of
 
 STEPS = 14
@@ -169,6 +169,14 @@ def test_batched_equals_one_by_one() -> None:
     assert {step.kind for step in stack.report().steps} == {"full", "partial", "cached"}
     for i, prompt in enumerate(PROMPTS):
         torch.testing.assert_close(together[i : i + 1], picture(stack, STEPS, prompt=prompt, seed=1 + i))
+
+
+def test_guidance_in_the_batch_is_decided_branch_by_branch() -> None:
+    stack = Stack(tiny(), steps=STEPS).cache("easycache", threshold=0.2)
+    together = draw(stack)
+    assert "".join(step.kind[0] for step in stack.report().steps) == "fffffcppppppcf"
+    for i, label in enumerate((3, 17)):
+        torch.testing.assert_close(draw(stack, (label,)), together[i : i + 1], atol=2e-4, rtol=0)
 
 
 def test_a_fixed_schedule_works_here_too() -> None:

@@ -234,7 +234,7 @@ def test_state_is_what_the_plan_says(fitted: Path) -> None:
         stack = Stack(tiny_pipe(), steps=STEPS).cache(method, maps=fitted, carry=carry)
         picture(stack, STEPS)
         assert stack.report().cache_bytes == expected
-        assert f"about {(expected // one) * one / 1e6:.1f} MB" in stack.explain()
+        assert f"{expected / 1e6:.1f} MB of state" in stack.explain()
 
 
 def test_a_recipe_names_the_file_beside_it(fitted: Path) -> None:
