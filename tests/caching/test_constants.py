@@ -22,9 +22,7 @@ def counted(pipe: Any) -> list[int]:
 
 def draw(run: Any, size: int = 16) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return run(
-        PROMPT, height=size, width=size, num_inference_steps=STEPS, generator=generator, output_type="pt"
-    ).images
+    return run(PROMPT, height=size, width=size, num_inference_steps=STEPS, generator=generator, output_type="pt").images
 
 
 def test_once_per_request_and_anew_for_another_size() -> None:
