@@ -24,7 +24,7 @@ from .screening import best_settings, gate_rows, refused, stand_ins
 
 Wanted = Callable[[str], bool]
 SEARCHED = 0.36  # of the base's steps: controls with more are not searched, they are far from any cache's time
-MEAN, COUNTED = 0.45, 1.2  # what a request costs on average as a share of the base's, and counting on top of it
+MEAN, COUNTED = 0.45, 2.0  # what a request costs on average as a share of the base's, and counting on top of it
 
 
 def matcher(patterns: Sequence[str]) -> Wanted:

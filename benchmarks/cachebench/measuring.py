@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from stack.measure.timing import timed
 
 from .bench import Bench, pictures
 from .rows import Row
+from .state import Leftover
 
 FULL, CACHED = 0.98, 0.1  # work of a call as a share of the base's: above, a full step; below, a cached one
 REFUSALS = (
@@ -51,27 +51,15 @@ class Measured:
     refusal: str = ""
 
 
-def tensor_bytes() -> int:
-    """Bytes of all tensors alive in this process, storages that are shared counted once."""
-    gc.collect()
-    held: dict[int, int] = {}
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device.type != "meta":
-            storage = thing.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
-    return sum(held.values())
-
-
 def count(row: Row, bench: Bench, text: str, seed: int) -> Measured:
     """The row's work and state in one whole request, which is its warm-up too; a refusal is kept, not raised."""
     found = Measured(row)
     try:
         with row.using() as live:
-            before = tensor_bytes()
-            with counted(live.denoiser) as ran:
+            with Leftover() as left, counted(live.denoiser) as ran:
                 picture = pictures(live.run, text, bench.steps, seed)
             found.shots[0] = picture[0]
-            found.state = tensor_bytes() - before - picture.untyped_storage().nbytes()
+            found.state = left.bytes(apart_from=picture)
     except REFUSALS as error:
         first = (str(error).strip().splitlines() or [""])[0]
         found.refusal = f"not supported by {row.family}: {type(error).__name__}: {first[:160]}"

@@ -35,10 +35,10 @@ def draw(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         own = [line for line in caches if line["group"] == group]
         points = [(line["speedup"], min(line["psnr"], ceiling)) for line in own]
         if points:
-            size = 60 if group == "ours" else 26
+            size, (speeds, levels) = 60 if group == "ours" else 26, zip(*points, strict=True)
             axes.scatter(
-                *zip(*points, strict=True), s=size, marker=MARKS[group], color=COLOURS[group], label=WORDS[group],
-                zorder=3, linewidths=0,
+                speeds, levels, s=size, marker=MARKS[group], color=COLOURS[group], label=WORDS[group], zorder=3,
+                linewidths=0,
             )  # fmt: skip
     front = pareto_front([(line["speedup"], min(line["psnr"], ceiling)) for line in caches])
     corners = [(caches[i]["speedup"], min(caches[i]["psnr"], ceiling)) for i in front]

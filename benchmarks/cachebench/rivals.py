@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -98,16 +99,14 @@ def diffusers_rows(bench: Bench, ratios: list[float]) -> Iterator[Row]:
     Args:
         ratios: MagCache's, from `mag_ratios`; empty where its hook does not work on this model.
     """
-    from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
+    from diffusers import FirstBlockCacheConfig
     from diffusers.hooks import MagCacheConfig
 
     for full, lite, order in product(bench.counts, (False, True), (1, 2)):
         interval = interval_for(full, bench.steps)
         yield _hook(
             bench, "TaylorSeer lite" if lite else "TaylorSeer", {"cache_interval": interval, "max_order": order},
-            lambda given, lite=lite: TaylorSeerCacheConfig(
-                disable_cache_before_step=WARMUP, use_lite_mode=lite, **given
-            ),
+            partial(_taylor, lite),
         )  # fmt: skip
     for threshold in THRESHOLDS:
         yield _hook(bench, "first-block", {"threshold": threshold}, lambda given: FirstBlockCacheConfig(**given))
@@ -118,6 +117,12 @@ def diffusers_rows(bench: Bench, ratios: list[float]) -> Iterator[Row]:
                 num_inference_steps=bench.steps, mag_ratios=ratios or [1.0] * bench.steps, **given
             ),
         )  # fmt: skip
+
+
+def _taylor(lite: bool, given: dict[str, Any]) -> Any:
+    from diffusers import TaylorSeerCacheConfig
+
+    return TaylorSeerCacheConfig(disable_cache_before_step=WARMUP, use_lite_mode=lite, **given)
 
 
 def _hook(bench: Bench, what: str, settings: dict[str, Any], config: Callable[[dict[str, Any]], Any]) -> Row:

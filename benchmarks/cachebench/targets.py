@@ -31,7 +31,7 @@ def over_controls(lines: Sequence[Line]) -> list[Line]:
     curves = {name: curve(lines, groups) for name, groups in CONTROLS.items()}
     told = []
     for line in lines:
-        over: dict[str, float | None] = {f"over {name}": None for name in curves} | {"over controls": None}
+        over: dict[str, float | None] = dict.fromkeys([*(f"over {name}" for name in curves), "over controls"])
         if line["group"] in CACHES and line.get("speedup") is not None:
             margins = {
                 f"over {name}": line["psnr"] - at_speedup(points, line["speedup"])
