@@ -12,26 +12,26 @@ number alone, so rows draw the same ones. For 1,000 samples of shapes-flux two A
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from cachebench.assemble import matcher
-from cachebench.bench import Bench, pictures
+from cachebench.bench import WARMUP, Bench, interval_for, pictures
 from cachebench.prepare import calibrated, fitted_maps, gate_options, tuples
 from cachebench.quality import frames_of
 from cachebench.record import Record
 from cachebench.rows import Row, fewer, preset
 from cachebench.samples import Samples, distances
+from cachebench.screening import best_settings
 from common import show
 from rich.console import Console
 from rich.progress import Progress
 
 from stack.caching.policy import PRESETS
 from stack.errors import StackError
-from stack.measure.multistep import multistep_of
 from stack.measure.record import save_json
 from stack.reference.load import REFERENCES, load_classifier
 from stack.reference.scenes import draw
@@ -40,21 +40,34 @@ OTHER_SEEDS = 1_000_000  # of the base's reference samples
 RIVALS = ("duca", "taylorseer", "first-block", "teacache", "fora")
 
 
-def rows_of(bench: Bench, record: Record) -> Iterator[Row]:
-    """The base twice, the three seed methods, four rivals and both controls at the middle count."""
-    full = bench.counts[len(bench.counts) // 2]
-    yield fewer(bench, bench.steps, "base")
-    yield preset(bench, f"svd calibrated, {full}", "svd", "ours", **calibrated(bench, record, full))
-    maps = {"maps": str(fitted_maps(bench))} if PRESETS["fastcache"].needs_maps else {}
-    yield preset(bench, "fastcache", "fastcache", **maps)
-    for name in RIVALS:
-        yield preset(bench, name, name, **gate_options(bench, record, name))
-    yield fewer(bench, full, "euler")
-    if multistep_of(bench.pipe.scheduler) is not None:
-        yield fewer(bench, full, "second order")
-        known = record.prepared.get(f"control, {full}")
-        if known:
-            yield fewer(bench, full, "searched", tuples(known["times"]))
+def rows_of(bench: Bench, record: Record, wanted: Callable[[str], bool]) -> Iterator[Row]:
+    """The base, the three seed methods, four rivals and the controls, all at the last count."""
+    full = bench.counts[-1]
+    if wanted("base"):
+        yield fewer(bench, bench.steps, "base")
+    if wanted(f"svd calibrated, {full}"):
+        yield preset(bench, f"svd calibrated, {full}", "svd", "ours", **calibrated(bench, record, full))
+    if wanted("fastcache"):
+        maps = {"maps": str(fitted_maps(bench))} if PRESETS["fastcache"].needs_maps else {}
+        yield preset(bench, "fastcache", "fastcache", **maps)
+    for name in filter(wanted, RIVALS):
+        yield preset(bench, name, name, **_options(bench, record, name, full))
+    yield from (fewer(bench, full, group) for group in ("euler", "second order") if wanted(f"{full} steps, {group}"))
+    known = record.prepared.get(f"control, {full}")
+    if known and wanted(f"{full} steps, searched"):
+        yield fewer(bench, full, "searched", tuples(known["times"]))
+
+
+def _options(bench: Bench, record: Record, name: str, full: int) -> dict[str, Any]:
+    """Of a rival at this many full steps: its interval, or the threshold that was screened."""
+    if not PRESETS[name].gate:
+        return {"interval": interval_for(full, bench.steps), "warmup": WARMUP}
+    lines = [line for line in record.screening if line["family"] == name]
+    screened = [
+        line for row, line in best_settings(lines, (full,), bench.steps).items() if row.startswith(f"{name}, {full} ")
+    ]
+    threshold = {"threshold": screened[0]["settings"]["threshold"]} if screened else {}
+    return {**gate_options(bench, record, name), **threshold}
 
 
 def sample(bench: Bench, row: Row, kept: Samples, samples: int, batch: int, first_seed: int) -> None:
@@ -99,7 +112,7 @@ def main(
         record = Record.open(docs / f"caches-{model}.json", bench.protocol())
         protocol = {**bench.protocol(), "batch": batch}
         reference = Samples.open(out / model / "reference.pt", {**protocol, "row": "base, other seeds"})
-        chosen = [row for row in rows_of(bench, record) if wanted(row.name)]
+        chosen = list(rows_of(bench, record, wanted))
         kept = {row.name: Samples.open(out / model / f"{row.name}.pt", {**protocol, **row.settings}) for row in chosen}
         try:
             sample(bench, fewer(bench, steps, "base"), reference, samples, batch, OTHER_SEEDS)

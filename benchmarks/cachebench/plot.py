@@ -43,7 +43,10 @@ def draw(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     front = pareto_front([(line["speedup"], min(line["psnr"], ceiling)) for line in caches])
     corners = [(caches[i]["speedup"], min(caches[i]["psnr"], ceiling)) for i in front]
     axes.plot(*zip(*corners, strict=True), color=INK, alpha=0.25, linewidth=5, zorder=1, label="Pareto front")
-    _frame(axes, caches, ceiling, title)
+    seen = [
+        p for groups in CONTROLS.values() for p in curve(lines, groups) if p[0] <= max(speed for speed, _ in corners)
+    ]
+    _frame(axes, [(line["speedup"], min(line["psnr"], ceiling)) for line in caches] + seen, title)
     figure.canvas.draw()
     _label(axes, caches, {*front}, ceiling)
     figure.savefig(path)
@@ -51,21 +54,19 @@ def draw(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
 
 def _controls(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
     for name, groups in CONTROLS.items():
-        points = sorted(curve(lines, groups))
-        best = [p for p in points if not any(q[0] == p[0] and q[1] > p[1] for q in points)]
-        if best:
+        points = curve(lines, groups)
+        if points:
             searched = " (searched)" if any(line["group"] == "searched" for line in lines) and len(groups) > 1 else ""
             label = f"fewer steps, {name}{searched}"
             axes.plot(
-                *zip(*best, strict=True), color=FAINT, linestyle=STYLES[name], linewidth=1.2, label=label, zorder=2
+                *zip(*points, strict=True), color=FAINT, linestyle=STYLES[name], linewidth=1.2, label=label, zorder=2
             )
 
 
-def _frame(axes: Any, caches: Sequence[dict[str, Any]], ceiling: float, title: str) -> None:
-    speeds = [line["speedup"] for line in caches]
-    levels = [min(line["psnr"], ceiling) for line in caches]
+def _frame(axes: Any, points: Sequence[tuple[float, float]], title: str) -> None:
+    speeds, levels = zip(*points, strict=True)
     axes.set_xscale("log")
-    axes.set_xlim(min(0.95, *speeds), max(speeds) * 1.25)
+    axes.set_xlim(min(0.95, 0.97 * min(speeds)), max(speeds) * 1.25)
     ticks = [tick for tick in (1, 1.5, 2, 3, 4, 5, 6, 8) if tick <= max(speeds) * 1.25]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()

@@ -7,7 +7,7 @@ from typing import Any
 
 from common import Target
 
-from stack.measure.curves import Point, at_speedup
+from stack.measure.curves import Point, at_speedup, pareto_front
 
 Line = dict[str, Any]
 CONTROLS = {"euler": ("euler",), "second order": ("second order", "searched")}
@@ -22,8 +22,9 @@ def measured(lines: Sequence[Line]) -> list[Line]:
 
 
 def curve(lines: Sequence[Line], groups: Sequence[str]) -> list[Point]:
-    """Points of the controls of these groups."""
-    return [(line["speedup"], line["psnr"]) for line in measured(lines) if line["group"] in groups]
+    """Points of the controls of these groups that no other of them beats in both time and PSNR."""
+    points = [(line["speedup"], line["psnr"]) for line in measured(lines) if line["group"] in groups]
+    return [points[i] for i in pareto_front(points)]
 
 
 def over_controls(lines: Sequence[Line]) -> list[Line]:
