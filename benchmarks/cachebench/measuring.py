@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
@@ -136,11 +137,10 @@ def _times(measured: Measured, base: Measured, work: float) -> dict[str, Any]:
     if not rounds:
         return {"rounds": 0, "seconds": None, "speedup": None, "overhead_ms": None}
     pairs = list(zip(measured.seconds[:rounds], base.seconds[:rounds], strict=True))
-    own = torch.tensor([mine for mine, _ in pairs]).median().item()
-    extra = torch.tensor([mine - work * whole for mine, whole in pairs]).median().item()
+    extra = median([mine - work * whole for mine, whole in pairs])
     return {
         "rounds": rounds,
-        "seconds": own,
-        "speedup": sorted(whole / mine for mine, whole in pairs)[rounds // 2],
+        "seconds": median([mine for mine, _ in pairs]),
+        "speedup": median([whole / mine for mine, whole in pairs]),
         "overhead_ms": 1e3 * extra / max(1, len(measured.calls)),
     }
