@@ -1,182 +1,123 @@
 """Every cache preset, other people's caches and both controls on one reference model.
 
-python benchmarks/caches.py [--quick] [--model shapes-flux] [--json docs/benchmarks/caches.json]
+python benchmarks/caches.py --model shapes-flux                            into docs/benchmarks/caches-shapes-flux.*
+python benchmarks/caches.py --model shapes-dit --rows 'svd*' --rows 'first-block*'    merged into it
+python benchmarks/caches.py --steps 14 --counts 5,4 --prompts 2 --trials 3 --rows 'svd*' --out /tmp/x     a first look
 
-Everything runs eager and unquantized, so that rows differ in their cache alone. A row's controls are the same model
-with as many steps as fit in that row's own time, Euler and second order: PSNR read off their curves.
+Everything runs eager and unquantized, so that rows differ in their cache alone. First whatever rows need is calibrated
+and searched; then rivals and gates are screened over their settings, on one picture each; then every row takes its
+turn in each round. Ctrl-C keeps what is measured, and the same command goes on; --fresh begins anew. All of it takes
+hours on two cores; how many is said before it starts.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import json
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
 import typer
-from cache_rows import STEPS, Row, rows_of
-from calibrate import HELD_OUT, PROMPTS
-from common import Target, finish, show
+from cachebench.assemble import assemble, matcher
+from cachebench.bench import Bench
+from cachebench.measuring import Measured, count, in_turn, line_of
+from cachebench.page import page
+from cachebench.plot import draw
+from cachebench.quality import judge_of
+from cachebench.record import Record, finished, merge
+from cachebench.rows import Row, fewer
+from cachebench.targets import calibrated_targets, over_controls, published_targets
+from common import show, tell_targets
+from rich.console import Console
 from rich.progress import Progress
 
-from stack import Stack
-from stack.measure.compare import captions
-from stack.measure.engine import AS_TENSOR
-from stack.measure.metrics import psnr, ssim
-from stack.models.load import load_pipeline
-from stack.passes.cache import Cache
-from stack.reference.load import REFERENCES, load_reader
+from stack.errors import StackError
 
-SEED = 500
+SHOWN = ("row", "seconds", "speedup", "work", "full", "psnr", "ssim", "accuracy", "MB", "overhead_ms", "over controls")
 
 
-def calibrate(pipe: Any, counts: Sequence[int], seconds: float) -> dict[int, dict[str, Any]]:
-    """Calibrated options of SVD-Cache by number of full steps, on prompts that are not measured."""
-    found = {}
-    for full in counts:
-        stack = Stack(pipe, steps=STEPS).cache("svd")
-        result = stack.calibrate(PROMPTS, HELD_OUT, full_steps=full, budget=seconds)
-        stack.undo()
-        print(result)
-        found[full] = {**vars(result.candidate), "steps": STEPS}
-    return found
-
-
-def fit_gates(pipe: Any) -> dict[str, dict[str, Any]]:
-    """The measured numbers that TeaCache's and MagCache's gates need, on prompts that are not measured."""
-    options = {}
-    for method, name in (("teacache", "coefficients"), ("magcache", "ratios")):
-        (cache,) = Stack(pipe, steps=STEPS).cache(method).fit_gate(PROMPTS).passes
-        assert isinstance(cache, Cache)
-        options[method] = {name: getattr(cache.policy, name)}
-    options["magcache"]["longest"] = 6
-    return options
-
-
-def measure(pipe: Any, rows: Sequence[Row], prompts: Sequence[str]) -> None:
-    """Every row, prompt after prompt."""
+def measure(bench: Bench, record: Record, rows: list[Row]) -> None:
+    """Count every row that is not finished, then time them in turn; the base takes part in every round."""
+    rows = [row for row in rows if not finished(record.rows, row.name, row.settings, bench.rounds)]
+    if not rows:
+        return
+    base = count(fewer(bench, bench.steps, "base"), bench, bench.texts[0], bench.seed)
+    judge = judge_of(bench)
     with Progress() as bar:
-        task = bar.add_task("caches", total=len(rows) * len(prompts))
-        for i, prompt in enumerate(prompts):
-            for row in rows:
-                bar.update(task, description=f"{row.name}, picture {i + 1} of {len(prompts)}")
-                with row.using(pipe) as run:
-                    generator = torch.Generator().manual_seed(SEED + i)
-                    started = time.perf_counter()
-                    images = run(prompt, num_inference_steps=STEPS, generator=generator, **AS_TENSOR)[0]
-                    row.seconds.append(time.perf_counter() - started)
-                row.pictures.append(images[0].float())
-                bar.advance(task)
+        task = bar.add_task("rows", total=(len(rows) + 1) * bench.rounds + len(rows))
 
+        def tell(text: str) -> None:
+            bar.update(task, advance=1, description=text)
 
-def figures(rows: Sequence[Row], prompts: Sequence[str], model: str) -> list[dict[str, Any]]:
-    """One line per row, those of the controls included."""
-    reference, reader, known = torch.stack(rows[0].pictures), load_reader(model), REFERENCES[model]
-    scenes = [known.parse(text) for text in prompts]
-    lines: list[dict[str, Any]] = []
-    for row in rows:
-        pictures = torch.stack(row.pictures)
-        full = row.figures.get("full", row.full)
-        lines.append(
-            {
-                "row": row.name,
-                "seconds": median(row.seconds),
-                "speedup": median(rows[0].seconds) / median(row.seconds),
-                "full": full or None,
-                "psnr": psnr(pictures, reference),
-                "ssim": ssim(pictures, reference),
-                "accuracy": reader.accuracy(pictures * 2 - 1, scenes, known.asked),
-                "MB": row.figures.get("MB"),
-                "over controls": None,
-                "group": row.group,
-            }
+        running: list[Measured] = []
+        for row in rows:
+            tell(f"{row.name}: warm-up, counted")
+            found = count(row, bench, bench.texts[0], bench.seed)
+            if found.refusal:
+                record.rows = merge(record.rows, [line_of(found, base, bench, judge)])
+            else:
+                running.append(found)
+
+        def keep() -> None:
+            record.rows = merge(record.rows, [line_of(each, base, bench, judge) for each in [base, *running]])
+            record.save(bench.pipe.device.type)
+
+        in_turn(
+            [base, *running],
+            bench,
+            bench.rounds,
+            lambda m, n: tell(f"{m.row.name}, round {n + 1} of {bench.rounds}"),
+            keep,
         )
-    curves = [[line for line in lines if line["group"] == group] for group in ("euler", "unipc")]
-    for line in lines:
-        if line["group"] in ("ours", "preset", "peer"):
-            # Steps of the base that fit in the row's time; a control is charged what a step costs on average.
-            steps = STEPS / line["speedup"]
-            at = [
-                float(np.interp(steps, [c["full"] for c in curve], [c["psnr"] for c in curve]))
-                for curve in curves
-                if curve
-            ]
-            line["over controls"] = line["psnr"] - max(at)
-    return lines
 
 
-def targets_of(lines: Sequence[dict[str, Any]], counts: Sequence[int]) -> list[Target]:
-    """What calibrated SVD-Cache has to show, at each number of full steps."""
-    targets = []
-    for full in counts:
-        ours = next(line for line in lines if line["row"] == f"svd calibrated, {full}")
-        rivals = [
-            line for line in lines
-            if (line["group"] == "peer" or line["row"].startswith("taylorseer"))
-            and (line["full"] == full or (not line["full"] and line["speedup"] >= 0.95 * ours["speedup"]))
-        ]  # fmt: skip
-        best = max(rivals, key=lambda line: line["psnr"])
-        name = f"svd calibrated, {full} full steps: dB over the best rival ({best['row']})"
-        targets.append(Target(name, ours["psnr"] - best["psnr"], 4.0))
-        targets.append(Target(f"svd calibrated, {full}: dB over the better control", ours["over controls"], 0.0))
-        targets.append(
-            Target(f"svd calibrated, {full}: speedup over 50 / {full}", ours["speedup"] * full / STEPS, 0.95)
-        )
-    return targets
-
-
-def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Speedup against PSNR, one colour per group; controls as lines."""
-    figure, axes = plt.subplots(figsize=(9, 6))
-    for group, style in {"euler": "k--", "unipc": "k-"}.items():
-        points = sorted((line["speedup"], line["psnr"]) for line in lines if line["group"] == group)
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=f"fewer steps, {group}", linewidth=1)
-    for group, colour in {"preset": "tab:blue", "peer": "tab:orange", "ours": "tab:red"}.items():
-        shown = [line for line in lines if line["group"] == group]
-        axes.scatter([line["speedup"] for line in shown], [line["psnr"] for line in shown], c=colour, label=group, s=24)
-        for line in shown:
-            axes.annotate(
-                line["row"], (line["speedup"], line["psnr"]), fontsize=5, xytext=(3, 3), textcoords="offset points"
-            )
-    axes.set(xlabel="speedup", ylabel="PSNR, dB", xlim=(1, 8), ylim=(18, 60))
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+def conclude(bench: Bench, record: Record, folder: Path) -> None:
+    """Targets, table, plot and page of whatever is measured so far."""
+    record.rows = over_controls(record.rows)
+    targets = calibrated_targets(record.rows, bench.counts, bench.steps) + published_targets(record.rows, bench.steps)
+    record.targets = [asdict(t) | {"met": t.met} for t in targets]
+    record.save(bench.pipe.device.type)
+    shown = [{key: line.get(key) for key in SHOWN} for line in record.rows if not line.get("note")]
+    if shown:
+        show(f"{bench.model}, {len(bench.texts)} prompts, {bench.steps} steps", shown)
+    for line in record.rows:
+        if line.get("note"):
+            Console().print(f"{line['row']}: {line['note']}", highlight=False)
+    tell_targets(targets)
+    stem = folder / f"caches-{bench.model}"
+    draw(record.rows, f"{bench.model}, {bench.steps} steps, {len(bench.texts)} prompts", stem.with_suffix(".png"))
+    distances = folder / f"fid-{bench.model}.json"
+    fid = json.loads(distances.read_text()) if distances.is_file() else None
+    stem.with_suffix(".md").write_text(page(json.loads(stem.with_suffix(".json").read_text()), f"{stem.name}.png", fid))
+    Console().print(f"written: {stem}.json, .png, .md")
 
 
 @torch.no_grad()
 def main(
     model: str = "shapes-flux",
-    quick: bool = False,
-    prompts: Annotated[int, typer.Option(min=2)] = 4,
-    json: Annotated[Path | None, typer.Option("--json")] = None,
+    rows: Annotated[list[str] | None, typer.Option(help="names with wildcards; may be given several times")] = None,
+    steps: Annotated[int, typer.Option(min=6)] = 50,
+    counts: Annotated[str, typer.Option(help="numbers of full steps to compare at")] = "12,10,9",
+    prompts: Annotated[int, typer.Option(min=1)] = 4,
+    rounds: Annotated[int, typer.Option(min=1)] = 4,
+    trials: Annotated[int, typer.Option(min=2, help="of a calibration, and of the control's search")] = 24,
+    out: Path = Path("docs/benchmarks"),
+    weights: Annotated[Path | None, typer.Option(help="a pipeline's folder, in place of what ships")] = None,
+    fresh: Annotated[bool, typer.Option(help="forget what the file holds")] = False,
 ) -> None:
-    """Calibrate, measure, print the table and the targets."""
-    pipe, counts = load_pipeline(model), (9,) if quick else (12, 10, 9)
-    texts = captions(2 if quick else prompts, seed=5, model=model)
-    calibrated = calibrate(pipe, counts, seconds=60)
-    rows = rows_of(
-        pipe,
-        calibrated,
-        fit_gates(pipe),
-        load=lambda: load_pipeline(model),
-        thresholds=(0.1, 0.2) if quick else (0.06, 0.1, 0.15, 0.22),
-    )
-    measure(pipe, rows, texts)
-    lines = figures(rows, texts, model)
-    show(f"{model}, {len(texts)} prompts, {STEPS} steps", lines)
-    patterns = {row.name: row.figures["pattern"] for row in rows if "pattern" in row.figures}
-    for name, pattern in patterns.items():
-        print(f"{pattern}  {name}")
-    if json:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        draw(lines, json.with_suffix(".png"))
-    finish(lines, targets_of(lines, counts), pipe.device.type, json)
+    """Prepare, screen, measure; print the table and the targets; write record, plot and page."""
+    try:
+        at = tuple(int(n) for n in counts.split(","))
+        bench = Bench(model, steps, at, prompts, max(rounds, prompts), 500, trials, weights)
+        record = Record.open(out / f"caches-{model}.json", bench.protocol(), fresh)
+        try:
+            measure(bench, record, assemble(bench, record, matcher(rows or ())))
+        except KeyboardInterrupt:
+            Console().print("stopped: what is measured is kept, the same command goes on")
+        conclude(bench, record, out)
+    except StackError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

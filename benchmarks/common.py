@@ -56,11 +56,16 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
-def finish(rows: Sequence[Mapping[str, Any]], targets: Sequence[Target], device: str, out: Path | None) -> None:
-    """Print the targets, and write the record if asked to."""
+def tell_targets(targets: Sequence[Target]) -> None:
+    """Print each target as met or missed."""
     for t in targets:
         mark = "met   " if t.met else "MISSED"
         Console().print(f"{mark} {t.name}: {t.value:.3g} (target {t.op} {t.target:g})", highlight=False)
+
+
+def finish(rows: Sequence[Mapping[str, Any]], targets: Sequence[Target], device: str, out: Path | None) -> None:
+    """Print the targets, and write the record if asked to."""
+    tell_targets(targets)
     record = {
         "machine": machine(device),
         "versions": versions(),

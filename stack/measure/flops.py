@@ -1,22 +1,23 @@
-"""Work of a denoiser call, counted from shapes.
+"""Work of a denoiser call: inferred from shapes (`counting`, for any stack), or as it really ran (`counted`).
 
-`torch.utils.flop_counter` sees neither CPU attention nor int8 products, so the linears and attentions of one call of
-the *untouched* model are counted here, and a row's work follows from what its steps did. An int8 product counts as one
-operation like an fp32 one: this is work left out, not work made cheaper. The work of a cache's own prediction is not
-counted (a few operations per value).
+`torch.utils.flop_counter` sees neither int8 products nor compiled code, so for stacks the linears and attentions of one
+call of the *untouched* model are counted, and a row's work follows from what its steps did. An int8 product counts as
+one operation like an fp32 one: this is work left out, not work made cheaper. The work of a cache's own prediction is
+not counted (a few operations per value). Eager caches alone are counted as they run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 QUERIES, KEYS = ("to_q", "add_q_proj"), ("to_k", "add_k_proj")
 
@@ -88,3 +89,61 @@ def _work(denoiser: nn.Module, rows: dict[int, tuple[nn.Linear, int, int]], insi
 def row_work(work: Work, kinds: Sequence[str], density: float) -> float:
     """Multiply-accumulates of a whole picture: the steps by what they were, attention at this density."""
     return sum(work.step(kind, density) for kind in kinds)
+
+
+@dataclass
+class Counted:
+    """What a request really computed, as torch's dispatcher saw it.
+
+    Attributes:
+        flops: of everything inside the context, two per multiply-accumulate.
+        calls: of each denoiser call, in order.
+    """
+
+    flops: int = 0
+    calls: list[int] = field(default_factory=list)
+
+    def shares(self, full: int) -> list[float]:
+        """Work of each call as a share of a full one's."""
+        return [call / full for call in self.calls]
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+
+@contextmanager
+def counted(denoiser: nn.Module) -> Iterator[Counted]:
+    """Count the products of whatever runs inside this context, with `torch.utils.flop_counter`.
+
+    Token-wise and per-module caches count right, since nothing is inferred from the kind of a step. What the counter
+    does not know is left out: element-wise work, decompositions (SVD, eigenvalues), int8 products and compiled code.
+    CPU attention is not in its registry and is added here.
+
+    Args:
+        denoiser: whose calls are counted one by one.
+
+    Yields:
+        Figures that are complete when the context ends.
+    """
+    found, begun = Counted(), [0]
+    aten: Any = torch.ops.aten
+    counter = FlopCounterMode(
+        display=False, custom_mapping={aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    )
+
+    def begin(*_: Any) -> None:
+        begun[0] = counter.get_total_flops()
+
+    def end(*_: Any) -> None:
+        found.calls.append(counter.get_total_flops() - begun[0])
+
+    handles = [denoiser.register_forward_pre_hook(begin), denoiser.register_forward_hook(end)]
+    try:
+        with counter:
+            yield found
+    finally:
+        found.flops = counter.get_total_flops()
+        for handle in handles:
+            handle.remove()

@@ -5,8 +5,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from stack.measure.flops import Work, counting, row_work
+from stack import Stack
+from stack.measure.flops import Work, counted, counting, row_work
 from stack.models.wiring import wiring_of
+
+from ..conftest import picture, tiny_pipe
 
 WIDTH, TEXT, IMAGE, JOINT, POOLED = 32, 5, 12, 24, 16
 
@@ -68,3 +71,44 @@ def test_work_of_a_step_follows_what_ran() -> None:
     assert work.step("full", density=0.5) == 910
     assert work.step("partial") == work.step()
     assert row_work(work, ["full", "cached", "cached", "full"], 0.25) == 2 * 860 + 2 * 10
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_ran_is_two_flops_per_multiply_accumulate(flux: FluxTransformer2DModel, batch: int) -> None:
+    with counted(flux) as ran:
+        call(flux, batch)
+        call(flux, batch)
+    assert ran.calls == [2 * batch * by_hand().step()] * 2
+    assert ran.flops == sum(ran.calls)
+    assert ran.shares(ran.calls[0]) == [1.0, 1.0]
+
+
+def test_a_broken_request_leaves_no_hook_and_keeps_its_count(flux: FluxTransformer2DModel) -> None:
+    with pytest.raises(RuntimeError, match="enough"), counted(flux) as ran:
+        call(flux)
+        raise RuntimeError("enough")
+    assert ran.flops == 2 * by_hand().step()
+    assert not flux._forward_hooks and not flux._forward_pre_hooks
+
+
+def test_token_wise_steps_count_the_tokens_that_ran() -> None:
+    pipe = tiny_pipe()
+    stack = Stack(pipe, steps=14).cache("toca", interval=7)
+    with counted(pipe.transformer) as ran, stack:
+        picture(stack)
+        kinds = [step.kind for step in stack.report().steps]
+    shares = ran.shares(max(ran.calls))
+    assert [share == 1 for share in shares] == [kind == "full" for kind in kinds]
+    partial = [share for share in shares if share < 1]
+    assert min(partial) > 0 and max(partial) < 0.9 and len(partial) == 14 - kinds.count("full")
+
+
+def test_cached_steps_count_embedders_and_head_only() -> None:
+    pipe = tiny_pipe()
+    with counted(pipe.transformer) as ran, Stack(pipe, steps=14).cache("reuse", interval=7) as stack:
+        picture(stack)
+    work = Work(0, 0, 0)
+    with counting(pipe.transformer, wiring_of(pipe.transformer).blocks(pipe.transformer)) as counted_once:
+        picture(pipe, steps=1)
+        work = counted_once()
+    assert {*ran.calls} == {2 * work.step(), 2 * work.rest}

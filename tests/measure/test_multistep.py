@@ -5,11 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.measure.multistep import multistep_of
+from stack import StackError
+from stack.measure.multistep import discrete_times, multistep_of
+from stack.reference.shapes_dit import new_scheduler as new_ddim
 from stack.reference.shapes_flux import new_scheduler
 
 START = torch.tensor([[[1.3, -0.4]]], dtype=torch.float64)
@@ -64,5 +66,55 @@ def test_many_steps_of_both_agree() -> None:
     assert near < far / 6, (float(near), float(far))
 
 
+def test_times_are_walked_whatever_the_pipeline_asks_for() -> None:
+    times = (1.0, 0.7, 0.2)
+    flow = multistep_of(FlowMatchEulerDiscreteScheduler(shift=3.0), times)
+    assert flow is not None
+    flow.set_timesteps(sigmas=np.linspace(1, 0.1, 10), device="cpu")
+    u = torch.tensor(times)
+    assert torch.allclose(flow.sigmas, torch.cat([3 * u / (1 + 2 * u), torch.zeros(1)]), atol=2e-6)
+    ddim = multistep_of(DDIMScheduler(), times)
+    assert ddim is not None
+    ddim.set_timesteps(10, device="cpu")
+    assert ddim.timesteps.tolist() == [999, 699, 199]
+
+
+def diffuse(scheduler: Any, steps: int) -> torch.Tensor:
+    """Follow the exact velocity of Gaussian data of this spread along the cosine schedule."""
+    alphas = new_ddim().alphas_cumprod.double()
+    scheduler.set_timesteps(steps)
+    x = START[None]
+    for t in scheduler.timesteps:
+        a, s = alphas[t].sqrt(), (1 - alphas[t]).sqrt()
+        spread = (a * SPREAD) ** 2 + s**2
+        velocity = (a * s - s * a * SPREAD**2) / spread * x
+        x = scheduler.step(velocity, t, x, return_dict=False)[0]
+    return x
+
+
+def test_ddim_gets_a_second_order_solver_on_its_own_times() -> None:
+    exact = diffuse(new_ddim(), 1000)
+    ddim, multistep = new_ddim(), multistep_of(new_ddim())
+    assert multistep is not None
+    for steps in (5, 10, 50):
+        ddim.set_timesteps(steps)
+        multistep.set_timesteps(steps)
+        assert multistep.timesteps.tolist() == ddim.timesteps.tolist()
+    near = (diffuse(multistep, 25) - exact).abs().max()
+    assert near < (diffuse(new_ddim(), 25) - exact).abs().max() / 20
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_discrete_times_fall_and_stay_in_range(drawn: list[float]) -> None:
+    times = discrete_times(sorted(drawn, reverse=True), 30)
+    assert all(a > b for a, b in zip(times, [*times[1:], -1], strict=True))
+    assert times[-1] >= 0 and times[0] < 30
+
+
+def test_more_times_than_steps_are_refused() -> None:
+    with pytest.raises(StackError, match="3 times do not fit below step 2"):
+        discrete_times((1.0, 0.9, 0.8), 2)
+
+
 def test_other_schedulers_have_no_such_control() -> None:
-    assert multistep_of(DDIMScheduler()) is None
+    assert multistep_of(DDPMScheduler()) is None

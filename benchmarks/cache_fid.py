@@ -1,0 +1,153 @@
+"""Frechet distances of caches' samples: to the 50-step base's of other seeds, and to drawn pictures or clips.
+
+python benchmarks/cache_fid.py --model shapes-flux --samples 1000 --out DIR     DIR/ROW.pt per row, and the JSON
+python benchmarks/cache_fid.py --model shapes-dit --rows base --rows 'svd*'
+
+Options of calibrated rows come from caches-MODEL.json, so run caches.py first. Features are appended to a file per row
+after each batch: Ctrl-C loses a batch at most, and the same command goes on. A sample's prompt and seed follow from its
+number alone, so rows draw the same ones. For 1,000 samples of shapes-flux two AVX2 cores need 1.8 hours for the base at
+6.5 s each, about half an hour for a row at a quarter of its work, and as much again for the reference samples.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from cachebench.assemble import matcher
+from cachebench.bench import WARMUP, Bench, interval_for, pictures
+from cachebench.prepare import calibrated, fitted_maps, gate_options, tuples
+from cachebench.quality import frames_of
+from cachebench.record import Record
+from cachebench.rows import Row, fewer, preset
+from cachebench.samples import Samples, distances
+from cachebench.screening import best_settings
+from common import show
+from rich.console import Console
+from rich.progress import Progress
+
+from stack.caching.policy import PRESETS
+from stack.errors import StackError
+from stack.measure.record import save_json
+from stack.reference.clips import draw_clips
+from stack.reference.load import REFERENCES, load_classifier
+from stack.reference.scenes import draw
+
+OTHER_SEEDS = 1_000_000  # of the base's reference samples
+RIVALS = ("duca", "taylorseer", "first-block", "teacache", "fora")
+
+
+def rows_of(bench: Bench, record: Record, wanted: Callable[[str], bool]) -> Iterator[Row]:
+    """The base, the three seed methods, four rivals and the controls, all at the last count."""
+    full = bench.counts[-1]
+    if wanted("base"):
+        yield fewer(bench, bench.steps, "base")
+    if wanted(f"svd calibrated, {full}"):
+        yield preset(bench, f"svd calibrated, {full}", "svd", "ours", **calibrated(bench, record, full))
+    if wanted("fastcache"):
+        maps = {"maps": str(fitted_maps(bench))} if PRESETS["fastcache"].needs_maps else {}
+        yield preset(bench, "fastcache", "fastcache", **maps)
+    for name in filter(wanted, RIVALS):
+        yield preset(bench, name, name, **_options(bench, record, name, full))
+    yield from (fewer(bench, full, group) for group in ("euler", "second order") if wanted(f"{full} steps, {group}"))
+    known = record.prepared.get(f"control, {full}")
+    if known and wanted(f"{full} steps, searched"):
+        yield fewer(bench, full, "searched", tuples(known["times"]))
+
+
+def _options(bench: Bench, record: Record, name: str, full: int) -> dict[str, Any]:
+    """Of a rival at this many full steps: its interval, or the threshold that was screened."""
+    if not PRESETS[name].gate:
+        return {"interval": interval_for(full, bench.steps), "warmup": WARMUP}
+    lines = [line for line in record.screening if line["family"] == name]
+    screened = [
+        line for row, line in best_settings(lines, (full,), bench.steps).items() if row.startswith(f"{name}, {full} ")
+    ]
+    threshold = {"threshold": screened[0]["settings"]["threshold"]} if screened else {}
+    return {**gate_options(bench, record, name), **threshold}
+
+
+def sample(bench: Bench, row: Row, kept: Samples, samples: int, batch: int, first_seed: int) -> None:
+    """Generate what is missing of a row's samples, and keep their features batch by batch."""
+    known, reader = REFERENCES[bench.model], load_classifier()
+    if kept.count >= samples:
+        return
+    with Progress() as bar, row.using() as live:
+        task = bar.add_task(row.name, total=samples, completed=kept.count)
+        while kept.count < samples:
+            numbers = range(kept.count, min(samples, kept.count + batch))
+            texts = [known.prompt(known.sample(random.Random(first_seed + n))) for n in numbers]
+            made = pictures(live.run, texts, bench.steps, first_seed + numbers[0])
+            kept.append(features_of(reader, made))
+            bar.update(task, completed=kept.count)
+
+
+def features_of(reader: Any, made: torch.Tensor) -> torch.Tensor:
+    """The reader's features of pictures (B, D), or of a clip's frames (B, F, D)."""
+    features = reader.features(frames_of(made) * 2 - 1)
+    return features.unflatten(0, made.shape[:2]) if made.ndim == 5 else features
+
+
+@torch.no_grad()
+def main(
+    model: str = "shapes-flux",
+    samples: Annotated[int, typer.Option(min=2)] = 1000,
+    rows: Annotated[list[str] | None, typer.Option(help="names with wildcards; may be given several times")] = None,
+    steps: Annotated[int, typer.Option(min=6)] = 50,
+    counts: str = "12,10,9",
+    batch: Annotated[int, typer.Option(min=1)] = 8,
+    prompts: Annotated[int, typer.Option(help="as caches.py was run")] = 4,
+    trials: int = 24,
+    out: Annotated[Path, typer.Option(help="where features are kept, outside the repository")] = Path("fid-features"),
+    docs: Path = Path("docs/benchmarks"),
+    weights: Path | None = None,
+) -> None:
+    """Sample, measure, print the table, write docs/benchmarks/fid-MODEL.json."""
+    try:
+        at = tuple(int(n) for n in counts.split(","))
+        bench, wanted = Bench(model, steps, at, prompts, prompts, 500, trials, weights), matcher(rows or ())
+        record = Record.open(docs / f"caches-{model}.json", bench.protocol())
+        protocol = {**bench.protocol(), "batch": batch}
+        reference = Samples.open(out / model / "reference.pt", {**protocol, "row": "base, other seeds"})
+        chosen = list(rows_of(bench, record, wanted))
+        kept = {row.name: Samples.open(out / model / f"{row.name}.pt", {**protocol, **row.settings}) for row in chosen}
+        try:
+            sample(bench, fewer(bench, steps, "base"), reference, samples, batch, OTHER_SEEDS)
+            for row in chosen:
+                try:
+                    sample(bench, row, kept[row.name], samples, batch, 0)
+                except StackError as error:  # its plan refuses this model
+                    Console().print(f"{row.name}: not supported: {error}", highlight=False)
+        except KeyboardInterrupt:
+            Console().print("stopped: features so far are kept, the same command goes on")
+        lines = [
+            distances(name, own.features, reference.features, _drawn(bench, own.count))
+            for name, own in kept.items()
+            if own.features is not None and own.count > 1
+        ]
+        if lines:
+            show(f"{model}, FID on the reader's features", lines)
+            save_json({"protocol": protocol, "rows": lines}, docs / f"fid-{model}.json")
+    except StackError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _drawn(bench: Bench, count: int) -> torch.Tensor:
+    """Features of as many drawn pictures of the scenes that were asked for."""
+    reader, known = load_classifier(), REFERENCES[bench.model]
+    found = []
+    for first in range(0, count, 64):
+        scenes = [known.sample(random.Random(n)) for n in range(first, min(count, first + 64))]
+        config, rng = bench.pipe.config, random.Random(OTHER_SEEDS + first)
+        frames = config.get("frames")
+        made = draw_clips(scenes, frames, config["size"], rng) if frames else draw(scenes, config["size"], rng)
+        found.append(features_of(reader, (made + 1) / 2))
+    return torch.cat(found)
+
+
+if __name__ == "__main__":
+    typer.run(main)

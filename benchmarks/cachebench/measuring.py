@@ -1,0 +1,146 @@
+"""One request of a row, counted or timed, and rows in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+
+from stack.errors import StackError
+from stack.measure.flops import counted
+from stack.measure.timing import timed
+
+from .bench import Bench, pictures
+from .rows import Row
+from .state import Leftover
+
+FULL, CACHED = 0.98, 0.1  # work of a call as a share of the base's: above, a full step; below, a cached one
+REFUSALS = (
+    StackError,
+    AttributeError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    RuntimeError,
+    KeyError,
+    NotImplementedError,
+)
+
+
+@dataclass
+class Measured:
+    """What is known of a row.
+
+    Attributes:
+        calls: work of each denoiser call of the counted request, in FLOPs.
+        flops: of the whole request.
+        state: bytes of tensors that the request left alive: the cache.
+        seconds: by round.
+        shots: pictures by prompt number.
+        refusal: why the row could not run at all; "" if it could.
+    """
+
+    row: Row
+    calls: list[int] = field(default_factory=list)
+    flops: int = 0
+    state: int = 0
+    seconds: list[float] = field(default_factory=list)
+    shots: dict[int, torch.Tensor] = field(default_factory=dict)
+    refusal: str = ""
+
+
+def count(row: Row, bench: Bench, text: str, seed: int) -> Measured:
+    """The row's work and state in one whole request, which is its warm-up too; a refusal is kept, not raised."""
+    found = Measured(row)
+    try:
+        with row.using() as live:
+            with Leftover() as left, counted(live.denoiser) as ran:
+                picture = pictures(live.run, text, bench.steps, seed)
+            found.shots[0] = picture[0]
+            found.state = left.bytes(apart_from=picture)
+    except REFUSALS as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        found.refusal = f"not supported by {row.family}: {type(error).__name__}: {first[:160]}"
+        return found
+    found.calls, found.flops = ran.calls, ran.flops
+    return found
+
+
+def time_once(measured: Measured, bench: Bench, number: int) -> None:
+    """One timed request in round `number`; prompts rotate. Putting the cache on and taking it off is not timed."""
+    which = number % len(bench.texts)
+    device = torch.device(bench.pipe.device)
+    with measured.row.using() as live:
+        picture, seconds = timed(
+            lambda: pictures(live.run, bench.texts[which], bench.steps, bench.seed + which), device
+        )
+    measured.seconds.append(seconds)
+    measured.shots[which] = picture[0]
+
+
+def in_turn(
+    rows: Sequence[Measured], bench: Bench, rounds: int, tell: Callable[[Measured, int], None], done: Callable[[], None]
+) -> None:
+    """Every row once per round, so that a slow minute hits all alike; `done` after each round."""
+    for number in range(rounds):
+        for measured in rows:
+            tell(measured, number)
+            time_once(measured, bench, number)
+        done()
+
+
+def marks(calls: Sequence[int], full: int) -> str:
+    """A request as letters: F full, p partial, . cached."""
+    shares = [call / full for call in calls]
+    return "".join("F" if s > FULL else "." if s < CACHED else "p" for s in shares)
+
+
+def full_steps(calls: Sequence[int], full: int, steps: int) -> int:
+    """Steps that ran everything; a pipeline may call its denoiser several times a step."""
+    return round(marks(calls, full).count("F") * min(1.0, steps / max(1, len(calls))))
+
+
+def line_of(measured: Measured, base: Measured, bench: Bench, figures: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """A row's line of the record.
+
+    Args:
+        figures: of pictures against reference pictures, see `quality.judge`.
+    """
+    row = measured.row
+    line: dict[str, Any] = {"row": row.name, "group": row.group, "family": row.family, "settings": row.settings}
+    if measured.refusal:
+        return {**line, "rounds": 0, "note": measured.refusal}
+    per_call = base.flops / max(1, len(base.calls))
+    work, both = measured.flops / base.flops, sorted(measured.shots.keys() & base.shots.keys())
+    line |= {
+        "full": full_steps(measured.calls, max(base.calls), bench.steps),
+        "pattern": marks(measured.calls, max(base.calls)),
+        "work": work,
+        "MB": measured.state / 1e6 if row.group not in ("base", "euler", "second order", "searched") else None,
+        "calls": len(measured.calls),
+        "tflops": measured.flops / 1e12,
+        "base_gflops_per_call": per_call / 1e9,
+    }
+    return (
+        line
+        | _times(measured, base, work)
+        | figures(torch.stack([measured.shots[i] for i in both]), torch.stack([base.shots[i] for i in both]), both)
+    )
+
+
+def _times(measured: Measured, base: Measured, work: float) -> dict[str, Any]:
+    """Medians; the ratio to the base is taken round by round. Overhead is the time that the work does not explain."""
+    rounds = min(len(measured.seconds), len(base.seconds))
+    if not rounds:
+        return {"rounds": 0, "seconds": None, "speedup": None, "overhead_ms": None}
+    pairs = list(zip(measured.seconds[:rounds], base.seconds[:rounds], strict=True))
+    extra = median([mine - work * whole for mine, whole in pairs])
+    return {
+        "rounds": rounds,
+        "seconds": median([mine for mine, _ in pairs]),
+        "speedup": median([whole / mine for mine, whole in pairs]),
+        "overhead_ms": 1e3 * extra / max(1, len(measured.calls)),
+    }

@@ -1,0 +1,124 @@
+"""What rows need before they run: calibrated schedules, fitted gates and maps, searched steps of the control."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from stack import Stack
+from stack.caching.policy import PRESETS
+from stack.measure.metrics import psnr
+from stack.measure.multistep import multistep_of
+from stack.measure.placement import Times, place
+from stack.passes.cache import OPTIONS, Cache
+
+from .bench import Bench, pictures
+from .record import Record
+
+BUDGET = 60.0  # seconds of a calibration: what its users are promised
+
+
+def tuples(value: Any) -> Any:
+    """Lists as tuples, as options of a cache are."""
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def options_of(cache: Cache) -> dict[str, Any]:
+    """What sets a cache apart from its preset, fitted maps aside."""
+    known = PRESETS[cache.method]
+    named = {name: getattr(cache.policy, name) for name in OPTIONS if name != "maps"}
+    return {name: value for name, value in named.items() if value != getattr(known, name)}
+
+
+def _cache_of(stack: Stack) -> Cache:
+    return next(p for p in stack.passes if isinstance(p, Cache))
+
+
+def calibrated(bench: Bench, record: Record, full: int, method: str = "svd") -> dict[str, Any]:
+    """Options of a calibrated cache at a number of full steps."""
+
+    def compute() -> dict[str, Any]:
+        search, held_out = bench.fitting()
+        stack = Stack(bench.pipe, steps=bench.steps).cache(method)
+        try:
+            result = stack.calibrate(search, held_out, full_steps=full, seed=1000, trials=bench.trials, budget=BUDGET)
+        finally:
+            stack.undo()
+        return {"options": options_of(_cache_of(stack)), "trials": result.trials, "told": str(result)}
+
+    found = record.remember(f"{method} calibrated, {full}", compute)
+    return {name: tuples(value) for name, value in found["options"].items()}
+
+
+def gate_options(bench: Bench, record: Record, method: str) -> dict[str, Any]:
+    """The measured numbers that a preset's gate needs; nothing for most."""
+    if PRESETS[method].gate not in ("magnitude", "polynomial"):
+        return {}
+
+    def compute() -> dict[str, Any]:
+        stack = Stack(bench.pipe, steps=bench.steps).cache(method)
+        return options_of(_cache_of(stack.fit_gate(bench.fitting()[0], seed=1000)))
+
+    found = record.remember(f"gate of {method}", compute)
+    return {name: tuples(value) for name, value in found.items() if name != "threshold"}
+
+
+def fitted_maps(bench: Bench) -> Path:
+    """A file with FastCache's maps, kept beside other temporary files and fitted where it is missing."""
+    key = hashlib.sha256(json.dumps([bench.protocol(), str(bench.weights)]).encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / "ditstack-bench" / f"maps-{key}.safetensors"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stack = Stack(bench.pipe, steps=bench.steps).cache("fastcache")
+        stack.fit_maps(bench.fit_texts, seed=1000, save=path)
+    return path
+
+
+def searched(bench: Bench, record: Record, count: int, trials: int) -> Times:
+    """Times of the second-order control, searched as a calibration searches: same prompts, same number of batches."""
+
+    def compute() -> dict[str, Any]:
+        texts, held_out = bench.fitting()
+        target = pictures(bench.pipe, texts, bench.steps, 1000)
+
+        def score(times: Times) -> float:
+            with _walking(bench, times):
+                return psnr(pictures(bench.pipe, texts, count, 1000), target)
+
+        with Progress(transient=True) as bar:
+            task = bar.add_task(f"steps of the control, {count}", total=trials)
+            found = place(score, count, trials, lambda times, value: bar.advance(task))
+        away = pictures(bench.pipe, held_out, bench.steps, 11_000)
+        with _walking(bench, found.best):
+            held = psnr(pictures(bench.pipe, held_out, count, 11_000), away)
+        return {
+            "times": found.best, "psnr": found.score, "uniform_psnr": found.trials[0][1], "held_out_psnr": held,
+            "trials": len(found.trials),
+        }  # fmt: skip
+
+    return tuples(record.remember(f"control, {count}", compute)["times"])
+
+
+@contextmanager
+def _walking(bench: Bench, times: Times) -> Iterator[None]:
+    own = bench.pipe.scheduler
+    bench.pipe.scheduler = multistep_of(own, times)
+    try:
+        yield
+    finally:
+        bench.pipe.scheduler = own
+
+
+def or_empty(compute: Callable[[], list[float]]) -> list[float]:
+    """What a rival measures about a model, or nothing where it does not work on it."""
+    try:
+        return compute()
+    except (AttributeError, ValueError, TypeError, StopIteration, RuntimeError):
+        return []

@@ -1,0 +1,85 @@
+"""The record of a cache benchmark: kept after every round, gone on with by the next run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stack.errors import StackError
+from stack.measure.record import machine, save_json, versions
+
+Line = dict[str, Any]
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def merge(old: Sequence[Line], new: Sequence[Line]) -> list[Line]:
+    """Old lines, each replaced by the new one of its name; new names behind them."""
+    fresh = {line["row"]: line for line in new}
+    kept = [fresh.pop(line["row"], line) for line in old]
+    return [*kept, *fresh.values()]
+
+
+def finished(lines: Sequence[Line], name: str, settings: dict[str, Any], rounds: int) -> bool:
+    """Whether a row of these settings is measured in at least so many rounds, or is known not to run."""
+    return any(
+        line["row"] == name
+        and line["settings"] == plain(settings)
+        and (bool(line.get("note")) or line.get("rounds", 0) >= rounds)
+        for line in lines
+    )
+
+
+@dataclass
+class Record:
+    """What is known so far.
+
+    Attributes:
+        prepared: what was calibrated, fitted or searched, by name.
+        screening: one line per setting tried.
+        rows: one line per row measured.
+    """
+
+    path: Path
+    protocol: dict[str, Any]
+    prepared: dict[str, Any] = field(default_factory=dict)
+    screening: list[Line] = field(default_factory=list)
+    rows: list[Line] = field(default_factory=list)
+    targets: list[Line] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, path: Path, protocol: dict[str, Any], fresh: bool = False) -> Record:
+        """Go on with a file, or begin one.
+
+        Raises:
+            StackError: the file was measured by another protocol; nothing is overwritten.
+        """
+        protocol = plain(protocol)
+        if fresh or not path.is_file():
+            return cls(path, protocol)
+        known = json.loads(path.read_text())
+        if known["protocol"] != protocol:
+            names = [key for key in protocol if known["protocol"].get(key) != protocol[key]]
+            raise StackError(f"{path} was measured with other {', '.join(names)}: expected the same, --fresh or --out")
+        return cls(path, protocol, **{key: known[key] for key in ("prepared", "screening", "rows", "targets")})
+
+    def remember(self, key: str, compute: Callable[[], Any]) -> Any:
+        """What was prepared under this name, now or in a run before."""
+        if key not in self.prepared:
+            self.prepared[key] = plain(compute())
+            self.save()
+        return self.prepared[key]
+
+    def save(self, device: str = "cpu") -> None:
+        """Write everything."""
+        whole = {
+            "protocol": self.protocol, "machine": machine(device), "versions": versions(), "targets": self.targets,
+            "rows": self.rows, "prepared": self.prepared, "screening": self.screening,
+        }  # fmt: skip
+        save_json(whole, self.path)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cachebench.bench import interval_for, pictures
+from cachebench.measuring import Measured, count, full_steps, in_turn, line_of, marks
+from cachebench.record import Record, finished, merge
+from cachebench.rows import Live, Row, fewer, preset
+from cachebench.samples import Samples, distances, motion
+
+from stack import Stack
+from stack.errors import StackError
+from stack.measure.fid import frechet_distance
+
+from ..conftest import PROMPT, tiny_pipe
+
+STEPS = 14
+
+
+class Bench:
+    """What rows ask of a bench, around a tiny pipeline."""
+
+    def __init__(self) -> None:
+        self.pipe, self.steps, self.texts, self.seed = tiny_pipe(), STEPS, [PROMPT, "a green circle"], 3
+
+
+def no_figures(pictures: torch.Tensor, reference: torch.Tensor, which: list[int]) -> dict[str, Any]:
+    return {"which": which}
+
+
+def test_a_row_is_counted_whole() -> None:
+    bench: Any = Bench()
+    base = count(fewer(bench, STEPS, "base"), bench, PROMPT, 0)
+    cached = count(preset(bench, "reuse", "reuse", interval=7), bench, PROMPT, 0)
+    line = line_of(cached, base, bench, no_figures)
+    assert line["pattern"] == "FFF......F...." and line["full"] == 4
+    assert line["work"] == pytest.approx(4 / 14, abs=0.02) and line["work"] > 4 / 14
+    fewer_line = line_of(count(fewer(bench, 2, "euler"), bench, PROMPT, 0), base, bench, no_figures)
+    assert (fewer_line["full"], fewer_line["calls"]) == (2, 2)
+    assert fewer_line["work"] == pytest.approx(2 / 14, abs=1e-3)  # the prompt is encoded once in both
+    assert not Stack(bench.pipe).applied and bench.pipe.scheduler.__class__.__name__.startswith("FlowMatchEuler")
+
+
+def test_the_state_that_is_measured_is_what_the_cache_reports() -> None:
+    bench: Any = Bench()
+    with Stack(bench.pipe, steps=STEPS).cache("taylorseer", interval=5) as stack:
+        pictures(stack, PROMPT, STEPS, 0)
+        reported = stack.report().cache_bytes
+    state = count(preset(bench, "taylorseer", "taylorseer", interval=5), bench, PROMPT, 0).state
+    assert reported > 100_000 and state == pytest.approx(reported, rel=0.05)
+
+
+def test_a_refusal_is_told_not_raised() -> None:
+    bench: Any = Bench()
+    found = count(preset(bench, "svd", "svd", full_steps=(1, 2), steps=STEPS), bench, PROMPT, 0)
+    assert found.refusal.startswith("not supported by svd: StackError: full_steps must hold 0")
+    line = line_of(found, found, bench, no_figures)
+    assert line["rounds"] == 0 and line["note"] == found.refusal and "psnr" not in line
+
+
+def timed(row: str, seconds: list[float], flops: int, calls: int = 10) -> Measured:
+    def never() -> Any:
+        raise AssertionError
+
+    made = Measured(Row(row, "preset", row, {}, never), [flops // calls] * calls, flops, 0, seconds)
+    made.shots[0] = torch.zeros(3, 8, 8)
+    return made
+
+
+def test_speedups_are_ratios_within_a_round() -> None:
+    bench: Any = Bench()
+    base = timed("base", [10.0, 20.0, 10.0], 1000)
+    line = line_of(timed("x", [2.0, 4.0, 5.0], 100), base, bench, no_figures)
+    assert line["speedup"] == 5.0  # not 10 / 4, of medians
+    assert line["seconds"] == 4.0 and line["work"] == 0.1
+    assert line["overhead_ms"] == pytest.approx(1e3 * 2.0 / 10)  # 2 s of the median round beyond a tenth of the base
+    assert line_of(timed("x", [], 100), base, bench, no_figures)["speedup"] is None
+
+
+def test_rows_take_turns_and_prompts_rotate() -> None:
+    bench, asked = Bench(), []
+
+    def row(name: str) -> Measured:
+        @contextmanager
+        def using() -> Any:
+            def run(texts: str, **_: Any) -> list[torch.Tensor]:
+                asked.append((name, texts))
+                return [torch.zeros(1, 3, 4, 4)]
+
+            yield Live(run, torch.nn.Identity())
+
+        return Measured(Row(name, "preset", name, {}, using))
+
+    done: list[int] = []
+    rows = [row("a"), row("b")]
+    in_turn(rows, bench, 3, lambda *_: None, lambda: done.append(len(asked)))  # type: ignore[arg-type]
+    first, second = bench.texts
+    assert asked == [("a", first), ("b", first), ("a", second), ("b", second), ("a", first), ("b", first)]
+    assert done == [2, 4, 6] and [len(r.seconds) for r in rows] == [3, 3] and sorted(rows[0].shots) == [0, 1]
+
+
+def test_steps_as_letters() -> None:
+    assert marks([100, 99, 50, 5], 100) == "FFp."
+    assert full_steps([100] * 20 + [5] * 80, 100, 50) == 10  # two calls a step
+
+
+@pytest.mark.parametrize(("full", "interval"), [(12, 5), (10, 6), (9, 7), (8, 8)])
+def test_intervals_of_the_published_counts(full: int, interval: int) -> None:
+    assert interval_for(full, 50) == interval
+
+
+def test_new_lines_replace_their_own() -> None:
+    old = [{"row": "a", "psnr": 1}, {"row": "b", "psnr": 2}]
+    assert merge(old, [{"row": "c", "psnr": 3}, {"row": "a", "psnr": 4}]) == [
+        {"row": "a", "psnr": 4}, {"row": "b", "psnr": 2}, {"row": "c", "psnr": 3},
+    ]  # fmt: skip
+
+
+def test_a_row_is_run_again_only_where_it_must() -> None:
+    lines = [
+        {"row": "a", "settings": {"full_steps": [0, 3]}, "rounds": 4},
+        {"row": "b", "settings": {}, "rounds": 0, "note": "not supported"},
+    ]
+    assert finished(lines, "a", {"full_steps": (0, 3)}, 4)
+    assert not finished(lines, "a", {"full_steps": (0, 3)}, 5)
+    assert not finished(lines, "a", {"full_steps": (0, 4)}, 4)
+    assert finished(lines, "b", {}, 4) and not finished(lines, "c", {}, 0)
+
+
+def test_a_record_goes_on_and_refuses_another_protocol(tmp_path: Path) -> None:
+    path, asked = tmp_path / "x.json", []
+    record = Record.open(path, {"steps": 50, "counts": (9,)})
+    assert record.remember("k", lambda: asked.append(1) or (1, 2)) == [1, 2]
+    again = Record.open(path, {"steps": 50, "counts": (9,)})
+    assert again.remember("k", lambda: asked.append(2)) == [1, 2] and asked == [1]
+    with pytest.raises(StackError, match="other steps"):
+        Record.open(path, {"steps": 20, "counts": (9,)})
+    assert Record.open(path, {"steps": 20, "counts": (9,)}, fresh=True).prepared == {}
+    assert json.loads(path.read_text())["prepared"] == {"k": [1, 2]}
+
+
+def test_samples_are_kept_batch_by_batch(tmp_path: Path) -> None:
+    path, batches = tmp_path / "d" / "base.pt", torch.randn(3, 5, 4).unbind()
+    kept = Samples.open(path, {"steps": 50})
+    for batch in batches:
+        kept.append(batch)
+    again = Samples.open(path, {"steps": 50})
+    assert again.count == 15 and again.features is not None and torch.equal(again.features, torch.cat(batches))
+    with pytest.raises(StackError, match="other settings"):
+        Samples.open(path, {"steps": 20})
+
+
+def test_distances_compare_equal_numbers() -> None:
+    own, base = torch.randn(20, 3), torch.randn(40, 3)
+    line = distances("x", own, base, own)
+    assert line["base"] == pytest.approx(frechet_distance(own, base[:20]))
+    assert line["drawn"] == pytest.approx(0.0, abs=1e-6) and "t_base" not in line
+    assert distances("x", own, base[:10], own)["base"] is None
+
+
+def test_clips_have_a_distance_of_motion() -> None:
+    clips, shifted = torch.randn(20, 4, 3), torch.randn(1, 1, 3)
+    line = distances("x", clips, clips + shifted, clips)
+    assert motion(clips).shape == (60, 3)
+    assert line["base"] > 0.1 and line["t_base"] == pytest.approx(0.0, abs=1e-5)  # a constant offset does not move
