@@ -143,8 +143,7 @@ def _drawn(bench: Bench, count: int) -> torch.Tensor:
     for first in range(0, count, 64):
         scenes = [known.sample(random.Random(n)) for n in range(first, min(count, first + 64))]
         config, rng = bench.pipe.config, random.Random(OTHER_SEEDS + first)
-        frames = config.get("frames")
-        made = draw_clips(scenes, frames, config["size"], rng) if frames else draw(scenes, config["size"], rng)
+        made = (draw_clips if "frames" in config else draw)(scenes, config["size"], rng)
         found.append(features_of(reader, (made + 1) / 2))
     return torch.cat(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,29 +12,41 @@ from torch import nn
 from ..clock import Clock
 from ..install import Installer
 from ..models.wiring import Wiring
+from .sites.calls import several
 
 
-def keep_constants(denoiser: nn.Module, wiring: Wiring, clock: Clock, install: Installer) -> None:
-    """Let the modules whose output is the same on every step of a request answer from memory after the first.
+class Constants:
+    """Lets the modules whose output is the same on every step of a request answer from memory after the first.
 
     On a cached step of a small model the rotary tables would be half of the work. One answer is held per module.
     """
-    for name in wiring.constants:
-        install.wrap_call(denoiser.get_submodule(name), "forward", lambda inner: _kept(inner, clock))
 
+    def __init__(self, clock: Clock):
+        self._clock = clock
+        self._held: dict[str, tuple[tuple[object, ...], Any]] = {}
 
-def _kept(inner: Callable[..., Any], clock: Clock) -> Callable[..., Any]:
-    held: dict[tuple[object, ...], Any] = {}
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        answers = (several(answer) for _, answer in self._held.values())
+        return sum(x.nbytes for answer in answers for x in answer if isinstance(x, torch.Tensor))
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        tick = clock.tick
-        if tick is None:
-            return inner(*args, **kwargs)
-        given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
-        key = (tick.request, tick.branch, *((x.shape, x.dtype, x.device) for x in given))
-        if key not in held:
-            held.clear()
-            held[key] = inner(*args, **kwargs)
-        return held[key]
+    def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:
+        """Stand before those modules."""
+        for name in wiring.constants:
+            install.wrap_call(denoiser.get_submodule(name), "forward", partial(self._standing, name))
 
-    return forward
+    def _standing(self, name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            tick = self._clock.tick
+            if tick is None:
+                return inner(*args, **kwargs)
+            given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+            key = (tick.request, tick.branch, *((x.shape, x.dtype, x.device) for x in given))
+            known, answer = self._held.get(name, (None, None))
+            if known != key:
+                answer = inner(*args, **kwargs)
+                self._held[name] = key, answer
+            return answer
+
+        return forward

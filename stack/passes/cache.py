@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ..caching import fastcache
 from ..caching.conditions import DECISIVE, MINOR, differences
-from ..caching.constants import keep_constants
+from ..caching.constants import Constants
 from ..caching.controller import CacheController
 from ..caching.maps import load_maps
 from ..caching.memory import check_cap, size_words
@@ -184,11 +184,12 @@ class Cache:
     def apply(self, target: Target, install: Installer) -> Applied:
         p, controller = self.policy, self.controller(target)
         places = _site(p, controller, target).install(target.denoiser, target.wiring, install)
-        keep_constants(target.denoiser, target.wiring, target.clock, install)
+        constants = Constants(target.clock)
+        constants.install(target.denoiser, target.wiring, install)
         install.on_rollback(controller.reset)
         return Applied(
             summary=f"{self.method} at {places} places, state kept per guidance branch",
-            report=_reporter(controller, target),
+            report=_reporter(controller, constants, target),
             reset=controller.reset,
             details={"controller": controller},
         )
@@ -239,12 +240,16 @@ def _site(
     return Span(controller, p.front, p.back, p.site == "residual", p.accepts if p.accept else None)
 
 
-def _reporter(controller: CacheController, target: Target) -> Callable[[], dict[str, Any]]:
+def _reporter(controller: CacheController, constants: Constants, target: Target) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
         cached = sum(entry.kind != FULL for entry in target.journal.entries)
         if target.journal.entries and not cached:
             target.journal.warn(f"0 of {len(target.journal.entries)} steps cached: the schedule left none")
-        figures: dict[str, Any] = {"bytes": controller.bytes, "cached_steps": cached, "dropped": controller.dropped}
+        figures: dict[str, Any] = {
+            "bytes": controller.bytes + constants.bytes,
+            "cached_steps": cached,
+            "dropped": controller.dropped,
+        }
         figures |= controller.figures
         return {**figures, "rolled_back": controller.rolled_back} if controller.rolled_back else figures
 

@@ -50,7 +50,8 @@ def test_the_state_that_is_measured_is_what_the_cache_reports() -> None:
     bench: Any = Bench()
     with Stack(bench.pipe, steps=STEPS).cache("taylorseer", interval=5) as stack:
         pictures(stack, PROMPT, STEPS, 0)
-        reported = stack.report().cache_bytes
+        figures = stack.report().passes["cache"]
+        reported = figures["bytes"] + figures["table_bytes"]
     state = count(preset(bench, "taylorseer", "taylorseer", interval=5), bench, PROMPT, 0).state
     assert reported > 100_000 and state == pytest.approx(reported, rel=0.05)
 
