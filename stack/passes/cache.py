@@ -245,11 +245,8 @@ def _reporter(controller: CacheController, constants: Constants, target: Target)
         cached = sum(entry.kind != FULL for entry in target.journal.entries)
         if target.journal.entries and not cached:
             target.journal.warn(f"0 of {len(target.journal.entries)} steps cached: the schedule left none")
-        figures: dict[str, Any] = {
-            "bytes": controller.bytes + constants.bytes,
-            "cached_steps": cached,
-            "dropped": controller.dropped,
-        }
+        figures: dict[str, Any] = {"bytes": controller.bytes, "table_bytes": constants.bytes}
+        figures |= {"cached_steps": cached, "dropped": controller.dropped}
         figures |= controller.figures
         return {**figures, "rolled_back": controller.rolled_back} if controller.rolled_back else figures
 
