@@ -137,7 +137,8 @@ class Cache:
         why, cell = "a video's tokens lie on no square grid", self.policy.grid[0]
         if self.policy.split == "band":
             return Finding(self.stage, f"{self.method} splits features by place", why, repair="run without the cache")
-        return Finding(self.stage, f"{self.method} chooses tokens without its bonus for cells of {cell}", why, note=True)
+        what = f"{self.method} chooses tokens without its bonus for cells of {cell}"
+        return Finding(self.stage, what, why, note=True)
 
     def facts_after(self, facts: Facts) -> Facts:
         return facts
