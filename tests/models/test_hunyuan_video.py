@@ -161,7 +161,7 @@ def test_a_longer_caption_in_the_batch_changes_nothing_of_a_masked_one() -> None
 
 @pytest.mark.parametrize("method", ["toca", "duca-values", "taylorseer", "pab", "dbcache"])
 def test_where_nothing_changes_cached_steps_are_right(method: str) -> None:
-    """A denoiser that does not look at the time, asked the same on every step: rows must find their own places."""
+    """A denoiser that does not look at the time, asked the same on every step: rows must find their places."""
     denoiser = tiny_denoiser()
     for embed in (denoiser.time_text_embed, denoiser.context_embedder.time_text_embed):
         torch.nn.init.zeros_(embed.timestep_embedder.linear_2.weight)
