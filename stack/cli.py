@@ -223,11 +223,12 @@ def _pipeline(model: str, device: str | None) -> Any:
 
 def _readable(texts: Sequence[str], pipe: Any) -> list[str]:
     """The prompts, or an example where there are none, once it is sure that a reference model can read them."""
-    from .reference.load import REFERENCES
+    from .reference.load import name_of, reference
 
-    known = next((r for r in REFERENCES.values() if isinstance(pipe, r.pipeline)), None)
-    if known is None:
+    name = name_of(pipe)
+    if name is None:
         return list(texts or [DEFAULT_PROMPT])
+    known = reference(name)
     try:
         return [text for text in texts or [known.example] if known.parse(text)]
     except ValueError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import StackError
-from ..reference.load import REFERENCES, Reference, load_reader
+from ..reference.load import REFERENCES, Reference, load_reader, name_of
 from .engine import PipelineEngine
 from .loop import Measurement, Progress, measure
 from .record import Accuracy, Header, build_record
@@ -73,7 +73,7 @@ def compare(
     if steps < 2:
         raise StackError(f"steps must be at least 2, got {steps}: the controls need room below the base")
     by_name = {recipe.name: recipe for recipe in recipes}
-    texts = captions(prompts, seed, model)
+    texts = captions(prompts, seed, model if model in REFERENCES else name_of(pipe) or DEFAULT)
     rows = plan_rows({name: tuple(recipe.stages) for name, recipe in by_name.items()}, steps)
     engine = PipelineEngine(pipe, by_name, steps)
     rows = share(rows, engine.effective)

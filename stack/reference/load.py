@@ -122,6 +122,11 @@ def reference(name: str) -> Reference:
     return REFERENCES[name]
 
 
+def name_of(pipe: Any) -> str | None:
+    """The reference model whose kind of pipeline this is; None for anything else."""
+    return next((name for name, known in REFERENCES.items() if isinstance(pipe, known.pipeline)), None)
+
+
 def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """A reference model as a diffusers pipeline on the CPU.
 

@@ -34,9 +34,9 @@ PROMPT = {"width": 64, "pooled": 128, "vocabulary": len(VIDEOS.words), "length":
 SHIFT = 3.0  # of the schedule, at the 1,024 tokens of whole clips
 STAGES = (
     Stage(size=16, frames=2, batch=16, samples=36_000, lr=1e-3),
-    Stage(size=16, frames=FRAMES, batch=8, samples=4_000, lr=8e-4),
-    Stage(size=32, frames=2, batch=8, samples=5_000, lr=7e-4),
-    Stage(size=32, frames=FRAMES, batch=4, samples=2_000, lr=6e-4),
+    Stage(size=16, frames=FRAMES, batch=8, samples=8_000, lr=8e-4),
+    Stage(size=32, frames=2, batch=8, samples=8_000, lr=7e-4),
+    Stage(size=32, frames=FRAMES, batch=4, samples=2_500, lr=6e-4),
 )
 
 

@@ -47,9 +47,9 @@ def test_an_untrained_model_has_the_loss_of_predicting_nothing() -> None:
 
 
 def test_a_few_updates_lower_the_loss_and_a_stage_draws_at_its_size(tmp_path: Path) -> None:
-    stage = Stage(size=16, frames=2, batch=8, samples=10_000, lr=1e-3)
+    stage = Stage(size=16, frames=2, batch=4, samples=10_000, lr=3e-3)
     trainer = Trainer(Task((stage,), video.new_learner, video.video_loss, video.pipeline), tmp_path, "cpu", False)
-    losses = [trainer.update(stage) for _ in range(24)]
+    losses = [trainer.update(stage) for _ in range(18)]
     assert sum(losses[-4:]) < 0.85 * sum(losses[:4])
     pipe = trainer.task.pipeline(trainer.average, stage)
     pipe.set_progress_bar_config(disable=True)
