@@ -6,28 +6,25 @@ python benchmarks/search.py [--full-steps 9] [--trials 12]
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Annotated
 
 import torch
 import typer
-from calibrate import PROMPTS
 from common import show
 from rich.progress import track
 
 from stack import Stack
-from stack.caching.forecast import Forecast
 from stack.caching.propose import Proposer
-from stack.caching.search import WHOLE, Candidate, Scored, Trials, search, spread
-from stack.caching.trajectory import Recorder, SegmentErrors, Trajectory, growth
-from stack.measure.metrics import psnr
+from stack.caching.search import Candidate, Scored, Tried, search, spread
+from stack.caching.trajectory import SegmentErrors
+from stack.caching.trials import Trials
+from stack.measure.compare import captions
 from stack.models.load import load_pipeline
-from stack.models.sampler import error_weights, sampler_steps
-from stack.passes.base import Pass
 from stack.passes.cache import Cache
 
-STEPS, DISTURBED = 50, (1, 2)
+STEPS = 50
 Score = Callable[[Candidate], float]
 
 
@@ -50,7 +47,7 @@ def by_theory(score: Score, errors: SegmentErrors, count: int, trials: int) -> l
     return _scores(Scored(score, trials), start, Proposer(errors, start, STEPS))
 
 
-def _scores(scored: Scored, start: Candidate, propose: Callable[[Trials], Candidate | None]) -> list[float]:
+def _scores(scored: Scored, start: Candidate, propose: Callable[[Tried], Candidate | None]) -> list[float]:
     return [value for _, value in search(scored, start, STEPS, propose, varied=False).trials]
 
 
@@ -62,23 +59,18 @@ def main(
 ) -> None:
     """Print the best PSNR after each number of trials, for the three searches."""
     stack, cache = Stack(load_pipeline(model), steps=STEPS).cache("svd"), Cache("svd")
-
-    def pictures(in_place: Pass, prompts: Sequence[str] = PROMPTS) -> torch.Tensor:
-        generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-        return stack.replace(in_place)(list(prompts), generator=generators, output_type="pt").images
-
-    def score(candidate: Candidate) -> float:
-        return psnr(pictures(cache.calibrated(candidate, STEPS)), target)
-
-    plain, disturbed = Trajectory(), Trajectory()
-    target = pictures(Recorder(plain))
-    pictures(Recorder(disturbed, DISTURBED), PROMPTS[:1])
-    scale = error_weights(sampler_steps(stack.pipe), growth(plain, disturbed, DISTURBED[-1] + 1))
-    curves = {
-        "theory": by_theory(score, SegmentErrors(plain, scale, Forecast(1, WHOLE)), full_steps, trials),
-        "step by step": step_by_step(score, full_steps, trials),
-        "random": at_random(score, full_steps, trials, seed=0),
+    runs = Trials(stack, cache, captions(3, seed=77, model=model), STEPS, 0)
+    errors = runs.errors(Candidate(()))
+    assert errors is not None, "the sampler is a one-step sampler"
+    searches: dict[str, Callable[[Score], list[float]]] = {
+        "theory": lambda score: by_theory(score, errors, full_steps, trials),
+        "step by step": lambda score: step_by_step(score, full_steps, trials),
+        "random": lambda score: at_random(score, full_steps, trials, seed=0),
     }
+    curves = {}
+    for name, run in searches.items():
+        runs.restart()
+        curves[name] = run(runs.score)
     best = {name: list(accumulate(values, max)) for name, values in curves.items()}
     rows = [{"trials": i + 1, **{name: b[min(i, len(b) - 1)] for name, b in best.items()}} for i in range(trials)]
     show(f"{model}, {full_steps} of {STEPS} full steps, best PSNR in dB", rows)

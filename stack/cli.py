@@ -123,6 +123,35 @@ def explain(
 
 
 @app.command()
+def calibrate(
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    model: ModelOption = DEFAULT_MODEL,
+    full_steps: Annotated[int, typer.Option(help="So many steps run in full; by default as many as now.")] = 0,
+    psnr: Annotated[float, typer.Option(help="Or: as few full steps as reach this PSNR in dB.")] = 0.0,
+    seconds: Annotated[float, typer.Option(help="Or: as many full steps as one picture can have in this time.")] = 0.0,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text file, one prompt per line, at least 3; every third is held out.")
+    ] = None,
+    budget: Annotated[float, typer.Option(help="Seconds to spend.")] = 60.0,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="The recipe to write; by default RECIPE-calibrated.toml.")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Search a recipe's full steps and forecast on a model's own pictures, and write the recipe with what was found."""
+    from .caching.goals import Goal
+    from .recipe import recipe_toml
+    from .tune import calibrated, read_prompts
+
+    goal = Goal(full_steps, psnr, seconds)
+    (chosen,) = _recipes([recipe])
+    texts = read_prompts(prompts) if prompts else _own_prompts(model)
+    found, result = calibrated(chosen, _pipeline(model, device), texts, goal, seed, budget)
+    path = out or Path(f"{chosen.name}-calibrated.toml")
+    path.write_text(recipe_toml(found))
+    typer.echo(f"{result}\nwritten: {path}")
+
+
+@app.command()
 def models() -> None:
     """List the reference models that ship with the package."""
     from .reference.load import MODELS
@@ -208,6 +237,16 @@ def _recipes(names: Sequence[str]) -> list[Recipe]:
         if titles.count(title) > 1:
             raise StackError(f"recipe {title!r} is given {titles.count(title)} times: expected different names")
     return loaded
+
+
+def _own_prompts(model: str) -> list[str]:
+    """Prompts of a reference model: two to search on and one to check, which fits a minute on two cores."""
+    from .measure.compare import captions
+    from .reference.load import REFERENCES
+
+    if model not in REFERENCES:
+        raise StackError(f"no prompts are known for {model}: expected --prompts FILE, one prompt per line")
+    return captions(4, seed=1000, model=model)[1:]
 
 
 def _pipeline(model: str, device: str | None) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .search import Candidate, Trials
+from .search import Candidate, Tried
 from .theory import best_schedule
 from .trajectory import SegmentErrors, segments
 
@@ -49,7 +49,7 @@ class Proposer:
     def __init__(self, errors: SegmentErrors, start: Candidate, steps: int, rounds: int = 7):
         self.errors, self.start, self.steps, self.rounds = errors, start, steps, rounds
 
-    def __call__(self, trials: Trials) -> Candidate | None:
+    def __call__(self, trials: Tried) -> Candidate | None:
         """The next candidate, given what was tried so far and its PSNR in dB."""
         tried = {c: score for c, score in trials if replace(c, full_steps=()) == replace(self.start, full_steps=())}
         if len(tried) >= self.rounds:

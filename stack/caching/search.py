@@ -31,7 +31,7 @@ class Candidate:
     segments: tuple[float, ...] = ()
 
 
-Trials = Sequence[tuple[Candidate, float]]
+Tried = Sequence[tuple[Candidate, float]]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def search(
     scored: Scored,
     start: Candidate,
     steps: int,
-    propose: Callable[[Trials], Candidate | None] | None = None,
+    propose: Callable[[Tried], Candidate | None] | None = None,
     coordinates: Callable[[Candidate], Sequence[str]] = lambda best: (),
     enough: Callable[[], bool] = lambda: False,
     varied: bool = True,
