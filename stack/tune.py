@@ -10,7 +10,6 @@ from typing import Any
 from .caching.calibrate import Calibration
 from .caching.goals import Goal
 from .errors import StackError
-from .passes.cache import Cache
 from .recipe import Recipe
 
 HELD_OUT = 3  # every third prompt is kept for the check
@@ -59,18 +58,19 @@ def calibrated(
     stack = recipe.stack(pipe)
     try:
         result = stack.calibrate(search, held, **vars(goal), seed=seed, budget=budget)
-        cache = next(p for p in stack.passes if isinstance(p, Cache))
     finally:
         stack.undo()
     # As TOML has them, so that the recipe equals the one that is read back.
-    measured = {name: list(value) if isinstance(value, tuple) else value for name, value in cache.measured.items()}
+    measured = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in result.cache.measured.items()
+    }
     options = {**recipe.stages["cache"], **measured}
     notes = {
         "calibrated_on": len(search),
         "held_out": len(held),
         "psnr_db": round(result.psnr_db, 1),
         "held_out_psnr_db": round(result.held_out_psnr_db, 1),
-        "uniform_psnr_db": round(result.uniform_psnr_db, 1),
+        "start_psnr_db": round(result.start_psnr_db, 1),
         "trials": result.trials,
     }
     return replace(recipe, stages={**recipe.stages, "cache": options}, notes=notes), result

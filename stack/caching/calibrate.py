@@ -15,12 +15,12 @@ from .progress import BestSoFar
 from .propose import Proposer
 from .search import WHOLE, Candidate, Found, Scored, search, spread
 from .segment_gains import refined
+from .thresholds import chosen, decides_by_threshold, tuned
 from .trials import Trials, held_out_psnr
 
 if TYPE_CHECKING:
     from ..builder import Stack
 
-SCHEDULED = ("output", "residual", "blocks", "modules", "attention")  # sites that follow a schedule of full steps
 DISAGREE_DB = 3.0  # more than this between calibration and held-out prompts means the search has fitted its prompts
 MOVING = 0.6  # share of the time for the search after which no new round of moves begins: gains per segment follow
 
@@ -30,25 +30,28 @@ class Calibration:
     """What a calibration found. PSNR in dB, on pictures in [0, 1], against the same stack without its cache.
 
     Attributes:
-        candidate: the full steps and the forecast.
+        cache: the cache with what was chosen.
+        full: full steps of a request, on average.
         psnr_db, held_out_psnr_db: of that, on the prompts searched on and on others.
-        uniform_psnr_db: of evenly spread full steps with the cache's own forecast, on the prompts searched on.
+        start_psnr_db: of the start, on the prompts searched on: evenly spread full steps with the cache's own forecast,
+            or the cache's own threshold.
         remembered: share of the trials' full steps that an earlier trial had computed.
     """
 
-    candidate: Candidate
+    cache: Cache
     steps: int
+    full: float
     psnr_db: float
     held_out_psnr_db: float
-    uniform_psnr_db: float
+    start_psnr_db: float
     trials: int
     seconds: float
     remembered: float = 0.0
 
     @property
     def full_steps(self) -> tuple[int, ...]:
-        """The steps that run in full."""
-        return self.candidate.full_steps
+        """The steps that run in full; empty where a gate decides."""
+        return self.cache.full_steps
 
     @property
     def generalises(self) -> bool:
@@ -57,14 +60,20 @@ class Calibration:
 
     def __str__(self) -> str:
         doubt = "" if self.generalises else "; WARNING: held-out prompts disagree, give it more prompts"
-        c = self.candidate
-        each = f", by segment {' '.join(f'{g:g}' for g in c.segments)}" if c.segments else ""
         return (
-            f"{len(c.full_steps)} of {self.steps} steps full: {' '.join(map(str, c.full_steps))}; order {c.order}, "
-            f"gains {c.gains[0]:g} / {c.gains[1]:g}{each}; {self.psnr_db:.1f} dB on its prompts, "
-            f"{self.held_out_psnr_db:.1f} dB held out, {self.uniform_psnr_db:.1f} dB for the uniform start; "
+            f"{self.full:.3g} of {self.steps} steps full{self._chosen()}; {self.psnr_db:.1f} dB on its prompts, "
+            f"{self.held_out_psnr_db:.1f} dB held out, {self.start_psnr_db:.1f} dB at the start; "
             f"{self.trials} trials in {self.seconds:.0f} s, {self.remembered:.0%} of their full steps remembered{doubt}"
         )
+
+    def _chosen(self) -> str:
+        p = self.cache.policy
+        if not p.full_steps:
+            bound = f"accept {' '.join(f'{x:.3g}' for x in p.accept)}" if p.accept else f"threshold {p.threshold:.3g}"
+            return f" on average; {bound}"
+        each = f", by segment {' '.join(f'{g:g}' for g in p.segments)}" if p.segments else ""
+        gains = f"order {p.order} in {p.coordinate}, gains {p.gains[0]:g} / {p.gains[1]:g}"
+        return f": {' '.join(map(str, p.full_steps))}; {gains}{each}"
 
 
 class Budget:
@@ -99,10 +108,11 @@ def calibrate(
     progress: bool = True,
     theory: bool = True,
 ) -> tuple[Cache, Calibration]:
-    """Search a schedule for the cache of a stack with a pipeline; leaves the stack with the best one on.
+    """Search a schedule, or a threshold, for the cache of a stack with a pipeline; leaves the stack with the best on.
 
-    The prompts' uncached runs are recorded once. From them schedules are proposed (`Proposer`), and finished pictures
-    decide; see `search`. With what time is left each run of cached steps gets a gain of its own.
+    The prompts' uncached runs are recorded once. For a cache with a schedule, full steps are proposed from them
+    (`Proposer`), and finished pictures decide; see `search`. With what time is left each run of cached steps gets a
+    gain of its own. For a cache with a gate, its threshold is bisected; see `thresholds.tuned`.
 
     Args:
         theory: whether to try proposed schedules first, rather than spreads.
@@ -117,30 +127,59 @@ def calibrate(
     refuse(stack, cache, prompts, held_out)
     assert cache is not None
     goal = goal.or_as_before(len(cache.schedule_for(steps).full_steps(steps)), steps)
+    if cache.policy.site == "fastcache" and goal.full_steps:
+        raise StackError("FastCache decides block by block, no step is full or cached: expected psnr= or seconds=")
     try:
         with BestSoFar(budget.trials, progress) as bar:
             trials = Trials(stack, cache, prompts, steps, seed)
-            per_picture = trials.recording_s / len(prompts)
-            budget.reserved = 1.2 * len(held_out) * per_picture  # uncached once, and once with the cache
-            run = _Run(trials, budget, bar, theory)
-            found, uniform = run.reach(goal)
+            # Uncached once, and once with the cache.
+            budget.reserved = 1.2 * len(held_out) * trials.recording_s / len(prompts)
+            if decides_by_threshold(cache):
+                choice = _by_threshold(trials, goal, budget, bar)
+            else:
+                choice = _by_schedule(_Run(trials, budget, bar, theory), goal)
             bar.says("checking")
-            best = cache.calibrated(found.best, steps).changed(calibrated_for=conditions(stack.plan.facts_after))
+            best = choice.cache.changed(calibrated_for=conditions(stack.plan.facts_after))
             held = held_out_psnr(trials, best, held_out)
     finally:
         stack.replace(cache)
     stack.replace(best)
     shared = trials.shared
     return best, Calibration(
-        candidate=found.best,
+        cache=best,
         steps=steps,
-        psnr_db=found.score,
+        full=choice.full,
+        psnr_db=choice.psnr,
         held_out_psnr_db=held,
-        uniform_psnr_db=uniform,
-        trials=len(found.trials),
+        start_psnr_db=choice.start_psnr,
+        trials=choice.trials,
         seconds=budget.spent,
         remembered=shared.remembered / max(1, shared.remembered + shared.computed),
     )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a search came to: the cache, its full steps and PSNR, the start's PSNR, and how many trials it took."""
+
+    cache: Cache
+    full: float
+    psnr: float
+    start_psnr: float
+    trials: int
+
+
+def _by_threshold(trials: Trials, goal: Goal, budget: Budget, bar: BestSoFar) -> _Choice:
+    bar.says("threshold")
+    best, points = tuned(trials, goal, lambda made: made < budget.trials and budget.left(), bar.scored)
+    point = chosen(points, goal)
+    return _Choice(best, point.full, point.psnr, points[0].psnr, len(points))
+
+
+def _by_schedule(run: _Run, goal: Goal) -> _Choice:
+    found, start = run.reach(goal)
+    best = run.trials.cache.calibrated(found.best, run.trials.steps)
+    return _Choice(best, len(best.full_steps), found.score, start, run.asked)
 
 
 class _Run:
@@ -148,7 +187,7 @@ class _Run:
 
     def __init__(self, trials: Trials, budget: Budget, bar: BestSoFar, theory: bool):
         self.trials, self.budget, self.bar, self.theory = trials, budget, bar, theory
-        self._asked = 0
+        self.asked = 0
 
     def reach(self, goal: Goal) -> tuple[Found, float]:
         """The best that was found for the goal, and the score of its uniform start."""
@@ -164,7 +203,7 @@ class _Run:
         while True:
             if tried[0].score >= psnr:
                 enough = tried
-            if (tried[0].score >= psnr) != down or not self.budget.left() or self._asked >= self.budget.trials:
+            if (tried[0].score >= psnr) != down or not self.budget.left() or self.asked >= self.budget.trials:
                 break
             count += -1 if down else 1
             if not 2 <= count < self.trials.steps:
@@ -192,7 +231,7 @@ class _Run:
             self.bar.says("gains")
             scored.better(refined(found.best, trials.undisturbed, trials.target))
             found = scored.found()
-        self._asked += len(found.trials)
+        self.asked += len(found.trials)
         return found, scored.seen[start]
 
     def _proposer(self, start: Candidate, varied: bool) -> Proposer | None:
@@ -209,8 +248,8 @@ def refuse(stack: Stack, cache: Cache | None, prompts: Sequence[str], held_out: 
     """
     if cache is None:
         raise StackError("nothing to calibrate: expected a stack with a cache, add .cache('svd')")
-    if cache.policy.gate or cache.policy.site not in SCHEDULED:
-        raise StackError(f"{cache.method} has no schedule to search: its steps are decided by a gate or a cycle")
+    if cache.policy.site == "fastcache" and not decides_by_threshold(cache):
+        raise StackError(f"{cache.method} has nothing to calibrate: neither a schedule nor a threshold sets its pace")
     if stack.pipe is None:
         raise StackError("calibration judges finished pictures: expected Stack(pipeline), got a bare denoiser")
     if len(prompts) < 2 or not held_out:

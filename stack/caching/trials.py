@@ -17,6 +17,7 @@ from ..passes.cache import Cache
 from .forecast import COORDINATES
 from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels
 from .search import WHOLE, Candidate
+from .thresholds import Point
 from .trajectory import Recorder, SegmentErrors, Trajectory, growth
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Trials:
             Abandoned: it is not worth finishing.
         """
         cache = self.cache.calibrated(candidate, self.steps)
-        if cache.policy.site in ("output", "residual"):
+        if cache.policy.site in ("output", "residual") and not cache.policy.accept:
             return self.run(Rehearsal(cache, candidate, self.shared))
         return self.run(cache)
 
@@ -84,6 +85,15 @@ class Trials:
         if value > self._best:
             self._best, self.shared.bar = value, list(self.shared.deviations)
         return value
+
+    def measured(self, cache: Cache, factor: float) -> Point:
+        """What a cache with a gate makes of every prompt, one by one: gates decide picture by picture."""
+        made, full, started = [], 0, time.perf_counter()
+        for number, prompt in enumerate(self.prompts):
+            made.append(self.run(cache, [prompt], self.seed + number))
+            full += self.stack.report().full_steps
+        count, spent = len(self.prompts), time.perf_counter() - started
+        return Point(factor, psnr(torch.cat(made), self.target), full / count, spent / count)
 
     def restart(self) -> None:
         """Trials from here on are not held against the best one so far: another number of full steps begins."""

@@ -72,7 +72,7 @@ class Cache:
     @property
     def measured(self) -> dict[str, Any]:
         """What calibration chose, as options for a recipe; what is as in the preset is left out."""
-        chosen = (*(f.name for f in fields(Candidate)), "steps", "calibrated_for")
+        chosen = (*(f.name for f in fields(Candidate)), "steps", "threshold", "accept", "calibrated_for")
         return {n: v for n in chosen if (v := getattr(self.policy, n)) != getattr(PRESETS[self.method], n)}
 
     @property
