@@ -160,7 +160,7 @@ class CacheController:
         Args:
             measure: note how far its prediction was off; not for a feature that is itself approximate.
         """
-        x, gain, error = self._x(), self.gain_at(self.now.step, self.now.steps), None
+        x, gain, error = self.x, self.gain_at(self.now.step, self.now.steps), None
         for i, cell in enumerate(cells):
             rows = feature if self.new_gate is None else feature[i : i + 1]
             predictor = cell.predictors.setdefault(key, self.new_predictor(key))
@@ -172,10 +172,12 @@ class CacheController:
 
     def predict(self, key: str, cells: Sequence[Cell]) -> torch.Tensor:
         """The feature of these cells on the current step."""
-        parts = [cell.predictors[key].predict(self._x()) for cell in cells]
+        parts = [cell.predictors[key].predict(self.x) for cell in cells]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _x(self) -> float:
+    @property
+    def x(self) -> float:
+        """Coordinate of the current call."""
         tick = self.now
         return coordinate(self.coordinate, tick.step, tick.time, tick.sigma)
 

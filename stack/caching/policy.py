@@ -17,7 +17,9 @@ from .schedules import Interval, Mask, Schedule, same_share
 from .splits import ChannelBasis, Split, TokenBand
 from .tokens import TokenChoices
 
-SITES = ("output", "residual", "blocks", "modules", "related", "attention", "fastcache", "tokens", "denoiser")
+SITES = (
+    "output", "residual", "blocks", "modules", "related", "attention", "fastcache", "tokens", "denoiser", "clean",
+)  # fmt: skip
 SPANS = ("output", "residual")
 GATES = {
     "": SITES,
@@ -39,6 +41,7 @@ class Policy(FastCacheChoices, TokenChoices):
             "fastcache" (blocks and tokens on their own; the rest of its choices: `FastCacheChoices`),
             "tokens" (as modules, some tokens computed; the rest of its choices: `TokenChoices`).
         front, back: blocks that run on every step.
+        corrected: site "clean" only: full steps put right what the forecasts before them left.
         interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
         full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
         segments: a factor on the gains for each full step of that schedule, until the next one; empty is 1 throughout.
@@ -58,6 +61,7 @@ class Policy(FastCacheChoices, TokenChoices):
     site: str = "output"
     front: int = 0
     back: int = 0
+    corrected: bool = True
     interval: int = 7
     warmup: int = 3
     full_steps: tuple[int, ...] = ()

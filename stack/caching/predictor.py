@@ -47,6 +47,11 @@ class Predictor:
         """The feature of the newest full step, as it is kept."""
         return self._raw[0]
 
+    @property
+    def newest(self) -> float:
+        """Its coordinate."""
+        return self._nodes[0]
+
     def update(self, feature: torch.Tensor, x: float, gain: float = 1.0) -> None:
         """Take in the feature (B, N, D) of a full step at coordinate x.
 

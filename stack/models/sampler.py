@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
+from ..clock import Clock
 from ..errors import StackError
+from .schedule import source_of
 
 
 def linear_step(scheduler: Any, timestep: Any) -> tuple[float, float]:
@@ -53,4 +58,100 @@ def sampler_steps(pipe: Any) -> list[tuple[float, float]]:
             if name in vars(scheduler):
                 setattr(scheduler, name, index)
         steps.append(linear_step(scheduler, timestep))
+    return steps
+
+
+@dataclass(frozen=True)
+class AffineStep:
+    """One step of a deterministic one-step sampler, in numbers.
+
+    Attributes:
+        a, b: the step x' = a x + b m, m being the denoiser's output.
+        c, d: the estimate of the clean sample x0 = c x + d m that this output amounts to.
+    """
+
+    a: float
+    b: float
+    c: float
+    d: float
+
+    @property
+    def keeps(self) -> float:
+        """How much of a change of x is left after the step if x0 is held: x' = keeps x + adds x0."""
+        return self.a - self.b * self.c / self.d
+
+    @property
+    def adds(self) -> float:
+        """How much of x0 the step adds."""
+        return self.b / self.d
+
+
+def flow_steps(sigmas: Sequence[float]) -> list[AffineStep]:
+    """Euler steps of a flow from each noise level to the next and to 0: m = noise - x0, x = (1 - s) x0 + s noise."""
+    return [AffineStep(1.0, to - at, 1.0, -at) for at, to in zip(sigmas, (*sigmas[1:], 0.0), strict=True)]
+
+
+def affine_steps(scheduler: Any) -> list[AffineStep]:
+    """Every step of the schedule that the scheduler has made last: flow Euler, or DDIM with eta 0 (Song et al. 2021).
+
+    Raises:
+        StackError: another sampler, or one that clips or adds noise.
+    """
+    if plain_sampler(scheduler) is DDIMScheduler:
+        return _ddim_steps(scheduler)
+    return flow_steps([s for s in scheduler.sigmas.tolist() if s > 0])
+
+
+def plain_sampler(scheduler: Any) -> type:
+    """The sampler's class.
+
+    Raises:
+        StackError: it is not one whose steps are plain sums, x' = a x + b m.
+    """
+    config = scheduler.config
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.get("stochastic_sampling"):
+        return FlowMatchEulerDiscreteScheduler
+    if isinstance(scheduler, DDIMScheduler) and not (config.clip_sample or config.thresholding):
+        return DDIMScheduler
+    name = type(scheduler).__name__
+    raise StackError(f"{name} is no plain one-step sampler: expected flow Euler, or DDIM without clipping")
+
+
+def _ddim_steps(scheduler: DDIMScheduler) -> list[AffineStep]:
+    kept, stride = scheduler.alphas_cumprod.tolist(), scheduler.config.num_train_timesteps
+    stride //= scheduler.num_inference_steps
+    steps = []
+    for t in scheduler.timesteps.tolist():
+        share = kept[t - stride] if t >= stride else float(scheduler.final_alpha_cumprod)
+        alpha, sigma = kept[t] ** 0.5, (1 - kept[t]) ** 0.5
+        to, noise = share**0.5, (1 - share) ** 0.5
+        if scheduler.config.prediction_type == "v_prediction":
+            c, d, e, f = alpha, -sigma, sigma, alpha  # x0 = c x + d m, noise = e x + f m
+        elif scheduler.config.prediction_type == "epsilon":
+            c, d, e, f = 1 / alpha, -sigma / alpha, 0.0, 1.0
+        else:
+            c, d, e, f = 0.0, 1.0, 1 / sigma, -alpha / sigma
+        steps.append(AffineStep(to * c + noise * e, to * d + noise * f, c, d))
+    return steps
+
+
+def planned_steps(pipe: Any | None, clock: Clock) -> Callable[[], list[AffineStep]]:
+    """The steps of the current request, worked out once for each schedule that the pipeline makes.
+
+    A bare denoiser is taken for a flow on the clock's timetable.
+
+    Raises:
+        StackError: at once, and again when it is asked for: the pipeline's sampler is none of `affine_steps`.
+    """
+    known: dict[str, Any] = {"made": None, "steps": []}
+
+    def steps() -> list[AffineStep]:
+        made = clock.timetable if pipe is None else source_of(pipe.scheduler)
+        if made is not known["made"]:
+            known["steps"] = flow_steps(clock.timetable.sigmas) if pipe is None else affine_steps(pipe.scheduler)
+            known["made"] = made
+        return known["steps"]
+
+    if pipe is not None:
+        plain_sampler(pipe.scheduler)
     return steps

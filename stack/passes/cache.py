@@ -18,6 +18,7 @@ from ..caching.schedules import Mask, Schedule, same_share
 from ..caching.search import Candidate
 from ..caching.sites.around import Around
 from ..caching.sites.chooser import Chooser
+from ..caching.sites.clean import CleanSample
 from ..caching.sites.each import EachBlock, EachModule
 from ..caching.sites.fastcache import FastCache
 from ..caching.sites.related import RelatedModules
@@ -26,6 +27,7 @@ from ..caching.sites.tokenwise import Tokenwise
 from ..errors import choose
 from ..facts import Facts
 from ..install import Installer
+from ..models.sampler import planned_steps
 from ..report import FULL
 from .base import Applied, Finding, Target
 
@@ -118,9 +120,9 @@ class Cache:
             return over
         if p.site == "fastcache":
             return fastcache.check(p, facts, self.stage)
-        if p.site == "denoiser" and facts.latent[0] != facts.latent[1]:
+        if p.site in ("denoiser", "clean") and facts.latent[0] != facts.latent[1]:
             into, out = facts.latent
-            what = f"site 'denoiser' adds to the latent: expected as many numbers out as in, got {out} for {into}"
+            what = f"site {p.site!r} adds to the latent: expected as many numbers out as in, got {out} for {into}"
             return [Finding(self.stage, what, "a learned variance?", repair="site='output'", fatal=True)]
         full = len(self.schedule_for(facts.steps).full_steps(facts.steps))
         if facts.steps < FEWEST_STEPS:
@@ -202,6 +204,7 @@ _SITE_WORDS = {
     "modules": "every attention and MLP before its gate",
     "related": "every attention and MLP before its gate, moved as far as its input tells",
     "attention": "every attention before its gate; MLPs run",
+    "clean": "the denoiser's estimate of the clean sample; nothing of the model runs",
     "denoiser": "what the whole denoiser adds to the latent",
     "tokens": "every attention and MLP before its gate, and the last hidden state before the head",
 }
@@ -224,7 +227,7 @@ def _forecast_words(p: Policy) -> str:
 
 def _site(
     p: Policy, controller: CacheController, target: Target
-) -> Span | EachBlock | EachModule | FastCache | Tokenwise | Around:
+) -> Span | EachBlock | EachModule | FastCache | Tokenwise | Around | CleanSample:
     if p.site == "fastcache":
         return FastCache(controller, p)
     if p.site == "tokens":
@@ -233,6 +236,8 @@ def _site(
         return EachBlock(controller)
     if p.site == "denoiser":
         return Around(controller, target.entrance)
+    if p.site == "clean":
+        return CleanSample(controller, target.entrance, planned_steps(target.pipe, target.clock), p.corrected)
     if p.site == "related":
         return RelatedModules(controller)
     if p.site in ("modules", "attention"):

@@ -61,14 +61,14 @@ class Around:
             return result
         skipped = [i for i, skip in enumerate(skips) if skip]
         if len(skipped) == len(skips):
-            return _returned(call, latent + controller.predict(ADDED, cells))
+            return returned_as(call, latent + controller.predict(ADDED, cells))
         ran = [i for i, skip in enumerate(skips) if not skip]
         out = run(call.only(ran, names))[0]
         self._learn(latent[ran], out, [cells[i] for i in ran])
         whole = torch.empty_like(latent, dtype=out.dtype)
         whole[ran] = out
         whole[skipped] = (latent[skipped] + controller.predict(ADDED, [cells[i] for i in skipped])).to(out.dtype)
-        return _returned(call, whole)
+        return returned_as(call, whole)
 
     def _learn(self, latent: torch.Tensor, out: torch.Tensor, cells: list[Cell]) -> None:
         """These samples have run."""
@@ -87,6 +87,6 @@ def _moved(cell: Cell, latent: torch.Tensor) -> float | None:
     return mean_ratio(latent - kept[BEFORE], kept[OUT]) if OUT in kept else None
 
 
-def _returned(call: DenoiserCall, sample: torch.Tensor) -> Any:
+def returned_as(call: DenoiserCall, sample: torch.Tensor) -> Any:
     """A sample as the denoiser would return it."""
     return Transformer2DModelOutput(sample=sample) if call.given.get("return_dict", True) else (sample,)
