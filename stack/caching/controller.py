@@ -12,6 +12,7 @@ from ..compat.stamp import Stamp, stamp_of
 from ..report import CACHED, FULL, PARTIAL, Journal
 from .forecast import coordinate
 from .gates import Gate
+from .placement import Place, Placement, all_on_device
 from .predictor import Predictor
 from .schedules import Schedule
 
@@ -46,12 +47,13 @@ class CacheController:
 
     Attributes:
         schedule_for: the schedule of a request with this many steps; not asked where there is a gate.
-        new_predictor: makes the predictor of a feature, by its key.
+        new_predictor: makes the predictor of a feature, by its key and where its state is to lie.
         weights_version: asked at every step; a change drops all state.
         new_gate: makes a gate for a request; None for a fixed schedule.
         gain_at: (step, steps) to the factor on the gains from a full step to the next.
         coordinate: of all forecasts, see `Forecast.coordinate`.
         per_sample: a cell for every sample although there is no gate.
+        place: where the state of a cell's next feature lies, by the number of those it has, and their device.
         figures: what a site has to tell in the report.
         shared: what a site holds for all branches of the request.
         dropped: states dropped within a request because their stamp no longer fitted.
@@ -60,12 +62,13 @@ class CacheController:
     clock: Clock
     journal: Journal
     schedule_for: Callable[[int], Schedule]
-    new_predictor: Callable[[str], Predictor]
+    new_predictor: Callable[[str, Placement], Predictor]
     weights_version: Callable[[], int]
     new_gate: Callable[[], Gate] | None = None
     gain_at: Callable[[int, int], float] = lambda step, steps: 1.0
     coordinate: str = "time"
     per_sample: bool = False
+    place: Place = all_on_device
     figures: dict[str, float] = field(default_factory=dict)
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
     dropped: int = 0
@@ -75,12 +78,21 @@ class CacheController:
 
     @property
     def bytes(self) -> int:
-        """Memory held, in bytes."""
-        cells = [cell for held in self._held.values() for cell in held.cells]
+        """Memory of the device that is held, in bytes."""
+        cells = self._all_cells
         probes = sum(cell.reference.nbytes for cell in cells if cell.reference is not None)
         kept = sum(tensor.nbytes for cell in cells for tensor in cell.kept.values())
         shared = sum(tensor.nbytes for tensor in self.shared.values())
         return probes + kept + shared + sum(p.bytes for cell in cells for p in cell.predictors.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """Memory of the host that is held because the device's is short, in bytes."""
+        return sum(p.host_bytes for cell in self._all_cells for p in cell.predictors.values())
+
+    @property
+    def _all_cells(self) -> list[Cell]:
+        return [cell for held in self._held.values() for cell in held.cells]
 
     def reset(self) -> None:
         """Forget every request."""
@@ -163,7 +175,9 @@ class CacheController:
         x, gain, error = self.x, self.gain_at(self.now.step, self.now.steps), None
         for i, cell in enumerate(cells):
             rows = feature if self.new_gate is None else feature[i : i + 1]
-            predictor = cell.predictors.setdefault(key, self.new_predictor(key))
+            if key not in cell.predictors:
+                cell.predictors[key] = self.new_predictor(key, self.place(len(cell.predictors), rows.device))
+            predictor = cell.predictors[key]
             if measure and predictor.ready and i == 0:
                 error = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)
             predictor.update(rows, x, gain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..facts import Facts
 from ..passes.base import Finding
-from .memory import size_words
+from .cap import size_words
 from .policy import Policy
 
 MEASURED = (

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from ..compat.subspace import EXACT_WIDTH, SKETCH
 from ..facts import Facts
 from ..models.wiring import FAMILIES, CachedModule, Wiring
-from ..passes.base import Finding
 from .forecast import Forecast
 from .policy import DTYPES, Policy
+
+DIVISIBLE = ("blocks", "modules", "related", "attention")  # sites that keep features of every block or module
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Predicted features that are used together.
+
+    Attributes:
+        count: how many, one per stream.
+        bytes: of all.
+    """
+
+    count: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -22,10 +35,13 @@ class StateSize:
     Attributes:
         features: of features, differences, and what a gate compares with. Exact but for a few numbers per module.
         bases: the most that principal subspaces can take; their rank depends on the picture.
+        units: what each block or module holds of its predicted features, in running order; empty where one feature
+            stands for the whole model. A part of `features`.
     """
 
     features: int
     bases: int = 0
+    units: tuple[Unit, ...] = ()
 
     @property
     def total(self) -> int:
@@ -42,14 +58,18 @@ class _Held:
     """What a site holds.
 
     Attributes:
-        features: tokens of every predicted feature of the model's width.
+        units: tokens of every predicted feature of the model's width; those of a block or module together.
         kept: further numbers, in the dtype of the model's features.
         stored: further numbers, in that of the state.
     """
 
-    features: tuple[int, ...] = ()
+    units: tuple[tuple[int, ...], ...] = ()
     kept: int = 0
     stored: int = 0
+
+    @property
+    def features(self) -> list[int]:
+        return [tokens for unit in self.units for tokens in unit]
 
 
 def tensors_of(forecast: Forecast) -> int:
@@ -70,15 +90,17 @@ def state_size(policy: Policy, facts: Facts) -> StateSize | None:
     model = torch.float32 if facts.dtype == "float32" else torch.bfloat16
     kept_in = DTYPES[policy.state_dtype] or model
     wide = torch.promote_types(kept_in, model).itemsize
-    predicted = sum(held.features) * facts.width * tensors_of(policy.forecast)
+    per_token = facts.width * tensors_of(policy.forecast)
     probe = facts.image_tokens * facts.width if policy.gate in ("prefix", "polynomial") else 0
     bases = bands = 0
     if policy.forecast.splits and policy.split == "band":
         bands = sum(2 * tokens for tokens in held.features)  # two square projections over a square grid
     elif policy.forecast.splits:
         bases = sum(facts.width * min(tokens, _ranks(facts.width)) for tokens in held.features)
-    features = (predicted + held.stored) * kept_in.itemsize + (held.kept + probe) * model.itemsize + bands * wide
-    return StateSize(features, bases * wide)
+    stored = sum(held.features) * per_token + held.stored
+    features = stored * kept_in.itemsize + (held.kept + probe) * model.itemsize + bands * wide
+    units = [Unit(len(unit), sum(unit) * per_token * kept_in.itemsize) for unit in held.units]
+    return StateSize(features, bases * wide, tuple(units) if policy.site in DIVISIBLE else ())
 
 
 def _ranks(width: int) -> int:
@@ -95,29 +117,31 @@ def _held(p: Policy, facts: Facts, wiring: Wiring) -> _Held | None:
         return _Held(kept=_fastcache(p, image, whole, facts.blocks) * width)
     if p.site in ("output", "residual"):
         streams = (text, image) if p.back and text else (image,)
-        return _Held((*streams, image) if p.accept else streams)
+        return _Held(((*streams, image) if p.accept else streams,))
     if p.site == "blocks":
-        return _Held(((text, image) if text else (image,)) * facts.blocks)
+        return _Held(((text, image) if text else (image,),) * facts.blocks)
     if not facts.lists:
         return None
     if p.site == "tokens":  # attention and MLP of every block; ages, and scores of values, per token of an MLP
         numbers = whole * sum(facts.lists)
         scores = numbers * (2 if p.select == "values" else 1) * torch.float32.itemsize
-        return _Held((image,), kept=2 * numbers * width + scores // _element(facts))
+        return _Held(((image,),), kept=2 * numbers * width + scores // _element(facts))
     roles = ("attention",) if p.site == "attention" else ("attention", "mlp")
     per_list = [_modules(wiring.modules[name], roles, text, image) for name in wiring.block_lists]
-    features = tuple(n for count, tokens in zip(facts.lists, per_list, strict=True) for n in tokens * count)
-    if p.site == "related":
-        return _Held((*features, image) if p.gate else features, stored=sum(features) * width)
-    return _Held(features)
+    held = _Held(tuple(u for count, units in zip(facts.lists, per_list, strict=True) for u in units * count))
+    if p.site == "related":  # what its gate looks at is kept first
+        return _Held(((image,), *held.units) if p.gate else held.units, stored=sum(held.features) * width)
+    return held
 
 
-def _modules(modules: tuple[CachedModule, ...], roles: tuple[str, ...], text: int, image: int) -> tuple[int, ...]:
-    """Tokens of every output of a block's modules: together each role has one for every token of the block."""
+def _modules(
+    modules: tuple[CachedModule, ...], roles: tuple[str, ...], text: int, image: int
+) -> tuple[tuple[int, ...], ...]:
+    """Tokens of every output of a block's modules: each role together has one for every token of the block."""
     if len(roles) > 1 and any(module.role == "both" for module in modules):
-        return (text + image,)
+        return ((text + image,),)
     streams = (text, image) if text else (image,)
-    return tuple(n for role in roles if any(m.role == role for m in modules) for n in streams)
+    return tuple(streams for role in roles if any(m.role == role for m in modules))
 
 
 def _fastcache(p: Policy, image: int, whole: int, blocks: int) -> int:
@@ -129,33 +153,3 @@ def _fastcache(p: Policy, image: int, whole: int, blocks: int) -> int:
 
 def _element(facts: Facts) -> int:
     return 4 if facts.dtype == "float32" else 2
-
-
-def size_words(p: Policy, facts: Facts) -> str:
-    """The size in words, for `explain()`."""
-    size = state_size(p, facts)
-    return f"{size} per picture and guidance branch" if size else "state size unknown"
-
-
-def check_cap(p: Policy, facts: Facts, stage: str) -> list[Finding]:
-    """A cap that the state is known to break is refused, with the choices that would keep it."""
-    size = state_size(p, facts)
-    if not p.max_bytes or (size and size.total <= p.max_bytes):
-        return []
-    if size is None:
-        what = f"max_bytes={p.max_bytes} cannot be kept: the size of the state is not known before the run"
-        return [Finding(stage, what, "no pipeline tells the number of tokens", repair="max_bytes=0", fatal=True)]
-    what = f"{size} per picture and guidance branch, max_bytes allows {p.max_bytes / 1e6:.1f} MB"
-    return [Finding(stage, what, repair=" or ".join(_smaller(p, facts)), fatal=True)]
-
-
-def _smaller(p: Policy, facts: Facts) -> list[str]:
-    """Single choices that fit under the cap; the smallest possible cap where there are none."""
-    tries: dict[str, dict[str, Any]] = {"state_dtype='bfloat16'": {"state_dtype": "bfloat16"}}
-    tries |= {f"order={order}": {"order": order} for order in range(p.order - 1, -1, -1)}
-    if p.site in ("blocks", "modules", "attention"):
-        tries["site='output'"] = {"site": "output"}
-    sizes = {words: state_size(replace(p, **change), facts) for words, change in tries.items()}
-    fitting = [words for words, size in sizes.items() if size and size.total <= p.max_bytes]
-    needed = state_size(p, facts)
-    return fitting or [f"max_bytes={needed.total if needed else 0}"]

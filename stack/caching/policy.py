@@ -12,6 +12,7 @@ from .choices import FastCacheChoices
 from .cycles import Cycle, fill
 from .forecast import Forecast
 from .gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
+from .placement import ON_DEVICE, Placement
 from .predictor import Predictor
 from .schedules import Interval, Mask, Schedule, same_share
 from .splits import ChannelBasis, Split, TokenBand
@@ -51,7 +52,8 @@ class Policy(FastCacheChoices, TokenChoices):
         gate: decides instead of the schedule; threshold, longest, retention, coefficients, ratios: of the gate.
         state_dtype: what features, differences and RFC's inputs are kept in: "bfloat16", "float16", "float32"; "" as
             the model makes them. float16 ends at 65,504.
-        max_bytes: the most state per picture and guidance branch that the plan accepts, in bytes; 0 is no limit.
+        max_bytes: the most state on the device per picture and guidance branch that the plan accepts, in bytes; 0 is no
+            limit.
         accept: (base, decay, floor) of SpeCa's bound on a draft's error, max(floor, base * decay^(step / steps)).
 
     Raises:
@@ -144,9 +146,9 @@ class Policy(FastCacheChoices, TokenChoices):
             return schedule.kinds(steps)
         return fill(schedule.full_steps(steps), steps, self.cycle)
 
-    def new_predictor(self) -> Predictor:
+    def new_predictor(self, placement: Placement = ON_DEVICE) -> Predictor:
         """A predictor for one feature of one request."""
-        return Predictor(self.forecast, self.new_split(), DTYPES[self.state_dtype])
+        return Predictor(self.forecast, self.new_split(), DTYPES[self.state_dtype], placement)
 
     def new_split(self) -> Split:
         """A split for one feature of one request."""

@@ -6,6 +6,7 @@ import torch
 
 from ..errors import StackError
 from .forecast import Forecast, gaps, weights
+from .placement import ON_DEVICE, Placement
 from .splits import Split
 
 
@@ -19,23 +20,40 @@ class Predictor:
         split: what counts as principal; None where the forecast treats both parts alike.
         dtype: what differences are kept in; None is the feature's. Sums are made in the wider of the two, and a
             forecast has the feature's.
+        placement: where they lie between uses; the split stays on the device.
     """
 
-    def __init__(self, forecast: Forecast, split: Split | None = None, dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        forecast: Forecast,
+        split: Split | None = None,
+        dtype: torch.dtype | None = None,
+        placement: Placement = ON_DEVICE,
+    ):
         self.forecast = forecast
         self.split = split if forecast.splits else None
+        # As the placement keeps them:
         self._raw: list[torch.Tensor] = []  # differences of order 0, 1, ... at the newest full step
         self._terms: list[torch.Tensor] = []  # the same with split and gains applied
         self._level: torch.Tensor | None = None
-        self.dtype = dtype
+        self.dtype, self.placement = dtype, placement
         self._given = torch.float32  # the feature's dtype
         self._nodes: list[float] = []
 
     @property
     def bytes(self) -> int:
-        """Memory held, in bytes; tensors held twice count once."""
+        """Memory of the device that is held, in bytes; tensors held twice count once."""
+        return (0 if self.placement.on_host else self._kept_bytes) + (self.split.bytes if self.split else 0)
+
+    @property
+    def host_bytes(self) -> int:
+        """Memory of the host that is held because the device's is short, in bytes."""
+        return self._kept_bytes if self.placement.on_host else 0
+
+    @property
+    def _kept_bytes(self) -> int:
         held = {id(t): t for t in [*self._raw, *self._terms, self._level] if t is not None}
-        return sum(t.nbytes for t in held.values()) + (self.split.bytes if self.split else 0)
+        return sum(t.nbytes for t in held.values())
 
     @property
     def ready(self) -> bool:
@@ -44,8 +62,13 @@ class Predictor:
 
     @property
     def last(self) -> torch.Tensor:
-        """The feature of the newest full step, as it is kept."""
-        return self._raw[0]
+        """The feature of the newest full step, rounded as it is kept."""
+        return self.placement.get(self._raw[0])
+
+    @property
+    def kept_in(self) -> torch.dtype:
+        """What features are kept in."""
+        return self.dtype or self._given
 
     @property
     def newest(self) -> float:
@@ -64,11 +87,13 @@ class Predictor:
             self.split.fit(feature)
         if self._nodes and x == self._nodes[0]:  # the same moment again: nothing can be learnt about its change
             self._raw, self._nodes = self._raw[:1], self._nodes[:1]
-            past, old = [], []
+            past = []
         else:
-            past, old = self._nodes, self._raw
+            past = self._nodes
+        steps = gaps(self.forecast, x, past)
+        old = [self.placement.get(tensor) for tensor in self._raw] if steps else []
         fresh = [feature]
-        for order, gap in enumerate(gaps(self.forecast, x, past)):
+        for order, gap in enumerate(steps):
             if order >= len(old):
                 break
             fresh.append((fresh[order] - old[order]) / gap)
@@ -84,11 +109,12 @@ class Predictor:
     @property
     def _wide(self) -> torch.dtype:
         """What sums are made in."""
-        return torch.promote_types(self._given, self.dtype or self._given)
+        return torch.promote_types(self._given, self.kept_in)
 
     def _stored(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """As they are kept; what was one tensor stays one."""
-        kept = {id(tensor): tensor.to(self.dtype or self._given) for tensor in tensors}
+        distinct = {id(tensor): tensor for tensor in tensors}
+        kept = {key: self.placement.put(tensor.to(self.kept_in)) for key, tensor in distinct.items()}
         return [kept[id(tensor)] for tensor in tensors]
 
     def _value(self, feature: torch.Tensor) -> torch.Tensor:
@@ -96,7 +122,7 @@ class Predictor:
         if not self.forecast.level or self.split is None:
             return feature
         principal = self.split.principal(feature)
-        older = principal if self._level is None else self._level.to(principal.dtype)
+        older = principal if self._level is None else self.placement.get(self._level).to(principal.dtype)
         level = torch.lerp(principal, older, self.forecast.level)
         (self._level,) = self._stored([level])
         return feature + (level - principal)
@@ -116,8 +142,8 @@ class Predictor:
         """
         if not self._raw:
             raise StackError("nothing to predict from: no full step has run in this request")
-        out = self._terms[0].to(self._wide)
+        out = self.placement.get(self._terms[0]).to(self._wide)
         factors = weights(self.forecast, x, self._nodes[: len(self._terms)])
         for term, factor in zip(self._terms[1:], factors[1:], strict=True):
-            out = torch.add(out, term, alpha=factor)
+            out = torch.add(out, self.placement.get(term), alpha=factor)
         return out.to(self._given)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..caching import fastcache
+from ..caching.cap import check_cap, offload, size_words
 from ..caching.conditions import DECISIVE, MINOR, differences
 from ..caching.constants import Constants
 from ..caching.controller import CacheController
 from ..caching.maps import load_maps
-from ..caching.memory import check_cap, size_words
+from ..caching.placement import all_on_device, first_on_device
 from ..caching.policy import PRESETS, Policy
 from ..caching.schedules import Mask, Schedule, same_share
 from ..caching.search import Candidate
@@ -116,8 +117,14 @@ class Cache:
         if p.front + p.back >= facts.blocks:
             what = f"{p.front} front and {p.back} back blocks leave none of {facts.blocks} to cache"
             return [Finding(self.stage, what, fatal=True)]
-        if over := check_cap(p, facts, self.stage):
-            return over
+        capped = check_cap(p, facts, self.stage)
+        if any(finding.fatal for finding in capped):
+            return capped
+        return [*capped, *self._check(facts)]
+
+    def _check(self, facts: Facts) -> list[Finding]:
+        """What is left to say of a cache that there is room for."""
+        p = self.policy
         if p.site == "fastcache":
             return fastcache.check(p, facts, self.stage)
         if p.site in ("denoiser", "clean") and facts.latent[0] != facts.latent[1]:
@@ -170,17 +177,18 @@ class Cache:
 
     def controller(self, target: Target) -> CacheController:
         """What decides and predicts for this cache on a model; it changes nothing there."""
-        p = self.policy
+        p, split = self.policy, offload(self.policy, target.facts)
         return CacheController(
             clock=target.clock,
             journal=target.journal,
             schedule_for=self.schedule_for,
-            new_predictor=lambda key: p.new_predictor(),
+            new_predictor=lambda key, placement: p.new_predictor(placement),
             weights_version=target.weights_version,
             new_gate=p.new_gate if p.gate else None,
             gain_at=p.gain,
             coordinate=p.coordinate,
             per_sample=p.site == "fastcache",
+            place=first_on_device(split.features) if split else all_on_device,
         )
 
     def apply(self, target: Target, install: Installer) -> Applied:
@@ -250,8 +258,8 @@ def _reporter(controller: CacheController, constants: Constants, target: Target)
         cached = sum(entry.kind != FULL for entry in target.journal.entries)
         if target.journal.entries and not cached:
             target.journal.warn(f"0 of {len(target.journal.entries)} steps cached: the schedule left none")
-        figures: dict[str, Any] = {"bytes": controller.bytes, "table_bytes": constants.bytes}
-        figures |= {"cached_steps": cached, "dropped": controller.dropped}
+        figures: dict[str, Any] = {"bytes": controller.bytes, "host_bytes": controller.host_bytes}
+        figures |= {"table_bytes": constants.bytes, "cached_steps": cached, "dropped": controller.dropped}
         figures |= controller.figures
         return {**figures, "rolled_back": controller.rolled_back} if controller.rolled_back else figures
 

@@ -103,7 +103,7 @@ class RelatedModules(EachModule):
         super()._keep(key, index, value, given)
         for i, cell in enumerate(self.cells):
             x = self._of(_input(given, index, value.shape), i)
-            cell.kept[f"{part}/in"] = x.to(cell.predictors[part].last.dtype)
+            cell.kept[f"{part}/in"] = x.to(cell.predictors[part].kept_in)
 
     def _forecast(self, key: str, index: int, given: Given) -> torch.Tensor:
         part, values = f"{key}/{index}", []
