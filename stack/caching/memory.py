@@ -73,8 +73,8 @@ def state_size(policy: Policy, facts: Facts) -> StateSize | None:
     predicted = sum(held.features) * facts.width * tensors_of(policy.forecast)
     probe = facts.image_tokens * facts.width if policy.gate in ("prefix", "polynomial") else 0
     bases = bands = 0
-    if policy.forecast.splits and policy.split == "band":
-        bands = sum(2 * tokens for tokens in held.features)  # two square projections over a square grid
+    if policy.banded:
+        bands = len(held.features) * sum(length**2 for length in facts.grid)  # a square projection along every axis
     elif policy.forecast.splits:
         bases = sum(facts.width * min(tokens, _ranks(facts.width)) for tokens in held.features)
     features = (predicted + held.stored) * kept_in.itemsize + (held.kept + probe) * model.itemsize + bands * wide
