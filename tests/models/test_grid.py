@@ -87,7 +87,7 @@ def test_it_is_read_once_a_request_and_holds_no_tensor_between_calls() -> None:
 
 def test_a_band_follows_the_sides_of_each_picture() -> None:
     """As many tokens each time: only the projections, (rows, rows) and (columns, columns), tell the grids apart."""
-    stack, numbers = Stack(tiny_pipe(), steps=14).cache("freqca"), 5 * 64 * 128
+    stack, numbers = Stack(tiny_pipe(), steps=14).cache("freqca"), 4 * 64 * 128
     assert state_size(PRESETS["freqca"], stack.facts).total == 4 * (numbers + 64 + 64)
     for height, width in ((16, 16), (8, 32), (32, 8), (16, 16)):
         stack("a red ring", height=height, width=width, output_type="latent")

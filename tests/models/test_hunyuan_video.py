@@ -191,7 +191,7 @@ def test_the_grid_bonus_chooses_other_tokens() -> None:
 
 
 def test_a_band_follows_the_size_of_each_request() -> None:
-    """Besides three features the state is a projection along every axis."""
+    """Besides four tensors of features the state is a projection along every axis."""
     stack = Stack(tiny(), steps=STEPS).cache("freqca", interval=2)
     for frames, size in ((FRAMES, SIZE), (2 * FRAMES, SIZE), (FRAMES, 2 * SIZE)):
         draw(stack, PROMPTS[:1], num_frames=frames, height=size, width=SIZE)
@@ -199,7 +199,7 @@ def test_a_band_follows_the_size_of_each_request() -> None:
         policy = PRESETS["freqca"]
         known = state_size(policy, replace(stack.facts, grid=grid, image_tokens=math.prod(grid)))
         assert known is not None and stack.report().cache_bytes == known.total
-        assert known.total == 5 * math.prod(grid) * 64 * 4 + 4 * sum(side**2 for side in grid)
+        assert known.total == 4 * math.prod(grid) * 64 * 4 + 4 * sum(side**2 for side in grid)
 
 
 def test_facts() -> None:
