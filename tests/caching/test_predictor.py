@@ -129,7 +129,7 @@ def test_a_checkerboard_is_no_low_frequency() -> None:
     """In space, and from frame to frame: along an axis of four whose band is its mean nothing of it is left."""
     for grid, axes in (((4, 6), (0, 1)), ((2, 4, 6), (1, 2)), ((4, 3, 5), (0,))):
         places = torch.meshgrid(*(torch.arange(length) for length in grid), indexing="ij")
-        board = 1.0 - 2 * (sum(places[axis] for axis in axes) % 2).reshape(1, -1, 1)
+        board = 1.0 - 2 * (torch.stack([places[axis] for axis in axes]).sum(0) % 2).reshape(1, -1, 1)
         split = TokenBand(0.25, grid)
         split.fit(board)
         torch.testing.assert_close(split.principal(3 + board), torch.full_like(board, 3), atol=1e-5, rtol=0)
