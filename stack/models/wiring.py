@@ -131,7 +131,7 @@ def _flux_grid(denoiser: Any, given: Mapping[str, Any]) -> tuple[int, ...]:
     for count, (_, index) in zip(counts, axes, strict=True):
         place = place * count + index
     # A picture beside its condition, or tokens in another order, fill no grid one after the other.
-    if not torch.equal(place, torch.arange(math.prod(counts), device=ids.device)):
+    if math.prod(counts) != len(ids) or not torch.equal(place, torch.arange(len(ids), device=ids.device)):
         return ()
     return tuple(counts[1:] if counts[0] == 1 else counts)
 
