@@ -52,7 +52,8 @@ class Facts:
         attention_density: share of attention blocks that are computed.
         adapters: names of the adapters in the weights.
         pipeline: whether a whole pipeline is there, or a bare denoiser.
-        videos: whether the tokens are those of videos: frame after frame, and no square.
+        grid: of the image tokens at the pipeline's default size, (rows, columns) or (frames, rows, columns); () where
+            unknown. A call may have another, see `stack.models.grid.RequestGrid`.
         lists: number of blocks in each of the wiring's block lists.
         latent: numbers per image token in the denoiser's input and in its output; 0 where unknown.
     """
@@ -74,7 +75,7 @@ class Facts:
     adapters: tuple[str, ...] = ()
     quantized_by: str = ""
     pipeline: bool = True
-    videos: bool = False
+    grid: tuple[int, ...] = ()
     lists: tuple[int, ...] = ()
     latent: tuple[int, int] = (0, 0)
 

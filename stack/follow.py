@@ -35,6 +35,7 @@ def _forward(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
         tokens = given["hidden_states"]
         tick = target.clock.advance(sigmas.of(given["timestep"], tokens), tuple(tokens.shape))
         target.journal.begin(tick)
+        target.grid.begin(tick.request, given)
         try:
             return target.entrance.run(DenoiserCall(inner, args, kwargs, given))
         except BaseException:
@@ -42,6 +43,7 @@ def _forward(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
             target.clock.restart()
             raise
         finally:
+            target.grid.end()
             target.journal.end()
 
     return forward

@@ -93,8 +93,8 @@ def state_size(policy: Policy, facts: Facts) -> StateSize | None:
     per_token = facts.width * tensors_of(policy.forecast)
     probe = facts.image_tokens * facts.width if policy.gate in ("prefix", "polynomial") else 0
     bases = bands = 0
-    if policy.forecast.splits and policy.split == "band":
-        bands = sum(2 * tokens for tokens in held.features)  # two square projections over a square grid
+    if policy.banded:
+        bands = len(held.features) * sum(length**2 for length in facts.grid)  # a square projection along every axis
     elif policy.forecast.splits:
         bases = sum(facts.width * min(tokens, _ranks(facts.width)) for tokens in held.features)
     stored = sum(held.features) * per_token + held.stored
@@ -113,6 +113,11 @@ def _held(p: Policy, facts: Facts, wiring: Wiring) -> _Held | None:
     if p.site == "denoiser":
         numbers = image * facts.latent[0]
         return _Held(kept=3 * numbers if p.gate else 0, stored=numbers * tensors_of(p.forecast)) if numbers else None
+    if p.site == "clean":  # always in fp32, whatever the model computes in
+        numbers = image * facts.latent[0] * (1 if facts.dtype == "float32" else 2)
+        stored = numbers if not p.state_dtype else image * facts.latent[0]
+        used = numbers if p.corrected else 0
+        return _Held(kept=used, stored=stored * tensors_of(p.forecast)) if numbers else None
     if p.site == "fastcache":
         return _Held(kept=_fastcache(p, image, whole, facts.blocks) * width)
     if p.site in ("output", "residual"):

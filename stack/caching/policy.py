@@ -114,6 +114,9 @@ class Policy(FastCacheChoices, TokenChoices):
             raise StackError(f"site 'tokens' needs a cycle, no other has one: got {self.cycle!r} at {self.site!r}")
         if self.segments and len(self.segments) != len(self.full_steps):
             raise StackError(f"expected a factor per full step, {len(self.full_steps)}, got {len(self.segments)}")
+        if self.banded and (self.site not in SPANS or self.back):
+            where = "site 'output' or 'residual' and back=0"
+            raise StackError(f"split 'band' is of one stream: expected {where}, got {self.site!r} and {self.back}")
         if self.accept and not self.back:
             raise StackError("drafts are checked on a back block: expected back=1 or more, got 0")
         # Forecast, schedule and split each check their own values.
@@ -146,13 +149,22 @@ class Policy(FastCacheChoices, TokenChoices):
             return schedule.kinds(steps)
         return fill(schedule.full_steps(steps), steps, self.cycle)
 
-    def new_predictor(self, placement: Placement = ON_DEVICE) -> Predictor:
-        """A predictor for one feature of one request."""
-        return Predictor(self.forecast, self.new_split(), DTYPES[self.state_dtype], placement)
+    @property
+    def banded(self) -> bool:
+        """Whether its split looks at the grid of the tokens."""
+        return self.split == "band" and self.forecast.splits
 
-    def new_split(self) -> Split:
+    def new_predictor(self, placement: Placement = ON_DEVICE, grid: tuple[int, ...] = ()) -> Predictor:
+        """A predictor for one feature of one request.
+
+        Args:
+            grid: of the feature's tokens, where the policy is `banded`.
+        """
+        return Predictor(self.forecast, self.new_split(grid), DTYPES[self.state_dtype], placement)
+
+    def new_split(self, grid: tuple[int, ...] = ()) -> Split:
         """A split for one feature of one request."""
-        return TokenBand(self.cutoff) if self.split == "band" else ChannelBasis(self.energy, self.basis_life)
+        return TokenBand(self.cutoff, grid) if self.split == "band" else ChannelBasis(self.energy, self.basis_life)
 
     def new_gate(self) -> Gate:
         """A gate for one sample of one request."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 RULES = ("random", "values")
 
@@ -43,25 +43,24 @@ def shared_by_halves(scores: torch.Tensor) -> torch.Tensor:
     return halves.mean(0, keepdim=True).expand_as(halves).flatten(0, 1)
 
 
-def with_bonus(scores: torch.Tensor, grid: tuple[int, int], cell: int, bonus: float) -> torch.Tensor:
+def with_bonus(scores: torch.Tensor, grid: tuple[int, ...], cell: int, bonus: float) -> torch.Tensor:
     """Scores (B, N) with the best token of every cell of cell x cell tokens raised by `bonus` of its magnitude.
 
+    Cells lie within a frame, and are cut off at its lower and right border where they do not tile it.
     The published form adds a share of the score itself, which would lower a negative one.
 
     Args:
-        grid: rows and columns of the tokens, both multiples of `cell`.
+        grid: of the tokens, (rows, columns) or (frames, rows, columns).
     """
-    rows, columns = grid
-    cells = scores.unflatten(1, (rows // cell, cell, columns // cell, cell)).movedim(2, 3).flatten(3)
+    rows, columns = grid[-2:]
+    frames = scores.unflatten(1, (-1, rows, columns))
+    # What is not there is never the best of its cell.
+    whole = pad(frames, (0, -columns % cell, 0, -rows % cell), value=-math.inf)
+    tiled = whole.unflatten(3, (-1, cell)).unflatten(2, (-1, cell))
+    cells = tiled.movedim(3, 4).flatten(4)
     best = cells.argmax(-1, keepdim=True)
     raised = cells.scatter_add(-1, best, bonus * cells.gather(-1, best).abs())
-    return raised.unflatten(3, (cell, cell)).movedim(3, 2).flatten(1)
-
-
-def square(tokens: int, cell: int) -> tuple[int, int] | None:
-    """The square grid of so many tokens; None where there is none that cells of this side tile."""
-    side = math.isqrt(tokens)
-    return (side, side) if side * side == tokens and side % cell == 0 else None
+    return raised.unflatten(4, (cell, cell)).movedim(4, 3).flatten(4).flatten(2, 3)[:, :, :rows, :columns].flatten(1)
 
 
 def older(ages: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -64,36 +64,42 @@ class ChannelBasis:
 
 
 class TokenBand:
-    """FreqCa's split: the low frequencies of a two-dimensional cosine transform over the token grid.
+    """FreqCa's split: the low frequencies of a cosine transform along every axis of the token grid.
+
+    FreqCa (arXiv 2510.08669) is about pictures; that a video's frames are one more axis is a reading of this project.
 
     Args:
-        cutoff: share of each axis' frequencies that counts as low.
-        grid: rows and columns of the tokens; None takes a square.
+        cutoff: share of each axis' frequencies that counts as low, at least one of each: the mean.
+        grid: of the tokens, (rows, columns) or (frames, rows, columns), the last running fastest.
     """
 
-    def __init__(self, cutoff: float, grid: tuple[int, int] | None = None):
+    def __init__(self, cutoff: float, grid: tuple[int, ...] = ()):
         if not 0 < cutoff <= 1:
             raise StackError(f"cutoff must be in (0, 1], got {cutoff}: it is a share of the band")
         self.cutoff, self.grid = cutoff, grid
-        self._passes: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._passes: list[torch.Tensor] = []
 
     @property
     def bytes(self) -> int:
-        return sum(p.nbytes for p in self._passes or ())
+        return sum(each.nbytes for each in self._passes)
 
     def fit(self, feature: torch.Tensor) -> None:
+        """Raises: StackError where the grid does not hold these tokens."""
         tokens = feature.shape[1]
-        rows, columns = self.grid or (math.isqrt(tokens), math.isqrt(tokens))
-        if rows * columns != tokens:
-            raise StackError(f"expected a grid of {tokens} tokens, got {rows} x {columns}: give the grid")
-        if self._passes is None:
-            self._passes = (_low_pass(rows, self.cutoff).to(feature), _low_pass(columns, self.cutoff).to(feature))
+        if not self.grid or math.prod(self.grid) != tokens:
+            grid = " x ".join(map(str, self.grid)) or "no grid"
+            raise StackError(f"expected a grid of {tokens} tokens, got {grid}: try split='channels', which needs none")
+        if not self._passes:
+            self._passes = [_low_pass(length, self.cutoff).to(feature) for length in self.grid]
 
     def principal(self, feature: torch.Tensor) -> torch.Tensor:
-        assert self._passes is not None, "fit() comes first"
-        rows, columns = self._passes
-        image = feature.unflatten(1, (len(rows), len(columns)))
-        return torch.einsum("ij,bjkd,kl->bild", rows, image, columns).flatten(1, 2)
+        if not self._passes:
+            raise StackError("nothing to project on: no full step has run in this request")
+        part, before = feature, len(feature)
+        for low in self._passes:
+            part = low @ part.reshape(before, len(low), -1)
+            before *= len(low)
+        return part.reshape(feature.shape)
 
 
 def _low_pass(length: int, cutoff: float) -> torch.Tensor:

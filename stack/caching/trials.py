@@ -12,8 +12,9 @@ import torch
 
 from ..errors import StackError
 from ..measure.metrics import psnr
-from ..models.sampler import error_weights, sampler_steps
+from ..models.sampler import affine_steps, error_weights, sampler_steps
 from ..passes.cache import Cache
+from .clean_trials import CleanRecorder, CleanRehearsal
 from .forecast import COORDINATES
 from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels
 from .search import WHOLE, Candidate
@@ -47,8 +48,10 @@ class Trials:
 
     def __init__(self, stack: Stack, cache: Cache, prompts: Sequence[str], steps: int, seed: int):
         self.stack, self.cache, self.prompts, self.steps, self.seed = stack, cache, prompts, steps, seed
+        self._clean = cache.policy.site == "clean"
+        self._recorder = CleanRecorder if self._clean else Recorder
         plain, started = Trajectory(), time.perf_counter()
-        self.target = self.run(Recorder(plain))
+        self.target = self.run(self._recorder(plain))
         self.recording_s = time.perf_counter() - started
         self.shared = Rehearsals(plain)
         self._best = float("-inf")
@@ -72,6 +75,8 @@ class Trials:
             Abandoned: it is not worth finishing.
         """
         cache = self.cache.calibrated(candidate, self.steps)
+        if self._clean:
+            return self.run(CleanRehearsal(cache, candidate, self.shared))
         if cache.policy.site in ("output", "residual") and not cache.policy.accept:
             return self.run(Rehearsal(cache, candidate, self.shared))
         return self.run(cache)
@@ -110,8 +115,8 @@ class Trials:
     @cached_property
     def times(self) -> Times:
         """Measured in the disturbed run, which is that of one picture."""
-        _ = self._growth
-        records = self.stack.report().steps
+        _ = self._growth  # runs it
+        records = self._disturbed
         cached = min(r.seconds for r in records if r.step in DISTURBED)
         per_step = (self._disturbed_s - len(DISTURBED) * cached) / (self.steps - len(DISTURBED))
         return Times(per_step, cached, self._disturbed_s)
@@ -119,8 +124,8 @@ class Trials:
     @cached_property
     def _growth(self) -> list[float]:
         disturbed, started = Trajectory(), time.perf_counter()
-        self.run(Recorder(disturbed, DISTURBED), self.prompts[:1])
-        self._disturbed_s = time.perf_counter() - started
+        self.run(self._recorder(disturbed, DISTURBED), self.prompts[:1])
+        self._disturbed_s, self._disturbed = time.perf_counter() - started, self.stack.report().steps
         return growth(self.shared.plain, disturbed, DISTURBED[-1] + 1)
 
     def errors(self, candidate: Candidate) -> SegmentErrors | None:
@@ -131,10 +136,16 @@ class Trials:
         if forecast.effective_order > 1 or forecast.splits:
             return None
         try:
-            weights = error_weights(sampler_steps(self.stack.pipe), self._growth)
+            weights = error_weights(self._sampler_steps(), self._growth)
         except StackError:
             return None
-        return SegmentErrors(self.shared.plain, weights, forecast)
+        return SegmentErrors(self.shared.plain, weights, forecast, self._clean and self.cache.policy.corrected)
+
+    def _sampler_steps(self) -> list[tuple[float, float]]:
+        """(a, b) of x' = a x + b y for the feature y that is forecast."""
+        if self._clean:
+            return [(step.keeps, step.adds) for step in affine_steps(self.stack.pipe.scheduler)]
+        return sampler_steps(self.stack.pipe)
 
     def coordinates(self, best: Candidate) -> list[str]:
         """Coordinates that promise less error than the best candidate's own, the most promising one only."""

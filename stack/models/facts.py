@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
     config = denoiser.config
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
     parameter = next(denoiser.parameters())
-    image_tokens, text_tokens = wiring.tokens(pipe, config)
+    grid, text_tokens = wiring.tokens(pipe, config)
     bits = torch.finfo(parameter.dtype).bits if parameter.dtype.is_floating_point else 8
     return Facts(
         family=wiring.family,
@@ -33,7 +34,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         width=heads * head_dim,
         heads=heads,
         head_dim=head_dim,
-        image_tokens=image_tokens,
+        image_tokens=math.prod(grid) if grid else 0,
         text_tokens=text_tokens,
         steps=steps,
         guidance="embedded" if config.get("guidance_embeds") else "none",
@@ -41,7 +42,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         activation_bits=bits,
         quantized_by=_quantizer(denoiser),
         pipeline=pipe is not None,
-        videos=wiring.videos,
+        grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
         latent=_latent(config),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,15 +59,16 @@ class Wiring:
         modules: what a per-module cache keeps, by block list: the modules whose output it predicts.
         modulation: (block, its arguments) to the first block's modulated input (B, N, D).
         head: (denoiser, output stream behind the blocks, a block's arguments) to the denoiser's output, token by token.
-        tokens: (pipeline or None, configuration of the denoiser) to the tokens of the output stream and of the text, at
-            the pipeline's default size; 0 where unknown.
+        tokens: (pipeline or None, configuration of the denoiser) to the grid of the output stream's tokens and the
+            number of the text's, at the pipeline's default size; () and 0 where unknown.
+        grid: (denoiser, its arguments) to the grid of the output stream's tokens in this very call: (rows, columns), or
+            (frames, rows, columns) of a video; () where they lie on none. The last axis runs fastest.
         inputs: arguments of the denoiser with a leading batch dimension; () where a batch can only run as a whole.
         batched: other arguments of a block with a leading batch dimension.
         constants: modules of the denoiser whose output is the same on every step of a request.
         along: arguments with an entry per token, such as masks and rotary tables.
         same_input: shell wildcards, list by list, of the linears of a block that read the very same tensor.
         only: what the configuration has to say of these entries for the wiring to be true.
-        videos: whether the output stream's tokens are those of videos, which lie on no square.
         halves: whether a pipeline runs both guidance branches in one call, each in one half of the batch.
         timestep_scale: the denoiser's `timestep` argument divided by this is sigma.
     """
@@ -80,14 +82,14 @@ class Wiring:
     modules: dict[str, tuple[CachedModule, ...]]
     modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
     head: Callable[[Any, torch.Tensor, Mapping[str, Any]], torch.Tensor]
-    tokens: Callable[[Any, Mapping[str, Any]], tuple[int, int]]
+    tokens: Callable[[Any, Mapping[str, Any]], tuple[tuple[int, ...], int]]
+    grid: Callable[[Any, Mapping[str, Any]], tuple[int, ...]]
     inputs: tuple[str, ...] = ()
     batched: tuple[str, ...] = ("temb",)
     constants: tuple[str, ...] = ()
     along: Mapping[str, Along] = field(default_factory=dict)
     same_input: tuple[tuple[str, ...], ...] = ()
     only: Mapping[str, Any] = field(default_factory=dict)
-    videos: bool = False
     halves: bool = False
     timestep_scale: float = 1.0
 
@@ -111,9 +113,27 @@ class Wiring:
         return None
 
 
-def _flux_tokens(pipe: Any, config: Mapping[str, Any]) -> tuple[int, int]:
+def _flux_tokens(pipe: Any, config: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
     """One image token per 2 x 2 latent pixels."""
-    return (0, 0) if pipe is None else ((pipe.default_sample_size // 2) ** 2, _asked(pipe, "max_sequence_length"))
+    if pipe is None:
+        return (), 0
+    side = pipe.default_sample_size // 2
+    return (side, side), _asked(pipe, "max_sequence_length")
+
+
+def _flux_grid(denoiser: Any, given: Mapping[str, Any]) -> tuple[int, ...]:
+    """The places that the tokens' own positions name, whatever their unit; one sync with the device per axis."""
+    ids = given["img_ids"]
+    ids = (ids[0] if ids.ndim == 3 else ids).float()  # diffusers still takes them with a batch dimension
+    axes = [axis.unique(return_inverse=True) for axis in ids.unbind(-1)]
+    counts = [len(values) for values, _ in axes]
+    place = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+    for count, (_, index) in zip(counts, axes, strict=True):
+        place = place * count + index
+    # A picture beside its condition, or tokens in another order, fill no grid one after the other.
+    if math.prod(counts) != len(ids) or not torch.equal(place, torch.arange(len(ids), device=ids.device)):
+        return ()
+    return tuple(counts[1:] if counts[0] == 1 else counts)
 
 
 def _asked(pipe: Any, name: str) -> int:
@@ -145,6 +165,7 @@ FLUX = Wiring(
     modulation=lambda block, given: block.norm1(given["hidden_states"], emb=given["temb"])[0],
     head=lambda denoiser, tokens, given: denoiser.proj_out(denoiser.norm_out(tokens, given["temb"])),
     tokens=_flux_tokens,
+    grid=_flux_grid,
     inputs=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"),
     constants=("pos_embed",),
     along={"image_rotary_emb": Along(("text", "image"))},
@@ -164,6 +185,19 @@ def _dit_modulation(block: Any, given: Mapping[str, Any]) -> torch.Tensor:
     return block.norm1(tokens, given["timestep"], given["class_labels"], hidden_dtype=tokens.dtype)[0]
 
 
+def _dit_tokens(pipe: Any, config: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+    side = config["sample_size"] // config["patch_size"]
+    return (side, side), 0
+
+
+def _patches(denoiser: Any, given: Mapping[str, Any]) -> tuple[int, ...]:
+    """One token per patch of a latent (B, C, H, W) or (B, C, F, H, W)."""
+    latent, patch = given["hidden_states"], denoiser.config["patch_size"]
+    rows, columns = (side // patch for side in latent.shape[-2:])
+    frames = [count // denoiser.config["patch_size_t"] for count in latent.shape[2:-2]]
+    return (*frames, rows, columns)
+
+
 DIT = Wiring(
     family="dit",
     classes=("DiTTransformer2DModel",),
@@ -177,24 +211,25 @@ DIT = Wiring(
     halves=True,
     modulation=_dit_modulation,
     head=_dit_head,
-    tokens=lambda pipe, config: ((config["sample_size"] // config["patch_size"]) ** 2, 0),
+    tokens=_dit_tokens,
+    grid=_patches,
     inputs=("hidden_states", "timestep", "class_labels"),
     batched=("timestep", "class_labels"),
     timestep_scale=1000.0,
 )
 
 
-def _video_tokens(pipe: Any, config: Mapping[str, Any]) -> tuple[int, int]:
+def _video_tokens(pipe: Any, config: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
     """One token per patch of latents in space and time; a pipeline over pixels has its size in its configuration."""
     if pipe is None:
-        return 0, 0
+        return (), 0
     arguments = {"frames": "num_frames", "size": "height"}
     frames, height = (pipe.config.get(own) or _asked(pipe, name) for own, name in arguments.items())
     width = pipe.config.get("size") or _asked(pipe, "width")
     latents = (frames - 1) // pipe.vae_scale_factor_temporal + 1
     patch = pipe.vae_scale_factor_spatial * config["patch_size"]
-    video = latents // config["patch_size_t"] * (height // patch) * (width // patch)
-    return video, _asked(pipe, "max_sequence_length")
+    grid = (latents // config["patch_size_t"], height // patch, width // patch)
+    return grid, _asked(pipe, "max_sequence_length")
 
 
 # FLUX's blocks, but that the text comes last, has no positions, and may be masked.
@@ -205,6 +240,7 @@ HUNYUAN_VIDEO = replace(
     streams={"video": "hidden_states", "text": "encoder_hidden_states"},
     output_stream="video",
     tokens=_video_tokens,
+    grid=_patches,
     inputs=(*FLUX.inputs, "encoder_attention_mask"),
     batched=("temb", "attention_mask"),
     constants=("rope",),
@@ -217,7 +253,6 @@ HUNYUAN_VIDEO = replace(
     same_input=(("attn.to_[qkv]",), ("attn.add_[qkv]_proj",)),
     # With an image as condition, some or all tokens of the first frame have a modulation of their own.
     only={"image_condition_type": None},
-    videos=True,
     timestep_scale=1000.0,
 )
 

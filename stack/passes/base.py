@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from torch import nn
@@ -12,6 +13,7 @@ from ..clock import Clock
 from ..entrance import Entrance
 from ..facts import Facts
 from ..install import Installer
+from ..models.grid import RequestGrid
 from ..models.wiring import Wiring
 from ..report import Journal
 
@@ -52,6 +54,7 @@ class Target:
         weights_version: counts the changes to weights and precision, for stamps.
         pipe: the pipeline, if there is one.
         entrance: where calls of the whole denoiser come by.
+        grid: what the output stream's tokens lie on in the current request.
     """
 
     denoiser: nn.Module
@@ -62,6 +65,10 @@ class Target:
     weights_version: Callable[[], int]
     pipe: Any | None = None
     entrance: Entrance = field(default_factory=Entrance)
+    grid: RequestGrid = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.grid = RequestGrid(partial(self.wiring.grid, self.denoiser))
 
 
 @dataclass

@@ -136,8 +136,6 @@ class Cache:
             why = f"{facts.steps} steps leave no history to extrapolate from"
             what = f"a few-step schedule can save at most {facts.steps / full:.2f}x with this cache"
             return [Finding(self.stage, what, why, repair="run without the cache")]
-        if facts.videos and (p.split == "band" or p.grid[0]):
-            return [self._no_square()]
         if p.gate == "magnitude" and not p.ratios:
             what = f"{self.method} needs the ratios of a measuring run: call fit_gate(prompts) first"
             return [Finding(self.stage, what, fatal=True)]
@@ -164,14 +162,6 @@ class Cache:
             return [Finding(self.stage, what, "schedule kept; calibrating again may gain a little", note=True)]
         return []
 
-    def _no_square(self) -> Finding:
-        """What a policy that looks at a square grid of tokens does without one."""
-        why, cell = "a video's tokens lie on no square grid", self.policy.grid[0]
-        if self.policy.split == "band":
-            return Finding(self.stage, f"{self.method} splits features by place", why, repair="run without the cache")
-        what = f"{self.method} chooses tokens without its bonus for cells of {cell}"
-        return Finding(self.stage, what, why, note=True)
-
     def facts_after(self, facts: Facts) -> Facts:
         return facts
 
@@ -182,7 +172,7 @@ class Cache:
             clock=target.clock,
             journal=target.journal,
             schedule_for=self.schedule_for,
-            new_predictor=lambda key, placement: p.new_predictor(placement),
+            new_predictor=lambda key, placement: p.new_predictor(placement, target.grid() if p.banded else ()),
             weights_version=target.weights_version,
             new_gate=p.new_gate if p.gate else None,
             gain_at=p.gain,
@@ -239,7 +229,8 @@ def _site(
     if p.site == "fastcache":
         return FastCache(controller, p)
     if p.site == "tokens":
-        return Tokenwise(controller, p, Chooser(controller, p, target.facts.head_dim, target.wiring.halves))
+        chooser = Chooser(controller, p, target.facts.head_dim, target.wiring.halves, target.grid)
+        return Tokenwise(controller, p, chooser)
     if p.site == "blocks":
         return EachBlock(controller)
     if p.site == "denoiser":

@@ -46,6 +46,7 @@ class Rig:
 
     Attributes:
         head: the hidden state that entered the head in the last call.
+        grid: of the image tokens.
         weights: version of the weights.
     """
 
@@ -53,7 +54,8 @@ class Rig:
         self.policy: Policy = Cache("toca", **{"budget": "even", "warmup": 1, **options}).policy
         self.denoiser, self.clock, self.weights = tiny_denoiser(), Clock(uniform(STEPS)), 0
         self.controller = controller_of(self.policy, self.clock, lambda: self.weights)
-        chooser = Chooser(self.controller, self.policy, head_dim=64, halves=halves)
+        self.grid: tuple[int, ...] = (8, 8)
+        chooser = Chooser(self.controller, self.policy, head_dim=64, halves=halves, grid=lambda: self.grid)
         Tokenwise(self.controller, self.policy, chooser).install(self.denoiser, FLUX, Installer())
         self.head: torch.Tensor | None = None
         self.denoiser.norm_out.register_forward_pre_hook(self._see)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from .rig import FF, FF_TEXT, IMAGE, JOINT, TEXT, Rig, changed
 
@@ -34,17 +35,32 @@ def test_values_choose_other_tokens_than_chance_and_each_sample_its_own() -> Non
     assert rows["random"][0] == rows["random"][1] != rows["values"][0] != rows["values"][1]
 
 
-def test_the_grid_bonus_spreads_the_tokens_and_says_where_it_cannot() -> None:
+@pytest.mark.parametrize("grid", [(8, 8), (16, 4), (4, 4, 4)])
+def test_the_grid_bonus_spreads_the_tokens(grid: tuple[int, ...]) -> None:
     rig = Rig(ratio=0.25, grid=(2, 5.0))
+    rig.grid = grid
     rig.call(0)
     before = rig.snapshot()
     rig.call(1)
-    rows = changed(before[FF], rig.kept[FF])
-    assert len({(row // 8 // 2, row % 8 // 2) for row in rows}) == len(rows) == 16
-    odd = Rig(ratio=0.25, grid=(3, 5.0))
-    odd.call(0)
-    odd.call(1)
-    assert odd.controller.journal.warnings == ["64 image tokens are no square of 3 x 3 cells: no grid bonus"]
+    rows = torch.tensor(changed(before[FF], rig.kept[FF]))
+    places = torch.stack(torch.unravel_index(rows, (64 // grid[-2] // grid[-1], *grid[-2:])), 1)
+    cells = {(frame, row // 2, column // 2) for frame, row, column in places.tolist()}
+    assert len(cells) == len(rows) == 16
+
+
+def test_without_a_grid_there_is_no_bonus_and_it_is_said() -> None:
+    outs = []
+    for options in ({"grid": (2, 5.0)}, {}):
+        rig = Rig(ratio=0.25, **options)
+        rig.grid = ()
+        rig.call(0)
+        outs.append(rig.call(1))
+    assert torch.equal(*outs)
+    rig = Rig(ratio=0.25, grid=(2, 5.0))
+    rig.grid = ()
+    rig.call(0)
+    rig.call(1)
+    assert rig.controller.journal.warnings == ["the tokens lie on no known grid: no bonus for cells of 2 x 2"]
 
 
 def test_in_the_end_every_token_is_computed() -> None:

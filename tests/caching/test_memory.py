@@ -49,8 +49,8 @@ def peak(denoiser: Any, method: str, **options: Any) -> tuple[int, StateSize]:
         for step in range(RUN):
             stack(**given(denoiser, 1 - step / STEPS))
             most = max(most, stack.report().cache_bytes)
-        facts = stack.facts if stack.facts.image_tokens else replace(stack.facts, image_tokens=64, text_tokens=16)
-        known = state_size(stack.passes[0].policy, facts)
+        untold = {} if stack.facts.image_tokens else {"image_tokens": 64, "text_tokens": 16, "grid": (8, 8)}
+        known = state_size(stack.passes[0].policy, replace(stack.facts, **untold))
     assert known is not None
     return most, known
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from stack.caching.forecast import Forecast
 from stack.caching.predictor import Predictor
 from stack.caching.splits import ChannelBasis, TokenBand
 from stack.errors import StackError
+from stack.models.grid import Grid
 
 N, D = 24, 16
 WHOLE = (1.0, 1.0)
@@ -89,18 +91,58 @@ def test_a_warm_basis_follows_the_feature() -> None:
     assert captured[0] < 0.1 and captured[1] > 0.99
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.integers(2, 9), st.integers(2, 9), st.floats(0.05, 1), st.integers(0, 99))
-def test_a_band_is_an_orthogonal_projection_that_keeps_constants(
-    rows: int, columns: int, cutoff: float, seed: int
-) -> None:
-    split = TokenBand(cutoff, (rows, columns))
-    x = torch.randn(2, rows * columns, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+GRIDS = st.lists(st.integers(1, 7), min_size=2, max_size=3).map(tuple)
+
+
+@settings(deadline=None, max_examples=40)
+@given(GRIDS, st.floats(0.05, 1), st.integers(0, 99))
+def test_a_band_is_an_orthogonal_projection_that_keeps_constants(grid: Grid, cutoff: float, seed: int) -> None:
+    split, drawn = TokenBand(cutoff, grid), torch.Generator().manual_seed(seed)
+    x, y = torch.randn(2, 2, math.prod(grid), 3, generator=drawn, dtype=torch.float64)
     split.fit(x)
     low = split.principal(x)
     torch.testing.assert_close(split.principal(low), low)
-    assert abs(float((low * (x - low)).sum())) < 1e-9 * float(x.square().sum())
-    torch.testing.assert_close(split.principal(torch.ones_like(x)), torch.ones_like(x))
+    # Self-adjoint, so what is left is orthogonal to every principal part, not to its own only.
+    assert abs(float((split.principal(y) * (x - low)).sum())) < 1e-9 * float((x.norm() * y.norm()).clamp_min(1))
+    level = torch.randn(2, 1, 3, generator=drawn, dtype=torch.float64).expand_as(x)
+    torch.testing.assert_close(split.principal(level), level)
+    for i in range(2):
+        torch.testing.assert_close(split.principal(x[i : i + 1]), low[i : i + 1])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.tuples(st.integers(1, 4), st.integers(2, 7), st.integers(2, 7)), st.floats(0.05, 1))
+def test_a_band_keeps_the_low_waves_of_every_axis_and_removes_the_others(grid: Grid, cutoff: float) -> None:
+    """Waves of the cosine transform along frames, rows and columns, one at a time."""
+    split = TokenBand(cutoff, grid)
+    split.fit(torch.zeros(1, math.prod(grid), 1, dtype=torch.float64))
+    for axis, length in enumerate(grid):
+        for wave in range(length):
+            along = torch.cos(math.pi / length * (torch.arange(length, dtype=torch.float64) + 0.5) * wave)
+            shape = [length if i == axis else 1 for i in range(3)]
+            x = along.reshape(shape).expand(grid).reshape(1, -1, 1)
+            kept = wave < math.ceil(cutoff * length)
+            torch.testing.assert_close(split.principal(x), x if kept else torch.zeros_like(x))
+
+
+def test_a_checkerboard_is_no_low_frequency() -> None:
+    """In space, and from frame to frame: along an axis of four whose band is its mean nothing of it is left."""
+    for grid, axes in (((4, 6), (0, 1)), ((2, 4, 6), (1, 2)), ((4, 3, 5), (0,))):
+        places = torch.meshgrid(*(torch.arange(length) for length in grid), indexing="ij")
+        board = 1.0 - 2 * (torch.stack([places[axis] for axis in axes]).sum(0) % 2).reshape(1, -1, 1)
+        split = TokenBand(0.25, grid)
+        split.fit(board)
+        torch.testing.assert_close(split.principal(3 + board), torch.full_like(board, 3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("grid", "words"), [((4, 6), "got 4 x 6"), ((3, 3, 3), "got 3 x 3 x 3"), ((), "got no grid")])
+def test_tokens_that_do_not_fit_the_grid_are_refused_before_anything_is_projected(grid: Grid, words: str) -> None:
+    split = TokenBand(0.5, grid)
+    with pytest.raises(StackError, match=f"expected a grid of 25 tokens, {words}: try"):
+        split.fit(torch.zeros(1, 25, 2))
+    with pytest.raises(StackError, match="no full step"):
+        split.principal(torch.zeros(1, 25, 2))
+    assert split.bytes == 0
 
 
 def test_no_gain_is_plain_reuse_and_needs_no_basis() -> None:

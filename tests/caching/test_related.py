@@ -52,7 +52,8 @@ class Model(nn.Module):
 
 
 WIRING = Wiring(
-    tokens=lambda pipe, config: (0, 0),
+    tokens=lambda pipe, config: ((), 0),
+    grid=lambda denoiser, given: (),
     family="triple",
     classes=("Model",),
     block_lists=("blocks",),

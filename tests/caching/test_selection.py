@@ -12,7 +12,6 @@ from stack.caching.selection import (
     random_scores,
     scatter,
     shared_by_halves,
-    square,
     value_scores,
     with_bonus,
 )
@@ -64,11 +63,36 @@ def test_a_bonus_never_lowers_a_score() -> None:
     assert raised.tolist() == [[-0.5, -2, -3, -4]]
 
 
-@pytest.mark.parametrize(
-    ("tokens", "cell", "grid"), [(64, 2, (8, 8)), (64, 3, None), (60, 2, None), (1024, 4, (32, 32))]
-)
-def test_only_square_grids_have_cells(tokens: int, cell: int, grid: tuple[int, int] | None) -> None:
-    assert square(tokens, cell) == grid
+def test_cells_lie_within_a_frame_and_are_cut_off_at_its_border() -> None:
+    """2 frames of 3 x 4: two whole cells above two halves in each, so four tokens of every frame are raised."""
+    scores = torch.tensor(
+        [
+            [[1, 2, 3, 4], [8, 7, 6, 5], [1, 2, 4, 3]],
+            [[9, 2, 3, 4], [8, 7, 6, 5], [-4, -2, -1, -3]],
+        ],
+        dtype=torch.float64,
+    )
+    raised = with_bonus(torch.stack([scores, -scores]).flatten(1), (2, 3, 4), 2, 0.5).unflatten(1, (2, 3, 4))
+    assert raised[0].tolist() == [
+        [[1, 2, 3, 4], [12, 7, 9, 5], [1, 3, 6, 3]],
+        [[13.5, 2, 3, 4], [8, 7, 9, 5], [-4, -1, -0.5, -3]],
+    ]
+    assert raised[1].tolist() == [
+        [[-0.5, -2, -1.5, -4], [-8, -7, -6, -5], [-0.5, -2, -4, -1.5]],
+        [[-9, -1, -1.5, -4], [-8, -7, -6, -5], [6, 2, 1, 4.5]],
+    ]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7), st.integers(1, 4), st.integers(0, 99))
+def test_one_token_of_every_cell_is_raised(frames: int, rows: int, columns: int, cell: int, seed: int) -> None:
+    scores = 1 + torch.rand(2, frames * rows * columns, generator=torch.Generator().manual_seed(seed))
+    moved = (with_bonus(scores, (frames, rows, columns), cell, 0.5) - scores).unflatten(1, (frames, rows, columns))
+    assert int((moved > 0).sum()) == 2 * frames * -(-rows // cell) * -(-columns // cell)
+    for row in range(0, rows, cell):
+        for column in range(0, columns, cell):
+            inside = moved[:, :, row : row + cell, column : column + cell].flatten(2)
+            assert ((inside > 0).sum(2) == 1).all()
 
 
 @settings(deadline=None, max_examples=20)

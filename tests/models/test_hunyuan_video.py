@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,6 +12,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 
 from stack import Stack
 from stack.arguments import Arguments
+from stack.caching.memory import state_size
 from stack.caching.policy import PRESETS
 from stack.caching.sites.calls import BlockCall
 from stack.caching.trajectory import Recorder, Trajectory
@@ -23,8 +26,7 @@ from stack.reference.video_pipeline import ShapesVideoPipeline
 STEPS = 14
 PROMPTS = ("a red ring moving left", "a blue star moving down on a white background")
 VIDEO, TEXT, SIZE, FRAMES = 32, 9, 16, 4  # 2 x 4 x 4 video tokens of 2 x 4 x 4 pixels, and nine words
-# These ask for a fitting run first, or for a square grid of tokens.
-OTHERS = [name for name in PRESETS if name.startswith("fastcache") or name in ("magcache", "freqca")]
+FITTED = [name for name in PRESETS if name.startswith("fastcache") or name == "magcache"]  # ask for a fitting run first
 
 
 def tiny_denoiser(**other: object) -> HunyuanVideoTransformer3DModel:
@@ -48,7 +50,7 @@ def draw(run: object, prompts: tuple[str, ...] = PROMPTS, **kwargs: object) -> t
     return run(list(prompts), generator=generators, **given).frames
 
 
-@pytest.mark.parametrize("method", [name for name in PRESETS if name not in OTHERS])
+@pytest.mark.parametrize("method", [name for name in PRESETS if name not in FITTED])
 def test_every_preset_runs_and_comes_off(method: str) -> None:
     pipe = tiny()
     before = draw(pipe)
@@ -71,7 +73,10 @@ def test_without_a_cached_step_nothing_changes(method: str) -> None:
         assert {step.kind for step in stack.report().steps} == {"full"}
 
 
-@pytest.mark.parametrize("method", ["svd", "taylorseer", "svd-blocks", "teacache", "speca", "dbcache-taylor", "duca"])
+@pytest.mark.parametrize(
+    "method",
+    ["svd", "taylorseer", "svd-blocks", "teacache", "speca", "dbcache-taylor", "duca", "duca-dit", "freqca"],
+)
 def test_batched_equals_one_by_one(method: str) -> None:
     """Gates decide for every sample, so a batch may run some of its rows only, masks included."""
     stack = Stack(tiny(), steps=STEPS).cache(method)
@@ -179,20 +184,29 @@ def test_where_nothing_changes_cached_steps_are_right(method: str) -> None:
         torch.testing.assert_close(out, outs[0], atol=1e-4, rtol=0)
 
 
-def test_frames_that_make_up_a_square_by_chance_are_none() -> None:
-    """Eight frames are 64 tokens, no grid of 8 x 8."""
-    videos = [
-        draw(Stack(tiny(), steps=STEPS).cache("duca-dit", **options), num_frames=2 * FRAMES)
-        for options in ({}, {"grid": (0, 0.0)})
-    ]
-    assert torch.equal(*videos)
+def test_the_grid_bonus_chooses_other_tokens() -> None:
+    options = [{"ratio": 0.5, "grid": grid} for grid in ((2, 5.0), (0, 0.0), (1, 0.0))]
+    bonus, none, nothing = (draw(Stack(tiny(), steps=STEPS).cache("duca-dit", **each)) for each in options)
+    assert torch.equal(none, nothing) and not torch.equal(bonus, none)
+
+
+def test_a_band_follows_the_size_of_each_request() -> None:
+    """Besides four tensors of features the state is a projection along every axis."""
+    stack = Stack(tiny(), steps=STEPS).cache("freqca", interval=2)
+    for frames, size in ((FRAMES, SIZE), (2 * FRAMES, SIZE), (FRAMES, 2 * SIZE)):
+        draw(stack, PROMPTS[:1], num_frames=frames, height=size, width=SIZE)
+        grid = (frames // 2, size // 4, SIZE // 4)
+        policy = PRESETS["freqca"]
+        known = state_size(policy, replace(stack.facts, grid=grid, image_tokens=math.prod(grid)))
+        assert known is not None and stack.report().cache_bytes == known.total
+        assert known.total == 4 * math.prod(grid) * 64 * 4 + 4 * sum(side**2 for side in grid)
 
 
 def test_facts() -> None:
     pipe = tiny()
     facts = facts_of(pipe.transformer, wiring_of(pipe.transformer), pipe, 50)
     assert (facts.image_tokens, facts.text_tokens, facts.blocks, facts.width) == (VIDEO, TEXT, 4, 64)
-    assert facts.family == "hunyuan-video" and facts.videos and facts.guidance == "none"
+    assert facts.family == "hunyuan-video" and facts.grid == (2, 4, 4) and facts.guidance == "none"
     assert facts_of(pipe.transformer, HUNYUAN_VIDEO, None, 50).tokens == 0
 
 
@@ -202,15 +216,10 @@ def test_image_conditions_are_refused(condition: str) -> None:
         Stack(tiny_denoiser(image_condition_type=condition))
 
 
-def test_what_needs_a_square_or_flux_attention_is_left_out_by_name() -> None:
-    stack = Stack(tiny(), steps=STEPS).sparse_attn().cache("freqca")
-    said = stack.explain()
-    assert "no block-sparse attention for family 'hunyuan-video'" in said
-    assert "freqca splits features by place" in said and "a video's tokens lie on no square grid" in said
+def test_what_needs_flux_attention_is_left_out_by_name() -> None:
+    stack = Stack(tiny(), steps=STEPS).sparse_attn()
+    assert "no block-sparse attention for family 'hunyuan-video'" in stack.explain()
     assert stack.plan.passes() == ()
-    with pytest.raises(StackError, match="square grid"):
-        _ = Stack(tiny(), steps=STEPS, strict=True).cache("freqca").plan
-    assert "without its bonus for cells of 2" in Stack(tiny(), steps=STEPS).cache("duca-dit").explain()
 
 
 def test_quantized_traced_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +11,7 @@ import torch
 from ...clock import Tick
 from ..controller import CacheController
 from ..policy import Policy
-from ..selection import flat_rows, older, random_scores, shared_by_halves, square, value_scores, with_bonus
+from ..selection import flat_rows, older, random_scores, shared_by_halves, value_scores, with_bonus
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,19 @@ class Chooser:
     Args:
         head_dim: size of an attention head, for value scores.
         halves: whether the halves of a batch are guidance branches.
+        grid: of the output stream's tokens in the current request; () where they lie on none.
     """
 
-    def __init__(self, controller: CacheController, policy: Policy, head_dim: int, halves: bool):
+    def __init__(
+        self,
+        controller: CacheController,
+        policy: Policy,
+        head_dim: int,
+        halves: bool,
+        grid: Callable[[], tuple[int, ...]],
+    ):
         self.controller, self.policy, self.head_dim, self.halves = controller, policy, head_dim, halves
-        self.grid_tokens = 0  # tokens of the stream that lies on a picture's grid; 0 where none does
+        self.grid = grid
         self._at: tuple[int, int] = (-1, -1)  # request and step of the rows that are kept
 
     @property
@@ -103,10 +113,10 @@ class Chooser:
 
     def _raised(self, scores: torch.Tensor, tokens: int) -> torch.Tensor:
         cell, bonus = self.policy.grid
-        if not cell or tokens != self.grid_tokens:
+        if not cell:
             return scores
-        grid = square(tokens, cell)
-        if grid is None:
-            self.controller.journal.warn(f"{tokens} image tokens are no square of {cell} x {cell} cells: no grid bonus")
-            return scores
-        return with_bonus(scores, grid, cell, bonus)
+        grid = self.grid()
+        if not grid:
+            self.controller.journal.warn(f"the tokens lie on no known grid: no bonus for cells of {cell} x {cell}")
+        # Other modules have other tokens: the text's, or those of both streams.
+        return with_bonus(scores, grid, cell, bonus) if grid and math.prod(grid) == tokens else scores

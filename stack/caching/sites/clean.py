@@ -65,16 +65,16 @@ class CleanSample:
         if all(controller.decide()):
             clean = controller.predict(CLEAN, [cell])
             self._note(cell, step, clean)
-            return returned_as(call, ((_like(clean, x) - step.c * x) / step.d).to(latent.dtype))
+            return returned_as(call, ((like(clean, x) - step.c * x) / step.d).to(latent.dtype))
         result = run(call)
         out = result[0].float()
-        clean = _tokens(step.c * x + step.d * out)
+        clean = tokens_of(step.c * x + step.d * out)
         moved = self._missed(cell, clean)
         controller.store(CLEAN, clean, [cell])
         if moved is None:
             return result
         # The sampler starts its step from x, not from x + moved: the output makes up for both.
-        out = out + (step.keeps / step.b) * _like(moved, x)
+        out = out + (step.keeps / step.b) * like(moved, x)
         return returned_as(call, out.to(result[0].dtype))
 
     def _note(self, cell: Cell, step: AffineStep, clean: torch.Tensor) -> None:
@@ -113,11 +113,11 @@ def between(steps: list[AffineStep], segment: list[tuple[int, float]], start: fl
     return early, late
 
 
-def _tokens(latent: torch.Tensor) -> torch.Tensor:
+def tokens_of(latent: torch.Tensor) -> torch.Tensor:
     """(B, N, C) as it is; (B, C, ...) as tokens (B, N, C)."""
     return latent if latent.ndim == 3 else latent.flatten(2).mT
 
 
-def _like(tokens: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-    """The inverse of `_tokens`."""
+def like(tokens: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    """The inverse of `tokens_of`."""
     return tokens if latent.ndim == 3 else tokens.mT.reshape(latent.shape)

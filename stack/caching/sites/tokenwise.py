@@ -56,7 +56,7 @@ class Tokenwise:
     def _visit(self, number: int, call: BlockCall, last: bool) -> Streams:
         controller, stream = self.controller, call.wiring.output_stream
         if number == 0:
-            self._begin(call.streams[stream], call.wiring.videos)
+            self._begin(call.streams[stream])
         if self.kind == AGGRESSIVE:
             return {**call.streams, stream: controller.predict(stream, controller.cells)} if last else call.streams
         out = call.run()
@@ -64,10 +64,9 @@ class Tokenwise:
             controller.store(stream, out[stream], controller.cells, measure=self.kind == FULL_STEP)
         return out
 
-    def _begin(self, tokens: torch.Tensor, videos: bool) -> None:
+    def _begin(self, tokens: torch.Tensor) -> None:
         controller = self.controller
         controller.begin(tokens)
-        self.chooser.grid_tokens = 0 if videos else tokens.shape[1]
         kind = self.policy.kinds(controller.now.steps)[controller.now.step]
         # Whatever the schedule says, nothing is reused where nothing is kept.
         self.kind = kind if all(controller.decide(partial=kind == CONSERVATIVE)) else FULL_STEP

@@ -1,0 +1,37 @@
+"""The grid that the tokens of the current request lie on, read from the denoiser's own call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Grid = tuple[int, ...]
+
+
+class RequestGrid:
+    """Read when it is first asked for in a request, and once: on an accelerator reading may wait for the device.
+
+    Args:
+        read: (arguments of the denoiser, by name) to the grid, see `Wiring.grid`.
+    """
+
+    def __init__(self, read: Callable[[Mapping[str, Any]], Grid]):
+        self._read = read
+        self._given: Mapping[str, Any] | None = None
+        self._request: int | None = None
+        self._known: tuple[int, Grid] | None = None
+
+    def begin(self, request: int, given: Mapping[str, Any]) -> None:
+        """A call of the denoiser begins."""
+        self._request, self._given = request, given
+
+    def end(self) -> None:
+        """The call is over: its arguments are let go."""
+        self._given = None
+
+    def __call__(self) -> Grid:
+        """(rows, columns) or (frames, rows, columns) of the output stream's tokens; () where they lie on no grid."""
+        assert self._given is not None and self._request is not None, "asked outside of a call of the denoiser"
+        if self._known is None or self._known[0] != self._request:
+            self._known = self._request, self._read(self._given)
+        return self._known[1]
