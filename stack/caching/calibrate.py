@@ -13,7 +13,7 @@ from .conditions import conditions
 from .goals import Goal, full_steps_for, guess
 from .progress import BestSoFar
 from .propose import Proposer
-from .search import WHOLE, Candidate, Found, Scored, search, spread
+from .search import WHOLE, Candidate, Found, Scored, dense_end, search, spread
 from .segment_gains import refined
 from .thresholds import chosen, decides_by_threshold, tuned
 from .trials import Trials, held_out_psnr
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..builder import Stack
 
 DISAGREE_DB = 3.0  # more than this between calibration and held-out prompts means the search has fitted its prompts
+DENSE = (2.0, 2.5, 3.0, 1.5)  # powers of the first schedules tried where cached steps depend on the latent alone
 MOVING = 0.6  # share of the time for the search after which no new round of moves begins: gains per segment follow
 
 
@@ -226,7 +227,10 @@ class _Run:
         scored = Scored(trials.score, most, self.budget.left, lambda c, v: self.bar.scored(v))
         varied = bool(own.forecast.effective_order) and not own.level
         propose = self._proposer(start, varied)
-        found = search(scored, start, steps, propose, trials.coordinates, lambda: not self.budget.left(MOVING), varied)
+        spreads = [dense_end(count, steps, power) for power in DENSE] if own.site == "clean" else []
+        found = search(
+            scored, start, steps, propose, trials.coordinates, lambda: not self.budget.left(MOVING), varied, spreads
+        )
         if varied and not scored.spent and found.best.order == 1:
             self.bar.says("gains")
             scored.better(refined(found.best, trials.undisturbed, trials.target))

@@ -194,6 +194,8 @@ PRESETS: dict[str, Policy] = {
     "svd-printed": Policy(site="blocks", level=0.9, order=0, coordinate="step"),
     "svd-swapped": Policy(site="blocks", level=0.1, order=0, coordinate="step"),
     "svd-blocks": Policy(site="blocks", smoothing=0.5),
+    # Ours: data prediction with a corrector, on the steps of the model's own schedule.
+    "predictor-corrector": Policy(site="clean", gains=WHOLE),
     # Rivals.
     "fora": Policy(site="modules", order=0, gains=REUSE, interval=3, warmup=1),
     "reuse": Policy(order=0, gains=REUSE),

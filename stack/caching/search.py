@@ -11,6 +11,7 @@ PUBLISHED, WHOLE = (1.0, 0.0), (1.0, 1.0)
 # (principal, residual), line by line: from the whole feature towards the published split, and towards reuse.
 GAINS: tuple[tuple[Gain, ...], ...] = (((1.0, 0.5), PUBLISHED), ((0.9, 0.9), (0.8, 0.8)), ((0.8, 0.4),))
 MOVES = (1, -1, 2, -2, 4, -4)
+LEANING = (1.2, 1.4, 1.6, 0.85)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,15 @@ def spread(count: int, steps: int, power: float) -> tuple[int, ...]:
     return tuple(dict.fromkeys(places))
 
 
+def dense_end(count: int, steps: int, power: float) -> tuple[int, ...]:
+    """`count` full steps from 0 at times (1 - k / count) ** power: the larger the power, the denser near the data."""
+    places = [0]
+    for k in range(1, count):
+        ideal = round(steps * (1 - (1 - k / count) ** power))
+        places.append(min(max(ideal, places[-1] + 1), steps - count + k))
+    return tuple(places)
+
+
 def neighbours(full: tuple[int, ...], steps: int, moves: tuple[int, ...] = MOVES) -> Iterator[tuple[int, ...]]:
     """The schedules that differ from `full` by one full step moved; step 0 stays. Late steps first: a trial that
     shares its beginning with the best one is cheaper."""
@@ -137,6 +147,7 @@ def search(
     coordinates: Callable[[Candidate], Sequence[str]] = lambda best: (),
     enough: Callable[[], bool] = lambda: False,
     varied: bool = True,
+    spreads: Sequence[tuple[int, ...]] = (),
 ) -> Found:
     """Find full steps and a forecast with a high score.
 
@@ -148,6 +159,7 @@ def search(
         propose: given the trials so far, the next candidate, or None when it has no more to propose.
         coordinates: given the best candidate, the coordinates worth trying on it.
         enough: asked before every round of moves.
+        spreads: full steps to try first where nobody proposes; by default spreads that lean to one end.
         varied: whether to try other forecasts; not for a cache that is defined by its own.
     """
     scored.better(start)
@@ -155,8 +167,8 @@ def search(
         while not scored.spent and (candidate := propose(tuple(scored.seen.items()))):
             scored.better(candidate)
     else:
-        for power in (1.2, 1.4, 1.6, 0.85):
-            scored.better(replace(start, full_steps=spread(len(start.full_steps), steps, power)))
+        for full in spreads or [spread(len(start.full_steps), steps, power) for power in LEANING]:
+            scored.better(replace(start, full_steps=full))
     if varied:
         _vary(scored, coordinates)
     moved = True

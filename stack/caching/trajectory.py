@@ -59,13 +59,11 @@ class SegmentErrors:
 
     Args:
         scale: see `models.sampler.error_weights`; one per step.
-        corrected: cached steps are put right by the full step behind them: what is left is the error of the straight
-            line between the two, but for the cached steps at the end.
     """
 
-    def __init__(self, trajectory: Trajectory, scale: Sequence[float], forecast: Forecast, corrected: bool = False):
+    def __init__(self, trajectory: Trajectory, scale: Sequence[float], forecast: Forecast):
         assert forecast.order <= 1 and not forecast.splits
-        self.trajectory, self.scale, self.forecast, self.corrected = trajectory, scale, forecast, corrected
+        self.trajectory, self.scale, self.forecast = trajectory, scale, forecast
         self._xs = trajectory.xs(forecast.coordinate)
         with torch.no_grad():
             self._outputs = [head(f) for head, f in zip(trajectory.heads, trajectory.features, strict=True)]
@@ -81,17 +79,6 @@ class SegmentErrors:
                 self._sums[key] = self.vector(before, at, to - 1) + self._error(before, at, to - 1)
         return self._sums[key]
 
-    def _straight(self, at: int, to: int) -> torch.Tensor:
-        """Sum over the cached steps between two full ones of the weighted errors of the straight line."""
-        key = (-2, at, to)
-        if key not in self._sums:
-            features, xs, total = self.trajectory.features, self._xs, torch.zeros_like(self._outputs[at])
-            for step in range(at + 1, to):
-                line = torch.lerp(features[at], features[to], (xs[step] - xs[at]) / (xs[to] - xs[at]))
-                total = total + self.scale[step] * (self.trajectory.heads[step](line) - self._outputs[step])
-            self._sums[key] = total
-        return self._sums[key]
-
     def _error(self, before: int, at: int, step: int) -> torch.Tensor:
         features, nodes = self.trajectory.features, [self._xs[at]]
         predicted = features[at]
@@ -104,8 +91,7 @@ class SegmentErrors:
     @torch.no_grad()
     def cost(self, before: int, at: int, to: int) -> float:
         """Mean square of `vector`: the cost of a segment if errors of different segments do not cancel."""
-        left = self.corrected and to < len(self.scale)
-        return float((self._straight(at, to) if left else self.vector(before, at, to)).square().mean())
+        return float(self.vector(before, at, to).square().mean())
 
     def total(self, full_steps: Sequence[int]) -> float:
         """The cost of a whole schedule."""
