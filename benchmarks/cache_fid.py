@@ -23,7 +23,7 @@ from cachebench.bench import WARMUP, Bench, interval_for, pictures
 from cachebench.prepare import calibrated, fitted_maps, gate_options, tuples
 from cachebench.quality import frames_of
 from cachebench.record import Record
-from cachebench.rows import Row, fewer, preset
+from cachebench.rows import OURS, Row, fewer, preset
 from cachebench.samples import Samples, distances
 from cachebench.screening import best_settings
 from common import show
@@ -46,8 +46,11 @@ def rows_of(bench: Bench, record: Record, wanted: Callable[[str], bool]) -> Iter
     full = bench.counts[-1]
     if wanted("base"):
         yield fewer(bench, bench.steps, "base")
-    if wanted(f"svd calibrated, {full}"):
-        yield preset(bench, f"svd calibrated, {full}", "svd", "ours", **calibrated(bench, record, full))
+    for method in OURS:
+        if wanted(f"{method} calibrated, {full}"):
+            yield preset(
+                bench, f"{method} calibrated, {full}", method, "ours", **calibrated(bench, record, full, method)
+            )
     if wanted("fastcache"):
         maps = {"maps": str(fitted_maps(bench))} if PRESETS["fastcache"].needs_maps else {}
         yield preset(bench, "fastcache", "fastcache", **maps)

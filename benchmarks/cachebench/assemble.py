@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from .measuring import count, line_of
 from .prepare import calibrated, fitted_maps, gate_options, or_empty, searched
 from .record import Record, finished, merge
 from .rivals import cache_dit_rows, diffusers_rows, mag_ratios
-from .rows import FASTCACHE_FACTORS, Row, control_steps, controls, fewer, preset, scheduled
+from .rows import FASTCACHE_FACTORS, OURS, Row, control_steps, controls, fewer, preset, scheduled
 from .screening import best_settings, gate_rows, refused, stand_ins
 
 Wanted = Callable[[str], bool]
@@ -43,11 +44,12 @@ def assemble(bench: Bench, record: Record, wanted: Wanted) -> list[Row]:
 
 
 def ours(bench: Bench, record: Record, wanted: Wanted) -> Iterator[Row]:
-    """Calibrated SVD-Cache at every count."""
-    for full in bench.counts:
-        name = f"svd calibrated, {full}"
-        if wanted(name):
-            yield preset(bench, name, "svd", "ours", "svd calibrated", **calibrated(bench, record, full))
+    """Our two caches, calibrated at every count."""
+    for method, full in product(OURS, bench.counts):
+        family = f"{method} calibrated"
+        if wanted(f"{family}, {full}"):
+            options = calibrated(bench, record, full, method)
+            yield preset(bench, f"{family}, {full}", method, "ours", family, **options)
 
 
 def fastcache_rows(bench: Bench, wanted: Wanted) -> Iterator[Row]:
@@ -114,7 +116,7 @@ def _tell_time(bench: Bench, record: Record, candidates: list[Row], wanted: Want
     pictures(bench.pipe, bench.texts[0], 2, 0)
     step = timed(lambda: pictures(bench.pipe, bench.texts[0], 4, 0), bench.pipe.device)[1] / 4
     batch = 3 * bench.trials * step
-    prepare = sum(n * batch for n in bench.counts if wanted(f"svd calibrated, {n}"))
+    prepare = sum(n * batch for m, n in product(OURS, bench.counts) if wanted(f"{m} calibrated, {n}"))
     walked = [n for n in control_steps(bench.steps) if n <= SEARCHED * bench.steps and wanted(f"{n} steps, searched")]
     prepare += sum(n * batch for n in walked if f"control, {n}" not in record.prepared)
     left = sum(not finished(record.screening, row.name, row.settings, 0) for row in candidates)

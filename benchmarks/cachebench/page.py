@@ -9,7 +9,7 @@ from .targets import CACHES, controls_lost_to
 
 Line = dict[str, Any]
 TITLES = {
-    "ours": "SVD-Cache, calibrated",
+    "ours": "ours, calibrated",
     "preset": "Presets",
     "cache-dit": "cache-dit",
     "diffusers": "diffusers' hooks",

@@ -16,7 +16,7 @@ from stack.measure.style import FAINT, INK, LINE
 from .targets import CACHES, CONTROLS, curve, measured
 
 COLOURS = {"ours": "#b3263a", "preset": "#2f6db5", "cache-dit": "#d98a00", "diffusers": "#3d8f5f"}
-WORDS = {"ours": "SVD-Cache, calibrated", "preset": "our presets", "cache-dit": "cache-dit", "diffusers": "diffusers"}
+WORDS = {"ours": "ours, calibrated", "preset": "our presets", "cache-dit": "cache-dit", "diffusers": "diffusers"}
 MARKS = {"ours": "D", "preset": "o", "cache-dit": "s", "diffusers": "^"}
 STYLES = {"euler": (0, (4, 3)), "second order": "solid"}
 

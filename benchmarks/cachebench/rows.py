@@ -16,6 +16,7 @@ from stack.measure.multistep import multistep_of
 from .bench import Bench, Run, interval_for
 
 CONTROL_SHARES = (0.12, 0.14, 0.16, 0.18, 0.2, 0.22, 0.24, 0.28, 0.34, 0.4, 0.5, 0.64, 0.8)
+OURS = ("svd", "predictor-corrector")  # measured calibrated as well
 FASTCACHE_FACTORS = (0.5, 1.0, 2.0, 4.0)  # of the preset's threshold
 
 

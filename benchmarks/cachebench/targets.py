@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from common import Target
 
 from stack.measure.curves import Point, at_speedup, pareto_front
+
+from .rows import OURS
 
 Line = dict[str, Any]
 CONTROLS = {"euler": ("euler",), "second order": ("second order", "searched")}
@@ -57,16 +60,16 @@ def rivals_of(ours: Line, lines: Sequence[Line], full: int) -> dict[str, list[Li
 
 
 def calibrated_targets(lines: Sequence[Line], counts: Sequence[int], steps: int) -> list[Target]:
-    """Calibrated SVD-Cache at each number of full steps, as far as it was measured.
+    """Our calibrated caches at each number of full steps, as far as they were measured.
 
     A rival with as many full steps may take far longer, by blocks that run on every step: its speedup is told.
     """
     named, targets = {line["row"]: line for line in measured(lines)}, []
-    for full in counts:
-        ours = named.get(f"svd calibrated, {full}")
+    for method, full in product(OURS, counts):
+        name = f"{method} calibrated, {full}"
+        ours = named.get(name)
         if ours is None:
             continue
-        name = f"svd calibrated, {full}"
         for how, rivals in rivals_of(ours, lines, full).items():
             best = max(rivals, key=lambda line: line["psnr"], default=None)
             if best is not None:

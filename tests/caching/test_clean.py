@@ -129,7 +129,7 @@ def test_what_the_forecast_missed_is_put_right() -> None:
     truth = Sampler(full_steps=tuple(range(12)), steps=12).run(kink, until=9)
     missed, righted = (Sampler(**choices, corrected=c).run(kink, until=9) for c in (False, True))
     assert float((missed - truth).abs().max()) > 0.01
-    assert float((righted - truth).abs().max()) < 0.5 * float((missed - truth).abs().max())
+    assert float((righted - truth).abs().max()) < 0.6 * float((missed - truth).abs().max())
 
 
 def test_interval_1_changes_nothing() -> None:
