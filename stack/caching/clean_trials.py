@@ -25,7 +25,7 @@ Run = Callable[[DenoiserCall], Any]
 
 @dataclass(frozen=True)
 class CleanRecorder(StandIn):
-    """In a cache's place for one run: steps are full, and the estimate of the clean sample is written down as feature.
+    """In a cache's place for one run: steps are full, and the latents are written down.
 
     Attributes:
         reused: steps that reuse the last estimate instead: a small disturbance, whose course is then seen.
@@ -52,25 +52,24 @@ class _Writer:
     def visit(self, call: DenoiserCall, run: Run) -> Any:
         tick = self.target.clock.tick
         assert tick is not None
-        step, x, known = self.steps()[tick.step], call.latent.float(), self.trajectory.holds(tick.branch)
-        if known:
+        step, x = self.steps()[tick.step], call.latent.float()
+        if self.trajectory.holds(tick.branch):
             self.trajectory.inputs.append(sampled(tokens_of(x)))
             self.trajectory.ticks.append(tick)
-            self.trajectory.heads.append(lambda clean: clean)
         if tick.step in self.reused:
             clean = self._last[tick.branch]
-            result = returned_as(call, ((like(clean, x) - step.c * x) / step.d).to(call.latent.dtype))
-        else:
-            result = run(call)
-            clean = self._last[tick.branch] = tokens_of(step.c * x + step.d * result[0].float())
-        if known:
-            self.trajectory.features.append(sampled(clean))
+            return returned_as(call, ((like(clean, x) - step.c * x) / step.d).to(call.latent.dtype))
+        result = run(call)
+        self._last[tick.branch] = tokens_of(step.c * x + step.d * result[0].float())
         return result
 
 
 @dataclass(frozen=True)
 class CleanRehearsal(StandIn):
-    """A trial of a candidate at the site "clean"; see `stack.caching.rehearse.Rehearsal`."""
+    """A trial of a candidate at the site "clean"; see `stack.caching.rehearse.Rehearsal`.
+
+    None is given up on its way: correctors make up later for what was far off in the middle.
+    """
 
     cache: Cache
     candidate: Candidate
@@ -82,19 +81,8 @@ class CleanRehearsal(StandIn):
         def remembering(inner: Run) -> Run:
             return lambda call: self._full(call, inner, target)
 
-        def watching(inner: Run) -> Run:
-            def visit(call: DenoiserCall) -> Any:
-                assert target.clock.tick is not None
-                if self.shared.plain.holds(target.clock.tick.branch):
-                    self.shared.begin(target.clock.tick.step, tokens_of(call.latent.float()))
-                return inner(call)
-
-            return visit
-
         install.wrap_call(target.entrance, "run", remembering)
-        applied = self.cache.apply(target, install)
-        install.wrap_call(target.entrance, "run", watching)
-        return applied
+        return self.cache.apply(target, install)
 
     def _full(self, call: DenoiserCall, run: Run, target: Target) -> Any:
         tick = target.clock.tick
