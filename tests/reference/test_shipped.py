@@ -7,7 +7,7 @@ import torch
 
 from stack import Stack
 from stack.reference.evaluate import held_out_scenes, scores
-from stack.reference.load import MODELS, load, load_classifier, reference, weights_folder
+from stack.reference.load import MODELS, load, load_classifier, load_reader, reference, weights_folder
 from stack.reference.training.reader import held_out_accuracy
 
 STEPS = 20
@@ -51,3 +51,9 @@ def test_the_model_draws_what_it_is_asked_for_and_a_stack_keeps_it() -> None:
 def test_shapes_dit_draws_the_classes_it_is_asked_for() -> None:
     pipe, reader, model = load("shapes-dit"), load_classifier(), reference("shapes-dit")
     assert scores(pipe, reader, model, prompts=8, steps=10)["accuracy"] >= 0.85
+
+
+def test_shapes_video_draws_the_clips_it_is_asked_for() -> None:
+    pipe, reader, model = load("shapes-video"), load_reader("shapes-video"), reference("shapes-video")
+    found = scores(pipe, reader, model, prompts=2, steps=12)
+    assert found["accuracy"] >= 0.75 and found["direction"] == found["colour"] == 1.0
