@@ -19,10 +19,10 @@ from common import show
 from matplotlib import pyplot
 
 from stack import Stack
-from stack.caching.predictability import Predictability, over_time
+from stack.caching.calibration.predictability import Predictability, over_time
+from stack.caching.calibration.trajectory import sampled
+from stack.caching.calibration.watch import Watch
 from stack.caching.sites.calls import Streams
-from stack.caching.trajectory import sampled
-from stack.caching.watch import Watch
 from stack.clock import Tick
 from stack.measure.style import INK
 from stack.models.load import load_pipeline

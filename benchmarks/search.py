@@ -16,10 +16,10 @@ from common import show
 from rich.progress import track
 
 from stack import Stack
-from stack.caching.propose import Proposer
-from stack.caching.search import Candidate, Scored, Tried, search, spread
-from stack.caching.trajectory import SegmentErrors
-from stack.caching.trials import Trials
+from stack.caching.calibration.propose import Proposer
+from stack.caching.calibration.search import Candidate, Scored, Tried, search, spread
+from stack.caching.calibration.trajectory import SegmentErrors
+from stack.caching.calibration.trials import Trials
 from stack.measure.compare import captions
 from stack.models.load import load_pipeline
 from stack.passes.cache import Cache

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from .caching.calibrate import Budget, Calibration, calibrate
-from .caching.fit import fit
-from .caching.gate_fit import fit_gate
-from .caching.goals import Goal
-from .caching.maps import LinearMaps
+from .caching.calibration.calibrate import Budget, Calibration, calibrate
+from .caching.calibration.gate_fit import fit_gate
+from .caching.calibration.goals import Goal
+from .caching.fastcache.fit import fit
+from .caching.fastcache.maps import LinearMaps
 from .clock import Clock
 from .errors import StackError
 from .facts import Facts
@@ -257,14 +257,14 @@ class Stack:
         Args:
             prompts: at least two, each with its own seed from `seed` on.
             held_out: other prompts; their PSNR is reported, never searched on.
-            full_steps, psnr, seconds: what to reach, see `stack.caching.goals.Goal`; one of them, or none for as many
-                full steps as the cache has now.
+            full_steps, psnr, seconds: what to reach, see `stack.caching.calibration.goals.Goal`; one of them, or none
+                for as many full steps as the cache has now.
             trials: runs of the whole batch of prompts to spend.
             budget: seconds to spend, the check on held-out prompts included.
-            theory: start from the schedule that the recorded errors recommend; see `stack.caching.theory`.
+            theory: start from the schedule that the recorded errors recommend; see `stack.caching.calibration.theory`.
 
         Raises:
-            StackError: see `stack.caching.calibrate.calibrate`.
+            StackError: see `stack.caching.calibration.calibrate.calibrate`.
         """
         with self._lock:
             goal, spend = Goal(full_steps, psnr, seconds), Budget(trials, budget)

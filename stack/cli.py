@@ -138,7 +138,7 @@ def calibrate(
     device: DeviceOption = None,
 ) -> None:
     """Search a recipe's full steps and forecast on a model's own pictures, and write the recipe with what was found."""
-    from .caching.goals import Goal
+    from .caching.calibration.goals import Goal
     from .recipe import recipe_toml
     from .tune import calibrated, read_prompts
 

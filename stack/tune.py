@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .caching.calibrate import Calibration
-from .caching.goals import Goal
+from .caching.calibration.calibrate import Calibration
+from .caching.calibration.goals import Goal
 from .errors import StackError
 from .recipe import Recipe
 

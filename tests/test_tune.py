@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stack import StackError
-from stack.caching.goals import Goal
+from stack.caching.calibration.goals import Goal
 from stack.passes.cache import Cache
 from stack.recipe import load_recipe, parse_recipe, recipe_toml
 from stack.tune import calibrated, held_apart, read_prompts

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import StackError, choose
-from .chi_square import ADAPTIVE
-from .choices import FastCacheChoices
-from .cycles import Cycle, fill
+from .fastcache.chi_square import ADAPTIVE
+from .fastcache.choices import FastCacheChoices
 from .forecast import Forecast
 from .gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
 from .placement import ON_DEVICE, Placement
 from .predictor import Predictor
 from .schedules import Interval, Mask, Schedule, same_share
 from .splits import ChannelBasis, Split, TokenBand
-from .tokens import TokenChoices
+from .tokenwise.cycles import Cycle, fill
+from .tokenwise.tokens import TokenChoices
 
 SITES = (
     "output", "residual", "blocks", "modules", "related", "attention", "fastcache", "tokens", "denoiser", "clean",
@@ -46,7 +46,7 @@ class Policy(FastCacheChoices, TokenChoices):
         interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
         full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
         segments: a factor on the gains for each full step of that schedule, until the next one; empty is 1 throughout.
-        calibrated_for: what was true of the stack when it was calibrated, see `stack.caching.conditions`.
+        calibrated_for: what was true of the stack when it was calibrated, see `stack.caching.calibration.conditions`.
         order, gains, basis, level, smoothing, coordinate: see `Forecast`.
         split: "channels" (SVD-Cache) or "band" (FreqCa); energy, basis_life, cutoff: of the split.
         gate: decides instead of the schedule; threshold, longest, retention, coefficients, ratios: of the gate.
@@ -143,7 +143,7 @@ class Policy(FastCacheChoices, TokenChoices):
         return self.segments[self.full_steps.index(step)] if step in self.full_steps else 1.0
 
     def kinds(self, steps: int) -> str:
-        """What each step of a token-wise cache is, see `stack.caching.cycles`."""
+        """What each step of a token-wise cache is, see `stack.caching.tokenwise.cycles`."""
         schedule = self.schedule(steps)
         if isinstance(schedule, Cycle):
             return schedule.kinds(steps)

@@ -7,16 +7,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..caching import fastcache
+from ..caching.calibration.conditions import DECISIVE, MINOR, differences
+from ..caching.calibration.search import Candidate
 from ..caching.cap import check_cap, offload, size_words
-from ..caching.conditions import DECISIVE, MINOR, differences
 from ..caching.constants import Constants
 from ..caching.controller import CacheController
-from ..caching.maps import load_maps
+from ..caching.fastcache import planning as fastcache
+from ..caching.fastcache.maps import load_maps
 from ..caching.placement import all_on_device, first_on_device
 from ..caching.policy import PRESETS, Policy
 from ..caching.schedules import Mask, Schedule, same_share
-from ..caching.search import Candidate
 from ..caching.sites.around import Around
 from ..caching.sites.chooser import Chooser
 from ..caching.sites.clean import CleanSample

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stack import Stack
-from stack.caching.budgets import BUDGETS
 from stack.caching.policy import PRESETS
+from stack.caching.tokenwise.budgets import BUDGETS
 from stack.passes.cache import Cache
 
 from ..conftest import PROMPT, picture, tiny_pipe

@@ -12,10 +12,10 @@ from diffusers import HunyuanVideoTransformer3DModel
 
 from stack import Stack
 from stack.arguments import Arguments
+from stack.caching.calibration.trajectory import Recorder, Trajectory
 from stack.caching.memory import state_size
 from stack.caching.policy import PRESETS
 from stack.caching.sites.calls import BlockCall
-from stack.caching.trajectory import Recorder, Trajectory
 from stack.errors import StackError
 from stack.models.facts import facts_of
 from stack.models.wiring import HUNYUAN_VIDEO, wiring_of

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from stack import Stack, StackError
-from stack.caching.linear_map import LinearMap
-from stack.caching.maps import CARRIES, WHOLE, LinearMaps, load_maps
+from stack.caching.fastcache.linear_map import LinearMap
+from stack.caching.fastcache.maps import CARRIES, WHOLE, LinearMaps, load_maps
+from stack.caching.fastcache.replacement import Kept, Replacement
 from stack.caching.policy import Policy
-from stack.caching.replacement import Kept, Replacement
 from stack.recipe import load_recipe, parse_recipe, recipe_toml
 
 from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe

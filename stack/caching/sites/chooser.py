@@ -11,7 +11,7 @@ import torch
 from ...clock import Tick
 from ..controller import CacheController
 from ..policy import Policy
-from ..selection import flat_rows, older, random_scores, shared_by_halves, value_scores, with_bonus
+from ..tokenwise.selection import flat_rows, older, random_scores, shared_by_halves, value_scores, with_bonus
 
 
 @dataclass(frozen=True)

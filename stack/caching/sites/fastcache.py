@@ -17,12 +17,12 @@ from ...install import Installer
 from ...models.wiring import Wiring
 from ...report import CACHED, FULL, PARTIAL
 from ..controller import CacheController, Cell
-from ..maps import WHOLE
-from ..merging import group, importance
+from ..fastcache.maps import WHOLE
+from ..fastcache.merging import group, importance
+from ..fastcache.replacement import Replacement
+from ..fastcache.running import Running, pick, put
+from ..fastcache.saliency import moving_tokens, saliency
 from ..policy import Policy
-from ..replacement import Replacement
-from ..running import Running, pick, put
-from ..saliency import moving_tokens, saliency
 from .calls import BlockCall, Streams, before_blocks, take
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ...models.wiring import CachedModule
 from ..controller import CacheController
-from ..selection import gather, scatter
+from ..tokenwise.selection import gather, scatter
 from .calls import returned, several
 from .chooser import Chooser, Place
 

@@ -14,8 +14,8 @@ from torch import nn
 from ...install import Installer
 from ...models.wiring import Wiring
 from ..controller import CacheController
-from ..cycles import AGGRESSIVE, CONSERVATIVE, FULL_STEP
 from ..policy import Policy
+from ..tokenwise.cycles import AGGRESSIVE, CONSERVATIVE, FULL_STEP
 from .calls import BlockCall, Streams, before_blocks
 from .chooser import Chooser, Place
 from .modules import Modules, Wrapper

@@ -1,0 +1,1 @@
+"""Finding schedules, forecasts and thresholds on finished pictures."""

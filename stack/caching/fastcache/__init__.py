@@ -1,0 +1,1 @@
+"""FastCache's parts: its test, its maps, its tokens."""

@@ -1,0 +1,59 @@
+"""What stands in for a block, or for the whole stack, in one sample: its linear map, and the test that allows it."""
+
+from __future__ import annotations
+
+import torch
+
+from ..policy import Policy
+from .chi_square import adaptive_limit, largest_change
+from .running import pick, put
+from .saliency import relative_change
+
+Kept = dict[str, torch.Tensor]
+
+
+class Replacement:
+    """Works on what one sample keeps: per key the input (1, N, D) to compare with, and under "moved" what was added.
+
+    Keys are those of the carry's `LinearMaps.maps`. Tokens are given with their places in the whole sequence; None is
+    all of them.
+
+    Args:
+        policy: its `FastCacheChoices` and `threshold` are read.
+        like: a tensor of the model, for dtype and device.
+    """
+
+    def __init__(self, policy: Policy, like: torch.Tensor):
+        self.policy = policy
+        fitted = policy.maps
+        self._maps = {} if fitted is None else {k: each.to(like) for k, each in fitted.maps[policy.carry].items()}
+        self._scales = [] if fitted is None else fitted.scales(policy.carry, policy.threshold)
+
+    def skips(
+        self, kept: Kept, number: int, key: str, x: torch.Tensor, places: torch.Tensor | None, sigma: float
+    ) -> bool:
+        """The gate: whether a block's input (1, n, D) has changed so little that its map will do. Reads one number."""
+        if not self._scales[number] or key not in kept:
+            return False
+        change = relative_change(x, pick(kept[key], places))
+        limit = largest_change(self._scales[number], self.policy.alpha, x.numel())
+        if self.policy.adaptive:
+            limit = min(limit, adaptive_limit(change, sigma, self.policy.adaptive))
+        return change <= limit
+
+    def output(self, kept: Kept, key: str, x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+        """The input (1, n, D) and what the block is taken to add to it."""
+        if self.policy.carry == "map":
+            return x + self._maps[key](x)
+        moved = self._maps[key].slope(x - pick(kept[key], places))
+        return x + (pick(kept[f"{key}/added"], places) + moved)
+
+    def remember(
+        self, kept: Kept, key: str, x: torch.Tensor, out: torch.Tensor | None, places: torch.Tensor | None
+    ) -> None:
+        """A block has been passed with this input and output (1, n, D); no output where it was replaced."""
+        if self.policy.carry == "map":
+            kept[key] = put(kept.get(key), places, x)
+        elif out is not None:
+            kept[key] = put(kept.get(key), places, x)
+            kept[f"{key}/added"] = put(kept.get(f"{key}/added"), places, out - x)

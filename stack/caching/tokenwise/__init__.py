@@ -1,0 +1,1 @@
+"""ToCa and DuCa: what each step is, and which tokens it computes."""

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stack import Stack, StackError
+from stack.caching.calibration.conditions import conditions
+from stack.caching.calibration.goals import Goal, count_in
+from stack.caching.calibration.rehearse import Abandoned, Rehearsal, history
+from stack.caching.calibration.search import Candidate
+from stack.caching.calibration.trials import Times, Trials
+from stack.measure.metrics import psnr
+from stack.passes.cache import Cache
+
+from ...conftest import PROMPT, picture, tiny_pipe
+
+STEPS = 14
+OTHERS = ["a green circle", "a cyan star on a white background"]
+
+
+def test_psnr_of_known_pictures() -> None:
+    zero = torch.zeros(2, 3, 4, 4)
+    assert psnr(zero + 0.1, zero) == pytest.approx(20.0, abs=1e-4)
+    assert psnr(zero, zero) == 99.0
+
+
+def test_calibration_beats_the_uniform_start_and_stays_in_the_stack() -> None:
+    pipe = tiny_pipe()
+    before = picture(pipe, STEPS)
+    stack = Stack(pipe, steps=STEPS).cache("svd", interval=4, warmup=2)
+    found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=4, trials=20, progress=False)
+    assert found.trials <= 20 and len(found.full_steps) == 4 and found.full_steps[0] == 0
+    assert found.psnr_db >= found.start_psnr_db
+    picture(stack, STEPS)
+    assert [r.step for r in stack.report().steps if r.kind == "full"] == list(found.full_steps)
+    # The figure it reports is the figure one measures.
+    exact = Stack(pipe, steps=STEPS)
+    kept = picture(stack, STEPS, prompt=[PROMPT, OTHERS[0]], seed=0)
+    stack.undo()
+    uncached = picture(exact, STEPS, prompt=[PROMPT, OTHERS[0]], seed=0)
+    exact.undo()
+    assert psnr(kept, uncached) == pytest.approx(found.psnr_db, abs=0.01)
+    assert torch.equal(picture(pipe, STEPS), before)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "held_out", "full", "words"),
+    [
+        ([PROMPT], OTHERS, 4, "at least 2 prompts"),
+        ([PROMPT, OTHERS[0]], [], 4, "1 held out"),
+        ([PROMPT, OTHERS[0]], [PROMPT], 4, "must not be among"),
+        ([PROMPT, OTHERS[0]], OTHERS[1:], 1, r"2\.\.13"),
+        ([PROMPT, OTHERS[0]], OTHERS[1:], 14, r"2\.\.13"),
+    ],
+)
+def test_what_it_cannot_calibrate_on(prompts: list[str], held_out: list[str], full: int, words: str) -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd")
+    with pytest.raises(StackError, match=words):
+        stack.calibrate(prompts, held_out, full_steps=full, progress=False)
+
+
+def test_what_has_no_pace_is_not_calibrated() -> None:
+    with pytest.raises(StackError, match="neither a schedule nor a threshold"):
+        Stack(tiny_pipe(), steps=STEPS).cache("fastcache-merge").calibrate([PROMPT, OTHERS[0]], OTHERS[1:], psnr=30.0)
+
+
+def test_without_a_cache_or_a_pipeline() -> None:
+    pipe = tiny_pipe()
+    with pytest.raises(StackError, match="expected a stack with a cache"):
+        Stack(pipe, steps=STEPS).calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=4)
+    with pytest.raises(StackError, match="got a bare denoiser"):
+        Stack(pipe.transformer, steps=STEPS).cache("svd").calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=4)
+
+
+def trials_of(site: str = "output") -> Trials:
+    cache = Cache("svd", site=site)
+    return Trials(Stack(tiny_pipe(), steps=STEPS).add(cache), cache, [PROMPT, OTHERS[0]], STEPS, 0)
+
+
+@pytest.mark.parametrize("site", ["output", "residual", "clean"])
+def test_a_rehearsal_draws_the_pictures_of_the_cache_itself(site: str) -> None:
+    trials = trials_of(site)
+    candidates = [
+        Candidate((0, 4, 8, 11)),
+        Candidate((0, 4, 8, 12)),
+        Candidate((0, 4, 7, 12), gains=(1.0, 0.5)),
+        Candidate((0, 4, 7, 12), gains=(1.0, 0.5), segments=(1.0, 0.5, 1.5, 1.2)),
+        Candidate((0, 4, 8, 11), order=2),
+        Candidate((0, 4, 8, 11)),
+    ]
+    for candidate in candidates:
+        rehearsed = trials.undisturbed(candidate)
+        assert torch.equal(rehearsed, trials.run(trials.cache.calibrated(candidate, STEPS)))
+    # Shared: (0, 4, 8) of the second; 0 alone of the others, whose forecasts differ; (0, 4) of the segments' first one;
+    # everything of the last, as long as it is remembered.
+    assert trials.shared.remembered + trials.shared.computed == 4 * len(candidates)
+    assert trials.shared.remembered >= 3 + 1 + 2 + 1 + 2
+
+
+def test_what_a_feature_depends_on() -> None:
+    one, other = Candidate((0, 1, 5, 9)), Candidate((0, 1, 5, 8))
+    assert history(one, 5) == history(other, 5) != history(Candidate((0, 1, 5, 9), gains=(1.0, 0.0)), 5)
+    assert history(one, 1) == history(Candidate((0, 1, 7), order=2), 1)  # nothing has been forecast yet
+    early, late = Candidate((0, 1, 5, 9), segments=(1, 2, 1, 1)), Candidate((0, 1, 5, 9), segments=(1, 1, 1, 2))
+    assert history(one, 9) == history(late, 9) != history(early, 9)
+
+
+def test_a_trial_that_has_gone_astray_is_given_up() -> None:
+    trials = trials_of()
+    good, bad = Candidate((0, 2, 5, 8, 11)), Candidate((0, 1, 2, 3, 13), gains=(0.0, 0.0))
+    true = psnr(trials.undisturbed(bad), trials.target)
+    best = trials.score(good)
+    with pytest.raises(Abandoned):
+        trials.run(Rehearsal(trials.cache.calibrated(bad, STEPS), bad, trials.shared))
+    assert trials.score(bad) < best - 6.0 and true < best - 3.0
+    assert psnr(trials.run(trials.cache.calibrated(good, STEPS)), trials.target) == pytest.approx(best)
+
+
+def test_as_few_full_steps_as_reach_a_psnr() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd")
+    known = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=6, trials=6, progress=False)
+    found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], psnr=known.psnr_db - 0.5, trials=24, progress=False)
+    assert found.psnr_db >= known.psnr_db - 0.5 and len(found.full_steps) <= 7
+    with pytest.raises(StackError, match="no schedule reached 98 dB"):
+        stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], psnr=98.0, trials=4, progress=False)
+    assert next(p for p in stack.passes if isinstance(p, Cache)).full_steps == found.full_steps
+
+
+def test_as_many_full_steps_as_fit_a_time() -> None:
+    times = Times(full=0.1, cached=0.001, uncached=5.0)
+    assert count_in(1.0, times, 50) == 9  # 9 * 0.1 + 41 * 0.001 = 0.94; 10 take 1.04
+    with pytest.raises(StackError, match=r"the uncached run takes 5\.00 s"):
+        count_in(6.0, times, 50)
+    with pytest.raises(StackError, match=r"2 of 50 full steps take 0\.25 s"):
+        count_in(0.2, times, 50)
+
+
+def test_one_goal_at_a_time() -> None:
+    with pytest.raises(StackError, match="one of full_steps, psnr and seconds, got full_steps=9 and psnr=40"):
+        Goal(9, 40.0)
+    with pytest.raises(StackError, match="must be positive"):
+        Goal(psnr=-1.0)
+
+
+def test_a_calibration_holds_for_the_stack_it_was_made_on() -> None:
+    pipe = tiny_pipe()
+    stack = Stack(pipe, steps=STEPS).cache("svd")
+    stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=4, trials=3, progress=False)
+    cache = next(p for p in stack.passes if isinstance(p, Cache))
+    stack.undo()
+    assert cache.policy.calibrated_for == conditions(stack.facts)
+    assert not Stack(pipe, steps=STEPS).add(cache).plan.findings
+
+    quantized = Stack(pipe, steps=STEPS).quantize("int8").add(cache).plan
+    assert [f.what for f in quantized.findings if f.stage == "cache"] == [
+        "calibrated under other precision or sparsity: weight_bits 32, now 8; activation_bits 32, now 8"
+    ]
+    assert quantized.passes()[-1] == cache
+
+    tokens = tuple(entry.replace("image_tokens=64", "image_tokens=256") for entry in cache.policy.calibrated_for)
+    elsewhere = Stack(pipe, steps=STEPS).add(cache.changed(calibrated_for=tokens))
+    (finding,) = elsewhere.plan.findings
+    assert "calibrated for another stack: image_tokens 256, now 64" in finding.what
+    assert "calibrate again" in finding.repair
+    (planned,) = elsewhere.plan.passes()
+    assert isinstance(planned, Cache) and not planned.full_steps
+    with pytest.raises(StackError, match="calibrated for another stack"):
+        _ = Stack(pipe, steps=STEPS, strict=True).add(cache.changed(calibrated_for=tokens)).plan

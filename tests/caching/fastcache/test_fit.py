@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import torch
+
+from stack.caching.fastcache.fit import STRIDE, Bases
+from stack.clock import Tick
+
+
+def tick(step: int, branch: str = "main") -> Tick:
+    return Tick(request=1, branch=branch, step=step, steps=20, sigma=1 - step / 20, time=1 - step / 20, shape=(1, 4, 3))
+
+
+def test_changes_are_measured_over_gaps_of_1_to_stride_steps() -> None:
+    bases, gaps = Bases(), []
+    for step in range(12):
+        past = bases.past(tick(step), "0/image", torch.full((1,), float(step)), torch.full((1,), -float(step)))
+        if past is not None:
+            assert past[1] == -past[0]
+            gaps.append(step - int(past[0]))
+    assert gaps == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1] and max(gaps) == STRIDE
+
+
+def test_requests_branches_and_keys_do_not_meet() -> None:
+    bases, one = Bases(), torch.ones(1)
+    assert bases.past(tick(0), "0/image", one, one) is None
+    assert bases.past(tick(1), "0/text", one, one) is None
+    assert bases.past(tick(1, "uncond"), "0/image", one, one) is None
+    assert bases.past(tick(0), "0/image", 2 * one, one) is None
+    past = bases.past(tick(1), "0/image", one, one)
+    assert past is not None and past[0] == 2
