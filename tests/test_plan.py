@@ -100,7 +100,7 @@ def test_few_step_schedules_get_no_interval_cache(steps: int, kept: bool) -> Non
 
 def test_explain_prints_the_bytes_of_state() -> None:
     # Feature and direction, 1,024 tokens x 192 x 4 bytes each, and a basis of at most 192 x 192.
-    words = f"{2 * 1024 * 192 * 4 / 1e6:.1f} MB and at most {192 * 192 * 4 / 1e6:.1f} MB of bases of state"
+    words = f"{2 * 1024 * 192 * 4 / 1e6:.1f} MB of state and at most {192 * 192 * 4 / 1e6:.1f} MB of bases"
     assert words in explain(make_plan(FACTS, [Cache()]))
 
 

@@ -136,10 +136,10 @@ def test_taylorseer_moves_what_it_must(elsewhere: Elsewhere) -> None:
 @pytest.mark.parametrize("kept_in", ["", "bfloat16"])
 def test_every_tensor_is_moved_once(method: str, kept_in: str) -> None:
     policy = Cache(method, state_dtype=kept_in).policy
-    there, here = Elsewhere(), policy.new_predictor()
+    there, here = Elsewhere(), policy.new_predictor(grid=(4, 4))
     order = policy.forecast.effective_order
     needed = order + bool(policy.smoothing) if order else 0  # older differences in those of a full step
-    predictor = policy.new_predictor(there)
+    predictor = policy.new_predictor(there, (4, 4))
     for number in range(5):
         feature = torch.randn(1, 16, 8)
         here.update(feature, 1 - 0.1 * number)
