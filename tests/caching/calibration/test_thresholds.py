@@ -34,7 +34,12 @@ def test_the_boundary_is_found_wherever_it_is(turn: float, above: bool) -> None:
 def test_no_more_is_tried_than_allowed(most: int) -> None:
     made = count()
     tried: list[float] = []
-    boundary(lambda f: not tried.append(f) and f > 3.3, True, lambda: next(made) < most - 1)  # type: ignore[func-returns-value]
+
+    def accepts(factor: float) -> bool:
+        tried.append(factor)
+        return factor > 3.3
+
+    boundary(accepts, True, lambda: next(made) < most - 1)
     assert len(tried) == most
 
 
