@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DISAGREE_DB = 3.0  # more than this between calibration and held-out prompts means the search has fitted its prompts
 DENSE = (2.0, 2.5, 3.0, 1.5)  # powers of the first schedules tried where cached steps depend on the latent alone
+EARLY = (1.6, 2.2)
 MOVING = 0.6  # share of the time for the search after which no new round of moves begins: gains per segment follow
 
 
@@ -228,6 +229,8 @@ class _Run:
         varied = bool(own.forecast.effective_order) and not own.level
         propose = self._proposer(start, varied)
         spreads = [dense_end(count, steps, power) for power in DENSE] if own.site == "clean" else []
+        # Where a picture's layout is decided by the first few steps, those must be full.
+        spreads += [spread(count, steps, power) for power in EARLY] if own.site == "clean" else []
         found = search(
             scored, start, steps, propose, trials.coordinates, lambda: not self.budget.left(MOVING), varied, spreads
         )
