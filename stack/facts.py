@@ -55,6 +55,7 @@ class Facts:
         grid: of the image tokens at the pipeline's default size, (rows, columns) or (frames, rows, columns); () where
             unknown. A call may have another, see `stack.models.grid.RequestGrid`.
         lists: number of blocks in each of the wiring's block lists.
+        sampler: why the pipeline's sampler is none whose steps are plain sums; "" where it is one.
         latent: numbers per image token in the denoiser's input and in its output; 0 where unknown.
     """
 
@@ -78,6 +79,7 @@ class Facts:
     grid: tuple[int, ...] = ()
     lists: tuple[int, ...] = ()
     latent: tuple[int, int] = (0, 0)
+    sampler: str = ""
 
     @property
     def tokens(self) -> int:

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from ..errors import StackError
 from ..facts import Facts, machine_of
+from .sampler import plain_sampler
 from .wiring import Wiring
 
 
@@ -45,6 +47,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
         latent=_latent(config),
+        sampler=_sampler(pipe),
     )
 
 
@@ -52,3 +55,14 @@ def _quantizer(denoiser: Any) -> str:
     """Name of the library a model was quantized by before it came here, or ''."""
     config = denoiser.config.get("quantization_config")
     return "" if config is None else str(config.get("quant_method", "unknown"))
+
+
+def _sampler(pipe: Any | None) -> str:
+    """Why a pipeline's sampler is no plain one, or ''."""
+    if pipe is None:
+        return ""
+    try:
+        plain_sampler(pipe.scheduler)
+    except StackError as error:
+        return str(error)
+    return ""

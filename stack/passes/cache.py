@@ -127,6 +127,8 @@ class Cache:
         p = self.policy
         if p.site == "fastcache":
             return fastcache.check(p, facts, self.stage)
+        if p.site == "clean" and facts.sampler:
+            return [Finding(self.stage, facts.sampler, fatal=True)]
         if p.site in ("denoiser", "clean") and facts.latent[0] != facts.latent[1]:
             into, out = facts.latent
             what = f"site {p.site!r} adds to the latent: expected as many numbers out as in, got {out} for {into}"

@@ -99,7 +99,7 @@ def test_rows_take_turns_and_prompts_rotate() -> None:
 
     done: list[int] = []
     rows = [row("a"), row("b")]
-    in_turn(rows, bench, 3, lambda *_: None, lambda: done.append(len(asked)))  # type: ignore[arg-type]
+    in_turn(rows, bench, 3, lambda *_: None, lambda: done.append(len(asked)))  # type: ignore[arg-type]  # stand-ins
     first, second = bench.texts
     assert asked == [("a", first), ("b", first), ("a", second), ("b", second), ("a", first), ("b", first)]
     assert done == [2, 4, 6] and [len(r.seconds) for r in rows] == [3, 3] and sorted(rows[0].shots) == [0, 1]

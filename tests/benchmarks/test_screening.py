@@ -40,7 +40,7 @@ def test_a_family_that_never_ran_says_why() -> None:
 
 
 def test_stand_ins_run_what_was_chosen_under_its_new_name() -> None:
-    rows = [Row(name, "g", "f", {"is": name}, lambda: None) for name in ("a", "b")]  # type: ignore[arg-type,return-value]
+    rows = [Row(name, "g", "f", {"is": name}, lambda: None) for name in ("a", "b")]  # type: ignore[arg-type,return-value]  # never run
     (chosen,) = stand_ins(rows, {"f, 9": tried("b", 9, 0.2, 30.0)})
     assert (chosen.name, chosen.settings, chosen.using) == ("f, 9", {"is": "b"}, rows[1].using)
 

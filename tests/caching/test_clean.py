@@ -52,12 +52,16 @@ def test_flow_steps_are_the_schedulers_own() -> None:
 def test_other_samplers_are_refused_and_the_model_is_left_alone() -> None:
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
-    pipe.scheduler, own = (
-        UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
-        pipe.scheduler,
-    )
-    with pytest.raises(StackError, match="UniPCMultistepScheduler is no plain one-step sampler"):
-        Stack(pipe, steps=STEPS).cache("predictor-corrector").apply()
+    own, other = pipe.scheduler, UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    pipe.scheduler = other
+    words = "UniPCMultistepScheduler is no plain one-step sampler"
+    with pytest.raises(StackError, match=words):  # by the plan, before any other pass has touched a weight
+        _ = Stack(pipe, steps=STEPS).quantize("int8").cache("predictor-corrector").plan
+    pipe.scheduler = own
+    stack = Stack(pipe, steps=STEPS).cache("predictor-corrector")
+    pipe.scheduler = other  # exchanged behind the stack's back
+    with pytest.raises(StackError, match=words):
+        stack.apply()
     pipe.scheduler = own
     assert torch.equal(picture(pipe, STEPS), before)
 

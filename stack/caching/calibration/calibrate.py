@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DISAGREE_DB = 3.0  # more than this between calibration and held-out prompts means the search has fitted its prompts
 DENSE = (2.0, 2.5, 3.0, 1.5)  # powers of the first schedules tried where cached steps depend on the latent alone
-EARLY = (1.6, 2.2)
+EARLY = (1.6, 2.2)  # and of those dense at the start
 MOVING = 0.6  # share of the time for the search after which no new round of moves begins: gains per segment follow
 
 
