@@ -82,7 +82,8 @@ def test_ctrl_c_keeps_what_was_measured(run: Run, folder: Path, monkeypatch: pyt
     assert (folder / "out" / "grid.png").is_file() and "fewer-steps" in out
 
 
-def test_run_saves_the_picture_the_stack_makes(run: Run, folder: Path, pipe: Any) -> None:
+def test_run_saves_the_picture_the_stack_makes(run: Run, folder: Path) -> None:
+    from stack.models.load import load_pipeline
     from stack.recipe import load_recipe
 
     code, out, err = run(
@@ -93,7 +94,7 @@ def test_run_saves_the_picture_the_stack_makes(run: Run, folder: Path, pipe: Any
     assert "14 denoiser calls, 5 full" in out
     saved = sorted(path.name for path in (folder / "pictures").iterdir())
     assert saved == ["000-a-red-ring.png", "001-a-blue-star.png"]
-    stack = load_recipe(str(folder / "mine.toml")).stack(pipe)
+    stack = load_recipe(str(folder / "mine.toml")).stack(load_pipeline(str(folder / "model")))
     expected = stack("a red ring", generator=torch.Generator().manual_seed(3)).images[0]
     assert Image.open(folder / "pictures" / saved[0]).tobytes() == expected.tobytes()
 

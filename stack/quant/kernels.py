@@ -71,8 +71,18 @@ def pack(kernel: Kernel, values: torch.Tensor, step: torch.Tensor) -> Packed:
     """Lay out a rounded weight: values (N, K) int8, step (N,)."""
     zeros = torch.zeros(len(step), dtype=torch.int64, device=step.device)
     offset = values.sum(1, dtype=torch.int64).to(torch.float32) * step * -ZERO
-    weight = torch.ops.onednn.qlinear_prepack(values, None) if kernel.name == "onednn" else values.t()
+    weight = torch.ops.onednn.qlinear_prepack(values, None) if kernel.name == "onednn" else _columns(values)
     return Packed(kernel.name, weight, step, offset, zeros)
+
+
+def _columns(values: torch.Tensor) -> torch.Tensor:
+    """(N, K) as the (K, N) operand of `torch._int_mm`.
+
+    A transposed view, but for K = 1: its strides (1, 1) name no layout, and oneDNN with VNNI then multiplies by the
+    wrong bytes (torch 2.13).
+    """
+    transposed = values.t()
+    return transposed if len(transposed) > 1 else torch.empty_like(values.view(1, -1)).copy_(transposed)
 
 
 def product(values: torch.Tensor, packed: Packed) -> torch.Tensor:
