@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +102,9 @@ class Policy(FastCacheChoices, TokenChoices):
         ):
             if value not in known:
                 raise choose(f"{name} of the cache", value, list(known))
+        if not isinstance(self.full_steps, Sequence):
+            hint = f"calibrate(..., full_steps={self.full_steps}) chooses them"
+            raise StackError(f"full_steps: expected the steps to run in full, got {self.full_steps!r}; {hint}")
         if not 0 < self.energy <= 1:
             raise StackError(f"energy must be in (0, 1], got {self.energy}")
         if self.max_bytes < 0:
