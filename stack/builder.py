@@ -19,6 +19,7 @@ from .caching.calibration.goals import Goal
 from .caching.fastcache.fit import fit
 from .caching.fastcache.maps import LinearMaps
 from .clock import Clock
+from .compat.content import WeightsWatch
 from .errors import StackError
 from .facts import Facts
 from .follow import follow
@@ -32,7 +33,7 @@ from .passes.compile import Compile
 from .passes.distill import Distill
 from .passes.quantize import Quantize
 from .passes.sparse_attn import SparseAttention
-from .plan import Plan, explain, in_order, make_plan
+from .plan import Plan, Planned, explain, in_order, make_plan
 from .report import Journal, Report
 
 # Models that carry a stack right now. Two stacks on one model could not be undone in any order.
@@ -81,6 +82,7 @@ class Stack:
         self._base: Installer | None = None
         self._weights_version = 0
         self._lock = threading.RLock()
+        self._watch = WeightsWatch(denoiser)
         wiring = wiring_of(denoiser)
         self._facts = facts_of(denoiser, wiring, self._pipe, steps)
         self._target = Target(
@@ -89,9 +91,14 @@ class Stack:
             facts=self._facts,
             clock=Clock(default_timetable(steps, shift)),
             journal=Journal(),
-            weights_version=lambda: self._weights_version,
+            weights_version=self._weights_now,
             pipe=self._pipe,
         )
+
+    def _weights_now(self) -> tuple[int, int]:
+        """How often passes changed the weights or their precision, and what the weights are."""
+        tick = self._target.clock.tick
+        return self._weights_version, self._watch(-1 if tick is None else tick.request)
 
     # ---- building
 
@@ -197,19 +204,20 @@ class Stack:
             follow(self._target, base)
             self._base = base
             _CARRYING.add(self.denoiser)
-            self._push(plan.passes())
+            self._push(plan.stages)
             return self
 
-    def _push(self, passes: Sequence[Pass]) -> None:
-        for each in passes:
+    def _push(self, stages: Sequence[Planned]) -> None:
+        for each in stages:
             install = Installer()
+            self._target.now = each.before
             try:
-                applied = each.apply(self._target, install)
+                applied = each.run.apply(self._target, install)
             except BaseException:
                 install.rollback()
                 self.undo()
                 raise
-            self._layers.append(_Layer(each, install, applied))
+            self._layers.append(_Layer(each.run, install, applied))
             self._weights_version += 1
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -234,7 +242,7 @@ class Stack:
             self._depart(new.stage)
             self._passes = [new if p.stage == new.stage else p for p in self._passes]
             if self.applied:
-                self._push(self.plan.passes()[len(self._layers) :])
+                self._push(self.plan.stages[len(self._layers) :])
             return self
 
     def calibrate(
@@ -348,7 +356,7 @@ class Stack:
         self._depart(stage)
         self._passes = [p for p in self._passes if p.stage != stage]
         if self.applied:
-            self._push(self.plan.passes()[len(self._layers) :])
+            self._push(self.plan.stages[len(self._layers) :])
         return self
 
     def _depart(self, stage: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from ..clock import Clock, Tick
+from ..compat.noise import Floor, floor_at
 from ..compat.stamp import Stamp, stamp_of
 from ..report import CACHED, FULL, PARTIAL, Journal
 from .forecast import coordinate
@@ -53,6 +54,7 @@ class CacheController:
         gain_at: (step, steps) to the factor on the gains from a full step to the next.
         coordinate: of all forecasts, see `Forecast.coordinate`.
         per_sample: a cell for every sample although there is no gate.
+        noise: random error of what full steps produce, over sigma; empty takes them as exact.
         place: where the state of a cell's next feature lies, by the number of those it has, and their device.
         figures: what a site has to tell in the report.
         shared: what a site holds for all branches of the request.
@@ -63,16 +65,18 @@ class CacheController:
     journal: Journal
     schedule_for: Callable[[int], Schedule]
     new_predictor: Callable[[str, Placement], Predictor]
-    weights_version: Callable[[], int]
+    weights_version: Callable[[], Hashable]
     new_gate: Callable[[], Gate] | None = None
     gain_at: Callable[[int, int], float] = lambda step, steps: 1.0
     coordinate: str = "time"
     per_sample: bool = False
+    noise: Floor = ()
     place: Place = all_on_device
     figures: dict[str, float] = field(default_factory=dict)
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
     dropped: int = 0
     rolled_back: int = 0
+    _unread: list[torch.Tensor] = field(default_factory=list)
     _held: dict[str, _Held] = field(default_factory=dict)
     _tick: Tick | None = None
 
@@ -139,6 +143,7 @@ class CacheController:
             together: the batch can only run as a whole, so it is cached only where every cell would be.
         """
         tick, cells = self.now, self.cells
+        self._drop_unsound(cells)
         if self.new_gate is None:
             full = tick.step in self.schedule_for(tick.steps).full_steps(tick.steps)
             skips = [not full and cell.ready for cell in cells]
@@ -151,6 +156,20 @@ class CacheController:
             cell.run = cell.run + 1 if skip else 0
         self.journal.mark(FULL if not any(skips) else CACHED if all(skips) and not partial else PARTIAL)
         return skips
+
+    def _drop_unsound(self, cells: Sequence[Cell]) -> None:
+        """Forget what the last full step stored if it is no number: nothing is forecast from it.
+
+        One number is read back per full step, and only when the next step asks: no other step waits for the device.
+        """
+        unread, self._unread = self._unread, []
+        if not unread or bool(torch.stack(unread).all()):
+            return
+        for cell in cells:
+            cell.predictors.clear()
+            cell.kept.clear()
+        self.dropped += 1
+        self.journal.warn(f"NaN or infinity in a feature before step {self.now.step}: dropped, the step runs in full")
 
     def _judge(self, cell: Cell, tick: Tick, probe: torch.Tensor | None, change: float | None) -> bool:
         assert cell.gate is not None
@@ -166,13 +185,17 @@ class CacheController:
         self.rolled_back += 1
         self.journal.mark(PARTIAL if any(cell.run for cell in self.cells) else FULL)
 
-    def store(self, key: str, feature: torch.Tensor, cells: Sequence[Cell], measure: bool = True) -> None:
+    def store(
+        self, key: str, feature: torch.Tensor, cells: Sequence[Cell], measure: bool = True, louder: float = 1.0
+    ) -> None:
         """A step produced this feature (B, N, D), one row per cell, or all rows for the only cell.
 
         Args:
             measure: note how far its prediction was off; not for a feature that is itself approximate.
+            louder: how much larger its relative noise is than that of the denoiser's output.
         """
         x, gain, error = self.x, self.gain_at(self.now.step, self.now.steps), None
+        noise = louder * floor_at(self.noise, self.now.sigma)
         for i, cell in enumerate(cells):
             rows = feature if self.new_gate is None else feature[i : i + 1]
             if key not in cell.predictors:
@@ -180,7 +203,8 @@ class CacheController:
             predictor = cell.predictors[key]
             if measure and predictor.ready and i == 0:
                 error = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)
-            predictor.update(rows, x, gain)
+            predictor.update(rows, x, gain, noise)
+            self._unread.append(predictor.sound)
         if error is not None:
             self.journal.measure(error)
 

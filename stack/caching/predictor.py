@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from ..compat.noise import NoiseLedger, shrunk
 from ..errors import StackError
-from .forecast import Forecast, gaps, weights
+from .differences import NOTHING, Differences, differences, over_wide_gaps
+from .forecast import Forecast, weights
 from .placement import ON_DEVICE, Placement
 from .splits import Split
 
@@ -21,6 +23,9 @@ class Predictor:
         dtype: what differences are kept in; None is the feature's. Sums are made in the wider of the two, and a
             forecast has the feature's.
         placement: where they lie between uses; the split stays on the device.
+
+    Attributes:
+        sound: whether all that forecasts are made of is finite: one bool, on the device.
     """
 
     def __init__(
@@ -33,12 +38,13 @@ class Predictor:
         self.forecast = forecast
         self.split = split if forecast.splits else None
         # As the placement keeps them:
-        self._raw: list[torch.Tensor] = []  # differences of order 0, 1, ... at the newest full step
+        self._raw = NOTHING  # differences of order 0, 1, ... at the newest full step
         self._terms: list[torch.Tensor] = []  # the same with split and gains applied
         self._level: torch.Tensor | None = None
         self.dtype, self.placement = dtype, placement
         self._given = torch.float32  # the feature's dtype
-        self._nodes: list[float] = []
+        self._ledger = NoiseLedger()
+        self.sound = torch.tensor(True)
 
     @property
     def bytes(self) -> int:
@@ -52,18 +58,18 @@ class Predictor:
 
     @property
     def _kept_bytes(self) -> int:
-        held = {id(t): t for t in [*self._raw, *self._terms, self._level] if t is not None}
+        held = {id(t): t for t in [*self._raw.values, *self._terms, self._level] if t is not None}
         return sum(t.nbytes for t in held.values())
 
     @property
     def ready(self) -> bool:
         """Whether a full step has been seen."""
-        return bool(self._raw)
+        return bool(self._raw.values)
 
     @property
     def last(self) -> torch.Tensor:
         """The feature of the newest full step, rounded as it is kept."""
-        return self.placement.get(self._raw[0])
+        return self.placement.get(self._raw.values[0])
 
     @property
     def kept_in(self) -> torch.dtype:
@@ -73,38 +79,50 @@ class Predictor:
     @property
     def newest(self) -> float:
         """Its coordinate."""
-        return self._nodes[0]
+        return self._raw.nodes[0]
 
-    def update(self, feature: torch.Tensor, x: float, gain: float = 1.0) -> None:
+    def update(self, feature: torch.Tensor, x: float, gain: float = 1.0, noise: float = 0.0) -> None:
         """Take in the feature (B, N, D) of a full step at coordinate x.
 
         Args:
             gain: on all differences until the next full step, beside the forecast's own.
+            noise: random error of the feature over its root mean square. Differences are then shrunk to what stands
+                out of it and taken over gaps wide enough for it; with 0 they are the plain ones, bit for bit.
         """
         self._given = feature.dtype
         feature = feature.to(self._wide)
         if self.split:
             self.split.fit(feature)
-        if self._nodes and x == self._nodes[0]:  # the same moment again: nothing can be learnt about its change
-            self._raw, self._nodes = self._raw[:1], self._nodes[:1]
-            past = []
+        old = self._before(x)
+        if noise:
+            fresh = over_wide_gaps(self.forecast, feature, x, old, self._ledger.enter(feature, noise), self._ledger)
         else:
-            past = self._nodes
-        steps = gaps(self.forecast, x, past)
-        old = [self.placement.get(tensor) for tensor in self._raw] if steps else []
-        fresh = [feature]
-        for order, gap in enumerate(steps):
-            if order >= len(old):
-                break
-            fresh.append((fresh[order] - old[order]) / gap)
-        if self.forecast.smoothing and len(fresh) > 1 and len(old) > 1:
-            fresh[1] = torch.lerp(fresh[1], old[1].to(fresh[1].dtype), self.forecast.smoothing)
-        terms = [self._value(feature), *(self._shape(difference, gain) for difference in fresh[1:])]
-        # Older differences are needed only to make higher or smoothed ones.
-        keep = self.forecast.effective_order if not self.forecast.smoothing else self.forecast.effective_order + 1
-        kept = self._stored([*fresh[: max(1, keep)], *terms])
-        self._raw, self._terms = kept[: -len(terms)], kept[-len(terms) :]
-        self._nodes = [x, *past][: self.forecast.effective_order + 1]
+            fresh = differences(self.forecast, feature, x, old, {})
+        terms = [self._value(feature)]
+        for difference, mix in zip(fresh.values[1:], fresh.mixes[1:], strict=True):
+            variance = self._ledger.variance(mix) if noise else None
+            terms.append(self._shape(difference, gain, variance))
+        sums = [term.to(self.kept_in).sum(dtype=torch.float32) for term in terms]
+        self.sound = torch.stack(sums).sum().isfinite()
+        fresh = fresh.kept(max(1, self._needed + (noise > 0)))
+        kept = self._stored([*fresh.values, *terms])
+        count = len(fresh.values)
+        nodes = fresh.nodes[: self.forecast.effective_order + 1 + (noise > 0)]
+        self._raw, self._terms = Differences(kept[:count], nodes, fresh.mixes), kept[count:]
+        self._ledger.keep(fresh.mixes)
+
+    @property
+    def _needed(self) -> int:
+        """Differences that the next full step starts from: older ones only make higher or smoothed ones."""
+        return self.forecast.effective_order + bool(self.forecast.smoothing)
+
+    def _before(self, x: float) -> Differences:
+        """What the differences at x go on from."""
+        raw = self._raw
+        if raw.nodes and x == raw.nodes[0]:  # the same moment again: nothing can be learnt about its change
+            return NOTHING
+        values = [self.placement.get(tensor) for tensor in raw.values] if self.forecast.effective_order else []
+        return Differences(values, raw.nodes, raw.mixes)
 
     @property
     def _wide(self) -> torch.dtype:
@@ -127,8 +145,14 @@ class Predictor:
         (self._level,) = self._stored([level])
         return feature + (level - principal)
 
-    def _shape(self, difference: torch.Tensor, gain: float) -> torch.Tensor:
+    def _shape(self, difference: torch.Tensor, gain: float, variance: torch.Tensor | None) -> torch.Tensor:
+        """A difference times its gains, and shrunk to what stands out of a noise of this variance (B,)."""
         principal, residual = (gain * part for part in self.forecast.gains)
+        if variance is not None:
+            if self.split is None:
+                return principal * shrunk(difference, variance)
+            loud, quiet = self.split.denoised(difference, variance)
+            return principal * loud if residual == 0 else torch.add(principal * loud, quiet, alpha=residual)
         if self.split is None or principal == residual:
             return difference if principal == 1 else principal * difference
         excess = (principal - residual) * self.split.principal(difference)
@@ -140,10 +164,10 @@ class Predictor:
         Raises:
             StackError: no full step has run.
         """
-        if not self._raw:
+        if not self.ready:
             raise StackError("nothing to predict from: no full step has run in this request")
         out = self.placement.get(self._terms[0]).to(self._wide)
-        factors = weights(self.forecast, x, self._nodes[: len(self._terms)])
+        factors = weights(self.forecast, x, self._raw.nodes[: len(self._terms)])
         for term, factor in zip(self._terms[1:], factors[1:], strict=True):
             out = torch.add(out, self.placement.get(term), alpha=factor)
         return out.to(self._given)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from ..compat.noise import shrunk, wiener
 from ..compat.subspace import principal_basis
 from ..errors import StackError, choose
 
@@ -27,6 +28,10 @@ class Split(Protocol):
 
     def principal(self, feature: torch.Tensor) -> torch.Tensor:
         """The principal part of a feature or of a difference."""
+        ...
+
+    def denoised(self, difference: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Principal part and residual of a difference, each shrunk to what stands out of a noise (B,) per element."""
         ...
 
 
@@ -58,9 +63,27 @@ class ChannelBasis:
             self.basis = turned.to(feature.dtype)
 
     def principal(self, feature: torch.Tensor) -> torch.Tensor:
+        return (feature @ self._fitted) @ self._fitted.mT
+
+    def denoised(self, difference: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every principal coefficient has a gain of its own, the residual one for all of it.
+
+        Noise that is spread evenly over the D directions leaves each coefficient its variance per element, while the
+        signal gathers in few of them: that is why prediction in a subspace survives noise that drowns the whole.
+        """
+        basis = self._fitted
+        coefficients = difference @ basis
+        power = coefficients.float().square().mean(1)  # (B, k)
+        gains = wiener(power, variance[:, None], difference.shape[1])
+        residual = difference - coefficients @ basis.mT
+        principal = (coefficients * gains[:, None].to(coefficients.dtype)) @ basis.mT
+        return principal, shrunk(residual, variance, 1 - basis.shape[2] / basis.shape[1])
+
+    @property
+    def _fitted(self) -> torch.Tensor:
         if self.basis is None:
             raise StackError("nothing to project on: no full step has run in this request")
-        return (feature @ self.basis) @ self.basis.mT
+        return self.basis
 
 
 class TokenBand:
@@ -100,6 +123,12 @@ class TokenBand:
             part = low @ part.reshape(before, len(low), -1)
             before *= len(low)
         return part.reshape(feature.shape)
+
+    def denoised(self, difference: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One gain for each of the two bands."""
+        principal = self.principal(difference)
+        share = math.prod(math.ceil(self.cutoff * length) / length for length in self.grid)
+        return shrunk(principal, variance, share), shrunk(difference - principal, variance, 1 - share)
 
 
 def _low_pass(length: int, cutoff: float) -> torch.Tensor:

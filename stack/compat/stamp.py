@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +16,18 @@ class Stamp:
 
     Attributes:
         request, branch: whose trajectory it lies on.
-        weights: version of the weights (adapters and precision included), counted up by the stack.
+        weights: what tells the weights apart: the stack's count of its own changes, and their content.
         shape, dtype, device: of the latent tokens it was made from.
     """
 
     request: int
     branch: str
-    weights: int
+    weights: Hashable
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
 
 
-def stamp_of(tick: Tick, weights: int, tokens: torch.Tensor) -> Stamp:
+def stamp_of(tick: Tick, weights: Hashable, tokens: torch.Tensor) -> Stamp:
     """The stamp of a feature made in this call from these tokens."""
     return Stamp(tick.request, tick.branch, weights, tuple(tokens.shape), tokens.dtype, tokens.device)

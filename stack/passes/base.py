@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -49,9 +49,10 @@ class Target:
 
     Attributes:
         denoiser, wiring, facts: the transformer, how it is wired, and what was true of it before any pass.
+        now: what is true of it below the pass that is being applied.
         clock: tells request, branch and step of the current call.
         journal: where passes note what a call turned out to be.
-        weights_version: counts the changes to weights and precision, for stamps.
+        weights_version: tells weights and precision apart, for stamps.
         pipe: the pipeline, if there is one.
         entrance: where calls of the whole denoiser come by.
         grid: what the output stream's tokens lie on in the current request.
@@ -62,12 +63,15 @@ class Target:
     facts: Facts
     clock: Clock
     journal: Journal
-    weights_version: Callable[[], int]
+    weights_version: Callable[[], Hashable]
     pipe: Any | None = None
     entrance: Entrance = field(default_factory=Entrance)
     grid: RequestGrid = field(init=False)
 
+    now: Facts = field(init=False)
+
     def __post_init__(self) -> None:
+        self.now = self.facts
         self.grid = RequestGrid(partial(self.wiring.grid, self.denoiser))
 
 

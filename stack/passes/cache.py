@@ -169,7 +169,7 @@ class Cache:
 
     def controller(self, target: Target) -> CacheController:
         """What decides and predicts for this cache on a model; it changes nothing there."""
-        p, split = self.policy, offload(self.policy, target.facts)
+        p, split = self.policy, offload(self.policy, target.now)
         return CacheController(
             clock=target.clock,
             journal=target.journal,
@@ -179,6 +179,7 @@ class Cache:
             new_gate=p.new_gate if p.gate else None,
             gain_at=p.gain,
             coordinate=p.coordinate,
+            noise=target.now.noise if p.noise is None else p.noise,
             per_sample=p.site == "fastcache",
             place=first_on_device(split.features) if split else all_on_device,
         )

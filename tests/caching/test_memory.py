@@ -73,6 +73,13 @@ def test_what_is_held_was_known(method: str, make: Any) -> None:
     assert (known.bases > 0) == method.startswith("svd")
 
 
+@pytest.mark.parametrize("method", ["svd", "taylorseer", "reuse", "freqca", "predictor-corrector"])
+def test_what_is_held_for_the_sake_of_noise_was_known(method: str) -> None:
+    make = (lambda: tiny().transformer) if method == "predictor-corrector" else flux
+    most, known = peak(make(), method, **options_of(method), noise=((1.0, 0.01),))
+    assert known.features * 0.98 <= most <= 1.02 * known.features + known.bases
+
+
 @pytest.mark.parametrize("method", ["reuse", "taylorseer", "svd-blocks", "rfc", "hicache"])
 def test_half_the_bits_are_half_the_bytes(method: str) -> None:
     whole, known = peak(flux(), method, **options_of(method))

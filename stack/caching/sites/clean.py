@@ -70,7 +70,9 @@ class CleanSample:
         out = result[0].float()
         clean = tokens_of(step.c * x + step.d * out)
         moved = self._missed(cell, clean)
-        controller.store(CLEAN, clean, [cell])
+        # The latent is exact: all noise of the estimate is d times that of the output.
+        louder = float(abs(step.d) * out.norm() / clean.norm()) if controller.noise else 1.0
+        controller.store(CLEAN, clean, [cell], louder=louder)
         if moved is None:
             return result
         # The sampler starts its step from x, not from x + moved: the output makes up for both.
