@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
+from . import fitting
+from .caching.bases import Bases
 from .caching.calibration.calibrate import Budget, Calibration, calibrate
-from .caching.calibration.gate_fit import fit_gate
 from .caching.calibration.goals import Goal
-from .caching.fastcache.fit import fit
 from .caching.fastcache.maps import LinearMaps
 from .clock import Clock
 from .compat.content import WeightsWatch
@@ -26,7 +26,7 @@ from .follow import follow
 from .install import Installer
 from .models.facts import facts_of
 from .models.schedule import default_timetable
-from .models.wiring import wiring_of
+from .models.wiring import Wiring, wiring_of
 from .passes.base import ORDER, Applied, Pass, Target
 from .passes.cache import Cache
 from .passes.compile import Compile
@@ -166,6 +166,11 @@ class Stack:
         return self._target.denoiser
 
     @property
+    def wiring(self) -> Wiring:
+        """How the denoiser's family is wired."""
+        return self._target.wiring
+
+    @property
     def applied(self) -> bool:
         """Whether the model carries the stack now."""
         return self._base is not None
@@ -279,21 +284,9 @@ class Stack:
             return calibrate(self, prompts, held_out, goal, seed, spend, progress, theory)[1]
 
     def fit_gate(self, prompts: Sequence[str], seed: int = 0) -> Stack:
-        """Measure what a "magnitude" or "polynomial" gate needs on the stack as it is, and put it into the cache pass.
-
-        Raises:
-            StackError: no such gate in the stack, no pipeline, or no prompts.
-        """
+        """Measure what a "magnitude" or "polynomial" gate needs; see `stack.fitting.fit_gate`."""
         with self._lock:
-            cache, applied = next((p for p in self._passes if isinstance(p, Cache)), None), self.applied
-            if cache is None or cache.policy.gate not in ("magnitude", "polynomial") or not prompts or not self._pipe:
-                raise StackError("expected prompts and a pipeline with .cache('magcache') or .cache('teacache')")
-            try:
-                cache = fit_gate(self, cache, prompts, seed)
-            finally:
-                if not applied:
-                    self.undo()
-                self.replace(cache)
+            fitting.fit_gate(self, prompts, seed)
             return self
 
     def fit_maps(
@@ -305,35 +298,14 @@ class Stack:
         save: str | Path | None = None,
         progress: bool = True,
     ) -> LinearMaps:
-        """Fit FastCache's linear maps on the stack as it is, without its cache, and put them into the cache pass.
-
-        Every prompt is run twice: once to sum up what each block does, once to measure what each map costs. The sums
-        take 2 D^2 numbers in float64 per block and stream.
-
-        Args:
-            prompts: 10 or more for maps that hold on others; each with its own seed from `seed` on.
-            ridge: see `GramSums.solve`.
-            rank: of every map; 0 is full.
-            save: a safetensors file to write them to, for the option `maps` of a recipe beside it.
-
-        Raises:
-            StackError: no FastCache in the stack, no pipeline, or no prompts. The stack is left as it was.
-        """
+        """Fit FastCache's linear maps; see `stack.fitting.fit_maps`."""
         with self._lock:
-            cache, applied = next((p for p in self._passes if isinstance(p, Cache)), None), self.applied
-            if cache is None or cache.policy.site != "fastcache":
-                raise StackError("maps are fitted for FastCache only: add .cache('fastcache')")
-            try:
-                stream = self._target.wiring.output_stream
-                maps = fit(self, stream, prompts, seed, ridge, rank, progress)
-                cache = cache.changed(maps=maps)
-            finally:
-                if not applied:
-                    self.undo()
-                self.replace(cache)
-            if save is not None:
-                maps.save(save)
-            return maps
+            return fitting.fit_maps(self, prompts, seed, ridge, rank, save, progress)
+
+    def fit_bases(self, prompts: Sequence[str], seed: int = 0, save: str | Path | None = None) -> Bases:
+        """Find the cache's principal subspaces offline; see `stack.fitting.fit_bases`."""
+        with self._lock:
+            return fitting.fit_bases(self, prompts, seed, save)
 
     def undo(self, stage: str | None = None) -> Stack:
         """Take the whole stack off, or one stage out of it (the stages above it are taken off and put back).

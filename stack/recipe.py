@@ -13,8 +13,8 @@ from typing import Any
 from .builder import Stack
 from .errors import StackError, choose
 from .passes.base import ORDER, Pass
+from .passes.cache import FILES, Cache
 from .passes.cache import OPTIONS as CACHE_OPTIONS
-from .passes.cache import Cache
 from .passes.compile import Compile
 from .passes.distill import Distill
 from .passes.quantize import Quantize
@@ -71,9 +71,9 @@ def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | No
     plain: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
     }
-    maps = plain.get("maps")
-    if folder is not None and isinstance(maps, str):
-        plain["maps"] = folder / maps
+    for name in FILES if folder is not None else ():
+        if isinstance(plain.get(name), str):
+            plain[name] = folder / plain[name]
     try:
         return PASSES[stage](**plain)
     except TypeError as error:

@@ -9,6 +9,7 @@ import torch
 
 from ..compat.noise import Floor
 from ..errors import StackError, choose
+from .bases import Bases
 from .fastcache.chi_square import ADAPTIVE
 from .fastcache.choices import FastCacheChoices
 from .forecast import Forecast
@@ -51,6 +52,7 @@ class Policy(FastCacheChoices, TokenChoices):
         calibrated_for: what was true of the stack when it was calibrated, see `stack.caching.calibration.conditions`.
         order, gains, basis, level, smoothing, coordinate: see `Forecast`.
         split: "channels" (SVD-Cache) or "band" (FreqCa); energy, basis_life, cutoff: of the split.
+        bases: found offline by `Stack.fit_bases`; None finds them in each request.
         gate: decides instead of the schedule; threshold, longest, retention, coefficients, ratios: of the gate.
         state_dtype: what features, differences and RFC's inputs are kept in: "bfloat16", "float16", "float32"; "" as
             the model makes them. float16 ends at 65,504.
@@ -83,6 +85,7 @@ class Policy(FastCacheChoices, TokenChoices):
     split: str = "channels"
     energy: float = 0.85
     basis_life: str = "request"
+    bases: Bases | None = None
     cutoff: float = 0.1
     gate: str = ""
     threshold: float = 0.0
@@ -164,17 +167,20 @@ class Policy(FastCacheChoices, TokenChoices):
         """Whether its split looks at the grid of the tokens."""
         return self.split == "band" and self.forecast.splits
 
-    def new_predictor(self, placement: Placement = ON_DEVICE, grid: tuple[int, ...] = ()) -> Predictor:
+    def new_predictor(self, placement: Placement = ON_DEVICE, grid: tuple[int, ...] = (), key: str = "") -> Predictor:
         """A predictor for one feature of one request.
 
         Args:
+            key: of the feature, where there are bases.
             grid: of the feature's tokens, where the policy is `banded`.
         """
-        return Predictor(self.forecast, self.new_split(grid), DTYPES[self.state_dtype], placement)
+        return Predictor(self.forecast, self.new_split(grid, key), DTYPES[self.state_dtype], placement)
 
-    def new_split(self, grid: tuple[int, ...] = ()) -> Split:
+    def new_split(self, grid: tuple[int, ...] = (), key: str = "") -> Split:
         """A split for one feature of one request."""
-        return TokenBand(self.cutoff, grid) if self.split == "band" else ChannelBasis(self.energy, self.basis_life)
+        if self.split == "band":
+            return TokenBand(self.cutoff, grid)
+        return ChannelBasis(self.energy, self.basis_life, self.bases.of(key) if self.bases and key else None)
 
     def new_gate(self) -> Gate:
         """A gate for one sample of one request."""

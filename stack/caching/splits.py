@@ -11,7 +11,7 @@ from ..compat.noise import shrunk, wiener
 from ..compat.subspace import principal_basis
 from ..errors import StackError, choose
 
-BASIS_LIVES = ("request", "kept", "warm")
+BASIS_LIVES = ("request", "warm")
 
 
 class Split(Protocol):
@@ -41,13 +41,14 @@ class ChannelBasis:
     Args:
         energy: share of the squared norm that the principal part holds.
         life: "request" fits V on the request's first full step and keeps it; "warm" also improves it by one subspace
-            iteration on every later one; "kept" is as "request", and the owner carries V over to later requests.
+            iteration on every later one.
+        found: V (D, k) found offline, which takes the place of the first fit; "warm" goes on from it.
     """
 
-    def __init__(self, energy: float, life: str = "request"):
+    def __init__(self, energy: float, life: str = "request", found: torch.Tensor | None = None):
         if life not in BASIS_LIVES:
             raise choose("life of the basis", life, BASIS_LIVES)
-        self.energy, self.life = energy, life
+        self.energy, self.life, self.found = energy, life, found
         self.basis: torch.Tensor | None = None
 
     @property
@@ -56,7 +57,7 @@ class ChannelBasis:
 
     def fit(self, feature: torch.Tensor) -> None:
         if self.basis is None or len(self.basis) not in (1, len(feature)):
-            self.basis = principal_basis(feature, self.energy)
+            self.basis = principal_basis(feature, self.energy) if self.found is None else self.found.to(feature)[None]
         elif self.life == "warm":
             rows = feature.float()
             turned, _ = torch.linalg.qr(rows.mT @ (rows @ self.basis.float()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..caching.bases import load_bases
 from ..caching.calibration.conditions import DECISIVE, MINOR, differences
 from ..caching.calibration.search import Candidate
 from ..caching.cap import check_cap, offload, size_words
@@ -33,6 +34,7 @@ from ..report import FULL
 from .base import Applied, Finding, Target
 
 FEWEST_STEPS = 12  # below this an interval schedule has no history to extrapolate from (methods 6.5, rule 5)
+FILES = {"maps": load_maps, "bases": load_bases}  # options that may be given as a file's path
 OPTIONS = tuple(f.name for f in fields(Policy))
 
 
@@ -42,7 +44,8 @@ class Cache:
 
     Args:
         method: a row of `stack.caching.policy.PRESETS`: "svd" (SVD-Cache, arXiv 2601.07396), "taylorseer", ...
-        options: any attribute of `stack.caching.policy.Policy`, instead of the preset's; `maps` may be a file's path.
+        options: any attribute of `stack.caching.policy.Policy`, instead of the preset's; `maps` and `bases` may
+            be a file's path.
 
     Raises:
         StackError: an unknown preset or option, or a value outside its range.
@@ -58,8 +61,9 @@ class Cache:
         for name in options:
             if name not in OPTIONS:
                 raise choose("option of the cache", name, OPTIONS)
-        if isinstance(options.get("maps"), (str, Path)):
-            options["maps"] = load_maps(options["maps"])
+        for name, load in FILES.items():
+            if isinstance(options.get(name), (str, Path)):
+                options[name] = load(options[name])
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "policy", replace(PRESETS[method], **options))
 
@@ -133,6 +137,8 @@ class Cache:
             into, out = facts.latent
             what = f"site {p.site!r} adds to the latent: expected as many numbers out as in, got {out} for {into}"
             return [Finding(self.stage, what, "a learned variance?", repair="site='output'", fatal=True)]
+        if p.bases is not None and (misfit := p.bases.misfit(facts)):
+            return [Finding(self.stage, f"the bases were {misfit}", repair="stack.fit_bases(prompts)", fatal=True)]
         full = len(self.schedule_for(facts.steps).full_steps(facts.steps))
         if facts.steps < FEWEST_STEPS:
             why = f"{facts.steps} steps leave no history to extrapolate from"
@@ -174,7 +180,7 @@ class Cache:
             clock=target.clock,
             journal=target.journal,
             schedule_for=self.schedule_for,
-            new_predictor=lambda key, placement: p.new_predictor(placement, target.grid() if p.banded else ()),
+            new_predictor=lambda key, placement: p.new_predictor(placement, target.grid() if p.banded else (), key),
             weights_version=target.weights_version,
             new_gate=p.new_gate if p.gate else None,
             gain_at=p.gain,
@@ -184,9 +190,13 @@ class Cache:
             place=first_on_device(split.features) if split else all_on_device,
         )
 
+    def install_site(self, controller: CacheController, target: Target, install: Installer) -> int:
+        """Let this controller decide and predict where the policy says; returns the number of places."""
+        return _site(self.policy, controller, target).install(target.denoiser, target.wiring, install)
+
     def apply(self, target: Target, install: Installer) -> Applied:
-        p, controller = self.policy, self.controller(target)
-        places = _site(p, controller, target).install(target.denoiser, target.wiring, install)
+        controller = self.controller(target)
+        places = self.install_site(controller, target, install)
         constants = Constants(target.clock)
         constants.install(target.denoiser, target.wiring, install)
         install.on_rollback(controller.reset)

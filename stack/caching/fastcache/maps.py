@@ -7,11 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ...errors import StackError
-from ...facts import Facts
+from ..fitted import Fitted, read
 from .chi_square import tolerated_scale
 from .linear_map import LinearMap
 
@@ -20,20 +18,16 @@ CARRIES = ("map", "moved")
 
 
 @dataclass(frozen=True, eq=False)
-class LinearMaps:
+class LinearMaps(Fitted):
     """Made by `Stack.fit_maps`, kept in a safetensors file beside the recipe.
 
     Attributes:
-        family, blocks, width: of the model they were fitted on.
         maps: per carry, "block number/stream" to its map, "stack" for the whole stack. Those of "map" give what is
             added to an input; those of "moved" how much more is added when the input changes between steps.
         tables: "map" and "moved" to (2, blocks, calls): delta of each calibration call, and the relative error that
             replacing the block would have caused in it.
     """
 
-    family: str
-    blocks: int
-    width: int
     maps: dict[str, dict[str, LinearMap]]
     tables: dict[str, torch.Tensor]
 
@@ -42,15 +36,6 @@ class LinearMaps:
         changes, errors = self.tables[carry].tolist()
         return [tolerated_scale(change, error, allowed) for change, error in zip(changes, errors, strict=True)]
 
-    def misfit(self, facts: Facts) -> str:
-        """What about them does not fit this model, in words; "" if they fit."""
-        mine = (self.family, self.blocks, self.width)
-        here = (facts.family, facts.blocks, facts.width)
-        if mine == here:
-            return ""
-        words = "{} with {} blocks of width {}"
-        return f"the maps were fitted on {words.format(*mine)}, this is {words.format(*here)}"
-
     def save(self, path: str | Path) -> None:
         """Write them to a safetensors file."""
         tensors = {f"tables/{carry}": table for carry, table in self.tables.items()}
@@ -58,8 +43,7 @@ class LinearMaps:
             for key, each in maps.items():
                 tensors[f"{carry}/{key}/bias"] = each.bias
                 tensors |= {f"{carry}/{key}/{i}": factor for i, factor in enumerate(each.factors)}
-        about = {"family": self.family, "blocks": str(self.blocks), "width": str(self.width)}
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=about)
+        self._write(path, tensors)
 
 
 def load_maps(path: str | Path) -> LinearMaps:
@@ -68,23 +52,17 @@ def load_maps(path: str | Path) -> LinearMaps:
     Raises:
         StackError: no such file, or one that does not hold the maps of a model.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about, names = file.metadata() or {}, list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise StackError(f"no linear maps in {path} ({error}): stack.fit_maps(prompts, save=...) writes them") from None
-    missing = {"family", "blocks", "width"} - about.keys()
-    if missing or any(f"{carry}/{WHOLE}/bias" not in tensors for carry in CARRIES):
-        raise StackError(f"{path} holds no linear maps: expected a file that stack.fit_maps(prompts, save=...) wrote")
-    width = int(about["width"])
+    how = "stack.fit_maps(prompts, save=...)"
+    model, tensors = read(path, "linear maps", how)
+    if any(f"{carry}/{WHOLE}/bias" not in tensors for carry in CARRIES):
+        raise StackError(f"{path} holds no linear maps: expected a file that {how} wrote")
     maps: dict[str, dict[str, LinearMap]] = {carry: {} for carry in CARRIES}
     for name in tensors:
         carry, _, key = name.removesuffix("/bias").partition("/")
         if name.endswith("/bias"):
-            maps[carry][key] = _map(tensors, f"{carry}/{key}", width, path)
+            maps[carry][key] = _map(tensors, f"{carry}/{key}", model[2], path)
     tables = {name.removeprefix("tables/"): tensor for name, tensor in tensors.items() if name.startswith("tables/")}
-    return LinearMaps(about["family"], int(about["blocks"]), width, maps, tables)
+    return LinearMaps(*model, maps, tables)
 
 
 def _map(tensors: dict[str, torch.Tensor], name: str, width: int, path: str | Path) -> LinearMap:

@@ -35,7 +35,7 @@ def check(p: Policy, facts: Facts, stage: str) -> list[Finding]:
         return [Finding(stage, what, repair="stack.fit_maps(prompts), or maps='file.safetensors'", fatal=True)]
     misfit = p.maps.misfit(facts) if p.needs_maps and p.maps is not None else ""
     if misfit:
-        return [Finding(stage, misfit, repair="stack.fit_maps(prompts)", fatal=True)]
+        return [Finding(stage, f"the maps were {misfit}", repair="stack.fit_maps(prompts)", fatal=True)]
     if p.fewer_tokens:
         what = "tokens that run lose the others as context, which costs more than it saves: parts=('gate',) does not"
         return [Finding(stage, what, MEASURED, note=True)]

@@ -1,0 +1,82 @@
+"""Finding bases offline: run the stack with every step full, and read the subspace off the sum of all features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...compat.subspace import rank_by_energy
+from ...install import Installer
+from ...passes.base import Applied, Target
+from ...passes.cache import Cache
+from ..bases import Bases
+from ..forecast import Forecast
+from ..predictor import Predictor
+from .standin import StandIn
+
+if TYPE_CHECKING:
+    from ...builder import Stack
+
+
+@dataclass
+class GramSum:
+    """Sum of F^T F over features F (B, N, D): what their principal subspace is read off. Stands in for a split.
+
+    Attributes:
+        sum: (D, D) float64; None before the first feature.
+    """
+
+    sum: torch.Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        return 0 if self.sum is None else self.sum.nbytes
+
+    def fit(self, feature: torch.Tensor) -> None:
+        """Every sample counts the same, whatever its size."""
+        rows = feature.double() / feature.double().square().sum((1, 2), keepdim=True).sqrt().clamp_min(1e-30)
+        gram = (rows.mT @ rows).sum(0)
+        self.sum = gram if self.sum is None else self.sum + gram
+
+    def principal(self, feature: torch.Tensor) -> torch.Tensor:
+        return feature
+
+    def denoised(self, difference: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return difference, torch.zeros_like(difference)
+
+    def basis(self, energy: float) -> torch.Tensor:
+        """The leading eigenvectors that hold this share of the energy, (D, k) float32."""
+        assert self.sum is not None
+        values, vectors = torch.linalg.eigh(self.sum)
+        return vectors.flip(1)[:, : rank_by_energy(values.flip(0), energy)].float().contiguous()
+
+
+@dataclass(frozen=True)
+class Gathering(StandIn):
+    """The cache's sites with every step full, each feature summed up."""
+
+    cache: Cache
+    sums: dict[str, GramSum] = field(default_factory=dict)
+
+    def apply(self, target: Target, install: Installer) -> Applied:
+        controller = self.cache.controller(target)
+        controller.new_predictor = lambda key, placement: Predictor(
+            Forecast(1, (1.0, 0.0)), self.sums.setdefault(key, GramSum())
+        )
+        self.cache.install_site(controller, target, install)
+        install.on_rollback(controller.reset)
+        return Applied("every step runs in full; features are summed up", reset=controller.reset)
+
+
+def fit_bases(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> Bases:
+    """Bases of everything the cache predicts, from uncached runs of the prompts; rank by the cache's energy."""
+    gathering = Gathering(cache.changed(full_steps=(), segments=(), interval=1, calibrated_for=(), bases=None))
+    stack.replace(gathering)
+    for i, prompt in enumerate(prompts):
+        stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")
+    found = {key: sums.basis(cache.policy.energy) for key, sums in gathering.sums.items()}
+    facts = stack.facts
+    return Bases(facts.family, facts.blocks, facts.width, found)

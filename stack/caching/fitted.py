@@ -1,0 +1,59 @@
+"""What every fitted thing says of the model it was fitted on, so that it is never used on another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..errors import StackError
+from ..facts import Facts
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Something fitted on one model.
+
+    Attributes:
+        family, blocks, width: of that model.
+    """
+
+    family: str
+    blocks: int
+    width: int
+
+    def misfit(self, facts: Facts) -> str:
+        """What about it does not fit a model, in words; "" if it fits."""
+        mine = (self.family, self.blocks, self.width)
+        here = (facts.family, facts.blocks, facts.width)
+        if mine == here:
+            return ""
+        words = "{} with {} blocks of width {}"
+        return f"fitted on {words.format(*mine)}, this is {words.format(*here)}"
+
+    def _write(self, path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
+        about = {"family": self.family, "blocks": str(self.blocks), "width": str(self.width)}
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=about)
+
+
+def read(path: str | Path, what: str, how: str) -> tuple[tuple[str, int, int], dict[str, torch.Tensor]]:
+    """(family, blocks, width) and tensors of a safetensors file that `Fitted._write` wrote.
+
+    Args:
+        what, how: the thing and how to get one, for the error.
+
+    Raises:
+        StackError: no such file, or one that says of no model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+    except (OSError, SafetensorError) as error:
+        raise StackError(f"no {what} in {path} ({error}): {how} writes them") from None
+    if {"family", "blocks", "width"} - about.keys():
+        raise StackError(f"{path} holds no {what}: expected a file that {how} wrote")
+    return (about["family"], int(about["blocks"]), int(about["width"])), tensors

@@ -1,0 +1,76 @@
+"""Bases found offline: the subspace of the features themselves, used in place of a request's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stack import Stack, StackError
+from stack.caching.bases import Bases, load_bases
+from stack.caching.calibration.bases_fit import GramSum
+from stack.caching.splits import ChannelBasis
+from stack.passes.cache import Cache
+
+PROMPTS = ["a red ring", "a blue star"]
+STEPS = 14
+
+
+def test_a_sum_of_features_gives_their_common_subspace() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(16, 3, generator=generator)).Q
+    sums = GramSum()
+    for size in (1.0, 100.0):  # every sample counts the same
+        sums.fit(size * torch.randn(2, 40, 3, generator=generator) @ basis.mT)
+    found = sums.basis(0.999)
+    assert found.shape == (16, 3)
+    torch.testing.assert_close(found @ found.mT, basis @ basis.mT, atol=1e-5, rtol=0)
+
+
+def test_a_split_starts_from_what_was_found() -> None:
+    found = torch.eye(8)[:, :2]
+    split, feature = ChannelBasis(0.9, found=found), torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
+    split.fit(feature)
+    assert torch.equal(split.principal(feature)[..., :2], feature[..., :2])
+    assert float(split.principal(feature)[..., 2:].abs().max()) == 0
+
+
+def latents(stack: Stack) -> torch.Tensor:
+    return stack("a red ring", generator=torch.Generator().manual_seed(5), output_type="latent").images
+
+
+def test_a_stack_finds_saves_and_uses_them(pipe: Any, tmp_path: Path) -> None:
+    stack = Stack(pipe, steps=STEPS).cache("svd", interval=3, energy=0.8)
+    with stack:
+        own = latents(stack)
+    bases = stack.fit_bases(PROMPTS, save=tmp_path / "bases.safetensors")
+    assert not stack.applied and stack.passes[0].policy.bases is bases
+    (vectors,) = bases.vectors.values()
+    width = stack.facts.width
+    assert len(vectors) == width and 0 < vectors.shape[1] < width
+    torch.testing.assert_close(vectors.mT @ vectors, torch.eye(vectors.shape[1]), atol=1e-4, rtol=0)
+    with stack:
+        offline = latents(stack)
+    assert not torch.equal(own, offline)
+    assert float((own - offline).norm() / own.norm()) < 0.1
+    again = Stack(pipe, steps=STEPS).cache("svd", interval=3, energy=0.8, bases=tmp_path / "bases.safetensors")
+    with again:
+        assert torch.equal(latents(again), offline)
+
+
+def test_bases_of_another_model_are_refused(pipe: Any) -> None:
+    foreign = Bases("flux", 99, 7, {"image": torch.eye(7)})
+    with pytest.raises(StackError, match=r"the bases were fitted on flux with 99 blocks of width 7, this is"):
+        Stack(pipe, steps=STEPS).cache("svd", bases=foreign).apply()
+
+
+def test_what_cannot_have_bases_is_told_so(pipe: Any, tmp_path: Path) -> None:
+    with pytest.raises(StackError, match=r"principal subspace"):
+        Stack(pipe, steps=STEPS).cache("taylorseer").fit_bases(PROMPTS)
+    with pytest.raises(StackError, match=r"no bases in .*gone.*fit_bases"):
+        load_bases(tmp_path / "gone.safetensors")
+    with pytest.raises(StackError, match=r"no basis for 'text': found for image"):
+        Bases("flux", 2, 4, {"image": torch.eye(4)}).of("text")
+    assert Cache("svd").policy.bases is None
