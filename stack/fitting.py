@@ -42,15 +42,15 @@ def _refit(stack: Stack, suits: Callable[[Cache], bool], expected: str, fit: Cal
 
 
 def fit_gate(stack: Stack, prompts: Sequence[str], seed: int = 0) -> None:
-    """Measure the ratios of MagCache or the polynomial of TeaCache.
+    """Measure the ratios of MagCache, the polynomial of TeaCache, or the scale of an error budget's estimate.
 
     Raises:
         StackError: no such gate in the stack, no pipeline, or no prompts.
     """
     _refit(
         stack,
-        lambda cache: cache.policy.gate in ("magnitude", "polynomial") and bool(prompts),
-        "prompts and a pipeline with .cache('magcache') or .cache('teacache')",
+        lambda cache: cache.policy.gate in ("magnitude", "polynomial", "budget") and bool(prompts),
+        "prompts and a pipeline with .cache('magcache'), .cache('teacache') or .cache(..., max_error=...)",
         lambda cache: gate_fit.fit_gate(stack, cache, prompts, seed),
     )
 

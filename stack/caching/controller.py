@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..clock import Clock, Tick
+from ..clock import Clock, Tick, Timetable
 from ..compat.noise import Floor, floor_at
 from ..compat.stamp import Stamp, stamp_of
 from ..report import CACHED, FULL, PARTIAL, Journal
 from .forecast import coordinate
-from .gates import Gate
+from .gates import BudgetGate, Gate
 from .placement import Place, Placement, all_on_device
 from .predictor import Predictor
 from .schedules import Schedule
@@ -66,7 +66,7 @@ class CacheController:
     schedule_for: Callable[[int], Schedule]
     new_predictor: Callable[[str, Placement], Predictor]
     weights_version: Callable[[], Hashable]
-    new_gate: Callable[[], Gate] | None = None
+    new_gate: Callable[[Timetable], Gate] | None = None
     gain_at: Callable[[int, int], float] = lambda step, steps: 1.0
     coordinate: str = "time"
     per_sample: bool = False
@@ -97,6 +97,12 @@ class CacheController:
     @property
     def _all_cells(self) -> list[Cell]:
         return [cell for held in self._held.values() for cell in held.cells]
+
+    @property
+    def estimates(self) -> dict[str, float]:
+        """The estimated error of the final sample, of the worst sample and branch, where there is a budget."""
+        spent = [cell.gate.budget.spent for cell in self._all_cells if isinstance(cell.gate, BudgetGate)]
+        return {"estimated_error": max(spent)} if spent else {}
 
     def reset(self) -> None:
         """Forget every request."""
@@ -201,8 +207,13 @@ class CacheController:
             if key not in cell.predictors:
                 cell.predictors[key] = self.new_predictor(key, self.place(len(cell.predictors), rows.device))
             predictor = cell.predictors[key]
-            if measure and predictor.ready and i == 0:
-                error = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)
+            budget = cell.gate.budget if isinstance(cell.gate, BudgetGate) else None
+            off = None
+            if measure and predictor.ready and (i == 0 or budget):
+                off = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)
+                error = off if i == 0 else error
+            if measure and budget:
+                budget.ran(self.now.step, None if off is None else float(off))
             predictor.update(rows, x, gain, noise)
             self._unread.append(predictor.sound)
         if error is not None:
@@ -229,7 +240,7 @@ class CacheController:
         if any(other.stamp.request != stamp.request for other in self._held.values()):
             self.reset()
         count = stamp.shape[0] if self.new_gate is not None or self.per_sample else 1
-        gates = [None if self.new_gate is None else self.new_gate() for _ in range(count)]
+        gates = [None if self.new_gate is None else self.new_gate(self.clock.timetable) for _ in range(count)]
         self._held[tick.branch] = _Held(stamp, [Cell(gate=gate) for gate in gates])
 
 

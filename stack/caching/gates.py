@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from ..compat.budget import Budget
 from ..errors import StackError
 
 
@@ -166,6 +167,29 @@ class DraftGate:
 
     def skip(self, step: int, steps: int, change: float | None, run: int) -> bool:
         return step >= self.warmup and run < self.longest
+
+
+@dataclass
+class BudgetGate:
+    """Skip while the estimated error of the final picture stays within what is allowed.
+
+    Args:
+        budget: does the sums, see `stack.compat.budget`.
+        warmup: the first steps always run; order + 2 of them check the first forecast.
+        longest: cached steps in a row; 0 is no limit.
+    """
+
+    budget: Budget
+    warmup: int = 3
+    longest: int = 0
+    probe: ClassVar[str] = ""
+    holds_reference: ClassVar[bool] = True
+
+    def skip(self, step: int, steps: int, change: float | None, run: int) -> bool:
+        if step < self.warmup or (self.longest and run >= self.longest) or not self.budget.affords(step):
+            return False
+        self.budget.skipped(step)
+        return True
 
 
 def nearest(table: Sequence[float], step: int, steps: int) -> float:

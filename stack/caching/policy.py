@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
+from ..clock import Timetable
+from ..compat.budget import Budget, weights_of
 from ..compat.noise import Floor
 from ..errors import StackError, choose
 from .bases import Bases
 from .fastcache.chi_square import ADAPTIVE
 from .fastcache.choices import FastCacheChoices
-from .forecast import Forecast
-from .gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
+from .forecast import Forecast, coordinate
+from .gates import BudgetGate, DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
 from .placement import ON_DEVICE, Placement
 from .predictor import Predictor
 from .schedules import Interval, Mask, Schedule, same_share
@@ -29,6 +31,7 @@ GATES = {
     "": SITES,
     **dict.fromkeys(("prefix", "polynomial", "magnitude", "draft"), SPANS),
     "sum": ("denoiser", "related"),
+    "budget": SPANS,
 }
 SPLITS = ("channels", "band")
 DTYPES = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -54,6 +57,8 @@ class Policy(FastCacheChoices, TokenChoices):
         split: "channels" (SVD-Cache) or "band" (FreqCa); energy, basis_life, cutoff: of the split.
         bases: found offline by `Stack.fit_bases`; None finds them in each request.
         gate: decides instead of the schedule; threshold, longest, retention, coefficients, ratios: of the gate.
+        error_scale: of the "budget" gate, whose threshold is the relative error of the final sample that is allowed:
+            measured error over the estimate, from `Stack.fit_gate`.
         state_dtype: what features, differences and RFC's inputs are kept in: "bfloat16", "float16", "float32"; "" as
             the model makes them. float16 ends at 65,504.
         max_bytes: the most state on the device per picture and guidance branch that the plan accepts, in bytes; 0 is no
@@ -89,6 +94,7 @@ class Policy(FastCacheChoices, TokenChoices):
     cutoff: float = 0.1
     gate: str = ""
     threshold: float = 0.0
+    error_scale: float = 1.0
     longest: int = 0
     retention: float = 0.2
     coefficients: tuple[float, ...] = ()
@@ -123,6 +129,9 @@ class Policy(FastCacheChoices, TokenChoices):
         if self.site not in GATES[self.gate]:
             where = " or ".join(map(repr, GATES[self.gate]))
             raise StackError(f"gate {self.gate!r} cannot decide here: expected site {where}, got {self.site!r}")
+        if self.gate == "budget" and (self.back or not 0 < self.threshold):
+            given = f"back={self.back}, max_error={self.threshold:g}"
+            raise StackError(f"an error budget needs back=0 and a relative error above 0, such as 0.02: got {given}")
         if bool(self.cycle) != (self.site == "tokens"):
             raise StackError(f"site 'tokens' needs a cycle, no other has one: got {self.cycle!r} at {self.site!r}")
         if self.segments and len(self.segments) != len(self.full_steps):
@@ -182,8 +191,10 @@ class Policy(FastCacheChoices, TokenChoices):
             return TokenBand(self.cutoff, grid)
         return ChannelBasis(self.energy, self.basis_life, self.bases.of(key) if self.bases and key else None)
 
-    def new_gate(self) -> Gate:
-        """A gate for one sample of one request."""
+    def new_gate(self, timetable: Timetable) -> Gate:
+        """A gate for one sample of one request on this schedule."""
+        if self.gate == "budget":
+            return BudgetGate(self._budget(timetable), max(self.warmup, self.forecast.effective_order + 2), self.longest)
         if self.gate == "prefix":
             return PrefixGate(self.threshold, self.warmup, self.longest)
         if self.gate == "polynomial":
@@ -194,6 +205,11 @@ class Policy(FastCacheChoices, TokenChoices):
             around = self.site == "denoiser"
             return SumGate(self.threshold, self.warmup, self.longest, slope=None if around else 1.0, ends=around)
         return DraftGate(self.warmup, self.longest)
+
+    def _budget(self, timetable: Timetable) -> Budget:
+        name, sigmas = self.coordinate, timetable.sigmas
+        xs = [coordinate(name, step, timetable.time(sigma), sigma) for step, sigma in enumerate(sigmas)]
+        return Budget(self.threshold, xs, weights_of(sigmas), self.forecast.effective_order, self.error_scale)
 
     def accepts(self, step: int, steps: int) -> float:
         """The largest relative error of a draft's check on this step."""

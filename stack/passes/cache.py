@@ -45,7 +45,8 @@ class Cache:
     Args:
         method: a row of `stack.caching.policy.PRESETS`: "svd" (SVD-Cache, arXiv 2601.07396), "taylorseer", ...
         options: any attribute of `stack.caching.policy.Policy`, instead of the preset's; `maps` and `bases` may
-            be a file's path.
+            be a file's path. `max_error=0.02` spends a relative error of the final sample instead of following a
+            schedule (gate "budget"; `Stack.fit_gate` fits its estimate to finished samples).
 
     Raises:
         StackError: an unknown preset or option, or a value outside its range.
@@ -58,6 +59,8 @@ class Cache:
     def __init__(self, method: str = "svd", **options: Any):
         if method not in PRESETS:
             raise choose("cache", method, list(PRESETS))
+        if "max_error" in options:
+            options |= {"gate": "budget", "threshold": options.pop("max_error")}
         for name in options:
             if name not in OPTIONS:
                 raise choose("option of the cache", name, OPTIONS)
@@ -79,7 +82,7 @@ class Cache:
     @property
     def measured(self) -> dict[str, Any]:
         """What calibration chose, as options for a recipe; what is as in the preset is left out."""
-        chosen = (*(f.name for f in fields(Candidate)), "steps", "threshold", "accept", "calibrated_for")
+        chosen = (*(f.name for f in fields(Candidate)), "steps", "threshold", "error_scale", "accept", "calibrated_for")
         return {n: v for n in chosen if (v := getattr(self.policy, n)) != getattr(PRESETS[self.method], n)}
 
     @property
@@ -108,6 +111,9 @@ class Cache:
 
     def _when(self, facts: Facts) -> str:
         p = self.policy
+        if p.gate == "budget":
+            fitted = f"estimate times {p.error_scale:.2g}, as fitted" if p.error_scale != 1 else "estimate not fitted"
+            return f"steps cached while the final error is estimated within {p.threshold:g} ({fitted})"
         if p.gate:
             return f"steps decided by a {p.gate} gate, threshold {p.threshold:g}: saving depends on the picture"
         full = self.schedule_for(facts.steps).full_steps(facts.steps)
@@ -150,6 +156,9 @@ class Cache:
         if p.gate == "polynomial" and not p.coefficients:
             what = f"{self.method} has no measured polynomial"
             return [Finding(self.stage, what, "the bare change is summed; call fit_gate(prompts) for it", note=True)]
+        if p.gate == "budget" and p.error_scale == 1:
+            what = "the error estimate has not been fitted to finished samples"
+            return [Finding(self.stage, what, "fit_gate(prompts) does it", note=True)]
         if p.gate:
             return []
         if full == facts.steps:
@@ -264,7 +273,7 @@ def _reporter(controller: CacheController, constants: Constants, target: Target)
             target.journal.warn(f"0 of {len(target.journal.entries)} steps cached: the schedule left none")
         figures: dict[str, Any] = {"bytes": controller.bytes, "host_bytes": controller.host_bytes}
         figures |= {"table_bytes": constants.bytes, "cached_steps": cached, "dropped": controller.dropped}
-        figures |= controller.figures
+        figures |= controller.figures | controller.estimates
         return {**figures, "rolled_back": controller.rolled_back} if controller.rolled_back else figures
 
     return report

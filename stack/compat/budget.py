@@ -1,0 +1,87 @@
+"""An error that may be spent: how far the final picture may be off, shared out over the cached steps. Pure numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+EARLY = 2.0  # a forecast that has failed twice as badly as expected is believed at once, a better one by half
+
+
+@dataclass
+class Budget:
+    """Estimates what a cached step would cost and says whether that is still to be had.
+
+    A forecast of order p from a full step at gap g is off by about r g^(p+1) of its feature (Taylor's remainder); r is
+    measured at every full step that ends a run of cached ones, where forecast and truth are both known. An error at a
+    step enters the final sample with the step's share of the noise level, |sigma_s - sigma_(s+1)|, so the final error
+    is estimated as
+
+        scale * sum over cached steps of weight_s r g_s^(p+1),
+
+    a sum of absolute values, since errors of neighbouring steps point the same way. `scale` is what a calibration run
+    found between such estimates and finished pictures.
+
+    Args:
+        allowed: relative error of the final sample, against the same stack uncached.
+        xs: coordinate of every step.
+        weights: what a step's error weighs; they sum to 1.
+        order: of the forecast.
+        scale: measured final error over the estimate.
+    """
+
+    allowed: float
+    xs: Sequence[float]
+    weights: Sequence[float]
+    order: int
+    scale: float = 1.0
+    rate: float | None = None
+    spent: float = 0.0
+    full: int = 0
+    _run: list[int] = field(default_factory=list)
+
+    def cost(self, step: int) -> float:
+        """Estimated final error that caching this step adds."""
+        assert self.rate is not None
+        return self.scale * self.weights[step] * self.rate * self._gap(step) ** (self.order + 1)
+
+    def affords(self, step: int) -> bool:
+        """Whether this step may be cached; nothing is while no forecast has been checked.
+
+        What is left is shared out by the weights of the steps to come. Costs grow along a run as g^(p+1), so that a
+        run's mean is 1 / (p + 2) of its last step's: that much more than its share may be paid for one step, as long
+        as all of them together stay within what is allowed.
+        """
+        if self.rate is None:
+            return False
+        left, ahead = self.allowed - self.spent, sum(self.weights[step:])
+        cost = self.cost(step)
+        return cost <= left and cost * ahead <= (self.order + 2) * left * self.weights[step]
+
+    def skipped(self, step: int) -> None:
+        """The step was cached."""
+        self.spent += self.cost(step)
+        self._run.append(step)
+
+    def ran(self, step: int, error: float | None) -> None:
+        """The step ran in full; its forecast would have been off by `error` of the feature, if there was one.
+
+        What was booked for the run behind it is put right: the forecast's error at its end is known now.
+        """
+        gap = self._gap(step)
+        if error is not None and gap > 0:
+            measured = error / gap ** (self.order + 1)
+            if self.rate:
+                booked = sum(self.cost(s) for s in self._run)
+                self.spent += booked * (measured / self.rate - 1)
+            self.rate = measured if self.rate is None or measured > EARLY * self.rate else (measured + self.rate) / 2
+        self.full, self._run = step, []
+
+    def _gap(self, step: int) -> float:
+        return abs(self.xs[step] - self.xs[self.full])
+
+
+def weights_of(sigmas: Sequence[float]) -> list[float]:
+    """Each step's share of the whole change in noise level; the last one goes to 0."""
+    gaps = [abs(a - b) for a, b in zip(sigmas, [*sigmas[1:], 0.0], strict=True)]
+    return [gap / sum(gaps) for gap in gaps]
