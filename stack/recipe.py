@@ -12,6 +12,7 @@ from typing import Any
 
 from .builder import Stack
 from .errors import StackError, choose
+from .passes.adapter import Adapter
 from .passes.base import ORDER, Pass
 from .passes.cache import OPTIONS as CACHE_OPTIONS
 from .passes.cache import Cache
@@ -20,7 +21,7 @@ from .passes.distill import Distill
 from .passes.quantize import Quantize
 from .passes.sparse_attn import SparseAttention
 
-PASSES: dict[str, type[Any]] = {p.stage: p for p in (Distill, Quantize, SparseAttention, Compile, Cache)}
+PASSES: dict[str, type[Any]] = {p.stage: p for p in (Distill, Quantize, Adapter, SparseAttention, Compile, Cache)}
 
 
 @dataclass(frozen=True)
