@@ -246,28 +246,19 @@ class Stack:
             self._depart(new.stage)
             self._passes = wanted
             try:
-                if self.applied:
-                    self._push(self.plan.passes()[len(self._layers) :])
+                return self._refill()
             except BaseException:
                 self._passes = before
                 raise
-            return self
 
     def swap_adapter(self, adapter: str, **options: Any) -> Stack:
-        """Exchange a switchable adapter, between requests: what is below keeps its weights, quantized or not.
-
-        Cached state is dropped and the weights' version counts up.
-
-        Args:
-            options: see `stack.passes.adapter.Adapter`; nothing is taken over from the old one.
+        """Exchange a switchable adapter for another: what is below keeps its weights, and cached state is dropped.
 
         Raises:
             StackError: no switchable adapter in the stack, or the new one does not fit; see `replace`.
         """
         if not any(isinstance(p, Adapter) for p in self.plan.passes()):
-            raise StackError(
-                "no switchable adapter here: expected .distill(name, switchable=True); replace() fuses anew"
-            )
+            raise StackError("no switchable adapter here: expected .distill(name, switchable=True)")
         kind = Adapter if any(isinstance(p, Adapter) for p in self._passes) else Distill
         return self.replace(kind(adapter, **options))
 
@@ -369,7 +360,9 @@ class Stack:
         """
         with self._lock:
             if stage is not None:
-                return self._undo_stage(stage)
+                self._depart(stage)
+                self._passes = [p for p in self._passes if p.stage != stage]
+                return self._refill()
             self._pop(0)
             if self._base is not None:
                 self._base.rollback()
@@ -378,9 +371,8 @@ class Stack:
             self._target.clock.restart()
             return self
 
-    def _undo_stage(self, stage: str) -> Stack:
-        self._depart(stage)
-        self._passes = [p for p in self._passes if p.stage != stage]
+    def _refill(self) -> Stack:
+        """Put back what a departure took off with it."""
         if self.applied:
             self._push(self.plan.passes()[len(self._layers) :])
         return self

@@ -94,9 +94,7 @@ def _steps(card: Card, call: Corrected, known: Collection[str], steps: int) -> N
             continue
         wanted, own = [factor * s for s in sigmas], call.arguments.pop(name, None)
         if own is not None and not (_equal(own, wanted) if wanted else card.least <= len(own) <= card.largest):
-            call.contradictions.append(
-                f"{name} asked of {card.name}, which has a schedule of its own: the card's are run"
-            )
+            call.contradictions.append(f"{name} asked of {card.name}, which has its own: the card's are run")
         elif own is not None and not wanted:
             call.arguments[name] = own
     if sigmas and "sigmas" in known:

@@ -140,11 +140,11 @@ class Card:
     most: int = 0
     switch: int = 0
     weights: Weights | None = None
-    schedule: Schedule = Schedule()
+    schedule: Schedule = field(default_factory=Schedule)
     second: Schedule | None = None
     second_call: Mapping[str, Any] = field(default_factory=dict)
-    scheduler: SchedulerChoice = SchedulerChoice()
-    guidance: Guidance = Guidance()
+    scheduler: SchedulerChoice = field(default_factory=SchedulerChoice)
+    guidance: Guidance = field(default_factory=Guidance)
     call: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     base_licence: str = ""

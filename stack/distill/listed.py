@@ -68,9 +68,7 @@ LISTED: dict[str, Any] = {"FlowMatchEulerDiscreteScheduler": ListedEuler, "FlowM
 def _same_count(listed: tuple[float, ...], steps: int | None, sigmas: Any, timesteps: Any) -> None:
     given = next((len(values) for values in (sigmas, timesteps) if values is not None), steps)
     if given != len(listed):
-        raise StackError(
-            f"the adapter's schedule has {len(listed)} steps, got {given}: call the stack, not the pipeline"
-        )
+        raise StackError(f"the adapter's schedule has {len(listed)} steps, got {given}: call the stack for it")
 
 
 def scheduler_of(card: Card, base: Any, steps: int) -> Any | None:
