@@ -180,7 +180,9 @@ def adapters(
     from .distill.listing import COLUMNS, row
 
     cards = cards_in(folder or shipped_folder())
-    table = Table(*COLUMNS, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, overflow="fold", no_wrap=name == COLUMNS[0])
     for card in cards:
         table.add_row(*row(card))
     _console().print(table)

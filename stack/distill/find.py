@@ -37,8 +37,10 @@ def find_card(adapter: str) -> Card:
     Raises:
         StackError: nothing by this name, or a folder that holds several.
     """
-    path = Path(adapter)
-    if path.is_dir():
+    shipped, path = shipped_folder() / f"{adapter}.toml", Path(adapter)
+    if adapter and path.name == adapter and shipped.is_file():
+        return read_card(shipped)
+    if adapter and path.is_dir():
         path = _only_one(path)
     if path.suffix == ".toml" and path.is_file():
         return read_card(path)
@@ -46,13 +48,10 @@ def find_card(adapter: str) -> Card:
         if not path.is_file():
             raise StackError(f"no adapter weights at {path}: expected a .safetensors file")
         return Card(path.stem, weights=Weights({"transformer": path.name}), folder=path.parent)
-    shipped = shipped_folder() / f"{adapter}.toml"
-    if not adapter or not shipped.is_file():
-        raise StackError(
-            f"unknown adapter {adapter!r}: expected a .toml card, a .safetensors file, a folder that holds one, "
-            f"or a shipped card ('ditstack adapters' lists them)"
-        )
-    return read_card(shipped)
+    raise StackError(
+        f"unknown adapter {adapter!r}: expected a .toml card, a .safetensors file, a folder that holds one, "
+        "or a shipped card ('ditstack adapters' lists them)"
+    )
 
 
 def _only_one(folder: Path) -> Path:

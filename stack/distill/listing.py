@@ -6,16 +6,15 @@ from collections.abc import Iterable
 
 from .card import Card
 
-COLUMNS = ("adapter", "for", "steps", "schedule", "guidance", "licence", "verified")
+COLUMNS = ("adapter", "for", "steps", "guidance", "licence", "verified")
 
 
 def row(card: Card) -> tuple[str, ...]:
     """One card, in the order of `COLUMNS`."""
     steps = f"{card.least}-{card.largest}" if card.least < card.largest else str(card.steps)
     made_for = ", ".join(card.base[:1]) if card.weights else card.model
-    schedule = card.schedule.words() if card.scheduler.sampler != "custom" else "a scheduler not in diffusers"
-    words = card.guidance.words()
-    return (card.name, made_for, steps, schedule, words, card.licence or "unknown", "yes" if card.verified else "no")
+    verified = "yes" if card.verified else "no"
+    return card.name, made_for, steps, card.guidance.words(), card.licence or "unknown", verified
 
 
 def markdown(cards: Iterable[Card]) -> str:

@@ -187,7 +187,7 @@ def doubts(card: Card) -> str:
     """What of a card is not known for certain, or ''. Weights without a card claim nothing."""
     if card.verified or not card.sources:
         return ""
-    return f"unverified card {card.name}: {', '.join(card.doubtful()) or 'changed by hand'} recalled, not checked"
+    return f"unverified card {card.name}: {', '.join(card.doubtful()) or 'what was changed'} not checked at a source"
 
 
 def _is_base(origin: str, base: tuple[str, ...]) -> bool:
