@@ -186,7 +186,9 @@ def adapters(
     for card in cards:
         table.add_row(*row(card))
     _console().print(table)
-    typer.echo(f"{len(cards)} adapters, {sum(card.verified for card in cards)} verified; the others hold recalled facts")
+    typer.echo(
+        f"{len(cards)} adapters, {sum(card.verified for card in cards)} verified; the others hold recalled facts"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

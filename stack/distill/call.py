@@ -97,10 +97,9 @@ def _steps(card: Card, call: Corrected, known: Collection[str], steps: int) -> N
             call.contradictions.append(f"{name} asked of {card.name}, which has its own: the card's are run")
         elif own is not None and not wanted:
             call.arguments[name] = own
+    # Not as timesteps: LTXPipeline refuses its own. The scheduler has them in any case.
     if sigmas and "sigmas" in known:
         call.arguments["sigmas"] = sigmas
-    elif sigmas and "timesteps" in known:
-        call.arguments["timesteps"] = [TRAINED * s for s in sigmas]
 
 
 def _range(card: Card) -> str:
@@ -118,8 +117,6 @@ def _guidance(card: Card, call: Corrected, known: Collection[str]) -> None:
     if asked is not None and asked > guidance.limit:
         del call.arguments[name]
         instead = "no guidance" if guidance.limit <= 1 else f"at most {guidance.limit:g}"
-        call.contradictions.append(
-            f"{name}={asked:g} asked of {card.name}, which is made for {instead}: it is left out"
-        )
+        call.contradictions.append(f"{name}={asked:g} asked of {card.name}, made for {instead}: it is left out")
     if guidance.value is not None and name in known:
         call.arguments.setdefault(name, guidance.value)
