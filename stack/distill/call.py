@@ -27,16 +27,21 @@ class Corrected:
 
 
 def parameters_of(pipe: Any) -> tuple[str, ...]:
-    """Names of the arguments that a pipeline's call takes, in order; also those it hands on to a parent's."""
-    names: dict[str, None] = {}
+    """Names of the arguments that a pipeline's call takes, the positional ones first and in order.
+
+    A call that hands on what it does not name takes what its parent's takes, too.
+    """
+    positional: list[str] = []
+    named: list[str] = []
     for kind in type(pipe).__mro__:
         if "__call__" not in vars(kind):
             continue
         parameters = list(inspect.signature(vars(kind)["__call__"]).parameters.values())[1:]
-        names |= {p.name: None for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        positional += [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][len(positional) :]
+        named += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return tuple(names)
+    return (*positional, *named)
 
 
 Correct = Callable[[Mapping[str, Any]], Corrected]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..clock import uniform
 from ..errors import StackError, choose
@@ -66,7 +67,7 @@ class Schedule:
         if bool(listed) != bool(self.values):
             raise StackError(f"schedule {self.kind!r} expects {'a list' if listed else 'no list'}, got {self.values}")
         top = 1.0 if self.kind == "sigmas" else TRAINED
-        falling = all(a > b for a, b in zip(self.values, self.values[1:], strict=False))
+        falling = all(a > b for a, b in pairwise(self.values))
         if not falling or not all(0 < v <= top for v in self.values):
             raise StackError(f"a schedule must fall, within (0, {top:g}], got {list(self.values)}")
 

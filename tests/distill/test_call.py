@@ -103,7 +103,12 @@ def test_what_contradicts_the_card_is_put_right(card: Card, asked: dict, made: d
 
 def test_arguments_of_a_call_are_found_behind_a_wrapper() -> None:
     names = parameters_of(object.__new__(ShapesFluxPipeline))
-    assert names[0] == "prompt" and {"max_sequence_length", "sigmas", "guidance_scale", "true_cfg_scale"} <= set(names)
+    assert names[:4] == ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2") and {
+        "max_sequence_length",
+        "sigmas",
+        "guidance_scale",
+        "true_cfg_scale",
+    } <= set(names)
     for kind, takes in ((FluxPipeline, "sigmas"), (LTXPipeline, "timesteps"), (WanPipeline, ""), (DiTPipeline, "")):
         known = parameters_of(object.__new__(kind))
         assert {"sigmas", "timesteps"} & set(known) == ({takes} if takes else set())

@@ -10,9 +10,11 @@ from stack.distill.card import Card
 from stack.distill.find import cards_in, find_card, shipped_folder
 from stack.distill.listed import scheduler_of
 
-CARDS = {card.name: card for card in cards_in(shipped_folder())}
+# Those of others; our own are tested with the models they were trained for.
+CARDS = {c.name: c for c in cards_in(shipped_folder()) if c.model or (c.weights and c.weights.repo)}
 DMD4 = [1.0, 0.9375, 0.8333, 0.625]
 LTX = [1.0, 0.993, 0.987, 0.981, 0.975, 0.909, 0.725, 0.00003]
+UPSCALED = [1.0, 0.909, 0.725, 0.421]  # published with a last 0, which is where every schedule ends
 LTX2 = [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875]
 
 
@@ -39,9 +41,8 @@ PUBLISHED = {
     "pcm-sd3-4-shift3": shifted(3, even(4)),
 }
 SECOND = {
-    **dict.fromkeys(["ltx-097-distilled", "ltx-098-distilled"], [1.0, 0.909, 0.725, 0.421]),
-    **dict.fromkeys(["ltx2-distilled", "ltx2-distilled-lora"], [0.909375, 0.725, 0.421875]),
-    **dict.fromkeys(["ltx25-distilled", "ltx25-distilled-lora"], [0.909375, 0.725, 0.421875]),
+    **dict.fromkeys(["ltx-097-distilled", "ltx-098-distilled"], UPSCALED),
+    **dict.fromkeys(["ltx2-distilled", "ltx2-distilled-lora", "ltx25-distilled", "ltx25-distilled-lora"], LTX2[-3:]),
 }
 # What scheduler of which settings the others name; their noise levels are the base's own, or those of this class.
 TRAILING = {2: [999, 499], 4: [999, 749, 499, 249], 8: [999, 874, 749, 624, 499, 374, 249, 124]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -31,7 +32,7 @@ def test_the_step_list_picks_from_the_shifted_grid(shift: float, steps: list[int
 @given(shifts, st.integers(1, 60))
 def test_constant_shift_falls_and_is_what_diffusers_makes_of_equal_shifts(shift: float, steps: int) -> None:
     sigmas = constant_shift(steps, shift)
-    assert sigmas[0] == 1 and all(a > b > 0 for a, b in zip(sigmas, sigmas[1:], strict=False))
+    assert sigmas[0] == 1 and all(a > b > 0 for a, b in itertools.pairwise(sigmas))
     scheduler = FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, base_shift=math.log(shift), max_shift=math.log(shift), base_image_seq_len=256,
         max_image_seq_len=8192, shift=1.0, shift_terminal=None, time_shift_type="exponential",
