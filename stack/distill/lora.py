@@ -117,7 +117,9 @@ def updates(
         path = key.removesuffix(part)
         for prefix in (f"{component}.", "transformer."):
             path = path.removeprefix(prefix)
-        modules.setdefault(path, {})[part] = tensor
+        if part in modules.setdefault(path, {}):
+            raise _misfit(file.name, "expected every module once", [key])
+        modules[path][part] = tensor
     linears = linears_of(denoiser)
     if foreign := sorted(modules.keys() - linears.keys()):
         raise _misfit(file.name, "expected LoRA keys of its linears", foreign)
@@ -140,8 +142,10 @@ def _check(name: str, path: str, parts: Mapping[str, torch.Tensor], linear: nn.M
         raise _misfit(name, what, [path])
     if BIAS in parts and (linear.bias is None or parts[BIAS].shape != (len(up),)):
         raise _misfit(name, f"expected no {BIAS} or one per output of a linear with a bias", [path])
+    if ALPHA in parts and (parts[ALPHA].numel() != 1 or not float(parts[ALPHA])):
+        raise _misfit(name, "expected one alpha other than 0", [path])
     for part, tensor in parts.items():
-        if not bool(tensor.isfinite().all()):
+        if not bool(tensor.float().isfinite().all()):
             raise _misfit(name, "expected finite numbers, found NaN or infinity", [path + part])
 
 

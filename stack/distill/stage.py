@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,7 +37,7 @@ class AdapterStage:
         second: use the card's second stage, a pass over an upscaled latent.
 
     Raises:
-        StackError: steps below 1, or both a shift and noise levels.
+        StackError: steps below 1, a scale that is no number, or both a shift and noise levels.
     """
 
     adapter: str
@@ -45,11 +46,14 @@ class AdapterStage:
     shift: float | None = None
     sigmas: tuple[float, ...] = ()
     second: bool = False
+    _digests: dict[tuple[Any, ...], str] = field(default_factory=dict, init=False, repr=False, compare=False)
     stage: ClassVar[str]
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise StackError(f"steps must be at least 1, got {self.steps}")
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise StackError(f"scale must be a finite number, got {self.scale}")
         if self.shift is not None and self.sigmas:
             raise StackError("expected a shift or sigmas, got both: sigmas are used as they are")
 
@@ -74,6 +78,8 @@ class AdapterStage:
             own["schedule"] = Schedule(kind, tuple(self.sigmas), self.shift or 1.0)
             own["scheduler"] = card.scheduler if card.scheduler.name else FLOW_EULER
         steps = self.steps or len(self.sigmas)
+        if not own and steps and card.least <= steps <= card.largest and not card.schedule.count:
+            return replace(card, steps=steps)
         if own or steps:
             own |= {"steps": steps or card.steps, "fewest": 0, "most": 0, "verified": False}
         if own.get("schedule") and not own["steps"]:
@@ -88,12 +94,14 @@ class AdapterStage:
 
     @property
     def _digest(self) -> str:
+        """Of the files as they are now: read again when one has been written to, "" where they have to be fetched."""
         files = on_this_machine(self.card)
-        return self._content if files else ""
-
-    @cached_property
-    def _content(self) -> str:
-        return content(on_this_machine(self.card) or {})
+        if not files:
+            return ""
+        state = tuple((name, path, path.stat().st_mtime_ns, path.stat().st_size) for name, path in files.items())
+        if state not in self._digests:
+            self._digests[state] = content(files)
+        return self._digests[state]
 
     def describe(self, facts: Facts) -> list[str]:
         card = self.card

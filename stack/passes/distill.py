@@ -52,7 +52,7 @@ class Distill(AdapterStage):
 
     def beside(self) -> Adapter:
         """The same adapter as a branch of its own."""
-        shared: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(AdapterStage)}
+        shared: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(AdapterStage) if f.init}
         return Adapter(**shared)
 
     def apply(self, target: Target, install: Installer) -> Applied:

@@ -16,6 +16,7 @@ from stack.distill.listing import markdown
 from stack.distill.parse import parse_card
 
 CARDS = cards_in(shipped_folder())
+ROOT = Path(__file__).parents[2]
 GOOD = """
 base = ["shapes-flux"]
 family = "flux"
@@ -43,6 +44,8 @@ licence = "[run] trained here"
 def test_at_least_25_public_adapters() -> None:
     public = [card.model or (card.weights and (card.weights.repo, *card.weights.files.values())) for card in CARDS]
     assert len(set(public)) >= 25
+    count = sum(bool(card.model or (card.weights and card.weights.repo)) for card in CARDS)
+    assert f"{count} cards of public few-step adapters" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
@@ -163,5 +166,5 @@ def test_a_scheduler_setting_nobody_knows() -> None:
 
 
 def test_the_table_of_the_documentation_is_the_cards() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+    text = (ROOT / "docs" / "adapters.md").read_text()
     assert markdown(CARDS) in text

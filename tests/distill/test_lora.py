@@ -68,6 +68,12 @@ BAD: dict[str, tuple[Callable[[State], None], str]] = {
     ),
     "infinity": (changed("lora_A.weight", poison(torch.inf)), "expected finite numbers"),
     "NaN alpha": (changed("alpha", lambda t: t * torch.nan), "expected finite numbers"),
+    "alpha of nothing": (changed("alpha", lambda t: t * 0), "expected one alpha other than 0"),
+    "alphas": (changed("alpha", lambda t: torch.stack([t, t])), "expected one alpha other than 0"),
+    "twice": (
+        lambda s: s.update({f"{Q.removeprefix('transformer.')}.lora_A.weight": torch.zeros(4, 128)}),
+        "expected every module once",
+    ),
     "DoRA": (lambda s: s.update({f"{Q}.lora_magnitude_vector": torch.ones(128)}), "is a DoRA"),
     "odd bias": (lambda s: s.update({f"{Q}.lora_B.bias": torch.ones(3)}), "expected no .lora_B.bias or one per output"),
     "another tool's": (lambda s: s.update({"blocks_0_q.hada_w1": torch.ones(3)}), "found blocks_0_q.hada_w1"),

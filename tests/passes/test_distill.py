@@ -128,6 +128,7 @@ def test_what_is_given_to_distill_wins_over_the_card(card: Path) -> None:
     assert sigmas(stack) == [1.0, 0.5]
     for options, said in (
         ({"steps": 0}, "steps must be at least 1"),
+        ({"scale": math.nan}, "scale must be a finite number"),
         ({"shift": 2.0, "sigmas": (1.0,)}, "expected a shift or sigmas, got both"),
         ({"steps": 3}, "4 noise levels are 4 steps, no others; got 3"),
         ({"second": True}, "has no second stage"),
@@ -154,6 +155,8 @@ def test_a_whole_checkpoint_is_a_schedule_without_weights() -> None:
     assert "a whole checkpoint" in stack.explain() and stack.plan.facts_after.steps == 4
     stack("a green circle", max_sequence_length=16)
     assert len(stack.report().steps) == 4 and "0 linears updated" in stack.report().summaries["distill"]
+    fewer = Stack(tiny_pipe()).distill("flux-schnell", steps=2).plan.facts_after
+    assert fewer.steps == 2 and "what was changed" not in Stack(tiny_pipe()).distill("flux-schnell", steps=2).explain()
     stack("a green circle", max_sequence_length=16, num_inference_steps=2)
     assert len(stack.report().steps) == 2 and not any("asked" in w for w in stack.report().warnings)
     assert all(torch.equal(t, before[n]) for n, t in pipe.transformer.state_dict().items())
@@ -202,11 +205,14 @@ def test_the_content_of_the_file_is_part_of_what_a_cache_is_calibrated_for(card:
     def adapters(**options: Any) -> tuple[str, ...]:
         return Stack(tiny_pipe()).distill(str(card), **options).plan.facts_after.adapters
 
+    same = Stack(tiny_pipe()).distill(str(card))
     first = adapters()
+    assert same.plan.facts_after.adapters == first
     assert first == adapters() and first[0].startswith("turbo@") and adapters(scale=0.5) != first
     state = load_file(card.parent / FILE)
     save_file({key: tensor + 1e-4 for key, tensor in state.items()}, card.parent / FILE)
     assert adapters() != first
+    assert same.plan.facts_after.adapters == adapters(), "the file is looked at anew, not its name"
     for known, repaired in ((adapters(steps=14, shift=1.0), False), (first, True)):
         made_for = (f"adapters={known[0]}", "schedule=" + "+".join(f"{1 - i / 14:g}" for i in range(14)))
         stack = Stack(tiny_pipe()).cache("svd", full_steps=(0, 1, 7), steps=14, calibrated_for=made_for)
