@@ -123,16 +123,18 @@ class AdapterStage:
         card = self.card
         found = [Finding(self.stage, what, fatal=True) for what in self._refusals(card, facts)]
         notes = [doubts(card)] if doubts(card) else []
-        if facts.origin and card.base and not _is_base(facts.origin, card.base):
-            notes.append(f"{card.name} is made for {' or '.join(card.base)}, this is {facts.origin}")
+        models = card.base if card.weights else (card.model,)
+        if facts.origin and models and not _is_base(facts.origin, models):
+            notes.append(f"{card.name} is made for {' or '.join(models)}, this is {facts.origin}")
         if card.weights and on_this_machine(card) is None:
             notes.append(f"weights are fetched from {card.weights.repo or 'nowhere: they are missing'}")
         return found + [Finding(self.stage, what, note=True) for what in notes]
 
     def _refusals(self, card: Card, facts: Facts) -> list[str]:
         refused = []
-        if card.family and card.family != facts.family:
-            refused.append(f"{card.name} is made for {card.family}: this model is {facts.family}")
+        # A card with a pipeline and no family is for one that this project does not know.
+        if (card.family or card.pipeline) not in ("", facts.family):
+            refused.append(f"{card.name} is made for {card.family or card.pipeline}: this model is {facts.family}")
         if facts.distilled and card.steps:
             refused.append(f"{facts.distilled} and {card.name} each bring a schedule: expected one of them")
         if card.scheduler.sampler == "custom":

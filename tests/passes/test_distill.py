@@ -167,6 +167,8 @@ def test_a_whole_checkpoint_is_a_schedule_without_weights() -> None:
 def test_another_family_or_scheduler_is_refused_by_the_plan(card: Path) -> None:
     with pytest.raises(StackError, match="accvideo-5 is made for hunyuan-video: this model is flux"):
         Stack(tiny_pipe()).distill("accvideo-5").explain()
+    with pytest.raises(StackError, match="z-image-turbo is made for ZImagePipeline: this model is flux"):
+        Stack(tiny_pipe()).distill("z-image-turbo").explain()
     card.write_text(CARD + '[scheduler]\nclass = "TDDScheduler"\nsampler = "custom"\n')
     with pytest.raises(StackError, match="needs TDDScheduler of its authors, not in diffusers"):
         Stack(tiny_pipe()).distill(str(card)).explain()
@@ -199,6 +201,9 @@ def test_a_model_of_another_name_is_noted(card: Path) -> None:
     for name, noted in (("somebody/other", True), ("/models/shapes-flux", False), ("", False)):
         pipe.register_to_config(_name_or_path=name)
         assert ("is made for shapes-flux, this is" in Stack(pipe).distill(str(card)).explain()) is noted
+    pipe.register_to_config(_name_or_path="black-forest-labs/FLUX.1-dev")
+    said = "flux-schnell is made for black-forest-labs/FLUX.1-schnell, this is black-forest-labs/FLUX.1-dev"
+    assert said in Stack(pipe).distill("flux-schnell").explain()
 
 
 def test_the_content_of_the_file_is_part_of_what_a_cache_is_calibrated_for(card: Path) -> None:
