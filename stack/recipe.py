@@ -58,7 +58,7 @@ class Recipe:
 
 
 def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | None = None) -> Pass:
-    """A pass from its stage's name and its arguments; a file of linear maps is looked for from `folder` on.
+    """A pass from its stage's name and its arguments; files of linear maps and adapters are looked for in `folder` first.
 
     Raises:
         StackError: an unknown stage or argument, or a value the pass refuses; the message names the recipe.
@@ -72,9 +72,11 @@ def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | No
     plain: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
     }
-    maps = plain.get("maps")
+    maps, adapter = plain.get("maps"), plain.get("adapter")
     if folder is not None and isinstance(maps, str):
         plain["maps"] = folder / maps
+    if folder is not None and isinstance(adapter, str) and (folder / adapter).is_file():
+        plain["adapter"] = str(folder / adapter)
     try:
         return PASSES[stage](**plain)
     except TypeError as error:

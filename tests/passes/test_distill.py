@@ -247,8 +247,8 @@ def test_fuse_before_quantize_survives_rounding(tmp_path: Path) -> None:
     assert (both - wanted).norm() < 0.2 * (quantized - wanted).norm()
 
 
-def test_a_recipe_names_an_adapter(card: Path) -> None:
-    recipe = parse_recipe({"distill": {"adapter": str(card), "sigmas": [1.0, 0.5], "steps": 2}}, "mine")
+def test_a_recipe_names_an_adapter_beside_it(card: Path) -> None:
+    recipe = parse_recipe({"distill": {"adapter": "turbo.toml", "sigmas": [1.0, 0.5], "steps": 2}}, "mine", card.parent)
     stack = recipe.stack(tiny_pipe())
     stack("a green circle")
     assert sigmas(stack) == [1.0, 0.5] and math.isclose(stack.report().steps[0].sigma, 1.0)
