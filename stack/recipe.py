@@ -58,7 +58,7 @@ class Recipe:
 
 
 def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | None = None) -> Pass:
-    """A pass from its stage's name and its arguments; files of linear maps and adapters are looked for in `folder` first.
+    """A pass from its stage's name and its arguments; maps and adapters are looked for in `folder` first.
 
     Raises:
         StackError: an unknown stage or argument, or a value the pass refuses; the message names the recipe.
