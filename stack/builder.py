@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import weakref
 from collections.abc import Sequence
@@ -20,13 +19,15 @@ from .caching.calibration.goals import Goal
 from .caching.fastcache.maps import LinearMaps
 from .clock import Clock
 from .compat.content import WeightsWatch
+from .distill.call import corrected_call
 from .errors import StackError
 from .facts import Facts
 from .follow import follow
 from .install import Installer
 from .models.facts import facts_of
 from .models.schedule import default_timetable
-from .models.wiring import Wiring, wiring_of
+from .models.wiring import Wiring, denoiser_of, wiring_of
+from .passes.adapter import Adapter
 from .passes.base import ORDER, Applied, Pass, Target
 from .passes.cache import Cache
 from .passes.compile import Compile
@@ -75,12 +76,13 @@ class Stack:
         if not isinstance(steps, int) or steps < 1:
             raise StackError(f"steps must be a whole number of at least 1, got {steps!r}")
         self._pipe = None if isinstance(model, nn.Module) else model
-        denoiser = model if isinstance(model, nn.Module) else _denoiser_of(model)
+        denoiser = model if isinstance(model, nn.Module) else denoiser_of(model)
         self._strict = strict
         self._passes: list[Pass] = []
         self._layers: list[_Layer] = []
         self._base: Installer | None = None
         self._weights_version = 0
+        self._told: list[str] = []  # what had to be put right in the last call
         self._lock = threading.RLock()
         self._watch = WeightsWatch(denoiser)
         wiring = wiring_of(denoiser)
@@ -102,9 +104,12 @@ class Stack:
 
     # ---- building
 
-    def distill(self, adapter: str, **options: Any) -> Stack:
-        """Add a distilled adapter; see `stack.passes.distill.Distill`."""
-        return self.add(Distill(adapter, **options))
+    def distill(self, adapter: str, switchable: bool = False, **options: Any) -> Stack:
+        """Add a distilled adapter, fused, or as a branch that `swap_adapter` exchanges.
+
+        See `stack.passes.distill.Distill` and `stack.passes.adapter.Adapter`.
+        """
+        return self.add(Adapter(adapter, **options) if switchable else Distill(adapter, **options))
 
     def quantize(self, scheme: str = "int8", **options: Any) -> Stack:
         """Add quantization of the blocks' linears; see `stack.passes.quantize.Quantize`."""
@@ -182,13 +187,14 @@ class Stack:
     def report(self) -> Report:
         """What happened in the last request."""
         passes = {layer.wanted.stage: layer.applied.report() for layer in self._layers}
+        standing = [text for layer in self._layers for text in layer.applied.warnings]
         notes = [f"{f.stage}: {f.what}; {f.repair}" for f in self.plan.findings if f.repair]
         return Report(
             steps=self._target.journal.records(),
             cache_bytes=sum(int(figures.get("bytes", 0)) for figures in passes.values()),
             passes=passes,
             summaries={layer.wanted.stage: layer.applied.summary for layer in self._layers},
-            warnings=notes + list(self._target.journal.warnings),
+            warnings=notes + standing + self._told + list(self._target.journal.warnings),
         )
 
     # ---- running
@@ -231,6 +237,8 @@ class Stack:
             self.apply()
             if self._pipe is None:
                 return self.denoiser(*args, **kwargs)
+            agreed = [layer.applied.call for layer in self._layers if layer.applied.call]
+            args, kwargs, self._told = corrected_call(agreed, self._pipe, args, kwargs, self._strict)
             steps = kwargs.setdefault("num_inference_steps", self.plan.facts_after.steps)
             if steps < 1:
                 raise StackError(f"num_inference_steps must be at least 1, got {steps}")
@@ -241,14 +249,31 @@ class Stack:
         """Exchange the pass of a stage; stages above it are taken off and put back if the stack is applied.
 
         Raises:
-            StackError: the stage is not in the stack.
+            StackError: the stage is not in the stack, or the new pass cannot work. What the plan refuses leaves the
+                stack as it was; a pass that fails while it is put on takes the whole stack off.
         """
         with self._lock:
-            self._depart(new.stage)
-            self._passes = [new if p.stage == new.stage else p for p in self._passes]
+            before, wanted = self._passes, [new if p.stage == new.stage else p for p in self._passes]
             if self.applied:
-                self._push(self.plan.stages[len(self._layers) :])
-            return self
+                make_plan(self._facts, wanted, self._strict)
+            self._depart(new.stage)
+            self._passes = wanted
+            try:
+                return self._refill()
+            except BaseException:
+                self._passes = before
+                raise
+
+    def swap_adapter(self, adapter: str, **options: Any) -> Stack:
+        """Exchange a switchable adapter for another: what is below keeps its weights, and cached state is dropped.
+
+        Raises:
+            StackError: no switchable adapter in the stack, or the new one does not fit; see `replace`.
+        """
+        if not any(isinstance(p, Adapter) for p in self.plan.passes()):
+            raise StackError("no switchable adapter here: expected .distill(name, switchable=True)")
+        kind = Adapter if any(isinstance(p, Adapter) for p in self._passes) else Distill
+        return self.replace(kind(adapter, **options))
 
     def calibrate(
         self,
@@ -315,7 +340,9 @@ class Stack:
         """
         with self._lock:
             if stage is not None:
-                return self._undo_stage(stage)
+                self._depart(stage)
+                self._passes = [p for p in self._passes if p.stage != stage]
+                return self._refill()
             self._pop(0)
             if self._base is not None:
                 self._base.rollback()
@@ -324,9 +351,8 @@ class Stack:
             self._target.clock.restart()
             return self
 
-    def _undo_stage(self, stage: str) -> Stack:
-        self._depart(stage)
-        self._passes = [p for p in self._passes if p.stage != stage]
+    def _refill(self) -> Stack:
+        """Put back what a departure took off with it."""
         if self.applied:
             self._push(self.plan.stages[len(self._layers) :])
         return self
@@ -351,16 +377,3 @@ class Stack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.undo()
-
-
-def _denoiser_of(pipe: Any) -> nn.Module:
-    """The transformer of a pipeline."""
-    from diffusers import DiffusionPipeline
-
-    if not isinstance(pipe, DiffusionPipeline):
-        raise StackError(
-            f"cannot accelerate a {type(pipe).__name__}: expected a diffusers pipeline or its transformer module"
-        )
-    if "transformer" not in inspect.signature(type(pipe).__init__).parameters:
-        raise StackError(f"{type(pipe).__name__} has no transformer: expected a pipeline of a diffusion transformer")
-    return pipe.transformer

@@ -168,22 +168,26 @@ def recipes_() -> None:
 
 
 @app.command()
-def adapters() -> None:
-    """List the shipped distilled adapters."""
-    import tomllib
-    from importlib import resources
+def adapters(
+    folder: Annotated[
+        Path | None, typer.Option(help="A folder of your own .toml cards instead of those that ship.")
+    ] = None,
+) -> None:
+    """List distilled adapters: what each is for, its steps, guidance and licence, and whether all of it was checked."""
+    from rich.table import Table
 
-    found = sorted(
-        (f for f in resources.files("stack.adapters").iterdir() if f.name.endswith(".toml")), key=lambda f: f.name
-    )
-    if not found:
-        typer.echo(
-            "no adapters ship with this version; [distill] in a recipe takes a .toml card or a .safetensors file"
-        )
-    cards = [(f.name.removesuffix(".toml"), tomllib.loads(f.read_text())) for f in found]
-    _list(
-        (name, ", ".join(f"{k}: {v}" for k, v in card.items() if isinstance(v, str | int | float)))
-        for name, card in cards
+    from .distill.find import cards_in, shipped_folder
+    from .distill.listing import COLUMNS, row
+
+    cards = cards_in(folder or shipped_folder())
+    table = Table(box=None, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, overflow="fold", no_wrap=name == COLUMNS[0])
+    for card in cards:
+        table.add_row(*row(card))
+    _console().print(table)
+    typer.echo(
+        f"{len(cards)} adapters, {sum(card.verified for card in cards)} verified; the others hold recalled facts"
     )
 
 

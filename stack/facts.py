@@ -50,7 +50,10 @@ class Facts:
         guidance: "none", "embedded" or "cfg".
         weight_bits, activation_bits: precision inside the large linears.
         attention_density: share of attention blocks that are computed.
-        adapters: names of the adapters in the weights.
+        adapters: name and content of the adapters in the weights or beside them.
+        schedule: noise levels of an adapter's schedule; () where the scheduler makes them.
+        distilled: the card that the steps and the schedule come from, or "".
+        origin: hub id of the model, or the last part of its path; "" where unknown.
         pipeline: whether a whole pipeline is there, or a bare denoiser.
         grid: of the image tokens at the pipeline's default size, (rows, columns) or (frames, rows, columns); () where
             unknown. A call may have another, see `stack.models.grid.RequestGrid`.
@@ -76,6 +79,9 @@ class Facts:
     activation_bits: int = 16
     attention_density: float = 1.0
     adapters: tuple[str, ...] = ()
+    schedule: tuple[float, ...] = ()
+    distilled: str = ""
+    origin: str = ""
     quantized_by: str = ""
     pipeline: bool = True
     grid: tuple[int, ...] = ()

@@ -44,7 +44,7 @@ class Plan:
 
 
 def in_order(passes: Sequence[Pass]) -> list[Pass]:
-    """Sort by stage: distill, quantize, sparse attention, compile, cache; whatever order they were asked in.
+    """Sort by stage: distill, quantize, adapter, sparse attention, compile, cache; whatever order they were asked in.
 
     Weights change first (an adapter is fused before it is rounded), then how they are computed, then what is skipped:
     so that a cache is always calibrated on, and stamped with, the numbers it will meet.

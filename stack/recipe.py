@@ -12,6 +12,7 @@ from typing import Any
 
 from .builder import Stack
 from .errors import StackError, choose
+from .passes.adapter import Adapter
 from .passes.base import ORDER, Pass
 from .passes.cache import FILES, Cache
 from .passes.cache import OPTIONS as CACHE_OPTIONS
@@ -20,7 +21,7 @@ from .passes.distill import Distill
 from .passes.quantize import Quantize
 from .passes.sparse_attn import SparseAttention
 
-PASSES: dict[str, type[Any]] = {p.stage: p for p in (Distill, Quantize, SparseAttention, Compile, Cache)}
+PASSES: dict[str, type[Any]] = {p.stage: p for p in (Distill, Quantize, Adapter, SparseAttention, Compile, Cache)}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Recipe:
 
 
 def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | None = None) -> Pass:
-    """A pass from its stage's name and its arguments; a file of linear maps is looked for from `folder` on.
+    """A pass from its stage's name and its arguments; maps and adapters are looked for in `folder` first.
 
     Raises:
         StackError: an unknown stage or argument, or a value the pass refuses; the message names the recipe.
@@ -74,6 +75,9 @@ def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | No
     for name in FILES if folder is not None else ():
         if isinstance(plain.get(name), str):
             plain[name] = folder / plain[name]
+    adapter = plain.get("adapter")
+    if folder is not None and isinstance(adapter, str) and (folder / adapter).is_file():
+        plain["adapter"] = str(folder / adapter)
     try:
         return PASSES[stage](**plain)
     except TypeError as error:
@@ -85,7 +89,7 @@ def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | No
 def options_of(stage: str) -> list[str]:
     """Names of a pass's arguments."""
     if stage == Cache.stage:
-        return ["method", *CACHE_OPTIONS]
+        return ["method", "max_error", *CACHE_OPTIONS]
     return list(inspect.signature(PASSES[stage]).parameters)
 
 

@@ -34,6 +34,7 @@ def build(world: dict[str, Any], stages: list[str]) -> Stack:
     options: dict[str, Any] = {
         "distill": lambda: stack.distill(str(world["lora"])),
         "quantize": lambda: stack.quantize("int8", min_features=64),
+        "adapter": lambda: stack.distill(str(world["lora"]), switchable=True),
         "sparse_attn": lambda: stack.sparse_attn(keep=0.5),
         "cache": lambda: stack.cache("svd", interval=4, warmup=2),
     }
@@ -50,7 +51,7 @@ def untouched(world: dict[str, Any]) -> None:
 
 
 @settings(deadline=None, max_examples=12)
-@given(data=st.data(), stages=st.lists(st.sampled_from(STAGES), unique=True, max_size=4))
+@given(data=st.data(), stages=st.lists(st.sampled_from(STAGES), unique=True, max_size=5))
 def test_any_subset_undone_in_any_order(world: dict[str, Any], data: st.DataObject, stages: list[str]) -> None:
     stack = build(world, stages).apply()
     try:
@@ -70,7 +71,7 @@ class Broken(RuntimeError):
 
 @settings(deadline=None, max_examples=10)
 @given(
-    stages=st.lists(st.sampled_from(STAGES), unique=True, min_size=1, max_size=4),
+    stages=st.lists(st.sampled_from(STAGES), unique=True, min_size=1, max_size=5),
     step=st.integers(0, STEPS - 1),
     inside=st.booleans(),
 )

@@ -102,8 +102,10 @@ class PipelineEngine:
     def warm_up(self, row: Row, prompt: str) -> None:
         if row.role == "stack" and row.passes:
             stack = self._stack(row)
+            facts = stack.plan.facts_after
+            steps = facts.steps if facts.distilled else WARM_UP_STEPS  # a few-step schedule has no shorter one
             try:
-                stack(prompt, num_inference_steps=WARM_UP_STEPS, generator=_noise(0), output_type="pt")
+                stack(prompt, num_inference_steps=steps, generator=_noise(0), output_type="pt")
             finally:
                 stack.undo()
         else:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import StackError
 from ..facts import Facts, machine_of
-from .sampler import plain_sampler
+from .sampler import why_not_plain
 from .wiring import Wiring
 
 
@@ -47,22 +47,18 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
         latent=_latent(config),
-        sampler=_sampler(pipe),
+        sampler="" if pipe is None else why_not_plain(pipe.scheduler),
+        origin=_origin(denoiser, pipe),
     )
+
+
+def _origin(denoiser: Any, pipe: Any | None) -> str:
+    """The hub id a model was loaded by, or the name of its folder."""
+    name = str((denoiser if pipe is None else pipe).config.get("_name_or_path") or "")
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _quantizer(denoiser: Any) -> str:
     """Name of the library a model was quantized by before it came here, or ''."""
     config = denoiser.config.get("quantization_config")
     return "" if config is None else str(config.get("quant_method", "unknown"))
-
-
-def _sampler(pipe: Any | None) -> str:
-    """Why a pipeline's sampler is no plain one, or ''."""
-    if pipe is None:
-        return ""
-    try:
-        plain_sampler(pipe.scheduler)
-    except StackError as error:
-        return str(error)
-    return ""

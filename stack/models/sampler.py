@@ -117,6 +117,15 @@ def plain_sampler(scheduler: Any) -> type:
     raise StackError(f"{name} is no plain one-step sampler: expected flow Euler, or DDIM without clipping")
 
 
+def why_not_plain(scheduler: Any) -> str:
+    """What speaks against `plain_sampler`, or ''."""
+    try:
+        plain_sampler(scheduler)
+    except StackError as error:
+        return str(error)
+    return ""
+
+
 def _ddim_steps(scheduler: DDIMScheduler) -> list[AffineStep]:
     kept, stride = scheduler.alphas_cumprod.tolist(), scheduler.config.num_train_timesteps
     stride //= scheduler.num_inference_steps

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 from torch import nn
 
 from ..clock import Clock
+from ..distill.call import Correct
 from ..entrance import Entrance
 from ..facts import Facts
 from ..install import Installer
@@ -17,7 +18,7 @@ from ..models.grid import RequestGrid
 from ..models.wiring import Wiring
 from ..report import Journal
 
-ORDER = ("distill", "quantize", "sparse_attn", "compile", "cache")
+ORDER = ("distill", "quantize", "adapter", "sparse_attn", "compile", "cache")
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,17 @@ class Applied:
         summary: one line, with counts ("24 of 30 linears converted"). Nothing silent: zero is said as loudly.
         report: figures of the last request, by name.
         reset: called when a new request starts or when the stack changes below this pass.
+        call: a pipeline call's arguments, by name, to those it is made with and what had to be put right; None where
+            the pass has no say in them.
+        warnings: shown in every report.
     """
 
     summary: str
     report: Callable[[], dict[str, Any]] = dict
     reset: Callable[[], None] = lambda: None
     details: dict[str, Any] = field(default_factory=dict)
+    call: Correct | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 class Pass(Protocol):

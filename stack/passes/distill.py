@@ -1,138 +1,74 @@
-"""Distilled adapters: a LoRA fused into the weights, and the schedule it was made for."""
+"""Distilled adapters fused into the weights, with the schedule they were made for."""
 
 from __future__ import annotations
 
-import tomllib
-from dataclasses import dataclass, replace
-from importlib import resources
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-import torch
-from torch import nn
-
-from ..errors import StackError
+from ..distill.fuse import LEAST_SHARE, fuse
+from ..distill.stage import AdapterStage
 from ..facts import Facts
 from ..install import Installer
+from .adapter import Adapter
 from .base import Applied, Finding, Target
-
-_NAME = "ditstack"
 
 
 @dataclass(frozen=True)
-class Distill:
-    """Fuse a LoRA and use its schedule.
+class Distill(AdapterStage):
+    """Fuse a LoRA and use its schedule; a card of a whole checkpoint has a schedule only.
 
     The update is added in fp32 before anything is quantized: merged into an 8-bit weight most of it would be rounded
-    away (at |delta| / |W| = 0.3 % only 0.5 % of it survives).
+    away (at |delta| / |W| = 0.3 % only 0.5 % of it survives). Beside weights that are quantized already it stays a
+    branch of its own.
 
     Attributes:
-        adapter: a card in `stack.adapters`, a `.toml` card, a `.safetensors` file or a folder that holds one.
-        scale: factor on the update; None takes the card's, or 1.
-        steps: steps the adapter is made for; None takes the card's.
-        shift: fixed schedule shift it was trained with; None keeps the scheduler.
+        merge: merge even into weights that are quantized already; refused where the update would not survive.
     """
 
-    adapter: str
-    scale: float | None = None
-    steps: int | None = None
-    shift: float | None = None
+    merge: bool = False
     stage: ClassVar[str] = "distill"
 
-    def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise StackError(f"steps must be at least 1, got {self.steps}")
-
-    def settings(self) -> dict[str, Any]:
-        """Weights, scale, steps and shift, from the card and from what was given here; the latter wins.
-
-        Raises:
-            StackError: neither a card nor a file of weights by this name.
-        """
-        card = _card(self.adapter)
-        given = {"scale": self.scale, "steps": self.steps, "shift": self.shift}
-        return {"scale": 1.0, "steps": None, "shift": None, **card, **{k: v for k, v in given.items() if v is not None}}
-
-    def describe(self, facts: Facts) -> list[str]:
-        s = self.settings()
-        lines = [f"{Path(self.adapter).name}, fused in fp32 at scale {s['scale']:g}, before any quantization"]
-        if s["steps"]:
-            lines.append(f"made for {s['steps']} steps" + (f" at shift {s['shift']:g}" if s["shift"] else ""))
-        return lines
+    def how(self) -> str:
+        if self.card.weights is None:
+            return f"{self.card.name}, a whole checkpoint: its schedule and guidance, no weights change"
+        return f"{self.identity}, fused in fp32 at scale {self.card.weights.scale:g}, before any quantization"
 
     def check(self, facts: Facts) -> list[Finding]:
-        if facts.weight_bits >= 16:
-            return []
-        what = f"the weights are already quantized to {facts.weight_bits} bits"
+        found = super().check(facts)
+        packed = facts.weight_bits < 16 or facts.quantized_by
+        if not packed or self.merge or self.card.weights is None:
+            return found
+        by = f" by {facts.quantized_by}" if facts.quantized_by else ""
         return [
-            Finding(self.stage, what, "a fused update would be rounded away; load the model unquantized", fatal=True)
+            *found,
+            Finding(
+                self.stage,
+                f"the weights are already quantized{by}",
+                why="an update of 0.3 % of int8 weights is 0.4 of their rounding noise: 0.5 % of it would survive",
+                repair="the adapter stays beside them, as a branch of its own",
+                replacement=self.beside(),
+            ),
         ]
 
-    def facts_after(self, facts: Facts) -> Facts:
-        steps = self.settings()["steps"] or facts.steps
-        return replace(facts, steps=steps, adapters=(*facts.adapters, Path(self.adapter).stem))
+    def beside(self) -> Adapter:
+        """The same adapter as a branch of its own."""
+        shared: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(AdapterStage) if f.init}
+        return Adapter(**shared)
 
     def apply(self, target: Target, install: Installer) -> Applied:
-        s = self.settings()
-        count = fuse(target.denoiser, Path(s["weights"]), float(s["scale"]), install)
-        if s["shift"] is not None and target.pipe is not None:
-            old = target.pipe.scheduler
-            new = type(old).from_config(old.config, shift=float(s["shift"]), use_dynamic_shifting=False)
-            install.set_attribute(target.pipe, "scheduler", new)
-        return Applied(f"{count} linears updated by {Path(self.adapter).name}", details={"linears": count})
+        """Check everything, then change weights and scheduler.
 
-
-def _card(adapter: str) -> dict[str, Any]:
-    path = Path(adapter)
-    if path.suffix == ".safetensors" or path.is_dir():
-        return {"weights": _weights(path)}
-    shipped = resources.files("stack.adapters") / f"{adapter}.toml"
-    source = path if path.suffix == ".toml" and path.is_file() else shipped
-    if not source.is_file():
-        raise StackError(
-            f"unknown adapter {adapter!r}: expected a shipped card, a .toml card, a .safetensors file or a folder"
-        )
-    card = tomllib.loads(source.read_text())
-    return {**card, "weights": _weights(path.parent / card["weights"])}
-
-
-def _weights(path: Path) -> Path:
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if len(files) != 1 or not files[0].is_file():
-        raise StackError(
-            f"no adapter weights at {path}: expected one .safetensors file, found {len(files) if path.is_dir() else 0}"
-        )
-    return files[0]
-
-
-def fuse(denoiser: Any, weights: Path, scale: float, install: Installer) -> int:
-    """Add a LoRA to the weights of a denoiser, in fp32, and leave no adapter layers behind.
-
-    Returns:
-        The number of linears that changed.
-
-    Raises:
-        StackError: a key of the file matches no linear of the model.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from safetensors.torch import load_file
-
-    state = load_file(weights)
-    modules = {key.removeprefix("transformer.").split(".lora_")[0] for key in state if ".lora_" in key}
-    known = {name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)}
-    if not modules or modules - known:
-        odd = ", ".join(sorted(modules - known)[:3]) or "no key with '.lora_'"
-        raise StackError(f"{weights.name} does not fit this model: expected LoRA keys of its linears, found {odd}")
-    prefix = "transformer" if next(iter(state)).startswith("transformer.") else None
-    denoiser.load_lora_adapter(dict(state), prefix=prefix, adapter_name=_NAME)
-    updates: list[tuple[str, torch.Tensor]] = []
-    try:
-        for name, layer in denoiser.named_modules():
-            if isinstance(layer, BaseTunerLayer):
-                updates.append((name, layer.get_delta_weight(_NAME).float() * scale))
-    finally:
-        denoiser.unload_lora()
-    for name, update in updates:
-        weight = denoiser.get_submodule(name).weight
-        install.set_data(weight, (weight.data.float() + update).to(weight.dtype))
-    return len(updates)
+        Raises:
+            StackError: weights that are missing or do not fit, or an update that would be rounded away.
+        """
+        parts, found = self.load(target)
+        if self.card.weights is None:
+            return self.finish(target, install, f"schedule of {self.card.name}, 0 linears updated", {"linears": 0})
+        fused = [fuse(parts[name], updates, self.card.weights.scale, install) for name, updates in found.items()]
+        linears, share = sum(f.linears for f in fused), min(f.share for f in fused)
+        done = f"{linears} linears updated by {self.card.name}"
+        applied = self.finish(target, install, done, {"linears": linears, "share": share})
+        if share < LEAST_SHARE:
+            what = f"only {share:.1%} of the update survived rounding to {fused[0].dtype}"
+            applied.warnings.append(f"{what}: keep it beside the weights (switchable=True)")
+        return applied

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...facts import Facts
 
 # Another trajectory: a schedule found on one says nothing about the other.
-DECISIVE = ("family", "blocks", "width", "image_tokens", "adapters")
+DECISIVE = ("family", "blocks", "width", "image_tokens", "adapters", "schedule")
 # The same trajectory, computed less exactly. On shapes-flux a schedule found under int8 kept its quality without it
 # (docs/benchmarks.md), so it is kept, and the reader is told.
 MINOR = ("weight_bits", "activation_bits", "attention_density")
@@ -25,4 +25,6 @@ def differences(calibrated_for: tuple[str, ...], facts: Facts, names: tuple[str,
 
 
 def _word(value: object) -> str:
-    return "+".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, tuple):
+        return "+".join(map(_word, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

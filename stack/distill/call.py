@@ -1,0 +1,127 @@
+"""A pipeline call against a card: what contradicts it is put right, and told. Pure."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import StackError
+from .card import Card
+from .schedules import TRAINED
+
+
+@dataclass
+class Corrected:
+    """A call as it will be made.
+
+    Attributes:
+        arguments: of the pipeline's call.
+        contradictions: what was asked for and cannot be had, each with what is done instead.
+    """
+
+    arguments: dict[str, Any]
+    contradictions: list[str] = field(default_factory=list)
+
+
+def parameters_of(pipe: Any) -> tuple[str, ...]:
+    """Names of the arguments that a pipeline's call takes, the positional ones first and in order.
+
+    A call that hands on what it does not name takes what its parent's takes, too.
+    """
+    positional: list[str] = []
+    named: list[str] = []
+    for kind in type(pipe).__mro__:
+        if "__call__" not in vars(kind):
+            continue
+        parameters = list(inspect.signature(vars(kind)["__call__"]).parameters.values())[1:]
+        positional += [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][len(positional) :]
+        named += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return (*positional, *named)
+
+
+Correct = Callable[[Mapping[str, Any]], Corrected]
+
+
+def corrected_call(
+    agreed: Sequence[Correct], pipe: Any, args: tuple[Any, ...], given: dict[str, Any], strict: bool
+) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
+    """A pipeline call as every adapter's card wants it, and what had to be put right, which is also a Python warning.
+
+    Raises:
+        StackError: `strict`, and something had to be put right.
+    """
+    told: list[str] = []
+    if agreed:
+        args, given = (), {**dict(zip(parameters_of(pipe), args, strict=False)), **given}
+    for correct in agreed:
+        call = correct(given)
+        given, told = call.arguments, told + call.contradictions
+    if told and strict:
+        raise StackError("; ".join(told))
+    for text in told:
+        warnings.warn(text, stacklevel=3)
+    return args, given, told
+
+
+def corrected(card: Card, given: Mapping[str, Any], known: Collection[str], steps: int = 0) -> Corrected:
+    """A call that keeps to a card.
+
+    Args:
+        given: the caller's arguments, by name.
+        known: names the pipeline's call takes.
+        steps: of the run, where the caller does not say; the card's by default.
+    """
+    call = Corrected(dict(given))
+    if card.steps:
+        _steps(card, call, known, steps or card.steps)
+    _guidance(card, call, known)
+    for name, value in card.call.items():
+        if name in known:
+            call.arguments.setdefault(name, value)
+    return call
+
+
+def _steps(card: Card, call: Corrected, known: Collection[str], steps: int) -> None:
+    asked = call.arguments.get("num_inference_steps")
+    if asked is not None and not card.least <= asked <= card.largest:
+        call.contradictions.append(f"{asked} steps asked of {card.name}, {_range(card)}: {card.steps} are run")
+        asked = card.steps
+    count = asked or steps
+    call.arguments["num_inference_steps"] = count
+    sigmas = list(card.sigmas(count))
+    for name, factor in (("sigmas", 1), ("timesteps", TRAINED)):
+        if name not in known:
+            continue
+        wanted, own = [factor * s for s in sigmas], call.arguments.pop(name, None)
+        if own is not None and not (_equal(own, wanted) if wanted else card.least <= len(own) <= card.largest):
+            call.contradictions.append(f"{name} asked of {card.name}, which has its own: the card's are run")
+        elif own is not None and not wanted:
+            call.arguments[name] = own
+    # Not as timesteps: LTXPipeline refuses its own. The scheduler has them in any case.
+    if sigmas and "sigmas" in known:
+        call.arguments["sigmas"] = sigmas
+
+
+def _range(card: Card) -> str:
+    span = f"{card.least} to {card.largest}" if card.least < card.largest else f"{card.steps}"
+    return f"which is made for {span} steps"
+
+
+def _equal(a: Sequence[float], b: Sequence[float]) -> bool:
+    return len(a) == len(b) and all(abs(x - y) <= 1e-6 * max(abs(y), 1e-6) for x, y in zip(a, b, strict=True))
+
+
+def _guidance(card: Card, call: Corrected, known: Collection[str]) -> None:
+    guidance, name = card.guidance, card.guidance.name
+    asked = call.arguments.get(name)
+    if asked is not None and asked > guidance.limit:
+        del call.arguments[name]
+        instead = "no guidance" if guidance.limit <= 1 else f"at most {guidance.limit:g}"
+        call.contradictions.append(f"{name}={asked:g} asked of {card.name}, made for {instead}: it is left out")
+    if guidance.value is not None and name in known:
+        call.arguments.setdefault(name, guidance.value)

@@ -1,0 +1,101 @@
+"""Schedulers rebuilt from a card: its class, its settings, and exactly its noise levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_lcm import FlowMatchLCMScheduler
+
+from ..errors import StackError
+from .card import CUSTOM, Card
+
+
+class ListedEuler(FlowMatchEulerDiscreteScheduler):
+    """Flow Euler on noise levels of its own, whatever a pipeline computes: many take no `sigmas` argument.
+
+    Attributes:
+        listed: largest first and without the final 0.
+    """
+
+    listed: tuple[float, ...] = ()
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | np.ndarray | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | np.ndarray | None = None,
+    ) -> None:
+        """The listed noise levels.
+
+        Raises:
+            StackError: another number of steps is asked for.
+        """
+        _same_count(self.listed, num_inference_steps, sigmas, timesteps)
+        # diffusers annotates these arguments more narrowly than it uses them.
+        parent: Any = super()
+        parent.set_timesteps(sigmas=list(self.listed), device=device)
+
+
+class ListedLCM(FlowMatchLCMScheduler):
+    """As `ListedEuler`, with fresh noise on the estimate of the clean sample at every step."""
+
+    listed: tuple[float, ...] = ()
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | np.ndarray | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | np.ndarray | None = None,
+    ) -> None:
+        """See `ListedEuler.set_timesteps`."""
+        _same_count(self.listed, num_inference_steps, sigmas, timesteps)
+        parent: Any = super()
+        parent.set_timesteps(sigmas=list(self.listed), device=device)
+
+
+LISTED: dict[str, Any] = {"FlowMatchEulerDiscreteScheduler": ListedEuler, "FlowMatchLCMScheduler": ListedLCM}
+
+
+def _same_count(listed: tuple[float, ...], steps: int | None, sigmas: Any, timesteps: Any) -> None:
+    given = next((len(values) for values in (sigmas, timesteps) if values is not None), steps)
+    if given != len(listed):
+        raise StackError(f"the adapter's schedule has {len(listed)} steps, got {given}: call the stack for it")
+
+
+def scheduler_of(card: Card, base: Any, steps: int) -> Any | None:
+    """A new scheduler as the card wants it; None where the pipeline's own stays.
+
+    Args:
+        base: the pipeline's scheduler; its settings are read only where the card says so.
+
+    Raises:
+        StackError: a scheduler that is not in diffusers, settings it does not know, or noise levels it cannot take.
+    """
+    choice, sigmas = card.scheduler, card.sigmas(steps)
+    if choice.sampler == CUSTOM:
+        raise StackError(f"card {card.name} needs {choice.name or 'a scheduler'} of its authors, which diffusers lacks")
+    if not choice.name:
+        if sigmas:
+            raise StackError(f"card {card.name} lists noise levels: expected the class of their scheduler")
+        return None
+    kind: Any = getattr(diffusers, choice.name)
+    if sigmas:
+        if choice.name not in LISTED:
+            raise StackError(f"{choice.name} takes no noise levels: expected one of {', '.join(LISTED)}")
+        kind = LISTED[choice.name]
+    settings = dict(choice.overrides)
+    if unknown := sorted(settings.keys() - kind._get_init_keys(kind)):
+        raise StackError(f"card {card.name}: {choice.name} knows no {', '.join(unknown)}")
+    made = kind.from_config(base.config, **settings) if choice.from_base else kind(**settings)
+    if sigmas:
+        made.listed = sigmas
+    return made

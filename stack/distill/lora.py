@@ -1,0 +1,177 @@
+"""A LoRA file against a model: every key, size, factor and number is checked before anything changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ..errors import StackError
+
+DOWN, UP, BIAS, ALPHA = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias", ".alpha"
+PARTS = (DOWN, UP, BIAS, ALPHA)
+UNKNOWN_KINDS = ("dora_scale", "lora_magnitude_vector")
+METADATA = "lora_adapter_metadata"  # where diffusers and peft keep a LoRA's configuration
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The update of one linear: scaling * up @ down, and `bias` on top.
+
+    Attributes:
+        down: (R, K) and up: (N, R), as in the file.
+        scaling: alpha / R.
+        bias: (N,), or None.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    scaling: float
+    bias: torch.Tensor | None = None
+
+    def delta(self) -> torch.Tensor:
+        """The update (N, K) of the weight, in fp32."""
+        return self.up.float() @ self.down.float() * self.scaling
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """Tensors of a file, and what its header says of alpha.
+
+    Attributes:
+        name: of the file.
+        state: tensors by key.
+        alpha: of every module; None where the header does not say.
+    """
+
+    name: str
+    state: dict[str, torch.Tensor]
+    alpha: float | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every key is one of peft's own."""
+        return all(key.endswith(PARTS) for key in self.state)
+
+
+def read_lora(path: Path) -> LoraFile:
+    """A LoRA file as it is.
+
+    Raises:
+        StackError: not a safetensors file, empty, or of a kind (DoRA, rank-stabilised) that is no plain LoRA.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            state, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise StackError(f"cannot read {path.name} as safetensors: {error}") from None
+    if not state:
+        raise StackError(f"{path.name} holds no tensors: expected a LoRA")
+    if odd := [key for key in state if any(kind in key for kind in UNKNOWN_KINDS)]:
+        raise StackError(f"{path.name} is a DoRA ({odd[0]}): expected a plain LoRA; merge it with peft first")
+    return LoraFile(path.name, state, _header_alpha(header, path.name))
+
+
+def _header_alpha(header: Mapping[str, str], name: str) -> float | None:
+    config: dict[str, Any] = json.loads(header.get(METADATA, "{}"))
+    told = {key.rpartition(".")[2]: value for key, value in config.items()}
+    if told.get("use_rslora") or told.get("alpha_pattern"):
+        raise StackError(f"{name} has scaling of its own per module (rslora or alpha_pattern): expected one alpha")
+    alpha = told.get("lora_alpha")
+    return None if alpha is None else float(alpha)
+
+
+def linears_of(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Modules by path that stand for a linear, quantized or not."""
+    return {
+        path: module
+        for path, module in denoiser.named_modules()
+        if {"in_features", "out_features"} <= vars(module).keys()
+    }
+
+
+def updates(
+    file: LoraFile, denoiser: nn.Module, component: str = "transformer", alpha: float | None = None
+) -> dict[str, LowRank]:
+    """The update of each linear of a denoiser, by path.
+
+    Args:
+        component: the denoiser's name in its pipeline, with which keys may begin.
+        alpha: the card's, for every module; 0 for the rank, None for what the file says.
+
+    Raises:
+        StackError: keys of another model or of no LoRA, sizes that do not fit, NaN or infinity, or an alpha that some
+            modules lack. The first few of each are named.
+    """
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in file.state.items():
+        part = next((part for part in PARTS if key.endswith(part)), None)
+        if part is None:
+            raise _misfit(file.name, f"expected keys ending in {', '.join(PARTS)}", [key])
+        path = key.removesuffix(part)
+        for prefix in (f"{component}.", "transformer."):
+            path = path.removeprefix(prefix)
+        if part in modules.setdefault(path, {}):
+            raise _misfit(file.name, "expected every module once", [key])
+        modules[path][part] = tensor
+    linears = linears_of(denoiser)
+    if foreign := sorted(modules.keys() - linears.keys()):
+        raise _misfit(file.name, "expected LoRA keys of its linears", foreign)
+    for path, parts in modules.items():
+        _check(file.name, path, parts, linears[path])
+    scaling = _scalings(file, modules, alpha)
+    return {p: LowRank(m[DOWN], m[UP], scaling[p], m.get(BIAS)) for p, m in modules.items()}
+
+
+def _check(name: str, path: str, parts: Mapping[str, torch.Tensor], linear: nn.Module) -> None:
+    if DOWN not in parts or UP not in parts:
+        raise _misfit(name, f"expected both {DOWN} and {UP}", [path])
+    down, up = parts[DOWN], parts[UP]
+    if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1] or not len(down):
+        what = f"expected (R, K) and (N, R) of one rank R, found {tuple(down.shape)} and {tuple(up.shape)}"
+        raise _misfit(name, what, [path])
+    wanted, found = (linear.out_features, linear.in_features), (len(up), down.shape[1])
+    if wanted != found:
+        what = f"made for another base: expected a linear of {_size(found)}, the model's is {_size(wanted)}"
+        raise _misfit(name, what, [path])
+    if BIAS in parts and (linear.bias is None or parts[BIAS].shape != (len(up),)):
+        raise _misfit(name, f"expected no {BIAS} or one per output of a linear with a bias", [path])
+    if ALPHA in parts and (parts[ALPHA].numel() != 1 or not float(parts[ALPHA])):
+        raise _misfit(name, "expected one alpha other than 0", [path])
+    for part, tensor in parts.items():
+        if not bool(tensor.float().isfinite().all()):
+            raise _misfit(name, "expected finite numbers, found NaN or infinity", [path + part])
+
+
+def _size(shape: tuple[Any, Any]) -> str:
+    return f"{shape[1]} in and {shape[0]} out features"
+
+
+def _scalings(
+    file: LoraFile, modules: Mapping[str, Mapping[str, torch.Tensor]], alpha: float | None
+) -> dict[str, float]:
+    """alpha / rank by module: the card's alpha, or each module's own, or the header's, or the rank."""
+    ranks = {path: len(parts[DOWN]) for path, parts in modules.items()}
+    told = {path: float(parts[ALPHA]) for path, parts in modules.items() if ALPHA in parts}
+    if alpha is None and told and (missing := sorted(ranks.keys() - told.keys())):
+        what = f"{len(missing)} of {len(ranks)} modules have no alpha: expected one for each, or alpha in the card"
+        raise _misfit(file.name, what, missing)
+    if alpha is None and not told and file.alpha is None and len(set(ranks.values())) > 1:
+        # Loaders disagree on what alpha is here: each module's rank, or the first one's.
+        what = f"no alpha and ranks from {min(ranks.values())} to {max(ranks.values())}: expected alpha in the card"
+        raise _misfit(file.name, what, sorted(ranks))
+    common = alpha if alpha is not None else file.alpha
+    if alpha is None and told:
+        return {path: told[path] / rank for path, rank in ranks.items()}
+    return {path: common / rank if common else 1.0 for path, rank in ranks.items()}
+
+
+def _misfit(name: str, what: str, where: list[str]) -> StackError:
+    more = f" and {len(where) - 3} more" if len(where) > 3 else ""
+    return StackError(f"{name} does not fit this model: {what}; found {', '.join(where[:3])}{more}")

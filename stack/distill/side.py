@@ -1,0 +1,56 @@
+"""A LoRA kept beside the weights, as a branch of its own: the weights below, quantized or not, are never touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..install import Installer
+from .lora import LowRank
+
+
+class SideLinear(nn.Module):
+    """y = base(x) + scale * up (down x): a linear of any kind with a low-rank branch beside it.
+
+    Takes (..., K), returns (..., N) in the dtype of the base's output. At scale 0 that output is the base's, bit for
+    bit. The branch is not in the state dict.
+
+    Attributes:
+        base: the linear as it was found.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    extra: torch.Tensor | None
+
+    def __init__(self, base: nn.Module, update: LowRank, scale: float, like: torch.Tensor):
+        super().__init__()
+        self.base = base
+        self.in_features, self.out_features = update.down.shape[1], update.up.shape[0]
+        factor = scale * update.scaling
+        up = update.up.float() * factor
+        self.register_buffer("down", update.down.to(like), persistent=False)
+        self.register_buffer("up", up.to(like), persistent=False)
+        extra = None if update.bias is None else (update.bias.float() * factor).to(like)
+        self.register_buffer("extra", extra, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., K) to (..., N)."""
+        out = self.base(x)
+        side = functional.linear(functional.linear(x.to(self.down.dtype), self.down), self.up, self.extra)
+        return out + side.to(out.dtype)
+
+
+def put_beside(root: nn.Module, updates: Mapping[str, LowRank], scale: float, install: Installer) -> int:
+    """Put a branch beside each linear that has an update.
+
+    Returns:
+        The number of linears that have one.
+    """
+    like = next(p for p in root.parameters() if p.is_floating_point())
+    for path, update in updates.items():
+        install.replace_module(root, path, SideLinear(root.get_submodule(path), update, scale, like.data))
+    return len(updates)

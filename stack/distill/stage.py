@@ -1,0 +1,211 @@
+"""What the two stages of an adapter share: its card, the facts it changes, its scheduler and its calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..clock import Timetable, uniform
+from ..errors import StackError
+from ..facts import Facts
+from ..install import Installer
+from ..models.sampler import why_not_plain
+from ..passes.base import Applied, Finding, Target
+from .call import Corrected, corrected, parameters_of
+from .card import Card
+from .find import content, fetched, find_card, on_this_machine
+from .listed import scheduler_of
+from .load import Updates, components_of, load_updates
+from .parse import FLOW_EULER
+from .schedules import Schedule
+
+
+@dataclass(frozen=True)
+class AdapterStage:
+    """An adapter, from its card; what is given here wins.
+
+    Attributes:
+        adapter: a shipped card's name, a `.toml` card, a `.safetensors` file, or a folder that holds one of them.
+        scale: factor on the update; None takes the card's.
+        steps: denoiser steps; None takes the card's.
+        shift: a constant shift of the schedule; None takes the card's schedule.
+        sigmas: literal noise levels, largest first and without the final 0; empty takes the card's schedule.
+        second: use the card's second stage, a pass over an upscaled latent.
+
+    Raises:
+        StackError: steps below 1, a scale that is no number, or both a shift and noise levels.
+    """
+
+    adapter: str
+    scale: float | None = None
+    steps: int | None = None
+    shift: float | None = None
+    sigmas: tuple[float, ...] = ()
+    second: bool = False
+    _digests: dict[tuple[Any, ...], str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    stage: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise StackError(f"steps must be at least 1, got {self.steps}")
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise StackError(f"scale must be a finite number, got {self.scale}")
+        if self.shift is not None and self.sigmas:
+            raise StackError("expected a shift or sigmas, got both: sigmas are used as they are")
+
+    @cached_property
+    def card(self) -> Card:
+        """The card, with what was given here.
+
+        Raises:
+            StackError: see `stack.distill.find.find_card`; or steps that the schedule does not have.
+        """
+        card = find_card(self.adapter)
+        if self.second:
+            card = card.second_stage()
+        if self.scale is not None and card.weights:
+            card = replace(card, weights=replace(card.weights, scale=self.scale))
+        return self._rescheduled(card)
+
+    def _rescheduled(self, card: Card) -> Card:
+        own: dict[str, Any] = {}
+        if self.sigmas or self.shift is not None:
+            kind = "sigmas" if self.sigmas else "shift"
+            own["schedule"] = Schedule(kind, tuple(self.sigmas), self.shift or 1.0)
+            own["scheduler"] = card.scheduler if card.scheduler.name else FLOW_EULER
+        steps = self.steps or len(self.sigmas)
+        if not own and steps and card.least <= steps <= card.largest and not card.schedule.count:
+            return replace(card, steps=steps)
+        if own or steps:
+            own |= {"steps": steps or card.steps, "fewest": 0, "most": 0, "verified": False}
+        if own.get("schedule") and not own["steps"]:
+            raise StackError(f"{card.name}: a shift needs steps, the number the adapter was made for")
+        return replace(card, **own)
+
+    @property
+    def identity(self) -> str:
+        """Name and content, for stamps and calibrations: other weights under the same name are another adapter."""
+        scale = f"*{self.card.weights.scale:g}" if self.card.weights else ""
+        return f"{self.card.name}@{self._digest or 'unfetched'}{scale}" if self.card.weights else self.card.name
+
+    @property
+    def _digest(self) -> str:
+        """Of the files as they are now: read again when one has been written to, "" where they have to be fetched."""
+        files = on_this_machine(self.card)
+        if not files:
+            return ""
+        state = tuple((name, path, path.stat().st_mtime_ns, path.stat().st_size) for name, path in files.items())
+        if state not in self._digests:
+            self._digests[state] = content(files)
+        return self._digests[state]
+
+    def describe(self, facts: Facts) -> list[str]:
+        card = self.card
+        lines = [self.how()]
+        if card.steps:
+            lines.append(f"made for {card.steps} steps: {card.schedule.words()}; guidance: {card.guidance.words()}")
+        if card.scheduler.name:
+            lines.append(f"scheduler: {card.scheduler.name}, built from the card")
+        if card.licence:
+            lines.append(f"licence of the weights: {card.licence}")
+        return lines
+
+    def how(self) -> str:
+        """The first line of `describe`."""
+        raise NotImplementedError
+
+    def check(self, facts: Facts) -> list[Finding]:
+        """Another family, a second schedule, a scheduler diffusers lacks, doubtful facts, weights to be fetched."""
+        card = self.card
+        found = [Finding(self.stage, what, fatal=True) for what in self._refusals(card, facts)]
+        notes = [doubts(card)] if doubts(card) else []
+        models = card.base if card.weights else (card.model,)
+        if facts.origin and models and not _is_base(facts.origin, models):
+            notes.append(f"{card.name} is made for {' or '.join(models)}, this is {facts.origin}")
+        if card.weights and on_this_machine(card) is None:
+            notes.append(f"weights are fetched from {card.weights.repo or 'nowhere: they are missing'}")
+        return found + [Finding(self.stage, what, note=True) for what in notes]
+
+    def _refusals(self, card: Card, facts: Facts) -> list[str]:
+        refused = []
+        # A card with a pipeline and no family is for one that this project does not know.
+        if (card.family or card.pipeline) not in ("", facts.family):
+            refused.append(f"{card.name} is made for {card.family or card.pipeline}: this model is {facts.family}")
+        if facts.distilled and card.steps:
+            refused.append(f"{facts.distilled} and {card.name} each bring a schedule: expected one of them")
+        if card.scheduler.sampler == "custom":
+            refused.append(f"{card.name} needs {card.scheduler.name or 'a scheduler'} of its authors, not in diffusers")
+        return refused
+
+    def facts_after(self, facts: Facts) -> Facts:
+        """Its steps, schedule, sampler and identity."""
+        card = self.card
+        after = replace(facts, adapters=(*facts.adapters, self.identity))
+        if not card.steps:
+            return after
+        sampler = _sampler(card) if facts.pipeline and card.scheduler.name else facts.sampler
+        return replace(after, steps=card.steps, schedule=card.sigmas(), distilled=card.name, sampler=sampler)
+
+    # ---- acting
+
+    def load(self, target: Target) -> tuple[dict[str, Any], Updates]:
+        """The components the card has weights for, and their checked updates. Changes nothing.
+
+        Raises:
+            StackError: weights that are missing or do not fit.
+        """
+        card = self.card
+        parts = components_of(card, target.denoiser, target.pipe)
+        return parts, load_updates(card, fetched(card), parts, target.pipe) if card.weights else {}
+
+    def finish(self, target: Target, install: Installer, done: str, figures: Mapping[str, Any]) -> Applied:
+        """Put the schedule in place, and tell what was done and what to do with calls."""
+        card, warned = self.card, []
+        if card.steps:
+            install_schedule(card, target, install)
+        if doubts(card):
+            warned.append(doubts(card))
+        known = parameters_of(target.pipe) if target.pipe is not None else ()
+
+        def call(given: Mapping[str, Any]) -> Corrected:
+            return corrected(card, given, known)
+
+        return Applied(done, details=dict(figures), call=call, warnings=warned)
+
+
+def install_schedule(card: Card, target: Target, install: Installer) -> None:
+    """The card's scheduler in the pipeline, or its timetable in the clock of a bare denoiser.
+
+    Raises:
+        StackError: see `stack.distill.listed.scheduler_of`.
+    """
+    if target.pipe is None:
+        sigmas = card.sigmas()
+        timetable = Timetable(sigmas) if sigmas else uniform(card.steps, target.clock.timetable.shift)
+        install.set_attribute(target.clock, "timetable", timetable)
+        return
+    made = scheduler_of(card, target.pipe.scheduler, card.steps)
+    if made is not None:
+        install.set_attribute(target.pipe, "scheduler", made)
+
+
+def doubts(card: Card) -> str:
+    """What of a card is not known for certain, or ''. Weights without a card claim nothing."""
+    if card.verified or not card.sources:
+        return ""
+    return f"unverified card {card.name}: {', '.join(card.doubtful()) or 'what was changed'} not checked at a source"
+
+
+def _is_base(origin: str, base: tuple[str, ...]) -> bool:
+    return origin in base or Path(origin).name in {Path(name).name for name in base}
+
+
+def _sampler(card: Card) -> str:
+    """Why the card's scheduler is no plain sampler, or ''."""
+    if card.scheduler.from_base:
+        return f"{card.scheduler.name} takes its settings from the base: expected flow Euler, or DDIM without clipping"
+    return why_not_plain(scheduler_of(card, None, card.steps))
