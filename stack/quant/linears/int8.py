@@ -53,13 +53,15 @@ class Int8Linear(nn.Module):
         if x.numel() == 0:
             return x.new_empty(shape)
         values, step = self.shared.rows(self._member, x)
-        out = product(values, self.packed)
+        # Products of rows in bf16 come in bf16, and are scaled in one pass over half the bytes. float16 would overflow.
+        dtype = x.dtype if x.dtype == torch.bfloat16 else torch.float32
+        out, step = product(values, self.packed, dtype), step.to(dtype)
         if self.bias is None:
             out = out.mul_(step)
         elif torch.compiler.is_compiling():
             out = torch.addcmul(self.bias, out, step)
         else:
-            torch.addcmul(self.bias, out, step, out=out)
+            torch.addcmul(self.bias.to(dtype), out, step, out=out)
         return out.to(x.dtype).view(shape)
 
     def extra_repr(self) -> str:
