@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,19 +12,20 @@ from typing import Any
 from torch import nn
 
 from .caching.calibration.calibrate import Budget, Calibration, calibrate
-from .caching.calibration.gate_fit import fit_gate
 from .caching.calibration.goals import Goal
-from .caching.fastcache.fit import fit
 from .caching.fastcache.maps import LinearMaps
 from .clock import Clock
 from .errors import StackError
 from .facts import Facts
+from .fitting import fit_gate_of, fit_maps_of
 from .follow import follow
 from .install import Installer
+from .layers import Layers
+from .models.denoiser import denoiser_of
 from .models.facts import facts_of
 from .models.schedule import default_timetable
 from .models.wiring import wiring_of
-from .passes.base import ORDER, Applied, Pass, Target
+from .passes.base import Pass, Target
 from .passes.cache import Cache
 from .passes.compile import Compile
 from .passes.distill import Distill
@@ -34,18 +33,10 @@ from .passes.quantize import Quantize
 from .passes.sparse_attn import SparseAttention
 from .plan import Plan, explain, in_order, make_plan
 from .report import Journal, Report
+from .saving import load_stack, save_stack
 
 # Models that carry a stack right now. Two stacks on one model could not be undone in any order.
 _CARRYING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-@dataclass
-class _Layer:
-    """An applied pass and the changes it made."""
-
-    wanted: Pass
-    install: Installer
-    applied: Applied
 
 
 class Stack:
@@ -74,12 +65,11 @@ class Stack:
         if not isinstance(steps, int) or steps < 1:
             raise StackError(f"steps must be a whole number of at least 1, got {steps!r}")
         self._pipe = None if isinstance(model, nn.Module) else model
-        denoiser = model if isinstance(model, nn.Module) else _denoiser_of(model)
+        denoiser = model if isinstance(model, nn.Module) else denoiser_of(model)
         self._strict = strict
         self._passes: list[Pass] = []
-        self._layers: list[_Layer] = []
+        self._layers = Layers()
         self._base: Installer | None = None
-        self._weights_version = 0
         self._lock = threading.RLock()
         wiring = wiring_of(denoiser)
         self._facts = facts_of(denoiser, wiring, self._pipe, steps)
@@ -89,7 +79,7 @@ class Stack:
             facts=self._facts,
             clock=Clock(default_timetable(steps, shift)),
             journal=Journal(),
-            weights_version=lambda: self._weights_version,
+            weights_version=lambda: self._layers.version,
             pipe=self._pipe,
         )
 
@@ -201,16 +191,45 @@ class Stack:
             return self
 
     def _push(self, passes: Sequence[Pass]) -> None:
-        for each in passes:
-            install = Installer()
-            try:
-                applied = each.apply(self._target, install)
-            except BaseException:
-                install.rollback()
-                self.undo()
-                raise
-            self._layers.append(_Layer(each, install, applied))
-            self._weights_version += 1
+        try:
+            self._layers.push(self._target, passes)
+        except BaseException:
+            self._take_off()
+            raise
+
+    def freeze(self) -> Stack:
+        """Drop the original weights of quantized linears, applying the stack first if need be.
+
+        Memory falls by their bytes, unless somebody else holds the model's weights. The stages above can still be
+        undone; `undo()` as a whole is refused from now on.
+
+        Raises:
+            StackError: nothing is quantized, or `ends="keep"` needs the originals.
+        """
+        with self._lock:
+            self.apply()
+            self._layers.freeze()
+            return self
+
+    def save(self, folder: str | Path) -> int:
+        """Write the quantized weights, the passes above them and the scheduler; returns the linears written rounded.
+
+        Raises:
+            StackError: not applied, nothing quantized, or quantized by another library than this one.
+        """
+        with self._lock:
+            return save_stack(self, folder)
+
+    @staticmethod
+    def load(folder: str | Path, model: Any) -> Stack:
+        """A stack over a model with saved quantized weights in place of its own: the same outputs, bit for bit.
+
+        The model is quantized for good. It may be on the meta device, so that full-precision weights are never made.
+
+        Raises:
+            StackError: no such folder, or a file of another model.
+        """
+        return load_stack(folder, model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the pipeline (or the bare denoiser) through the stack, applying it first if need be."""
@@ -277,16 +296,7 @@ class Stack:
             StackError: no such gate in the stack, no pipeline, or no prompts.
         """
         with self._lock:
-            cache, applied = next((p for p in self._passes if isinstance(p, Cache)), None), self.applied
-            if cache is None or cache.policy.gate not in ("magnitude", "polynomial") or not prompts or not self._pipe:
-                raise StackError("expected prompts and a pipeline with .cache('magcache') or .cache('teacache')")
-            try:
-                cache = fit_gate(self, cache, prompts, seed)
-            finally:
-                if not applied:
-                    self.undo()
-                self.replace(cache)
-            return self
+            return fit_gate_of(self, prompts, seed)
 
     def fit_maps(
         self,
@@ -312,20 +322,7 @@ class Stack:
             StackError: no FastCache in the stack, no pipeline, or no prompts. The stack is left as it was.
         """
         with self._lock:
-            cache, applied = next((p for p in self._passes if isinstance(p, Cache)), None), self.applied
-            if cache is None or cache.policy.site != "fastcache":
-                raise StackError("maps are fitted for FastCache only: add .cache('fastcache')")
-            try:
-                stream = self._target.wiring.output_stream
-                maps = fit(self, stream, prompts, seed, ridge, rank, progress)
-                cache = cache.changed(maps=maps)
-            finally:
-                if not applied:
-                    self.undo()
-                self.replace(cache)
-            if save is not None:
-                maps.save(save)
-            return maps
+            return fit_maps_of(self, prompts, seed, ridge, rank, save, progress)
 
     def undo(self, stage: str | None = None) -> Stack:
         """Take the whole stack off, or one stage out of it (the stages above it are taken off and put back).
@@ -336,13 +333,18 @@ class Stack:
         with self._lock:
             if stage is not None:
                 return self._undo_stage(stage)
-            self._pop(0)
-            if self._base is not None:
-                self._base.rollback()
-                self._base = None
-                _CARRYING.discard(self.denoiser)
-            self._target.clock.restart()
+            self._layers.shrink(0)
+            self._take_off()
             return self
+
+    def _take_off(self) -> None:
+        """Everything that can be; a frozen stack stays a stack."""
+        self._layers.shrink(self._layers.final)
+        if self._base is not None and not self._layers.final:
+            self._base.rollback()
+            self._base = None
+            _CARRYING.discard(self.denoiser)
+        self._target.clock.restart()
 
     def _undo_stage(self, stage: str) -> Stack:
         self._depart(stage)
@@ -356,13 +358,7 @@ class Stack:
         stages = [p.stage for p in self._passes]
         if stage not in stages:
             raise StackError(f"no stage {stage!r} here: the stack has {', '.join(stages) or 'no passes'}")
-        below = [layer for layer in self._layers if ORDER.index(layer.wanted.stage) < ORDER.index(stage)]
-        self._pop(len(below))
-
-    def _pop(self, depth: int) -> None:
-        while len(self._layers) > depth:
-            self._layers.pop().install.rollback()
-            self._weights_version += 1
+        self._layers.shrink(self._layers.below(stage))
 
     def __enter__(self) -> Stack:
         return self.apply()
@@ -370,17 +366,4 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.undo()
-
-
-def _denoiser_of(pipe: Any) -> nn.Module:
-    """The transformer of a pipeline."""
-    from diffusers import DiffusionPipeline
-
-    if not isinstance(pipe, DiffusionPipeline):
-        raise StackError(
-            f"cannot accelerate a {type(pipe).__name__}: expected a diffusers pipeline or its transformer module"
-        )
-    if "transformer" not in inspect.signature(type(pipe).__init__).parameters:
-        raise StackError(f"{type(pipe).__name__} has no transformer: expected a pipeline of a diffusion transformer")
-    return pipe.transformer
+        self._take_off()

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import StackError
 from ..facts import Facts, machine_of
+from ..quant.recognise import fewest_bits, quantized_by
 from .sampler import plain_sampler
 from .wiring import Wiring
 
@@ -27,6 +28,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
     parameter = next(denoiser.parameters())
     grid, text_tokens = wiring.tokens(pipe, config)
+    quantizer = quantized_by(denoiser)
     bits = torch.finfo(parameter.dtype).bits if parameter.dtype.is_floating_point else 8
     return Facts(
         family=wiring.family,
@@ -40,21 +42,15 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         text_tokens=text_tokens,
         steps=steps,
         guidance="embedded" if config.get("guidance_embeds") else "none",
-        weight_bits=bits,
+        weight_bits=fewest_bits(denoiser, bits) if quantizer else bits,
         activation_bits=bits,
-        quantized_by=_quantizer(denoiser),
+        quantized_by=quantizer,
         pipeline=pipe is not None,
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
         latent=_latent(config),
         sampler=_sampler(pipe),
     )
-
-
-def _quantizer(denoiser: Any) -> str:
-    """Name of the library a model was quantized by before it came here, or ''."""
-    config = denoiser.config.get("quantization_config")
-    return "" if config is None else str(config.get("quant_method", "unknown"))
 
 
 def _sampler(pipe: Any | None) -> str:

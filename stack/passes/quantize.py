@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from ..entrance import DenoiserCall
 from ..errors import StackError, choose
 from ..facts import Facts, machine_of
 from ..install import Installer
@@ -16,6 +17,7 @@ from ..models.wiring import FAMILIES
 from ..quant.backends import BACKENDS, pick
 from ..quant.backends.base import Backend
 from ..quant.linears.int8 import Int8Linear
+from ..quant.linears.two_precisions import Phase, TwoPrecisions, near_ends
 from ..quant.schemes import KEEP, SCHEMES, Scheme, scheme_named
 from ..quant.select import Choice, Rules, choose_linears, grouped, row_gain, tell_kept, weight_bytes
 from .base import Applied, Finding, Target
@@ -35,9 +37,12 @@ class Quantize:
         layers: a mixed plan: scheme name or "keep" by path; linears it does not name follow `scheme`. It overrules
             every reason to keep a linear but the kernel's. A mapping, kept as sorted pairs.
         min_features: linears with fewer inputs or outputs stay.
+        ends: precision of the steps near both ends of the schedule: another scheme, or "keep" for the model's own;
+            "" has one precision for all steps. Both weights are in memory then.
+        share: of the schedule that counts as near, at either end; one step at least.
 
     Raises:
-        StackError: unknown scheme or backend.
+        StackError: unknown scheme or backend, or a share outside (0, 0.5).
     """
 
     stage: ClassVar[str] = "quantize"
@@ -46,15 +51,19 @@ class Quantize:
     skip: tuple[str, ...] = ()
     layers: tuple[tuple[str, str], ...] | Mapping[str, str] | None = None
     min_features: int = 128
+    ends: str = ""
+    share: float = 0.1
 
     def __post_init__(self) -> None:
         scheme_named(self.scheme)
         if self.backend not in ("auto", *BACKENDS):
             raise choose("quantization backend", self.backend, ("auto", *BACKENDS))
         object.__setattr__(self, "layers", _pairs(self.layers))
-        for _, name in self.plan.items():
-            if name != KEEP:
+        for name in (*self.plan.values(), self.ends):
+            if name not in (KEEP, ""):
                 scheme_named(name)
+        if not 0 < self.share < 0.5:
+            raise StackError(f"share must be between 0 and 0.5, got {self.share!r}")
 
     @property
     def plan(self) -> dict[str, str]:
@@ -63,8 +72,9 @@ class Quantize:
 
     @property
     def schemes(self) -> list[Scheme]:
-        """The scheme, and those that only some layers have."""
-        return list(dict.fromkeys([SCHEMES[self.scheme], *(SCHEMES[n] for n in self.plan.values() if n != KEEP)]))
+        """The scheme, and those that only some layers or steps have."""
+        names = [self.scheme, *self.plan.values(), self.ends]
+        return list(dict.fromkeys(SCHEMES[name] for name in names if name not in (KEEP, "")))
 
     def backend_for(self, scheme: Scheme, machine: Any) -> tuple[Backend, str]:
         """Who computes a scheme, and why. A backend that is asked for but cannot leaves a plan's layers to "auto".
@@ -87,6 +97,8 @@ class Quantize:
             backend, why = self.backend_for(scheme, facts.machine)
             lines.append(f"{scheme.name}: {scheme.describe()}")
             lines.append(f"{scheme.name} by {backend.name}: {why}; {backend.kernel(scheme, facts.machine)}")
+        if self.ends:
+            lines.append(_ends_line(self.ends, self.share, facts.steps))
         family = FAMILIES.get(facts.family)
         kept = row_gain(facts.text_tokens, facts.width) if SCHEMES[self.scheme].rounds_activations else ""
         if family:
@@ -152,6 +164,9 @@ class Quantize:
         backends = {s.name: self.backend_for(s, machine_of(device))[0] for s in self.schemes}
         before = weight_bytes(target.denoiser, choices)
         converted, after = _convert(target.denoiser, choices, backends, device)
+        if self.ends:
+            converted, more = self._two_precisions(target, choices, backends, device, converted, install)
+            after += more
         for path, module in converted.items():
             install.replace_module(target.denoiser, path, module)
         summary = (
@@ -165,9 +180,47 @@ class Quantize:
             details={
                 "backend": backends[self.scheme].name,
                 "converted": list(converted),
+                "needs_originals": self.ends == KEEP,
                 "kept": {c.path: str(c.kept) for c in choices if c.kept},
             },
         )
+
+    def _two_precisions(
+        self,
+        target: Target,
+        choices: list[Choice],
+        backends: dict[str, Backend],
+        device: torch.device,
+        middle: dict[str, nn.Module],
+        install: Installer,
+    ) -> tuple[dict[str, nn.Module], int]:
+        """Modules that follow the schedule, and the bytes their second weights take."""
+        if self.ends == KEEP:
+            ends: dict[str, nn.Module] = {path: target.denoiser.get_submodule(path) for path in middle}
+            held = weight_bytes(target.denoiser, choices)
+        else:
+            other = [replace(c, scheme=SCHEMES[self.ends]) for c in choices]
+            ends, held = _convert(target.denoiser, other, backends, device)
+        phase = Phase()
+        install.wrap_call(target.entrance, "run", lambda inner: _told(inner, target, phase, self.share))
+        return {path: TwoPrecisions(ends[path], module, phase) for path, module in middle.items()}, held
+
+
+def _told(inner: Callable[..., Any], target: Target, phase: Phase, share: float) -> Callable[..., Any]:
+    """The entrance, which first tells the linears where on the schedule the call is."""
+
+    def run(call: DenoiserCall) -> Any:
+        assert target.clock.tick is not None
+        phase.at_ends = near_ends(target.clock.tick, share)
+        return inner(call)
+
+    return run
+
+
+def _ends_line(ends: str, share: float, steps: int) -> str:
+    count = max(1, round(share * steps))
+    precision = "the model's own precision" if ends == KEEP else ends
+    return f"the first and the last {count} of {steps} steps run in {precision}: both weights stay in memory"
 
 
 def _pairs(layers: Any) -> tuple[tuple[str, str], ...] | None:
@@ -201,8 +254,9 @@ def _convert(
 
 def _clear(modules: Any) -> None:
     for module in modules:
-        if isinstance(module, Int8Linear):
-            module.shared.clear()
+        for part in module.modules():
+            if isinstance(part, Int8Linear):
+                part.shared.clear()
 
 
 def _linear(denoiser: nn.Module, choice: Choice) -> nn.Linear:

@@ -74,6 +74,12 @@ def pack(kernel: Kernel, values: torch.Tensor, step: torch.Tensor) -> Packed:
     return Packed(kernel.name, weight, step, offset, zeros)
 
 
+def unpack(packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rounded weight again: values (N, K) int8 and steps (N,); packing them gives the same bytes."""
+    plain = packed.weight.to_dense() if packed.weight.layout != torch.strided else packed.weight
+    return plain.t().contiguous(), packed.step
+
+
 def _columns(values: torch.Tensor) -> torch.Tensor:
     """(N, K) as the (K, N) operand of `torch._int_mm`.
 
