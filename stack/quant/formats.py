@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import StackError
-from .kernels.rows import SMALLEST_STEP
+from .kernels.rows import CHUNK, SMALLEST_STEP
 from .schemes import Scheme
 
 E4M3_LARGEST = 448.0
@@ -71,18 +71,30 @@ def store(weight: torch.Tensor, scheme: Scheme) -> Stored:
 
 def load(stored: Stored, dtype: torch.dtype) -> torch.Tensor:
     """The weight (N, K) that is left, in `dtype`."""
-    scheme, rows = stored.scheme, len(stored.values)
+    rows = len(stored.values)
+    if torch.compiler.is_compiling():
+        return _load_rows(stored, 0, rows, dtype)
+    # Some channels at a time: what lies between the bytes and the weight stays in the cache.
+    length = max(1, CHUNK // stored.features)
+    weight = torch.empty((rows, stored.features), dtype=dtype, device=stored.values.device)
+    for start in range(0, rows, length):
+        weight[start : start + length] = _load_rows(stored, start, start + length, dtype)
+    return weight
+
+
+def _load_rows(stored: Stored, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+    """Output channels `start` to `end`."""
+    scheme, values, step = stored.scheme, stored.values[start:end], stored.step[start:end].to(dtype)
+    rows = len(values)
     if scheme.weight_bits == 4:
-        levels = _look_up(stored.values, stored.table, dtype)
-        weight = levels.view(*stored.step.shape, scheme.group) * stored.step[..., None].to(dtype)
+        levels = _look_up(values, stored.table, dtype)
+        weight = levels.view(*step.shape, scheme.group) * step[..., None]
         if stored.low is not None:
-            weight = weight.add_(stored.low[..., None].to(dtype))
+            weight = weight.add_(stored.low[start:end, :, None].to(dtype))
         return weight.view(rows, -1)[:, : stored.features]
     if scheme.kind == "float":
-        levels = _look_up(stored.values.view(torch.uint8), stored.table, dtype).view(rows, -1)
-    else:
-        levels = stored.values.to(dtype)
-    return levels.mul_(stored.step.to(dtype))
+        return _look_up(values.view(torch.uint8), stored.table, dtype).view(rows, -1).mul_(step)
+    return values.to(dtype).mul_(step)
 
 
 def _look_up(values: torch.Tensor, table: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
