@@ -19,7 +19,7 @@ def page(record: Mapping[str, Any]) -> str:
     parts = [
         "# Quantized linears",
         "Written by `benchmarks/quantize.py`; do not edit.",
-        f"{machine['device']}, {machine['threads']} threads. Medians of interleaved rounds; bytes are those of storages."
+        f"{machine['device']}, {machine['threads']} threads. Medians of interleaved rounds; bytes of storages."
         " Models with random weights are there for time and memory alone.",
         "## Linears of one block, bare", rows_table(record["linears"]),
         "## Whole denoisers, one call", rows_table(record["denoisers"]),
