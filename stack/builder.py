@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,11 +23,13 @@ from .errors import StackError
 from .facts import Facts
 from .follow import follow
 from .install import Installer
+from .layers import Layers
+from .models.denoiser import denoiser_of
 from .models.facts import facts_of
 from .models.schedule import default_timetable
-from .models.wiring import Wiring, denoiser_of, wiring_of
+from .models.wiring import Wiring, wiring_of
 from .passes.adapter import Adapter
-from .passes.base import ORDER, Applied, Pass, Target
+from .passes.base import Pass, Target
 from .passes.cache import Cache
 from .passes.compile import Compile
 from .passes.distill import Distill
@@ -36,18 +37,10 @@ from .passes.quantize import Quantize
 from .passes.sparse_attn import SparseAttention
 from .plan import Plan, Planned, explain, in_order, make_plan
 from .report import Journal, Report
+from .saving import load_stack, save_stack
 
 # Models that carry a stack right now. Two stacks on one model could not be undone in any order.
 _CARRYING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-@dataclass
-class _Layer:
-    """An applied pass and the changes it made."""
-
-    wanted: Pass
-    install: Installer
-    applied: Applied
 
 
 class Stack:
@@ -79,9 +72,8 @@ class Stack:
         denoiser = model if isinstance(model, nn.Module) else denoiser_of(model)
         self._strict = strict
         self._passes: list[Pass] = []
-        self._layers: list[_Layer] = []
+        self._layers = Layers()
         self._base: Installer | None = None
-        self._weights_version = 0
         self._told: list[str] = []  # what had to be put right in the last call
         self._lock = threading.RLock()
         self._watch = WeightsWatch(denoiser)
@@ -100,7 +92,7 @@ class Stack:
     def _weights_now(self) -> tuple[int, int]:
         """How often passes changed the weights or their precision, and what the weights are."""
         tick = self._target.clock.tick
-        return self._weights_version, self._watch(-1 if tick is None else tick.request)
+        return self._layers.version, self._watch(-1 if tick is None else tick.request)
 
     # ---- building
 
@@ -219,17 +211,45 @@ class Stack:
             return self
 
     def _push(self, stages: Sequence[Planned]) -> None:
-        for each in stages:
-            install = Installer()
-            self._target.now = each.before
-            try:
-                applied = each.run.apply(self._target, install)
-            except BaseException:
-                install.rollback()
-                self.undo()
-                raise
-            self._layers.append(_Layer(each.run, install, applied))
-            self._weights_version += 1
+        try:
+            self._layers.push(self._target, stages)
+        except BaseException:
+            self._take_off()
+            raise
+
+    def freeze(self) -> Stack:
+        """Drop the original weights of quantized linears, applying the stack first if need be.
+
+        Memory falls by their bytes, unless somebody else holds the model's weights. The stages above can still be
+        undone; `undo()` as a whole is refused from now on.
+
+        Raises:
+            StackError: nothing is quantized, or `ends="keep"` needs the originals.
+        """
+        with self._lock:
+            self.apply()
+            self._layers.freeze()
+            return self
+
+    def save(self, folder: str | Path) -> int:
+        """Write the quantized weights, the passes above them and the scheduler; returns the linears written rounded.
+
+        Raises:
+            StackError: not applied, nothing quantized, or quantized by another library than this one.
+        """
+        with self._lock:
+            return save_stack(self, folder)
+
+    @staticmethod
+    def load(folder: str | Path, model: Any) -> Stack:
+        """A stack over a model with saved quantized weights in place of its own: the same outputs, bit for bit.
+
+        The model is quantized for good. It may be on the meta device, so that full-precision weights are never made.
+
+        Raises:
+            StackError: no such folder, or a file of another model.
+        """
+        return load_stack(folder, model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the pipeline (or the bare denoiser) through the stack, applying it first if need be."""
@@ -343,13 +363,18 @@ class Stack:
                 self._depart(stage)
                 self._passes = [p for p in self._passes if p.stage != stage]
                 return self._refill()
-            self._pop(0)
-            if self._base is not None:
-                self._base.rollback()
-                self._base = None
-                _CARRYING.discard(self.denoiser)
-            self._target.clock.restart()
+            self._layers.shrink(0)
+            self._take_off()
             return self
+
+    def _take_off(self) -> None:
+        """Everything that can be; a frozen stack stays a stack."""
+        self._layers.shrink(self._layers.final)
+        if self._base is not None and not self._layers.final:
+            self._base.rollback()
+            self._base = None
+            _CARRYING.discard(self.denoiser)
+        self._target.clock.restart()
 
     def _refill(self) -> Stack:
         """Put back what a departure took off with it."""
@@ -362,13 +387,7 @@ class Stack:
         stages = [p.stage for p in self._passes]
         if stage not in stages:
             raise StackError(f"no stage {stage!r} here: the stack has {', '.join(stages) or 'no passes'}")
-        below = [layer for layer in self._layers if ORDER.index(layer.wanted.stage) < ORDER.index(stage)]
-        self._pop(len(below))
-
-    def _pop(self, depth: int) -> None:
-        while len(self._layers) > depth:
-            self._layers.pop().install.rollback()
-            self._weights_version += 1
+        self._layers.shrink(self._layers.below(stage))
 
     def __enter__(self) -> Stack:
         return self.apply()
@@ -376,4 +395,4 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.undo()
+        self._take_off()

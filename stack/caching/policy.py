@@ -129,7 +129,7 @@ class Policy(FastCacheChoices, TokenChoices):
         if self.site not in GATES[self.gate]:
             where = " or ".join(map(repr, GATES[self.gate]))
             raise StackError(f"gate {self.gate!r} cannot decide here: expected site {where}, got {self.site!r}")
-        if self.gate == "budget" and (self.back or not 0 < self.threshold):
+        if self.gate == "budget" and (self.back or self.threshold <= 0):
             given = f"back={self.back}, max_error={self.threshold:g}"
             raise StackError(f"an error budget needs back=0 and a relative error above 0, such as 0.02: got {given}")
         if bool(self.cycle) != (self.site == "tokens"):
@@ -194,7 +194,8 @@ class Policy(FastCacheChoices, TokenChoices):
     def new_gate(self, timetable: Timetable) -> Gate:
         """A gate for one sample of one request on this schedule."""
         if self.gate == "budget":
-            return BudgetGate(self._budget(timetable), max(self.warmup, self.forecast.effective_order + 2), self.longest)
+            checked = max(self.warmup, self.forecast.effective_order + 2)
+            return BudgetGate(self._budget(timetable), checked, self.longest)
         if self.gate == "prefix":
             return PrefixGate(self.threshold, self.warmup, self.longest)
         if self.gate == "polynomial":

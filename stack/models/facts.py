@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..facts import Facts, machine_of
+from ..quant.recognise import fewest_bits, quantized_by
 from .sampler import why_not_plain
 from .wiring import Wiring
 
@@ -27,6 +28,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
     parameter = next(denoiser.parameters())
     grid, text_tokens = wiring.tokens(pipe, config)
+    quantizer = quantized_by(denoiser)
     bits = torch.finfo(parameter.dtype).bits if parameter.dtype.is_floating_point else 8
     return Facts(
         family=wiring.family,
@@ -40,9 +42,9 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         text_tokens=text_tokens,
         steps=steps,
         guidance="embedded" if config.get("guidance_embeds") else "none",
-        weight_bits=bits,
+        weight_bits=fewest_bits(denoiser, bits) if quantizer else bits,
         activation_bits=bits,
-        quantized_by=_quantizer(denoiser),
+        quantized_by=quantizer,
         pipeline=pipe is not None,
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
@@ -56,9 +58,3 @@ def _origin(denoiser: Any, pipe: Any | None) -> str:
     """The hub id a model was loaded by, or the name of its folder."""
     name = str((denoiser if pipe is None else pipe).config.get("_name_or_path") or "")
     return Path(name).name if Path(name).is_absolute() else name
-
-
-def _quantizer(denoiser: Any) -> str:
-    """Name of the library a model was quantized by before it came here, or ''."""
-    config = denoiser.config.get("quantization_config")
-    return "" if config is None else str(config.get("quant_method", "unknown"))

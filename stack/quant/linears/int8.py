@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..errors import StackError
-from .kernels import Kernel, Packed, pack, product
-from .rows import quantize_weight
-from .shared import SharedRows
+from ...errors import StackError
+from ..kernels.product import Kernel, Packed, pack, product
+from ..kernels.rows import quantize_weight
+from ..kernels.shared import SharedRows
 
 
 class Int8Linear(nn.Module):
@@ -21,16 +21,27 @@ class Int8Linear(nn.Module):
     or infinity gives NaN or infinity. Takes (..., K) of any float dtype and layout, returns (..., N) in that dtype.
 
     For inference: a backward pass through it raises. The packed weight has an opaque layout, so the module can
-    neither be moved to another device nor deep-copied nor saved; undo the stack first.
+    neither be moved to another device nor deep-copied; `Stack.save` knows how to write it.
+
+    Args:
+        shared, member: rows it rounds together with others, and which of them it is.
+        rounded: values (N, K) and steps (N,) where they are known already; the linear's own weight is not read then.
     """
 
-    def __init__(self, linear: nn.Linear, kernel: Kernel, shared: SharedRows | None = None, member: int = 0):
+    def __init__(
+        self,
+        linear: nn.Linear,
+        kernel: Kernel,
+        shared: SharedRows | None = None,
+        member: int = 0,
+        rounded: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # Not buffers: a later `.to(torch.bfloat16)` of the model must not round the steps.
-        self.packed: Packed = pack(kernel, *quantize_weight(linear.weight, kernel.weight_levels))
+        self.packed: Packed = pack(kernel, *(rounded or quantize_weight(linear.weight, kernel.weight_levels)))
         self.bias = linear.bias
-        self._shared = shared or SharedRows(1)
+        self.shared = shared or SharedRows(1)
         self._member = member
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,14 +63,16 @@ class Int8Linear(nn.Module):
         shape = (*x.shape[:-1], self.out_features)
         if x.numel() == 0:
             return x.new_empty(shape)
-        values, step = self._shared.rows(self._member, x)
-        out = product(values, self.packed)
+        values, step = self.shared.rows(self._member, x)
+        # Products of rows in bf16 come in bf16, and are scaled in one pass over half the bytes. float16 would overflow.
+        dtype = x.dtype if x.dtype == torch.bfloat16 else torch.float32
+        out, step = product(values, self.packed, dtype), step.to(dtype)
         if self.bias is None:
             out = out.mul_(step)
         elif torch.compiler.is_compiling():
             out = torch.addcmul(self.bias, out, step)
         else:
-            torch.addcmul(self.bias, out, step, out=out)
+            torch.addcmul(self.bias.to(dtype), out, step, out=out)
         return out.to(x.dtype).view(shape)
 
     def extra_repr(self) -> str:
@@ -78,7 +91,7 @@ class _NoGradient(torch.autograd.Function):
         raise StackError("an int8 linear has no gradient: undo() the stack before training")
 
 
-def convert_group(linears: Sequence[nn.Linear], kernel: Kernel) -> tuple[list[Int8Linear], SharedRows]:
+def convert_group(linears: Sequence[nn.Linear], kernel: Kernel) -> list[Int8Linear]:
     """Int8 linears that read the same input and round it once between them."""
     shared = SharedRows(len(linears))
-    return [Int8Linear(linear, kernel, shared, member) for member, linear in enumerate(linears)], shared
+    return [Int8Linear(linear, kernel, shared, member) for member, linear in enumerate(linears)]
