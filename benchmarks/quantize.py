@@ -18,9 +18,9 @@ from stack.bounds import best_speedup
 from stack.measure.base import stand_in
 from stack.models.load import load_pipeline
 from stack.models.wiring import wiring_of
-from stack.passes.quantize import Quantize
 from stack.quant.amdahl import gemm_rate, linear_shapes, linear_share
-from stack.quant.select import choose_linears
+from stack.quant.schemes import SCHEMES
+from stack.quant.select import Rules, choose_linears
 
 PROMPTS = ("a red ring left of a blue star", "a green circle in the top on a white background")
 
@@ -44,8 +44,8 @@ def calls_of(pipe: Any) -> list[dict[str, Any]]:
 def limits(stack: Stack, call: dict[str, Any]) -> tuple[float, float]:
     """Share of an eager call's time in the linears that int8 converts, and how much faster their bare products are."""
     denoiser = stack.undo().denoiser
-    choices = choose_linears(denoiser, wiring_of(denoiser), Quantize().min_features, stack.facts.text_tokens)
-    paths = [choice.path for choice in choices if not choice.kept]
+    choices = choose_linears(denoiser, wiring_of(denoiser), Rules(SCHEMES["int8"], text_tokens=stack.facts.text_tokens))
+    paths = [choice.path for choice in choices if choice.kept is None]
 
     def run() -> object:
         return denoiser(**call)

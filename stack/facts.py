@@ -10,18 +10,22 @@ import torch
 @dataclass(frozen=True)
 class Machine:
     """What the processor computes fast. Read from torch's own capability flags, never from a clock: the same
-    machine always gets the same plan."""
+    machine always gets the same plan. `capability` is CUDA's compute capability."""
 
     device: str
     vector: str = ""
     fast_bf16: bool = True
     vnni: bool = False
+    capability: tuple[int, int] = (0, 0)
 
 
 def machine_of(device: torch.device) -> Machine:
     """The machine a tensor on `device` is computed by."""
     if device.type != "cpu":
-        return Machine(device.type, vector=torch.cuda.get_device_name(device) if device.type == "cuda" else "")
+        if device.type != "cuda":
+            return Machine(device.type)
+        name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        return Machine(device.type, vector=name, capability=capability)
     return Machine(
         device="cpu",
         vector=torch.backends.cpu.get_cpu_capability(),

@@ -10,9 +10,9 @@ from torch import nn
 
 from stack.bounds import int8_matmul_bound, rounding_bound
 from stack.facts import machine_of
-from stack.quant.kernels import Kernel, kernel_for
-from stack.quant.native import Int8Linear
-from stack.quant.rows import ROW_LEVELS, ZERO, quantize_rows, quantize_weight
+from stack.quant.kernels.product import Kernel, kernel_for
+from stack.quant.kernels.rows import ROW_LEVELS, ZERO, quantize_rows, quantize_weight
+from stack.quant.linears.int8 import Int8Linear
 
 HERE = kernel_for(machine_of(torch.device("cpu")))
 KERNELS = [HERE, Kernel("int_mm", 127, "portable")]

@@ -56,6 +56,8 @@ class Wiring:
         streams: what each block takes and returns: stream name to argument name, in the order of the return value.
         output_stream: the stream the head reads.
         linears: shell wildcards, role by role, of the linears worth quantizing; paths inside a block.
+        sensitive: shell wildcards, role by role, of the linears whose error does not average out; paths in
+            the denoiser.
         modules: what a per-module cache keeps, by block list: the modules whose output it predicts.
         modulation: (block, its arguments) to the first block's modulated input (B, N, D).
         head: (denoiser, output stream behind the blocks, a block's arguments) to the denoiser's output, token by token.
@@ -79,6 +81,7 @@ class Wiring:
     streams: dict[str, str]
     output_stream: str
     linears: dict[str, tuple[str, ...]]
+    sensitive: dict[str, tuple[str, ...]]
     modules: dict[str, tuple[CachedModule, ...]]
     modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
     head: Callable[[Any, torch.Tensor, Mapping[str, Any]], torch.Tensor]
@@ -107,10 +110,18 @@ class Wiring:
 
     def role(self, path_in_block: str) -> str | None:
         """The role of a linear ("attention", "mlp"), or None where it should stay as it is."""
-        for role, patterns in self.linears.items():
-            if any(fnmatch.fnmatchcase(path_in_block, pattern) for pattern in patterns):
-                return role
-        return None
+        return _role_of(path_in_block, self.linears)
+
+    def sensitivity(self, path: str) -> str:
+        """The role of a linear whose error does not average out, or "unknown role" where no list names it."""
+        return _role_of(path, self.sensitive) or "unknown role"
+
+
+def _role_of(path: str, roles: Mapping[str, tuple[str, ...]]) -> str | None:
+    for role, patterns in roles.items():
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
+            return role
+    return None
 
 
 def _flux_tokens(pipe: Any, config: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
@@ -150,6 +161,12 @@ FLUX = Wiring(
     linears={
         "attention": ("attn.to_[qkv]", "attn.to_out.0", "attn.add_[qkv]_proj", "attn.to_add_out"),
         "mlp": ("ff.net.*", "ff_context.net.*", "proj_mlp", "proj_out"),
+    },
+    sensitive={
+        "time and guidance embedding": ("time_text_embed.*",),
+        "modulation": ("*transformer_blocks.*.norm*.linear",),
+        "input projection": ("x_embedder", "context_embedder"),
+        "output projection": ("norm_out.linear", "proj_out"),
     },
     modules={
         "transformer_blocks": (
@@ -205,6 +222,11 @@ DIT = Wiring(
     streams={"image": "hidden_states"},
     output_stream="image",
     linears={"attention": ("attn1.to_[qkv]", "attn1.to_out.0"), "mlp": ("ff.net.*",)},
+    sensitive={
+        "time and guidance embedding": ("transformer_blocks.*.norm1.emb.*",),
+        "modulation": ("transformer_blocks.*.norm1.linear",),
+        "output projection": ("proj_out_1", "proj_out_2"),
+    },
     modules={
         "transformer_blocks": (CachedModule("attn1", "attention"), CachedModule("ff", "mlp", values="attn1.to_v"))
     },
@@ -239,6 +261,13 @@ HUNYUAN_VIDEO = replace(
     classes=("HunyuanVideoTransformer3DModel",),
     streams={"video": "hidden_states", "text": "encoder_hidden_states"},
     output_stream="video",
+    sensitive={
+        "time and guidance embedding": ("time_text_embed.*", "context_embedder.time_text_embed.*"),
+        "refiner": ("context_embedder.token_refiner.*",),
+        "modulation": FLUX.sensitive["modulation"],
+        "input projection": ("x_embedder.*", "context_embedder.proj_in"),
+        "output projection": ("norm_out.linear", "proj_out"),
+    },
     tokens=_video_tokens,
     grid=_patches,
     inputs=(*FLUX.inputs, "encoder_attention_mask"),

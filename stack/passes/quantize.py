@@ -1,9 +1,10 @@
-"""The quantization pass: int8 weights and activations inside the blocks' large linears."""
+"""The quantization pass: the blocks' large linears with fewer bits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,32 +13,27 @@ from ..errors import StackError, choose
 from ..facts import Facts, machine_of
 from ..install import Installer
 from ..models.wiring import FAMILIES
-from ..quant import torchao
-from ..quant.kernels import check_exact, kernel_for
-from ..quant.native import convert_group
-from ..quant.select import Choice, choose_linears, grouped, row_gain, weight_bytes
-from ..quant.shared import SharedRows
+from ..quant.backends import BACKENDS, pick
+from ..quant.backends.base import Backend
+from ..quant.linears.int8 import Int8Linear
+from ..quant.schemes import KEEP, SCHEMES, Scheme, scheme_named
+from ..quant.select import Choice, Rules, choose_linears, grouped, row_gain, tell_kept, weight_bytes
 from .base import Applied, Finding, Target
-
-SCHEMES = ("int8",)
-BACKENDS = ("auto", "native", "torchao")
-
-
-def backend_for(wanted: str, device: str) -> str:
-    """The backend a device gets: native on a CPU, torchao on CUDA, unless one is asked for."""
-    return wanted if wanted != "auto" else {"cpu": "native", "cuda": "torchao"}.get(device, "")
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Weights rounded once per output channel, activations on the fly per token; both symmetric int8.
+    """Weights rounded once, and for "int8" and "fp8" activations on the fly, token by token.
 
-    Embedders, modulation, norms and the output projection stay in floating point, and so does a text stream too short
-    to gain. The originals are kept and come back bit for bit on undo.
+    Embedders, modulation, norms, refiners and the output projection stay in floating point, and so does a text stream
+    too short to gain. The originals are kept and come back bit for bit on undo.
 
     Attributes:
-        scheme: "int8".
-        backend: "native" (torch's own int8 products), "torchao" (`pip install torchao`), or "auto".
+        scheme: see `stack.quant.schemes`.
+        backend: "native", "torchao", "bitsandbytes", "quanto", or "auto" for the fastest that was measured.
+        skip: shell wildcards of paths of linears that stay.
+        layers: a mixed plan: scheme name or "keep" by path; linears it does not name follow `scheme`. It overrules
+            every reason to keep a linear but the kernel's. A mapping, kept as sorted pairs.
         min_features: linears with fewer inputs or outputs stay.
 
     Raises:
@@ -47,127 +43,169 @@ class Quantize:
     stage: ClassVar[str] = "quantize"
     scheme: str = "int8"
     backend: str = "auto"
+    skip: tuple[str, ...] = ()
+    layers: tuple[tuple[str, str], ...] | Mapping[str, str] | None = None
     min_features: int = 128
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise choose("quantization scheme", self.scheme, SCHEMES)
-        if self.backend not in BACKENDS:
-            raise choose("quantization backend", self.backend, BACKENDS)
+        scheme_named(self.scheme)
+        if self.backend not in ("auto", *BACKENDS):
+            raise choose("quantization backend", self.backend, ("auto", *BACKENDS))
+        object.__setattr__(self, "layers", _pairs(self.layers))
+        for _, name in self.plan.items():
+            if name != KEEP:
+                scheme_named(name)
+
+    @property
+    def plan(self) -> dict[str, str]:
+        """The mixed plan: scheme name or "keep" by path."""
+        return dict(self.layers or ())
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        """The scheme, and those that only some layers have."""
+        return list(dict.fromkeys([SCHEMES[self.scheme], *(SCHEMES[n] for n in self.plan.values() if n != KEEP)]))
+
+    def backend_for(self, scheme: Scheme, machine: Any) -> tuple[Backend, str]:
+        """Who computes a scheme, and why. A backend that is asked for but cannot leaves a plan's layers to "auto".
+
+        Raises:
+            StackError: nobody can.
+        """
+        if scheme.name != self.scheme and self.backend != "auto" and BACKENDS[self.backend].refuses(scheme, machine):
+            return pick(scheme, "auto", machine)
+        return pick(scheme, self.backend, machine)
 
     def describe(self, facts: Facts) -> list[str]:
-        """What is rounded, by which kernel, what stays and why."""
-        backend = backend_for(self.backend, facts.machine.device)
-        why = "asked for" if self.backend != "auto" else f"the choice for {facts.machine.device}"
+        """What is rounded, by whom and why, what stays and why."""
         roles = " and ".join(FAMILIES[facts.family].linears) if facts.family in FAMILIES else "large"
-        kept = row_gain(facts.text_tokens, facts.width)
+        lines = [f"{self.scheme} in the {roles} linears of {facts.blocks} blocks"]
+        if self.plan:
+            counts = {name: list(self.plan.values()).count(name) for name in dict.fromkeys(self.plan.values())}
+            lines[0] += ", and a plan: " + ", ".join(f"{count} x {name}" for name, count in counts.items())
+        for scheme in self.schemes:
+            backend, why = self.backend_for(scheme, facts.machine)
+            lines.append(f"{scheme.name}: {scheme.describe()}")
+            lines.append(f"{scheme.name} by {backend.name}: {why}; {backend.kernel(scheme, facts.machine)}")
         family = FAMILIES.get(facts.family)
-        text = "text stream's own linears stay: " + kept if kept else "text stream's linears are converted too"
-        return [
-            f"int8 weights (per channel) and activations (per token) in the {roles} linears of {facts.blocks} blocks",
-            f"backend {backend}: {why}; {_kernel_line(backend, facts)}",
-            "embedders, modulation and output projection stay: error amplification",
-            *([f"the {text}"] if family and "text" in family.streams else []),
-            f"linears under {self.min_features} features stay: no gain",
-        ]
+        kept = row_gain(facts.text_tokens, facts.width) if SCHEMES[self.scheme].rounds_activations else ""
+        if family:
+            lines.append(f"{', '.join(family.sensitive)} stay: error amplification")
+        if family and "text" in family.streams:
+            lines.append("the text stream's own linears " + (f"stay: no gain: {kept}" if kept else "are converted too"))
+        lines.append(f"linears under {self.min_features} features stay: no gain")
+        return lines
 
     def check(self, facts: Facts) -> list[Finding]:
-        """Already quantized, no kernel for the device, or nothing large enough to convert."""
+        """Already quantized, no backend for the device, or nothing large enough to convert."""
         found = []
         if facts.weight_bits < 16 or facts.quantized_by:
             by = f" by {facts.quantized_by}" if facts.quantized_by else ""
-            found.append(
-                Finding(
-                    self.stage,
-                    f"the model is already quantized{by} to {facts.weight_bits} bits",
-                    why="rounding rounded weights adds error and no speed; load it unquantized or leave quantize() out",
-                    fatal=True,
-                )
-            )
-        if not backend_for(self.backend, facts.machine.device):
-            what = f"no int8 kernel is known for {facts.machine.device}: expected cpu or cuda"
-            found.append(Finding(self.stage, what, fatal=True))
-        if facts.image_tokens and row_gain(facts.image_tokens, facts.width):
+            what = f"the model is already quantized{by} to {facts.weight_bits} bits"
+            why = "rounding rounded weights adds error and no speed; load it unquantized or leave quantize() out"
+            found.append(Finding(self.stage, what, why, fatal=True))
+        for scheme in self.schemes:
+            try:
+                self.backend_for(scheme, facts.machine)
+            except StackError as error:
+                found.append(Finding(self.stage, str(error), fatal=True))
+        gain = row_gain(facts.image_tokens, facts.width) if SCHEMES[self.scheme].rounds_activations else ""
+        if facts.image_tokens and gain:
             what = f"{facts.image_tokens} image tokens of width {facts.width} are too few for int8 to be faster"
             found.append(Finding(self.stage, what, why="rounding the rows costs what the product gains", note=True))
-        if facts.width < self.min_features:
+        if facts.width < self.min_features and not self.plan:
             what = f"no linear would be converted: the model is {facts.width} wide, min_features is {self.min_features}"
             found.append(Finding(self.stage, what, why=f"try min_features={facts.width}", fatal=True))
         return found
 
     def facts_after(self, facts: Facts) -> Facts:
-        """8-bit linears."""
-        by = backend_for(self.backend, facts.machine.device)
-        return replace(facts, weight_bits=8, activation_bits=8, quantized_by=by)
+        """The fewest bits of any linear, and who rounded."""
+        rounded = [s.activation_bits for s in self.schemes if s.rounds_activations]
+        return replace(
+            facts,
+            weight_bits=min(s.weight_bits for s in self.schemes),
+            activation_bits=min(rounded, default=facts.activation_bits),
+            quantized_by=self.backend_for(SCHEMES[self.scheme], facts.machine)[0].name,
+        )
+
+    def choices(self, target: Target) -> list[Choice]:
+        """Every linear of the model with its verdict. Changes nothing."""
+        machine = machine_of(next(target.denoiser.parameters()).device)
+
+        def multiple(scheme: Scheme) -> int:
+            return self.backend_for(scheme, machine)[0].multiple(scheme, machine)
+
+        rules = Rules(SCHEMES[self.scheme], self.min_features, target.facts.text_tokens, self.skip, self.plan, multiple)
+        return choose_linears(target.denoiser, target.wiring, rules)
 
     def apply(self, target: Target, install: Installer) -> Applied:
         """Replace the linears.
 
         Raises:
-            StackError: none qualifies, the kernel is not exact here, or torchao is missing. Nothing is changed then.
+            StackError: none qualifies, a product is not exact here, or a library is missing. Nothing is changed then.
         """
-        device = next(target.denoiser.parameters()).device
-        backend = backend_for(self.backend, device.type)
-        multiple = 1 if backend == "native" and device.type == "cpu" else torchao.MULTIPLE
-        choices = choose_linears(target.denoiser, target.wiring, self.min_features, target.facts.text_tokens, multiple)
-        chosen = [c for c in choices if not c.kept]
+        choices = self.choices(target)
+        chosen = [c for c in choices if c.kept is None]
         if not chosen:
-            raise StackError(f"0 of {len(choices)} linears can be converted to int8: {_reasons(choices)}")
+            raise StackError(f"0 of {len(choices)} linears can be converted to {self.scheme}: {tell_kept(choices)}")
+        device = next(target.denoiser.parameters()).device
+        backends = {s.name: self.backend_for(s, machine_of(device))[0] for s in self.schemes}
         before = weight_bytes(target.denoiser, choices)
-        kept = {c.path: c.kept for c in choices if c.kept}
-        converted, after, shared = _convert(target.denoiser, choices, backend, device)
+        converted, after = _convert(target.denoiser, choices, backends, device)
         for path, module in converted.items():
             install.replace_module(target.denoiser, path, module)
         summary = (
-            f"{len(chosen)} of {len(choices)} linears converted to int8 "
-            f"(weights {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB)"
+            f"{len(chosen)} of {len(choices)} linears converted to {_named(chosen)} "
+            f"(weights {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB); stay: {tell_kept(choices)}"
         )
         return Applied(
             summary,
             report=lambda: {"converted": len(chosen), "linears": len(choices), "weight_bytes": after},
-            reset=lambda: _clear(shared),
-            details={"backend": backend, "converted": list(converted), "kept": kept},
+            reset=lambda: _clear(converted.values()),
+            details={
+                "backend": backends[self.scheme].name,
+                "converted": list(converted),
+                "kept": {c.path: str(c.kept) for c in choices if c.kept},
+            },
         )
 
 
+def _pairs(layers: Any) -> tuple[tuple[str, str], ...] | None:
+    if layers is None:
+        return None
+    pairs = layers.items() if isinstance(layers, Mapping) else layers
+    return tuple(sorted((str(path), str(name)) for path, name in pairs))
+
+
+def _named(chosen: Sequence[Choice]) -> str:
+    names = [choice.scheme.name for choice in chosen]
+    kinds = dict.fromkeys(names)
+    return next(iter(kinds)) if len(kinds) == 1 else ", ".join(f"{names.count(name)} x {name}" for name in kinds)
+
+
 def _convert(
-    denoiser: nn.Module, choices: list[Choice], backend: str, device: torch.device
-) -> tuple[dict[str, nn.Module], int, list[SharedRows]]:
-    """New modules by path, their bytes, and what they share. Changes nothing."""
-    if backend == "torchao":
-        done = {c.path: torchao.convert(_linear(denoiser, c)) for c in choices if not c.kept}
-        return dict(done), sum(torchao.held_bytes(m) for m in done.values()), []
-    kernel = kernel_for(machine_of(device))
-    if device.type == "cpu":
-        check_exact(kernel)
+    denoiser: nn.Module, choices: list[Choice], backends: dict[str, Backend], device: torch.device
+) -> tuple[dict[str, nn.Module], int]:
+    """New modules by path, and their bytes. Changes nothing."""
+    for name in dict.fromkeys(c.scheme.name for c in choices if c.kept is None):
+        backends[name].prepare(SCHEMES[name], device)
     converted: dict[str, nn.Module] = {}
-    held, shared = 0, []
+    held = 0
     for group in grouped(choices):
-        modules, rows = convert_group([_linear(denoiser, c) for c in group], kernel)
+        backend = backends[group[0].scheme.name]
+        modules = backend.convert([_linear(denoiser, c) for c in group], group[0].scheme)
         converted |= {c.path: module for c, module in zip(group, modules, strict=True)}
-        held += sum(module.packed.bytes for module in modules)
-        shared.append(rows)
-    return converted, held, shared
+        held += sum(backend.held_bytes(module) for module in modules)
+    return converted, held
 
 
-def _clear(shared: list[SharedRows]) -> None:
-    for rows in shared:
-        rows.clear()
+def _clear(modules: Any) -> None:
+    for module in modules:
+        if isinstance(module, Int8Linear):
+            module.shared.clear()
 
 
 def _linear(denoiser: nn.Module, choice: Choice) -> nn.Linear:
     module = denoiser.get_submodule(choice.path)
     assert isinstance(module, nn.Linear)
     return module
-
-
-def _kernel_line(backend: str, facts: Facts) -> str:
-    if backend == "torchao":
-        return "torchao's own kernels, which gain only under torch.compile"
-    return kernel_for(facts.machine).why
-
-
-def _reasons(choices: list[Choice]) -> str:
-    """Every reason with its count."""
-    reasons = [c.kept for c in choices]
-    return "; ".join(f"{reasons.count(reason)} x {reason}" for reason in dict.fromkeys(reasons)) or "no linears found"

@@ -16,8 +16,8 @@ from torch import nn
 
 from ..errors import StackError
 from ..facts import machine_of
-from .kernels import kernel_for, pack, product
-from .rows import quantize_rows, quantize_weight
+from .kernels.product import kernel_for, pack, product
+from .kernels.rows import quantize_rows, quantize_weight
 
 Shape = tuple[int, int, int]
 """Rows M, in features K, out features N of one product."""

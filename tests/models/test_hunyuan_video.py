@@ -19,7 +19,7 @@ from stack.caching.sites.calls import BlockCall
 from stack.errors import StackError
 from stack.models.facts import facts_of
 from stack.models.wiring import HUNYUAN_VIDEO, wiring_of
-from stack.quant.native import Int8Linear
+from stack.quant.linears.int8 import Int8Linear
 from stack.reference.shapes_video import TRANSFORMER, new_prompt_encoder, new_scheduler
 from stack.reference.video_pipeline import ShapesVideoPipeline
 

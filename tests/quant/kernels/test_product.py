@@ -9,9 +9,9 @@ import torch
 
 from stack.errors import StackError
 from stack.facts import Machine, machine_of
-from stack.quant import kernels
-from stack.quant.kernels import Kernel, check_exact, kernel_for, pack, product
-from stack.quant.rows import ROW_LEVELS, ZERO
+from stack.quant.kernels import product as kernels
+from stack.quant.kernels.product import Kernel, check_exact, kernel_for, pack, product
+from stack.quant.kernels.rows import ROW_LEVELS, ZERO
 
 HERE = kernel_for(machine_of(torch.device("cpu")))
 KERNELS = [HERE, Kernel("int_mm", 127, "portable")]

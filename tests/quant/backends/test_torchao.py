@@ -11,26 +11,29 @@ import torch
 from torch import nn
 
 from stack.errors import StackError
-from stack.quant import torchao
+from stack.quant.backends.torchao import TorchAO
+from stack.quant.schemes import SCHEMES
+
+LIBRARY = TorchAO()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_converts_a_copy_within_three_per_cent(dtype: torch.dtype) -> None:
     linear = nn.Linear(192, 256).to(dtype)
     before = linear.weight.detach().clone()
-    converted = torchao.convert(linear)
+    converted = LIBRARY.convert([linear], SCHEMES["int8"])[0]
     x = torch.randn(2, 30, 192).to(dtype)
     with torch.no_grad():
         got, wanted = converted(x).float(), linear(x).float()
     assert type(linear.weight) is nn.Parameter and torch.equal(linear.weight, before)
     assert type(converted.linear.weight).__name__ == "Int8Tensor"
     assert 1e-4 < float((got - wanted).norm() / wanted.norm()) < 0.03
-    assert torchao.held_bytes(converted) < linear.weight.nbytes * 0.6
+    assert LIBRARY.held_bytes(converted) < linear.weight.nbytes * 0.6
 
 
 def test_few_rows_and_none() -> None:
     linear = nn.Linear(64, 32)
-    converted = torchao.convert(linear)
+    converted = LIBRARY.convert([linear], SCHEMES["int8"])[0]
     assert converted(torch.zeros(2, 0, 64)).shape == (2, 0, 32)
     for rows in (1, 16, 17):
         x = torch.randn(rows, 64)
@@ -51,4 +54,4 @@ def test_a_missing_torchao_names_the_install_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(StackError, match="pip install 'torchao"):
-        torchao.convert(nn.Linear(64, 64))
+        LIBRARY.prepare(SCHEMES["int8"], torch.device("cpu"))

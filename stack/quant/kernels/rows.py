@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..errors import StackError
+from ...errors import StackError
 
 ROW_LEVELS = 127
 ZERO = 128

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import StackError
-from ..facts import Machine
+from ...errors import StackError
+from ...facts import Machine
 from .rows import ROW_LEVELS, ZERO
 
 # torch._int_mm on CUDA refuses fewer than 17 rows.
@@ -61,10 +61,9 @@ class Packed:
     offset: torch.Tensor
     zeros: torch.Tensor
 
-    @property
-    def bytes(self) -> int:
-        """Memory of the weight and what belongs to it."""
-        return self.weight.numel() + self.step.nbytes + self.offset.nbytes + self.zeros.nbytes
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything it keeps in memory."""
+        return [self.weight, self.step, self.offset, self.zeros]
 
 
 def pack(kernel: Kernel, values: torch.Tensor, step: torch.Tensor) -> Packed:

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from stack.facts import machine_of
-from stack.quant import shared as module
-from stack.quant.kernels import kernel_for
-from stack.quant.native import Int8Linear, convert_group
-from stack.quant.rows import Rows, quantize_rows
-from stack.quant.shared import SharedRows
+from stack.quant.kernels import shared as module
+from stack.quant.kernels.product import kernel_for
+from stack.quant.kernels.rows import Rows, quantize_rows
+from stack.quant.kernels.shared import SharedRows
+from stack.quant.linears.int8 import Int8Linear, convert_group
 
 HERE = kernel_for(machine_of(torch.device("cpu")))
 
@@ -32,8 +32,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def group(members: int = 3) -> tuple[list[Int8Linear], list[Int8Linear], SharedRows]:
     """A sharing group, and the same linears each on its own."""
     linears = [nn.Linear(48, 32) for _ in range(members)]
-    together, rows = convert_group(linears, HERE)
-    return together, [Int8Linear(linear, HERE) for linear in linears], rows
+    together = convert_group(linears, HERE)
+    return together, [Int8Linear(linear, HERE) for linear in linears], together[0].shared
 
 
 def check(together: list[Int8Linear], alone: list[Int8Linear], x: torch.Tensor) -> None:

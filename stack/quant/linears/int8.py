@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..errors import StackError
-from .kernels import Kernel, Packed, pack, product
-from .rows import quantize_weight
-from .shared import SharedRows
+from ...errors import StackError
+from ..kernels.product import Kernel, Packed, pack, product
+from ..kernels.rows import quantize_weight
+from ..kernels.shared import SharedRows
 
 
 class Int8Linear(nn.Module):
@@ -30,7 +30,7 @@ class Int8Linear(nn.Module):
         # Not buffers: a later `.to(torch.bfloat16)` of the model must not round the steps.
         self.packed: Packed = pack(kernel, *quantize_weight(linear.weight, kernel.weight_levels))
         self.bias = linear.bias
-        self._shared = shared or SharedRows(1)
+        self.shared = shared or SharedRows(1)
         self._member = member
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ class Int8Linear(nn.Module):
         shape = (*x.shape[:-1], self.out_features)
         if x.numel() == 0:
             return x.new_empty(shape)
-        values, step = self._shared.rows(self._member, x)
+        values, step = self.shared.rows(self._member, x)
         out = product(values, self.packed)
         if self.bias is None:
             out = out.mul_(step)
@@ -78,7 +78,7 @@ class _NoGradient(torch.autograd.Function):
         raise StackError("an int8 linear has no gradient: undo() the stack before training")
 
 
-def convert_group(linears: Sequence[nn.Linear], kernel: Kernel) -> tuple[list[Int8Linear], SharedRows]:
+def convert_group(linears: Sequence[nn.Linear], kernel: Kernel) -> list[Int8Linear]:
     """Int8 linears that read the same input and round it once between them."""
     shared = SharedRows(len(linears))
-    return [Int8Linear(linear, kernel, shared, member) for member, linear in enumerate(linears)], shared
+    return [Int8Linear(linear, kernel, shared, member) for member, linear in enumerate(linears)]

@@ -8,9 +8,9 @@ from torch import nn
 
 from stack.errors import StackError
 from stack.facts import machine_of
-from stack.quant.kernels import Kernel, kernel_for
-from stack.quant.native import Int8Linear, convert_group
-from stack.quant.rows import quantize_rows
+from stack.quant.kernels.product import Kernel, kernel_for
+from stack.quant.kernels.rows import quantize_rows
+from stack.quant.linears.int8 import Int8Linear, convert_group
 
 HERE = kernel_for(machine_of(torch.device("cpu")))
 KERNELS = [HERE, Kernel("int_mm", 127, "portable")]
@@ -94,7 +94,6 @@ def test_the_original_is_not_part_of_the_module_and_keeps_its_weight() -> None:
     converted = Int8Linear(linear, HERE)
     assert torch.equal(linear.weight, before)
     assert [name for name, _ in converted.named_parameters()] == ["bias"] and converted.bias is linear.bias
-    assert converted.packed.bytes == 64 * 64 + 64 * (4 + 4 + 8)
 
 
 def test_changing_the_dtype_of_the_model_leaves_the_steps_alone() -> None:
@@ -124,7 +123,7 @@ class Block(nn.Module):
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__()
-        (self.gate, self.up), self.shared = convert_group([nn.Linear(64, 128), nn.Linear(64, 128)], kernel)
+        self.gate, self.up = convert_group([nn.Linear(64, 128), nn.Linear(64, 128)], kernel)
         self.down = Int8Linear(nn.Linear(128, 64), kernel)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

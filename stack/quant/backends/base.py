@@ -1,0 +1,106 @@
+"""What a backend is: who computes a scheme, on which machines, in how many bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ...errors import StackError
+from ...facts import Machine
+from ..schemes import Scheme
+
+
+class Backend(Protocol):
+    """One way to compute quantized linears. Implementations are stateless; one file each."""
+
+    name: str
+
+    def refuses(self, scheme: Scheme, machine: Machine) -> str:
+        """Why it cannot compute a scheme on a machine, with the alternative; '' where it can. Pure."""
+        ...
+
+    def kernel(self, scheme: Scheme, machine: Machine) -> str:
+        """Which product it uses there, for `explain()`. Pure."""
+        ...
+
+    def multiple(self, scheme: Scheme, machine: Machine) -> int:
+        """What in and out features have to be a multiple of. Pure."""
+        ...
+
+    def prepare(self, scheme: Scheme, device: torch.device) -> None:
+        """Make sure that `convert` will work, before the first weight is touched.
+
+        Raises:
+            StackError: its library is missing, or its product is wrong on this machine.
+        """
+        ...
+
+    def convert(self, linears: Sequence[nn.Linear], scheme: Scheme) -> list[nn.Module]:
+        """New modules for linears that all read the same input. The linears themselves are not touched.
+
+        Raises:
+            StackError: a weight holds NaN or infinity, or the library left a linear as it was.
+        """
+        ...
+
+    def held_bytes(self, module: nn.Module) -> int:
+        """Bytes of the storages behind a converted weight and its scales; the bias is not counted."""
+        ...
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages behind some tensors, each once; looks into tensor subclasses and oneDNN's layout."""
+    sizes: dict[int, int] = {}
+    for leaf in (leaf for tensor in tensors for leaf in _leaves(tensor)):
+        if leaf.layout == torch._mkldnn:  # type: ignore[attr-defined]
+            sizes[id(leaf)] = torch.ops.mkldnn._nbytes(leaf)
+        else:
+            storage = leaf.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())
+
+
+def _leaves(tensor: Any) -> Iterator[torch.Tensor]:
+    if not isinstance(tensor, torch.Tensor):
+        return
+    if type(tensor) in (torch.Tensor, nn.Parameter) or "__tensor_flatten__" not in dir(type(tensor)):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
+        yield from _leaves(getattr(tensor, name))
+
+
+class LibraryLinear(nn.Module):
+    """A library's linear with this package's guarantees: any layout, zero tokens, few rows.
+
+    Args:
+        linear: the library's module.
+        features: (in, out).
+        fewest_rows: with fewer, rows of zeros are added for its product and cut off again.
+    """
+
+    def __init__(self, linear: nn.Module, features: tuple[int, int], fewest_rows: int = 1):
+        super().__init__()
+        self.linear = linear
+        self.in_features, self.out_features = features
+        self.fewest_rows = fewest_rows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., K) to (..., N).
+
+        Raises:
+            StackError: the last dimension is not K.
+        """
+        if x.shape[-1] != self.in_features:
+            raise StackError(f"expected rows of {self.in_features} features, got a tensor of shape {tuple(x.shape)}")
+        shape = (*x.shape[:-1], self.out_features)
+        if x.numel() == 0:
+            return x.new_empty(shape)
+        rows = x.reshape(-1, self.in_features)
+        count = len(rows)
+        if count < self.fewest_rows:
+            rows = nn.functional.pad(rows, (0, 0, 0, self.fewest_rows - count))
+        return self.linear(rows)[:count].view(shape)

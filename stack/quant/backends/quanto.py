@@ -1,0 +1,69 @@
+"""optimum-quanto: 8-bit and 4-bit weights; deprecated by diffusers, kept for those who use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import StackError
+from ...facts import Machine
+from ..schemes import Scheme
+from .base import LibraryLinear, storage_bytes
+
+WEIGHTS = {"int8-weight": "qint8", "int4-weight": "qint4", "fp8-weight": "qfloat8"}
+
+
+def _library() -> Any:
+    try:
+        import optimum.quanto
+    except ImportError as error:
+        raise StackError(
+            f"quantize(backend='quanto') needs optimum-quanto: pip install 'optimum-quanto>=0.2.7' ({error})"
+        ) from None
+    return optimum.quanto
+
+
+class Quanto:
+    """`pip install 'optimum-quanto>=0.2.7'`."""
+
+    name = "quanto"
+
+    def refuses(self, scheme: Scheme, machine: Machine) -> str:
+        if scheme.rounds_activations:
+            return (
+                "quanto rounds activations with fixed scales that it has to be shown data for, not per row (75 % error "
+                f"with outliers): use backend 'native' or 'torchao', or '{scheme.name}-weight'"
+            )
+        if scheme.name not in WEIGHTS:
+            return f"quanto has no {scheme.name}: use backend 'native' or 'bitsandbytes', or scheme 'int4-weight'"
+        return ""
+
+    def kernel(self, scheme: Scheme, machine: Machine) -> str:
+        return "quanto's weight-only product: for memory, not for speed"
+
+    def multiple(self, scheme: Scheme, machine: Machine) -> int:
+        return 128 if scheme.weight_bits == 4 else 1
+
+    def prepare(self, scheme: Scheme, device: torch.device) -> None:
+        _library()
+
+    def convert(self, linears: Sequence[nn.Linear], scheme: Scheme) -> list[nn.Module]:
+        return [_convert(linear, scheme) for linear in linears]
+
+    def held_bytes(self, module: nn.Module) -> int:
+        assert isinstance(module, LibraryLinear) and isinstance(module.linear, nn.Linear)
+        return storage_bytes([module.linear.weight])
+
+
+def _convert(linear: nn.Linear, scheme: Scheme) -> LibraryLinear:
+    library = _library()
+    kind = getattr(library, WEIGHTS[scheme.name])
+    new = library.QLinear.from_module(linear, weights=kind)
+    # Its own copy is what it rounds: `from_module` keeps the very parameter.
+    new.weight = nn.Parameter(linear.weight.detach().clone(), requires_grad=False)
+    new.bias = linear.bias
+    new.freeze()
+    return LibraryLinear(new, (linear.in_features, linear.out_features))

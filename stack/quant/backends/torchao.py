@@ -1,0 +1,114 @@
+"""torchao: the fast backend for GPUs, with its own kernels under `torch.compile`.
+
+In eager mode its dynamic schemes are slower than bf16 on any device; compile the denoiser's blocks to gain from them.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import StackError
+from ...facts import Machine
+from ..kernels.product import FEWEST_ROWS
+from ..schemes import Scheme
+from .base import LibraryLinear, storage_bytes
+
+INT_MULTIPLE, FLOAT_MULTIPLE = 8, 16  # of torch._int_mm and torch._scaled_mm on CUDA
+FP8_CAPABILITY = (8, 9)
+# A row of zeros would get the step 0 and give NaN.
+SMALLEST_ROW = 1e-12
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torchao warns at import about kernels built for other machines: nothing a user can act on."""
+    logger = logging.getLogger("torchao")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _library() -> Any:
+    try:
+        with _quiet():
+            import torchao.quantization
+    except ImportError as error:
+        raise StackError(f"quantize(backend='torchao') needs torchao: pip install 'torchao>=0.15' ({error})") from None
+    return torchao.quantization
+
+
+def _config(scheme: Scheme) -> Any:
+    library = _library()
+    if scheme.name == "int8":  # torchao would otherwise change process-wide compiler settings
+        return library.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+    if scheme.name == "int8-weight":
+        return library.Int8WeightOnlyConfig(set_inductor_config=False)
+    if scheme.name == "fp8-weight":
+        return library.Float8WeightOnlyConfig(set_inductor_config=False)
+    if scheme.name == "fp8":
+        return library.Float8DynamicActivationFloat8WeightConfig(
+            granularity=library.PerRow(), activation_value_lb=SMALLEST_ROW, set_inductor_config=False
+        )
+    return library.Int4WeightOnlyConfig(group_size=scheme.group, set_inductor_config=False)
+
+
+class TorchAO:
+    """`pip install 'torchao>=0.15'`."""
+
+    name = "torchao"
+
+    def refuses(self, scheme: Scheme, machine: Machine) -> str:
+        if scheme.kind == "nf4":
+            return "torchao has no nf4: use backend 'native' or 'bitsandbytes', or scheme 'int4-weight'"
+        if machine.device not in ("cpu", "cuda"):
+            return f"torchao is known to run on cpu and cuda, not on {machine.device}"
+        if scheme.name == "fp8" and (machine.device != "cuda" or machine.capability < FP8_CAPABILITY):
+            return (
+                f"torchao multiplies 8-bit floats only on CUDA from capability 8.9 on, not on {machine.device} "
+                f"{machine.vector}".rstrip()
+                + ": use 'int8', or 'fp8-weight' for memory alone"
+            )
+        if scheme.name == "int4-weight" and machine.device != "cuda":
+            return f"torchao has no 4-bit product on {machine.device}: use backend 'native'"
+        return ""
+
+    def kernel(self, scheme: Scheme, machine: Machine) -> str:
+        if scheme.rounds_activations:
+            return "torchao's own kernels, which gain only under torch.compile"
+        return "torchao's weight-only product: for memory, not for speed"
+
+    def multiple(self, scheme: Scheme, machine: Machine) -> int:
+        if scheme.weight_bits == 4:
+            return scheme.group
+        return FLOAT_MULTIPLE if scheme.kind == "float" else INT_MULTIPLE
+
+    def prepare(self, scheme: Scheme, device: torch.device) -> None:
+        _config(scheme)
+
+    def convert(self, linears: Sequence[nn.Linear], scheme: Scheme) -> list[nn.Module]:
+        return [_convert(linear, scheme) for linear in linears]
+
+    def held_bytes(self, module: nn.Module) -> int:
+        assert isinstance(module, LibraryLinear) and isinstance(module.linear, nn.Linear)
+        return storage_bytes([module.linear.weight])
+
+
+def _convert(linear: nn.Linear, scheme: Scheme) -> LibraryLinear:
+    holder = nn.Sequential(copy.deepcopy(linear))
+    _library().quantize_(holder, _config(scheme))
+    converted = holder[0]
+    assert isinstance(converted, nn.Linear)
+    if type(converted.weight) is nn.Parameter:
+        raise StackError(f"torchao left a linear of shape {tuple(linear.weight.shape)} as it was: use backend='native'")
+    fewest = FEWEST_ROWS if scheme.rounds_activations and linear.weight.device.type == "cuda" else 1
+    return LibraryLinear(converted, (linear.in_features, linear.out_features), fewest)

@@ -1,0 +1,107 @@
+"""Weights stored in 8 or 4 bits, and back. Stored bits are real: 4-bit values lie two in a byte."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import StackError
+from .kernels.rows import SMALLEST_STEP
+from .schemes import Scheme
+
+E4M3_LARGEST = 448.0
+# Quantiles of a Gaussian between -1 and 1 with an exact zero; QLoRA (arXiv 2305.14314), appendix E.
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight (N, K) as it is kept.
+
+    Attributes:
+        scheme: how to read it.
+        values: (N, K) int8 or float8_e4m3fn; (N, ceil(K / group) * group / 2) uint8 where two share a byte, the earlier
+            one in the low half.
+        step: (N, groups) in the model's dtype: what one unit of `values` is worth.
+        low: (N, groups): the weight of level 0, for evenly spaced 4-bit levels. Otherwise None: level 0 is weight 0.
+        features: K.
+    """
+
+    scheme: Scheme
+    values: torch.Tensor
+    step: torch.Tensor
+    low: torch.Tensor | None
+    features: int
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [t for t in (self.values, self.step, self.low) if t is not None]
+
+
+def store(weight: torch.Tensor, scheme: Scheme) -> Stored:
+    """Round a weight (N, K) to a scheme's levels. Steps are kept in the weight's dtype and rounding sees them so.
+
+    Raises:
+        StackError: the weight holds NaN or infinity.
+    """
+    plain = weight.detach().float()
+    if not bool(plain.isfinite().all()):
+        raise StackError(
+            "expected finite weights to quantize, got NaN or infinity: check the checkpoint or the adapter"
+        )
+    if scheme.weight_bits == 8:
+        return _store_8_bits(plain, scheme, weight.dtype)
+    return _store_4_bits(plain, scheme, weight.dtype)
+
+
+def load(stored: Stored, dtype: torch.dtype) -> torch.Tensor:
+    """The weight (N, K) that is left, in `dtype`."""
+    if stored.scheme.weight_bits == 8:
+        return stored.values.to(dtype) * stored.step.to(dtype)
+    levels = _unpack(stored.values)
+    grouped = levels.view(*stored.step.shape, stored.scheme.group)
+    step = stored.step[..., None].to(dtype)
+    if stored.low is None:
+        table = torch.tensor(NF4_LEVELS, dtype=dtype, device=levels.device)
+        weight = table[grouped.int()] * step
+    else:
+        weight = torch.addcmul(stored.low[..., None].to(dtype), grouped.to(dtype), step)
+    return weight.view(len(levels), -1)[:, : stored.features]
+
+
+def _store_8_bits(plain: torch.Tensor, scheme: Scheme, dtype: torch.dtype) -> Stored:
+    largest = 127.0 if scheme.kind == "int" else E4M3_LARGEST
+    step = (plain.abs().amax(1, keepdim=True) / largest).clamp(min=SMALLEST_STEP).to(dtype)
+    scaled = (plain / step.float()).clamp(-largest, largest)
+    values = scaled.round_().to(torch.int8) if scheme.kind == "int" else scaled.to(torch.float8_e4m3fn)
+    return Stored(scheme, values, step, None, plain.shape[1])
+
+
+def _store_4_bits(plain: torch.Tensor, scheme: Scheme, dtype: torch.dtype) -> Stored:
+    features, group = plain.shape[1], scheme.group
+    # The last weight repeated, not zeros: a group's range must not grow by its padding.
+    tail = plain[:, -1:].expand(-1, -features % group)
+    grouped = torch.cat([plain, tail], 1).view(len(plain), -1, group)
+    if scheme.kind == "nf4":
+        step = grouped.abs().amax(2).clamp(min=SMALLEST_STEP).to(dtype)
+        middles = torch.tensor(NF4_LEVELS).unfold(0, 2, 1).mean(1).to(plain.device)
+        levels = torch.bucketize(grouped / step[..., None].float(), middles)
+        return Stored(scheme, _pack(levels), step, None, features)
+    low = grouped.amin(2).to(dtype)
+    step = ((grouped.amax(2) - low.float()) / 15).clamp(min=SMALLEST_STEP).to(dtype)
+    levels = ((grouped - low[..., None].float()) / step[..., None].float()).round_().clamp_(0, 15)
+    return Stored(scheme, _pack(levels), step, low, features)
+
+
+def _pack(levels: torch.Tensor) -> torch.Tensor:
+    flat = levels.to(torch.uint8).flatten(1)
+    return flat[:, ::2] | flat[:, 1::2] << 4
+
+
+def _unpack(packed: torch.Tensor) -> torch.Tensor:
+    return torch.stack([packed & 15, packed >> 4], -1).flatten(1)

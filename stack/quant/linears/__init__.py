@@ -1,0 +1,1 @@
+"""The linears this package computes itself."""
