@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import weakref
 from collections.abc import Sequence
@@ -19,11 +18,12 @@ from .caching.calibration.goals import Goal
 from .caching.fastcache.fit import fit
 from .caching.fastcache.maps import LinearMaps
 from .clock import Clock
+from .compat.kept import Kept
 from .errors import StackError
 from .facts import Facts
 from .follow import follow
 from .install import Installer
-from .models.facts import facts_of
+from .models.facts import denoiser_of, facts_of
 from .models.schedule import default_timetable
 from .models.wiring import wiring_of
 from .passes.base import ORDER, Applied, Pass, Target
@@ -33,6 +33,10 @@ from .passes.distill import Distill
 from .passes.quantize import Quantize
 from .passes.sparse_attn import SparseAttention
 from .plan import Plan, explain, in_order, make_plan
+from .quant.analysis.depends import dependencies
+from .quant.analysis.floor import NoiseFloor, measure_floor
+from .quant.analysis.planning import analyse
+from .quant.analysis.sensitivity import Sensitivity
 from .report import Journal, Report
 
 # Models that carry a stack right now. Two stacks on one model could not be undone in any order.
@@ -74,13 +78,14 @@ class Stack:
         if not isinstance(steps, int) or steps < 1:
             raise StackError(f"steps must be a whole number of at least 1, got {steps!r}")
         self._pipe = None if isinstance(model, nn.Module) else model
-        denoiser = model if isinstance(model, nn.Module) else _denoiser_of(model)
+        denoiser = model if isinstance(model, nn.Module) else denoiser_of(model)
         self._strict = strict
         self._passes: list[Pass] = []
         self._layers: list[_Layer] = []
         self._base: Installer | None = None
         self._weights_version = 0
         self._lock = threading.RLock()
+        self._floor: Kept[NoiseFloor] = Kept()
         wiring = wiring_of(denoiser)
         self._facts = facts_of(denoiser, wiring, self._pipe, steps)
         self._target = Target(
@@ -270,6 +275,28 @@ class Stack:
             goal, spend = Goal(full_steps, psnr, seconds), Budget(trials, budget)
             return calibrate(self, prompts, held_out, goal, seed, spend, progress, theory)[1]
 
+    def sensitivity(
+        self, prompts: Sequence[str], schemes: Sequence[str] = (), seed: int = 0, steps: int = 6, progress: bool = True
+    ) -> Sensitivity:
+        """Measure what rounding each linear costs; a pass with `max_error` or `max_bytes` gets the mix it asks for.
+
+        Arguments and errors are those of `stack.quant.analysis.planning.analyse`.
+        """
+        with self._lock:
+            return analyse(self, prompts, schemes, seed, steps, progress)
+
+    def noise_floor(
+        self, prompts: Sequence[str], seed: int = 0, steps: int = 6, neighbours: int = 4, progress: bool = True
+    ) -> NoiseFloor:
+        """Measure what quantization adds to one forward pass: `stack.quant.analysis.floor.measure_floor`."""
+        with self._lock:
+            return self._floor.keep(measure_floor(self, prompts, seed, steps, neighbours, progress))
+
+    @property
+    def floor(self) -> NoiseFloor | None:
+        """The noise floor as last measured; None where there is none, or where what it depends on has changed."""
+        return self._floor.current(dependencies(self))
+
     def fit_gate(self, prompts: Sequence[str], seed: int = 0) -> Stack:
         """Measure what a "magnitude" or "polynomial" gate needs on the stack as it is, and put it into the cache pass.
 
@@ -335,7 +362,11 @@ class Stack:
         """
         with self._lock:
             if stage is not None:
-                return self._undo_stage(stage)
+                self._depart(stage)
+                self._passes = [p for p in self._passes if p.stage != stage]
+                if self.applied:
+                    self._push(self.plan.passes()[len(self._layers) :])
+                return self
             self._pop(0)
             if self._base is not None:
                 self._base.rollback()
@@ -343,13 +374,6 @@ class Stack:
                 _CARRYING.discard(self.denoiser)
             self._target.clock.restart()
             return self
-
-    def _undo_stage(self, stage: str) -> Stack:
-        self._depart(stage)
-        self._passes = [p for p in self._passes if p.stage != stage]
-        if self.applied:
-            self._push(self.plan.passes()[len(self._layers) :])
-        return self
 
     def _depart(self, stage: str) -> None:
         """Take off a stage and everything above it."""
@@ -371,16 +395,3 @@ class Stack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.undo()
-
-
-def _denoiser_of(pipe: Any) -> nn.Module:
-    """The transformer of a pipeline."""
-    from diffusers import DiffusionPipeline
-
-    if not isinstance(pipe, DiffusionPipeline):
-        raise StackError(
-            f"cannot accelerate a {type(pipe).__name__}: expected a diffusers pipeline or its transformer module"
-        )
-    if "transformer" not in inspect.signature(type(pipe).__init__).parameters:
-        raise StackError(f"{type(pipe).__name__} has no transformer: expected a pipeline of a diffusion transformer")
-    return pipe.transformer

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import StackError
 from ..facts import Facts, machine_of
@@ -66,3 +68,16 @@ def _sampler(pipe: Any | None) -> str:
     except StackError as error:
         return str(error)
     return ""
+
+
+def denoiser_of(pipe: Any) -> nn.Module:
+    """The transformer of a pipeline."""
+    from diffusers import DiffusionPipeline
+
+    if not isinstance(pipe, DiffusionPipeline):
+        raise StackError(
+            f"cannot accelerate a {type(pipe).__name__}: expected a diffusers pipeline or its transformer module"
+        )
+    if "transformer" not in inspect.signature(type(pipe).__init__).parameters:
+        raise StackError(f"{type(pipe).__name__} has no transformer: expected a pipeline of a diffusion transformer")
+    return pipe.transformer

@@ -1,9 +1,9 @@
 """Which scheme each layer gets: the cheapest mix within an error, or the least error within a number of bytes. Pure.
 
 Errors of layers add in squares (see `sensitivity.py`), so a mix costs the sum of its layers' squared errors and of
-their bytes: a multiple-choice knapsack. Layer by layer, the mixes are kept of which none is both smaller and better than
-another (Nemhauser and Ullmann 1969). That is exact as long as there are no more than `FRONT` of them; of more, evenly
-many are left out, and the mix found may be off the best one by what lies between neighbours.
+their bytes: a multiple-choice knapsack. Layer by layer, the mixes are kept of which none is both smaller and better
+than another (Nemhauser and Ullmann 1969). That is exact as long as there are no more than `FRONT` of them; of more,
+evenly many are left out, and the mix found may be off the best one by what lies between neighbours.
 """
 
 from __future__ import annotations

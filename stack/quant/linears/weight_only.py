@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ...errors import StackError
-from ..formats import load, store
+from ..formats import Stored, load, store
 from ..schemes import Scheme
 
 
@@ -14,12 +14,15 @@ class WeightOnlyLinear(nn.Module):
     """y = x . W' + b with W' the stored weight, computed in x's dtype.
 
     Takes (..., K) of any float dtype and layout, zero tokens included. Rows do not depend on each other.
+
+    Args:
+        stored: the weight, where it has been rounded already; else it is rounded to the scheme.
     """
 
-    def __init__(self, linear: nn.Linear, scheme: Scheme):
+    def __init__(self, linear: nn.Linear, scheme: Scheme, stored: Stored | None = None):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.stored = store(linear.weight, scheme)
+        self.stored = stored or store(linear.weight, scheme)
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

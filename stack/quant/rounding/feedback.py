@@ -1,27 +1,29 @@
 """Rounding with error feedback: what one input channel's rounding did is made up for by the channels still to come.
 
-For a linear y = W x the squared output error of rounded weights is tr(D H D^T), D = W' - W, H = E[x x^T]. Frantar et al.
-(2022), arXiv 2210.17323, eqs. 2 and 3: channel j is rounded, and its error is spread over the channels left so that the
-output changes least, which takes row j of the Cholesky factor of H^-1.
+For a linear y = W x the mean squared output error of rounded weights is tr(D H D^T), D = W' - W, H = E[x x^T]. Frantar
+et al. (2022), arXiv 2210.17323, eqs. 2 and 3: channel j is rounded, and its error is spread over the channels left so
+that the output changes least, which takes row j of the Cholesky factor of H^-1.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from .grids import SMALLEST_SCALE, Coded, Grid, group_scales, nearest, spread, storable
+from .grids import Grid, Rounded, fitted
 
 DAMPING = 0.01  # of the mean diagonal, added to it: keeps channels that calibration never saw from running away
 SWEEPS = 2
+BLOCK = 64  # channels whose effect on the others is added in one product
 
 
 def damped(moment: torch.Tensor) -> torch.Tensor:
-    """H (K, K) with a little of its mean diagonal added, symmetric, float64; a matrix of zeros becomes the identity."""
-    moment = (moment.double() + moment.double().T) / 2
+    """H (K, K), symmetric, with a little of its mean diagonal added; a matrix of zeros becomes the identity."""
+    moment = (moment + moment.T) / 2
     mean = moment.diagonal().mean()
-    if mean <= 0:
-        return torch.eye(len(moment), dtype=torch.float64, device=moment.device)
-    return moment + DAMPING * mean * torch.eye(len(moment), dtype=torch.float64, device=moment.device)
+    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return moment + DAMPING * mean * eye if mean > 0 else eye
 
 
 def output_error(difference: torch.Tensor, moment: torch.Tensor) -> float:
@@ -30,79 +32,86 @@ def output_error(difference: torch.Tensor, moment: torch.Tensor) -> float:
     return float(((d @ moment.double()) * d).sum())
 
 
-def round_with_feedback(weight: torch.Tensor, grid: Grid, moment: torch.Tensor, sweeps: int = SWEEPS) -> Coded:
-    """Codes and scales for a weight (N, K), with the least output error that this finds.
+def round_with_feedback(weight: torch.Tensor, grid: Grid, moment: torch.Tensor, sweeps: int = SWEEPS) -> Rounded:
+    """The weight (N, K) on a grid, with the least output error that this finds.
 
-    Error feedback first, channels with the largest second moment first; then scales and codes in turn: the best scales
-    for the codes are a least-squares fit, the best code of one channel for all others fixed is a rounding.
+    Error feedback first, channels with the largest second moment first. Then steps and codes in turn: the best steps
+    for given codes are a least-squares fit, the best code of one channel for all others fixed is a rounding.
 
     Args:
         moment: (K, K) second moment of the inputs, E[x x^T], or their covariance where the bias takes up the mean.
-        sweeps: turns of refitting scales and codes.
+        sweeps: turns of fitting steps and codes.
 
     Returns:
-        never worse than plain rounding with the same grid under the damped moment.
+        the best of plain rounding and of what each turn found, under the damped moment.
     """
-    weight, moment = weight.detach().float(), damped(moment)
-    scale = group_scales(weight, grid, moment.diagonal().float())
-    coded = _fed_back(weight, grid, scale, moment)
+    weight, moment = weight.detach().float(), damped(moment.float())
+    plain = fitted(weight, grid, moment.diagonal())
+    found = [plain, _fed_back(weight, grid, plain, moment)]
     for _ in range(sweeps):
-        coded = _refitted(weight, grid, coded, moment)
-        coded = _swept(weight, grid, coded, moment)
-    return coded
+        found.append(_swept(weight, grid, _refitted(weight, grid, found[-1], moment), moment))
+    return min(found, key=lambda rounded: output_error(grid.decoded(rounded) - weight, moment))
 
 
-def _order(moment: torch.Tensor) -> torch.Tensor:
-    return moment.diagonal().argsort(descending=True)
-
-
-def _fed_back(weight: torch.Tensor, grid: Grid, scale: torch.Tensor, moment: torch.Tensor) -> Coded:
+def _fed_back(weight: torch.Tensor, grid: Grid, start: Rounded, moment: torch.Tensor) -> Rounded:
     inner = weight.shape[1]
-    order = _order(moment)
-    inverse = torch.linalg.inv(moment[order][:, order])
-    upper = torch.linalg.cholesky(inverse, upper=True).float()
-    wide = spread(scale, grid.width(inner), inner)[:, order]
-    safe = torch.where(wide.abs() < SMALLEST_SCALE, torch.ones_like(wide), wide)
-    levels, left = grid.levels(weight.device), weight[:, order].clone()
+    order = moment.diagonal().argsort(descending=True)
+    upper = _inverse_factor(moment[order][:, order])
+    step, low = (grid.spread(values, inner)[:, order] for values in (start.step, start.low))
+    safe, levels, left = grid.safe(step), grid.levels(weight.device), weight[:, order] - low
     codes = torch.empty_like(left, dtype=torch.uint8)
-    for j in range(inner):
-        codes[:, j] = nearest(left[:, j] / safe[:, j], levels)
-        error = (left[:, j] - levels[codes[:, j].int()] * wide[:, j]) / upper[j, j]
-        left[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]
-    return Coded(codes[:, order.argsort()], scale)
+    for a in range(0, inner, BLOCK):
+        b = min(a + BLOCK, inner)
+        errors = torch.empty_like(left[:, a:b])
+        for j in range(a, b):
+            codes[:, j] = grid.nearest(left[:, j] / safe[:, j])
+            errors[:, j - a] = (left[:, j] - levels[codes[:, j].int()] * step[:, j]) / upper[j, j]
+            left[:, j + 1 : b] -= errors[:, j - a, None] * upper[j, j + 1 : b]
+        left[:, b:] -= errors @ upper[a:b, b:]
+    return replace(start, codes=codes[:, order.argsort()])
 
 
-def _refitted(weight: torch.Tensor, grid: Grid, coded: Coded, moment: torch.Tensor) -> Coded:
-    """The scales with the least output error for these codes, row by row: (C H C^T) s = C H w."""
+def _inverse_factor(moment: torch.Tensor) -> torch.Tensor:
+    """U, upper triangular, with U^T U = H^-1."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment.double()))
+    return torch.linalg.cholesky(inverse, upper=True).float()
+
+
+def _refitted(weight: torch.Tensor, grid: Grid, rounded: Rounded, moment: torch.Tensor) -> Rounded:
+    """The steps with the least output error for these codes, row by row: (C H C^T) s = C H w, C the levels by group."""
+    inner, group = weight.shape[1], grid.scheme.group
+    value = grid.levels(weight.device)[rounded.codes.int()]
+    target = (weight - grid.spread(rounded.low, inner)) @ moment
+    starts = range(0, inner, group)
+    left = torch.stack([_by_group((value[:, a : a + group] @ moment[a : a + group]) * value, group) for a in starts], 1)
+    right = _by_group(target * value, group)
+    ridge = 1e-6 * left.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+    left = left + ridge[:, None, None] * torch.eye(len(starts), device=weight.device)
+    step = torch.linalg.solve(left.double(), right.double()[..., None]).squeeze(2)
+    return replace(rounded, step=grid.storable(step.float()))
+
+
+def _by_group(values: torch.Tensor, group: int) -> torch.Tensor:
+    """Sums (N, G) of values (N, K) over the channels of each group."""
+    return torch.nn.functional.pad(values, (0, -values.shape[1] % group)).unflatten(1, (-1, group)).sum(2)
+
+
+def _swept(weight: torch.Tensor, grid: Grid, rounded: Rounded, moment: torch.Tensor) -> Rounded:
+    """Each channel's codes anew, all others as they are."""
     inner = weight.shape[1]
-    width = grid.width(inner)
-    rows, groups = coded.scale.shape
-    value = grid.levels(weight.device)[coded.codes.int()].double()
-    parts = torch.zeros(rows, groups, inner, dtype=torch.float64, device=weight.device)
-    place = (torch.arange(inner, device=weight.device) // width).expand(rows, 1, inner)
-    parts.scatter_(1, place, value[:, None])
-    pushed = parts @ moment
-    left = pushed @ parts.mT
-    ridge = 1e-9 * left.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
-    left = left + ridge[:, None, None] * torch.eye(groups, dtype=torch.float64, device=weight.device)
-    right = (pushed @ weight.double()[:, :, None])
-    fitted = storable(torch.linalg.solve(left, right).squeeze(2).float())
-    return Coded(coded.codes, fitted)
-
-
-def _swept(weight: torch.Tensor, grid: Grid, coded: Coded, moment: torch.Tensor) -> Coded:
-    """Each channel's codes anew, the others as they are."""
-    inner = weight.shape[1]
-    wide = spread(coded.scale, grid.width(inner), inner)
-    safe = torch.where(wide.abs() < SMALLEST_SCALE, torch.ones_like(wide), wide)
-    levels, h = grid.levels(weight.device), moment.float()
-    codes = coded.codes.clone()
-    difference = levels[codes.int()] * wide - weight
-    gradient = difference @ h
-    for j in _order(moment).tolist():
-        wanted = weight[:, j] + difference[:, j] - gradient[:, j] / h[j, j]
-        codes[:, j] = nearest(wanted / safe[:, j], levels)
-        change = levels[codes[:, j].int()] * wide[:, j] - weight[:, j] - difference[:, j]
-        difference[:, j] += change
-        gradient += change[:, None] * h[j]
-    return Coded(codes, coded.scale)
+    order = moment.diagonal().argsort(descending=True)
+    h = moment[order][:, order]
+    step, low = (grid.spread(values, inner)[:, order] for values in (rounded.step, rounded.low))
+    safe, levels, codes = grid.safe(step), grid.levels(weight.device), rounded.codes[:, order].clone()
+    target = weight[:, order] - low
+    difference = levels[codes.int()] * step - target
+    for a in range(0, inner, BLOCK):
+        b = min(a + BLOCK, inner)
+        gradient = difference @ h[:, a:b]
+        for j in range(a, b):
+            wanted = target[:, j] + difference[:, j] - gradient[:, j - a] / h[j, j]
+            codes[:, j] = grid.nearest(wanted / safe[:, j])
+            change = levels[codes[:, j].int()] * step[:, j] - target[:, j] - difference[:, j]
+            difference[:, j] += change
+            gradient += change[:, None] * h[j, a:b]
+    return replace(rounded, codes=codes[:, order.argsort()])

@@ -1,129 +1,120 @@
-"""Grids that weights are rounded to: a few levels, times a scale per group of input channels."""
+"""The 4-bit levels of a scheme as a grid: a weight becomes low + level * step, step and low being its group's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 
-from ...errors import StackError
+from ..formats import NF4_LEVELS, Stored, pack_levels
+from ..kernels.rows import SMALLEST_STEP
+from ..schemes import Scheme
 
-SMALLEST_SCALE = 1e-30
-# Scales that are tried for a group, as a share of the one at which its largest weight is just in range: with few
-# levels it pays to clip that one and round the others more finely.
+# Steps that are tried for a group, as a share of the one at which all its weights are in range: with few levels it
+# pays to clip the largest and round the others more finely.
 SHRINKS = tuple(1 - 0.025 * i for i in range(21))
 
-# Quantiles of a normal distribution, scaled to [-1, 1] and with an exact zero (Dettmers et al. 2023, appendix E).
-_NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight (N, K) on a grid; numbers that are stored in 16 bits already have only as many.
+
+    Attributes:
+        codes: (N, K) uint8, indices of levels.
+        step, low: (N, G) float32, one per group.
+    """
+
+    codes: torch.Tensor
+    step: torch.Tensor
+    low: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a weight may become: a level times its group's scale.
+    """What a weight with K input features may become.
 
     Attributes:
-        bits: of a code.
-        group: input channels that share a scale; 0 for a whole row.
-        normal: levels are the quantiles of a normal distribution (4 bits only); else they are evenly spaced.
-
-    Raises:
-        StackError: bits outside 2 to 8, a normal grid of other than 4 bits, or a negative group.
+        scheme: a 4-bit one.
+        dtype: in which steps are stored.
     """
 
-    bits: int = 4
-    group: int = 64
-    normal: bool = False
+    scheme: Scheme
+    dtype: torch.dtype = torch.bfloat16
 
-    def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8 or self.group < 0:
-            raise StackError(f"expected 2 to 8 bits and groups of 0 or more, got {self.bits} bits, group {self.group}")
-        if self.normal and self.bits != 4:
-            raise StackError(f"the levels of nf4 are known for 4 bits, got {self.bits}: try normal=False")
+    def levels(self, device: torch.device) -> torch.Tensor:
+        """(16,) float32, ascending."""
+        if self.scheme.kind == "nf4":
+            return torch.tensor(NF4_LEVELS, device=device)
+        return torch.arange(16.0, device=device)
 
-    def levels(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """(2^bits,) float32, ascending, the largest magnitude 1 (evenly spaced: -1 to 1 - 2^(1 - bits))."""
-        if self.normal:
-            return torch.tensor(_NF4, device=device)
-        half = 1 << (self.bits - 1)
-        return torch.arange(-half, half, device=device, dtype=torch.float32) / half
+    def spread(self, values: torch.Tensor, inner: int) -> torch.Tensor:
+        """Values per group (N, G) written out per input channel, (N, K)."""
+        return values.repeat_interleave(self.scheme.group, 1)[:, :inner]
 
-    def width(self, inner: int) -> int:
-        """Input channels per scale, for a weight with `inner` of them; the last group may be shorter."""
-        return min(self.group or inner, inner)
+    def storable(self, values: torch.Tensor) -> torch.Tensor:
+        """As they come back from storage; float32."""
+        return values.to(self.dtype).float()
 
+    def safe(self, step: torch.Tensor) -> torch.Tensor:
+        """Steps that can be divided by."""
+        return torch.where(step.abs() < SMALLEST_STEP, torch.full_like(step, SMALLEST_STEP), step)
 
-class Coded(NamedTuple):
-    """A rounded weight.
+    def nearest(self, values: torch.Tensor) -> torch.Tensor:
+        """Index (uint8) of the level nearest to each value, which is in units of its step."""
+        levels = self.levels(values.device)
+        return torch.bucketize(values, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
 
-    Attributes:
-        codes: (N, K) uint8, indices of levels.
-        scale: (N, G) bfloat16-representable float32, one per group.
-    """
+    def decoded(self, rounded: Rounded) -> torch.Tensor:
+        """The weight (N, K) float32."""
+        inner = rounded.codes.shape[1]
+        level = self.levels(rounded.codes.device)[rounded.codes.int()]
+        return level * self.spread(rounded.step, inner) + self.spread(rounded.low, inner)
 
-    codes: torch.Tensor
-    scale: torch.Tensor
-
-
-def nearest(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Index (uint8) of the level nearest to each value."""
-    return torch.bucketize(values, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
-
-
-def spread(scale: torch.Tensor, width: int, inner: int) -> torch.Tensor:
-    """Scales (N, G) written out per input channel, (N, K)."""
-    return scale.repeat_interleave(width, 1)[:, :inner]
+    def stored(self, rounded: Rounded) -> Stored:
+        """The weight as it is kept."""
+        codes = torch.nn.functional.pad(rounded.codes, (0, -rounded.codes.shape[1] % self.scheme.group))
+        low = None if self.scheme.kind == "nf4" else rounded.low.to(self.dtype)
+        return Stored(self.scheme, pack_levels(codes), rounded.step.to(self.dtype), low, rounded.codes.shape[1])
 
 
-def decoded(coded: Coded, grid: Grid) -> torch.Tensor:
-    """The weight (N, K) float32 that codes and scales stand for."""
-    inner = coded.codes.shape[1]
-    levels = grid.levels(coded.codes.device)
-    return levels[coded.codes.int()] * spread(coded.scale, grid.width(inner), inner)
+def with_group(scheme: Scheme, group: int) -> Scheme:
+    """The same scheme with another number of weights per step."""
+    return scheme if group == scheme.group else replace(scheme, group=group)
 
 
-def storable(scale: torch.Tensor) -> torch.Tensor:
-    """Scales as they are stored: 16 bits. float32 in, float32 out."""
-    return scale.to(torch.bfloat16).float()
-
-
-def group_scales(weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = None) -> torch.Tensor:
-    """A scale for each group: of those in `SHRINKS` the one with the least squared rounding error.
+def fitted(weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = None) -> Rounded:
+    """Every weight to its nearest level; each group has the step of those in `SHRINKS` that costs least.
 
     Args:
         weight: (N, K) float32.
         importance: (K,) what a squared error of a channel costs; None for all the same.
-
-    Returns:
-        (N, G), signed: the largest weight of an evenly spaced group lies at the end that reaches -1.
     """
-    inner = weight.shape[1]
-    width = grid.width(inner)
-    missing = -inner % width
-    groups = torch.nn.functional.pad(weight, (0, missing)).unflatten(1, (-1, width))
-    costs = torch.ones(inner, device=weight.device) if importance is None else importance
-    costs = torch.nn.functional.pad(costs, (0, missing)).view(-1, width)
-    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
-    levels = grid.levels(weight.device)
-    best, least = largest, torch.full_like(largest, torch.inf)
+    inner, group = weight.shape[1], grid.scheme.group
+    missing = -inner % group
+    # The last weight repeated, not zeros: a group's range must not grow by its padding.
+    groups = torch.cat([weight, weight[:, -1:].expand(-1, missing)], 1).unflatten(1, (-1, group))
+    costs = torch.ones(inner, device=weight.device) if importance is None else importance.float()
+    costs = torch.nn.functional.pad(costs, (0, missing)).view(-1, group)
+    levels, least = grid.levels(weight.device), torch.full(groups.shape[:2], torch.inf, device=weight.device)
+    step = low = torch.zeros_like(least)
+    codes = torch.zeros_like(groups, dtype=torch.uint8)
     for shrink in SHRINKS:
-        # Evenly spaced levels reach further below than above: the largest weight belongs to the longer side.
-        scale = largest.abs() if grid.normal else -largest
-        scale = storable(scale * shrink)
-        safe = torch.where(scale.abs() < SMALLEST_SCALE, torch.ones_like(scale), scale)
-        error = levels[nearest(groups / safe, levels).int()] * scale - groups
-        cost = (error.square() * costs).sum(2, keepdim=True)
-        best, least = torch.where(cost < least, scale, best), torch.minimum(cost, least)
-    return best.squeeze(2)
+        tried = _range(groups, grid, shrink)
+        level = grid.nearest((groups - tried[1][..., None]) / grid.safe(tried[0])[..., None])
+        error = levels[level.int()] * tried[0][..., None] + tried[1][..., None] - groups
+        cost = (error.square() * costs).sum(2)
+        better = cost < least
+        step, low = torch.where(better, tried[0], step), torch.where(better, tried[1], low)
+        codes, least = torch.where(better[..., None], level, codes), torch.minimum(cost, least)
+    return Rounded(codes.flatten(1)[:, :inner], step, low)
 
 
-def round_to(weight: torch.Tensor, grid: Grid, scale: torch.Tensor) -> Coded:
-    """Every weight to its nearest level."""
-    inner = weight.shape[1]
-    wide = spread(scale, grid.width(inner), inner)
-    safe = torch.where(wide.abs() < SMALLEST_SCALE, torch.ones_like(wide), wide)
-    return Coded(nearest(weight / safe, grid.levels(weight.device)), scale)
+def _range(groups: torch.Tensor, grid: Grid, shrink: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Step and low (N, G) that reach from one end of each group to the other, both ends drawn in."""
+    if grid.scheme.kind == "nf4":
+        step = grid.storable(groups.abs().amax(2) * shrink)
+        return step, torch.zeros_like(step)
+    lowest, highest = groups.amin(2), groups.amax(2)
+    middle, half = (lowest + highest) / 2, (highest - lowest) / 2 * shrink
+    low = grid.storable(middle - half)
+    return grid.storable((middle + half - low) / 15), low
