@@ -40,7 +40,35 @@ CANDIDATES = (
     "nf4+feedback+rank8",
 )
 BUDGET = 1 << 30  # bytes of second moments that are held at a time
+AMPLIFIED = 4.0  # times the error of a rounded linear, to see it above the rounding of everything behind it
+FAINT = 0.05  # of that error: where hardly anything but that rounding is left
 JUDGED = 2  # samples that one linear's effect on the output is measured on
+
+
+class Amplified(nn.Module):
+    """A linear that errs `factor` times as much as its converted form."""
+
+    def __init__(self, linear: nn.Linear, module: nn.Module, factor: float):
+        super().__init__()
+        self.linear, self.module, self.factor = linear, module, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., K) to (..., N)."""
+        exact: torch.Tensor = self.linear(x)
+        return exact + self.factor * (self.module(x) - exact)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What one converted linear does to the output; squared relative errors.
+
+    Attributes:
+        own: what grows with the square of the linear's error.
+        by_sigma: as measured, by noise level.
+    """
+
+    own: float
+    by_sigma: dict[float, float]
 
 
 @dataclass
@@ -81,27 +109,49 @@ class Workshop:
         return known or self.backend(candidate).convert([self.linears[path]], candidate.scheme)[0]
 
     @contextmanager
-    def exchanged(self, names: Mapping[str, Candidate]) -> Iterator[None]:
-        """The model with these linears exchanged."""
+    def exchanged(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """The model with these modules in the place of its linears."""
         install = Installer()
         try:
-            for path, candidate in names.items():
-                install.replace_module(self.stack.denoiser, path, self.module(path, candidate))
+            for path, module in modules.items():
+                install.replace_module(self.stack.denoiser, path, module)
             yield
         finally:
             install.rollback()
 
     def error(self, names: Mapping[str, Candidate]) -> float:
         """Relative error of the output, pooled over all recorded calls, with these linears exchanged."""
-        return self._errors(names, self._judge)[0] ** 0.5
+        modules = {path: self.module(path, candidate) for path, candidate in names.items()}
+        return self._errors(modules, self._judge)[0] ** 0.5
 
-    def curve(self, path: str, candidate: Candidate) -> tuple[float, dict[float, float]]:
-        """Squared relative error of the output with one linear exchanged: of all calls, and by sigma."""
-        return self._errors({path: candidate}, self._quick)
+    def alone(self, path: str, candidate: Candidate) -> Alone:
+        """What one linear does to the output, the rest of the model as it is.
 
-    def _errors(self, names: Mapping[str, Candidate], calls: Sequence[Recorded]) -> tuple[float, dict[float, float]]:
+        Any change at all, however small, makes later roundings of a 16-bit model fall otherwise. What that costs does
+        not grow with the change, so it is told apart by a second, amplified one.
+        """
+        linear, module = self.linears[path], self.module(path, candidate)
+        (once, by_sigma), (more, _) = (
+            self._errors({path: Amplified(linear, module, factor)}, self._quick) for factor in (1.0, AMPLIFIED)
+        )
+        return Alone(max(0.0, (more - once) / (AMPLIFIED**2 - 1)), by_sigma)
+
+    def rounding(self, candidate: Candidate, own: float) -> float:
+        """Squared relative error of the output when every linear errs a hardly visible share of what it would.
+
+        Args:
+            own: what all linears' errors in full add up to.
+        """
+        faint = {
+            path: Amplified(self.linears[path], self.module(path, each), FAINT)
+            for path, each in self.uniform(candidate).items()
+        }
+        return max(0.0, self._errors(faint, self._judge)[0] - FAINT**2 * own)
+
+    def _errors(self, modules: Mapping[str, nn.Module], calls: Sequence[Recorded]) -> tuple[float, dict[float, float]]:
+        """Squared relative error of the output with these modules in: of all calls, and by sigma."""
         sums: dict[float, list[float]] = {}
-        with self.exchanged(names):
+        with self.exchanged(modules):
             for call in calls:
                 wanted, got = self._wanted[id(call)], call.run(self.stack.denoiser).float()
                 pair = sums.setdefault(call.tick.sigma, [0.0, 0.0])
@@ -138,28 +188,28 @@ def workshop(stack: Stack, quantize: Quantize, schemes: Sequence[str], calls: li
 @torch.no_grad()
 def measure(shop: Workshop, progress: bool) -> Sensitivity:
     """Each linear's gain, every candidate's local error and bytes, and every candidate in all linears at once."""
-    layers, curves = [], []
+    layers, every = [], []
     reference = Candidate(shop.quantize.scheme)
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("sensitivity", total=len(shop.linears) + len(shop.candidates))
         for portion in in_portions(shop.linears, BUDGET):
             inputs = inputs_of(shop.stack.denoiser, portion, shop.calls)
             for path in portion:
-                layer, curve = _layer(shop, path, inputs.pop(path), reference)
+                layer, alone = _layer(shop, path, inputs.pop(path), reference)
                 layers.append(layer)
-                curves.append(curve)
+                every.append(alone)
                 bar.advance(task)
-        whole = _whole(shop, layers, bar, task)
+        rounding = shop.rounding(reference, sum(alone.own for alone in every))
+        whole = _whole(shop, layers, rounding, bar, task)
+    curves = [alone.by_sigma for alone in every]
     sigmas = tuple(sorted(curves[0], reverse=True))
     courses = {f"{sigma:.4f}": tuple(each[sigma] ** 0.5 for each in curves) for sigma in sigmas}
     schemes = tuple(candidate.name for candidate in shop.candidates)
     depends = dependencies(shop.stack)
-    return Sensitivity(tuple(layers), schemes, reference.name, sigmas, courses, whole, depends)
+    return Sensitivity(tuple(layers), schemes, reference.name, sigmas, courses, rounding**0.5, whole, depends)
 
 
-def _layer(
-    shop: Workshop, path: str, inputs: Inputs, reference: Candidate
-) -> tuple[LayerSensitivity, dict[float, float]]:
+def _layer(shop: Workshop, path: str, inputs: Inputs, reference: Candidate) -> tuple[LayerSensitivity, Alone]:
     linear, seen, rows = shop.linears[path], inputs.seen(), torch.cat(inputs.rows)
     wanted = linear(rows).float()
     power = float(wanted.square().sum()) or 1.0
@@ -174,9 +224,9 @@ def _layer(
         module = shop.module(path, candidate)
         local[candidate.name] = float((module(rows).float() - wanted).square().sum()) / power
         sizes[candidate.name] = calibrated_bytes(module, backend.held_bytes)
-    error, curve = shop.curve(path, reference)
-    gain = error / max(local[reference.name], 1e-30)
-    return LayerSensitivity(path, (linear.out_features, linear.in_features), gain, local, sizes), curve
+    alone = shop.alone(path, reference)
+    gain = alone.own / max(local[reference.name], 1e-30)
+    return LayerSensitivity(path, (linear.out_features, linear.in_features), gain, local, sizes), alone
 
 
 def _converted(backend: Backend, candidate: Candidate, linear: nn.Linear) -> nn.Module:
@@ -184,12 +234,13 @@ def _converted(backend: Backend, candidate: Candidate, linear: nn.Linear) -> nn.
 
 
 def _whole(
-    shop: Workshop, layers: Sequence[LayerSensitivity], bar: Progress, task: TaskID
+    shop: Workshop, layers: Sequence[LayerSensitivity], rounding: float, bar: Progress, task: TaskID
 ) -> dict[str, tuple[float, float]]:
     whole = {}
     for candidate in shop.candidates:
         if not candidate.keeps:
-            predicted = sum(layer.error(candidate.name) for layer in layers if candidate.name in layer.local) ** 0.5
-            whole[candidate.name] = (predicted, shop.error(shop.uniform(candidate)))
+            summed = sum(layer.error(candidate.name) for layer in layers if candidate.name in layer.local)
+            uniform = shop.uniform(candidate)
+            whole[candidate.name] = ((summed + rounding) ** 0.5 if uniform else 0.0, shop.error(uniform))
         bar.advance(task)
     return whole

@@ -132,7 +132,7 @@ def record_calls(stack: Stack, prompts: Sequence[str], seed: int, steps: int) ->
     if not prompts or steps < 1:
         raise StackError(f"expected at least 1 prompt and 1 step, got {len(prompts)} prompts and {steps} steps")
     passes = below_quantization(stack)
-    total = next((p.steps for p in passes if p.steps), stack.facts.steps)
+    total = next((p.steps for p in passes if isinstance(p, Distill) and p.steps), stack.facts.steps)
     record = Record(evenly(steps, total))
     with carrying(stack, [*passes, record]) as other:
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ...errors import StackError, choose
@@ -23,7 +23,8 @@ class LayerSensitivity:
     Attributes:
         path: in the denoiser.
         shape: (out, in) features.
-        gain: squared relative error of the denoiser's output per squared relative error of this linear's own output.
+        gain: squared relative error of the denoiser's output per squared relative error of this linear's own output,
+            the model's own rounding left out.
         local: by scheme, the squared relative error of the linear's own output on recorded inputs.
         bytes: by scheme, what its weight then takes, by storage.
     """
@@ -49,6 +50,7 @@ class Sensitivity:
         reference: the scheme that each linear was put into alone, the rest of the model as it is, for its gain.
         sigmas: noise levels of the recorded calls, largest first.
         curve: by sigma and layer, the relative output error of that layer alone in the reference scheme.
+        rounding: relative error of the output that any change at all causes, through the model's own 16-bit roundings.
         whole: by scheme, (predicted, measured) relative error of the output with every linear in it.
         depends: the facts it was measured under.
     """
@@ -58,6 +60,7 @@ class Sensitivity:
     reference: str
     sigmas: tuple[float, ...]
     curve: Mapping[str, tuple[float, ...]]
+    rounding: float
     whole: Mapping[str, tuple[float, float]]
     depends: Mapping[str, str]
 
@@ -86,8 +89,11 @@ class Sensitivity:
             layer.path: [Choice(s, layer.bytes[s], layer.error(s)) for s in layer.local] for layer in self.layers
         }
         if max_error:
-            return fewest_bytes(options, max_error)
-        return smallest_error(options, self.bytes_of(max_bytes) if isinstance(max_bytes, str) else max_bytes)
+            own = max(0.0, max_error**2 - self.rounding**2) ** 0.5
+            found = fewest_bytes(options, own)
+        else:
+            found = smallest_error(options, self.bytes_of(max_bytes) if isinstance(max_bytes, str) else max_bytes)
+        return replace(found, error=(found.error**2 + self.rounding**2) ** 0.5)
 
     def to_json(self) -> str:
         """Everything, for `from_json`."""
@@ -108,6 +114,7 @@ class Sensitivity:
                 reference=read["reference"],
                 sigmas=tuple(read["sigmas"]),
                 curve={name: tuple(values) for name, values in read["curve"].items()},
+                rounding=read["rounding"],
                 whole={name: (pair[0], pair[1]) for name, pair in read["whole"].items()},
                 depends=read["depends"],
             )

@@ -7,7 +7,7 @@ that the output changes least, which takes row j of the Cholesky factor of H^-1.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -53,22 +53,65 @@ def round_with_feedback(weight: torch.Tensor, grid: Grid, moment: torch.Tensor, 
     return min(found, key=lambda rounded: output_error(grid.decoded(rounded) - weight, moment))
 
 
+@dataclass
+class _Columns:
+    """A weight on a grid in the order in which its channels are rounded; column by column, each one contiguous.
+
+    Attributes:
+        order: (K,) channels, largest second moment first.
+        moment: (K, K).
+        target: (K, N) the weight, from its groups' lows on.
+        step: (K, N).
+        codes: (K, N) indices of levels.
+        value: (K, N) what the codes stand for, from the lows on.
+    """
+
+    grid: Grid
+    order: torch.Tensor
+    moment: torch.Tensor
+    target: torch.Tensor
+    step: torch.Tensor
+    codes: torch.Tensor
+    value: torch.Tensor
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, grid: Grid, rounded: Rounded, moment: torch.Tensor) -> _Columns:
+        inner, order = weight.shape[1], moment.diagonal().argsort(descending=True)
+        step, low = (grid.spread(values, inner) for values in (rounded.step, rounded.low))
+        value = grid.levels(weight.device)[rounded.codes.int()] * step
+        target, step, codes, value = (x.T[order] for x in (weight - low, step, rounded.codes, value))
+        return cls(grid, order, moment[order][:, order], target, step, codes, value)
+
+    def __post_init__(self) -> None:
+        device = self.target.device
+        self._levels, self._middles = self.grid.levels(device), self.grid.middles(device)
+        self._inverse = self.grid.safe(self.step).reciprocal()
+
+    def round(self, j: int, wanted: torch.Tensor) -> torch.Tensor:
+        """Give a column the codes nearest to these values (N,); returns what they stand for."""
+        codes = torch.bucketize(wanted * self._inverse[j], self._middles)
+        self.codes[j] = codes
+        self.value[j] = self._levels[codes] * self.step[j]
+        return self.value[j]
+
+    def into(self, rounded: Rounded) -> Rounded:
+        """With these codes."""
+        return replace(rounded, codes=self.codes[self.order.argsort()].T.contiguous())
+
+
 def _fed_back(weight: torch.Tensor, grid: Grid, start: Rounded, moment: torch.Tensor) -> Rounded:
-    inner = weight.shape[1]
-    order = moment.diagonal().argsort(descending=True)
-    upper = _inverse_factor(moment[order][:, order])
-    step, low = (grid.spread(values, inner)[:, order] for values in (start.step, start.low))
-    safe, levels, left = grid.safe(step), grid.levels(weight.device), weight[:, order] - low
-    codes = torch.empty_like(left, dtype=torch.uint8)
+    columns = _Columns.of(weight, grid, start, moment)
+    upper, left = _inverse_factor(columns.moment), columns.target.clone()
+    inner = len(left)
+    scaled = upper / upper.diagonal()[:, None]
     for a in range(0, inner, BLOCK):
         b = min(a + BLOCK, inner)
-        errors = torch.empty_like(left[:, a:b])
+        errors = torch.empty_like(left[a:b])
         for j in range(a, b):
-            codes[:, j] = grid.nearest(left[:, j] / safe[:, j])
-            errors[:, j - a] = (left[:, j] - levels[codes[:, j].int()] * step[:, j]) / upper[j, j]
-            left[:, j + 1 : b] -= errors[:, j - a, None] * upper[j, j + 1 : b]
-        left[:, b:] -= errors @ upper[a:b, b:]
-    return replace(start, codes=codes[:, order.argsort()])
+            errors[j - a] = left[j] - columns.round(j, left[j])
+            left[j + 1 : b].addr_(scaled[j, j + 1 : b], errors[j - a], alpha=-1)
+        left[b:].addmm_(scaled[a:b, b:].T, errors, alpha=-1)
+    return columns.into(start)
 
 
 def _inverse_factor(moment: torch.Tensor) -> torch.Tensor:
@@ -98,20 +141,15 @@ def _by_group(values: torch.Tensor, group: int) -> torch.Tensor:
 
 def _swept(weight: torch.Tensor, grid: Grid, rounded: Rounded, moment: torch.Tensor) -> Rounded:
     """Each channel's codes anew, all others as they are."""
-    inner = weight.shape[1]
-    order = moment.diagonal().argsort(descending=True)
-    h = moment[order][:, order]
-    step, low = (grid.spread(values, inner)[:, order] for values in (rounded.step, rounded.low))
-    safe, levels, codes = grid.safe(step), grid.levels(weight.device), rounded.codes[:, order].clone()
-    target = weight[:, order] - low
-    difference = levels[codes.int()] * step - target
+    columns = _Columns.of(weight, grid, rounded, moment)
+    h, inner = columns.moment, len(columns.target)
+    scaled = h / h.diagonal()[:, None]
     for a in range(0, inner, BLOCK):
         b = min(a + BLOCK, inner)
-        gradient = difference @ h[:, a:b]
+        # What the other channels' errors ask of each channel of the block.
+        pull = scaled[a:b] @ (columns.value - columns.target)
         for j in range(a, b):
-            wanted = target[:, j] + difference[:, j] - gradient[:, j - a] / h[j, j]
-            codes[:, j] = grid.nearest(wanted / safe[:, j])
-            change = levels[codes[:, j].int()] * step[:, j] - target[:, j] - difference[:, j]
-            difference[:, j] += change
-            gradient += change[:, None] * h[j, a:b]
-    return replace(rounded, codes=codes[:, order.argsort()])
+            before = columns.value[j].clone()
+            change = columns.round(j, before - pull[j - a]) - before
+            pull.addr_(scaled[a:b, j], change)
+    return columns.into(rounded)

@@ -59,10 +59,10 @@ class Grid:
         """Steps that can be divided by."""
         return torch.where(step.abs() < SMALLEST_STEP, torch.full_like(step, SMALLEST_STEP), step)
 
-    def nearest(self, values: torch.Tensor) -> torch.Tensor:
-        """Index (uint8) of the level nearest to each value, which is in units of its step."""
-        levels = self.levels(values.device)
-        return torch.bucketize(values, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
+    def middles(self, device: torch.device) -> torch.Tensor:
+        """(15,) the boundaries between levels: `torch.bucketize` by them finds the nearest one."""
+        levels = self.levels(device)
+        return (levels[1:] + levels[:-1]) / 2
 
     def decoded(self, rounded: Rounded) -> torch.Tensor:
         """The weight (N, K) float32."""
@@ -95,17 +95,18 @@ def fitted(weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = N
     groups = torch.cat([weight, weight[:, -1:].expand(-1, missing)], 1).unflatten(1, (-1, group))
     costs = torch.ones(inner, device=weight.device) if importance is None else importance.float()
     costs = torch.nn.functional.pad(costs, (0, missing)).view(-1, group)
-    levels, least = grid.levels(weight.device), torch.full(groups.shape[:2], torch.inf, device=weight.device)
+    levels, middles = grid.levels(weight.device), grid.middles(weight.device)
+    least = torch.full(groups.shape[:2], torch.inf, device=weight.device)
     step = low = torch.zeros_like(least)
     codes = torch.zeros_like(groups, dtype=torch.uint8)
     for shrink in SHRINKS:
         tried = _range(groups, grid, shrink)
-        level = grid.nearest((groups - tried[1][..., None]) / grid.safe(tried[0])[..., None])
-        error = levels[level.int()] * tried[0][..., None] + tried[1][..., None] - groups
+        level = torch.bucketize((groups - tried[1][..., None]) / grid.safe(tried[0])[..., None], middles)
+        error = levels[level] * tried[0][..., None] + tried[1][..., None] - groups
         cost = (error.square() * costs).sum(2)
         better = cost < least
         step, low = torch.where(better, tried[0], step), torch.where(better, tried[1], low)
-        codes, least = torch.where(better[..., None], level, codes), torch.minimum(cost, least)
+        codes, least = torch.where(better[..., None], level.to(torch.uint8), codes), torch.minimum(cost, least)
     return Rounded(codes.flatten(1)[:, :inner], step, low)
 
 
