@@ -7,6 +7,7 @@ that the output changes least, which takes row j of the Cholesky factor of H^-1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,10 +27,10 @@ def damped(moment: torch.Tensor) -> torch.Tensor:
     return moment + DAMPING * mean * eye if mean > 0 else eye
 
 
-def output_error(difference: torch.Tensor, moment: torch.Tensor) -> float:
-    """Mean squared norm of the output error, tr(D H D^T), of a weight difference D (N, K)."""
+def output_error(difference: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
+    """Mean square of each output's error, (N,): the diagonal of D H D^T, of a weight difference D (N, K)."""
     d = difference.double()
-    return float(((d @ moment.double()) * d).sum())
+    return ((d @ moment.double()) * d).sum(1)
 
 
 def round_with_feedback(weight: torch.Tensor, grid: Grid, moment: torch.Tensor, sweeps: int = SWEEPS) -> Rounded:
@@ -43,14 +44,24 @@ def round_with_feedback(weight: torch.Tensor, grid: Grid, moment: torch.Tensor, 
         sweeps: turns of fitting steps and codes.
 
     Returns:
-        the best of plain rounding and of what each turn found, under the damped moment.
+        row by row the best of plain rounding and of what each turn found, under the damped moment.
     """
     weight, moment = weight.detach().float(), damped(moment.float())
     plain = fitted(weight, grid, moment.diagonal())
     found = [plain, _fed_back(weight, grid, plain, moment)]
     for _ in range(sweeps):
         found.append(_swept(weight, grid, _refitted(weight, grid, found[-1], moment), moment))
-    return min(found, key=lambda rounded: output_error(grid.decoded(rounded) - weight, moment))
+    return _best_rows(weight, grid, found, moment)
+
+
+def _best_rows(weight: torch.Tensor, grid: Grid, found: Sequence[Rounded], moment: torch.Tensor) -> Rounded:
+    """Each row from where its output error is smallest."""
+    errors = torch.stack([output_error(grid.decoded(rounded) - weight, moment) for rounded in found])
+    best, rows = errors.argmin(0), torch.arange(len(weight), device=weight.device)
+    codes, step, low = (
+        torch.stack([getattr(rounded, name) for rounded in found])[best, rows] for name in ("codes", "step", "low")
+    )
+    return Rounded(codes, step, low)
 
 
 @dataclass
