@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,20 +12,21 @@ from typing import Any
 from torch import nn
 
 from .caching.calibration.calibrate import Budget, Calibration, calibrate
-from .caching.calibration.gate_fit import fit_gate
 from .caching.calibration.goals import Goal
-from .caching.fastcache.fit import fit
 from .caching.fastcache.maps import LinearMaps
 from .clock import Clock
 from .compat.kept import Kept
 from .errors import StackError
 from .facts import Facts
+from .fitting import fit_gate_of, fit_maps_of
 from .follow import follow
 from .install import Installer
-from .models.facts import denoiser_of, facts_of
+from .layers import Layers
+from .models.denoiser import denoiser_of
+from .models.facts import facts_of
 from .models.schedule import default_timetable
 from .models.wiring import wiring_of
-from .passes.base import ORDER, Applied, Pass, Target
+from .passes.base import Pass, Target
 from .passes.cache import Cache
 from .passes.compile import Compile
 from .passes.distill import Distill
@@ -38,18 +38,10 @@ from .quant.analysis.floor import NoiseFloor, measure_floor
 from .quant.analysis.planning import analyse
 from .quant.analysis.sensitivity import Sensitivity
 from .report import Journal, Report
+from .saving import load_stack, save_stack
 
 # Models that carry a stack right now. Two stacks on one model could not be undone in any order.
 _CARRYING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-@dataclass
-class _Layer:
-    """An applied pass and the changes it made."""
-
-    wanted: Pass
-    install: Installer
-    applied: Applied
 
 
 class Stack:
@@ -81,9 +73,8 @@ class Stack:
         denoiser = model if isinstance(model, nn.Module) else denoiser_of(model)
         self._strict = strict
         self._passes: list[Pass] = []
-        self._layers: list[_Layer] = []
+        self._layers = Layers()
         self._base: Installer | None = None
-        self._weights_version = 0
         self._lock = threading.RLock()
         self._floor: Kept[NoiseFloor] = Kept()
         wiring = wiring_of(denoiser)
@@ -94,7 +85,7 @@ class Stack:
             facts=self._facts,
             clock=Clock(default_timetable(steps, shift)),
             journal=Journal(),
-            weights_version=lambda: self._weights_version,
+            weights_version=lambda: self._layers.version,
             pipe=self._pipe,
         )
 
@@ -206,16 +197,45 @@ class Stack:
             return self
 
     def _push(self, passes: Sequence[Pass]) -> None:
-        for each in passes:
-            install = Installer()
-            try:
-                applied = each.apply(self._target, install)
-            except BaseException:
-                install.rollback()
-                self.undo()
-                raise
-            self._layers.append(_Layer(each, install, applied))
-            self._weights_version += 1
+        try:
+            self._layers.push(self._target, passes)
+        except BaseException:
+            self._take_off()
+            raise
+
+    def freeze(self) -> Stack:
+        """Drop the original weights of quantized linears, applying the stack first if need be.
+
+        Memory falls by their bytes, unless somebody else holds the model's weights. The stages above can still be
+        undone; `undo()` as a whole is refused from now on.
+
+        Raises:
+            StackError: nothing is quantized, or `ends="keep"` needs the originals.
+        """
+        with self._lock:
+            self.apply()
+            self._layers.freeze()
+            return self
+
+    def save(self, folder: str | Path) -> int:
+        """Write the quantized weights, the passes above them and the scheduler; returns the linears written rounded.
+
+        Raises:
+            StackError: not applied, nothing quantized, or quantized by another library than this one.
+        """
+        with self._lock:
+            return save_stack(self, folder)
+
+    @staticmethod
+    def load(folder: str | Path, model: Any) -> Stack:
+        """A stack over a model with saved quantized weights in place of its own: the same outputs, bit for bit.
+
+        The model is quantized for good. It may be on the meta device, so that full-precision weights are never made.
+
+        Raises:
+            StackError: no such folder, or a file of another model.
+        """
+        return load_stack(folder, model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the pipeline (or the bare denoiser) through the stack, applying it first if need be."""
@@ -304,16 +324,7 @@ class Stack:
             StackError: no such gate in the stack, no pipeline, or no prompts.
         """
         with self._lock:
-            cache, applied = next((p for p in self._passes if isinstance(p, Cache)), None), self.applied
-            if cache is None or cache.policy.gate not in ("magnitude", "polynomial") or not prompts or not self._pipe:
-                raise StackError("expected prompts and a pipeline with .cache('magcache') or .cache('teacache')")
-            try:
-                cache = fit_gate(self, cache, prompts, seed)
-            finally:
-                if not applied:
-                    self.undo()
-                self.replace(cache)
-            return self
+            return fit_gate_of(self, prompts, seed)
 
     def fit_maps(
         self,
@@ -339,20 +350,7 @@ class Stack:
             StackError: no FastCache in the stack, no pipeline, or no prompts. The stack is left as it was.
         """
         with self._lock:
-            cache, applied = next((p for p in self._passes if isinstance(p, Cache)), None), self.applied
-            if cache is None or cache.policy.site != "fastcache":
-                raise StackError("maps are fitted for FastCache only: add .cache('fastcache')")
-            try:
-                stream = self._target.wiring.output_stream
-                maps = fit(self, stream, prompts, seed, ridge, rank, progress)
-                cache = cache.changed(maps=maps)
-            finally:
-                if not applied:
-                    self.undo()
-                self.replace(cache)
-            if save is not None:
-                maps.save(save)
-            return maps
+            return fit_maps_of(self, prompts, seed, ridge, rank, save, progress)
 
     def undo(self, stage: str | None = None) -> Stack:
         """Take the whole stack off, or one stage out of it (the stages above it are taken off and put back).
@@ -362,31 +360,33 @@ class Stack:
         """
         with self._lock:
             if stage is not None:
-                self._depart(stage)
-                self._passes = [p for p in self._passes if p.stage != stage]
-                if self.applied:
-                    self._push(self.plan.passes()[len(self._layers) :])
-                return self
-            self._pop(0)
-            if self._base is not None:
-                self._base.rollback()
-                self._base = None
-                _CARRYING.discard(self.denoiser)
-            self._target.clock.restart()
+                return self._undo_stage(stage)
+            self._layers.shrink(0)
+            self._take_off()
             return self
+
+    def _take_off(self) -> None:
+        """Everything that can be; a frozen stack stays a stack."""
+        self._layers.shrink(self._layers.final)
+        if self._base is not None and not self._layers.final:
+            self._base.rollback()
+            self._base = None
+            _CARRYING.discard(self.denoiser)
+        self._target.clock.restart()
+
+    def _undo_stage(self, stage: str) -> Stack:
+        self._depart(stage)
+        self._passes = [p for p in self._passes if p.stage != stage]
+        if self.applied:
+            self._push(self.plan.passes()[len(self._layers) :])
+        return self
 
     def _depart(self, stage: str) -> None:
         """Take off a stage and everything above it."""
         stages = [p.stage for p in self._passes]
         if stage not in stages:
             raise StackError(f"no stage {stage!r} here: the stack has {', '.join(stages) or 'no passes'}")
-        below = [layer for layer in self._layers if ORDER.index(layer.wanted.stage) < ORDER.index(stage)]
-        self._pop(len(below))
-
-    def _pop(self, depth: int) -> None:
-        while len(self._layers) > depth:
-            self._layers.pop().install.rollback()
-            self._weights_version += 1
+        self._layers.shrink(self._layers.below(stage))
 
     def __enter__(self) -> Stack:
         return self.apply()
@@ -394,4 +394,4 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.undo()
+        self._take_off()

@@ -58,6 +58,10 @@ class Installer:
         """Run `action` when everything installed after this call has been taken back."""
         self._undo.append(action)
 
+    def forget(self) -> None:
+        """Make every change final, and let go of what it replaced."""
+        self._undo.clear()
+
     def rollback(self) -> None:
         """Take every change back, the last one first. Safe to call twice."""
         while self._undo:

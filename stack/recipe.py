@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .builder import Stack
+from .caching.policy import PRESETS
 from .errors import StackError, choose
 from .passes.base import ORDER, Pass
 from .passes.cache import OPTIONS as CACHE_OPTIONS
@@ -80,6 +81,22 @@ def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | No
         raise StackError(f"recipe {where}, [{stage}]: {error}") from None
     except StackError as error:
         raise StackError(f"recipe {where}, [{stage}]: {error}") from None
+
+
+def pass_options(made: Pass) -> dict[str, Any]:
+    """The arguments that make an equal pass, those at their defaults left out.
+
+    Raises:
+        StackError: the pass holds linear maps, which a recipe can only name the file of.
+    """
+    if isinstance(made, Cache):
+        if made.policy.maps is not None:
+            raise StackError("a recipe cannot hold FastCache's maps: write them with fit_maps(save=...), name the file")
+        preset = PRESETS[made.method]
+        own = {name: getattr(made.policy, name) for name in CACHE_OPTIONS}
+        return {"method": made.method, **{n: v for n, v in own.items() if v != getattr(preset, n)}}
+    assert is_dataclass(made)
+    return {f.name: getattr(made, f.name) for f in fields(made) if getattr(made, f.name) != f.default}
 
 
 def options_of(stage: str) -> list[str]:

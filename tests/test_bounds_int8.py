@@ -52,7 +52,10 @@ def test_rows_are_rounded_within_half_a_step(kind: str, rows: int, columns: int,
     slack = step * 2**-15  # float32 arithmetic on up to 127 levels
     assert bool(((x.double() - back).abs() <= rounding_bound(step) + slack).all())
     assert int(values.min()) >= ZERO - ROW_LEVELS
-    assert torch.allclose(step, x.float().abs().amax(1, keepdim=True) / ROW_LEVELS, rtol=1e-6, atol=0)
+    # Steps of rows in bf16 are numbers in bf16.
+    rounding = 1e-6 if dtype == "float32" else 2**-8
+    assert torch.allclose(step, x.float().abs().amax(1, keepdim=True) / ROW_LEVELS, rtol=rounding, atol=0)
+    assert torch.equal(step, step.to(x.dtype).float())
 
 
 def test_half_a_step_is_reached() -> None:
@@ -75,13 +78,22 @@ def test_weights_are_rounded_within_half_a_step(kind: str, rows: int, columns: i
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @settings(deadline=None, max_examples=40)
-@given(row_kind=kinds, weight_kind=kinds, rows=sizes, inner=st.integers(1, 200), outer=sizes, seed=seeds)
+@given(
+    row_kind=kinds,
+    weight_kind=kinds,
+    rows=sizes,
+    inner=st.integers(1, 200),
+    outer=sizes,
+    seed=seeds,
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+)
 def test_the_int8_product_stays_within_its_bound(
-    kernel: Kernel, row_kind: str, weight_kind: str, rows: int, inner: int, outer: int, seed: int
+    kernel: Kernel, row_kind: str, weight_kind: str, rows: int, inner: int, outer: int, seed: int, dtype: str
 ) -> None:
     x, weight = adversarial(row_kind, rows, inner, seed), adversarial(weight_kind, outer, inner, seed + 1)
     linear = nn.Linear(inner, outer, bias=False)
     linear.weight.data = weight
+    x = x.to(getattr(torch, dtype))
     got = Int8Linear(linear, kernel)(x).double()
     x_step, w_step = quantize_rows(x).step.double(), quantize_weight(weight, kernel.weight_levels)[1].double()
     x_l1, w_l1 = x.double().abs().sum(1, keepdim=True), weight.double().abs().sum(1)
@@ -89,6 +101,8 @@ def test_the_int8_product_stays_within_its_bound(
     # The last term of the bound is a quarter of a unit per summand; float32 sums of integers up to 255 * 127 * K,
     # corrected for the zero point, err by less than a hundredth of one.
     slack = 0.01 * inner * x_step * w_step + torch.finfo(torch.float32).tiny  # smaller products underflow
+    if dtype == "bfloat16":  # rounded twice to 8 binary digits: before the rows' steps and after
+        slack = slack + got.abs() * 2**-8 * 1.01
     error = (got - x.double() @ weight.double().T).abs()
     assert bool((error <= bound + slack).all()), f"{float((error - bound).max())} over the bound"
 

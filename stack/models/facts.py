@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..errors import StackError
 from ..facts import Facts, machine_of
+from ..quant.recognise import fewest_bits, quantized_by
 from .sampler import plain_sampler
 from .wiring import Wiring
 
@@ -29,6 +28,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
     parameter = next(denoiser.parameters())
     grid, text_tokens = wiring.tokens(pipe, config)
+    quantizer = quantized_by(denoiser)
     bits = torch.finfo(parameter.dtype).bits if parameter.dtype.is_floating_point else 8
     return Facts(
         family=wiring.family,
@@ -42,21 +42,15 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         text_tokens=text_tokens,
         steps=steps,
         guidance="embedded" if config.get("guidance_embeds") else "none",
-        weight_bits=bits,
+        weight_bits=fewest_bits(denoiser, bits) if quantizer else bits,
         activation_bits=bits,
-        quantized_by=_quantizer(denoiser),
+        quantized_by=quantizer,
         pipeline=pipe is not None,
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
         latent=_latent(config),
         sampler=_sampler(pipe),
     )
-
-
-def _quantizer(denoiser: Any) -> str:
-    """Name of the library a model was quantized by before it came here, or ''."""
-    config = denoiser.config.get("quantization_config")
-    return "" if config is None else str(config.get("quant_method", "unknown"))
 
 
 def _sampler(pipe: Any | None) -> str:
@@ -68,16 +62,3 @@ def _sampler(pipe: Any | None) -> str:
     except StackError as error:
         return str(error)
     return ""
-
-
-def denoiser_of(pipe: Any) -> nn.Module:
-    """The transformer of a pipeline."""
-    from diffusers import DiffusionPipeline
-
-    if not isinstance(pipe, DiffusionPipeline):
-        raise StackError(
-            f"cannot accelerate a {type(pipe).__name__}: expected a diffusers pipeline or its transformer module"
-        )
-    if "transformer" not in inspect.signature(type(pipe).__init__).parameters:
-        raise StackError(f"{type(pipe).__name__} has no transformer: expected a pipeline of a diffusion transformer")
-    return pipe.transformer

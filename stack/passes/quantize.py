@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from ..entrance import DenoiserCall
 from ..errors import StackError, choose
 from ..facts import Facts, machine_of
 from ..install import Installer
@@ -16,6 +17,7 @@ from ..models.wiring import FAMILIES, Wiring
 from ..quant.backends import BACKENDS, pick
 from ..quant.backends.base import Backend
 from ..quant.linears.int8 import Int8Linear
+from ..quant.linears.two_precisions import Phase, TwoPrecisions, near_ends
 from ..quant.prepared import Preparation
 from ..quant.rounding.calibrated import calibrated_bytes
 from ..quant.schemes import KEEP, SCHEMES, Scheme, scheme_named
@@ -37,13 +39,16 @@ class Quantize:
         layers: a mixed plan: scheme name or "keep" by path; linears it does not name follow `scheme`. It overrules
             every reason to keep a linear but the kernel's. A mapping, kept as sorted pairs.
         min_features: linears with fewer inputs or outputs stay.
+        ends: precision of the steps near both ends of the schedule: another scheme, or "keep" for the model's own;
+            "" has one precision for all steps. Both weights are in memory then.
+        share: of the schedule that counts as near, at either end; one step at least.
         max_error: the smallest mix of schemes within this relative error of the denoiser's output, found by
             `Stack.sensitivity`; 0 for none.
         max_bytes: the most exact mix within these bytes, or within what a scheme by this name takes in every linear.
         prepared: what `Stack.sensitivity` made for either.
 
     Raises:
-        StackError: unknown scheme or backend, or both an error and bytes asked for.
+        StackError: unknown scheme or backend, a share outside (0, 0.5), or both an error and bytes asked for.
     """
 
     stage: ClassVar[str] = "quantize"
@@ -52,6 +57,8 @@ class Quantize:
     skip: tuple[str, ...] = ()
     layers: tuple[tuple[str, str], ...] | Mapping[str, str] | None = None
     min_features: int = 128
+    ends: str = ""
+    share: float = 0.1
     max_error: float = 0.0
     max_bytes: int | str = 0
     prepared: Preparation | None = field(default=None, repr=False)
@@ -61,9 +68,11 @@ class Quantize:
         if self.backend not in ("auto", *BACKENDS):
             raise choose("quantization backend", self.backend, ("auto", *BACKENDS))
         object.__setattr__(self, "layers", _pairs(self.layers))
-        for _, name in self.plan.items():
-            if name != KEEP:
+        for name in (*self.plan.values(), self.ends):
+            if name not in (KEEP, ""):
                 scheme_named(name)
+        if not 0 < self.share < 0.5:
+            raise StackError(f"share must be between 0 and 0.5, got {self.share!r}")
         if self.max_error and self.max_bytes:
             raise StackError("expected either max_error or max_bytes, got both: leave one out")
 
@@ -74,8 +83,9 @@ class Quantize:
 
     @property
     def schemes(self) -> list[Scheme]:
-        """The scheme, and those that only some layers have."""
-        return list(dict.fromkeys([SCHEMES[self.scheme], *(SCHEMES[n] for n in self.plan.values() if n != KEEP)]))
+        """The scheme, and those that only some layers or steps have."""
+        names = [self.scheme, *self.plan.values(), self.ends]
+        return list(dict.fromkeys(SCHEMES[name] for name in names if name not in (KEEP, "")))
 
     def backend_for(self, scheme: Scheme, machine: Any) -> tuple[Backend, str]:
         """Who computes a scheme, and why. A backend that is asked for but cannot leaves a plan's layers to "auto".
@@ -98,6 +108,8 @@ class Quantize:
             backend, why = self.backend_for(scheme, facts.machine)
             lines.append(f"{scheme.name}: {scheme.describe()}")
             lines.append(f"{scheme.name} by {backend.name}: {why}; {backend.kernel(scheme, facts.machine)}")
+        if self.ends:
+            lines.append(_ends_line(self.ends, self.share, facts.steps))
         if self.prepared:
             lines.append(self.prepared.describe())
         family = FAMILIES.get(facts.family)
@@ -170,6 +182,9 @@ class Quantize:
         backends = {s.name: self.backend_for(s, machine_of(device))[0] for s in self.schemes}
         before = weight_bytes(target.denoiser, choices)
         converted, after = _convert(target.denoiser, choices, backends, device, self.prepared)
+        if self.ends:
+            converted, more = self._two_precisions(target, choices, backends, device, converted, install)
+            after += more
         for path, module in converted.items():
             install.replace_module(target.denoiser, path, module)
         summary = (
@@ -183,9 +198,47 @@ class Quantize:
             details={
                 "backend": backends[self.scheme].name,
                 "converted": list(converted),
+                "needs_originals": self.ends == KEEP,
                 "kept": {c.path: str(c.kept) for c in choices if c.kept},
             },
         )
+
+    def _two_precisions(
+        self,
+        target: Target,
+        choices: list[Choice],
+        backends: dict[str, Backend],
+        device: torch.device,
+        middle: dict[str, nn.Module],
+        install: Installer,
+    ) -> tuple[dict[str, nn.Module], int]:
+        """Modules that follow the schedule, and the bytes their second weights take."""
+        if self.ends == KEEP:
+            ends: dict[str, nn.Module] = {path: target.denoiser.get_submodule(path) for path in middle}
+            held = weight_bytes(target.denoiser, choices)
+        else:
+            other = [replace(c, scheme=SCHEMES[self.ends]) for c in choices]
+            ends, held = _convert(target.denoiser, other, backends, device, None)
+        phase = Phase()
+        install.wrap_call(target.entrance, "run", lambda inner: _told(inner, target, phase, self.share))
+        return {path: TwoPrecisions(ends[path], module, phase) for path, module in middle.items()}, held
+
+
+def _told(inner: Callable[..., Any], target: Target, phase: Phase, share: float) -> Callable[..., Any]:
+    """The entrance, which first tells the linears where on the schedule the call is."""
+
+    def run(call: DenoiserCall) -> Any:
+        assert target.clock.tick is not None
+        phase.at_ends = near_ends(target.clock.tick, share)
+        return inner(call)
+
+    return run
+
+
+def _ends_line(ends: str, share: float, steps: int) -> str:
+    count = max(1, round(share * steps))
+    precision = "the model's own precision" if ends == KEEP else ends
+    return f"the first and the last {count} of {steps} steps run in {precision}: both weights stay in memory"
 
 
 def _pairs(layers: Any) -> tuple[tuple[str, str], ...] | None:
@@ -224,8 +277,9 @@ def _convert(
 
 def _clear(modules: Any) -> None:
     for module in modules:
-        if isinstance(module, Int8Linear):
-            module.shared.clear()
+        for part in module.modules():
+            if isinstance(part, Int8Linear):
+                part.shared.clear()
 
 
 def _linear(denoiser: nn.Module, choice: Choice) -> nn.Linear:

@@ -99,7 +99,7 @@ class LibraryLinear(nn.Module):
         shape = (*x.shape[:-1], self.out_features)
         if x.numel() == 0:
             return x.new_empty(shape)
-        rows = x.reshape(-1, self.in_features)
+        rows = x.reshape(-1, self.in_features).contiguous()
         count = len(rows)
         if count < self.fewest_rows:
             rows = nn.functional.pad(rows, (0, 0, 0, self.fewest_rows - count))

@@ -74,6 +74,12 @@ def pack(kernel: Kernel, values: torch.Tensor, step: torch.Tensor) -> Packed:
     return Packed(kernel.name, weight, step, offset, zeros)
 
 
+def unpack(packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rounded weight again: values (N, K) int8 and steps (N,); packing them gives the same bytes."""
+    plain = packed.weight.to_dense() if packed.weight.layout != torch.strided else packed.weight
+    return plain.t().contiguous(), packed.step
+
+
 def _columns(values: torch.Tensor) -> torch.Tensor:
     """(N, K) as the (K, N) operand of `torch._int_mm`.
 
@@ -84,39 +90,54 @@ def _columns(values: torch.Tensor) -> torch.Tensor:
     return transposed if len(transposed) > 1 else torch.empty_like(values.view(1, -1)).copy_(transposed)
 
 
-def product(values: torch.Tensor, packed: Packed) -> torch.Tensor:
-    """(M, K) uint8 rows times a packed weight, in units of the row step: (M, N) float32.
+def product(values: torch.Tensor, packed: Packed, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """(M, K) uint8 rows times a packed weight, in units of the row step: (M, N).
 
     Multiplied by the row steps it is the output of the linear without its bias.
+
+    Args:
+        dtype: of the result, float32 or bfloat16; sums are integers, and scaled in float32, whichever it is.
     """
     if packed.kernel == "int_mm":
-        return _int_mm(values, packed)
+        return _int_mm(values, packed).to(dtype)
     # The opaque layout cannot pass through the compiler, so a compiled graph sees one operation of our own.
     call = torch.ops.ditstack.onednn_product if torch.compiler.is_compiling() else _onednn
-    return call(values, packed.weight, packed.step, packed.offset, packed.zeros)
+    return call(values, packed.weight, packed.step, packed.offset, packed.zeros, dtype)
 
 
 def _onednn(
-    values: torch.Tensor, weight: torch.Tensor, step: torch.Tensor, offset: torch.Tensor, zeros: torch.Tensor
+    values: torch.Tensor,
+    weight: torch.Tensor,
+    step: torch.Tensor,
+    offset: torch.Tensor,
+    zeros: torch.Tensor,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     # Zero point 0 and the correction in the bias: given the zero point 128, oneDNN is up to 1.7 x slower.
     return torch.ops.onednn.qlinear_pointwise(
-        values, 1.0, 0, weight, step, zeros, offset, 1.0, 0, torch.float32, "none", [], ""
+        values, 1.0, 0, weight, step, zeros, offset, 1.0, 0, dtype, "none", [], ""
     )
 
 
 # Defined with `Library`, not `custom_op`, whose Python wrapper takes 0.16 ms a call: as long as a small product.
 _LIBRARY = torch.library.Library("ditstack", "FRAGMENT")
-_LIBRARY.define("onednn_product(Tensor values, Tensor weight, Tensor step, Tensor offset, Tensor zeros) -> Tensor")
+_LIBRARY.define(
+    "onednn_product(Tensor values, Tensor weight, Tensor step, Tensor offset, Tensor zeros, ScalarType dtype) -> Tensor"
+)
 _LIBRARY.impl("onednn_product", _onednn, "CPU")
 _LIBRARY.impl("onednn_product", _onednn, "MkldnnCPU")
 
 
 @torch.library.register_fake("ditstack::onednn_product", lib=_LIBRARY)
 def _(
-    values: torch.Tensor, weight: torch.Tensor, step: torch.Tensor, offset: torch.Tensor, zeros: torch.Tensor
+    values: torch.Tensor,
+    weight: torch.Tensor,
+    step: torch.Tensor,
+    offset: torch.Tensor,
+    zeros: torch.Tensor,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    return values.new_empty((values.shape[0], step.shape[0]), dtype=torch.float32)
+    return values.new_empty((values.shape[0], step.shape[0]), dtype=dtype)
 
 
 def _int_mm(values: torch.Tensor, packed: Packed) -> torch.Tensor:

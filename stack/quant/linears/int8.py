@@ -21,14 +21,25 @@ class Int8Linear(nn.Module):
     or infinity gives NaN or infinity. Takes (..., K) of any float dtype and layout, returns (..., N) in that dtype.
 
     For inference: a backward pass through it raises. The packed weight has an opaque layout, so the module can
-    neither be moved to another device nor deep-copied nor saved; undo the stack first.
+    neither be moved to another device nor deep-copied; `Stack.save` knows how to write it.
+
+    Args:
+        shared, member: rows it rounds together with others, and which of them it is.
+        rounded: values (N, K) and steps (N,) where they are known already; the linear's own weight is not read then.
     """
 
-    def __init__(self, linear: nn.Linear, kernel: Kernel, shared: SharedRows | None = None, member: int = 0):
+    def __init__(
+        self,
+        linear: nn.Linear,
+        kernel: Kernel,
+        shared: SharedRows | None = None,
+        member: int = 0,
+        rounded: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # Not buffers: a later `.to(torch.bfloat16)` of the model must not round the steps.
-        self.packed: Packed = pack(kernel, *quantize_weight(linear.weight, kernel.weight_levels))
+        self.packed: Packed = pack(kernel, *(rounded or quantize_weight(linear.weight, kernel.weight_levels)))
         self.bias = linear.bias
         self.shared = shared or SharedRows(1)
         self._member = member
@@ -53,13 +64,15 @@ class Int8Linear(nn.Module):
         if x.numel() == 0:
             return x.new_empty(shape)
         values, step = self.shared.rows(self._member, x)
-        out = product(values, self.packed)
+        # Products of rows in bf16 come in bf16, and are scaled in one pass over half the bytes. float16 would overflow.
+        dtype = x.dtype if x.dtype == torch.bfloat16 else torch.float32
+        out, step = product(values, self.packed, dtype), step.to(dtype)
         if self.bias is None:
             out = out.mul_(step)
         elif torch.compiler.is_compiling():
             out = torch.addcmul(self.bias, out, step)
         else:
-            torch.addcmul(self.bias, out, step, out=out)
+            torch.addcmul(self.bias.to(dtype), out, step, out=out)
         return out.to(x.dtype).view(shape)
 
     def extra_repr(self) -> str:

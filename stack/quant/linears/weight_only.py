@@ -16,7 +16,7 @@ class WeightOnlyLinear(nn.Module):
     Takes (..., K) of any float dtype and layout, zero tokens included. Rows do not depend on each other.
 
     Args:
-        stored: the weight, where it has been rounded already; else it is rounded to the scheme.
+        stored: the weight where it is stored already; the linear's own is not read then.
     """
 
     def __init__(self, linear: nn.Linear, scheme: Scheme, stored: Stored | None = None):

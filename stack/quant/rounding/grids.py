@@ -42,9 +42,9 @@ class Grid:
     dtype: torch.dtype = torch.bfloat16
 
     def levels(self, device: torch.device) -> torch.Tensor:
-        """(16,) float32, ascending."""
+        """(16,) float32, ascending, with as many bits as they are stored in."""
         if self.scheme.kind == "nf4":
-            return torch.tensor(NF4_LEVELS, device=device)
+            return torch.tensor(NF4_LEVELS, dtype=self.dtype, device=device).float()  # as `formats.load` reads them
         return torch.arange(16.0, device=device)
 
     def spread(self, values: torch.Tensor, inner: int) -> torch.Tensor:

@@ -1,0 +1,40 @@
+"""A linear in two precisions: one for the middle of the schedule, one for the steps near its ends."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ...clock import Tick
+
+
+class Phase:
+    """Where a request stands. One object for all linears of a stack, told once per denoiser call.
+
+    A compiler guards on `at_ends` and compiles either way once, however many steps there are.
+    """
+
+    def __init__(self) -> None:
+        self.at_ends = False
+
+
+def near_ends(tick: Tick, share: float) -> bool:
+    """Whether a step is among the first or the last `share` of its schedule; one step at either end at least."""
+    steps = max(1, round(share * tick.steps))
+    return tick.step < steps or tick.step >= tick.steps - steps
+
+
+class TwoPrecisions(nn.Module):
+    """Forwards to one of two linears of the same shape.
+
+    Args:
+        ends, middle: for steps near the ends of the schedule, and for the others.
+    """
+
+    def __init__(self, ends: nn.Module, middle: nn.Module, phase: Phase):
+        super().__init__()
+        self.ends, self.middle, self._phase = ends, middle, phase
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., K) to (..., N)."""
+        return self.ends(x) if self._phase.at_ends else self.middle(x)
