@@ -16,5 +16,8 @@ def dependencies(stack: Stack) -> dict[str, str]:
     """The facts behind the quantize pass, and the pass itself, as text by name."""
     plan = stack.plan
     stage = next((s for s in plan.stages if isinstance(s.run, Quantize)), None)
-    facts = stage.after if stage else plan.facts
-    return {name: str(getattr(facts, name)) for name in FACTS} | {"quantize": str(stage.run) if stage else "none"}
+    if stage is None:
+        return {name: str(getattr(plan.facts, name)) for name in FACTS}
+    assert isinstance(stage.run, Quantize)
+    mix = stage.run.prepared.describe() if stage.run.prepared else "none"
+    return {name: str(getattr(stage.after, name)) for name in FACTS} | {"quantize": str(stage.run), "mix": mix}

@@ -35,12 +35,15 @@ def analyse(
         progress: show a bar.
 
     Raises:
-        StackError: no quantize pass, no pipeline, no prompts, a scheme that cannot be read, or no mix is good enough.
-            The stack is left as it was.
+        StackError: no quantize pass, no pipeline, no prompts, a scheme that cannot be read, `layers` beside a mix, or no
+            mix is good enough. The stack is left as it was.
     """
     quantize = next((p for p in stack.passes if isinstance(p, Quantize)), None)
     if quantize is None:
         raise StackError("a sensitivity is that of linears to be quantized: add .quantize() to the stack")
+    wanted = bool(quantize.max_error or quantize.max_bytes)
+    if wanted and quantize.layers and not quantize.prepared:
+        raise StackError("a mix decides about every layer: leave layers= out, and name linears that stay in skip=")
     names = [Candidate(name).name for name in schemes or CANDIDATES]
     bare = replace(quantize, max_error=0.0, max_bytes=0, prepared=None, layers=None)
     mixed = quantize
@@ -49,7 +52,7 @@ def analyse(
         with carrying(stack, below_quantization(stack)) as below:
             shop = workshop(below, bare, names, calls)
             found = measure(shop, progress)
-            if quantize.max_error or quantize.max_bytes:
+            if wanted:
                 mixed = resolved(shop, found, quantize)
         stack.replace(mixed)
     return found

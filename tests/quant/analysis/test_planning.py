@@ -17,6 +17,7 @@ from stack.quant.analysis.recording import record_calls
 from stack.quant.analysis.sensitivity import LayerSensitivity, Sensitivity
 from stack.quant.linears.weight_only import WeightOnlyLinear
 from stack.quant.prepared import Preparation
+from stack.recipe import pass_options
 from tests.conftest import PROMPT, picture, tiny_pipe
 
 PROMPTS = (
@@ -99,6 +100,19 @@ def test_a_mix_for_an_error_holds_when_it_is_measured() -> None:
         assert stack.report().passes["quantize"]["weight_bytes"] < quantize.prepared.bytes + 1
 
 
+def test_a_mix_with_branches_is_neither_saved_nor_written_into_a_recipe(tmp_path: Path) -> None:
+    """A branch in the file would be lost without a word; a recipe has no place for one."""
+    stack = Stack(tiny_pipe(), steps=STEPS).quantize("nf4", max_bytes=10**6)
+    found = stack.sensitivity(PROMPTS[:1], ("nf4/128+rank16",), steps=1, progress=False)
+    (quantize,) = stack.passes
+    assert isinstance(quantize, Quantize) and quantize.prepared is not None and quantize.prepared.linears
+    assert quantize.prepared.bytes <= 10**6 < found.bytes_of("keep")
+    with stack.apply(), pytest.raises(StackError, match="with a low-rank branch"):
+        stack.save(tmp_path)
+    with pytest.raises(StackError, match="cannot hold a calibrated mix"):
+        pass_options(quantize)
+
+
 def test_what_cannot_be_met_leaves_the_stack_as_it_was() -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).quantize("nf4", max_bytes=1000)
     with pytest.raises(StackError, match="no mix of these schemes fits: the least is"):
@@ -109,6 +123,8 @@ def test_what_cannot_be_met_leaves_the_stack_as_it_was() -> None:
         stack.sensitivity(PROMPTS[:1], ("int3",))
     with pytest.raises(StackError, match=r"add \.quantize\(\)"):
         Stack(tiny_pipe()).sensitivity(PROMPTS)
+    with pytest.raises(StackError, match="name linears that stay in skip="):
+        Stack(tiny_pipe()).quantize("nf4", max_bytes=10, layers={"proj_out": "keep"}).sensitivity(PROMPTS)
     with pytest.raises(StackError, match="got both: leave one out"):
         Quantize("nf4", max_error=0.1, max_bytes=10)
 
