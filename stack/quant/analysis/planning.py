@@ -35,8 +35,8 @@ def analyse(
         progress: show a bar.
 
     Raises:
-        StackError: no quantize pass, no pipeline, no prompts, a scheme that cannot be read, `layers` beside a mix, or no
-            mix is good enough. The stack is left as it was.
+        StackError: no quantize pass, no pipeline, no prompts, a scheme that cannot be read, `layers` beside a mix, or
+            no mix is good enough. The stack is left as it was.
     """
     quantize = next((p for p in stack.passes if isinstance(p, Quantize)), None)
     if quantize is None:
