@@ -1,91 +1,88 @@
-"""What int8 gives on a whole denoiser, eager and compiled, beside what Amdahl's law allows it.
+"""Schemes and backends: bare linears, whole denoisers, finished pictures.
 
-python benchmarks/quantize.py [--quick] [--json docs/benchmarks/quantize.json]
+python benchmarks/quantize.py [--quick] [--model shapes-flux ...] [--device cuda] [--json docs/benchmarks/quantize.json]
+
+On a GPU the models are `flux-dev` (its shape, random weights) and the reference models. Not measured on one yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json as to_json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from common import Target, finish, interleaved, show
+from common import Target, show, tell_targets
+from quantbench.denoisers import CPU, CUDA, RANDOM, case_of, measure_denoiser
+from quantbench.libraries import CONTESTANTS
+from quantbench.linears import measure_linears
+from quantbench.page import page
+from quantbench.pictures import measure_pictures
+from quantbench.targets import denoiser_targets, linear_targets
 
-from stack import Stack
-from stack.bounds import best_speedup
-from stack.measure.base import stand_in
-from stack.models.load import load_pipeline
-from stack.models.wiring import wiring_of
-from stack.quant.amdahl import gemm_rate, linear_shapes, linear_share
-from stack.quant.schemes import SCHEMES
-from stack.quant.select import Rules, choose_linears
+from stack.measure.record import machine, versions
 
-PROMPTS = ("a red ring left of a blue star", "a green circle in the top on a white background")
-
-
-def calls_of(pipe: Any) -> list[dict[str, Any]]:
-    """The arguments of one denoiser call per prompt, from the pipeline's own loop."""
-    seen: list[dict[str, Any]] = []
-
-    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.append(kwargs)
-
-    handle = pipe.transformer.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        for i, prompt in enumerate(PROMPTS):
-            pipe(prompt, num_inference_steps=1, generator=torch.Generator().manual_seed(i), output_type="pt")
-    finally:
-        handle.remove()
-    return seen
+SIZES = ((512, 1024), (512, 4096), (768, 1024), (1024, 1024), (1024, 4096), (1536, 2048), (3072, 1024))
+QUICK = ((512, 1024), (1024, 1024))
+# Where every scheme is measured; elsewhere only what computes in 8 bits.
+ALL_SCHEMES_AT = (1024, 1024)
+INT8 = tuple(name for name in CONTESTANTS if name.startswith("bf16") or name.startswith("int8 "))
 
 
-def limits(stack: Stack, call: dict[str, Any]) -> tuple[float, float]:
-    """Share of an eager call's time in the linears that int8 converts, and how much faster their bare products are."""
-    denoiser = stack.undo().denoiser
-    choices = choose_linears(denoiser, wiring_of(denoiser), Rules(SCHEMES["int8"], text_tokens=stack.facts.text_tokens))
-    paths = [choice.path for choice in choices if choice.kept is None]
-
-    def run() -> object:
-        return denoiser(**call)
-
-    return linear_share(denoiser, run, paths), gemm_rate(linear_shapes(denoiser, run, paths), denoiser.dtype)
+def linears(quick: bool, device: str) -> list[dict[str, Any]]:
+    """Bare linears at every size."""
+    rows = []
+    for width, tokens in QUICK if quick else SIZES:
+        names = tuple(CONTESTANTS) if (width, tokens) == ALL_SCHEMES_AT and not quick else INT8
+        rows += measure_linears(width, tokens, 5 if quick else 15, names, device)
+        torch.compiler.reset()
+    return rows
 
 
-@torch.no_grad()
+def denoisers(models: list[str], quick: bool, device: str) -> list[dict[str, Any]]:
+    """Whole denoisers, and for those with weights their pictures."""
+    rows = []
+    for name in models:
+        case = case_of(name, 10 if quick else 50, device)
+        variants = CPU if device == "cpu" else CUDA
+        some = measure_denoiser(case, variants, 5 if quick else 30, quick, device)
+        if name not in RANDOM:
+            made = measure_pictures(name, case.pipe, variants, 2 if quick else 16, 10 if quick else 50)
+            base = made["eager"]["accuracy"]
+            for row in some:
+                own = made.get(row["variant"], {})
+                row |= {"PSNR": own.get("psnr"), "accuracy": own.get("accuracy"), "base accuracy": base}
+        rows += some
+        torch.compiler.reset()
+    return rows
+
+
 def main(
-    model: str = "shapes-flux", quick: bool = False, json: Annotated[Path | None, typer.Option("--json")] = None
+    model: Annotated[list[str] | None, typer.Option()] = None,
+    quick: bool = False,
+    device: str = "cpu",
+    json: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
-    """Time four variants of one denoiser in turn, and compare the gain with its limit."""
-    pipe = load_pipeline(model)
-    calls = calls_of(pipe)
-    stacks = {
-        "eager": Stack(stand_in(pipe.transformer)),
-        "compiled": Stack(stand_in(pipe.transformer)).compile(),
-        "int8": Stack(stand_in(pipe.transformer)).quantize("int8"),
-        "int8 compiled": Stack(stand_in(pipe.transformer)).quantize("int8").compile(),
-    }
-
-    def run(stack: Stack) -> Callable[[], object]:
-        return lambda: [stack.apply().denoiser(**call) for call in calls]
-
-    seconds = interleaved({name: run(stack) for name, stack in stacks.items()}, rounds=8 if quick else 40)
-    share, rate = limits(stacks["int8"], calls[0])
-    rows, targets = [], []
-    for eager, quantized in (("eager", "int8"), ("compiled", "int8 compiled")):
-        # The linears take as long in both; what is compiled around them makes their share larger.
-        own = min(1.0, share * seconds["eager"] / seconds[eager])
-        allowed, gain = best_speedup([own], [rate]), seconds[eager] / seconds[quantized]
-        ms, int8_ms = (1e3 * seconds[name] / len(calls) for name in (eager, quantized))
-        row = {"base": eager, "ms": ms, "int8 ms": int8_ms, "speedup": gain, "linear share": own, "GEMM rate": rate}
-        rows.append({**row, "allowed": allowed, "reached": gain / allowed})
-    faster = min(("eager", "compiled"), key=lambda name: seconds[name])
-    best = min(("int8", "int8 compiled"), key=lambda name: seconds[name])
-    show(f"{model}, {str(pipe.transformer.dtype).removeprefix('torch.')}, one denoiser call", rows)
-    targets.append(Target("int8 over the faster of eager and compiled", seconds[faster] / seconds[best], 1.0))
-    targets.append(Target("share of Amdahl's limit reached, like with like", rows[-1]["reached"], 0.85))
-    finish(rows, targets, pipe.device.type, json)
+    """Measure, print, and write the record and its page."""
+    models = model or (["shapes-flux"] if quick else ["shapes-flux", "shapes-dit", "shapes-video", "dit-12x768"])
+    bare = linears(quick, device) if device == "cpu" else []
+    whole = denoisers(models, quick, device)
+    targets: list[Target] = linear_targets(bare) + denoiser_targets(whole)
+    for title, rows in (("linears of one block", bare), ("one denoiser call", whole)):
+        if rows:
+            show(title, [{k: v for k, v in row.items() if not isinstance(v, list)} for row in rows])
+    tell_targets(targets)
+    if json:
+        met = [asdict(t) | {"met": t.met} for t in targets]
+        record = {
+            "machine": machine(device), "versions": versions(), "linears": bare, "denoisers": whole, "targets": met
+        }  # fmt: skip
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(to_json.dumps(record, indent=2) + "\n")
+        json.with_suffix(".md").write_text(page(record))
+        print(f"written: {json}, {json.with_suffix('.md')}")
 
 
 if __name__ == "__main__":

@@ -91,3 +91,22 @@ CONTESTANTS: dict[str, Contestant] = {
     "fp8-weight native": _ours("fp8-weight", "native", False),
     "fp8-weight torchao": _ours("fp8-weight", "torchao", False),
 }
+
+
+@torch.no_grad()
+def quanto_in_place(denoiser: nn.Module, paths: Sequence[str], calls: Sequence[dict[str, Any]]) -> None:
+    """Exchange linears for quanto's 8-bit ones, their activation scales learned from these calls."""
+    from optimum.quanto import Calibration, QLinear, qint8
+
+    new = {}
+    for path in paths:
+        linear = denoiser.get_submodule(path)
+        new[path] = QLinear.from_module(linear, weights=qint8, activations=qint8)
+        new[path].weight = nn.Parameter(linear.weight.detach().clone(), requires_grad=False)
+        new[path].bias = linear.bias
+        denoiser.set_submodule(path, new[path])
+    with Calibration():
+        for call in calls:
+            denoiser(**call)
+    for linear in new.values():
+        linear.freeze()

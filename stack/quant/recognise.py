@@ -21,8 +21,9 @@ def quantized_by(denoiser: Any) -> str:
         return str(getattr(method, "value", method) or "unknown")
     if any(isinstance(module, (Int8Linear, WeightOnlyLinear)) for module in denoiser.modules()):
         return "native"
-    libraries = {type(m.weight).__module__.split(".")[0] for m in denoiser.modules() if isinstance(m, nn.Linear)}
-    return next((name for name in sorted(libraries) if name not in ("torch", "diffusers")), "")
+    packages = {type(m.weight).__module__.split(".")[0] for m in denoiser.modules() if isinstance(m, nn.Linear)}
+    package = next((name for name in sorted(packages) if name not in ("torch", "diffusers")), "")
+    return "quanto" if package == "optimum" else package
 
 
 def fewest_bits(denoiser: nn.Module, otherwise: int) -> int:

@@ -118,7 +118,7 @@ def _judge(path: str, module: nn.Linear, wiring: Wiring, rules: Rules, block: st
     scheme = SCHEMES[planned] if planned not in (None, KEEP) else rules.scheme
     role = wiring.role(inside) if block else None
     kept = _illegal(module, rules.multiple(scheme))
-    if planned == KEEP or _matches(path, rules.skip):
+    if planned == KEEP or (planned is None and _matches(path, rules.skip)):
         kept = Kept(Reason.ASKED, "kept by the plan of layers" if planned == KEEP else "skipped")
     elif kept is None and planned is None:
         kept = _gainless(module, inside, rules)

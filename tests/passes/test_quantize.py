@@ -108,6 +108,10 @@ def test_a_plan_overrules_every_reason_but_the_kernels(denoiser: FluxTransformer
     choices = {c.path: c for c in choose_linears(denoiser, FLUX, Rules(SCHEMES["int8"], layers=plan))}
     kept = choices[DOUBLE[0]].kept
     assert kept is not None and kept.reason is Reason.ASKED
+    skipped = Rules(SCHEMES["int8"], layers=plan, skip=("*",))
+    assert [c.path for c in choose_linears(denoiser, FLUX, skipped) if c.kept is None] == sorted(
+        list(plan)[1:], key=list(choices).index
+    )
     for path, name in list(plan.items())[1:]:
         assert choices[path].kept is None and choices[path].scheme.name == name
     assert choices[DOUBLE[2]].scheme.name == "int8"
