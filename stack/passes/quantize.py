@@ -71,6 +71,8 @@ class Quantize:
         for name in (*self.plan.values(), self.ends):
             if name not in (KEEP, ""):
                 scheme_named(name)
+        if self.prepared is not None and not isinstance(self.prepared, Preparation):
+            raise StackError("prepared is what Stack.sensitivity makes: name max_error or max_bytes, and measure")
         if not 0 < self.share < 0.5:
             raise StackError(f"share must be between 0 and 0.5, got {self.share!r}")
         if self.max_error and self.max_bytes:

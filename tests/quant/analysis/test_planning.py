@@ -111,6 +111,8 @@ def test_a_mix_with_branches_is_neither_saved_nor_written_into_a_recipe(tmp_path
         stack.save(tmp_path)
     with pytest.raises(StackError, match="cannot hold a calibrated mix"):
         pass_options(quantize)
+    with pytest.raises(StackError, match=r"what Stack\.sensitivity makes"):
+        Quantize("nf4", prepared={"a": 1})
 
 
 def test_what_cannot_be_met_leaves_the_stack_as_it_was() -> None:
