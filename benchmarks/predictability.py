@@ -7,7 +7,6 @@ Runs every prompt once without a cache, a few seconds each, and writes predictab
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -20,10 +19,7 @@ from matplotlib import pyplot
 
 from stack import Stack
 from stack.caching.calibration.predictability import Predictability, over_time
-from stack.caching.calibration.trajectory import sampled
-from stack.caching.calibration.watch import Watch
-from stack.caching.sites.calls import Streams
-from stack.clock import Tick
+from stack.caching.calibration.watch import SiteFeatures, Watch
 from stack.measure.style import INK
 from stack.models.load import load_pipeline
 from stack.reference.evaluate import held_out_scenes
@@ -35,22 +31,10 @@ Features = dict[str, list[torch.Tensor]]
 
 def features_of(stack: Stack, prompts: list[str]) -> Features:
     """Per site, the feature of every step at some tokens: each block's residual, their sum, the last hidden state."""
-    found: Features = defaultdict(list)
-    wiring, first = stack._target.wiring, {}
-    last = len(wiring.blocks(stack.denoiser)) - 1
-    stream = wiring.output_stream
-
-    def see(number: int, entry: Streams, out: Streams, tick: Tick) -> None:
-        if number == 0:
-            first["entry"] = entry[stream]
-        found[f"block {number}"].append(sampled(out[stream] - entry[stream]))
-        if number == last:
-            found["whole residual"].append(sampled(out[stream] - first["entry"]))
-            found["last hidden state"].append(sampled(out[stream]))
-
+    sites = SiteFeatures(stack.denoiser)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    stack.replace(Watch(see))(prompts, num_inference_steps=STEPS, generator=generators, output_type="pt")
-    return found
+    stack.replace(Watch(sites.see))(prompts, num_inference_steps=STEPS, generator=generators, output_type="pt")
+    return sites.found
 
 
 def table(found: dict[str, list[Predictability]]) -> list[dict[str, Any]]:

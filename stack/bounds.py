@@ -44,6 +44,36 @@ def truncation_error(singular_values: torch.Tensor, rank: int) -> torch.Tensor:
     return singular_values[rank:].square().sum().sqrt()
 
 
+def level_rounding_bound(levels: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """Largest error of one weight rounded to the nearest of some levels times `step`: half the widest gap, times it.
+
+    Assumes that the weight lies between the outermost levels, as it does where the step comes from the group's largest.
+
+    Args:
+        levels: (L,) ascending.
+        step: any shape, the result's.
+    """
+    return (levels[1:] - levels[:-1]).max() / 2 * step.abs()
+
+
+def low_rank_rounding_bound(singular_values: torch.Tensor, rank: int, levels: torch.Tensor, group: int) -> torch.Tensor:
+    """Largest Frobenius error of L R + Q(W - L R), L R the best approximation of its rank.
+
+    A group of g residuals with largest magnitude m has an error of at most sqrt(g) m half a gap, and m is at most the
+    group's norm; over all groups: half the widest gap * sqrt(g) * the residual's Frobenius norm, which is
+    `truncation_error` (Eckart-Young 1936). That the error falls with the residual's norm is why a branch helps
+    (Li et al. 2024, SVDQuant, arXiv 2411.05007, section 4.2).
+
+    Assumes that levels reach from -1 to 1, a step per group that is its largest magnitude, and exact L and R.
+
+    Args:
+        singular_values: of the weight, largest first.
+        levels: (L,) ascending.
+        group: weights per step.
+    """
+    return level_rounding_bound(levels, truncation_error(singular_values, rank)) * math.sqrt(group)
+
+
 def dropped_mass_bound(dropped: torch.Tensor, value_radius: torch.Tensor) -> torch.Tensor:
     """Largest error of one attention output when softmax mass `dropped` is left out and the rest renormalised.
 

@@ -18,6 +18,7 @@ from .caching.calibration.goals import Goal
 from .caching.fastcache.maps import LinearMaps
 from .clock import Clock
 from .compat.content import WeightsWatch
+from .compat.kept import Kept
 from .distill.call import corrected_call
 from .errors import StackError
 from .facts import Facts
@@ -36,6 +37,10 @@ from .passes.distill import Distill
 from .passes.quantize import Quantize
 from .passes.sparse_attn import SparseAttention
 from .plan import Plan, Planned, explain, in_order, make_plan
+from .quant.analysis.depends import dependencies
+from .quant.analysis.floor import NoiseFloor, measure_floor
+from .quant.analysis.planning import analyse
+from .quant.analysis.sensitivity import Sensitivity
 from .report import Journal, Report
 from .saving import load_stack, save_stack
 
@@ -77,6 +82,7 @@ class Stack:
         self._told: list[str] = []  # what had to be put right in the last call
         self._lock = threading.RLock()
         self._watch = WeightsWatch(denoiser)
+        self._floor: Kept[NoiseFloor] = Kept()
         wiring = wiring_of(denoiser)
         self._facts = facts_of(denoiser, wiring, self._pipe, steps)
         self._target = Target(
@@ -327,6 +333,28 @@ class Stack:
         with self._lock:
             goal, spend = Goal(full_steps, psnr, seconds), Budget(trials, budget)
             return calibrate(self, prompts, held_out, goal, seed, spend, progress, theory)[1]
+
+    def sensitivity(
+        self, prompts: Sequence[str], schemes: Sequence[str] = (), seed: int = 0, steps: int = 6, progress: bool = True
+    ) -> Sensitivity:
+        """Measure what rounding each linear costs; a pass with `max_error` or `max_bytes` gets the mix it asks for.
+
+        Arguments and errors are those of `stack.quant.analysis.planning.analyse`.
+        """
+        with self._lock:
+            return analyse(self, prompts, schemes, seed, steps, progress)
+
+    def noise_floor(
+        self, prompts: Sequence[str], seed: int = 0, steps: int = 6, neighbours: int = 4, progress: bool = True
+    ) -> NoiseFloor:
+        """Measure what quantization adds to one forward pass: `stack.quant.analysis.floor.measure_floor`."""
+        with self._lock:
+            return self._floor.keep(measure_floor(self, prompts, seed, steps, neighbours, progress))
+
+    @property
+    def floor(self) -> NoiseFloor | None:
+        """The noise floor as last measured; None where there is none, or where what it depends on has changed."""
+        return self._floor.current(dependencies(self))
 
     def fit_gate(self, prompts: Sequence[str], seed: int = 0) -> Stack:
         """Measure what a "magnitude" or "polynomial" gate needs; see `stack.fitting.fit_gate`."""

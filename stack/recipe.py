@@ -91,8 +91,10 @@ def pass_options(made: Pass) -> dict[str, Any]:
     """The arguments that make an equal pass, those at their defaults left out.
 
     Raises:
-        StackError: the pass holds linear maps, which a recipe can only name the file of.
+        StackError: the pass holds linear maps, which a recipe can only name the file of, or a calibrated mix.
     """
+    if isinstance(made, Quantize) and made.prepared is not None:
+        raise StackError("a recipe cannot hold a calibrated mix of schemes: name max_error or max_bytes, and measure")
     if isinstance(made, Cache):
         if made.policy.maps is not None:
             raise StackError("a recipe cannot hold FastCache's maps: write them with fit_maps(save=...), name the file")

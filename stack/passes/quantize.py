@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +13,13 @@ from ..entrance import DenoiserCall
 from ..errors import StackError, choose
 from ..facts import Facts, machine_of
 from ..install import Installer
-from ..models.wiring import FAMILIES
+from ..models.wiring import FAMILIES, Wiring
 from ..quant.backends import BACKENDS, pick
 from ..quant.backends.base import Backend
 from ..quant.linears.int8 import Int8Linear
 from ..quant.linears.two_precisions import Phase, TwoPrecisions, near_ends
+from ..quant.prepared import Preparation
+from ..quant.rounding.calibrated import calibrated_bytes
 from ..quant.schemes import KEEP, SCHEMES, Scheme, scheme_named
 from ..quant.select import Choice, Rules, choose_linears, grouped, row_gain, tell_kept, weight_bytes
 from .base import Applied, Finding, Target
@@ -40,9 +42,13 @@ class Quantize:
         ends: precision of the steps near both ends of the schedule: another scheme, or "keep" for the model's own;
             "" has one precision for all steps. Both weights are in memory then.
         share: of the schedule that counts as near, at either end; one step at least.
+        max_error: the smallest mix of schemes within this relative error of the denoiser's output, found by
+            `Stack.sensitivity`; 0 for none.
+        max_bytes: the most exact mix within these bytes, or within what a scheme by this name takes in every linear.
+        prepared: what `Stack.sensitivity` made for either.
 
     Raises:
-        StackError: unknown scheme or backend, or a share outside (0, 0.5).
+        StackError: unknown scheme or backend, a share outside (0, 0.5), or both an error and bytes asked for.
     """
 
     stage: ClassVar[str] = "quantize"
@@ -53,6 +59,9 @@ class Quantize:
     min_features: int = 128
     ends: str = ""
     share: float = 0.1
+    max_error: float = 0.0
+    max_bytes: int | str = 0
+    prepared: Preparation | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         scheme_named(self.scheme)
@@ -62,8 +71,12 @@ class Quantize:
         for name in (*self.plan.values(), self.ends):
             if name not in (KEEP, ""):
                 scheme_named(name)
+        if self.prepared is not None and not isinstance(self.prepared, Preparation):
+            raise StackError("prepared is what Stack.sensitivity makes: name max_error or max_bytes, and measure")
         if not 0 < self.share < 0.5:
             raise StackError(f"share must be between 0 and 0.5, got {self.share!r}")
+        if self.max_error and self.max_bytes:
+            raise StackError("expected either max_error or max_bytes, got both: leave one out")
 
     @property
     def plan(self) -> dict[str, str]:
@@ -99,6 +112,8 @@ class Quantize:
             lines.append(f"{scheme.name} by {backend.name}: {why}; {backend.kernel(scheme, facts.machine)}")
         if self.ends:
             lines.append(_ends_line(self.ends, self.share, facts.steps))
+        if self.prepared:
+            lines.append(self.prepared.describe())
         family = FAMILIES.get(facts.family)
         kept = row_gain(facts.text_tokens, facts.width) if SCHEMES[self.scheme].rounds_activations else ""
         if family:
@@ -116,6 +131,11 @@ class Quantize:
             what = f"the model is already quantized{by} to {facts.weight_bits} bits"
             why = "rounding rounded weights adds error and no speed; load it unquantized or leave quantize() out"
             found.append(Finding(self.stage, what, why, fatal=True))
+        if (self.max_error or self.max_bytes) and not self.prepared:
+            why = "which linear may be rounded how far has to be measured"
+            found.append(Finding(self.stage, "no mix yet: call sensitivity(prompts) on the stack", why, fatal=True))
+        if self.prepared and (stale := self.prepared.stale(facts)):
+            found.append(Finding(self.stage, stale, "call sensitivity(prompts) again", fatal=True))
         for scheme in self.schemes:
             try:
                 self.backend_for(scheme, facts.machine)
@@ -140,15 +160,15 @@ class Quantize:
             quantized_by=self.backend_for(SCHEMES[self.scheme], facts.machine)[0].name,
         )
 
-    def choices(self, target: Target) -> list[Choice]:
-        """Every linear of the model with its verdict. Changes nothing."""
-        machine = machine_of(next(target.denoiser.parameters()).device)
+    def choices(self, denoiser: nn.Module, wiring: Wiring, facts: Facts) -> list[Choice]:
+        """Every linear of a denoiser with its verdict. Changes nothing."""
+        machine = machine_of(next(denoiser.parameters()).device)
 
         def multiple(scheme: Scheme) -> int:
             return self.backend_for(scheme, machine)[0].multiple(scheme, machine)
 
-        rules = Rules(SCHEMES[self.scheme], self.min_features, target.facts.text_tokens, self.skip, self.plan, multiple)
-        return choose_linears(target.denoiser, target.wiring, rules)
+        rules = Rules(SCHEMES[self.scheme], self.min_features, facts.text_tokens, self.skip, self.plan, multiple)
+        return choose_linears(denoiser, wiring, rules)
 
     def apply(self, target: Target, install: Installer) -> Applied:
         """Replace the linears.
@@ -156,14 +176,14 @@ class Quantize:
         Raises:
             StackError: none qualifies, a product is not exact here, or a library is missing. Nothing is changed then.
         """
-        choices = self.choices(target)
+        choices = self.choices(target.denoiser, target.wiring, target.facts)
         chosen = [c for c in choices if c.kept is None]
         if not chosen:
             raise StackError(f"0 of {len(choices)} linears can be converted to {self.scheme}: {tell_kept(choices)}")
         device = next(target.denoiser.parameters()).device
         backends = {s.name: self.backend_for(s, machine_of(device))[0] for s in self.schemes}
         before = weight_bytes(target.denoiser, choices)
-        converted, after = _convert(target.denoiser, choices, backends, device)
+        converted, after = _convert(target.denoiser, choices, backends, device, self.prepared)
         if self.ends:
             converted, more = self._two_precisions(target, choices, backends, device, converted, install)
             after += more
@@ -200,7 +220,7 @@ class Quantize:
             held = weight_bytes(target.denoiser, choices)
         else:
             other = [replace(c, scheme=SCHEMES[self.ends]) for c in choices]
-            ends, held = _convert(target.denoiser, other, backends, device)
+            ends, held = _convert(target.denoiser, other, backends, device, None)
         phase = Phase()
         install.wrap_call(target.entrance, "run", lambda inner: _told(inner, target, phase, self.share))
         return {path: TwoPrecisions(ends[path], module, phase) for path, module in middle.items()}, held
@@ -237,14 +257,19 @@ def _named(chosen: Sequence[Choice]) -> str:
 
 
 def _convert(
-    denoiser: nn.Module, choices: list[Choice], backends: dict[str, Backend], device: torch.device
+    denoiser: nn.Module,
+    choices: list[Choice],
+    backends: dict[str, Backend],
+    device: torch.device,
+    prepared: Preparation | None,
 ) -> tuple[dict[str, nn.Module], int]:
     """New modules by path, and their bytes. Changes nothing."""
+    ready = {each.path: each.module for each in prepared.linears} if prepared else {}
     for name in dict.fromkeys(c.scheme.name for c in choices if c.kept is None):
         backends[name].prepare(SCHEMES[name], device)
-    converted: dict[str, nn.Module] = {}
-    held = 0
-    for group in grouped(choices):
+    converted: dict[str, nn.Module] = dict(ready)
+    held = sum(calibrated_bytes(ready[c.path], backends[c.scheme.name].held_bytes) for c in choices if c.path in ready)
+    for group in grouped([c for c in choices if c.path not in ready]):
         backend = backends[group[0].scheme.name]
         modules = backend.convert([_linear(denoiser, c) for c in group], group[0].scheme)
         converted |= {c.path: module for c, module in zip(group, modules, strict=True)}

@@ -142,13 +142,14 @@ def _store_4_bits(plain: torch.Tensor, scheme: Scheme, dtype: torch.dtype) -> St
         step = grouped.abs().amax(2).clamp(min=_smallest(dtype)).to(dtype)
         middles = torch.tensor(NF4_LEVELS).unfold(0, 2, 1).mean(1).to(plain.device)
         levels = torch.bucketize(grouped / step[..., None].float(), middles)
-        return Stored(scheme, _pack(levels), step, None, features)
+        return Stored(scheme, pack_levels(levels), step, None, features)
     low = grouped.amin(2).to(dtype)
     step = ((grouped.amax(2) - low.float()) / 15).clamp(min=_smallest(dtype)).to(dtype)
     levels = ((grouped - low[..., None].float()) / step[..., None].float()).round_().clamp_(0, 15)
-    return Stored(scheme, _pack(levels), step, low, features)
+    return Stored(scheme, pack_levels(levels), step, low, features)
 
 
-def _pack(levels: torch.Tensor) -> torch.Tensor:
+def pack_levels(levels: torch.Tensor) -> torch.Tensor:
+    """4-bit levels (N, any) as bytes, two in one; an even number per row."""
     flat = levels.to(torch.uint8).flatten(1)
     return flat[:, ::2] | flat[:, 1::2] << 4

@@ -18,6 +18,7 @@ from .backends.base import LibraryLinear
 from .formats import Stored
 from .kernels.product import Kernel, kernel_for, unpack
 from .kernels.shared import SharedRows
+from .linears.corrected import Balanced, Branched
 from .linears.int8 import Int8Linear
 from .linears.two_precisions import TwoPrecisions
 from .linears.weight_only import WeightOnlyLinear
@@ -25,6 +26,12 @@ from .schemes import SCHEMES
 
 FILE = "quantized.safetensors"
 Entry = dict[str, Any]
+UNSAVED: dict[type[nn.Module], str] = {
+    LibraryLinear: "by another library",
+    TwoPrecisions: "in two precisions",
+    Balanced: "with balanced inputs",
+    Branched: "with a low-rank branch",
+}
 
 
 def save_denoiser(denoiser: nn.Module, folder: Path) -> int:
@@ -37,8 +44,7 @@ def save_denoiser(denoiser: nn.Module, folder: Path) -> int:
     tensors: dict[str, torch.Tensor] = {}
     groups: dict[int, int] = {}
     for path, module in denoiser.named_modules():
-        if isinstance(module, (LibraryLinear, TwoPrecisions)):
-            what = "in two precisions" if isinstance(module, TwoPrecisions) else "by another library"
+        if what := next((text for kind, text in UNSAVED.items() if isinstance(module, kind)), ""):
             raise StackError(f"expected linears converted by the native backend alone, but {path} is kept {what}")
         if isinstance(module, Int8Linear):
             group = groups.setdefault(id(module.shared), len(groups))

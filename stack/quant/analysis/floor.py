@@ -1,0 +1,137 @@
+"""The noise floor: what quantization adds to one forward pass of the denoiser, measured, random part and bias apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.progress import track
+
+from ...caching.calibration.watch import SiteFeatures, Watch
+from ...errors import StackError
+from ...passes.base import Pass
+from ...passes.quantize import Quantize
+from .depends import dependencies
+from .noise import Split, errors_of, told_apart
+from .recording import Recorded, below_quantization, carrying, record_calls, taken_off
+
+if TYPE_CHECKING:
+    from ...builder import Stack
+
+NEARNESS = 0.02  # of the latent: what one step of a 50-step schedule changes
+OUTPUT = "output"  # the denoiser's own; the other names are those of `SiteFeatures`
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """Relative errors that quantization adds, per noise level.
+
+    Attributes:
+        sigmas: largest first.
+        features: "output", "last hidden state", "whole residual" and "block 0" ... (what each block adds), each with
+            one `Split` per sigma.
+        nearness: how far apart the neighbours are on which the random part was told from the bias: root mean square of
+            the disturbance as a share of the latent's.
+        neighbours: how many, per call.
+        depends: the facts it was measured under, as text by name.
+    """
+
+    sigmas: tuple[float, ...]
+    features: Mapping[str, tuple[Split, ...]]
+    nearness: float
+    neighbours: int
+    depends: Mapping[str, str]
+
+    def holds_for(self, depends: Mapping[str, str]) -> bool:
+        """Whether it is still true under these facts."""
+        return dict(self.depends) == dict(depends)
+
+    def to_json(self) -> str:
+        """Everything, for `from_json`."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> NoiseFloor:
+        """The inverse of `to_json`.
+
+        Raises:
+            StackError: the text is none of its kind.
+        """
+        try:
+            read = json.loads(text)
+            features = {name: tuple(Split(**each) for each in splits) for name, splits in read["features"].items()}
+            given = {f.name: read[f.name] for f in fields(cls)}
+            return cls(**{**given, "sigmas": tuple(read["sigmas"]), "features": features})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StackError(f"expected the JSON of a noise floor, got something else: {error!r}") from None
+
+    def save_plot(self, path: str | Path) -> None:
+        """Draw it; see `plots.plot_floor`."""
+        from .plots import plot_floor
+
+        plot_floor(self, Path(path))
+
+
+def measure_floor(
+    stack: Stack,
+    prompts: Sequence[str],
+    seed: int,
+    steps: int,
+    neighbours: int,
+    progress: bool,
+    nearness: float = NEARNESS,
+) -> NoiseFloor:
+    """Run the denoiser on the same recorded inputs, and on neighbours of each, with and without the quantize pass.
+
+    Raises:
+        StackError: no quantize pass, no pipeline, no prompts, fewer than 2 neighbours, or no nearness.
+    """
+    quantize = next((p for p in stack.passes if isinstance(p, Quantize)), None)
+    if quantize is None:
+        raise StackError("a noise floor is that of a quantized model: add .quantize() to the stack")
+    if neighbours < 2 or not 0 < nearness <= 1:
+        raise StackError(
+            f"expected 2 or more neighbours and a nearness in (0, 1], got {neighbours} and {nearness}: "
+            "without neighbours that differ, random errors and bias cannot be told apart"
+        )
+    with taken_off(stack):
+        calls = record_calls(stack, prompts, seed, steps)
+        near = [_neighbours(call, neighbours, nearness, seed) for call in calls]
+        below = below_quantization(stack)
+        plain = _features(stack, below, near, "unquantized" if progress else "")
+        rounded = _features(stack, [*below, quantize], near, "quantized" if progress else "")
+    sigmas = tuple(sorted({call.tick.sigma for call in calls}, reverse=True))
+    features: dict[str, tuple[Split, ...]] = {}
+    for name in plain[0]:
+        errors = [errors_of(f[name], q[name]) for f, q in zip(plain, rounded, strict=True)]
+        features[name] = tuple(
+            told_apart([e for e, call in zip(errors, calls, strict=True) if call.tick.sigma == sigma])
+            for sigma in sigmas
+        )
+    return NoiseFloor(sigmas, features, nearness, neighbours, dependencies(stack))
+
+
+def _features(
+    stack: Stack, passes: Sequence[Pass], near: Sequence[Sequence[Recorded]], title: str
+) -> list[dict[str, list[torch.Tensor]]]:
+    """Per call and name, the feature at each neighbour, on the model as these passes make it."""
+    found = []
+    sites = SiteFeatures(stack.denoiser)
+    with carrying(stack, [*passes, Watch(sites.see)]) as other:
+        for group in track(near, title, transient=True, disable=not title):
+            outputs = [call.run(other.denoiser).cpu() for call in group]
+            found.append({OUTPUT: outputs, **sites.taken()})
+    return found
+
+
+def _neighbours(call: Recorded, count: int, nearness: float, seed: int) -> list[Recorded]:
+    """The call on `count` latents around its own, each sample disturbed by white noise of its own size."""
+    latent = call.latent
+    generator = torch.Generator().manual_seed(seed + 7919 * call.tick.step)
+    size = latent.float().square().flatten(1).mean(1).sqrt().mul(nearness).view(-1, *[1] * (latent.ndim - 1))
+    noise = [torch.randn(latent.shape, generator=generator).to(latent.device) for _ in range(count)]
+    return [call.at((latent.float() + size * each).to(latent.dtype)) for each in noise]
