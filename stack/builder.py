@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,20 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from . import fitting
-from .caching.bases import Bases
-from .caching.calibration.calibrate import Budget, Calibration, calibrate
-from .caching.calibration.goals import Goal
-from .caching.fastcache.maps import LinearMaps
 from .clock import Clock
 from .compat.content import WeightsWatch
-from .compat.kept import Kept
 from .distill.call import corrected_call
 from .errors import StackError
 from .facts import Facts
 from .follow import follow
 from .install import Installer
 from .layers import Layers
+from .measuring import Measuring
 from .models.denoiser import denoiser_of
 from .models.facts import facts_of
 from .models.schedule import default_timetable
@@ -37,10 +31,6 @@ from .passes.distill import Distill
 from .passes.quantize import Quantize
 from .passes.sparse_attn import SparseAttention
 from .plan import Plan, Planned, explain, in_order, make_plan
-from .quant.analysis.depends import dependencies
-from .quant.analysis.floor import NoiseFloor, measure_floor
-from .quant.analysis.planning import analyse
-from .quant.analysis.sensitivity import Sensitivity
 from .report import Journal, Report
 from .saving import load_stack, save_stack
 
@@ -48,7 +38,7 @@ from .saving import load_stack, save_stack
 _CARRYING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-class Stack:
+class Stack(Measuring):
     """An ordered stack of passes over a diffusers pipeline or a bare denoiser.
 
     Example:
@@ -80,9 +70,8 @@ class Stack:
         self._layers = Layers()
         self._base: Installer | None = None
         self._told: list[str] = []  # what had to be put right in the last call
-        self._lock = threading.RLock()
+        super().__init__()
         self._watch = WeightsWatch(denoiser)
-        self._floor: Kept[NoiseFloor] = Kept()
         wiring = wiring_of(denoiser)
         self._facts = facts_of(denoiser, wiring, self._pipe, steps)
         self._target = Target(
@@ -300,85 +289,6 @@ class Stack:
             raise StackError("no switchable adapter here: expected .distill(name, switchable=True)")
         kind = Adapter if any(isinstance(p, Adapter) for p in self._passes) else Distill
         return self.replace(kind(adapter, **options))
-
-    def calibrate(
-        self,
-        prompts: Sequence[str],
-        held_out: Sequence[str],
-        full_steps: int = 0,
-        psnr: float = 0.0,
-        seconds: float = 0.0,
-        seed: int = 0,
-        trials: int = 60,
-        budget: float = 60.0,
-        progress: bool = True,
-        theory: bool = True,
-    ) -> Calibration:
-        """Search the cache's full steps and forecast on finished pictures, check them on other prompts, keep the best.
-
-        Runs on the stack as it is: quantized, sparse, distilled. The result is in the stack's cache pass afterwards.
-
-        Args:
-            prompts: at least two, each with its own seed from `seed` on.
-            held_out: other prompts; their PSNR is reported, never searched on.
-            full_steps, psnr, seconds: what to reach, see `stack.caching.calibration.goals.Goal`; one of them, or none
-                for as many full steps as the cache has now.
-            trials: runs of the whole batch of prompts to spend.
-            budget: seconds to spend, the check on held-out prompts included.
-            theory: start from the schedule that the recorded errors recommend; see `stack.caching.calibration.theory`.
-
-        Raises:
-            StackError: see `stack.caching.calibration.calibrate.calibrate`.
-        """
-        with self._lock:
-            goal, spend = Goal(full_steps, psnr, seconds), Budget(trials, budget)
-            return calibrate(self, prompts, held_out, goal, seed, spend, progress, theory)[1]
-
-    def sensitivity(
-        self, prompts: Sequence[str], schemes: Sequence[str] = (), seed: int = 0, steps: int = 6, progress: bool = True
-    ) -> Sensitivity:
-        """Measure what rounding each linear costs; a pass with `max_error` or `max_bytes` gets the mix it asks for.
-
-        Arguments and errors are those of `stack.quant.analysis.planning.analyse`.
-        """
-        with self._lock:
-            return analyse(self, prompts, schemes, seed, steps, progress)
-
-    def noise_floor(
-        self, prompts: Sequence[str], seed: int = 0, steps: int = 6, neighbours: int = 4, progress: bool = True
-    ) -> NoiseFloor:
-        """Measure what quantization adds to one forward pass: `stack.quant.analysis.floor.measure_floor`."""
-        with self._lock:
-            return self._floor.keep(measure_floor(self, prompts, seed, steps, neighbours, progress))
-
-    @property
-    def floor(self) -> NoiseFloor | None:
-        """The noise floor as last measured; None where there is none, or where what it depends on has changed."""
-        return self._floor.current(dependencies(self))
-
-    def fit_gate(self, prompts: Sequence[str], seed: int = 0) -> Stack:
-        """Measure what a "magnitude" or "polynomial" gate needs; see `stack.fitting.fit_gate`."""
-        with self._lock:
-            fitting.fit_gate(self, prompts, seed)
-            return self
-
-    def fit_maps(
-        self,
-        prompts: Sequence[str],
-        seed: int = 0,
-        ridge: float = 1e-3,
-        rank: int = 0,
-        save: str | Path | None = None,
-        progress: bool = True,
-    ) -> LinearMaps:
-        """Fit FastCache's linear maps; see `stack.fitting.fit_maps`."""
-        with self._lock:
-            return fitting.fit_maps(self, prompts, seed, ridge, rank, save, progress)
-
-    def fit_bases(self, prompts: Sequence[str], seed: int = 0, save: str | Path | None = None) -> Bases:
-        """Find the cache's principal subspaces offline; see `stack.fitting.fit_bases`."""
-        with self._lock:
-            return fitting.fit_bases(self, prompts, seed, save)
 
     def undo(self, stage: str | None = None) -> Stack:
         """Take the whole stack off, or one stage out of it (the stages above it are taken off and put back).

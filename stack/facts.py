@@ -64,8 +64,6 @@ class Facts:
         lists: number of blocks in each of the wiring's block lists.
         sampler: why the pipeline's sampler is none whose steps are plain sums; "" where it is one.
         latent: numbers per image token in the denoiser's input and in its output; 0 where unknown.
-        noise: (sigma, relative error) of what is random in the denoiser's output because activations are rounded anew
-            on every step, over sigma; () where nothing is.
     """
 
     family: str
@@ -92,7 +90,6 @@ class Facts:
     lists: tuple[int, ...] = ()
     latent: tuple[int, int] = (0, 0)
     sampler: str = ""
-    noise: tuple[tuple[float, float], ...] = ()
 
     @property
     def tokens(self) -> int:

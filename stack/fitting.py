@@ -16,9 +16,13 @@ from .caching.fastcache import fit as maps_fit
 from .caching.fastcache.maps import LinearMaps
 from .errors import StackError
 from .passes.cache import Cache
+from .quant.analysis.floor import OUTPUT, NoiseFloor
 
 if TYPE_CHECKING:
     from .builder import Stack
+
+# The measured feature that is nearest to what a site predicts; the denoiser's output stands for all others.
+_FEATURE_OF = {"output": "last hidden state", "residual": "whole residual"}
 
 
 def _refit(stack: Stack, suits: Callable[[Cache], bool], expected: str, fit: Callable[[Cache], Cache]) -> Cache:
@@ -53,6 +57,13 @@ def fit_gate(stack: Stack, prompts: Sequence[str], seed: int = 0) -> None:
         "prompts and a pipeline with .cache('magcache'), .cache('teacache') or .cache(..., max_error=...)",
         lambda cache: gate_fit.fit_gate(stack, cache, prompts, seed),
     )
+
+
+def tell_noise(stack: Stack, floor: NoiseFloor) -> None:
+    """Put the random part of a measured noise floor into the cache, if there is one; `_FEATURE_OF` says whose."""
+    cache = next((p for p in stack.passes if isinstance(p, Cache)), None)
+    if cache is not None:
+        stack.replace(cache.changed(noise=floor.random(_FEATURE_OF.get(cache.policy.site, OUTPUT))))
 
 
 def fit_maps(

@@ -94,7 +94,7 @@ def state_size(policy: Policy, facts: Facts) -> StateSize | None:
     model = torch.float32 if facts.dtype == "float32" else torch.bfloat16
     kept_in = DTYPES[policy.state_dtype] or model
     wide = torch.promote_types(kept_in, model).itemsize
-    per_token = facts.width * _tensors(policy, facts)
+    per_token = facts.width * _tensors(policy)
     probe = facts.image_tokens * facts.width if policy.gate in ("prefix", "polynomial") else 0
     bases = bands = 0
     if policy.banded:
@@ -107,8 +107,8 @@ def state_size(policy: Policy, facts: Facts) -> StateSize | None:
     return StateSize(features, bases * wide, tuple(units) if policy.site in DIVISIBLE else ())
 
 
-def _tensors(p: Policy, facts: Facts) -> int:
-    return tensors_of(p.forecast, noisy=bool(facts.noise if p.noise is None else p.noise))
+def _tensors(p: Policy) -> int:
+    return tensors_of(p.forecast, noisy=bool(p.noise))
 
 
 def _ranks(width: int) -> int:
@@ -120,12 +120,12 @@ def _held(p: Policy, facts: Facts, wiring: Wiring) -> _Held | None:
     text = whole - image
     if p.site == "denoiser":
         numbers = image * facts.latent[0]
-        return _Held(kept=3 * numbers if p.gate else 0, stored=numbers * _tensors(p, facts)) if numbers else None
+        return _Held(kept=3 * numbers if p.gate else 0, stored=numbers * _tensors(p)) if numbers else None
     if p.site == "clean":  # always in fp32, whatever the model computes in
         numbers = image * facts.latent[0] * (1 if facts.dtype == "float32" else 2)
         stored = numbers if not p.state_dtype else image * facts.latent[0]
         used = numbers if p.corrected else 0
-        return _Held(kept=used, stored=stored * _tensors(p, facts)) if numbers else None
+        return _Held(kept=used, stored=stored * _tensors(p)) if numbers else None
     if p.site == "fastcache":
         return _Held(kept=_fastcache(p, image, whole, facts.blocks) * width)
     if p.site in ("output", "residual"):

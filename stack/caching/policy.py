@@ -64,7 +64,7 @@ class Policy(FastCacheChoices, TokenChoices):
         max_bytes: the most state on the device per picture and guidance branch that the plan accepts, in bytes; 0 is no
             limit.
         noise: random error of what full steps produce, over sigma, as (sigma, relative error) pairs: forecasts are
-            shrunk to what stands out of it (`stack.compat.noise`). None takes the stack's own; () takes none.
+            shrunk to what stands out of it (`stack.compat.noise`). `Stack.noise_floor` measures it; () is none.
         accept: (base, decay, floor) of SpeCa's bound on a draft's error, max(floor, base * decay^(step / steps)).
 
     Raises:
@@ -101,7 +101,7 @@ class Policy(FastCacheChoices, TokenChoices):
     ratios: tuple[float, ...] = ()
     state_dtype: str = ""
     max_bytes: int = 0
-    noise: Floor | None = None
+    noise: Floor = ()
     accept: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class Policy(FastCacheChoices, TokenChoices):
             raise StackError(f"full_steps: expected the steps to run in full, got {self.full_steps!r}; {hint}")
         if not 0 < self.energy <= 1:
             raise StackError(f"energy must be in (0, 1], got {self.energy}")
-        if self.noise and not all(0 <= error < 1 for _, error in self.noise):
+        if not all(0 <= error < 1 for _, error in self.noise):
             raise StackError(f"noise must be (sigma, relative error) pairs with errors in [0, 1), got {self.noise}")
         if self.max_bytes < 0:
             raise StackError(f"max_bytes must be at least 0, got {self.max_bytes}: 0 is no limit")

@@ -194,7 +194,7 @@ class Cache:
             new_gate=p.new_gate if p.gate else None,
             gain_at=p.gain,
             coordinate=p.coordinate,
-            noise=target.now.noise if p.noise is None else p.noise,
+            noise=p.noise,
             per_sample=p.site == "fastcache",
             place=first_on_device(split.features) if split else all_on_device,
         )

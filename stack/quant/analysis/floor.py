@@ -50,6 +50,10 @@ class NoiseFloor:
         """Whether it is still true under these facts."""
         return dict(self.depends) == dict(depends)
 
+    def random(self, feature: str) -> tuple[tuple[float, float], ...]:
+        """(sigma, random relative error) of a feature, for `cache(noise=...)`."""
+        return tuple((sigma, split.random) for sigma, split in zip(self.sigmas, self.features[feature], strict=True))
+
     def to_json(self) -> str:
         """Everything, for `from_json`."""
         return json.dumps(asdict(self), indent=1)

@@ -113,3 +113,15 @@ def test_what_cannot_be_measured_is_refused() -> None:
 def test_steps_are_spread_evenly() -> None:
     assert evenly(6, 50) == {0, 10, 20, 29, 39, 49}
     assert evenly(1, 50) == {0} and evenly(9, 4) == {0, 1, 2, 3}
+
+
+def test_a_cache_in_the_stack_is_told_the_random_part() -> None:
+    stack = Stack(tiny_pipe(), steps=14).quantize("int8").cache("svd")
+    floor = stack.noise_floor([PROMPT], steps=3, progress=False)
+    cache = next(p for p in stack.passes if isinstance(p, Cache))
+    assert cache.policy.noise == floor.random("last hidden state")
+    assert [sigma for sigma, _ in cache.policy.noise] == list(floor.sigmas)
+    assert all(
+        error == split.random
+        for (_, error), split in zip(cache.policy.noise, floor.features["last hidden state"], strict=True)
+    )
