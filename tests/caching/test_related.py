@@ -52,6 +52,7 @@ class Model(nn.Module):
 
 
 WIRING = Wiring(
+    sensitive={},
     tokens=lambda pipe, config: ((), 0),
     grid=lambda denoiser, given: (),
     family="triple",

@@ -14,7 +14,7 @@ from stack import Stack, StackError
 from stack.distill.side import SideLinear
 from stack.passes.adapter import Adapter
 from stack.passes.distill import Distill
-from stack.quant.native import Int8Linear
+from stack.quant.linears.int8 import Int8Linear
 
 from ..conftest import picture, tiny_denoiser, tiny_pipe
 from ..lora import save_lora
