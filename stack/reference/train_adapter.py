@@ -1,7 +1,7 @@
 """`python -m stack.reference.train_adapter shapes-flux --steps 8`: distil a reference model into a few-step LoRA.
 
 First the teacher's trajectories are written (`--out`/MODEL/trajectories), then the LoRA is trained on them. Both go on
-where an earlier run stopped. The end is a `.safetensors` file, what a card needs to name it.
+where an earlier run stopped. The end is a `.safetensors` file with its card beside it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import typer
 from rich.console import Console
 
 from ..facts import best_dtype
+from ..models.wiring import wiring_of
 from .load import load, reference
 from .train import let_signals_save
+from .training.distillation.card import write_card
 from .training.distillation.loop import AdapterTrainer, Course
 from .training.distillation.student import save_lora
 from .training.distillation.trajectories import prepare, read
@@ -48,7 +50,10 @@ def main(
     trainer.finish()
     goal = to or folder / f"{model}-{steps}.safetensors"
     save_lora(pipe.transformer, goal)
-    Console().print(f"wrote {goal}")
+    levels = next(read(files, trainer.rng)).sigmas
+    family = wiring_of(pipe.transformer).family
+    card = write_card(goal, model, family, [levels[n] for n in trainer.segments.nodes[:-1]], TEACHER_STEPS)
+    Console().print(f"wrote {goal} and {card}")
 
 
 if __name__ == "__main__":
