@@ -2,8 +2,8 @@
 
 python benchmarks/distill.py [--quick] [--model shapes-flux] [--prompts 32] [--json docs/benchmarks/distill.json]
 
-Rows: the base at all of its steps and at the adapters' (its own scheduler, and a second-order solver), every adapter that
-ships for the model, and both under int8. PSNR is against the base at all steps with the same seeds.
+Rows: the base at all of its steps and at the adapters' (its own scheduler, and a second-order solver), every adapter
+that ships for the model, and both under int8. PSNR is against the base at all steps with the same seeds.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ kind = "sigmas"
 sigmas = [{sigmas}]
 
 [scheduler]
-name = "FlowMatchEulerDiscreteScheduler"
+class = "FlowMatchEulerDiscreteScheduler"
 sampler = "euler"
 
 [guidance]

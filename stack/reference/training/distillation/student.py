@@ -48,7 +48,7 @@ def add_lora(transformer: nn.Module, rank: int) -> list[nn.Parameter]:
 
 def velocity(transformer: nn.Module, x: torch.Tensor, sigma: float, batch: Trajectories) -> torch.Tensor:
     """The student's velocity at a state x (B, ...) in fp32."""
-    dtype = next(p.dtype for p in transformer.parameters() if not p.requires_grad)
+    dtype = next(transformer.parameters()).dtype  # of an embedder, which has no LoRA
     timestep = torch.full((len(x),), sigma * batch.time_scale, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         out = transformer(hidden_states=x.to(dtype), timestep=timestep, return_dict=False, **batch.arguments)[0]
