@@ -1,4 +1,4 @@
-"""Training of adapters: teacher states, segments, losses, a run that goes on where it stopped, the file and its card."""
+"""Training of adapters: teacher states, segments, losses, going on where a run stopped, the file and its card."""
 
 from __future__ import annotations
 
