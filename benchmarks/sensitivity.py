@@ -83,7 +83,9 @@ def main(
     found = mixed.sensitivity(calibration, schemes, seed=1000, steps=3 if quick else 6)
     uniform = Stack(pipe, steps=steps).quantize("nf4")
     rows = [judged(UNIFORM, uniform, base, prompts, calls), judged(MIX, mixed, base, prompts, calls)]
-    show(f"{model}, bf16, {steps} steps, {len(prompts)} prompts", rows)
+    # One column per row: there are too many figures for one line.
+    turned = [{"figure": key, **{row["name"]: row[key] for row in rows}} for key in rows[0] if key != "name"]
+    show(f"{model}, bf16, {steps} steps, {len(prompts)} prompts", turned)
     sums = additivity(found)
     show("squared errors add: every linear in one scheme", sums)
     out.mkdir(parents=True, exist_ok=True)
