@@ -178,7 +178,6 @@ def measure_denoiser(
     runs = {name: (lambda stack=stack: _synced(stack, middle, device)) for name, stack in stacks.items()}
     seconds = interleaved(runs, rounds)
     share, rate = limit_of(case, quick)
-    original = sum(case.denoiser.get_parameter(f"{path}.weight").nbytes for path in chosen_linears(case))
     rows = []
     for variant in variants:
         like = "compiled" if variant.compiled else "eager"
@@ -192,7 +191,7 @@ def measure_denoiser(
             "over compiled": seconds["compiled"] / seconds[variant.name], "over like": gain,
             "allowed": allowed if variant.scheme == "int8" else None,
             "of the limit": gain / allowed if variant.scheme == "int8" else None,
-            "weights over bf16": figures["weight_bytes"] / original if figures else None,
+            "weights over bf16": figures["weight_bytes"] / figures["original_bytes"] if figures else None,
             "error by sigma": errors[variant.name], "worst error": max(errors[variant.name]),
         })  # fmt: skip
     for stack in stacks.values():

@@ -195,7 +195,12 @@ class Quantize:
         )
         return Applied(
             summary,
-            report=lambda: {"converted": len(chosen), "linears": len(choices), "weight_bytes": after},
+            report=lambda: {
+                "converted": len(chosen),
+                "linears": len(choices),
+                "weight_bytes": after,
+                "original_bytes": before,
+            },
             reset=lambda: _clear(converted.values()),
             details={
                 "backend": backends[self.scheme].name,

@@ -247,5 +247,5 @@ def test_linears_that_read_one_tensor_round_it_once() -> None:
     pipe = tiny()
     with Stack(pipe, steps=STEPS).quantize("int8", min_features=64):
         draw(pipe, num_inference_steps=1)
-        shared = {id(m._shared): m._shared for m in pipe.transformer.modules() if isinstance(m, Int8Linear)}
+        shared = {id(m.shared): m.shared for m in pipe.transformer.modules() if isinstance(m, Int8Linear)}
         assert len(shared) > 4 and not any(rows.holds for rows in shared.values())

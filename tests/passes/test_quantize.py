@@ -71,7 +71,7 @@ def test_exactly_the_large_linears_of_the_blocks_are_converted(denoiser: FluxTra
     # In units of 128 x 128 and of 128: double block 4 x 1 and 2 x 4; single block 3 x 1, 4 and 5.
     values, outputs = (4 + 8 + 3 + 4 + 5) * 128 * 128, (4 + 4 + 1 + 3 + 4 + 1) * 128
     report = applied.report()
-    assert (report["converted"], report["linears"]) == (11, 28)
+    assert (report["converted"], report["linears"], report["original_bytes"]) == (11, 28, 4 * values)
     # Steps, offsets, zero points, and what the kernel's own layout adds.
     assert values + 16 * outputs <= report["weight_bytes"] <= values + 20 * outputs
     megabytes = f"{4 * values / 1e6:.2f} MB -> {report['weight_bytes'] / 1e6:.2f} MB"

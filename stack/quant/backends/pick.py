@@ -36,7 +36,7 @@ _CPU = "linears 1,024 wide at 1,024 tokens, Zen 4 with VNNI"
 _H100 = "FLUX.1-dev on one H100, compiled, whole pipeline; sayakpaul/diffusers-torchao"
 MEASURED = (
     Measured("int8", "cpu", "native", 1.9, _CPU),
-    Measured("int8", "cpu", "torchao", 1.0, _CPU),
+    Measured("int8", "cpu", "torchao", 1.26, _CPU),
     Measured("int8", "cpu", "bitsandbytes", 0.84, _CPU),
     Measured("int8", "cuda", "torchao", 1.24, _H100),
     Measured("fp8", "cuda", "torchao", 1.39, _H100),
