@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,13 +19,17 @@ from common import Target, finish, show
 from stack import Stack
 from stack.measure.metrics import psnr
 from stack.models.load import load_pipeline
-from stack.quant.analysis.recording import Recorded, record_calls
+from stack.passes.quantize import Quantize
+from stack.quant.analysis.measuring import CANDIDATES, measure, workshop
+from stack.quant.analysis.planning import resolved
+from stack.quant.analysis.recording import Recorded, carrying, record_calls
 from stack.quant.analysis.sensitivity import Sensitivity
 from stack.reference.evaluate import held_out_scenes
 from stack.reference.load import reference
 
 CALIBRATION_SEED = 77  # draws other scenes than those that pictures are judged on
-UNIFORM, MIX = "nf4 everywhere", "calibrated mix"
+FEEDBACK = "nf4+feedback"
+UNIFORM, CONTROL, MIX = "nf4 everywhere", f"{FEEDBACK} everywhere", "calibrated mix"
 
 
 def pictures(run: Any, prompts: list[str], steps: int) -> torch.Tensor:
@@ -55,6 +59,19 @@ def judged(name: str, stack: Stack, base: torch.Tensor, prompts: list[str], call
     return row
 
 
+def calibrated(
+    stack: Stack, calls: list[Recorded], schemes: tuple[str, ...]
+) -> tuple[Sensitivity, dict[str, Quantize]]:
+    """What each linear costs, and the quantize passes to compare: all three in as many bytes."""
+    asked = Quantize("nf4", max_bytes="nf4")
+    with carrying(stack, []) as below:
+        shop = workshop(below, Quantize("nf4"), schemes, calls)
+        found = measure(shop, progress=True)
+        alone = [replace(layer, local={FEEDBACK: layer.local[FEEDBACK]}) for layer in found.layers]
+        only = resolved(shop, replace(found, layers=tuple(alone)), asked)
+        return found, {UNIFORM: Quantize("nf4"), CONTROL: only, MIX: resolved(shop, found, asked)}
+
+
 def additivity(found: Sensitivity) -> list[dict[str, Any]]:
     """Per scheme, every linear in it: what squares add up to, and what was measured."""
     return [
@@ -76,14 +93,15 @@ def main(
     calibration = [known.prompt(known.sample(rng)) for _ in range(8 if quick else 12)]
     prompts = [known.prompt(scene) for scene in held_out_scenes(2 if quick else 4, known.sample)]
     pipe = load_pipeline(model, torch.bfloat16)
-    schemes = ("int8-weight", "nf4", "nf4+feedback", "nf4/192+feedback") if quick else ()
+    schemes = ("int8-weight", "nf4", FEEDBACK, "nf4/192+feedback") if quick else CANDIDATES
     base = pictures(pipe, prompts, steps)
-    mixed = Stack(pipe, steps=steps).quantize("nf4", max_bytes="nf4")
-    calls = record_calls(mixed, prompts, seed=0, steps=3 if quick else 6)
-    found = mixed.sensitivity(calibration, schemes, seed=1000, steps=3 if quick else 6)
-    uniform = Stack(pipe, steps=steps).quantize("nf4")
-    rows = [judged(UNIFORM, uniform, base, prompts, calls), judged(MIX, mixed, base, prompts, calls)]
-    show(f"{model}, bf16, {steps} steps, {len(prompts)} prompts", rows)
+    plain, sampled = Stack(pipe, steps=steps).quantize("nf4"), 3 if quick else 6
+    calls = record_calls(plain, prompts, seed=0, steps=sampled)
+    found, passes = calibrated(plain, record_calls(plain, calibration, seed=1000, steps=sampled), schemes)
+    rows = [judged(name, Stack(pipe, steps=steps).add(each), base, prompts, calls) for name, each in passes.items()]
+    # One column per row: there are too many figures for one line.
+    turned = [{"figure": key, **{row["name"]: row[key] for row in rows}} for key in rows[0] if key != "name"]
+    show(f"{model}, bf16, {steps} steps, {len(prompts)} prompts", turned)
     sums = additivity(found)
     show("squared errors add: every linear in one scheme", sums)
     out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +116,7 @@ def main(
     ]
     show("noise floor of int8, the denoiser's output", [s for s in splits if s["feature"] == "output"])
     (out / f"sensitivity-{model}-layers.json").write_text(json.dumps(json.loads(found.to_json())) + "\n")
-    nf4, mix = rows
+    nf4, _, mix = rows
     targets = [
         Target("PSNR of the mix over uniform nf4 (dB)", mix["PSNR (dB)"] - nf4["PSNR (dB)"], 3.0),
         Target("weight bytes of the mix over uniform nf4's", mix["weight bytes"] / nf4["weight bytes"], 1.0, "<="),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,14 @@ def _figure(width: float, height: float, columns: int) -> tuple[Any, list[Any]]:
         for side in ("top", "right"):
             each.spines[side].set_visible(False)
     return figure, list(axes)
+
+
+def spread_out(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights for labels, in the order of these and as near to them from above as `gap` between neighbours allows."""
+    placed, last = [0.0] * len(heights), -math.inf
+    for index in sorted(range(len(heights)), key=lambda i: heights[i]):
+        last = placed[index] = max(heights[index], last + gap)
+    return placed
 
 
 def plot_floor(floor: NoiseFloor, path: Path) -> None:
@@ -62,10 +72,13 @@ def plot_sensitivity(found: Sensitivity, path: Path) -> None:
     pairs = found.whole
     top = 110 * max(max(pair) for pair in pairs.values())
     sums.plot([0, top], [0, top], color=LINE)
-    for name, (predicted, measured) in pairs.items():
+    labels = spread_out([100 * measured for _, measured in pairs.values()], 0.03 * top)
+    for (name, (predicted, measured)), height in zip(pairs.items(), labels, strict=True):
         sums.scatter([100 * predicted], [100 * measured], color=BIAS, s=24, zorder=3)
+        arrow = {"arrowstyle": "-", "color": LINE}
+        place = (100 * predicted + 0.06 * top, height)
         sums.annotate(
-            name, (100 * predicted, 100 * measured), fontsize=7, color=INK, xytext=(4, -7), textcoords="offset points"
+            name, (100 * predicted, 100 * measured), place, fontsize=8, color=INK, va="center", arrowprops=arrow
         )
     sums.set_xlabel("predicted: root of the summed squares (%)", fontsize=9, color=INK)
     sums.set_ylabel("measured, every linear in this scheme (%)", fontsize=9, color=INK)
