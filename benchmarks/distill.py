@@ -18,10 +18,12 @@ from typing import Annotated, Any
 import torch
 import typer
 from common import Target, finish, interleaved, show
+from PIL import Image
 from rich.progress import track
 
 from stack import Stack
 from stack.facts import best_dtype
+from stack.measure.grid import draw_grid
 from stack.measure.metrics import psnr
 from stack.measure.multistep import multistep_of
 from stack.reference.evaluate import held_out_scenes
@@ -31,6 +33,7 @@ BATCH = 4
 STEPS = 50
 ASKED = {8: {"accuracy": 0.97, "speedup": 6.0}, 4: {"accuracy": 0.9, "speedup": 11.0, "gain": 3.0}}
 INT8_LOSS_DB = 1.0
+SHOWN = 4  # prompts in the picture beside the record
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,25 @@ def targets_of(rows: list[dict[str, Any]], model: str) -> list[Target]:
     return targets
 
 
+def sheet(rows: list[dict[str, Any]], texts: list[str], made: dict[str, torch.Tensor]) -> Image.Image:
+    """The first pictures of every row but those under int8, which look the same."""
+    told = [
+        {"name": row["row"], "role": "base" if row["row"] == "base" else "", "group": group_of(row["row"])}
+        | {"psnr_db": row["psnr"], "speedup": row["speedup"], "full_steps": row["steps"], "steps": row["steps"]}
+        | {"same_as": None}
+        for row in rows
+        if not row["row"].endswith("int8")
+    ]
+    return draw_grid(
+        {"rows": told, "prompts": texts}, {name: pictures[: len(texts)] for name, pictures in made.items()}
+    )
+
+
+def group_of(name: str) -> str:
+    """The colour's group of a row."""
+    return "base" if name == "base" else "control" if "steps" in name else "all"
+
+
 @torch.no_grad()
 def main(
     model: str = "shapes-flux",
@@ -166,6 +188,9 @@ def main(
         )
     show(f"{model}, {len(scenes)} prompts, {torch.get_num_threads()} threads, {pipe.transformer.dtype}", lines)
     finish(lines, targets_of(lines, model), "cpu", json)
+    if json:
+        texts = [known.prompt(scene) for scene in scenes[:SHOWN]]
+        sheet(lines, texts, made).save(json.with_suffix(".png"))
 
 
 if __name__ == "__main__":
