@@ -125,3 +125,92 @@ def merged_share(ratio: float) -> float:
         return 0.0
     thresholds = range(int(40 * ratio) + 2)
     return 2 / ratio * sum(math.exp(-(((k + 0.5) / ratio) ** 2) / 2) for k in thresholds) / math.sqrt(2 * math.pi)
+
+
+def weyl_bound(noise_norm: float) -> float:
+    """Largest change of any singular value under a disturbance E: its spectral norm |E|_2 (Weyl 1912)."""
+    return noise_norm
+
+
+def sin_theta_bound(gram_noise: float, gap: float, rank: int = 1) -> float:
+    """Largest Frobenius norm of sin(Theta) between the leading `rank` eigenvectors before and after a disturbance.
+
+    2 sqrt(rank) |E|_2 / (lambda_k - lambda_(k+1)), with the eigenvalues of the undisturbed symmetric matrix (Davis and
+    Kahan 1970 in the form of Yu, Wang and Samworth 2015, theorem 2). At most sqrt(rank), whatever the gap.
+
+    Args:
+        gram_noise: spectral norm of the disturbance of the Gram matrix.
+        gap: lambda_k - lambda_(k+1) >= 0.
+    """
+    most = math.sqrt(rank)
+    return most if gap <= 0 else min(most, 2 * math.sqrt(rank) * gram_noise / gap)
+
+
+def lagrange_weights(nodes: Sequence[float], x: float) -> list[float]:
+    """Weights of the full steps' features in the polynomial forecast at x: prod_(j != i) (x - x_j) / (x_i - x_j).
+
+    Newton's divided differences, as a cache sums them, are the same polynomial.
+    """
+    return [
+        math.prod((x - other) / (node - other) for j, other in enumerate(nodes) if j != i)
+        for i, node in enumerate(nodes)
+    ]
+
+
+def forecast_bound(nodes: Sequence[float], x: float, curvature: float, noise: float = 0.0) -> float:
+    """Largest error of a polynomial forecast over n nodes: M |prod (x - x_i)| / n! + e sum |l_i(x)|.
+
+    Assumes a trajectory whose n-th derivative is at most M in norm between nodes and x (the remainder of Newton's
+    interpolation formula), and features that are off by at most e each; l_i are the `lagrange_weights`. One node is
+    reuse: M is then a bound on the slope.
+
+    Args:
+        curvature: M, of order n = len(nodes).
+        noise: e.
+    """
+    remainder = curvature * math.prod(abs(x - node) for node in nodes) / math.factorial(len(nodes))
+    return remainder + noise * sum(map(abs, lagrange_weights(nodes, x)))
+
+
+def shrunken_error(signal: float, noise: float, gain: float) -> float:
+    """Expected squared error of gain * (s + n) as an estimate of s: (1 - g)^2 S + g^2 N.
+
+    Assumes noise that is independent of the signal; S and N are expected squares. Least at g = S / (S + N), where it is
+    S N / (S + N): below N, what extrapolating in full costs, and below S, what reuse costs.
+    """
+    return (1 - gain) ** 2 * signal + gain**2 * noise
+
+
+def average_lag(weight: float, slope: float, gap: float) -> float:
+    """How far an EMA lies behind a straight line it has followed for long: |slope| gap weight / (1 - weight).
+
+    Args:
+        weight: of the older value, in [0, 1).
+        gap: between the values.
+    """
+    return abs(slope) * gap * weight / (1 - weight)
+
+
+def final_error_bound(errors: Sequence[float], gaps: Sequence[float], lipschitz: float) -> float:
+    """Largest error of the final sample after Euler steps x' = x + gap v(x) with v off by errors_n on step n.
+
+    sum_n |gap_n| e_n prod_(m > n) (1 + |gap_m| L), which is discrete Gronwall. Assumes |v(x) - v(y)| <= L |x - y| at
+    every noise level; both runs start from the same noise.
+    """
+    total = 0.0
+    for error, gap in zip(errors, gaps, strict=True):
+        total = (1 + abs(gap) * lipschitz) * total + abs(gap) * error
+    return total
+
+
+def replaced_block_bound(map_error: float, input_error: float, map_norm: float) -> float:
+    """Largest error of a block that a linear map stands in for, on an input that is itself off.
+
+    |W (x + d) - f(x)| <= |W x - f(x)| + |W|_2 |d|.
+
+    Args:
+        map_error: |W x - f(x)|.
+        input_error: |d|.
+        map_norm: |W|_2.
+    """
+    return map_error + map_norm * input_error
