@@ -41,7 +41,7 @@ def linears(quick: bool, device: str) -> list[dict[str, Any]]:
     return rows
 
 
-def denoisers(models: list[str], quick: bool, device: str) -> list[dict[str, Any]]:
+def denoisers(models: list[str], quick: bool, device: str, pictures: int) -> list[dict[str, Any]]:
     """Whole denoisers, and for those with weights their pictures."""
     rows = []
     for name in models:
@@ -49,7 +49,8 @@ def denoisers(models: list[str], quick: bool, device: str) -> list[dict[str, Any
         variants = CPU if device == "cpu" else CUDA
         some = measure_denoiser(case, variants, 5 if quick else 30, quick, device)
         if name not in RANDOM:
-            made = measure_pictures(name, case.pipe, variants, 2 if quick else 16, 10 if quick else 50)
+            ran = tuple(v for v in variants if any(row["variant"] == v.name and row["ms"] for row in some))
+            made = measure_pictures(name, case.pipe, ran, 2 if quick else pictures, 10 if quick else 50)
             base = made["eager"]["accuracy"]
             for row in some:
                 own = made.get(row["variant"], {})
@@ -63,12 +64,13 @@ def main(
     model: Annotated[list[str] | None, typer.Option()] = None,
     quick: bool = False,
     device: str = "cpu",
+    pictures: Annotated[int, typer.Option(min=1, help="of each model and scheme")] = 16,
     json: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Measure, print, and write the record and its page."""
     models = model or (["shapes-flux"] if quick else ["shapes-flux", "shapes-dit", "shapes-video", "dit-12x768"])
     bare = linears(quick, device) if device == "cpu" else []
-    whole = denoisers(models, quick, device)
+    whole = denoisers(models, quick, device, pictures)
     targets: list[Target] = linear_targets(bare) + denoiser_targets(whole)
     for title, rows in (("linears of one block", bare), ("one denoiser call", whole)):
         if rows:

@@ -1,4 +1,4 @@
-"""Bounds of forecasts, subspaces and final samples, drawn near the edges of what they assume, and how tight they are."""
+"""Bounds of forecasts, subspaces and final samples, drawn near the edges of what they assume; how tight they are."""
 
 from __future__ import annotations
 

@@ -170,11 +170,22 @@ def _synced(stack: Stack, call: Call, device: str) -> object:
 def measure_denoiser(
     case: Case, variants: tuple[Variant, ...], rounds: int, quick: bool, device: str
 ) -> list[dict[str, Any]]:
-    """One row per variant: time of a call, gain, share of Amdahl's limit, memory of the weights, error by sigma."""
+    """One row per variant: time of a call, gain, share of Amdahl's limit, memory of the weights, error by sigma.
+
+    A variant that does not run here has its reason in `failed` and no figures.
+    """
     stacks = {variant.name: stack_of(case, variant) for variant in variants}
     middle = case.calls[len(case.calls) // 2]
     wanted = outputs(case.denoiser, case.calls)
-    errors = {n: errors_by_sigma(outputs(s.apply().denoiser, case.calls), wanted) for n, s in stacks.items()}
+    errors, failed = dict[str, list[float]](), list[dict[str, Any]]()
+    for name, stack in list(stacks.items()):
+        try:
+            errors[name] = errors_by_sigma(outputs(stack.apply().denoiser, case.calls), wanted)
+        except Exception as error:  # a library's own compile errors have no common class
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            failed.append({"model": case.name, "variant": name, "failed": reason})
+            stacks.pop(name).undo()
+    variants = tuple(variant for variant in variants if variant.name in stacks)
     runs = {name: (lambda stack=stack: _synced(stack, middle, device)) for name, stack in stacks.items()}
     seconds = interleaved(runs, rounds)
     share, rate = limit_of(case, quick)
@@ -196,7 +207,7 @@ def measure_denoiser(
         })  # fmt: skip
     for stack in stacks.values():
         stack.undo()
-    return rows
+    return [*rows, *({**dict.fromkeys(rows[0]), **each} for each in failed)]
 
 
 def outputs(denoiser: nn.Module, calls: list[Call]) -> list[torch.Tensor]:

@@ -35,7 +35,7 @@ def denoiser_targets(rows: Sequence[Row]) -> list[Target]:
             if row["variant"] == name and row["of the limit"] is not None:
                 targets.append(Target(f"{row['model']}, {name}: share of Amdahl's limit", row["of the limit"], 0.9))
     for row in rows:
-        if row["variant"] == "int8" and "random" not in row["model"]:
+        if row["variant"] == "int8" and row["ms"] and "random" not in row["model"]:
             what = f"{row['model']}, int8: error in the worst sigma bin"
             targets.append(Target(what, row["worst error"], 0.02, "<="))
             if row.get("accuracy") is not None:
@@ -48,7 +48,7 @@ def _fastest(rows: Iterable[Row], column: str, same: tuple[str, ...]) -> list[Ta
     """Our faster int8 over the fastest of other libraries', at the worst place."""
     places: dict[tuple[Any, ...], dict[str, float]] = {}
     for row in rows:
-        if row[column].startswith("int8") and not row[column].startswith("int8-"):
+        if row["ms"] and row[column].startswith("int8") and not row[column].startswith("int8-"):
             places.setdefault(tuple(row[key] for key in same), {})[row[column]] = row["ms"]
     leads = []
     for times in places.values():
