@@ -14,14 +14,19 @@ from .conftest import tiny_pipe
 
 def test_the_shipped_recipes_hold_calibrated_caches() -> None:
     recipes = {recipe.name: recipe for recipe in list_recipes()}
-    assert sorted(recipes) == ["balanced", "fast"]
-    for recipe in recipes.values():
+    assert sorted(recipes) == ["balanced", "fast", "turbo"]
+    for recipe in (recipes["balanced"], recipes["fast"]):
         assert list(recipe.stages) == ["quantize", "sparse_attn", "cache"]
         assert recipe.stages["cache"]["steps"] == recipe.steps == 50
         assert recipe.stages["cache"]["full_steps"][0] == 0
 
 
-@pytest.mark.parametrize("name", ["balanced", "fast"])
+def test_the_recipe_of_few_steps_holds_an_adapter() -> None:
+    turbo = load_recipe("turbo")
+    assert (list(turbo.stages), turbo.steps) == (["distill", "quantize"], 4)
+
+
+@pytest.mark.parametrize("name", ["balanced", "fast", "turbo"])
 def test_recipes_survive_being_written_and_read(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     (tmp_path / f"{name}.toml").write_text(recipe_toml(recipe))
@@ -50,7 +55,7 @@ def test_mistakes_are_named_with_the_recipe(data: dict[str, object], words: str)
 
 
 def test_unknown_recipes_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(StackError, match="unknown recipe 'blanced': expected one of balanced, fast"):
+    with pytest.raises(StackError, match="unknown recipe 'blanced': expected one of balanced, fast, turbo"):
         load_recipe("blanced")
     (tmp_path / "bad.toml").write_text("steps = ")
     with pytest.raises(StackError, match="not valid TOML"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 CARD = """\
 # Trained by `python -m stack.reference.train_adapter {model} --steps {steps}`.
+description = "{model} in {steps} steps, trained here"
 base = ["{model}"]
 family = "{family}"
 steps = {steps}
