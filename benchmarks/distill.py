@@ -1,6 +1,6 @@
 """Trained adapters against their teacher: pictures, accuracy, time, and what int8 adds to either.
 
-python benchmarks/distill.py [--quick] [--model shapes-flux] [--prompts 32] [--json docs/benchmarks/distill.json]
+python benchmarks/distill.py [--quick] [--model shapes-flux] [--prompts 32] [--json FILE]
 
 Rows: the base at all of its steps and at the adapters' (its own scheduler, and a second-order solver), every adapter
 that ships for the model, and both under int8. PSNR is against the base at all steps with the same seeds.
