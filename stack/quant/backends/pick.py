@@ -35,22 +35,22 @@ class Measured:
 _CPU = "linears 1,024 wide at 1,024 tokens, Zen 4 with VNNI"
 _H100 = "FLUX.1-dev on one H100, compiled, whole pipeline; sayakpaul/diffusers-torchao"
 MEASURED = (
-    Measured("int8", "cpu", "native", 1.9, _CPU),
-    Measured("int8", "cpu", "torchao", 1.26, _CPU),
-    Measured("int8", "cpu", "bitsandbytes", 0.84, _CPU),
+    Measured("int8", "cpu", "native", 2.0, _CPU),
+    Measured("int8", "cpu", "torchao", 1.34, _CPU),
+    Measured("int8", "cpu", "bitsandbytes", 0.86, _CPU),
     Measured("int8", "cuda", "torchao", 1.24, _H100),
     Measured("fp8", "cuda", "torchao", 1.39, _H100),
-    Measured("int8-weight", "cpu", "torchao", 0.96, _CPU),
-    Measured("int8-weight", "cpu", "native", 0.94, _CPU),
-    Measured("int8-weight", "cpu", "quanto", 0.43, _CPU),
+    Measured("int8-weight", "cpu", "torchao", 0.98, _CPU),
+    Measured("int8-weight", "cpu", "native", 0.93, _CPU),
+    Measured("int8-weight", "cpu", "quanto", 0.38, _CPU),
     Measured("int8-weight", "cuda", "torchao", 0.91, _H100),
-    Measured("fp8-weight", "cpu", "native", 0.85, _CPU),
-    Measured("fp8-weight", "cpu", "torchao", 0.6, _CPU),
+    Measured("fp8-weight", "cpu", "native", 0.87, _CPU),
+    Measured("fp8-weight", "cpu", "torchao", 0.62, _CPU),
     Measured("fp8-weight", "cuda", "torchao", 0.96, _H100),
-    Measured("int4-weight", "cpu", "native", 0.86, _CPU),
-    Measured("int4-weight", "cpu", "quanto", 0.41, _CPU),
-    Measured("nf4", "cpu", "bitsandbytes", 0.93, _CPU),
-    Measured("nf4", "cpu", "native", 0.85, _CPU),
+    Measured("int4-weight", "cpu", "native", 0.87, _CPU),
+    Measured("int4-weight", "cpu", "quanto", 0.39, _CPU),
+    Measured("nf4", "cpu", "bitsandbytes", 0.97, _CPU),
+    Measured("nf4", "cpu", "native", 0.9, _CPU),
 )
 # A library has to be this much faster than what needs none.
 WORTH_INSTALLING = 1.15

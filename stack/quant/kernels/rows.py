@@ -51,7 +51,8 @@ def quantize_rows(x: torch.Tensor) -> Rows:
     if x.numel() == 0:
         return Rows(torch.empty_like(x, dtype=torch.uint8), x.new_zeros((len(x), 1), dtype=torch.float32))
     compiling = torch.compiler.is_compiling()
-    largest = (x.abs().amax(-1, keepdim=True) if compiling else _largest(x)).float()
+    # In float32 there: inductor (torch 2.13) writes C++ that does not compile for two reductions of bf16 in one loop.
+    largest = x.float().abs().amax(-1, keepdim=True) if compiling else _largest(x).float()
     step = (largest / ROW_LEVELS).clamp(min=SMALLEST_STEP)
     if x.dtype == torch.bfloat16:
         step = step.to(x.dtype).float()
