@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -123,7 +124,10 @@ def case_of(name: str, steps: int, device: str) -> Case:
         return RANDOM[name](device)
     pipe = load_pipeline(name, torch.bfloat16, device)
     seen: list[Call] = []
-    handle = pipe.transformer.register_forward_pre_hook(lambda m, a, kw: seen.append(kw), with_kwargs=True)
+    names = inspect.signature(pipe.transformer.forward)  # DiT's pipeline hands its latent over by position
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda m, a, kw: seen.append(names.bind(*a, **kw).arguments), with_kwargs=True
+    )
     try:
         pipe(REFERENCES[name].example, num_inference_steps=steps, generator=torch.Generator().manual_seed(0))
     finally:
