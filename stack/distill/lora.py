@@ -68,7 +68,7 @@ def read_lora(path: Path) -> LoraFile:
     """
     try:
         with safe_open(path, "pt") as file:
-            state, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            state, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118  # no dict: not iterable
     except (OSError, SafetensorError) as error:
         raise StackError(f"cannot read {path.name} as safetensors: {error}") from None
     if not state:

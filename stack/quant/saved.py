@@ -85,7 +85,7 @@ def load_denoiser(denoiser: nn.Module, folder: Path) -> int:
     with safe_open(source, "pt", str(place)) as file:
         entries: dict[str, Entry] = json.loads((file.metadata() or {}).get("linears", "{}"))
         # Copied: a file's tensors begin anywhere, and products of floats depend on where in a cache line rows begin.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no dict: not iterable
     _check_fit(denoiser, entries, tensors)
     kernel, shared = kernel_for(machine_of(place)), _shared(entries)
     new = {path: _restored(path, entry, tensors, kernel, shared) for path, entry in entries.items()}
