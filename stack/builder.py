@@ -163,6 +163,11 @@ class Stack(Measuring):
         return self._target.wiring
 
     @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise levels of the last request's steps, largest first; before any, those of an unshifted schedule."""
+        return self._target.clock.timetable.sigmas
+
+    @property
     def applied(self) -> bool:
         """Whether the model carries the stack now."""
         return self._base is not None

@@ -91,11 +91,20 @@ def test_notes_never_raise_even_when_strict() -> None:
 
 
 @pytest.mark.parametrize(("steps", "kept"), [(4, False), (8, False), (11, False), (12, True), (50, True)])
-def test_few_step_schedules_get_no_interval_cache(steps: int, kept: bool) -> None:
+def test_few_step_schedules_get_partial_depth(steps: int, kept: bool) -> None:
     plan = make_plan(replace(FACTS, steps=steps), [Cache()])
-    assert bool(plan.stages) is kept
-    if not kept:
-        assert "can save at most" in plan.findings[0].what
+    (cache,) = plan.passes()
+    assert isinstance(cache, Cache)
+    if kept:
+        assert cache == Cache() and not plan.findings
+    else:
+        third = round(FACTS.blocks / 3)
+        assert (cache.policy.site, cache.policy.front, cache.policy.back) == ("residual", third, third)
+        full = -(-steps // 2)
+        assert (
+            f"can save at most {steps / (full + (steps - full) * 2 * third / FACTS.blocks):.2f}x"
+            in plan.findings[0].what
+        )
 
 
 def test_explain_prints_the_bytes_of_state() -> None:

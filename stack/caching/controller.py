@@ -47,11 +47,12 @@ class CacheController:
     """State of one cache on one model.
 
     Attributes:
-        schedule_for: the schedule of a request with this many steps; not asked where there is a gate.
+        schedule_for: the schedule of a request with this many steps at these noise levels; not asked where there is a
+            gate.
         new_predictor: makes the predictor of a feature, by its key and where its state is to lie.
         weights_version: asked at every step; a change drops all state.
         new_gate: makes a gate for a request; None for a fixed schedule.
-        gain_at: (step, steps) to the factor on the gains from a full step to the next.
+        gain_at: (step, steps, noise levels) to the factor on the gains from a full step to the next.
         coordinate: of all forecasts, see `Forecast.coordinate`.
         per_sample: a cell for every sample although there is no gate.
         noise: random error of what full steps produce, over sigma; empty takes them as exact.
@@ -63,11 +64,11 @@ class CacheController:
 
     clock: Clock
     journal: Journal
-    schedule_for: Callable[[int], Schedule]
+    schedule_for: Callable[[int, Sequence[float]], Schedule]
     new_predictor: Callable[[str, Placement], Predictor]
     weights_version: Callable[[], Hashable]
     new_gate: Callable[[Timetable], Gate] | None = None
-    gain_at: Callable[[int, int], float] = lambda step, steps: 1.0
+    gain_at: Callable[[int, int, Sequence[float]], float] = lambda step, steps, sigmas: 1.0
     coordinate: str = "time"
     per_sample: bool = False
     noise: Floor = ()
@@ -151,7 +152,7 @@ class CacheController:
         tick, cells = self.now, self.cells
         self._drop_unsound(cells)
         if self.new_gate is None:
-            full = tick.step in self.schedule_for(tick.steps).full_steps(tick.steps)
+            full = tick.step in self.schedule_for(tick.steps, self._sigmas).full_steps(tick.steps)
             skips = [not full and cell.ready for cell in cells]
         else:
             told = changes if changes is not None else [_change(cell, _row(probe, i)) for i, cell in enumerate(cells)]
@@ -200,7 +201,7 @@ class CacheController:
             measure: note how far its prediction was off; not for a feature that is itself approximate.
             louder: how much larger its relative noise is than that of the denoiser's output.
         """
-        x, gain, error = self.x, self.gain_at(self.now.step, self.now.steps), None
+        x, gain, error = self.x, self.gain_at(self.now.step, self.now.steps, self._sigmas), None
         noise = louder * floor_at(self.noise, self.now.sigma)
         for i, cell in enumerate(cells):
             rows = feature if self.new_gate is None else feature[i : i + 1]
@@ -223,6 +224,10 @@ class CacheController:
         """The feature of these cells on the current step."""
         parts = [cell.predictors[key].predict(self.x) for cell in cells]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @property
+    def _sigmas(self) -> Sequence[float]:
+        return self.clock.timetable.sigmas
 
     @property
     def x(self) -> float:

@@ -9,6 +9,7 @@ import torch
 
 from ..clock import Timetable
 from ..compat.budget import Budget, weights_of
+from ..compat.horizon import carried, uniform_levels
 from ..compat.noise import Floor
 from ..errors import StackError, choose
 from .bases import Bases
@@ -18,7 +19,7 @@ from .forecast import Forecast, coordinate
 from .gates import BudgetGate, DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
 from .placement import ON_DEVICE, Placement
 from .predictor import Predictor
-from .schedules import Interval, Mask, Schedule, same_share
+from .schedules import Interval, Mask, Schedule
 from .splits import ChannelBasis, Split, TokenBand
 from .tokenwise.cycles import Cycle, fill
 from .tokenwise.tokens import TokenChoices
@@ -51,6 +52,8 @@ class Policy(FastCacheChoices, TokenChoices):
         corrected: site "clean" only: full steps put right what the forecasts before them left.
         interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
         full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
+        full_at: noise levels of those steps; () takes them as evenly spread in time. A request with other noise levels
+            gets its full steps where these are (`stack.compat.horizon`).
         segments: a factor on the gains for each full step of that schedule, until the next one; empty is 1 throughout.
         calibrated_for: what was true of the stack when it was calibrated, see `stack.caching.calibration.conditions`.
         order, gains, basis, level, smoothing, coordinate: see `Forecast`.
@@ -79,6 +82,7 @@ class Policy(FastCacheChoices, TokenChoices):
     warmup: int = 3
     full_steps: tuple[int, ...] = ()
     steps: int = 0
+    full_at: tuple[float, ...] = ()
     segments: tuple[float, ...] = ()
     calibrated_for: tuple[str, ...] = ()
     order: int = 1
@@ -134,6 +138,8 @@ class Policy(FastCacheChoices, TokenChoices):
             raise StackError(f"an error budget needs back=0 and a relative error above 0, such as 0.02: got {given}")
         if bool(self.cycle) != (self.site == "tokens"):
             raise StackError(f"site 'tokens' needs a cycle, no other has one: got {self.cycle!r} at {self.site!r}")
+        if self.full_at and len(self.full_at) != len(self.full_steps):
+            raise StackError(f"expected a noise level per full step, {len(self.full_steps)}, got {len(self.full_at)}")
         if self.segments and len(self.segments) != len(self.full_steps):
             raise StackError(f"expected a factor per full step, {len(self.full_steps)}, got {len(self.segments)}")
         if self.banded and (self.site not in SPANS or self.back):
@@ -149,20 +155,33 @@ class Policy(FastCacheChoices, TokenChoices):
         """What stands in for a feature."""
         return Forecast(self.order, self.gains, self.basis, self.level, self.smoothing, self.coordinate)
 
-    def schedule(self, steps: int) -> Schedule:
-        """The calibrated mask where it fits, an interval schedule of the same share of full steps where not."""
+    def schedule(self, steps: int, sigmas: Sequence[float] = ()) -> Schedule:
+        """The calibrated full steps, carried to other noise levels or another number of steps; else the interval's.
+
+        Args:
+            sigmas: noise levels of the request; () where they are not known yet.
+        """
         if not self.full_steps:
             if self.cycle:
                 return Cycle(self.interval, self.warmup, self.cycle, self.pace)
             return Interval(self.interval, self.warmup)
-        mask = Mask(tuple(self.full_steps), self.steps)
-        return mask if steps == self.steps else same_share(mask, steps)
+        if steps == self.steps and not (sigmas and self.full_at):
+            return Mask(tuple(self.full_steps), self.steps)
+        at, levels = self._levels(steps, sigmas)
+        return Mask(carried(at, levels), steps)
 
-    def gain(self, step: int, steps: int) -> float:
+    def _levels(self, steps: int, sigmas: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+        """Where the calibrated full steps are, and the steps of a request, on one scale."""
+        if self.full_at and sigmas:
+            return self.full_at, sigmas
+        return uniform_levels(self.full_steps, self.steps), uniform_levels(range(steps), steps)
+
+    def gain(self, step: int, steps: int, sigmas: Sequence[float] = ()) -> float:
         """The factor on the gains from this full step to the next."""
-        if not self.segments or steps != self.steps:
+        if not self.segments:
             return 1.0
-        return self.segments[self.full_steps.index(step)] if step in self.full_steps else 1.0
+        at, levels = self._levels(steps, sigmas)
+        return self.segments[min(range(len(at)), key=lambda i: abs(at[i] - levels[step]))]
 
     def kinds(self, steps: int) -> str:
         """What each step of a token-wise cache is, see `stack.caching.tokenwise.cycles`."""

@@ -86,6 +86,16 @@ def floor_at(floor: Floor, sigma: float) -> float:
     return float(np.interp(sigma, sigmas, errors))
 
 
+def rounding_floor(bits: int, width: int) -> float:
+    """The random error that rounding activations row by row leaves, relative to their root mean square: an estimate.
+
+    A symmetric scale spans the row's largest entry in 2^(bits - 1) - 1 steps; the error is even within a step, so its
+    root mean square is a step over sqrt(12) (Widrow and Kollar 2008, ch. 3). The largest of D normal numbers is about
+    sqrt(2 ln 2D) times their spread. 0.8 % for 8 bits at 192 channels, where 0.3 to 1.2 % is measured at the output.
+    """
+    return math.sqrt(2 * math.log(2 * width)) / (2 ** (bits - 1) - 1) / math.sqrt(12)
+
+
 class NoiseLedger:
     """How noisy the full steps were that are mixed into the differences in use."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..caching.adapting import always_running, for_few_steps, for_noise
 from ..caching.bases import load_bases
 from ..caching.calibration.conditions import DECISIVE, MINOR, differences
 from ..caching.calibration.search import Candidate
@@ -26,6 +27,7 @@ from ..caching.sites.fastcache import FastCache
 from ..caching.sites.related import RelatedModules
 from ..caching.sites.span import Span
 from ..caching.sites.tokenwise import Tokenwise
+from ..compat.horizon import FEWEST_STEPS, forecast_cost, most_saved, uniform_levels
 from ..errors import choose
 from ..facts import Facts
 from ..install import Installer
@@ -33,7 +35,6 @@ from ..models.sampler import planned_steps
 from ..report import FULL
 from .base import Applied, Finding, Target
 
-FEWEST_STEPS = 12  # below this an interval schedule has no history to extrapolate from (methods 6.5, rule 5)
 FILES = {"maps": load_maps, "bases": load_bases}  # options that may be given as a file's path
 OPTIONS = tuple(f.name for f in fields(Policy))
 
@@ -75,14 +76,27 @@ class Cache:
         mine = {name: getattr(self.policy, name) for name in OPTIONS}
         return Cache(self.method, **{**mine, **options})
 
-    def calibrated(self, candidate: Candidate, steps: int) -> Cache:
-        """The same cache with a candidate's schedule for this number of steps, and its forecast."""
-        return self.changed(**vars(candidate), steps=steps)
+    def uncalibrated(self, **options: Any) -> Cache:
+        """The same cache without a schedule of its own, and with other choices."""
+        return self.changed(full_steps=(), full_at=(), segments=(), calibrated_for=(), **options)
+
+    def calibrated(self, candidate: Candidate, steps: int, sigmas: Sequence[float] = ()) -> Cache:
+        """The same cache with a candidate's schedule for these steps, at these noise levels, and its forecast."""
+        at = tuple(sigmas[step] for step in candidate.full_steps) if sigmas else ()
+        return self.changed(**vars(candidate), steps=steps, full_at=at)
 
     @property
     def measured(self) -> dict[str, Any]:
         """What calibration chose, as options for a recipe; what is as in the preset is left out."""
-        chosen = (*(f.name for f in fields(Candidate)), "steps", "threshold", "error_scale", "accept", "calibrated_for")
+        chosen = (
+            *(f.name for f in fields(Candidate)),
+            "steps",
+            "full_at",
+            "threshold",
+            "error_scale",
+            "accept",
+            "calibrated_for",
+        )
         return {n: v for n in chosen if (v := getattr(self.policy, n)) != getattr(PRESETS[self.method], n)}
 
     @property
@@ -95,9 +109,9 @@ class Cache:
         """The number of steps the schedule was calibrated for."""
         return self.policy.steps
 
-    def schedule_for(self, steps: int) -> Schedule:
-        """The schedule of a request with this many steps."""
-        return self.policy.schedule(steps)
+    def schedule_for(self, steps: int, sigmas: Sequence[float] = ()) -> Schedule:
+        """The schedule of a request with this many steps, at these noise levels if they are known."""
+        return self.policy.schedule(steps, sigmas)
 
     def describe(self, facts: Facts) -> list[str]:
         p = self.policy
@@ -119,8 +133,9 @@ class Cache:
         full = self.schedule_for(facts.steps).full_steps(facts.steps)
         kind = "calibrated" if p.full_steps and facts.steps == p.steps else f"every {p.interval} steps"
         if p.full_steps and facts.steps != p.steps:
-            kind = f"same share as the one calibrated for {p.steps} steps"
-        return f"{len(full)} of {facts.steps} steps full ({kind}), at most {facts.steps / len(full):.2f}x"
+            kind = f"carried from the {p.steps} steps it was calibrated for"
+        most = most_saved(len(full), facts.steps, always_running(p, facts))
+        return f"{len(full)} of {facts.steps} steps full ({kind}), at most {most:.2f}x"
 
     def check(self, facts: Facts) -> list[Finding]:
         p = self.policy
@@ -130,7 +145,22 @@ class Cache:
         capped = check_cap(p, facts, self.stage)
         if any(finding.fatal for finding in capped):
             return capped
-        return [*capped, *self._check(facts)]
+        found = self._check(facts)
+        return [*capped, *found, *self._noisy(found, facts)]
+
+    def _noisy(self, found: Sequence[Finding], facts: Facts) -> list[Finding]:
+        """Differences of activations that are rounded anew on every step, whatever else was repaired."""
+        repaired = [f.replacement for f in found if f.repair]
+        cache = repaired[-1] if repaired else self
+        if not isinstance(cache, Cache) or any(f.fatal for f in found):
+            return []
+        if not (changes := for_noise(cache.policy, facts)):
+            return []
+        floor = changes["noise"][0][1]
+        what = f"activations of {facts.activation_bits} bits are rounded anew on every step"
+        why = f"differences hold about {floor:.1%} noise; NVIDIA switched a cache off at 1.2 % against 2 % change"
+        repair = "forecasts shrunk to what stands out of it; noise_floor(prompts) measures it"
+        return [Finding(self.stage, what, why, repair, cache.changed(**changes))]
 
     def _check(self, facts: Facts) -> list[Finding]:
         """What is left to say of a cache that there is room for."""
@@ -146,10 +176,8 @@ class Cache:
         if p.bases is not None and (misfit := p.bases.misfit(facts)):
             return [Finding(self.stage, f"the bases were {misfit}", repair="stack.fit_bases(prompts)", fatal=True)]
         full = len(self.schedule_for(facts.steps).full_steps(facts.steps))
-        if facts.steps < FEWEST_STEPS:
-            why = f"{facts.steps} steps leave no history to extrapolate from"
-            what = f"a few-step schedule can save at most {facts.steps / full:.2f}x with this cache"
-            return [Finding(self.stage, what, why, repair="run without the cache")]
+        if facts.steps < FEWEST_STEPS and p.site != "residual":
+            return [self._few_steps(facts)]
         if p.gate == "magnitude" and not p.ratios:
             what = f"{self.method} needs the ratios of a measuring run: call fit_gate(prompts) first"
             return [Finding(self.stage, what, fatal=True)]
@@ -167,17 +195,41 @@ class Cache:
             what = f"the schedule was calibrated for another stack: {'; '.join(changed)}"
             repair = f"{full} evenly spread full steps, the cache's own forecast; calibrate again"
             even = same_share(Mask(p.full_steps, p.steps), facts.steps)
-            plain = self.changed(
-                full_steps=(), segments=(), calibrated_for=(), interval=even.interval, warmup=even.warmup
-            )
+            plain = self.uncalibrated(interval=even.interval, warmup=even.warmup)
             return [Finding(self.stage, what, "full steps found on one trajectory fit no other", repair, plain)]
         if p.full_steps and facts.steps != p.steps:
-            what = f"the schedule was calibrated for {p.steps} steps, the plan has {facts.steps}"
-            return [Finding(self.stage, what, "uniform schedule of the same share used; calibrate again", note=True)]
+            return [self._carried(facts)]
         if changed := differences(p.calibrated_for, facts, MINOR):
             what = f"calibrated under other precision or sparsity: {'; '.join(changed)}"
             return [Finding(self.stage, what, "schedule kept; calibrating again may gain a little", note=True)]
         return []
+
+    def _few_steps(self, facts: Facts) -> Finding:
+        """Whole steps are not forecast on a few-step schedule."""
+        part = self.changed(**for_few_steps(self.policy, facts))
+        full = len(part.schedule_for(facts.steps).full_steps(facts.steps))
+        most = most_saved(full, facts.steps, always_running(part.policy, facts))
+        why = f"{facts.steps} steps leave no history to extrapolate from"
+        if full == facts.steps or always_running(part.policy, facts) >= 1:
+            what = f"a schedule of {facts.steps} steps has none to cache"
+            return Finding(self.stage, what, why, repair="run without the cache")
+        if part.policy.site == "tokens":
+            what, repair = "a few-step schedule can only save tokens", "conservative steps only"
+        else:
+            what = f"a few-step schedule can save at most {most:.2f}x with this cache"
+            front, back = part.policy.front, part.policy.back
+            repair = f"{facts.steps - full} of {facts.steps} steps run {front} front and {back} back blocks"
+        return Finding(self.stage, what, why, repair, part)
+
+    def _carried(self, facts: Facts) -> Finding:
+        """A schedule for another number of steps: its full steps stay where they are in time."""
+        p = self.policy
+        then, now = uniform_levels(range(p.steps), p.steps), uniform_levels(range(facts.steps), facts.steps)
+        full, order = self.schedule_for(facts.steps).full_steps(facts.steps), p.forecast.effective_order
+        error = forecast_cost(sorted(full), now, order) / max(forecast_cost(p.full_steps, then, order), 1e-12)
+        what = f"the schedule was calibrated for {p.steps} steps, the plan has {facts.steps}"
+        why = f"full steps kept at their noise levels, error estimated at {error:.2f} of the calibrated one"
+        return Finding(self.stage, what, f"{why}; calibrate again for the last of it", note=True)
 
     def facts_after(self, facts: Facts) -> Facts:
         return facts

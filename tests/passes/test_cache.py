@@ -10,6 +10,7 @@ import torch
 
 from stack import Stack, StackError
 from stack.caching.schedules import Interval
+from stack.compat.noise import rounding_floor
 
 from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
 
@@ -132,18 +133,55 @@ def test_prediction_error_is_measured_where_cached_runs_end() -> None:
     assert all(0 < r.error < 0.5 for r in records if r.error is not None)
 
 
-def test_another_number_of_steps_falls_back_and_the_plan_says_so() -> None:
+def test_another_number_of_steps_keeps_full_steps_at_their_noise_levels() -> None:
     stack = Stack(tiny_pipe(), steps=28).cache("svd", full_steps=(0, 5, 10, 15, 20), steps=50)
     assert "calibrated for 50 steps, the plan has 28" in stack.explain()
+    assert "error estimated at 0.99 of the calibrated one" in stack.explain()
     picture(stack, 28)
-    assert 2 <= stack.report().full_steps <= 6
+    assert [r.step for r in stack.report().steps if r.kind == "full"] == [0, 3, 6, 8, 11]
 
 
-def test_few_steps_run_without_the_cache_and_say_so() -> None:
-    stack = Stack(tiny_pipe(), steps=4).cache("svd")
-    picture(stack, 4)
-    assert kinds(stack) == "ffff"
-    assert "can save at most" in "\n".join(stack.report().warnings)
+def test_another_shift_keeps_full_steps_at_their_noise_levels() -> None:
+    levels = tuple(1 - i / STEPS for i in range(STEPS))
+    full = (0, 3, 6, 9)
+    stack = Stack(tiny_denoiser(), steps=STEPS, shift=3.0)
+    stack.cache("svd", full_steps=full, steps=STEPS, full_at=tuple(levels[i] for i in full))
+    shifted = [3 * u / (1 + 2 * u) for u in levels]
+    with torch.no_grad():
+        for sigma in shifted:
+            stack(**inputs(sigma))
+    ran = [r.step for r in stack.report().steps if r.kind == "full"]
+    assert ran == sorted({min(range(STEPS), key=lambda i: abs(shifted[i] - levels[f])) for f in full})
+    assert ran != list(full)
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_few_steps_run_part_of_the_blocks_and_say_what_that_saves(steps: int) -> None:
+    stack = Stack(tiny_pipe(), steps=steps).cache("svd")
+    picture(stack, steps)
+    assert kinds(stack) == "fc" * (steps // 2)
+    front_and_back = 1 / 2  # one of the two blocks
+    told = f"can save at most {steps / (steps / 2 * (1 + front_and_back)):.2f}x"
+    assert told in "\n".join(stack.report().warnings)
+
+
+def test_a_single_step_has_nothing_to_cache() -> None:
+    stack = Stack(tiny_pipe(), steps=1).cache("svd")
+    picture(stack, 1)
+    assert kinds(stack) == "f"
+    assert "has none to cache" in "\n".join(stack.report().warnings)
+
+
+def test_rounded_activations_shrink_what_is_forecast() -> None:
+    naive = Stack(tiny_pipe(), steps=STEPS).quantize("int8", min_features=16).cache("taylorseer")
+    ran = naive.plan.passes()[-1].policy
+    assert (ran.coordinate, ran.basis) == ("time", "newton")
+    (low, floor), (high, _) = ran.noise
+    assert (low, high) == (0.0, 1.0) and floor == pytest.approx(rounding_floor(8, 128))
+    assert "1.2 % against 2 % change" in naive.explain()
+    for options in ({"noise": ((0.5, 0.02),)}, {"order": 0}, {"full_steps": (0, 4), "steps": STEPS}):
+        told = Stack(tiny_pipe(), steps=STEPS).quantize("int8", min_features=16).cache("taylorseer", **options)
+        assert "rounded anew" not in told.explain()
 
 
 def test_a_bare_denoiser_caches_by_noise_level() -> None:

@@ -73,7 +73,7 @@ class Gathering(StandIn):
 
 def fit_bases(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> Bases:
     """Bases of everything the cache predicts, from uncached runs of the prompts; rank by the cache's energy."""
-    gathering = Gathering(cache.changed(full_steps=(), segments=(), interval=1, calibrated_for=(), bases=None))
+    gathering = Gathering(cache.uncalibrated(interval=1, bases=None))
     stack.replace(gathering)
     for i, prompt in enumerate(prompts):
         stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")

@@ -180,7 +180,7 @@ def _by_threshold(trials: Trials, goal: Goal, budget: Budget, bar: BestSoFar) ->
 
 def _by_schedule(run: _Run, goal: Goal) -> _Choice:
     found, start = run.reach(goal)
-    best = run.trials.cache.calibrated(found.best, run.trials.steps)
+    best = run.trials.cache.calibrated(found.best, run.trials.steps, run.trials.sigmas)
     return _Choice(best, len(best.full_steps), found.score, start, run.asked)
 
 

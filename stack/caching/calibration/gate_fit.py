@@ -44,7 +44,7 @@ def error_scale(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -
     Raises:
         StackError: no step was cached within the budget.
     """
-    plain = cache.changed(gate="", threshold=0.0, interval=1, full_steps=(), segments=(), calibrated_for=())
+    plain = cache.uncalibrated(gate="", threshold=0.0, interval=1)
     exact = [run for run, _ in _finals(stack, plain, prompts, seed)]
     scale, ratios = 1.0, list[float]()
     for _ in range(ROUNDS):

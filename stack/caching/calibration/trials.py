@@ -53,6 +53,7 @@ class Trials:
         plain, started = Trajectory(), time.perf_counter()
         self.target = self.run(self._recorder(plain))
         self.recording_s = time.perf_counter() - started
+        self.sigmas = stack.sigmas
         self.shared = Rehearsals(plain)
         self._best = float("-inf")
 
