@@ -11,17 +11,16 @@ from .policy import SPANS, Policy
 
 MOST_NOISY_ORDER = 1  # second differences of rounded activations are mostly noise (methods 6.5, rule 2)
 COARSE_BITS = 7  # activations of fewer bits
+WIDEST_ANGLE = 0.3  # sin(theta) up to which a basis is carried to another model: 9 % of the energy may leave it
 
 
 def for_few_steps(p: Policy, facts: Facts) -> dict[str, Any]:
-    """What to change where no whole step can be forecast: partial depth, or partial tokens where the cache has them.
+    """What to change where no whole step can be forecast: partial depth.
 
     Every other step runs in full; on the others the front and back third of the blocks run, and what the blocks between
     them add is carried on by order 1. Measured on adapters of 4 and 8 steps: 3 to 4 dB over reusing the last hidden
-    state (docs/benchmarks.md).
+    state. Partial tokens lost 2 dB against that reuse (docs/benchmarks.md), so caches of tokens get partial depth too.
     """
-    if p.site == "tokens":
-        return {"cycle": "c", "pace": Policy.pace, "interval": 2, "warmup": 1}
     front, back = partial_depth(facts.blocks)
     plain = Policy(site="residual", front=front, back=back, interval=2, warmup=1, order=1, gains=(1.0, 1.0))
     kept = ("state_dtype", "max_bytes", "noise")
@@ -45,6 +44,20 @@ def for_noise(p: Policy, facts: Facts) -> dict[str, Any]:
     if facts.activation_bits < COARSE_BITS and order > MOST_NOISY_ORDER:
         changes["order"] = MOST_NOISY_ORDER
     return changes
+
+
+def angle(p: Policy, facts: Facts) -> float | None:
+    """Bound on sin(theta) of bases found under other bits than the stack has now; None where that is no matter.
+
+    Floating point counts as 16 bits. The relative error is the measured noise floor, or what rounding to the fewer bits
+    leaves.
+    """
+    now = [min(bits, 16) for bits in (facts.weight_bits, facts.activation_bits)]
+    if p.bases is None or now == (then := [min(bits, 16) for bits in p.bases.bits]):
+        return None
+    fewest = min(*now, *then)
+    noise = max((error for _, error in p.noise), default=0.0) or rounding_floor(fewest, facts.width)
+    return p.bases.turned(noise)
 
 
 def always_running(p: Policy, facts: Facts) -> float:

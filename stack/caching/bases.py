@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from ..bounds import sin_theta_bound
 from ..errors import StackError
 from .fitted import Fitted, read
 
@@ -17,9 +21,14 @@ class Bases(Fitted):
 
     Attributes:
         vectors: by the key of a feature (its stream, or block and stream), V (D, k) with orthonormal columns.
+        spectra: by the same key, the largest eigenvalue of the features' Gram matrix, and the gap between the last that
+            is kept and the first that is not; both over the sum of all.
+        bits: of weights and activations that the features were made under.
     """
 
     vectors: dict[str, torch.Tensor]
+    spectra: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    bits: tuple[int, int] = (16, 16)
 
     def of(self, key: str) -> torch.Tensor:
         """The basis of a feature.
@@ -34,7 +43,22 @@ class Bases(Fitted):
 
     def save(self, path: str | Path) -> None:
         """Write them to a safetensors file."""
-        self._write(path, self.vectors)
+        told = {"spectra": json.dumps(dict(self.spectra)), "bits": json.dumps(self.bits)}
+        self._write(path, self.vectors, **told)
+
+    def turned(self, noise: float) -> float:
+        """How far a relative error of this size may turn the worst of them: the bound on sin(theta), at most 1.
+
+        A feature F off by E changes its Gram matrix by F^T E + E^T F + E^T E, at most (2 e sqrt(l) + e^2) of its trace
+        with e = |E| / |F| and l the largest eigenvalue's share (`stack.bounds.sin_theta_bound`). 1 where no spectrum
+        is known.
+        """
+        worst = 0.0
+        for key in self.vectors:
+            largest, gap = self.spectra.get(key, (1.0, 0.0))
+            gram_noise = 2 * noise * math.sqrt(largest) + noise**2
+            worst = max(worst, sin_theta_bound(gram_noise, gap))
+        return worst
 
 
 def load_bases(path: str | Path) -> Bases:
@@ -43,5 +67,7 @@ def load_bases(path: str | Path) -> Bases:
     Raises:
         StackError: no such file, or one of something else.
     """
-    model, vectors = read(path, "bases", "stack.fit_bases(prompts, save=...)")
-    return Bases(*model, vectors)
+    model, vectors, about = read(path, "bases", "stack.fit_bases(prompts, save=...)")
+    spectra = {key: (one[0], one[1]) for key, one in json.loads(about.get("spectra", "{}")).items()}
+    weights, activations = json.loads(about.get("bits", "[16, 16]"))
+    return Bases(*model, vectors, spectra, (weights, activations))

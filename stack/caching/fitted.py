@@ -34,13 +34,13 @@ class Fitted:
         words = "{} with {} blocks of width {}"
         return f"fitted on {words.format(*mine)}, this is {words.format(*here)}"
 
-    def _write(self, path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
-        about = {"family": self.family, "blocks": str(self.blocks), "width": str(self.width)}
+    def _write(self, path: str | Path, tensors: dict[str, torch.Tensor], **more: str) -> None:
+        about = {"family": self.family, "blocks": str(self.blocks), "width": str(self.width), **more}
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=about)
 
 
-def read(path: str | Path, what: str, how: str) -> tuple[tuple[str, int, int], dict[str, torch.Tensor]]:
-    """(family, blocks, width) and tensors of a safetensors file that `Fitted._write` wrote.
+def read(path: str | Path, what: str, how: str) -> tuple[tuple[str, int, int], dict[str, torch.Tensor], dict[str, str]]:
+    """(family, blocks, width), tensors and all that is told of a safetensors file that `Fitted._write` wrote.
 
     Args:
         what, how: the thing and how to get one, for the error.
@@ -56,4 +56,4 @@ def read(path: str | Path, what: str, how: str) -> tuple[tuple[str, int, int], d
         raise StackError(f"no {what} in {path} ({error}): {how} writes them") from None
     if {"family", "blocks", "width"} - about.keys():
         raise StackError(f"{path} holds no {what}: expected a file that {how} wrote")
-    return (about["family"], int(about["blocks"]), int(about["width"])), tensors
+    return (about["family"], int(about["blocks"]), int(about["width"])), tensors, about

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..caching.adapting import always_running, for_few_steps, for_noise
+from ..caching.adapting import WIDEST_ANGLE, always_running, angle, for_few_steps, for_noise
 from ..caching.bases import load_bases
 from ..caching.calibration.conditions import DECISIVE, MINOR, differences
 from ..caching.calibration.search import Candidate
@@ -146,21 +146,36 @@ class Cache:
         if any(finding.fatal for finding in capped):
             return capped
         found = self._check(facts)
-        return [*capped, *found, *self._noisy(found, facts)]
-
-    def _noisy(self, found: Sequence[Finding], facts: Facts) -> list[Finding]:
-        """Differences of activations that are rounded anew on every step, whatever else was repaired."""
+        if any(finding.fatal for finding in found):
+            return [*capped, *found]
         repaired = [f.replacement for f in found if f.repair]
         cache = repaired[-1] if repaired else self
-        if not isinstance(cache, Cache) or any(f.fatal for f in found):
-            return []
-        if not (changes := for_noise(cache.policy, facts)):
+        if isinstance(cache, Cache) and (turned := cache._turned(facts)):
+            found.append(turned)
+            cache = turned.replacement or cache
+        return [*capped, *found, *(cache._noisy(facts) if isinstance(cache, Cache) else [])]
+
+    def _turned(self, facts: Facts) -> Finding | None:
+        """Bases that were found under other bits."""
+        if (sine := angle(self.policy, facts)) is None:
+            return None
+        assert self.policy.bases is not None
+        then, now = self.policy.bases.bits, (facts.weight_bits, facts.activation_bits)
+        what = f"the bases were found at W{then[0]}A{then[1]}, the stack is at W{now[0]}A{now[1]}"
+        why = f"sin(theta) at most {sine:.2g} by the noise and the spectral gap, {WIDEST_ANGLE:g} is carried"
+        if sine <= WIDEST_ANGLE or self.policy.basis_life == "warm":
+            return Finding(self.stage, what, why, note=True)
+        return Finding(self.stage, what, why, "refreshed on every full step", self.changed(basis_life="warm"))
+
+    def _noisy(self, facts: Facts) -> list[Finding]:
+        """Differences of activations that are rounded anew on every step."""
+        if not (changes := for_noise(self.policy, facts)):
             return []
         floor = changes["noise"][0][1]
         what = f"activations of {facts.activation_bits} bits are rounded anew on every step"
         why = f"differences hold about {floor:.1%} noise; NVIDIA switched a cache off at 1.2 % against 2 % change"
         repair = "forecasts shrunk to what stands out of it; noise_floor(prompts) measures it"
-        return [Finding(self.stage, what, why, repair, cache.changed(**changes))]
+        return [Finding(self.stage, what, why, repair, self.changed(**changes))]
 
     def _check(self, facts: Facts) -> list[Finding]:
         """What is left to say of a cache that there is room for."""
@@ -213,12 +228,9 @@ class Cache:
         if full == facts.steps or always_running(part.policy, facts) >= 1:
             what = f"a schedule of {facts.steps} steps has none to cache"
             return Finding(self.stage, what, why, repair="run without the cache")
-        if part.policy.site == "tokens":
-            what, repair = "a few-step schedule can only save tokens", "conservative steps only"
-        else:
-            what = f"a few-step schedule can save at most {most:.2f}x with this cache"
-            front, back = part.policy.front, part.policy.back
-            repair = f"{facts.steps - full} of {facts.steps} steps run {front} front and {back} back blocks"
+        what = f"a few-step schedule can save at most {most:.2f}x with this cache"
+        front, back = part.policy.front, part.policy.back
+        repair = f"{facts.steps - full} of {facts.steps} steps run {front} front and {back} back blocks"
         return Finding(self.stage, what, why, repair, part)
 
     def _carried(self, facts: Facts) -> Finding:

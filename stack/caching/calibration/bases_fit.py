@@ -47,11 +47,17 @@ class GramSum:
     def denoised(self, difference: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return difference, torch.zeros_like(difference)
 
-    def basis(self, energy: float) -> torch.Tensor:
-        """The leading eigenvectors that hold this share of the energy, (D, k) float32."""
+    def basis(self, energy: float) -> tuple[torch.Tensor, tuple[float, float]]:
+        """The leading eigenvectors that hold this share of the energy, (D, k) float32, and their spectrum.
+
+        The spectrum is the largest eigenvalue and the gap behind the k-th, over the sum of all.
+        """
         assert self.sum is not None
         values, vectors = torch.linalg.eigh(self.sum)
-        return vectors.flip(1)[:, : rank_by_energy(values.flip(0), energy)].float().contiguous()
+        values = values.flip(0).clamp_min(0)
+        rank = rank_by_energy(values, energy)
+        shares = [*(values / values.sum()).tolist(), 0.0]
+        return vectors.flip(1)[:, :rank].float().contiguous(), (shares[0], shares[rank - 1] - shares[rank])
 
 
 @dataclass(frozen=True)
@@ -78,5 +84,12 @@ def fit_bases(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> 
     for i, prompt in enumerate(prompts):
         stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")
     found = {key: sums.basis(cache.policy.energy) for key, sums in gathering.sums.items()}
-    facts = stack.facts
-    return Bases(facts.family, facts.blocks, facts.width, found)
+    facts = stack.plan.facts_after
+    return Bases(
+        facts.family,
+        facts.blocks,
+        facts.width,
+        {key: vectors for key, (vectors, _) in found.items()},
+        {key: spectrum for key, (_, spectrum) in found.items()},
+        (facts.weight_bits, facts.activation_bits),
+    )

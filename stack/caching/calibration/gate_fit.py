@@ -8,22 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ...errors import StackError
 from ...passes.cache import Cache
+from .budget_fit import fitted_scale
 from .trajectory import Recorder, Trajectory
 
 if TYPE_CHECKING:
     from ...builder import Stack
 
 DEGREE = 4  # of TeaCache's polynomial
-ROUNDS = 3  # of fitting an error estimate
-MARGIN = 1.2
 
 
 def fit_gate(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> Cache:
     """The cache with its gate's ratios or polynomial, measured prompt by prompt on uncached runs."""
     if cache.policy.gate == "budget":
-        return cache.changed(error_scale=error_scale(stack, cache, prompts, seed))
+        return cache.changed(error_scale=fitted_scale(stack, cache, prompts, seed))
     trajectory = Trajectory()
     stack.replace(Recorder(trajectory))
     for i, prompt in enumerate(prompts):
@@ -31,45 +29,6 @@ def fit_gate(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> C
     if cache.policy.gate == "magnitude":
         return cache.changed(ratios=residual_ratios(trajectory, len(prompts)))
     return cache.changed(coefficients=output_polynomial(trajectory, len(prompts)))
-
-
-def error_scale(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> float:
-    """What the estimate of an error budget has to be multiplied with, so that finished samples keep to the budget.
-
-    Each round runs the prompts with the scale found so far and takes the largest ratio of measured error to bare
-    estimate: the ratio depends on how much is cached, so it is looked for where the budget will be spent. Errors are
-    |difference| / |final latents| against the same stack uncached. With few prompts the largest ratio is about their
-    80th percentile, so it is raised by `MARGIN`.
-
-    Raises:
-        StackError: no step was cached within the budget.
-    """
-    plain = cache.uncalibrated(gate="", threshold=0.0, interval=1)
-    exact = [run for run, _ in _finals(stack, plain, prompts, seed)]
-    scale, ratios = 1.0, list[float]()
-    for _ in range(ROUNDS):
-        made = _finals(stack, cache.changed(error_scale=scale), prompts, seed)
-        pairs = zip(made, exact, strict=True)
-        ratios = [scale * _off(run, truth) / estimate for (run, estimate), truth in pairs if estimate]
-        if not ratios:
-            raise StackError(f"no step was cached within {cache.policy.threshold:g}: allow more, or use more steps")
-        scale = MARGIN * max(ratios)
-    return scale
-
-
-def _finals(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> list[tuple[torch.Tensor, float]]:
-    """Final latents and estimated error of every prompt."""
-    stack.replace(cache)
-    made = []
-    for i, prompt in enumerate(prompts):
-        generator = torch.Generator().manual_seed(seed + i)
-        last = stack(prompt, generator=generator, output_type="latent", return_dict=False)[0]
-        made.append((last, stack.report().passes["cache"].get("estimated_error", 0.0)))
-    return made
-
-
-def _off(run: torch.Tensor, truth: torch.Tensor) -> float:
-    return float((run.float() - truth.float()).norm() / truth.float().norm())
 
 
 def residual_ratios(trajectory: Trajectory, requests: int) -> tuple[float, ...]:

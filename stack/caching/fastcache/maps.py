@@ -53,7 +53,7 @@ def load_maps(path: str | Path) -> LinearMaps:
         StackError: no such file, or one that does not hold the maps of a model.
     """
     how = "stack.fit_maps(prompts, save=...)"
-    model, tensors = read(path, "linear maps", how)
+    model, tensors, _ = read(path, "linear maps", how)
     if any(f"{carry}/{WHOLE}/bias" not in tensors for carry in CARRIES):
         raise StackError(f"{path} holds no linear maps: expected a file that {how} wrote")
     maps: dict[str, dict[str, LinearMap]] = {carry: {} for carry in CARRIES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from stack import Stack, StackError
 from stack.caching.bases import Bases, load_bases
 from stack.caching.calibration.bases_fit import GramSum
 from stack.caching.splits import ChannelBasis
+from stack.compat.noise import rounding_floor
 from stack.passes.cache import Cache
 
 PROMPTS = ["a red ring", "a blue star"]
@@ -24,7 +26,8 @@ def test_a_sum_of_features_gives_their_common_subspace() -> None:
     sums = GramSum()
     for size in (1.0, 100.0):  # every sample counts the same
         sums.fit(size * torch.randn(2, 40, 3, generator=generator) @ basis.mT)
-    found = sums.basis(0.999)
+    found, (largest, gap) = sums.basis(0.999)
+    assert 1 / 3 < largest < 1 and 0 < gap < largest
     assert found.shape == (16, 3)
     torch.testing.assert_close(found @ found.mT, basis @ basis.mT, atol=1e-5, rtol=0)
 
@@ -74,3 +77,40 @@ def test_what_cannot_have_bases_is_told_so(pipe: Any, tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"no basis for 'text': found for image"):
         Bases("flux", 2, 4, {"image": torch.eye(4)}).of("text")
     assert Cache("svd").policy.bases is None
+
+
+def test_bases_are_carried_to_a_quantized_model_or_refreshed(pipe: Any) -> None:
+    stack = Stack(pipe, steps=STEPS).cache("svd", energy=0.8)
+    bases = stack.fit_bases(PROMPTS)
+    assert bases.bits == (32, 32)
+    (spectrum,) = bases.spectra.values()
+    noise = rounding_floor(8, stack.facts.width)
+    gram_noise = 2 * noise * spectrum[0] ** 0.5 + noise**2
+    assert bases.turned(noise) == min(1.0, 2 * gram_noise / spectrum[1])
+
+    wide = replace(bases, spectra={key: (0.5, 0.4) for key in bases.vectors})
+    narrow = replace(bases, spectra={key: (0.5, 0.001) for key in bases.vectors})
+    for found, life, words in ((wide, "request", "0.3 is carried"), (narrow, "warm", "refreshed on every full step")):
+        quantized = Stack(pipe, steps=STEPS).quantize("int8", min_features=16).cache("svd", bases=found)
+        assert quantized.plan.passes()[-1].policy.basis_life == life
+        assert words in quantized.explain()
+    assert "the bases were found at" not in Stack(pipe, steps=STEPS).cache("svd", bases=narrow).explain()
+
+
+def test_the_angle_is_a_bound_on_what_quantization_does(pipe: Any) -> None:
+    plain = Stack(pipe, steps=STEPS).cache("svd", energy=0.6)
+    before = plain.fit_bases(PROMPTS)
+    rounded = Stack(pipe, steps=STEPS).quantize("int8", min_features=16).cache("svd", energy=0.6)
+    after = rounded.fit_bases(PROMPTS)
+    assert after.bits == (8, 8)
+    (key,) = before.vectors
+    shared = min(before.vectors[key].shape[1], after.vectors[key].shape[1])
+    cosines = torch.linalg.svdvals(before.vectors[key][:, :shared].mT @ after.vectors[key][:, :shared])
+    assert float((1 - cosines.min().square()).clamp_min(0).sqrt()) <= before.turned(rounding_floor(8, 128)) + 1e-3
+
+
+def test_spectra_survive_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "bases.safetensors"
+    Bases("flux", 2, 4, {"image": torch.eye(4)[:, :2]}, {"image": (0.7, 0.2)}, (8, 8)).save(path)
+    read = load_bases(path)
+    assert dict(read.spectra) == {"image": (0.7, 0.2)} and read.bits == (8, 8)

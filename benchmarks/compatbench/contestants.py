@@ -1,0 +1,81 @@
+"""The caches, each naive and with the layer, and the plain reuse that neither may lose to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from stack import Stack
+from stack.caching.policy import PRESETS
+from stack.facts import Facts
+from stack.passes.base import Finding
+from stack.passes.cache import Cache
+
+from .variants import FEW, STEPS, Variant
+
+FULL = {STEPS: {"interval": 5, "warmup": 3}, FEW: {"interval": 2, "warmup": 1}}  # 12 of 50, 4 of 8
+METHODS = ("svd", "taylorseer", "fastcache", "duca")
+NOISY = {"2 % noise": 0.02}  # a disturbance that no facts tell of: the layer is told its size
+
+
+class Naive(Cache):
+    """A cache put on as if nothing lay under it: no plan looks at it, nothing is repaired."""
+
+    def check(self, facts: Facts) -> list[Finding]:
+        return []
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to join a cache with a variant.
+
+    Attributes:
+        kind: "naive", "layer" or "reuse".
+        put: the stack with the cache on.
+    """
+
+    method: str
+    kind: str
+    put: Callable[[Any], Stack]
+
+
+def contestants(variant: Variant, calibrated: dict[str, Any], maps: Callable[[str], str]) -> list[Contestant]:
+    """Every method on a variant.
+
+    Args:
+        calibrated: options of SVD-Cache as calibrated on the plain model.
+        maps: FastCache's maps, by the variant they are fitted on; a file's path.
+    """
+    found: list[Contestant] = []
+    even = FULL[variant.steps]
+    for method in METHODS:
+        options: dict[str, Any] = dict(even) if method != "fastcache" else {}
+        careful = dict(options)
+        if method == "svd":
+            careful = dict(calibrated)
+            options = careful if variant.steps == STEPS else {**_forecast(calibrated), **even}
+        if method == "fastcache":
+            options, careful = {"maps": maps(variant.plain)}, {"maps": maps(variant.name)}
+        if variant.name in NOISY and PRESETS[method].forecast.effective_order:
+            floor = NOISY[variant.name]
+            careful |= {"noise": ((0.0, floor), (1.0, floor)), "coordinate": "time", "basis": "newton"}
+        found += [
+            Contestant(method, "naive", _putting(variant, Naive(method, **options))),
+            Contestant(method, "layer", _putting(variant, Cache(method, **careful))),
+        ]
+        if method != "fastcache":
+            found.append(Contestant(method, "reuse", _putting(variant, Naive("reuse", **_when(options)))))
+    return found
+
+
+def _forecast(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("gains", "order", "coordinate", "energy") if name in options}
+
+
+def _when(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("interval", "warmup", "full_steps", "steps") if name in options}
+
+
+def _putting(variant: Variant, cache: Cache) -> Callable[[Any], Stack]:
+    return lambda pipe: variant.build(pipe).add(cache)

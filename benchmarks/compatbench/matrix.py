@@ -1,0 +1,115 @@
+"""Naive joining against the layer: every cache on every variant, by mean squared error against it uncached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import torch
+from cachebench.bench import pictures
+from cachebench.record import Record
+from rich.console import Console
+
+from stack import Stack
+from stack.measure.compare import captions
+
+from .contestants import FULL, Contestant, contestants
+from .variants import STEPS, Variant, variants
+
+CALIBRATED_AT = 12  # full steps of 50
+SEED, FIT_SEED = 11, 2000
+
+
+@dataclass
+class Matrix:
+    """One model's matrix, measured row by row; what the record knows is not measured again.
+
+    Attributes:
+        texts: prompts measured on, each with its own seed.
+        calibrated: options of SVD-Cache, calibrated on the plain model.
+    """
+
+    model: str
+    pipe: Any
+    record: Record
+    prompts: int
+    calibrated: dict[str, Any]
+    made: dict[str, torch.Tensor] = field(default_factory=dict)
+    texts: list[str] = field(init=False)
+    fit_texts: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.texts = captions(self.prompts, seed=SEED, model=self.model)
+        self.fit_texts = [t for t in captions(self.prompts + 6, seed=77, model=self.model) if t not in self.texts][:4]
+
+    def rows(self, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+        """Every row of the variants that are wanted."""
+        for variant in variants(self.model):
+            if not wanted(variant.name):
+                continue
+            for contestant in contestants(variant, self.calibrated, self.maps):
+                key = f"{variant.name}: {contestant.method}, {contestant.kind}"
+                row = self.record.remember(key, lambda v=variant, c=contestant: self.row(v, c))
+                Console().print(f"{key}: {row['psnr']:.1f} dB, {row['cached']} steps cached", highlight=False)
+                yield row
+
+    def row(self, variant: Variant, contestant: Contestant) -> dict[str, Any]:
+        """One cache on one variant."""
+        base = self.base(variant)
+        with contestant.put(self.pipe) as stack:
+            made = self.run(stack, variant)
+            report = stack.report()
+        losses = (made - base).square().flatten(1).mean(1)
+        self.made[f"{variant.name}: {contestant.method}, {contestant.kind}"] = made
+        return {
+            "variant": variant.name, "method": contestant.method, "kind": contestant.kind, "plain": variant.plain,
+            "bound": variant.bound, "steps": variant.steps, "mse": float(losses.mean()),
+            "psnr": float(-10 * losses.mean().log10()), "each": [float(-10 * x.log10()) for x in losses],
+            "against the plain model": float(-10 * (made - self.plain(variant)).square().mean().log10()),
+            "cached": sum(record.kind != "full" for record in report.steps),
+            "warnings": report.warnings,
+        }  # fmt: skip
+
+    def run(self, stack: Stack, variant: Variant) -> torch.Tensor:
+        """Pictures of all prompts in one batch."""
+        return pictures(stack, self.texts, variant.steps, SEED)
+
+    def base(self, variant: Variant) -> torch.Tensor:
+        """The variant uncached."""
+        if variant.name not in self.made:
+            with variant.build(self.pipe) as stack:
+                self.made[variant.name] = self.run(stack, variant)
+        return self.made[variant.name]
+
+    def plain(self, variant: Variant) -> torch.Tensor:
+        """The plain model at as many steps."""
+        return self.base(next(v for v in variants(self.model) if v.name == variant.plain))
+
+    def maps(self, name: str) -> str:
+        """FastCache's maps fitted on a variant, in a file that later runs find again."""
+        kept = Path(gettempdir()) / "ditstack-bench"
+        path = kept / f"maps-{self.model}-{name.replace(' ', '_').replace('%', '')}.safetensors"
+        if not path.is_file():
+            kept.mkdir(parents=True, exist_ok=True)
+            variant = next(v for v in variants(self.model) if v.name == name)
+            stack = variant.build(self.pipe).cache("fastcache")
+            try:
+                stack.fit_maps(self.fit_texts, seed=FIT_SEED, save=path, progress=False)
+            finally:
+                stack.undo()
+        return str(path)
+
+
+def calibrate(pipe: Any, model: str, budget: float) -> dict[str, Any]:
+    """SVD-Cache's schedule on the plain model, and the forecast that goes with it."""
+    texts = captions(7, seed=78, model=model)
+    stack = Stack(pipe, steps=STEPS).cache("svd", **FULL[STEPS])
+    try:
+        found = stack.calibrate(texts[:4], texts[4:6], full_steps=CALIBRATED_AT, seed=FIT_SEED, budget=budget)
+    finally:
+        stack.undo()
+    Console().print(f"svd on the plain model: {found}", highlight=False)
+    return found.cache.measured
