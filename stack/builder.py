@@ -55,14 +55,19 @@ class Stack(Measuring):
         steps: denoiser steps to plan for; also the default number of steps of a call.
         shift: schedule shift of a bare denoiser (a pipeline's scheduler tells its own).
         strict: raise where the plan would repair.
+        max_error: relative error of the final latents, of all passes together, that the cache fills up; 0 for none.
+            `fit_gate` measures what the passes below use of it.
 
     Raises:
-        StackError: the model is of no known family, or `steps` < 1.
+        StackError: the model is of no known family, `steps` < 1, or `max_error` < 0.
     """
 
-    def __init__(self, model: Any, steps: int = 50, shift: float = 1.0, strict: bool = False):
+    def __init__(self, model: Any, steps: int = 50, shift: float = 1.0, strict: bool = False, max_error: float = 0.0):
         if not isinstance(steps, int) or steps < 1:
             raise StackError(f"steps must be a whole number of at least 1, got {steps!r}")
+        if not 0 <= max_error < 1:
+            raise StackError(f"max_error must be in [0, 1), got {max_error!r}: 0.05 allows 5 % of the final latents")
+        self.max_error = max_error
         self._pipe = None if isinstance(model, nn.Module) else model
         denoiser = model if isinstance(model, nn.Module) else denoiser_of(model)
         self._strict = strict
@@ -122,6 +127,8 @@ class Stack(Measuring):
         """
         if self.applied:
             raise StackError(f"cannot add {new.stage!r} to an applied stack: undo() it first")
+        if self.max_error and isinstance(new, Cache):
+            new = new.within(self.max_error)
         in_order([*self._passes, new])
         self._passes.append(new)
         return self

@@ -61,7 +61,8 @@ class Policy(FastCacheChoices, TokenChoices):
         bases: found offline by `Stack.fit_bases`; None finds them in each request.
         gate: decides instead of the schedule; threshold, longest, retention, coefficients, ratios: of the gate.
         error_scale: of the "budget" gate, whose threshold is the relative error of the final sample that is allowed:
-            measured error over the estimate, from `Stack.fit_gate`.
+            measured error over the estimate, from `Stack.fit_gate`; below_error, measured_error: what the passes below
+            the cache took of the whole stack's error, and the worst that the cache made of the rest, in that fit.
         state_dtype: what features, differences and RFC's inputs are kept in: "bfloat16", "float16", "float32"; "" as
             the model makes them. float16 ends at 65,504.
         max_bytes: the most state on the device per picture and guidance branch that the plan accepts, in bytes; 0 is no
@@ -99,6 +100,8 @@ class Policy(FastCacheChoices, TokenChoices):
     gate: str = ""
     threshold: float = 0.0
     error_scale: float = 1.0
+    below_error: float = 0.0
+    measured_error: float = 0.0
     longest: int = 0
     retention: float = 0.2
     coefficients: tuple[float, ...] = ()

@@ -80,6 +80,11 @@ class Cache:
         """The same cache without a schedule of its own, and with other choices."""
         return self.changed(full_steps=(), full_at=(), segments=(), calibrated_for=(), **options)
 
+    def within(self, max_error: float) -> Cache:
+        """The same cache kept to this error of the final sample, or to its own where that is smaller."""
+        own = self.policy.threshold if self.policy.gate == "budget" else max_error
+        return self.uncalibrated(gate="budget", threshold=min(own, max_error))
+
     def calibrated(self, candidate: Candidate, steps: int, sigmas: Sequence[float] = ()) -> Cache:
         """The same cache with a candidate's schedule for these steps, at these noise levels, and its forecast."""
         at = tuple(sigmas[step] for step in candidate.full_steps) if sigmas else ()
@@ -275,7 +280,7 @@ class Cache:
         install.on_rollback(controller.reset)
         return Applied(
             summary=f"{self.method} at {places} places, state kept per guidance branch",
-            report=_reporter(controller, constants, target),
+            report=_reporter(self.policy, controller, constants, target),
             reset=controller.reset,
             details={"controller": controller},
         )
@@ -330,7 +335,9 @@ def _site(
     return Span(controller, p.front, p.back, p.site == "residual", p.accepts if p.accept else None)
 
 
-def _reporter(controller: CacheController, constants: Constants, target: Target) -> Callable[[], dict[str, Any]]:
+def _reporter(
+    p: Policy, controller: CacheController, constants: Constants, target: Target
+) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
         cached = sum(entry.kind != FULL for entry in target.journal.entries)
         if target.journal.entries and not cached:
@@ -338,6 +345,8 @@ def _reporter(controller: CacheController, constants: Constants, target: Target)
         figures: dict[str, Any] = {"bytes": controller.bytes, "host_bytes": controller.host_bytes}
         figures |= {"table_bytes": constants.bytes, "cached_steps": cached, "dropped": controller.dropped}
         figures |= controller.figures | controller.estimates
+        if p.gate == "budget":
+            figures |= {"allowed_error": p.threshold, "below_error": p.below_error, "fitted_error": p.measured_error}
         return {**figures, "rolled_back": controller.rolled_back} if controller.rolled_back else figures
 
     return report

@@ -68,3 +68,28 @@ def test_the_error_survives_a_recipe() -> None:
 def test_what_cannot_have_a_budget(method: str, options: dict[str, float]) -> None:
     with pytest.raises(StackError, match="an error budget needs back=0 and a relative error above 0"):
         Cache(method, **options)
+
+
+def test_an_error_for_the_whole_stack_leaves_the_cache_what_the_others_do_not_use() -> None:
+    pipe, allowed = tiny_pipe(), 0.05
+    stack = Stack(pipe, steps=STEPS, max_error=allowed).quantize("int8", min_features=16).cache("svd", gains=(1.0, 1.0))
+    assert stack.passes[-1].policy.threshold == allowed
+    stack.fit_gate(PROMPTS)
+    policy = stack.passes[-1].policy
+    assert policy.below_error > 0 and policy.threshold == pytest.approx(allowed - policy.below_error)
+    with Stack(pipe, steps=STEPS) as plain:
+        exact = latents(plain, OTHER, 7)
+    with stack:
+        got = latents(stack, OTHER, 7)
+        figures = stack.report().passes["cache"]
+    assert 0 < float((got - exact).norm() / exact.norm()) <= allowed
+    assert figures["below_error"] == policy.below_error
+    assert 0 < figures["fitted_error"] <= figures["allowed_error"]
+
+
+def test_what_quantization_uses_up_leaves_nothing_to_cache() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS, max_error=1e-5).quantize("int8", min_features=16).cache("svd")
+    with pytest.raises(StackError, match=r"the passes below the cache are off by .*, 1e-05 was allowed"):
+        stack.fit_gate(PROMPTS)
+    with pytest.raises(StackError, match=r"max_error must be in \[0, 1\)"):
+        Stack(tiny_pipe(), max_error=2.0)

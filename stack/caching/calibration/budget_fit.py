@@ -11,6 +11,7 @@ import torch
 
 from ...errors import StackError
 from ...passes.cache import Cache
+from ...quant.analysis.recording import carrying, taken_off
 
 if TYPE_CHECKING:
     from ...builder import Stack
@@ -34,30 +35,40 @@ class Round:
     worst: float
 
 
-def fitted_scale(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> float:
-    """The scale at which the worst prompt uses what is allowed, less a margin.
+def fitted_budget(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> Cache:
+    """The cache with the scale at which the worst prompt uses what is allowed, less a margin.
 
     Errors are |difference| / |final latents| against the same stack uncached. An estimate is a sum of absolute values
     and knows nothing of how the sampler damps errors or carries them on, and how much is cached depends on it: so the
-    scale is looked for on finished samples, where the budget will be spent.
+    scale is looked for on finished samples, where the budget will be spent. Where the whole stack has been given an
+    error, what the passes below the cache make of it is measured first and taken off: errors of stages add up at most
+    (the triangle inequality).
 
     Raises:
-        StackError: no prompt keeps to the budget, or none has a step cached.
+        StackError: no prompt keeps to the budget, none has a step cached, or the passes below use all of it.
     """
     plain = cache.uncalibrated(gate="", threshold=0.0, interval=1)
     exact = _finals(stack, plain, prompts, seed)
-    allowed = cache.policy.threshold
+    below, allowed = 0.0, cache.policy.threshold
+    if stack.max_error:
+        below = MARGIN * max(map(_off, exact, _originals(stack, prompts, seed)))
+        allowed = stack.max_error - below
+        if allowed <= 0:
+            what = f"the passes below the cache are off by {below:.2g} (margin included)"
+            raise StackError(f"{what}, {stack.max_error:g} was allowed: allow more, or round less")
+    cache = cache.changed(threshold=allowed)
 
     def worst_at(scale: float) -> float:
         made = _finals(stack, cache.changed(error_scale=scale), prompts, seed)
-        return MARGIN * max(_off(run, truth) for run, truth in zip(made, exact, strict=True)) / allowed
+        return MARGIN * max(map(_off, made, exact)) / allowed
 
     best = on_the_edge(worst_at)
     if best.worst > 1:
         raise StackError(f"no scale keeps the error within {allowed:g} on these prompts: allow more")
     if best.worst == 0:
         raise StackError(f"no step was cached within {allowed:g}: allow more, or use more steps")
-    return best.scale
+    measured = best.worst * allowed / MARGIN
+    return cache.changed(error_scale=best.scale, below_error=below, measured_error=measured)
 
 
 def on_the_edge(worst_at: Callable[[float], float], rounds: int = ROUNDS) -> Round:
@@ -86,11 +97,23 @@ def on_the_edge(worst_at: Callable[[float], float], rounds: int = ROUNDS) -> Rou
 def _finals(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> list[torch.Tensor]:
     """Final latents of every prompt."""
     stack.replace(cache)
+    return _made(stack, prompts, seed, stack.plan.facts_after.steps)
+
+
+def _made(stack: Stack, prompts: Sequence[str], seed: int, steps: int) -> list[torch.Tensor]:
     made = []
     for i, prompt in enumerate(prompts):
-        generator = torch.Generator().manual_seed(seed + i)
-        made.append(stack(prompt, generator=generator, output_type="latent", return_dict=False)[0])
+        call = {"num_inference_steps": steps, "output_type": "latent", "return_dict": False}
+        made.append(stack(prompt, generator=torch.Generator().manual_seed(seed + i), **call)[0])
     return made
+
+
+def _originals(stack: Stack, prompts: Sequence[str], seed: int) -> list[torch.Tensor]:
+    """Final latents of every prompt without the passes that only compute differently: adapters stay."""
+    weights = [p for p in stack.passes if p.stage in ("distill", "adapter")]
+    steps = stack.plan.facts_after.steps
+    with taken_off(stack), carrying(stack, weights) as other:
+        return _made(other, prompts, seed, steps)
 
 
 def _off(run: torch.Tensor, truth: torch.Tensor) -> float:

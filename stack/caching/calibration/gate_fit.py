@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ...passes.cache import Cache
-from .budget_fit import fitted_scale
+from .budget_fit import fitted_budget
 from .trajectory import Recorder, Trajectory
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ DEGREE = 4  # of TeaCache's polynomial
 def fit_gate(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> Cache:
     """The cache with its gate's ratios or polynomial, measured prompt by prompt on uncached runs."""
     if cache.policy.gate == "budget":
-        return cache.changed(error_scale=fitted_scale(stack, cache, prompts, seed))
+        return fitted_budget(stack, cache, prompts, seed)
     trajectory = Trajectory()
     stack.replace(Recorder(trajectory))
     for i, prompt in enumerate(prompts):
