@@ -1,0 +1,130 @@
+"""Clashes of caches with quantization: thresholds, differences, and what was fitted under another precision."""
+
+from __future__ import annotations
+
+from .rule import Evidence, Rule
+
+LARGEST_NOISE_GAIN = 2.0  # of a first-order forecast at its longest reach
+HIGHEST_ORDER = 1  # of a forecast from rounded features whose noise is not known
+
+GATE_THRESHOLD = Rule(
+    "gate-threshold",
+    "a gate's threshold under quantization",
+    "Rounding adds its own change to what a gate compares from step to step. At the threshold of the unrounded model "
+    "fewer steps are cached than were asked for.",
+    (
+        Evidence(
+            "the same gate needs 0.12 on quantized FLUX where 0.08 does unquantized",
+            "ParaAttention (first-block cache with dynamic fp8); unsloth ships the same two numbers",
+        ),
+    ),
+    "Said in the plan. The two numbers are of one model: `calibrate(prompts, held_out)` finds the threshold on the stack "
+    "as it is, `fit_gate(prompts)` the ratios or the polynomial behind it, and then nothing is said.",
+    "plan",
+    ("quantize", "cache"),
+)
+NOISE_IN_DIFFERENCES = Rule(
+    "noise-in-differences",
+    "forecasts from rounded activations",
+    "Activations are rounded anew on every step, so a difference of two full steps holds the noise of both. Weights "
+    "alone do no harm: their error is smooth in the input and cancels in a difference.",
+    (
+        Evidence(
+            "1.2 % of noise per forward beside 2 % of change per step makes extrapolated frames flicker",
+            "cosmos-framework, pull request 247: caches were switched off under fp8",
+        ),
+        Evidence(
+            "2 % of noise: Taylor's order 2 has 36.7 dB plain and 37.6 shrunk, reuse 35.3",
+            "[methods](methods.md#under-noise)",
+        ),
+        Evidence(
+            "int8 on `shapes-flux`: 0.58 to 1.04 % at the last hidden state is random",
+            "[sensitivity](sensitivity.md#noise-floor)",
+        ),
+    ),
+    "The plan asks for `noise_floor(prompts)`. Once it is measured, each difference is shrunk to signal over signal plus "
+    "noise, taken over gaps wide enough, and the summary names the floor (`stack/compat/noise.py`). Without noise that is "
+    "the plain forecast bit for bit, with nothing but noise plain reuse.",
+    "run",
+    ("quantize", "cache"),
+)
+NARROW_GAPS = Rule(
+    "narrow-gaps",
+    "differences of neighbouring steps, used far away",
+    "A first difference over a gap N carries the noise of its two steps (1 + j / N) and j / N times to the j-th cached "
+    "step. After a warm-up of full steps N is 1.",
+    (
+        Evidence(
+            "gap 1 used 4 steps away gains 6.4 times the noise, gap 5 at most 2.0",
+            "sqrt((1 + j / N)^2 + (j / N)^2), for the noise of cosmos-framework, pull request 247",
+        ),
+    ),
+    "Said in the plan, with the gain of this schedule. `noise_floor(prompts)` lets full steps too near for the noise be "
+    "passed over; a warm-up of 1, or a calibrated schedule, has no such gap.",
+    "plan",
+    ("quantize", "cache"),
+    {"largest_noise_gain": LARGEST_NOISE_GAIN},
+)
+HIGH_ORDER = Rule(
+    "high-order",
+    "a high order on rounded activations",
+    "The noise in a difference of order m grows like (j / N)^m, binomially; what the order gains in bias is lost.",
+    (
+        Evidence(
+            "the second skipped step in a row doubles the noise of an extrapolated difference",
+            "cosmos-framework, pull request 247",
+        ),
+        Evidence("Taylor on an fp8 checkpoint: reported as noise, not resolved", "TaylorSeer, issue 5"),
+    ),
+    "Said in the plan above the threshold, as long as no noise floor is known; with one each order is shrunk on its own.",
+    "plan",
+    ("quantize", "cache"),
+    {"highest_order": HIGHEST_ORDER},
+)
+CALIBRATED_AT_OTHER_PRECISION = Rule(
+    "calibrated-at-other-precision",
+    "a schedule calibrated under another precision or sparsity",
+    "Errors of cache and rounding are not independent: what is best for one alone is not for both.",
+    (
+        Evidence(
+            "naive together lose 11.99 FID where rounding alone loses 0.76 and the cache 4.71; a schedule chosen "
+            "on the quantized model recovers 6.9 of it",
+            "CacheQuant, CVPR 2025 (15.36 to 8.47 FID)",
+        ),
+        Evidence(
+            "DiT-XL/2 in W8A8: FID 13.67 naively together, 5.45 and 5.21 alone", "Q&C, ICLR 2026 (arXiv 2503.02508)"
+        ),
+    ),
+    "The schedule is kept, since on `shapes-flux` one found under int8 kept its quality without; the plan says it was "
+    "found elsewhere, and `calibrate()` again finds it on the stack as it is.",
+    "plan",
+    ("quantize", "sparse_attn", "cache"),
+)
+FITTED_ELSEWHERE = Rule(
+    "fitted-elsewhere",
+    "ratios, polynomials, maps or bases of other weights",
+    "What was fitted on runs of one model describes its features. A quantized or distilled model has others.",
+    (
+        Evidence(
+            "a schedule of residual ratios of a 4-step model (1.37, 0.97, 0.87) is nothing like a 50-step one's, near 1",
+            "diffusers' MagCache documentation, for FLUX.1-schnell",
+        ),
+        Evidence(
+            "the published map in place of one fitted here is off by 5 to 50 % of a block's output",
+            "[methods](methods.md#fastcache)",
+        ),
+    ),
+    "Everything fitted names the facts it was fitted under. Another family, depth or width is refused; another adapter, "
+    "schedule, precision or sparsity is said in the plan: fit again on the stack as it is.",
+    "plan",
+    ("distill", "quantize", "sparse_attn", "cache"),
+)
+
+ROUNDED_CACHES = (
+    GATE_THRESHOLD,
+    NOISE_IN_DIFFERENCES,
+    NARROW_GAPS,
+    HIGH_ORDER,
+    CALIBRATED_AT_OTHER_PRECISION,
+    FITTED_ELSEWHERE,
+)
