@@ -43,5 +43,5 @@ def load_bases(path: str | Path) -> Bases:
     Raises:
         StackError: no such file, or one of something else.
     """
-    model, vectors = read(path, "bases", "stack.fit_bases(prompts, save=...)")
-    return Bases(*model, vectors)
+    about, vectors = read(path, "bases", "stack.fit_bases(prompts, save=...)")
+    return Bases(**about, vectors=vectors)

@@ -11,6 +11,7 @@ from ..caching.bases import load_bases
 from ..caching.calibration.conditions import DECISIVE, MINOR, differences
 from ..caching.calibration.search import Candidate
 from ..caching.cap import check_cap, offload, size_words
+from ..caching.clashes import clashes
 from ..caching.constants import Constants
 from ..caching.controller import CacheController
 from ..caching.fastcache import planning as fastcache
@@ -26,14 +27,24 @@ from ..caching.sites.fastcache import FastCache
 from ..caching.sites.related import RelatedModules
 from ..caching.sites.span import Span
 from ..caching.sites.tokenwise import Tokenwise
+from ..compat.rules.rounded_caches import CALIBRATED_AT_OTHER_PRECISION, FITTED_ELSEWHERE, NOISE_IN_DIFFERENCES
+from ..compat.rules.state import UNNAMED_BRANCHES
+from ..compat.rules.steps import (
+    CALIBRATED_ELSEWHERE,
+    CALIBRATED_FOR_OTHER_STEPS,
+    FEW_STEPS,
+    FEWEST_STEPS,
+    LEARNED_VARIANCE,
+    SAMPLER_NOT_PLAIN,
+)
 from ..errors import choose
 from ..facts import Facts
 from ..install import Installer
 from ..models.sampler import planned_steps
 from ..report import FULL
+from . import carried
 from .base import Applied, Finding, Target
 
-FEWEST_STEPS = 12  # below this an interval schedule has no history to extrapolate from (methods 6.5, rule 5)
 FILES = {"maps": load_maps, "bases": load_bases}  # options that may be given as a file's path
 OPTIONS = tuple(f.name for f in fields(Policy))
 
@@ -107,7 +118,7 @@ class Cache:
         if p.cycle:
             kinds = p.kinds(facts.steps)
             lines += [f"{kinds.count('c')} steps conservative, {kinds.count('a')} aggressive: {kinds}", p.token_words]
-        return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {size_words(p, facts)}"]
+        return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {size_words(p, facts)}{_noise_words(p)}"]
 
     def _when(self, facts: Facts) -> str:
         p = self.policy
@@ -128,9 +139,12 @@ class Cache:
             what = f"{p.front} front and {p.back} back blocks leave none of {facts.blocks} to cache"
             return [Finding(self.stage, what, fatal=True)]
         capped = check_cap(p, facts, self.stage)
-        if any(finding.fatal for finding in capped):
-            return capped
-        return [*capped, *self._check(facts)]
+        carries = [*carried.compiled(facts, self.stage), *carried.cached(facts, self.stage)]
+        if any(finding.fatal for finding in (*capped, *carries)):
+            return [*capped, *carries]
+        found = [*capped, *self._check(facts)]
+        runs = not any(finding.fatal or (finding.repair and not finding.replacement) for finding in found)
+        return [*found, *clashes(p, facts, self.stage)] if runs else found
 
     def _check(self, facts: Facts) -> list[Finding]:
         """What is left to say of a cache that there is room for."""
@@ -138,18 +152,18 @@ class Cache:
         if p.site == "fastcache":
             return fastcache.check(p, facts, self.stage)
         if p.site == "clean" and facts.sampler:
-            return [Finding(self.stage, facts.sampler, fatal=True)]
+            return [Finding.of(SAMPLER_NOT_PLAIN, self.stage, facts.sampler, fatal=True)]
         if p.site in ("denoiser", "clean") and facts.latent[0] != facts.latent[1]:
             into, out = facts.latent
             what = f"site {p.site!r} adds to the latent: expected as many numbers out as in, got {out} for {into}"
-            return [Finding(self.stage, what, "a learned variance?", repair="site='output'", fatal=True)]
+            return [Finding.of(LEARNED_VARIANCE, self.stage, what, repair="site='output'", fatal=True)]
         if p.bases is not None and (misfit := p.bases.misfit(facts)):
-            return [Finding(self.stage, f"the bases were {misfit}", repair="stack.fit_bases(prompts)", fatal=True)]
+            what, hint = f"the bases were {misfit}", "stack.fit_bases(prompts)"
+            return [Finding.of(FITTED_ELSEWHERE, self.stage, what, repair=hint, fatal=True)]
         full = len(self.schedule_for(facts.steps).full_steps(facts.steps))
         if facts.steps < FEWEST_STEPS:
-            why = f"{facts.steps} steps leave no history to extrapolate from"
-            what = f"a few-step schedule can save at most {facts.steps / full:.2f}x with this cache"
-            return [Finding(self.stage, what, why, repair="run without the cache")]
+            what = f"a schedule of {facts.steps} steps can save at most {facts.steps / full:.2f}x with this cache"
+            return [Finding.of(FEW_STEPS, self.stage, what, repair="run without the cache")]
         if p.gate == "magnitude" and not p.ratios:
             what = f"{self.method} needs the ratios of a measuring run: call fit_gate(prompts) first"
             return [Finding(self.stage, what, fatal=True)]
@@ -170,13 +184,13 @@ class Cache:
             plain = self.changed(
                 full_steps=(), segments=(), calibrated_for=(), interval=even.interval, warmup=even.warmup
             )
-            return [Finding(self.stage, what, "full steps found on one trajectory fit no other", repair, plain)]
+            return [Finding.of(CALIBRATED_ELSEWHERE, self.stage, what, repair=repair, replacement=plain)]
         if p.full_steps and facts.steps != p.steps:
-            what = f"the schedule was calibrated for {p.steps} steps, the plan has {facts.steps}"
-            return [Finding(self.stage, what, "uniform schedule of the same share used; calibrate again", note=True)]
+            what = f"the schedule was calibrated for {p.steps} steps, the plan has {facts.steps}: same share, even"
+            return [Finding.of(CALIBRATED_FOR_OTHER_STEPS, self.stage, what, note=True)]
         if changed := differences(p.calibrated_for, facts, MINOR):
-            what = f"calibrated under other precision or sparsity: {'; '.join(changed)}"
-            return [Finding(self.stage, what, "schedule kept; calibrating again may gain a little", note=True)]
+            what = f"calibrated under other precision or sparsity, schedule kept: {'; '.join(changed)}"
+            return [Finding.of(CALIBRATED_AT_OTHER_PRECISION, self.stage, what, note=True)]
         return []
 
     def facts_after(self, facts: Facts) -> Facts:
@@ -210,7 +224,7 @@ class Cache:
         constants.install(target.denoiser, target.wiring, install)
         install.on_rollback(controller.reset)
         return Applied(
-            summary=f"{self.method} at {places} places, state kept per guidance branch",
+            summary=f"{self.method} at {places} places, state kept per guidance branch{_noise_words(self.policy)}",
             report=_reporter(controller, constants, target),
             reset=controller.reset,
             details={"controller": controller},
@@ -245,6 +259,14 @@ def _forecast_words(p: Policy) -> str:
     )
 
 
+def _noise_words(p: Policy) -> str:
+    if not p.noise:
+        return ""
+    floors = [error for _, error in p.noise]
+    text = f"differences shrunk to what stands out of {min(floors):.2%} to {max(floors):.2%} of noise"
+    return "; " + NOISE_IN_DIFFERENCES.told(text)
+
+
 def _site(
     p: Policy, controller: CacheController, target: Target
 ) -> Span | EachBlock | EachModule | FastCache | Tokenwise | Around | CleanSample:
@@ -266,11 +288,18 @@ def _site(
     return Span(controller, p.front, p.back, p.site == "residual", p.accepts if p.accept else None)
 
 
+def _none_cached(target: Target) -> str:
+    made, tick = len(target.journal.entries), target.clock.tick
+    if made == 1 and tick is not None and tick.steps > 1:
+        return UNNAMED_BRANCHES.told(f"0 of 1 steps cached: the last call went on from none of {tick.steps} steps")
+    return f"0 of {made} steps cached: the schedule left none"
+
+
 def _reporter(controller: CacheController, constants: Constants, target: Target) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
         cached = sum(entry.kind != FULL for entry in target.journal.entries)
         if target.journal.entries and not cached:
-            target.journal.warn(f"0 of {len(target.journal.entries)} steps cached: the schedule left none")
+            target.journal.warn(_none_cached(target))
         figures: dict[str, Any] = {"bytes": controller.bytes, "host_bytes": controller.host_bytes}
         figures |= {"table_bytes": constants.bytes, "cached_steps": cached, "dropped": controller.dropped}
         figures |= controller.figures | controller.estimates

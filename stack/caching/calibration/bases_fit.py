@@ -15,6 +15,7 @@ from ...passes.cache import Cache
 from ..bases import Bases
 from ..forecast import Forecast
 from ..predictor import Predictor
+from .conditions import conditions
 from .standin import StandIn
 
 if TYPE_CHECKING:
@@ -79,4 +80,5 @@ def fit_bases(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> 
         stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")
     found = {key: sums.basis(cache.policy.energy) for key, sums in gathering.sums.items()}
     facts = stack.facts
-    return Bases(facts.family, facts.blocks, facts.width, found)
+    under = conditions(stack.plan.facts_after)
+    return Bases(facts.family, facts.blocks, facts.width, found, made_under=under)

@@ -10,6 +10,7 @@ import torch
 
 from ...errors import StackError
 from ...passes.cache import Cache
+from .conditions import conditions
 from .trajectory import Recorder, Trajectory
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ def fit_gate(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> C
     stack.replace(Recorder(trajectory))
     for i, prompt in enumerate(prompts):
         stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")
+    under = conditions(stack.plan.facts_after)
     if cache.policy.gate == "magnitude":
-        return cache.changed(ratios=residual_ratios(trajectory, len(prompts)))
-    return cache.changed(coefficients=output_polynomial(trajectory, len(prompts)))
+        return cache.changed(ratios=residual_ratios(trajectory, len(prompts)), calibrated_for=under)
+    return cache.changed(coefficients=output_polynomial(trajectory, len(prompts)), calibrated_for=under)
 
 
 def error_scale(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> float:

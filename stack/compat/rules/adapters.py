@@ -19,8 +19,8 @@ MERGE_INTO_ROUNDED = Rule(
         Evidence("fused in fp32 before rounding, all of the same update is left", "[adapters](adapters.md)"),
     ),
     "Adapters are fused in fp32 before anything is rounded, whatever the order of the calls. On weights that are "
-    "quantized already the adapter becomes a branch of its own. `merge=True` is refused below the threshold, and always "
-    "on packed weights; on 16-bit weights the report tells the share.",
+    "quantized already the adapter becomes a branch of its own. `merge=True` is refused below the threshold, and "
+    "always on packed weights; on 16-bit weights the report tells the share.",
     "plan",
     ("distill", "quantize"),
     {"least_share": LEAST_SHARE},
@@ -56,8 +56,8 @@ UNMERGED_LORA = Rule(
             "peft, issues 2285 and 3223; diffusers, issues 10492 and 10381",
         ),
     ),
-    "Refused: merge it first (`pipe.fuse_lora()`, then `pipe.unload_lora_weights()`), or leave it out and give its file "
-    "to `distill()`.",
+    "Refused: merge it first (`pipe.fuse_lora()`, then `pipe.unload_lora_weights()`), or leave it out and give its "
+    "file to `distill()`.",
     "plan",
     ("distill", "quantize", "adapter"),
 )
@@ -103,7 +103,8 @@ ANOTHER_MODEL = Rule(
     "Names and sizes of linears differ between families, and weights differ between models of a family.",
     (
         Evidence(
-            "10 of the 58 cards that ship are for a family of this project", "[adapters](adapters.md#the-cards-that-ship)"
+            "10 of the 58 cards that ship are for a family of this project",
+            "[adapters](adapters.md#the-cards-that-ship)",
         ),
         Evidence("NF4 FLUX.1-Fill with an adapter for FLUX.1-dev: open", "diffusers, issue 10612"),
     ),
@@ -129,8 +130,8 @@ CALL_STEPS = Rule(
 CALL_SCHEDULE = Rule(
     "call-schedule",
     "noise levels of a call on top of the adapter's",
-    "Noise levels that are already shifted are shifted again by the scheduler, or replace those the adapter was trained "
-    "on.",
+    "Noise levels that are already shifted are shifted again by the scheduler, or replace those the adapter was "
+    "trained on.",
     (
         Evidence(
             "a shift of 3 applied twice moves the middle of four steps from sigma 0.75 to 0.90",

@@ -7,18 +7,18 @@ from .rule import Evidence, Rule
 COMPILED_BEFORE = Rule(
     "compiled-before",
     "a model that was compiled before the stack",
-    "A block compiled in place is traced again with whatever is wrapped around its forward: the decisions of a cache are "
-    "Python, break the graph or are frozen into it, and compile anew on every step.",
+    "A block compiled in place is traced again with whatever is wrapped around its forward: the decisions of a cache "
+    "are Python, break the graph or are frozen into it, and compile anew on every step.",
     (
         Evidence(
             "computed steps fell from 91.8 to 71.2 ms once the cache called the compiled block instead of being traced",
             "unsloth, Qwen-Image",
         ),
     ),
-    "Refused: load the model uncompiled. `.compile()` compiles the blocks as the passes below leave them, and the cache "
-    "stands around the compiled code.",
+    "Refused: load the model uncompiled. `.compile()` compiles the blocks as the passes below leave them, and the "
+    "cache stands around the compiled code.",
     "plan",
-    ("sparse_attn", "compile", "cache"),
+    ("compile", "cache"),
 )
 TWO_CACHES = Rule(
     "two-caches",
@@ -26,7 +26,9 @@ TWO_CACHES = Rule(
     "diffusers' caches skip blocks by hooks of their own. Two caches on one model each take the other's forecasts for "
     "computed features.",
     (
-        Evidence("1 cache per model: diffusers raises on a second one of its own", "diffusers' `CacheMixin.enable_cache`"),
+        Evidence(
+            "1 cache per model: diffusers raises on a second one of its own", "diffusers' `CacheMixin.enable_cache`"
+        ),
     ),
     "Refused: `transformer.disable_cache()` first.",
     "plan",
@@ -59,10 +61,12 @@ GATE_READS_DEVICE = Rule(
 SPARSE_BREAKS_GRAPH = Rule(
     "sparse-breaks-graph",
     "compiled blocks with sparse attention in them",
-    "The map and the count of sparse calls are made outside compiled code, as in SpargeAttention: the compiler stops at "
-    "each block's attention and goes on behind it.",
+    "The map and the count of sparse calls are made outside compiled code, as in SpargeAttention: the compiler stops "
+    "at each block's attention and goes on behind it.",
     (
-        Evidence("1 graph break per block, so that each block is 2 graphs", "counted by torch._dynamo on FLUX's blocks"),
+        Evidence(
+            "1 graph break per block, so that each block is 2 graphs", "counted by torch._dynamo on FLUX's blocks"
+        ),
         Evidence("a fixed schedule of two compiled graphs needs none", "FlexAttention, where a full graph is wanted"),
     ),
     "Said in the plan. What is around attention is compiled all the same.",
@@ -72,8 +76,8 @@ SPARSE_BREAKS_GRAPH = Rule(
 RECOMPILE_LIMIT = Rule(
     "recompile-limit",
     "more kinds of blocks than the compiler keeps",
-    "Blocks of one class share their compiled code as long as they are built alike. A mixed quantization plan makes them "
-    "differ; past its limit the compiler runs the rest uncompiled.",
+    "Blocks of one class share their compiled code as long as they are built alike. A mixed quantization plan makes "
+    "them differ; past its limit the compiler runs the rest uncompiled.",
     (
         Evidence(
             "torch keeps 8 versions of a function; a model with mixed blocks needs about 11",

@@ -8,8 +8,8 @@ from .rule import WHEN, Rule
 
 INTRODUCTION = """# What clashes, and what is done about it
 
-Written by `ditstack rules --write docs/composability.md`, from the data that the passes decide by
-(`stack/compat/rules/`). `explain()`, warnings and errors name the rule they are of, and `ditstack rules NAME` prints it.
+Written by `ditstack rules --write docs/composability.md` from the data that the passes decide by
+(`stack/compat/rules/`). `explain()`, warnings and errors name their rule, and `ditstack rules NAME` prints it.
 
 A pass that meets a clash repairs it, refuses, or says it: `[repaired]`, `[refused]` and `[note]` in the plan. With
 `strict=True` repairs are refused as well. Figures of others are cited as they were published; those of this project

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .rule import Evidence, Rule
 
-# Rows times features below which rounding the rows costs what the int8 product gains.
+# Rows times features below which rounding the rows costs what the int8 product gains (AVX2, fp32 = 1: 128 rows of 512
+# features 1.16, 256 of 192 0.6 to 1.0, 16 of 512 0.6).
 SMALLEST_GAINING_INPUT = 65_536
 
 ROUNDED_TWICE = Rule(

@@ -18,8 +18,8 @@ GATE_THRESHOLD = Rule(
             "ParaAttention (first-block cache with dynamic fp8); unsloth ships the same two numbers",
         ),
     ),
-    "Said in the plan. The two numbers are of one model: `calibrate(prompts, held_out)` finds the threshold on the stack "
-    "as it is, `fit_gate(prompts)` the ratios or the polynomial behind it, and then nothing is said.",
+    "Said in the plan. The two numbers are of one model: `calibrate(prompts, held_out)` finds the threshold on the "
+    "stack as it is, `fit_gate(prompts)` the ratios or the polynomial behind it, and then nothing is said.",
     "plan",
     ("quantize", "cache"),
 )
@@ -42,9 +42,9 @@ NOISE_IN_DIFFERENCES = Rule(
             "[sensitivity](sensitivity.md#noise-floor)",
         ),
     ),
-    "The plan asks for `noise_floor(prompts)`. Once it is measured, each difference is shrunk to signal over signal plus "
-    "noise, taken over gaps wide enough, and the summary names the floor (`stack/compat/noise.py`). Without noise that is "
-    "the plain forecast bit for bit, with nothing but noise plain reuse.",
+    "The plan asks for `noise_floor(prompts)`. Once it is measured, each difference is shrunk to signal over signal "
+    "plus noise, taken over gaps wide enough, and the summary names the floor (`stack/compat/noise.py`). Without "
+    "noise that is the plain forecast bit for bit, with nothing but noise plain reuse.",
     "run",
     ("quantize", "cache"),
 )
@@ -59,8 +59,8 @@ NARROW_GAPS = Rule(
             "sqrt((1 + j / N)^2 + (j / N)^2), for the noise of cosmos-framework, pull request 247",
         ),
     ),
-    "Said in the plan, with the gain of this schedule. `noise_floor(prompts)` lets full steps too near for the noise be "
-    "passed over; a warm-up of 1, or a calibrated schedule, has no such gap.",
+    "Said in the plan, with the gain of this schedule. `noise_floor(prompts)` lets full steps too near for the noise "
+    "be passed over; a warm-up of 1, or a calibrated schedule, has no such gap.",
     "plan",
     ("quantize", "cache"),
     {"largest_noise_gain": LARGEST_NOISE_GAIN},
@@ -76,7 +76,8 @@ HIGH_ORDER = Rule(
         ),
         Evidence("Taylor on an fp8 checkpoint: reported as noise, not resolved", "TaylorSeer, issue 5"),
     ),
-    "Said in the plan above the threshold, as long as no noise floor is known; with one each order is shrunk on its own.",
+    "Said in the plan above the threshold, as long as no noise floor is known; with one each order is shrunk on its "
+    "own.",
     "plan",
     ("quantize", "cache"),
     {"highest_order": HIGHEST_ORDER},
@@ -106,7 +107,8 @@ FITTED_ELSEWHERE = Rule(
     "What was fitted on runs of one model describes its features. A quantized or distilled model has others.",
     (
         Evidence(
-            "a schedule of residual ratios of a 4-step model (1.37, 0.97, 0.87) is nothing like a 50-step one's, near 1",
+            "a schedule of residual ratios of a 4-step model (1.37, 0.97, 0.87) is nothing like a 50-step one's, "
+            "near 1",
             "diffusers' MagCache documentation, for FLUX.1-schnell",
         ),
         Evidence(
@@ -114,8 +116,8 @@ FITTED_ELSEWHERE = Rule(
             "[methods](methods.md#fastcache)",
         ),
     ),
-    "Everything fitted names the facts it was fitted under. Another family, depth or width is refused; another adapter, "
-    "schedule, precision or sparsity is said in the plan: fit again on the stack as it is.",
+    "Everything fitted names the facts it was fitted under. Another family, depth or width is refused; another "
+    "adapter, schedule, precision or sparsity is said in the plan: fit again on the stack as it is.",
     "plan",
     ("distill", "quantize", "sparse_attn", "cache"),
 )

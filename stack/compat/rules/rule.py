@@ -1,4 +1,4 @@
-"""What a rule is: one known clash, the number behind it, and what is done about it. Data only; passes do the checking."""
+"""What a rule is: one known clash, the number behind it, and what is done about it. Data; passes do the checking."""
 
 from __future__ import annotations
 

@@ -10,15 +10,16 @@ FEWEST_DENSE = 0.25  # share of a distilled schedule's steps that stay dense
 SPARSE_DOES_NOT_PAY = Rule(
     "sparse-does-not-pay",
     "sparse attention on too few tokens",
-    "Finding the map and computing in blocks costs time that few tokens do not give back, and dropped blocks always cost "
-    "some of the picture.",
+    "Finding the map and computing in blocks costs time that few tokens do not give back, and dropped blocks always "
+    "cost some of the picture.",
     (
         Evidence(
             "attention is about a third of a denoiser, so that 1.25x there is 1.07x in all",
             "`stack.attention.cost`, measured on 2 CPU cores",
         ),
         Evidence(
-            "half of the blocks at 1,040 tokens: 1.15x predicted for attention", "[the comparison](compare/compare.json)"
+            "half of the blocks at 1,040 tokens: 1.15x predicted for attention",
+            "[the comparison](compare/compare.json)",
         ),
     ),
     "Attention stays dense, and the plan gives the predicted factor; `even_if_slower=True` asks for it all the same.",
@@ -30,9 +31,7 @@ NO_STEP_LEFT_SPARSE = Rule(
     "no-step-left-sparse",
     "sparse attention on a schedule without steps to spare",
     "The first steps fix the layout and the last one the details, and stay dense. A short schedule has no others.",
-    (
-        Evidence("of 4 steps 1 stays dense, of 8 steps 2", "Radial attention and FusionX on few-step Wan adapters"),
-    ),
+    (Evidence("of 4 steps 1 stays dense, of 8 steps 2", "Radial attention and FusionX on few-step Wan adapters"),),
     "Attention stays dense, and the plan says that 0 steps would be sparse.",
     "plan",
     ("distill", "sparse_attn"),
@@ -40,8 +39,8 @@ NO_STEP_LEFT_SPARSE = Rule(
 FEW_DENSE_STEPS = Rule(
     "few-dense-steps",
     "too few dense steps on a distilled schedule",
-    "A step of a distilled schedule carries as much of the picture as five to ten of the base's: a tenth of them dense, "
-    "as on long schedules, is too little.",
+    "A step of a distilled schedule carries as much of the picture as five to ten of the base's: a tenth of them "
+    "dense, as on long schedules, is too little.",
     (
         Evidence(
             "of 4 steps 1 stays dense, of 8 steps 2: a quarter, rounded up",
@@ -72,8 +71,8 @@ SPARSE_UNDER_CACHE = Rule(
 ATTENTION_CACHED_AND_SPARSE = Rule(
     "attention-cached-and-sparse",
     "a cache of attention beside sparse attention",
-    "Both save the same work. What sparse attention has left is all that the cache can skip, and it skips the steps that "
-    "sparse attention would have made faster.",
+    "Both save the same work. What sparse attention has left is all that the cache can skip, and it skips the steps "
+    "that sparse attention would have made faster.",
     (
         Evidence(
             "attention is about a third of a denoiser: skipping all of it is 1.5x at most",
@@ -101,12 +100,12 @@ MASKED_ATTENTION = Rule(
 OTHER_PROCESSORS = Rule(
     "other-processors",
     "attention processors that are not the family's own",
-    "An image-prompt adapter or another backend (SageAttention) sits in the processor. Exchanging it would drop what it "
-    "does.",
+    "An image-prompt adapter or another backend (SageAttention) sits in the processor. Exchanging it would drop what "
+    "it does.",
     (
         Evidence(
-            "only 1 kind of processor per family is known well enough to be exchanged; a patch of all attention at once "
-            "reached the VAE and the text encoder, and raised",
+            "only 1 kind of processor per family is known well enough to be exchanged; a patch of all attention at "
+            "once reached the VAE and the text encoder, and raised",
             "diffusers, issue 11168",
         ),
     ),

@@ -7,8 +7,8 @@ from .rule import Evidence, Rule
 OTHER_CONDITIONS = Rule(
     "other-conditions",
     "state made under other weights, shapes or precision",
-    "An adapter swap, `load_state_dict`, an edit in place or a new resolution leaves features in the cache that the model "
-    "would no longer make. Names and addresses do not tell.",
+    "An adapter swap, `load_state_dict`, an edit in place or a new resolution leaves features in the cache that the "
+    "model would no longer make. Names and addresses do not tell.",
     (
         Evidence(
             "0 states are used whose stamp differs: weights are told apart by a 64-bit sum over their content, unseen "
@@ -24,9 +24,7 @@ NOT_A_NUMBER = Rule(
     "not-a-number",
     "a feature that is no number",
     "NaN, infinity, or a value beyond the dtype that state is kept in would be carried into every cached step.",
-    (
-        Evidence("1 such value spoils all cached steps of a run; float16 ends at 65,504", "IEEE 754"),
-    ),
+    (Evidence("1 such value spoils all cached steps of a run; float16 ends at 65,504", "IEEE 754"),),
     "Noticed on the next step, from one number per full step: the state is dropped, that step runs in full, and the "
     "report says so.",
     "run",
@@ -35,13 +33,9 @@ NOT_A_NUMBER = Rule(
 UNNAMED_BRANCHES = Rule(
     "unnamed-branches",
     "guidance branches that a pipeline does not name",
-    "Two denoiser calls per step that say nothing of their branch look like two requests: there is never a step to go on "
-    "from.",
-    (
-        Evidence(
-            "0 steps are cached where the two calls of a step have no `cache_context`", "diffusers, issue 12760"
-        ),
-    ),
+    "Two denoiser calls per step that say nothing of their branch look like two requests: there is never a step to go "
+    "on from.",
+    (Evidence("0 steps are cached where the two calls of a step have no `cache_context`", "diffusers, issue 12760"),),
     "Nothing is mixed up: every call runs in full, and the report says why. Name the branches with "
     "`transformer.cache_context('cond')`, or run them as one batch.",
     "run",
@@ -54,7 +48,8 @@ FEWER_TOKENS = Rule(
     "miss.",
     (
         Evidence(
-            "shapes-flux, 50 steps: 31 dB in 0.95 of the time with tokens, 20 dB with merge; 15 plain steps 39 dB in 0.27",
+            "shapes-flux, 50 steps: 31 dB in 0.95 of the time with tokens, 20 dB with merge; 15 plain steps 39 dB in "
+            "0.27",
             "[methods](methods.md#fastcache)",
         ),
     ),

@@ -19,8 +19,8 @@ FEW_STEPS = Rule(
         Evidence("no hits at 8 to 10 steps for three gates", "TeaCache, issue 6; reports on Wan 4-step adapters"),
         Evidence("shipped off below 20 steps", "unsloth's first-block cache"),
     ),
-    "The most that can be saved at this number of steps is computed and said before the run, and no whole-step forecast "
-    "is made.",
+    "The most that can be saved at this number of steps is computed and said before the run, and no whole-step "
+    "forecast is made.",
     "plan",
     ("distill", "cache"),
     {"fewest_steps": FEWEST_STEPS},
@@ -31,7 +31,8 @@ DISTILLED_TRAJECTORY = Rule(
     "A distilled model takes longer, more curved steps than the one that published settings were found on.",
     (
         Evidence(
-            "caches without training fall to a semantic score of 42.7 to 63.7 from 70.4 on a 20-step distilled video model",
+            "caches without training fall to a semantic score of 42.7 to 63.7 from 70.4 on a 20-step distilled video "
+            "model",
             "DisCa, on HunyuanVideo with MeanFlow",
         ),
     ),
@@ -70,8 +71,8 @@ CALIBRATED_FOR_OTHER_STEPS = Rule(
 SAMPLER_NOT_PLAIN = Rule(
     "sampler-not-plain",
     "a forecast of the clean sample behind another sampler",
-    "The predictor-corrector needs the sampler's steps as numbers, x' = a x + b m. A sampler with noise of its own, with "
-    "memory or with clipping has none.",
+    "The predictor-corrector needs the sampler's steps as numbers, x' = a x + b m. A sampler with noise of its own, "
+    "with memory or with clipping has none.",
     (
         Evidence(
             "its corrector counts on a step being exact: 5.4 dB over a searched second-order control rest on that",
