@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
@@ -88,8 +87,7 @@ def many_kinds_of_blocks() -> str:
     denoiser.single_transformer_blocks.append(second)
     mixed = {"single_transformer_blocks.1.proj_mlp": "keep"}
     stack = Stack(denoiser, steps=STEPS).quantize("int8", min_features=64, layers=mixed).compile()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    with torch._dynamo.config.patch(recompile_limit=1):
         return str(stack.apply().report().warnings)
 
 

@@ -26,7 +26,7 @@ PUT_ON: dict[str, Callable[[Any], Any]] = {
 TAKEN_OFF: dict[str, Callable[[Any], Any]] = {
     FUSED: lambda m: m.unfuse_qkv_projections(),
     CACHE: lambda m: m.disable_cache(),
-    LORA: lambda m: m.delete_adapters("default"),
+    LORA: lambda m: m.unload_lora(),
 }
 
 

@@ -71,6 +71,10 @@ HIGH_ORDER = Rule(
     "The noise in a difference of order m grows like (j / N)^m, binomially; what the order gains in bias is lost.",
     (
         Evidence(
+            "order 2 used 4 steps away gains 30 times the noise at gap 1 and 3.4 at gap 5, order 1 6.4 and 2.0",
+            "sqrt(sum of w^2) for the weights of Newton's form",
+        ),
+        Evidence(
             "the second skipped step in a row doubles the noise of an extrapolated difference",
             "cosmos-framework, pull request 247",
         ),
