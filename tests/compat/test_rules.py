@@ -24,7 +24,7 @@ from stack.plan import make_plan
 
 from ..test_plan import FACTS
 from .occurring import OCCURRING
-from .planned import CALIBRATED, PLANNED, SIXTEEN, SPARSE, told
+from .planned import CALIBRATED, PLANNED, SPARSE, told
 
 PAGE = Path(__file__).parents[2] / "docs" / "composability.md"
 COUNTED = {"masked-attention"}  # a count by reason, where the rule's name has to do
