@@ -66,7 +66,7 @@ def _fitted(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     """What was fitted, each under what."""
     fitted = {"maps": p.maps, "bases": p.bases}
     under = {name: each.made_under for name, each in fitted.items() if each is not None}
-    if p.ratios or p.coefficients:
+    if p.ratios or p.coefficients or p.error_scale != 1:
         under[f"{p.gate} gate"] = p.calibrated_for
     found = []
     for name, conditions in under.items():

@@ -141,7 +141,9 @@ class AdapterStage:
         return notes
 
     def _refusals(self, card: Card, facts: Facts) -> list[Finding]:
-        refused = carried.under_linears(facts, self.stage) if card.weights else []
+        refused: list[Finding] = []
+        if card.weights:
+            refused += carried.under_linears(facts, self.stage) + carried.offloaded(facts, self.stage)
         # A card with a pipeline and no family is for one that this project does not know.
         if (card.family or card.pipeline) not in ("", facts.family):
             what = f"{card.name} is made for {card.family or card.pipeline}: this model is {facts.family}"

@@ -19,8 +19,10 @@ def under_linears(facts: Facts, stage: str) -> list[Finding]:
 
 
 def offloaded(facts: Facts, stage: str) -> list[Finding]:
-    """For a pass that exchanges modules."""
-    return _refused(facts, stage, {OFFLOADED: (OFFLOADED_MODULES, "quantize first, and freeze() to free the memory")})
+    """For a pass that exchanges modules or writes to weights."""
+    return _refused(
+        facts, stage, {OFFLOADED: (OFFLOADED_MODULES, "load it without; quantize() and freeze() free memory too")}
+    )
 
 
 def compiled(facts: Facts, stage: str) -> list[Finding]:

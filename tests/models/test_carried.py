@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
 
 from stack import Stack, StackError
+from stack.distill.side import SideLinear
 from stack.models.carried import CACHE, CAST, COMPILED, FUSED, LORA, OFFLOADED, carried_by
 
-from ..conftest import tiny_denoiser
+from ..conftest import inputs, tiny_denoiser
+from ..lora import save_lora
 
 PUT_ON: dict[str, Callable[[Any], Any]] = {
     CAST: lambda m: m.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32),
@@ -53,3 +56,30 @@ def test_a_stack_is_refused_before_anything_changes() -> None:
     with pytest.raises(StackError, match=r"carries a cache of diffusers .*disable_cache\(\) \(rule two-caches\)"):
         Stack(denoiser, steps=14).cache("svd").apply()
     assert denoiser.is_cache_enabled
+
+
+def test_a_branch_beside_cast_weights_is_computed_in_full_precision(tmp_path: Path) -> None:
+    """The plan says that the weights were cast, and the branch keeps what it adds."""
+    denoiser = tiny_denoiser()
+    updates = save_lora(denoiser, tmp_path, prefix="")
+    PUT_ON[CAST](denoiser)
+    with torch.no_grad():
+        before = denoiser(**inputs()).sample
+        with Stack(denoiser, steps=4).distill(str(tmp_path), steps=4, shift=1.0) as stack:
+            assert "rule unscaled-fp8" in stack.explain() and "rule merge-into-rounded" in stack.explain()
+            after = denoiser(**inputs()).sample
+            sides = [m for m in denoiser.modules() if isinstance(m, SideLinear)]
+    assert len(sides) == len(updates) and all(side.up.dtype is torch.float32 for side in sides)
+    assert float((after - before).norm() / before.norm()) > 1e-3
+
+
+def test_under_fused_projections_an_update_would_be_lost() -> None:
+    """Why it is refused: what is written to q, k and v is no longer read."""
+    denoiser = tiny_denoiser()
+    PUT_ON[FUSED](denoiser)
+    with torch.no_grad():
+        before = denoiser(**inputs()).sample
+        for attention in (block.attn for block in denoiser.transformer_blocks):
+            for linear in (attention.to_q, attention.to_k, attention.to_v):
+                linear.weight.mul_(3)
+        assert torch.equal(denoiser(**inputs()).sample, before)

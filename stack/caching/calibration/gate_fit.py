@@ -24,7 +24,8 @@ MARGIN = 1.2
 def fit_gate(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> Cache:
     """The cache with its gate's ratios or polynomial, measured prompt by prompt on uncached runs."""
     if cache.policy.gate == "budget":
-        return cache.changed(error_scale=error_scale(stack, cache, prompts, seed))
+        scale = error_scale(stack, cache, prompts, seed)
+        return cache.changed(error_scale=scale, calibrated_for=conditions(stack.plan.facts_after))
     trajectory = Trajectory()
     stack.replace(Recorder(trajectory))
     for i, prompt in enumerate(prompts):

@@ -56,9 +56,9 @@ MIX_MADE_ELSEWHERE = Rule(
 )
 OFFLOADED_MODULES = Rule(
     "offloaded-modules",
-    "weights that are moved or cast by hooks",
-    "Offloading keeps lists of the modules it moves. A linear that is exchanged afterwards is in no list: it stays "
-    "where it was made, and the memory that offloading was to save is held all the same.",
+    "weights that are moved by hooks",
+    "Offloading keeps lists of the modules it moves, and copies of their weights. A linear that is exchanged "
+    "afterwards is in no list and stays where it was made; a weight that is written to gets its old copy back.",
     (
         Evidence(
             "group offloading of torchao weights was broken until pull request 13276 (April 2026)",
@@ -69,9 +69,9 @@ OFFLOADED_MODULES = Rule(
             "[quantization](quantization.md#memory-saving-loading)",
         ),
     ),
-    "Refused: quantize first, and `freeze()`.",
+    "Refused: load the model without these hooks; `quantize()` and `freeze()` free memory as well.",
     "plan",
-    ("quantize",),
+    ("distill", "quantize", "adapter"),
 )
 
 QUANTIZATION = (ROUNDED_TWICE, ROWS_TOO_FEW, MIX_MADE_ELSEWHERE, OFFLOADED_MODULES)

@@ -58,6 +58,9 @@ def test_a_stack_finds_saves_and_uses_them(pipe: Any, tmp_path: Path) -> None:
     again = Stack(pipe, steps=STEPS).cache("svd", interval=3, energy=0.8, bases=tmp_path / "bases.safetensors")
     with again:
         assert torch.equal(latents(again), offline)
+    assert "fitted-elsewhere" not in again.explain()
+    rounded = again.undo().quantize("int8", min_features=64).explain()
+    assert "the bases fitted under other conditions: weight_bits 32, now 8; activation_bits 32, now 8" in rounded
 
 
 def test_bases_of_another_model_are_refused(pipe: Any) -> None:
