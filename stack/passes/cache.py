@@ -143,8 +143,10 @@ class Cache:
         if any(finding.fatal for finding in (*capped, *carries)):
             return [*capped, *carries]
         found = [*capped, *self._check(facts)]
-        runs = not any(finding.fatal or (finding.repair and not finding.replacement) for finding in found)
-        return [*found, *clashes(p, facts, self.stage)] if runs else found
+        if any(finding.fatal for finding in found):
+            return found
+        running: Any = [self, *(finding.replacement for finding in found if finding.repair)][-1]
+        return [*found, *clashes(running.policy, facts, self.stage)] if running else found
 
     def _check(self, facts: Facts) -> list[Finding]:
         """What is left to say of a cache that there is room for."""

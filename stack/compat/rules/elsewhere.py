@@ -107,6 +107,31 @@ ELSEWHERE = (
         "no correction of its own: the calibrated schedule and the noise floor are what answers it",
     ),
     NotHere(
+        "a quantized model whose forward a cache did not get hold of: no speed-up",
+        "TeaCache, issue 31",
+        "what is wrapped is what the passes below left; a cache that skips nothing says so",
+    ),
+    NotHere(
+        "hidden states that torchao wants contiguous, and group offloading of its weights",
+        "diffusers, pull requests 13081 and 13276",
+        "Qwen-Image is no family of this project; offloaded models are refused (offloaded-modules)",
+    ),
+    NotHere(
+        "a cache that saves less since steps are cheaper: 1.11x to 1.92x on 4-bit models",
+        "nunchaku, pull request 810",
+        "no clash but a smaller gain: `ditstack compare` sets the whole against the product of its parts",
+    ),
+    NotHere(
+        "compiling that makes a cached model slower",
+        "sglang, issue 19471",
+        "`ditstack compare` tries the base both ways, and compiles stacks where it compiles the base",
+    ),
+    NotHere(
+        "a cache that loses to fewer steps in the same time (25 plain steps 11.0 s, first-block cache 14.0 s)",
+        "diffusers' own test",
+        "every comparison has that control as a row",
+    ),
+    NotHere(
         "a cache that is co-trained with its distilled model",
         "1.x-Distill (arXiv 2604.04018), DisCa",
         "no cache here is trained",

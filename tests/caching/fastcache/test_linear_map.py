@@ -101,9 +101,8 @@ def test_maps_survive_being_written_and_read(rank: int, tmp_path: Path) -> None:
     maps = maps_of(rank)
     maps.save(tmp_path / "maps.safetensors")
     back = load_maps(tmp_path / "maps.safetensors")
-    assert (back.family, back.blocks, back.width, back.made_under) == ("flux", 1, D, UNDER) and back.maps[
-        "map"
-    ].keys() == maps.maps["map"].keys()
+    assert (back.family, back.blocks, back.width, back.made_under) == ("flux", 1, D, UNDER)
+    assert back.maps["map"].keys() == maps.maps["map"].keys()
     x = torch.randn(3, D)
     for carry, key in [("map", "0/image"), ("map", "0/text"), ("map", WHOLE), ("moved", WHOLE)]:
         assert torch.equal(back.maps[carry][key](x), maps.maps[carry][key](x))
