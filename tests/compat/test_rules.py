@@ -18,15 +18,19 @@ from stack.compat.rules import RULES, SUBJECTS, rule_named
 from stack.compat.rules.page import page
 from stack.distill.find import cards_in, shipped_folder
 from stack.errors import StackError
+from stack.models.carried import FUSED, LORA, OFFLOADED
+from stack.passes.adapter import Adapter
 from stack.passes.cache import Cache
+from stack.passes.distill import Distill
 from stack.passes.quantize import Quantize
 from stack.plan import make_plan
 
 from ..test_plan import FACTS
 from .occurring import OCCURRING
-from .planned import CALIBRATED, PLANNED, SPARSE, told
+from .planned import CALIBRATED, EIGHT, PLANNED, SPARSE, told
 
 PAGE = Path(__file__).parents[2] / "docs" / "composability.md"
+CAUSED_BY_THE_PASS = {"missing-scheduler", "another-model", "mix-made-elsewhere", "fewer-tokens"}
 COUNTED = {"masked-attention"}  # a count by reason, where the rule's name has to do
 
 
@@ -50,13 +54,11 @@ def test_what_happens_names_the_rule_and_its_number(name: str) -> None:
     assert name in COUNTED or RULES[name].why in text
 
 
-@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize("name", [name for name in PLANNED if name not in CAUSED_BY_THE_PASS])
 def test_without_its_cause_the_rule_is_silent(name: str) -> None:
     """The same last pass alone, on the facts as they are."""
     passes, _ = PLANNED[name]
     alone = {"few-dense-steps": SPARSE, "calibrated-at-other-precision": CALIBRATED}
-    if name in ("missing-scheduler", "another-model", "mix-made-elsewhere", "fewer-tokens"):
-        return  # the pass itself is the cause
     text = told([alone.get(name, passes[-1])], {"image_tokens": 8192} if name == "sparse-does-not-pay" else {})
     assert f"(rule {name})" not in text
 
@@ -116,6 +118,13 @@ def test_a_distilled_schedule_keeps_a_quarter_dense(steps: int, repaired: bool) 
     sparse = replace(SPARSE, dense_last=2)
     (stage,) = make_plan(facts, [sparse]).stages
     assert stage.run == (replace(sparse, dense_first=3) if repaired else sparse)
+
+
+@pytest.mark.parametrize("wanted", [Quantize(), EIGHT, EIGHT.beside()])
+def test_linears_that_others_hold_are_not_changed(wanted: Quantize | Distill | Adapter) -> None:
+    found = wanted.check(replace(FACTS, carries=(LORA, FUSED, OFFLOADED)))
+    assert [f.rule for f in found if f.fatal] == ["unmerged-lora", "fused-projections", "offloaded-modules"]
+    assert not [f for f in Distill("flux-schnell").check(replace(FACTS, carries=(LORA,))) if f.fatal], "no weights"
 
 
 def test_strict_refuses_repairs_and_keeps_notes() -> None:
