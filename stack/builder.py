@@ -187,7 +187,7 @@ class Stack(Measuring):
         """What happened in the last request."""
         passes = {layer.wanted.stage: layer.applied.report() for layer in self._layers}
         standing = [text for layer in self._layers for text in layer.applied.warnings]
-        notes = [f"{f.stage}: {f.what}; {f.repair}" for f in self.plan.findings if f.repair]
+        notes = [f"{f.stage}: {f.what}; {f.repair}{f.tag}" for f in self.plan.findings if f.repair]
         return Report(
             steps=self._target.journal.records(),
             cache_bytes=sum(int(figures.get("bytes", 0)) for figures in passes.values()),

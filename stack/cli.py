@@ -191,6 +191,24 @@ def adapters(
     )
 
 
+@app.command()
+def rules(
+    name: Annotated[str | None, typer.Argument(help="A rule, as explain() and warnings name it.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write all of them to this markdown file.")] = None,
+) -> None:
+    """Say what clashes with what, the number behind it, and what is done about it."""
+    from .compat.rules import RULES, rule_named
+    from .compat.rules.page import page, section
+
+    if write is not None:
+        write.write_text(page())
+        typer.echo(f"written: {write}")
+    elif name is not None:
+        typer.echo(section(rule_named(name)))
+    else:
+        _list((rule.name, rule.title) for rule in RULES.values())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0, 2 for a request that cannot be met (one line says why), 130 after Ctrl-C."""
     sys.exit(_main(sys.argv[1:] if arguments is None else arguments))

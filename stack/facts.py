@@ -63,6 +63,8 @@ class Facts:
             unknown. A call may have another, see `stack.models.grid.RequestGrid`.
         lists: number of blocks in each of the wiring's block lists.
         sampler: why the pipeline's sampler is none whose steps are plain sums; "" where it is one.
+        carries: what other libraries have put on the model, see `stack.models.carried`.
+        compiled: mode its blocks are compiled in; "" where they are not.
         latent: numbers per image token in the denoiser's input and in its output; 0 where unknown.
     """
 
@@ -90,8 +92,15 @@ class Facts:
     lists: tuple[int, ...] = ()
     latent: tuple[int, int] = (0, 0)
     sampler: str = ""
+    carries: tuple[str, ...] = ()
+    compiled: str = ""
 
     @property
     def tokens(self) -> int:
         """Length of the joint sequence."""
         return self.image_tokens + self.text_tokens
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether activations are rounded anew on every step."""
+        return self.activation_bits < 16

@@ -82,14 +82,8 @@ def make_plan(facts: Facts, passes: Sequence[Pass], strict: bool = False) -> Pla
         current = after
     refused = [f for f in findings if f.fatal or (strict and not f.note)]
     if refused:
-        raise StackError("; ".join(_one_line(finding) for finding in refused))
+        raise StackError("; ".join(map(str, refused)))
     return Plan(facts, tuple(stages), tuple(findings))
-
-
-def _one_line(finding: Finding) -> str:
-    because = f" ({finding.why})" if finding.why else ""
-    hint = f"; try: {finding.repair}" if finding.repair else ""
-    return f"{finding.stage}: {finding.what}{because}{hint}"
 
 
 def explain(plan: Plan) -> str:
@@ -107,5 +101,5 @@ def explain(plan: Plan) -> str:
         lines.append("no passes: the model runs as it is")
     for finding in plan.findings:
         mark = "note" if finding.note else "repaired" if finding.repair else "refused"
-        lines.append(f"[{mark}] {_one_line(finding)}")
+        lines.append(f"[{mark}] {finding}")
     return "\n".join(lines)

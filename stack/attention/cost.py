@@ -34,6 +34,7 @@ _RATES = {"cpu": _CPU, "cuda": _CUDA}
 # Dropping blocks always costs some of the picture, and the pooled remainder some time that the constants above do not
 # hold; attention is about a third of a denoiser, so that 1.25x here is 1.07x there. Less is not worth it.
 MARGIN = 1.25
+ATTENTION_SHARE = 1 / 3  # of a denoiser's time, about
 
 
 def predicted_speedup(grid: Grid, keep: float, heads: int, head_dim: int, device: str) -> float:

@@ -6,11 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..clock import Clock, Tick
+from ..compat.rules.sparse import MASKED_ATTENTION
 from .cost import worth_it
 from .maps import Grid, cut
 
 OUTSIDE, FIRST, LAST = "outside a request", "first steps", "last step"
-MASKED, NO_TEXT_LENGTH = "attention mask", "text length unknown"
+MASKED, NO_TEXT_LENGTH = f"attention mask ({MASKED_ATTENTION.tag})", "text length unknown"
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ from typing import Any
 
 from ..compat.horizon import partial_depth
 from ..compat.noise import rounding_floor
+from ..compat.rules.rounded_caches import HIGHEST_ORDER
 from ..facts import Facts
 from .policy import SPANS, Policy
 
-MOST_NOISY_ORDER = 1  # second differences of rounded activations are mostly noise (methods 6.5, rule 2)
-COARSE_BITS = 7  # activations of fewer bits
-WIDEST_ANGLE = 0.3  # sin(theta) up to which a basis is carried to another model: 9 % of the energy may leave it
+COARSE_BITS = 7  # with fewer, second differences are mostly noise
 
 
 def for_few_steps(p: Policy, facts: Facts) -> dict[str, Any]:
@@ -35,14 +34,14 @@ def for_noise(p: Policy, facts: Facts) -> dict[str, Any]:
     pictures chose full steps and gains: there shrinking costs as much as it gains (0.0 to -0.6 dB on shapes-flux).
     """
     order = p.forecast.effective_order
-    if facts.activation_bits >= 16 or not order or p.noise or p.full_steps:
+    if not facts.rounds_activations or not order or p.noise or p.full_steps:
         return {}
     floor = rounding_floor(facts.activation_bits, facts.width)
     changes: dict[str, Any] = {"noise": ((0.0, floor), (1.0, floor))}
     if p.coordinate == "step" and p.basis == "taylor":
         changes |= {"coordinate": "time", "basis": "newton"}
-    if facts.activation_bits < COARSE_BITS and order > MOST_NOISY_ORDER:
-        changes["order"] = MOST_NOISY_ORDER
+    if facts.activation_bits < COARSE_BITS and order > HIGHEST_ORDER:
+        changes["order"] = HIGHEST_ORDER
     return changes
 
 
@@ -52,10 +51,10 @@ def angle(p: Policy, facts: Facts) -> float | None:
     Floating point counts as 16 bits. The relative error is the measured noise floor, or what rounding to the fewer bits
     leaves.
     """
-    now = [min(bits, 16) for bits in (facts.weight_bits, facts.activation_bits)]
-    if p.bases is None or now == (then := [min(bits, 16) for bits in p.bases.bits]):
+    now = (min(16, facts.weight_bits), min(16, facts.activation_bits))
+    if p.bases is None or now == p.bases.bits:
         return None
-    fewest = min(*now, *then)
+    fewest = min(*now, *p.bases.bits)
     noise = max((error for _, error in p.noise), default=0.0) or rounding_floor(fewest, facts.width)
     return p.bases.turned(noise)
 

@@ -23,12 +23,10 @@ class Bases(Fitted):
         vectors: by the key of a feature (its stream, or block and stream), V (D, k) with orthonormal columns.
         spectra: by the same key, the largest eigenvalue of the features' Gram matrix, and the gap between the last that
             is kept and the first that is not; both over the sum of all.
-        bits: of weights and activations that the features were made under.
     """
 
     vectors: dict[str, torch.Tensor]
     spectra: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    bits: tuple[int, int] = (16, 16)
 
     def of(self, key: str) -> torch.Tensor:
         """The basis of a feature.
@@ -43,8 +41,14 @@ class Bases(Fitted):
 
     def save(self, path: str | Path) -> None:
         """Write them to a safetensors file."""
-        told = {"spectra": json.dumps(dict(self.spectra)), "bits": json.dumps(self.bits)}
-        self._write(path, self.vectors, **told)
+        self._write(path, self.vectors, spectra=json.dumps(dict(self.spectra)))
+
+    @property
+    def bits(self) -> tuple[int, int]:
+        """Of weights and activations that the features were made under; floating point is 16."""
+        told = dict(entry.split("=", 1) for entry in self.made_under)
+        weights, activations = (min(16, int(told.get(f"{name}_bits", 16))) for name in ("weight", "activation"))
+        return weights, activations
 
     def turned(self, noise: float) -> float:
         """How far a relative error of this size may turn the worst of them: the bound on sin(theta), at most 1.
@@ -67,7 +71,6 @@ def load_bases(path: str | Path) -> Bases:
     Raises:
         StackError: no such file, or one of something else.
     """
-    model, vectors, about = read(path, "bases", "stack.fit_bases(prompts, save=...)")
-    spectra = {key: (one[0], one[1]) for key, one in json.loads(about.get("spectra", "{}")).items()}
-    weights, activations = json.loads(about.get("bits", "[16, 16]"))
-    return Bases(*model, vectors, spectra, (weights, activations))
+    about, vectors = read(path, "bases", "stack.fit_bases(prompts, save=...)")
+    spectra = {key: (one[0], one[1]) for key, one in json.loads(about.pop("spectra", "{}")).items()}
+    return Bases(**about, vectors=vectors, spectra=spectra)

@@ -9,6 +9,7 @@ import torch
 
 from ..clock import Clock, Tick, Timetable
 from ..compat.noise import Floor, floor_at
+from ..compat.rules.state import NOT_A_NUMBER, OTHER_CONDITIONS
 from ..compat.stamp import Stamp, stamp_of
 from ..report import CACHED, FULL, PARTIAL, Journal
 from .forecast import coordinate
@@ -176,7 +177,8 @@ class CacheController:
             cell.predictors.clear()
             cell.kept.clear()
         self.dropped += 1
-        self.journal.warn(f"NaN or infinity in a feature before step {self.now.step}: dropped, the step runs in full")
+        text = f"NaN or infinity in a feature before step {self.now.step}: dropped, the step runs in full"
+        self.journal.warn(NOT_A_NUMBER.told(text))
 
     def _judge(self, cell: Cell, tick: Tick, probe: torch.Tensor | None, change: float | None) -> bool:
         assert cell.gate is not None
@@ -241,7 +243,8 @@ class CacheController:
             return
         if held is not None and held.stamp.request == stamp.request:
             self.dropped += 1
-            self.journal.warn(f"cached state dropped at step {tick.step}: it was made under other conditions")
+            text = f"cached state dropped at step {tick.step}: it was made under other conditions"
+            self.journal.warn(OTHER_CONDITIONS.told(text))
         if any(other.stamp.request != stamp.request for other in self._held.values()):
             self.reset()
         count = stamp.shape[0] if self.new_gate is not None or self.per_sample else 1

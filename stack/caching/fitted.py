@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,11 +20,13 @@ class Fitted:
 
     Attributes:
         family, blocks, width: of that model.
+        made_under: adapters, precision and sparsity it was fitted under, see `stack.caching.calibration.conditions`.
     """
 
     family: str
     blocks: int
     width: int
+    made_under: tuple[str, ...] = field(default=(), kw_only=True)
 
     def misfit(self, facts: Facts) -> str:
         """What about it does not fit a model, in words; "" if it fits."""
@@ -36,11 +39,12 @@ class Fitted:
 
     def _write(self, path: str | Path, tensors: dict[str, torch.Tensor], **more: str) -> None:
         about = {"family": self.family, "blocks": str(self.blocks), "width": str(self.width), **more}
+        about["made_under"] = "\n".join(self.made_under)
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=about)
 
 
-def read(path: str | Path, what: str, how: str) -> tuple[tuple[str, int, int], dict[str, torch.Tensor], dict[str, str]]:
-    """(family, blocks, width), tensors and all that is told of a safetensors file that `Fitted._write` wrote.
+def read(path: str | Path, what: str, how: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Attributes by name, and tensors, of a safetensors file that `Fitted._write` wrote.
 
     Args:
         what, how: the thing and how to get one, for the error.
@@ -56,4 +60,6 @@ def read(path: str | Path, what: str, how: str) -> tuple[tuple[str, int, int], d
         raise StackError(f"no {what} in {path} ({error}): {how} writes them") from None
     if {"family", "blocks", "width"} - about.keys():
         raise StackError(f"{path} holds no {what}: expected a file that {how} wrote")
-    return (about["family"], int(about["blocks"]), int(about["width"])), tensors, about
+    made_under = tuple(about["made_under"].split("\n")) if about.get("made_under") else ()
+    numbers = {name: int(about[name]) for name in ("blocks", "width")}
+    return {**about, **numbers, "made_under": made_under}, tensors

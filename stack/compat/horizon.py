@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from .budget import weights_of
 
-FEWEST_STEPS = 12  # below this whole steps are not forecast: there is no history to go on
-
 
 def carried(at: Sequence[float], sigmas: Sequence[float]) -> tuple[int, ...]:
     """The full steps of a schedule put where they belong on another one: at the step nearest in noise level.

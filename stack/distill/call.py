@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..compat.rules.adapters import CALL_GUIDANCE, CALL_SCHEDULE, CALL_STEPS
+from ..compat.rules.rule import Rule
 from ..errors import StackError
 from .card import Card
 from .schedules import TRAINED
@@ -24,6 +26,10 @@ class Corrected:
 
     arguments: dict[str, Any]
     contradictions: list[str] = field(default_factory=list)
+
+    def contradict(self, rule: Rule, text: str) -> None:
+        """Note what cannot be had, and the rule it goes against."""
+        self.contradictions.append(rule.told(text))
 
 
 def parameters_of(pipe: Any) -> tuple[str, ...]:
@@ -89,7 +95,7 @@ def corrected(card: Card, given: Mapping[str, Any], known: Collection[str], step
 def _steps(card: Card, call: Corrected, known: Collection[str], steps: int) -> None:
     asked = call.arguments.get("num_inference_steps")
     if asked is not None and not card.least <= asked <= card.largest:
-        call.contradictions.append(f"{asked} steps asked of {card.name}, {_range(card)}: {card.steps} are run")
+        call.contradict(CALL_STEPS, f"{asked} steps asked of {card.name}, {_range(card)}: {card.steps} are run")
         asked = card.steps
     count = asked or steps
     call.arguments["num_inference_steps"] = count
@@ -99,7 +105,7 @@ def _steps(card: Card, call: Corrected, known: Collection[str], steps: int) -> N
             continue
         wanted, own = [factor * s for s in sigmas], call.arguments.pop(name, None)
         if own is not None and not (_equal(own, wanted) if wanted else card.least <= len(own) <= card.largest):
-            call.contradictions.append(f"{name} asked of {card.name}, which has its own: the card's are run")
+            call.contradict(CALL_SCHEDULE, f"{name} asked of {card.name}, which has its own: the card's are run")
         elif own is not None and not wanted:
             call.arguments[name] = own
     # Not as timesteps: LTXPipeline refuses its own. The scheduler has them in any case.
@@ -122,6 +128,6 @@ def _guidance(card: Card, call: Corrected, known: Collection[str]) -> None:
     if asked is not None and asked > guidance.limit:
         del call.arguments[name]
         instead = "no guidance" if guidance.limit <= 1 else f"at most {guidance.limit:g}"
-        call.contradictions.append(f"{name}={asked:g} asked of {card.name}, made for {instead}: it is left out")
+        call.contradict(CALL_GUIDANCE, f"{name}={asked:g} asked of {card.name}, made for {instead}: it is left out")
     if guidance.value is not None and name in known:
         call.arguments.setdefault(name, guidance.value)

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from ..bounds import merged_share, rounding_share
+from ..compat.rules.adapters import LEAST_SHARE, MERGE_INTO_ROUNDED
 from ..errors import StackError
 from ..install import Installer
 from .lora import LowRank
 
-LEAST_SHARE = 0.9  # of an update that has to survive being rounded
-BESIDE = "keep it beside the weights (switchable=True)"
+BESIDE = f"keep it beside the weights (switchable=True) ({MERGE_INTO_ROUNDED.tag})"
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ def put_beside(root: nn.Module, updates: Mapping[str, LowRank], scale: float, in
     Returns:
         The number of linears that have one.
     """
-    like = next(p for p in root.parameters() if p.is_floating_point())
+    # Weights cast to 8 bits are no type to compute in.
+    like = next(p for p in root.parameters() if p.is_floating_point() and torch.finfo(p.dtype).bits >= 16)
     for path, update in updates.items():
         install.replace_module(root, path, SideLinear(root.get_submodule(path), update, scale, like.data))
     return len(updates)

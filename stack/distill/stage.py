@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..clock import Timetable, uniform
+from ..compat.rules.adapters import ANOTHER_MODEL, MISSING_SCHEDULER, TWO_SCHEDULES, UNSCALED_FP8
 from ..errors import StackError
 from ..facts import Facts
 from ..install import Installer
+from ..models.carried import CAST
 from ..models.sampler import why_not_plain
+from ..passes import carried
 from ..passes.base import Applied, Finding, Target
 from .call import Corrected, corrected, parameters_of
 from .card import Card
@@ -121,24 +124,36 @@ class AdapterStage:
     def check(self, facts: Facts) -> list[Finding]:
         """Another family, a second schedule, a scheduler diffusers lacks, doubtful facts, weights to be fetched."""
         card = self.card
-        found = [Finding(self.stage, what, fatal=True) for what in self._refusals(card, facts)]
-        notes = [doubts(card)] if doubts(card) else []
+        return [*self._refusals(card, facts), *self._notes(card, facts)]
+
+    def _notes(self, card: Card, facts: Facts) -> list[Finding]:
+        notes = [Finding(self.stage, doubts(card), note=True)] if doubts(card) else []
         models = card.base if card.weights else (card.model,)
         if facts.origin and models and not _is_base(facts.origin, models):
-            notes.append(f"{card.name} is made for {' or '.join(models)}, this is {facts.origin}")
+            what = f"{card.name} is made for {' or '.join(models)}, this is {facts.origin}"
+            notes.append(Finding.of(ANOTHER_MODEL, self.stage, what, note=True))
         if card.weights and on_this_machine(card) is None:
-            notes.append(f"weights are fetched from {card.weights.repo or 'nowhere: they are missing'}")
-        return found + [Finding(self.stage, what, note=True) for what in notes]
+            what = f"weights are fetched from {card.weights.repo or 'nowhere: they are missing'}"
+            notes.append(Finding(self.stage, what, note=True))
+        if card.weights and card.steps and CAST in facts.carries:
+            what = f"{card.name} meets weights that were cast to fp8 without scales"
+            notes.append(Finding.of(UNSCALED_FP8, self.stage, what, note=True))
+        return notes
 
-    def _refusals(self, card: Card, facts: Facts) -> list[str]:
-        refused = []
+    def _refusals(self, card: Card, facts: Facts) -> list[Finding]:
+        refused: list[Finding] = []
+        if card.weights:
+            refused += carried.under_linears(facts, self.stage) + carried.offloaded(facts, self.stage)
         # A card with a pipeline and no family is for one that this project does not know.
         if (card.family or card.pipeline) not in ("", facts.family):
-            refused.append(f"{card.name} is made for {card.family or card.pipeline}: this model is {facts.family}")
+            what = f"{card.name} is made for {card.family or card.pipeline}: this model is {facts.family}"
+            refused.append(Finding.of(ANOTHER_MODEL, self.stage, what, fatal=True))
         if facts.distilled and card.steps:
-            refused.append(f"{facts.distilled} and {card.name} each bring a schedule: expected one of them")
+            what = f"{facts.distilled} and {card.name} each bring a schedule: expected one of them"
+            refused.append(Finding.of(TWO_SCHEDULES, self.stage, what, fatal=True))
         if card.scheduler.sampler == "custom":
-            refused.append(f"{card.name} needs {card.scheduler.name or 'a scheduler'} of its authors, not in diffusers")
+            what = f"{card.name} needs {card.scheduler.name or 'a scheduler'} of its authors, not in diffusers"
+            refused.append(Finding.of(MISSING_SCHEDULER, self.stage, what, fatal=True))
         return refused
 
     def facts_after(self, facts: Facts) -> Facts:

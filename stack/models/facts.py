@@ -10,6 +10,7 @@ import torch
 
 from ..facts import Facts, machine_of
 from ..quant.recognise import fewest_bits, quantized_by
+from .carried import carried_by
 from .sampler import why_not_plain
 from .wiring import Wiring
 
@@ -51,6 +52,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         latent=_latent(config),
         sampler="" if pipe is None else why_not_plain(pipe.scheduler),
         origin=_origin(denoiser, pipe),
+        carries=carried_by(denoiser),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 from torch import nn
 
 from ..clock import Clock
+from ..compat.rules.rule import Rule
 from ..distill.call import Correct
 from ..entrance import Entrance
 from ..facts import Facts
@@ -33,6 +34,7 @@ class Finding:
         replacement: the pass to use instead; None drops the pass. Read only when `repair` is not empty.
         fatal: no repair exists; planning raises.
         note: for the reader only, nothing changes.
+        rule: name of the rule it is of, see `stack.compat.rules`; "" for a setting that is merely invalid.
     """
 
     stage: str
@@ -42,6 +44,23 @@ class Finding:
     replacement: Pass | None = None
     fatal: bool = False
     note: bool = False
+    rule: str = ""
+
+    @classmethod
+    def of(cls, rule: Rule, stage: str, what: str, **more: Any) -> Finding:
+        """A clash that a rule knows: the reason is the rule's own number. `more` are the other attributes."""
+        return cls(stage, what, rule.why, rule=rule.name, **more)
+
+    def __str__(self) -> str:
+        """One line: what, why, what to try, which rule."""
+        because = f" ({self.why})" if self.why else ""
+        hint = f"; try: {self.repair}" if self.repair else ""
+        return f"{self.stage}: {self.what}{because}{hint}{self.tag}"
+
+    @property
+    def tag(self) -> str:
+        """The rule's name in brackets, or ""."""
+        return f" (rule {self.rule})" if self.rule else ""
 
 
 @dataclass

@@ -7,9 +7,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..caching.adapting import WIDEST_ANGLE, always_running, angle, for_few_steps, for_noise
+from ..caching.adapting import always_running
 from ..caching.bases import load_bases
-from ..caching.calibration.conditions import DECISIVE, MINOR, differences
 from ..caching.calibration.search import Candidate
 from ..caching.cap import check_cap, offload, size_words
 from ..caching.constants import Constants
@@ -18,7 +17,7 @@ from ..caching.fastcache import planning as fastcache
 from ..caching.fastcache.maps import load_maps
 from ..caching.placement import all_on_device, first_on_device
 from ..caching.policy import PRESETS, Policy
-from ..caching.schedules import Mask, Schedule, same_share
+from ..caching.schedules import Schedule
 from ..caching.sites.around import Around
 from ..caching.sites.chooser import Chooser
 from ..caching.sites.clean import CleanSample
@@ -27,13 +26,17 @@ from ..caching.sites.fastcache import FastCache
 from ..caching.sites.related import RelatedModules
 from ..caching.sites.span import Span
 from ..caching.sites.tokenwise import Tokenwise
-from ..compat.horizon import FEWEST_STEPS, forecast_cost, most_saved, uniform_levels
+from ..compat.horizon import most_saved
+from ..compat.rules.rounded_caches import NOISE_IN_DIFFERENCES
+from ..compat.rules.state import UNNAMED_BRANCHES
 from ..errors import choose
 from ..facts import Facts
 from ..install import Installer
 from ..models.sampler import planned_steps
 from ..report import FULL
+from . import carried
 from .base import Applied, Finding, Target
+from .cache_checks import judged
 
 FILES = {"maps": load_maps, "bases": load_bases}  # options that may be given as a file's path
 OPTIONS = tuple(f.name for f in fields(Policy))
@@ -93,15 +96,8 @@ class Cache:
     @property
     def measured(self) -> dict[str, Any]:
         """What calibration chose, as options for a recipe; what is as in the preset is left out."""
-        chosen = (
-            *(f.name for f in fields(Candidate)),
-            "steps",
-            "full_at",
-            "threshold",
-            "error_scale",
-            "accept",
-            "calibrated_for",
-        )
+        fitted = ("steps", "full_at", "threshold", "error_scale", "below_error", "measured_error", "accept")
+        chosen = (*(f.name for f in fields(Candidate)), *fitted, "calibrated_for")
         return {n: v for n in chosen if (v := getattr(self.policy, n)) != getattr(PRESETS[self.method], n)}
 
     @property
@@ -126,7 +122,7 @@ class Cache:
         if p.cycle:
             kinds = p.kinds(facts.steps)
             lines += [f"{kinds.count('c')} steps conservative, {kinds.count('a')} aggressive: {kinds}", p.token_words]
-        return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {size_words(p, facts)}"]
+        return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {size_words(p, facts)}{_noise_words(p)}"]
 
     def _when(self, facts: Facts) -> str:
         p = self.policy
@@ -148,105 +144,10 @@ class Cache:
             what = f"{p.front} front and {p.back} back blocks leave none of {facts.blocks} to cache"
             return [Finding(self.stage, what, fatal=True)]
         capped = check_cap(p, facts, self.stage)
-        if any(finding.fatal for finding in capped):
-            return capped
-        found = self._check(facts)
-        if any(finding.fatal for finding in found):
-            return [*capped, *found]
-        repaired = [f.replacement for f in found if f.repair]
-        cache = repaired[-1] if repaired else self
-        if isinstance(cache, Cache) and (turned := cache._turned(facts)):
-            found.append(turned)
-            cache = turned.replacement or cache
-        return [*capped, *found, *(cache._noisy(facts) if isinstance(cache, Cache) else [])]
-
-    def _turned(self, facts: Facts) -> Finding | None:
-        """Bases that were found under other bits."""
-        if (sine := angle(self.policy, facts)) is None:
-            return None
-        assert self.policy.bases is not None
-        then, now = self.policy.bases.bits, (facts.weight_bits, facts.activation_bits)
-        what = f"the bases were found at W{then[0]}A{then[1]}, the stack is at W{now[0]}A{now[1]}"
-        why = f"sin(theta) at most {sine:.2g} by the noise and the spectral gap, {WIDEST_ANGLE:g} is carried"
-        if sine <= WIDEST_ANGLE or self.policy.basis_life == "warm":
-            return Finding(self.stage, what, why, note=True)
-        return Finding(self.stage, what, why, "refreshed on every full step", self.changed(basis_life="warm"))
-
-    def _noisy(self, facts: Facts) -> list[Finding]:
-        """Differences of activations that are rounded anew on every step."""
-        if not (changes := for_noise(self.policy, facts)):
-            return []
-        floor = changes["noise"][0][1]
-        what = f"activations of {facts.activation_bits} bits are rounded anew on every step"
-        why = f"differences hold about {floor:.1%} noise; NVIDIA switched a cache off at 1.2 % against 2 % change"
-        repair = "forecasts shrunk to what stands out of it; noise_floor(prompts) measures it"
-        return [Finding(self.stage, what, why, repair, self.changed(**changes))]
-
-    def _check(self, facts: Facts) -> list[Finding]:
-        """What is left to say of a cache that there is room for."""
-        p = self.policy
-        if p.site == "fastcache":
-            return fastcache.check(p, facts, self.stage)
-        if p.site == "clean" and facts.sampler:
-            return [Finding(self.stage, facts.sampler, fatal=True)]
-        if p.site in ("denoiser", "clean") and facts.latent[0] != facts.latent[1]:
-            into, out = facts.latent
-            what = f"site {p.site!r} adds to the latent: expected as many numbers out as in, got {out} for {into}"
-            return [Finding(self.stage, what, "a learned variance?", repair="site='output'", fatal=True)]
-        if p.bases is not None and (misfit := p.bases.misfit(facts)):
-            return [Finding(self.stage, f"the bases were {misfit}", repair="stack.fit_bases(prompts)", fatal=True)]
-        full = len(self.schedule_for(facts.steps).full_steps(facts.steps))
-        if facts.steps < FEWEST_STEPS and p.site != "residual":
-            return [self._few_steps(facts)]
-        if p.gate == "magnitude" and not p.ratios:
-            what = f"{self.method} needs the ratios of a measuring run: call fit_gate(prompts) first"
-            return [Finding(self.stage, what, fatal=True)]
-        if p.gate == "polynomial" and not p.coefficients:
-            what = f"{self.method} has no measured polynomial"
-            return [Finding(self.stage, what, "the bare change is summed; call fit_gate(prompts) for it", note=True)]
-        if p.gate == "budget" and p.error_scale == 1:
-            what = "the error estimate has not been fitted to finished samples"
-            return [Finding(self.stage, what, "fit_gate(prompts) does it", note=True)]
-        if p.gate:
-            return []
-        if full == facts.steps:
-            return [Finding(self.stage, f"0 of {facts.steps} steps would be cached", "interval 1", note=True)]
-        if p.full_steps and (changed := differences(p.calibrated_for, facts, DECISIVE)):
-            what = f"the schedule was calibrated for another stack: {'; '.join(changed)}"
-            repair = f"{full} evenly spread full steps, the cache's own forecast; calibrate again"
-            even = same_share(Mask(p.full_steps, p.steps), facts.steps)
-            plain = self.uncalibrated(interval=even.interval, warmup=even.warmup)
-            return [Finding(self.stage, what, "full steps found on one trajectory fit no other", repair, plain)]
-        if p.full_steps and facts.steps != p.steps:
-            return [self._carried(facts)]
-        if changed := differences(p.calibrated_for, facts, MINOR):
-            what = f"calibrated under other precision or sparsity: {'; '.join(changed)}"
-            return [Finding(self.stage, what, "schedule kept; calibrating again may gain a little", note=True)]
-        return []
-
-    def _few_steps(self, facts: Facts) -> Finding:
-        """Whole steps are not forecast on a few-step schedule."""
-        part = self.changed(**for_few_steps(self.policy, facts))
-        full = len(part.schedule_for(facts.steps).full_steps(facts.steps))
-        most = most_saved(full, facts.steps, always_running(part.policy, facts))
-        why = f"{facts.steps} steps leave no history to extrapolate from"
-        if full == facts.steps or always_running(part.policy, facts) >= 1:
-            what = f"a schedule of {facts.steps} steps has none to cache"
-            return Finding(self.stage, what, why, repair="run without the cache")
-        what = f"a few-step schedule can save at most {most:.2f}x with this cache"
-        front, back = part.policy.front, part.policy.back
-        repair = f"{facts.steps - full} of {facts.steps} steps run {front} front and {back} back blocks"
-        return Finding(self.stage, what, why, repair, part)
-
-    def _carried(self, facts: Facts) -> Finding:
-        """A schedule for another number of steps: its full steps stay where they are in time."""
-        p = self.policy
-        then, now = uniform_levels(range(p.steps), p.steps), uniform_levels(range(facts.steps), facts.steps)
-        full, order = self.schedule_for(facts.steps).full_steps(facts.steps), p.forecast.effective_order
-        error = forecast_cost(sorted(full), now, order) / max(forecast_cost(p.full_steps, then, order), 1e-12)
-        what = f"the schedule was calibrated for {p.steps} steps, the plan has {facts.steps}"
-        why = f"full steps kept at their noise levels, error estimated at {error:.2f} of the calibrated one"
-        return Finding(self.stage, what, f"{why}; calibrate again for the last of it", note=True)
+        carries = [*carried.compiled(facts, self.stage), *carried.cached(facts, self.stage)]
+        if any(finding.fatal for finding in (*capped, *carries)):
+            return [*capped, *carries]
+        return [*capped, *judged(self, facts)]
 
     def facts_after(self, facts: Facts) -> Facts:
         return facts
@@ -279,7 +180,7 @@ class Cache:
         constants.install(target.denoiser, target.wiring, install)
         install.on_rollback(controller.reset)
         return Applied(
-            summary=f"{self.method} at {places} places, state kept per guidance branch",
+            summary=f"{self.method} at {places} places, state kept per guidance branch{_noise_words(self.policy)}",
             report=_reporter(self.policy, controller, constants, target),
             reset=controller.reset,
             details={"controller": controller},
@@ -314,6 +215,14 @@ def _forecast_words(p: Policy) -> str:
     )
 
 
+def _noise_words(p: Policy) -> str:
+    if not p.noise:
+        return ""
+    floors = [error for _, error in p.noise]
+    text = f"differences shrunk to what stands out of {min(floors):.2%} to {max(floors):.2%} of noise"
+    return "; " + NOISE_IN_DIFFERENCES.told(text)
+
+
 def _site(
     p: Policy, controller: CacheController, target: Target
 ) -> Span | EachBlock | EachModule | FastCache | Tokenwise | Around | CleanSample:
@@ -335,13 +244,20 @@ def _site(
     return Span(controller, p.front, p.back, p.site == "residual", p.accepts if p.accept else None)
 
 
+def _none_cached(target: Target) -> str:
+    made, tick = len(target.journal.entries), target.clock.tick
+    if made == 1 and tick is not None and tick.steps > 1:
+        return UNNAMED_BRANCHES.told(f"0 of 1 steps cached: the last call went on from none of {tick.steps} steps")
+    return f"0 of {made} steps cached: the schedule left none"
+
+
 def _reporter(
     p: Policy, controller: CacheController, constants: Constants, target: Target
 ) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
         cached = sum(entry.kind != FULL for entry in target.journal.entries)
         if target.journal.entries and not cached:
-            target.journal.warn(f"0 of {len(target.journal.entries)} steps cached: the schedule left none")
+            target.journal.warn(_none_cached(target))
         figures: dict[str, Any] = {"bytes": controller.bytes, "host_bytes": controller.host_bytes}
         figures |= {"table_bytes": constants.bytes, "cached_steps": cached, "dropped": controller.dropped}
         figures |= controller.figures | controller.estimates

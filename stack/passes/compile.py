@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
+from ..compat.rules.compilers import RECOMPILE_LIMIT, SPARSE_BREAKS_GRAPH
 from ..errors import StackError
 from ..facts import Facts
 from ..install import Installer
+from . import carried
 from .base import Applied, Finding, Target
 
 
@@ -41,10 +46,14 @@ class Compile:
         ]
 
     def check(self, facts: Facts) -> list[Finding]:
-        return []
+        found = carried.compiled(facts, self.stage)
+        if facts.attention_density < 1:
+            what = f"{facts.blocks} blocks have sparse attention in them, which is not compiled with them"
+            found.append(Finding.of(SPARSE_BREAKS_GRAPH, self.stage, what, note=True))
+        return found
 
     def facts_after(self, facts: Facts) -> Facts:
-        return facts
+        return replace(facts, compiled=self.mode)
 
     def apply(self, target: Target, install: Installer) -> Applied:
         """Wrap the blocks.
@@ -58,7 +67,20 @@ class Compile:
         blocks = target.wiring.blocks(target.denoiser)
         for _, block in blocks:
             install.wrap_call(block, "forward", self._compiled)
-        return Applied(summary=f"{len(blocks)} blocks compiled at their first call, mode {self.mode}")
+        done = f"{len(blocks)} blocks compiled at their first call, mode {self.mode}"
+        return Applied(done, warnings=_beyond_limit([block for _, block in blocks]))
 
     def _compiled(self, forward: Any) -> Any:
         return torch.compile(forward, mode=None if self.mode == "default" else self.mode)
+
+
+def _beyond_limit(blocks: Sequence[nn.Module]) -> list[str]:
+    """Which classes of blocks are built in more ways than the compiler keeps versions of a function."""
+    limit, kinds = torch._dynamo.config.recompile_limit, defaultdict[str, set[Hashable]](set)
+    for block in blocks:
+        kinds[type(block).__name__].add(tuple((name, type(part)) for name, part in block.named_modules()))
+    return [
+        RECOMPILE_LIMIT.told(f"{len(ways)} kinds of {name}, of which {limit} are compiled")
+        for name, ways in kinds.items()
+        if len(ways) > limit
+    ]

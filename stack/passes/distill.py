@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from ..distill.fuse import LEAST_SHARE, fuse
+from ..compat.rules.adapters import LEAST_SHARE, MERGE_INTO_ROUNDED
+from ..distill.fuse import fuse
 from ..distill.stage import AdapterStage
 from ..facts import Facts
 from ..install import Installer
@@ -41,10 +42,10 @@ class Distill(AdapterStage):
         by = f" by {facts.quantized_by}" if facts.quantized_by else ""
         return [
             *found,
-            Finding(
+            Finding.of(
+                MERGE_INTO_ROUNDED,
                 self.stage,
                 f"the weights are already quantized{by}",
-                why="an update of 0.3 % of int8 weights is 0.4 of their rounding noise: 0.5 % of it would survive",
                 repair="the adapter stays beside them, as a branch of its own",
                 replacement=self.beside(),
             ),
@@ -70,5 +71,5 @@ class Distill(AdapterStage):
         applied = self.finish(target, install, done, {"linears": linears, "share": share})
         if share < LEAST_SHARE:
             what = f"only {share:.1%} of the update survived rounding to {fused[0].dtype}"
-            applied.warnings.append(f"{what}: keep it beside the weights (switchable=True)")
+            applied.warnings.append(f"{what}: keep it beside the weights (switchable=True) ({MERGE_INTO_ROUNDED.tag})")
         return applied

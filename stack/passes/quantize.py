@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..compat.rules.quantization import MIX_MADE_ELSEWHERE, ROUNDED_TWICE, ROWS_TOO_FEW
 from ..entrance import DenoiserCall
 from ..errors import StackError, choose
 from ..facts import Facts, machine_of
@@ -22,6 +23,7 @@ from ..quant.prepared import Preparation
 from ..quant.rounding.calibrated import calibrated_bytes
 from ..quant.schemes import KEEP, SCHEMES, Scheme, scheme_named
 from ..quant.select import Choice, Rules, choose_linears, grouped, row_gain, tell_kept, weight_bytes
+from . import carried
 from .base import Applied, Finding, Target
 
 
@@ -125,17 +127,19 @@ class Quantize:
 
     def check(self, facts: Facts) -> list[Finding]:
         """Already quantized, no backend for the device, or nothing large enough to convert."""
-        found = []
+        found = [*carried.under_linears(facts, self.stage), *carried.offloaded(facts, self.stage)]
         if facts.weight_bits < 16 or facts.quantized_by:
             by = f" by {facts.quantized_by}" if facts.quantized_by else ""
             what = f"the model is already quantized{by} to {facts.weight_bits} bits"
-            why = "rounding rounded weights adds error and no speed; load it unquantized or leave quantize() out"
-            found.append(Finding(self.stage, what, why, fatal=True))
+            hint = "load it unquantized, or leave quantize() out"
+            found.append(Finding.of(ROUNDED_TWICE, self.stage, what, repair=hint, fatal=True))
         if (self.max_error or self.max_bytes) and not self.prepared:
             why = "which linear may be rounded how far has to be measured"
             found.append(Finding(self.stage, "no mix yet: call sensitivity(prompts) on the stack", why, fatal=True))
         if self.prepared and (stale := self.prepared.stale(facts)):
-            found.append(Finding(self.stage, stale, "call sensitivity(prompts) again", fatal=True))
+            found.append(
+                Finding.of(MIX_MADE_ELSEWHERE, self.stage, stale, repair="call sensitivity(prompts) again", fatal=True)
+            )
         for scheme in self.schemes:
             try:
                 self.backend_for(scheme, facts.machine)
@@ -144,7 +148,7 @@ class Quantize:
         gain = row_gain(facts.image_tokens, facts.width) if SCHEMES[self.scheme].rounds_activations else ""
         if facts.image_tokens and gain:
             what = f"{facts.image_tokens} image tokens of width {facts.width} are too few for int8 to be faster"
-            found.append(Finding(self.stage, what, why="rounding the rows costs what the product gains", note=True))
+            found.append(Finding.of(ROWS_TOO_FEW, self.stage, what, note=True))
         if facts.width < self.min_features and not self.plan:
             what = f"no linear would be converted: the model is {facts.width} wide, min_features is {self.min_features}"
             found.append(Finding(self.stage, what, why=f"try min_features={facts.width}", fatal=True))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -11,6 +12,13 @@ from torch import nn
 
 from ..attention.gate import Policy, Tally
 from ..attention.maps import FINEST
+from ..compat.rules.sparse import (
+    FEW_DENSE_STEPS,
+    FEWEST_DENSE,
+    NO_STEP_LEFT_SPARSE,
+    OTHER_PROCESSORS,
+    SPARSE_DOES_NOT_PAY,
+)
 from ..errors import StackError
 from ..facts import Facts
 from ..install import Installer
@@ -74,16 +82,29 @@ class SparseAttention:
             what = f"no block-sparse attention for family {facts.family!r}"
             return [Finding(self.stage, what, f"only {', '.join(FAMILIES)} attention is wired", repair=DENSE)]
         if not self.policy.sparse_steps(facts.steps):
-            what = f"0 of {facts.steps} steps would be sparse"
             first = self.policy.first_steps(facts.steps)
-            return [Finding(self.stage, what, f"first {first} and last {self.dense_last} are dense", repair=DENSE)]
+            what = f"0 of {facts.steps} steps would be sparse: first {first} and last {self.dense_last} are dense"
+            return [Finding.of(NO_STEP_LEFT_SPARSE, self.stage, what, repair=DENSE)]
         if self.keep == 1:
             return [Finding(self.stage, "0 blocks would be dropped", "keep 1 keeps every block", repair=DENSE)]
         if not facts.image_tokens:
             what = "number of image tokens unknown before the first call"
-            return [Finding(self.stage, what, "each call is decided by its own shape", note=True)]
-        reason = self._dense_shape(facts)
-        return [Finding(self.stage, "attention would not get faster", reason, repair=DENSE)] if reason else []
+            note = Finding(self.stage, what, "each call is decided by its own shape", note=True)
+            return [note, *self._few_dense(facts)]
+        if reason := self._dense_shape(facts):
+            what = f"attention would not get faster: {reason}"
+            return [Finding.of(SPARSE_DOES_NOT_PAY, self.stage, what, repair=DENSE)]
+        return self._few_dense(facts)
+
+    def _few_dense(self, facts: Facts) -> list[Finding]:
+        """More dense steps where each carries more of the picture."""
+        dense = self.policy.first_steps(facts.steps) + self.dense_last
+        wanted = math.ceil(FEWEST_DENSE * facts.steps)
+        if not facts.distilled or dense >= wanted:
+            return []
+        more = replace(self, dense_first=wanted - self.dense_last)
+        what = f"{dense} of {facts.steps} steps of {facts.distilled} are dense"
+        return [Finding.of(FEW_DENSE_STEPS, self.stage, what, repair=f"{wanted} are", replacement=more)]
 
     def facts_after(self, facts: Facts) -> Facts:
         """`attention_density` becomes the mean over the planned steps, dense ones included."""
@@ -112,6 +133,7 @@ class SparseAttention:
             report=_reporter(tally, target),
             reset=tally.reset,
             details={"tally": tally},
+            warnings=_left_alone(layers, plain),
         )
 
     def _dense_shape(self, facts: Facts) -> str:
@@ -138,6 +160,19 @@ def _attention_layers(target: Target) -> list[Any]:
 
     blocks = [block for _, block in target.wiring.blocks(target.denoiser)]
     return [m for block in blocks for m in block.modules() if isinstance(m, AttentionModuleMixin)]
+
+
+def _left_alone(layers: Sequence[Any], plain: Sequence[Any]) -> list[str]:
+    """What processors that somebody else chose mean for sparse calls."""
+    others = [type(a.processor).__name__ for a in layers if a not in plain]
+    backends = {str(a.processor._attention_backend) for a in plain if a.processor._attention_backend is not None}
+    told = (
+        [f"{len(others)} of {len(layers)} layers stay dense, they have {', '.join(sorted(set(others)))}"]
+        if others
+        else []
+    )
+    told += [f"sparse calls do not use {', '.join(sorted(backends))}, dense ones do"] if backends else []
+    return [OTHER_PROCESSORS.told(text) for text in told]
 
 
 def _is_plain(attention: nn.Module) -> bool:

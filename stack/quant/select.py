@@ -11,15 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..compat.rules.quantization import SMALLEST_GAINING_INPUT
 from ..errors import StackError
 from ..models.wiring import Wiring
 from .schemes import KEEP, SCHEMES, Scheme
 
 # Linears of the text stream, which sees as many rows as the prompt has tokens; paths inside a block.
 TEXT_STREAM = ("attn.add_[qkv]_proj", "attn.to_add_out", "ff_context.net.*")
-# Below this many rows times features, rounding the rows costs what the int8 product gains (AVX2, fp32 = 1: 128 rows of
-# 512 features 1.16, 256 of 192 0.6 to 1.0, 16 of 512 0.6).
-SMALLEST_GAINING_INPUT = 65_536
 
 
 class Reason(enum.Enum):

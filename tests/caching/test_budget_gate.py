@@ -31,6 +31,7 @@ def test_a_fitted_budget_is_kept_on_another_prompt(allowed: float) -> None:
     stack.fit_gate(PROMPTS)
     scale = stack.passes[0].policy.error_scale
     assert scale > 0 and scale != 1 and "as fitted" in stack.explain()
+    assert "weight_bits=32" in stack.passes[0].policy.calibrated_for
     with stack:
         got = latents(stack, OTHER, 7)
         report = stack.report()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from stack import Stack
+from stack.compat.rules.state import NOT_A_NUMBER
 
 from ..conftest import inputs, tiny_denoiser
 
@@ -42,7 +43,8 @@ def test_a_step_that_fails_spoils_no_other(method: str) -> None:
     outs = walk(stack, range(6))
     assert [bool(out.isfinite().all()) for out in outs] == [True, True, False, True, True, True]
     assert [record.kind for record in stack.report().steps] == ["full"] * 4 + ["cached", "full"]
-    assert stack.report().warnings == ["NaN or infinity in a feature before step 3: dropped, the step runs in full"]
+    text = "NaN or infinity in a feature before step 3: dropped, the step runs in full"
+    assert stack.report().warnings == [NOT_A_NUMBER.told(text)]
 
 
 def test_state_that_overflows_its_dtype_is_not_used() -> None:

@@ -15,6 +15,7 @@ from ...passes.cache import Cache
 from ..bases import Bases
 from ..forecast import Forecast
 from ..predictor import Predictor
+from .conditions import conditions
 from .standin import StandIn
 
 if TYPE_CHECKING:
@@ -84,12 +85,8 @@ def fit_bases(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> 
     for i, prompt in enumerate(prompts):
         stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")
     found = {key: sums.basis(cache.policy.energy) for key, sums in gathering.sums.items()}
-    facts = stack.plan.facts_after
-    return Bases(
-        facts.family,
-        facts.blocks,
-        facts.width,
-        {key: vectors for key, (vectors, _) in found.items()},
-        {key: spectrum for key, (_, spectrum) in found.items()},
-        (facts.weight_bits, facts.activation_bits),
-    )
+    facts = stack.facts
+    under = conditions(stack.plan.facts_after)
+    vectors = {key: basis for key, (basis, _) in found.items()}
+    spectra = {key: spectrum for key, (_, spectrum) in found.items()}
+    return Bases(facts.family, facts.blocks, facts.width, vectors, spectra, made_under=under)

@@ -12,6 +12,7 @@ import torch
 from ...errors import StackError
 from ...passes.cache import Cache
 from ...quant.analysis.recording import carrying, taken_off
+from .conditions import conditions
 
 if TYPE_CHECKING:
     from ...builder import Stack
@@ -68,7 +69,8 @@ def fitted_budget(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int)
     if best.worst == 0:
         raise StackError(f"no step was cached within {allowed:g}: allow more, or use more steps")
     measured = best.worst * allowed / MARGIN
-    return cache.changed(error_scale=best.scale, below_error=below, measured_error=measured)
+    under = conditions(stack.plan.facts_after)
+    return cache.changed(error_scale=best.scale, below_error=below, measured_error=measured, calibrated_for=under)
 
 
 def on_the_edge(worst_at: Callable[[float], float], rounds: int = ROUNDS) -> Round:

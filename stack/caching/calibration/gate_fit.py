@@ -10,6 +10,7 @@ import torch
 
 from ...passes.cache import Cache
 from .budget_fit import fitted_budget
+from .conditions import conditions
 from .trajectory import Recorder, Trajectory
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ def fit_gate(stack: Stack, cache: Cache, prompts: Sequence[str], seed: int) -> C
     stack.replace(Recorder(trajectory))
     for i, prompt in enumerate(prompts):
         stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")
+    under = conditions(stack.plan.facts_after)
     if cache.policy.gate == "magnitude":
-        return cache.changed(ratios=residual_ratios(trajectory, len(prompts)))
-    return cache.changed(coefficients=output_polynomial(trajectory, len(prompts)))
+        return cache.changed(ratios=residual_ratios(trajectory, len(prompts)), calibrated_for=under)
+    return cache.changed(coefficients=output_polynomial(trajectory, len(prompts)), calibrated_for=under)
 
 
 def residual_ratios(trajectory: Trajectory, requests: int) -> tuple[float, ...]:

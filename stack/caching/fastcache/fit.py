@@ -10,6 +10,7 @@ import torch
 
 from ...clock import Tick
 from ...errors import StackError
+from ..calibration.conditions import conditions
 from ..calibration.watch import See, Watch
 from ..sites.calls import Streams
 from .linear_map import GramSums, LinearMap
@@ -120,7 +121,9 @@ def fit(
     maps = sums.solve(ridge, rank)
     costs = Costs(stream, maps)
     _watched(stack, costs.see, prompts, seed, "measuring" if progress else "")
-    return LinearMaps(facts.family, facts.blocks, facts.width, maps, costs.tables(facts.blocks))
+    under = conditions(stack.plan.facts_after)
+    tables = costs.tables(facts.blocks)
+    return LinearMaps(facts.family, facts.blocks, facts.width, maps, tables, made_under=under)
 
 
 def _watched(stack: Stack, see: See, prompts: Sequence[str], seed: int, title: str) -> None:

@@ -53,16 +53,16 @@ def load_maps(path: str | Path) -> LinearMaps:
         StackError: no such file, or one that does not hold the maps of a model.
     """
     how = "stack.fit_maps(prompts, save=...)"
-    model, tensors, _ = read(path, "linear maps", how)
+    about, tensors = read(path, "linear maps", how)
     if any(f"{carry}/{WHOLE}/bias" not in tensors for carry in CARRIES):
         raise StackError(f"{path} holds no linear maps: expected a file that {how} wrote")
     maps: dict[str, dict[str, LinearMap]] = {carry: {} for carry in CARRIES}
     for name in tensors:
         carry, _, key = name.removesuffix("/bias").partition("/")
         if name.endswith("/bias"):
-            maps[carry][key] = _map(tensors, f"{carry}/{key}", model[2], path)
+            maps[carry][key] = _map(tensors, f"{carry}/{key}", about["width"], path)
     tables = {name.removeprefix("tables/"): tensor for name, tensor in tensors.items() if name.startswith("tables/")}
-    return LinearMaps(*model, maps, tables)
+    return LinearMaps(**about, maps=maps, tables=tables)
 
 
 def _map(tensors: dict[str, torch.Tensor], name: str, width: int, path: str | Path) -> LinearMap:

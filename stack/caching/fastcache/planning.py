@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from ...compat.rules.rounded_caches import FITTED_ELSEWHERE
+from ...compat.rules.state import FEWER_TOKENS
 from ...facts import Facts
 from ...passes.base import Finding
 from ..cap import size_words
 from ..policy import Policy
-
-MEASURED = (
-    "shapes-flux, 50 steps: 31 dB in 0.95 of the time with tokens, 20 dB with merge; 15 plain steps 39 dB in 0.27"
-)
 
 
 def describe(p: Policy, facts: Facts) -> list[str]:
@@ -35,8 +33,9 @@ def check(p: Policy, facts: Facts, stage: str) -> list[Finding]:
         return [Finding(stage, what, repair="stack.fit_maps(prompts), or maps='file.safetensors'", fatal=True)]
     misfit = p.maps.misfit(facts) if p.needs_maps and p.maps is not None else ""
     if misfit:
-        return [Finding(stage, f"the maps were {misfit}", repair="stack.fit_maps(prompts)", fatal=True)]
+        what = f"the maps were {misfit}"
+        return [Finding.of(FITTED_ELSEWHERE, stage, what, repair="stack.fit_maps(prompts)", fatal=True)]
     if p.fewer_tokens:
         what = "tokens that run lose the others as context, which costs more than it saves: parts=('gate',) does not"
-        return [Finding(stage, what, MEASURED, note=True)]
+        return [Finding.of(FEWER_TOKENS, stage, what, note=True)]
     return []

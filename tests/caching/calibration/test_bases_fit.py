@@ -61,6 +61,9 @@ def test_a_stack_finds_saves_and_uses_them(pipe: Any, tmp_path: Path) -> None:
     again = Stack(pipe, steps=STEPS).cache("svd", interval=3, energy=0.8, bases=tmp_path / "bases.safetensors")
     with again:
         assert torch.equal(latents(again), offline)
+    assert "fitted-elsewhere" not in again.explain()
+    rounded = again.undo().quantize("int8", min_features=64).explain()
+    assert "the bases were found under another precision: sin(theta) at most" in rounded
 
 
 def test_bases_of_another_model_are_refused(pipe: Any) -> None:
@@ -82,7 +85,7 @@ def test_what_cannot_have_bases_is_told_so(pipe: Any, tmp_path: Path) -> None:
 def test_bases_are_carried_to_a_quantized_model_or_refreshed(pipe: Any) -> None:
     stack = Stack(pipe, steps=STEPS).cache("svd", energy=0.8)
     bases = stack.fit_bases(PROMPTS)
-    assert bases.bits == (32, 32)
+    assert bases.bits == (16, 16)
     (spectrum,) = bases.spectra.values()
     noise = rounding_floor(8, stack.facts.width)
     gram_noise = 2 * noise * spectrum[0] ** 0.5 + noise**2
@@ -94,7 +97,7 @@ def test_bases_are_carried_to_a_quantized_model_or_refreshed(pipe: Any) -> None:
         quantized = Stack(pipe, steps=STEPS).quantize("int8", min_features=16).cache("svd", bases=found)
         assert quantized.plan.passes()[-1].policy.basis_life == life
         assert words in quantized.explain()
-    assert "the bases were found at" not in Stack(pipe, steps=STEPS).cache("svd", bases=narrow).explain()
+    assert "the bases were found" not in Stack(pipe, steps=STEPS).cache("svd", bases=narrow).explain()
 
 
 def test_the_angle_is_a_bound_on_what_quantization_does(pipe: Any) -> None:
@@ -111,6 +114,7 @@ def test_the_angle_is_a_bound_on_what_quantization_does(pipe: Any) -> None:
 
 def test_spectra_survive_the_file(tmp_path: Path) -> None:
     path = tmp_path / "bases.safetensors"
-    Bases("flux", 2, 4, {"image": torch.eye(4)[:, :2]}, {"image": (0.7, 0.2)}, (8, 8)).save(path)
+    under = ("weight_bits=8", "activation_bits=32")
+    Bases("flux", 2, 4, {"image": torch.eye(4)[:, :2]}, {"image": (0.7, 0.2)}, made_under=under).save(path)
     read = load_bases(path)
-    assert dict(read.spectra) == {"image": (0.7, 0.2)} and read.bits == (8, 8)
+    assert dict(read.spectra) == {"image": (0.7, 0.2)} and read.bits == (8, 16)

@@ -152,9 +152,10 @@ def test_a_calibration_holds_for_the_stack_it_was_made_on() -> None:
     assert not Stack(pipe, steps=STEPS).add(cache).plan.findings
 
     quantized = Stack(pipe, steps=STEPS).quantize("int8").add(cache).plan
-    assert [f.what for f in quantized.findings if f.stage == "cache"] == [
-        "calibrated under other precision or sparsity: weight_bits 32, now 8; activation_bits 32, now 8"
-    ]
+    notes = [f for f in quantized.findings if f.stage == "cache"]
+    assert [f.rule for f in notes] == ["calibrated-at-other-precision", "noise-in-differences", "narrow-gaps"]
+    words = "other precision or sparsity, schedule kept: weight_bits 32, now 8; activation_bits 32, now 8"
+    assert notes[0].what == f"calibrated under {words}"
     assert quantized.passes()[-1] == cache
 
     tokens = tuple(entry.replace("image_tokens=64", "image_tokens=256") for entry in cache.policy.calibrated_for)

@@ -86,11 +86,14 @@ def test_nothing_to_fit() -> None:
         summed(*rows(9)).solve(0)
 
 
+UNDER = ("adapters=none", "weight_bits=16")
+
+
 def maps_of(rank: int = 0) -> LinearMaps:
     fitted = [summed(*rows(50, seed)).solve(rank=rank) for seed in range(3)]
     tables = {carry: torch.tensor([[[0.1, 0.2]], [[0.01, 0.05]]]) for carry in CARRIES}
     maps = dict(zip(("0/image", "0/text", WHOLE), fitted, strict=True))
-    return LinearMaps("flux", 1, D, {"map": maps, "moved": {WHOLE: summed(*rows(9)).solve()}}, tables)
+    return LinearMaps("flux", 1, D, {"map": maps, "moved": {WHOLE: summed(*rows(9)).solve()}}, tables, made_under=UNDER)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -98,9 +101,8 @@ def test_maps_survive_being_written_and_read(rank: int, tmp_path: Path) -> None:
     maps = maps_of(rank)
     maps.save(tmp_path / "maps.safetensors")
     back = load_maps(tmp_path / "maps.safetensors")
-    assert (back.family, back.blocks, back.width) == ("flux", 1, D) and back.maps["map"].keys() == maps.maps[
-        "map"
-    ].keys()
+    assert (back.family, back.blocks, back.width, back.made_under) == ("flux", 1, D, UNDER)
+    assert back.maps["map"].keys() == maps.maps["map"].keys()
     x = torch.randn(3, D)
     for carry, key in [("map", "0/image"), ("map", "0/text"), ("map", WHOLE), ("moved", WHOLE)]:
         assert torch.equal(back.maps[carry][key](x), maps.maps[carry][key](x))

@@ -1,0 +1,94 @@
+"""Clashes with compilers, hooks and caches that other libraries put on a model."""
+
+from __future__ import annotations
+
+from .rule import Evidence, Rule
+
+COMPILED_BEFORE = Rule(
+    "compiled-before",
+    "a model that was compiled before the stack",
+    "A block compiled in place is traced again with whatever is wrapped around its forward: the decisions of a cache "
+    "are Python, break the graph or are frozen into it, and compile anew on every step.",
+    (
+        Evidence(
+            "computed steps fell from 91.8 to 71.2 ms once the cache called the compiled block instead of being traced",
+            "unsloth, Qwen-Image",
+        ),
+    ),
+    "Refused: load the model uncompiled. `.compile()` compiles the blocks as the passes below leave them, and the "
+    "cache stands around the compiled code.",
+    "plan",
+    ("compile", "cache"),
+)
+TWO_CACHES = Rule(
+    "two-caches",
+    "another cache on the model",
+    "diffusers' caches skip blocks by hooks of their own. Two caches on one model each take the other's forecasts for "
+    "computed features.",
+    (
+        Evidence(
+            "1 cache per model: diffusers raises on a second one of its own", "diffusers' `CacheMixin.enable_cache`"
+        ),
+    ),
+    "Refused: `transformer.disable_cache()` first.",
+    "plan",
+    ("cache",),
+)
+CUDA_GRAPHS = Rule(
+    "cuda-graphs",
+    "CUDA graphs under a cache",
+    "A CUDA graph writes its outputs into the same memory on every replay. What a cache keeps of a full step is "
+    "overwritten by the next one.",
+    (
+        Evidence(
+            "2 of torch's 5 compile modes record CUDA graphs: reduce-overhead and max-autotune",
+            "`torch._inductor.list_mode_options()`, torch 2.13",
+        ),
+    ),
+    "Refused on CUDA: `compile('max-autotune-no-cudagraphs')` or the default mode.",
+    "plan",
+    ("compile", "cache"),
+)
+GATE_READS_DEVICE = Rule(
+    "gate-reads-device",
+    "a gate that waits for the device",
+    "A gate decides by a number that the device has to finish first. Nothing more can be queued until then.",
+    (Evidence("1 device sync per step, where a schedule has none", "the gate's `.item()`"),),
+    "Said in the plan on an accelerator; a calibrated schedule decides without reading anything.",
+    "plan",
+    ("cache",),
+)
+SPARSE_BREAKS_GRAPH = Rule(
+    "sparse-breaks-graph",
+    "compiled blocks with sparse attention in them",
+    "The map and the count of sparse calls are made outside compiled code, as in SpargeAttention: the compiler stops "
+    "at each block's attention and goes on behind it.",
+    (
+        Evidence(
+            "1 graph break per block: two blocks of FLUX are 4 graphs instead of 2, of 84 operations instead of 201",
+            "counted by torch._dynamo, torch 2.13",
+        ),
+        Evidence("a fixed schedule of two compiled graphs needs none", "FlexAttention, where a full graph is wanted"),
+    ),
+    "Said in the plan. What is around attention is compiled all the same.",
+    "plan",
+    ("sparse_attn", "compile"),
+)
+RECOMPILE_LIMIT = Rule(
+    "recompile-limit",
+    "more kinds of blocks than the compiler keeps",
+    "Blocks of one class share their compiled code as long as they are built alike. A mixed quantization plan makes "
+    "them differ; past its limit the compiler runs the rest uncompiled.",
+    (
+        Evidence(
+            "torch keeps 8 versions of a function; a model with mixed blocks needs about 11",
+            "torch's default; unsloth on Z-Image, which raises it to 64 or more",
+        ),
+    ),
+    "Counted while the blocks are wrapped: past the limit the summary warns. The limit is a setting of the whole "
+    "process, so it is left to you (`torch._dynamo.config.recompile_limit`).",
+    "apply",
+    ("quantize", "compile"),
+)
+
+COMPILERS = (COMPILED_BEFORE, TWO_CACHES, CUDA_GRAPHS, GATE_READS_DEVICE, SPARSE_BREAKS_GRAPH, RECOMPILE_LIMIT)

@@ -1,0 +1,126 @@
+"""Clashes of sparse attention with shapes, schedules, caches and processors."""
+
+from __future__ import annotations
+
+from ...attention.cost import MARGIN
+from .rule import Evidence, Rule
+
+FEWEST_DENSE = 0.25  # share of a distilled schedule's steps that stay dense
+
+SPARSE_DOES_NOT_PAY = Rule(
+    "sparse-does-not-pay",
+    "sparse attention on too few tokens",
+    "Finding the map and computing in blocks costs time that few tokens do not give back, and dropped blocks always "
+    "cost some of the picture.",
+    (
+        Evidence(
+            "attention is about a third of a denoiser, so that 1.25x there is 1.07x in all",
+            "`stack.attention.cost`, measured on 2 CPU cores",
+        ),
+        Evidence(
+            "half of the blocks at 1,040 tokens: 1.15x predicted for attention",
+            "[the comparison](compare/compare.json)",
+        ),
+    ),
+    "Attention stays dense, and the plan gives the predicted factor; `even_if_slower=True` asks for it all the same.",
+    "plan",
+    ("sparse_attn",),
+    {"least_speedup_of_attention": MARGIN},
+)
+NO_STEP_LEFT_SPARSE = Rule(
+    "no-step-left-sparse",
+    "sparse attention on a schedule without steps to spare",
+    "The first steps fix the layout and the last one the details, and stay dense. A short schedule has no others.",
+    (Evidence("of 4 steps 1 stays dense, of 8 steps 2", "Radial attention and FusionX on few-step Wan adapters"),),
+    "Attention stays dense, and the plan says that 0 steps would be sparse.",
+    "plan",
+    ("distill", "sparse_attn"),
+)
+FEW_DENSE_STEPS = Rule(
+    "few-dense-steps",
+    "too few dense steps on a distilled schedule",
+    "A step of a distilled schedule carries as much of the picture as five to ten of the base's: a tenth of them "
+    "dense, as on long schedules, is too little.",
+    (
+        Evidence(
+            "of 4 steps 1 stays dense, of 8 steps 2: a quarter, rounded up",
+            "Radial attention and FusionX on few-step Wan adapters",
+        ),
+    ),
+    "On a distilled schedule the dense steps at its start are raised until a quarter of all steps is dense.",
+    "plan",
+    ("distill", "sparse_attn"),
+    {"least_dense_share": FEWEST_DENSE},
+)
+SPARSE_UNDER_CACHE = Rule(
+    "sparse-under-cache",
+    "a cache over sparse attention",
+    "What a full step computes sparsely is what the cached steps after it carry on: the error of one map lasts for a "
+    "whole run.",
+    (
+        Evidence(
+            "sparse attention alone has 27.6 dB, with TeaCache over it 22.7, with EasyCache 27.3",
+            "EasyCache, HunyuanVideo 720p with SVG: 1.90x, 3.18x, 3.33x",
+        ),
+    ),
+    "Said in the plan; `calibrate(prompts, held_out)` on the sparse stack, then nothing is said. The cost depends on "
+    "the schedule or gate, not on the sparsity.",
+    "plan",
+    ("sparse_attn", "cache"),
+)
+ATTENTION_CACHED_AND_SPARSE = Rule(
+    "attention-cached-and-sparse",
+    "a cache of attention beside sparse attention",
+    "Both save the same work. What sparse attention has left is all that the cache can skip, and it skips the steps "
+    "that sparse attention would have made faster.",
+    (
+        Evidence(
+            "attention is about a third of a denoiser: skipping all of it is 1.5x at most",
+            "`stack.attention.cost`, measured on 2 CPU cores; Amdahl's law",
+        ),
+    ),
+    "Said in the plan, with the share of attention that is left; another site skips the MLPs as well.",
+    "plan",
+    ("sparse_attn", "cache"),
+)
+MASKED_ATTENTION = Rule(
+    "masked-attention",
+    "sparse attention under a mask",
+    "A padded prompt or a condition comes with an attention mask, which a block map does not hold.",
+    (
+        Evidence(
+            "0 masked calls are sparse; SageAttention's backend raises on them, as padded batches of Qwen-Image show",
+            "diffusers' attention backends",
+        ),
+    ),
+    "Such calls stay dense, bit for bit, and the report counts them by reason.",
+    "run",
+    ("sparse_attn",),
+)
+OTHER_PROCESSORS = Rule(
+    "other-processors",
+    "attention processors that are not the family's own",
+    "An image-prompt adapter or another backend (SageAttention) sits in the processor. Exchanging it would drop what "
+    "it does.",
+    (
+        Evidence(
+            "only 1 kind of processor per family is known well enough to be exchanged; a patch of all attention at "
+            "once reached the VAE and the text encoder, and raised",
+            "diffusers, issue 11168",
+        ),
+    ),
+    "Layers with another processor are left alone, sparse calls of a layer with another backend do not use it, and the "
+    "report counts both.",
+    "apply",
+    ("sparse_attn",),
+)
+
+SPARSE = (
+    SPARSE_DOES_NOT_PAY,
+    NO_STEP_LEFT_SPARSE,
+    FEW_DENSE_STEPS,
+    SPARSE_UNDER_CACHE,
+    ATTENTION_CACHED_AND_SPARSE,
+    MASKED_ATTENTION,
+    OTHER_PROCESSORS,
+)

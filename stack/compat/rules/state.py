@@ -1,0 +1,61 @@
+"""Clashes of cached state with what happens between and within requests."""
+
+from __future__ import annotations
+
+from .rule import Evidence, Rule
+
+OTHER_CONDITIONS = Rule(
+    "other-conditions",
+    "state made under other weights, shapes or precision",
+    "An adapter swap, `load_state_dict`, an edit in place or a new resolution leaves features in the cache that the "
+    "model would no longer make. Names and addresses do not tell.",
+    (
+        Evidence(
+            "0 states are used whose stamp differs: weights are told apart by a 64-bit sum over their content, unseen "
+            "with a chance of 2^-60",
+            "`stack.compat.content`",
+        ),
+    ),
+    "The state is dropped, the step runs in full, and the report counts it.",
+    "run",
+    ("cache",),
+)
+NOT_A_NUMBER = Rule(
+    "not-a-number",
+    "a feature that is no number",
+    "NaN, infinity, or a value beyond the dtype that state is kept in would be carried into every cached step.",
+    (Evidence("1 such value spoils all cached steps of a run; float16 ends at 65,504", "IEEE 754"),),
+    "Noticed on the next step, from one number per full step: the state is dropped, that step runs in full, and the "
+    "report says so.",
+    "run",
+    ("cache",),
+)
+UNNAMED_BRANCHES = Rule(
+    "unnamed-branches",
+    "guidance branches that a pipeline does not name",
+    "Two denoiser calls per step that say nothing of their branch look like two requests: there is never a step to go "
+    "on from.",
+    (Evidence("0 steps are cached where the two calls of a step have no `cache_context`", "diffusers, issue 12760"),),
+    "Nothing is mixed up: every call runs in full, and the report says why. Name the branches with "
+    "`transformer.cache_context('cond')`, or run them as one batch.",
+    "run",
+    ("cache",),
+)
+FEWER_TOKENS = Rule(
+    "fewer-tokens",
+    "tokens that run without the others",
+    "FastCache's token modules run blocks for some tokens only. Those that are left out are context that the others "
+    "miss.",
+    (
+        Evidence(
+            "shapes-flux, 50 steps: 31 dB in 0.95 of the time with tokens, 20 dB with merge; 15 plain steps 39 dB in "
+            "0.27",
+            "[methods](methods.md#fastcache)",
+        ),
+    ),
+    "Said in the plan: `parts=('gate',)` does without.",
+    "plan",
+    ("cache",),
+)
+
+STATE = (OTHER_CONDITIONS, NOT_A_NUMBER, UNNAMED_BRANCHES, FEWER_TOKENS)

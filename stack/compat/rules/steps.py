@@ -1,0 +1,108 @@
+"""Clashes of caches with schedules, samplers and distilled trajectories."""
+
+from __future__ import annotations
+
+from .rule import Evidence, Rule
+
+FEWEST_STEPS = 12  # below this an interval schedule has no history to extrapolate from
+
+FEW_STEPS = Rule(
+    "few-steps",
+    "a cache on a few-step schedule",
+    "With 4 or 8 steps neighbouring features differ by far more than a cache may be off, and a forecast has no history "
+    "to go on. Gates find no step to skip.",
+    (
+        Evidence(
+            "4 steps leave no history: one cached step of 4 is worth 1.33x at 31.8 dB, half the depth 1.12x at 34.8",
+            "cache-dit on Qwen-Image-Lightning",
+        ),
+        Evidence("no hits at 8 to 10 steps for three gates", "TeaCache, issue 6; reports on Wan 4-step adapters"),
+        Evidence("shipped off below 20 steps", "unsloth's first-block cache"),
+    ),
+    "Partial depth: every other step runs the front and back third of the blocks, and what the blocks between them add "
+    "is carried on by order 1. The most that this can save is computed and said before the run.",
+    "plan",
+    ("distill", "cache"),
+    {"fewest_steps": FEWEST_STEPS},
+)
+DISTILLED_TRAJECTORY = Rule(
+    "distilled-trajectory",
+    "a cache tuned on the base, under a distilled adapter",
+    "A distilled model takes longer, more curved steps than the one that published settings were found on.",
+    (
+        Evidence(
+            "caches without training fall to a semantic score of 42.7 to 63.7 from 70.4 on a 20-step distilled video "
+            "model",
+            "DisCa, on HunyuanVideo with MeanFlow",
+        ),
+    ),
+    "Said in the plan until the cache is calibrated on the distilled stack (`calibrate(prompts, held_out)`).",
+    "plan",
+    ("distill", "cache"),
+)
+CALIBRATED_ELSEWHERE = Rule(
+    "calibrated-elsewhere",
+    "a schedule calibrated on another model, adapter or size",
+    "Full steps are found on one trajectory. Another adapter, schedule, model or picture size is another trajectory.",
+    (
+        Evidence(
+            "full steps found on one trajectory fit no other: from prompt to prompt alone 51.5 dB become 44.7 to 53.6",
+            "[benchmarks](benchmarks.md#shapes-flux), SVD-Cache at 9 full steps",
+        ),
+    ),
+    "As many full steps, evenly spread, and the cache's own forecast instead; the plan says what differs.",
+    "plan",
+    ("distill", "cache"),
+)
+CALIBRATED_FOR_OTHER_STEPS = Rule(
+    "calibrated-for-other-steps",
+    "a schedule calibrated for another number of steps",
+    "A mask of step numbers means nothing on a schedule of another length or shift.",
+    (
+        Evidence(
+            "12 full steps of 50 carried to 36, 28 and 20 steps by noise level: 50.3, 51.6 and 47.6 dB with 10 to 11 "
+            "full; evenly spread 41.5, 40.8 and 50.2",
+            "`shapes-flux`, two prompts",
+        ),
+        Evidence(
+            "at 9 full steps the best of twelve random schedules has 40.0 dB, a calibrated one 50.4",
+            "[methods](methods.md#calibration), `shapes-flux`",
+        ),
+    ),
+    "Full steps stay at the noise levels where they were, and the error is estimated anew: `stack/compat/horizon.py`.",
+    "plan",
+    ("cache",),
+)
+SAMPLER_NOT_PLAIN = Rule(
+    "sampler-not-plain",
+    "a forecast of the clean sample behind another sampler",
+    "The predictor-corrector needs the sampler's steps as numbers, x' = a x + b m. A sampler with noise of its own, "
+    "with memory or with clipping has none.",
+    (
+        Evidence(
+            "its corrector counts on a step being exact: 5.4 dB over a searched second-order control rest on that",
+            "[benchmarks](benchmarks.md#shapes-flux), at 12 full steps",
+        ),
+    ),
+    "Refused by the sampler's name; every other cache runs behind any sampler.",
+    "plan",
+    ("distill", "cache"),
+)
+LEARNED_VARIANCE = Rule(
+    "learned-variance",
+    "a denoiser that returns more than the latent",
+    "Around the whole denoiser what is cached is added to the latent: as many numbers have to come out as go in.",
+    (Evidence("a DiT with a learned variance returns 8 channels for 4", "DiT-XL/2's configuration"),),
+    "Refused, with a site that does not mind.",
+    "plan",
+    ("cache",),
+)
+
+STEPS = (
+    FEW_STEPS,
+    DISTILLED_TRAJECTORY,
+    CALIBRATED_ELSEWHERE,
+    CALIBRATED_FOR_OTHER_STEPS,
+    SAMPLER_NOT_PLAIN,
+    LEARNED_VARIANCE,
+)

@@ -1,0 +1,37 @@
+"""What other libraries have put on a model before it came here. Reads instances only; changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.cache_utils import CacheMixin
+
+CAST = "weights cast to fp8"
+LORA = "an unmerged LoRA of peft"
+FUSED = "fused projections"
+OFFLOADED = "offloading hooks"
+CACHE = "a cache of diffusers"
+COMPILED = "blocks compiled in place"
+
+
+def carried_by(denoiser: Any) -> tuple[str, ...]:
+    """Which of the above a model carries."""
+    modules = list(denoiser.modules())
+    hooks = {name for module in modules for name in _hooks(module)}
+    found = {
+        CAST: any(p.dtype.is_floating_point and torch.finfo(p.dtype).bits < 16 for p in denoiser.parameters()),
+        LORA: any(type(module).__module__.startswith("peft.") for module in modules),
+        FUSED: any(vars(module).get("fused_projections") for module in modules),
+        # A hook on the whole model moves whatever is in it.
+        OFFLOADED: "group_offloading" in hooks or any("_hf_hook" in vars(module) for module in modules[1:]),
+        CACHE: isinstance(denoiser, CacheMixin) and denoiser.is_cache_enabled,
+        COMPILED: any(module._compiled_call_impl is not None for module in modules),
+    }
+    return tuple(name for name, there in found.items() if there)
+
+
+def _hooks(module: Any) -> list[str]:
+    """Names of diffusers' hooks on a module."""
+    registry = vars(module).get("_diffusers_hook")
+    return [] if registry is None else list(registry.hooks)

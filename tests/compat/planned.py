@@ -1,0 +1,83 @@
+"""What makes each rule of a plan speak: passes, and how the facts differ from those of a plain FLUX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from stack.caching.bases import Bases
+from stack.caching.calibration.conditions import conditions
+from stack.errors import StackError
+from stack.facts import Machine
+from stack.models.carried import CACHE, CAST, COMPILED, FUSED, LORA, OFFLOADED
+from stack.passes.adapter import Adapter
+from stack.passes.base import Pass
+from stack.passes.cache import Cache
+from stack.passes.compile import Compile
+from stack.passes.distill import Distill
+from stack.passes.quantize import Quantize
+from stack.passes.sparse_attn import SparseAttention
+from stack.plan import explain, make_plan
+from stack.quant.prepared import Preparation
+
+from ..test_plan import FACTS
+
+HERE = conditions(FACTS)
+LARGE = {"image_tokens": 4096}
+BASES = Bases("flux", 6, 192, {"image": torch.eye(192)}, made_under=HERE)
+CALIBRATED = Cache("svd", full_steps=(0, 9, 20, 35), steps=50, calibrated_for=HERE)
+FITTED = Cache("teacache", coefficients=(1.0, 0.0), calibrated_for=HERE)
+SPARSE = SparseAttention(0.35, block=128)
+EIGHT = Distill("shapes-flux-8")
+SIXTEEN = Distill("hyper-flux-16")
+MIX = Quantize(max_error=0.01, prepared=Preparation((), ("another adapter",), "cpu", 0, 0.01, 0.01))
+CUDA = Machine("cuda")
+
+PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
+    "merge-into-rounded": ([EIGHT], {"weight_bits": 8, "quantized_by": "torchao"}),
+    "unscaled-fp8": ([EIGHT], {"carries": (CAST,)}),
+    "unmerged-lora": ([Quantize()], {"carries": (LORA,)}),
+    "fused-projections": ([EIGHT], {"carries": (FUSED,)}),
+    "two-schedules": ([EIGHT, Adapter("shapes-flux-4")], {}),
+    "missing-scheduler": ([Distill("tdd-sdxl")], {}),
+    "another-model": ([Distill("accvideo-5")], {}),
+    "rounded-twice": ([Quantize()], {"weight_bits": 4, "quantized_by": "bitsandbytes"}),
+    "rows-too-few": ([Quantize()], {"image_tokens": 16}),
+    "mix-made-elsewhere": ([MIX], {}),
+    "offloaded-modules": ([Quantize()], {"carries": (OFFLOADED,)}),
+    "gate-threshold": ([Quantize("nf4"), Cache("first-block")], {}),
+    "noise-in-differences": ([Quantize(), Cache("svd")], {}),
+    "narrow-gaps": ([Quantize(), Cache("svd", full_steps=(0, 1, 9, 20, 35), steps=50)], {}),
+    "high-order": ([Quantize(), Cache("taylorseer", full_steps=(0, 9, 20, 35), steps=50)], {}),
+    "calibrated-at-other-precision": ([Quantize(), CALIBRATED], {}),
+    "fitted-elsewhere": ([Quantize(), FITTED], {}),
+    "basis-turned": ([Quantize(), Cache("svd", bases=BASES)], {}),
+    "few-steps": ([EIGHT, Cache("svd")], {}),
+    "distilled-trajectory": ([SIXTEEN, Cache("svd")], {}),
+    "calibrated-elsewhere": ([CALIBRATED], LARGE),
+    "calibrated-for-other-steps": ([CALIBRATED], {"steps": 28}),
+    "sampler-not-plain": ([Cache("predictor-corrector")], {"sampler": "noise is added on every step"}),
+    "learned-variance": ([Cache("easycache")], {"latent": (12, 24)}),
+    "sparse-does-not-pay": ([SparseAttention(0.5)], {"image_tokens": 256}),
+    "no-step-left-sparse": ([SPARSE], {**LARGE, "steps": 2}),
+    "few-dense-steps": ([SIXTEEN, SPARSE], LARGE),
+    "sparse-under-cache": ([SPARSE, Cache("svd")], LARGE),
+    "attention-cached-and-sparse": ([SPARSE, Cache("pab")], LARGE),
+    "compiled-before": ([Cache("svd")], {"carries": (COMPILED,)}),
+    "two-caches": ([Cache("svd")], {"carries": (CACHE,)}),
+    "cuda-graphs": ([Compile("reduce-overhead"), Cache("svd")], {"machine": CUDA}),
+    "gate-reads-device": ([Cache("first-block")], {"machine": CUDA}),
+    "sparse-breaks-graph": ([SPARSE, Compile()], LARGE),
+    "fewer-tokens": ([Cache("fastcache-merge")], {}),
+}
+
+
+def told(passes: Sequence[Pass], changes: dict[str, Any]) -> str:
+    """The plan in words, or why there is none."""
+    try:
+        return explain(make_plan(replace(FACTS, **changes), passes))
+    except StackError as error:
+        return str(error)
