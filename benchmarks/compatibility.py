@@ -20,6 +20,7 @@ from common import show, tell_targets
 from compatbench.budgets import asked, budget_targets
 from compatbench.cost import cost_targets, layer_cost
 from compatbench.matrix import SEED, Matrix, calibrate
+from compatbench.sheet import sheet
 from compatbench.targets import matrix_targets, ratios
 from compatbench.whole import whole, whole_targets
 
@@ -57,6 +58,8 @@ def main(
             targets += [*whole_targets(parts), *cost_targets(cost)]
         if runs and (lines := list(asked(pipe, model, runs, record.remember))):
             targets += budget_targets(lines)
+        if not rows:
+            sheet(matrix).save(out / f"compatibility-{model}.png")
         record.targets = [asdict(t) | {"met": t.met} for t in targets]
         record.save()
         if lines := ratios(record.rows):
