@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..clock import Clock
-from ..compat.stamp import Conditions
+from ..compat.surroundings import Surroundings
 from ..install import Installer
 from ..models.wiring import Wiring
 from .sites.calls import several
@@ -23,7 +23,7 @@ class Constants:
     guidance branch, under what it was made of.
     """
 
-    def __init__(self, clock: Clock, conditions: Callable[[], Conditions]):
+    def __init__(self, clock: Clock, conditions: Surroundings):
         self._clock, self._conditions = clock, conditions
         self._held: dict[tuple[str, str], tuple[tuple[object, ...], Any]] = {}
 
@@ -45,7 +45,7 @@ class Constants:
     def _standing(self, name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             tick = self._clock.tick
-            if tick is None:
+            if tick is None or not self._conditions.calling:
                 return inner(*args, **kwargs)
             given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
             made_of = (tick.request, self._conditions(), *((x.shape, x.dtype, x.device) for x in given))

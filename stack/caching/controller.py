@@ -119,6 +119,13 @@ class CacheController:
         self._held.clear()
         self.shared.clear()
 
+    def empty(self) -> None:
+        """Drop what was stored in this request, so that the next decision is for full steps; gates go on counting."""
+        for cell in self._all_cells:
+            cell.clear()
+            cell.reference, cell.run = None, 0
+        self.shared.clear()
+
     @property
     def probe(self) -> str:
         """What the gate wants to see before it decides; empty where nothing is needed."""
@@ -263,7 +270,16 @@ class CacheController:
             self.reset()
         count = stamp.shape[0] if self.new_gate is not None or self.per_sample else 1
         gates = [None if self.new_gate is None else self.new_gate(self.clock.timetable) for _ in range(count)]
+        if held is not None and held.stamp.request == stamp.request:
+            _carry_over([cell.gate for cell in held.cells], gates)
         self._held[tick.branch] = _Held(stamp, [Cell(gate=gate) for gate in gates])
+
+
+def _carry_over(old: Sequence[Gate | None], new: Sequence[Gate | None]) -> None:
+    """What a request has spent stays spent, whatever was dropped in the middle of it."""
+    for before, after in zip(old, new, strict=False):
+        if isinstance(before, BudgetGate) and isinstance(after, BudgetGate):
+            after.budget.spent = before.budget.spent
 
 
 def _row(probe: torch.Tensor | None, index: int) -> torch.Tensor | None:

@@ -60,7 +60,7 @@ class OutputGuard:
             return result
         if not (wrong := fault(figures, full)):
             return result
-        self.controller.reset()
+        self.controller.empty()
         self.recomputed += 1
         self.journal.warn(f"output of cached step {now.step} was {wrong}: the step was made again in full")
         result = run(call)

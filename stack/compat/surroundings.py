@@ -26,6 +26,9 @@ class Surroundings:
     Args:
         conditioning: arguments of the denoiser that are the same on every step of a request.
         passes: how often passes have changed so far.
+
+    Attributes:
+        calling: whether a call of the denoiser is going on.
     """
 
     def __init__(self, denoiser: nn.Module, conditioning: tuple[str, ...], passes: Callable[[], int]):
@@ -33,14 +36,16 @@ class Surroundings:
         self._prompt, self._passes = Conditioning(conditioning), passes
         self._request, self._branch, self._given = -1, "", dict[str, Any]()
         self._known: Conditions | None = None
+        self.calling = False
 
     def begin(self, request: int, branch: str, given: Mapping[str, Any]) -> None:
         """A call of the denoiser begins, with these arguments."""
         self._request, self._branch, self._given, self._known = request, branch, dict(given), None
+        self.calling = True
 
     def end(self) -> None:
         """The call is over: its arguments are let go."""
-        self._given = {}
+        self._given, self._known, self.calling = {}, None, False
 
     @property
     def asked_for(self) -> Hashable:

@@ -187,3 +187,23 @@ def test_figures_are_of_every_sample_by_itself(shape: tuple[int, ...]) -> None:
     assert fault(figures_of(output), figures_of(output)) == ""
     output[0] = math.inf
     assert fault(figures_of(output), torch.stack([norm, spread])) == "NaN or infinity"
+
+
+@pytest.mark.parametrize("spoil", ["weights", "output"])
+def test_what_has_been_spent_of_an_error_stays_spent(spoil: str) -> None:
+    """State dropped in the middle of a request does not open a second budget."""
+    denoiser = tiny_denoiser()
+    stack = Stack(denoiser, steps=50).cache("svd", max_error=0.5, energy=1.0, gains=(1.0, 1.0))
+    spent = []
+    for step in range(20):
+        with torch.no_grad():
+            if step == 14 and spoil == "weights":
+                denoiser.proj_out.weight.mul_(1.5)
+            if step == 14 and spoil == "output":
+                for predictor in stack._layers[-1].applied.details["controller"].cells[0].predictors.values():
+                    predictor._terms[0].fill_(math.nan)
+            stack(**{**inputs(1 - step / 50), "hidden_states": inputs()["hidden_states"] * (1 + step / 20) ** 2})
+        spent.append(stack.report().passes["cache"]["estimated_error"])
+    report = stack.report()
+    assert report.steps[13].kind == "cached" and report.steps[14].kind == "full"
+    assert spent[13] > 0 and spent[-1] >= spent[14] >= 0.9 * spent[13]
