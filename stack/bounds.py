@@ -25,6 +25,10 @@ def int8_matmul_bound(
     |x.w - x'.w'| = |x'.f + e.w' + e.f| in the worst case <= |x|_1 w_scale/2 + |w|_1 x_scale/2 + K x_scale w_scale/4
     where the norms are those of the unrounded rows (x.f + e.w - e.f is the same sum).
 
+    Errors of typical inputs cancel, so that they are smaller by about 3 sqrt(K): 96 times at K = 1,024
+    (`benchmarks/bounds.py`). Reached where all of them point the same way. `int8_matmul_likely_bound` uses that they
+    do not.
+
     Args:
         x_scale, x_l1: (M, 1) step and L1 norm of each input row.
         w_scale, w_l1: (N,) step and L1 norm of each output channel's weights.
@@ -34,6 +38,28 @@ def int8_matmul_bound(
         (M, N), in the units of the output, before any rounding of the accumulator.
     """
     return x_l1 * w_scale / 2 + w_l1 * x_scale / 2 + inner * x_scale * w_scale / 4
+
+
+def int8_matmul_likely_bound(
+    x_scale: torch.Tensor, w_scale: torch.Tensor, x_l2: torch.Tensor, w_l2: torch.Tensor, inner: int, chance: float
+) -> torch.Tensor:
+    """What the error of such an output stays within but for this chance; it grows as the root of K, not as K.
+
+    The error x.f + e.w - e.f is a sum of 2 K terms |x_i| w_scale and |w_i| x_scale wide, and of K that are
+    x_scale w_scale / 2 wide: sqrt(ln(2 / chance) / 2 * (|x|^2 w_scale^2 + |w|^2 x_scale^2 + K (x_scale w_scale / 2)^2))
+    (Hoeffding 1963, theorem 2). Assumes rounding errors with mean zero, independent of each other and of what is
+    rounded (Bennett 1948), as they are where steps are small against the spread of the values.
+
+    Args:
+        x_scale, x_l2: (M, 1) step and L2 norm of each input row.
+        w_scale, w_l2: (N,) step and L2 norm of each output channel's weights.
+        chance: in (0, 1), for one output.
+
+    Returns:
+        (M, N), in the units of the output.
+    """
+    wide = (x_l2 * w_scale).square() + (w_l2 * x_scale).square() + inner * (x_scale * w_scale / 2).square()
+    return (wide * math.log(2 / chance) / 2).sqrt()
 
 
 def truncation_error(singular_values: torch.Tensor, rank: int) -> torch.Tensor:
@@ -191,6 +217,45 @@ def average_lag(weight: float, slope: float, gap: float) -> float:
     return abs(slope) * gap * weight / (1 - weight)
 
 
+def average_bound(weight: float, slope: float, gap: float, ahead: float, noise: float = 0.0) -> float:
+    """Largest error of an EMA of a feature that stands in for it: M (gap weight / (1 - weight) + ahead) + e.
+
+    Assumes a trajectory whose slope is at most M in norm, full steps at most `gap` apart, and features that are off by
+    at most e each. The value i full steps ago weighs at most (1 - w) w^i and is at most M (ahead + i gap) away; the
+    weights sum to 1, and sum (1 - w) w^i i = w / (1 - w). Reached by a straight line that has been followed for long:
+    `average_lag`.
+
+    Args:
+        weight: of the older value, in [0, 1).
+        slope: M.
+        ahead: from the newest full step to where the feature is needed.
+        noise: e.
+    """
+    return slope * (gap * weight / (1 - weight) + ahead) + noise
+
+
+def shrunken_forecast_bound(
+    nodes: Sequence[float], x: float, slope: float, curvature: float, gain: float, noise: float = 0.0
+) -> float:
+    """Largest error of a forecast whose differences are all multiplied with a gain in [0, 1].
+
+    It is (1 - g) times reuse plus g times the polynomial forecast, so that its bias is at most the same mixture of
+    theirs (`forecast_bound` at orders 1 and n), and noise enters with the mixed weights:
+    (1 - g) M |x - x_0| + g C |prod (x - x_i)| / n! + e (|1 - g + g l_0(x)| + g sum_(i>0) |l_i(x)|). Gain 1 is the plain
+    forecast, gain 0 plain reuse. Assumptions are those of `forecast_bound`.
+
+    Args:
+        nodes: x_0, x_1, ..., newest first.
+        slope: M, of order 1.
+        curvature: C, of order n = len(nodes).
+        noise: e.
+    """
+    first, *others = lagrange_weights(nodes, x)
+    gains = abs(1 - gain + gain * first) + gain * sum(map(abs, others))
+    reuse, whole = forecast_bound(nodes[:1], x, slope), forecast_bound(nodes, x, curvature)
+    return (1 - gain) * reuse + gain * whole + noise * gains
+
+
 def final_error_bound(errors: Sequence[float], gaps: Sequence[float], lipschitz: float) -> float:
     """Largest error of the final sample after Euler steps x' = x + gap v(x) with v off by errors_n on step n.
 
@@ -214,3 +279,18 @@ def replaced_block_bound(map_error: float, input_error: float, map_norm: float) 
         map_norm: |W|_2.
     """
     return map_error + map_norm * input_error
+
+
+def stack_error_bound(errors: Sequence[Sequence[float]], gaps: Sequence[float], lipschitz: float) -> float:
+    """Largest error of the final sample under a stack of passes: their errors add up on every step.
+
+    With f_0 the model and f_p the model with the first p passes, |f_n - f_0| <= sum_p |f_p - f_(p-1)| at every input
+    (telescoping sum and triangle inequality); through the sampler they go as in `final_error_bound`.
+
+    Assumes that each pass was measured on top of those below it, and f_0's Lipschitz constant.
+
+    Args:
+        errors: for each pass, bounds on |f_p(x) - f_(p-1)(x)| step by step.
+        gaps: of the noise levels, step by step.
+    """
+    return final_error_bound([sum(step) for step in zip(*errors, strict=True)], gaps, lipschitz)

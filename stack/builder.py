@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from .clock import Clock
-from .compat.content import WeightsWatch
 from .distill.call import corrected_call
 from .errors import StackError
 from .facts import Facts
@@ -76,7 +75,6 @@ class Stack(Measuring):
         self._base: Installer | None = None
         self._told: list[str] = []  # what had to be put right in the last call
         super().__init__()
-        self._watch = WeightsWatch(denoiser)
         wiring = wiring_of(denoiser)
         self._facts = facts_of(denoiser, wiring, self._pipe, steps)
         self._target = Target(
@@ -85,14 +83,11 @@ class Stack(Measuring):
             facts=self._facts,
             clock=Clock(default_timetable(steps, shift)),
             journal=Journal(),
-            weights_version=self._weights_now,
+            passes=lambda: self._layers.version,
             pipe=self._pipe,
+            lock=self._lock,
+            abort=self._layers.let_go,
         )
-
-    def _weights_now(self) -> tuple[int, int]:
-        """How often passes changed the weights or their precision, and what the weights are."""
-        tick = self._target.clock.tick
-        return self._layers.version, self._watch(-1 if tick is None else tick.request)
 
     # ---- building
 
@@ -270,7 +265,11 @@ class Stack(Measuring):
             if steps < 1:
                 raise StackError(f"num_inference_steps must be at least 1, got {steps}")
             self._target.clock.restart()
-            return self._pipe(*args, **kwargs)
+            try:
+                return self._pipe(*args, **kwargs)
+            except BaseException:
+                self._target.forget()
+                raise
 
     def replace(self, new: Pass) -> Stack:
         """Exchange the pass of a stage; stages above it are taken off and put back if the stack is applied.

@@ -11,6 +11,7 @@ import torch
 from diffusers.models.cache_utils import CacheMixin
 
 from .arguments import Arguments
+from .compat.content import version_of
 from .entrance import DenoiserCall
 from .install import Installer
 from .models.schedule import source_of, timetable_of
@@ -31,19 +32,25 @@ def _forward(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = arguments.named(args, kwargs)
-        tokens = given["hidden_states"]
-        tick = target.clock.advance(sigmas.of(given["timestep"], tokens), tuple(tokens.shape))
+        # A second pipeline on this model may come from another thread.
+        with target.lock:
+            return called(DenoiserCall(inner, args, kwargs, arguments.named(args, kwargs)))
+
+    def called(call: DenoiserCall) -> Any:
+        given = call.given
+        tick = target.clock.advance(sigmas.of(given["timestep"], call.latent), tuple(call.latent.shape))
         target.journal.begin(tick)
-        target.grid.begin(tick.request, given)
+        target.conditions.begin(tick.request, tick.branch, given)
+        target.grid.begin(given)
         try:
-            return target.entrance.run(DenoiserCall(inner, args, kwargs, given))
+            return target.entrance.run(call)
         except BaseException:
-            # Whatever comes next is a new request: half a step leaves nothing that may be reused.
-            target.clock.restart()
+            # Half a step leaves nothing that may be reused, and memory may be what it broke off for.
+            target.forget()
             raise
         finally:
             target.grid.end()
+            target.conditions.end()
             target.journal.end()
 
     return forward
@@ -55,6 +62,7 @@ class _Sigmas:
     def __init__(self, target: Target):
         self._target = target
         self._made: Any = None  # what the timetable was last read from; schedulers make a new one for each request
+        self._version = 0
 
     def of(self, timestep: torch.Tensor, tokens: torch.Tensor) -> float:
         """Noise level of a call with these tokens (B, N, ...)."""
@@ -63,8 +71,10 @@ class _Sigmas:
             return float(timestep.flatten()[0]) / scale
         scheduler = pipe.scheduler
         made = source_of(scheduler)
-        if made is not self._made:
+        # Some callers write noise levels of their own into what the scheduler has made.
+        if made is not self._made or version_of(made) != self._version:
             clock.timetable, self._made = timetable_of(scheduler, tokens.shape[1]), made
+            self._version = version_of(made)
         sigmas = clock.timetable.sigmas
         if "_step_index" not in vars(scheduler):  # DDIM keeps no count of its steps
             return float(timestep.flatten()[0]) / scale
@@ -82,11 +92,12 @@ def _context(
 ) -> Callable[[str], AbstractContextManager[None]]:
     @contextmanager
     def context(name: str) -> Iterator[None]:
-        before, target.clock.branch = target.clock.branch, name
-        try:
-            with inner(name):
-                yield
-        finally:
-            target.clock.branch = before
+        with target.lock:  # the branch is told once for all threads
+            before, target.clock.branch = target.clock.branch, name
+            try:
+                with inner(name):
+                    yield
+            finally:
+                target.clock.branch = before
 
     return context

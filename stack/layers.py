@@ -45,6 +45,11 @@ class Layers(list[Layer]):
             self.append(Layer(each.run, install, applied))
             self.version += 1
 
+    def let_go(self) -> None:
+        """Drop what passes keep between calls."""
+        for layer in self:
+            layer.applied.reset()
+
     def below(self, stage: str) -> int:
         """How many layers lie below a stage."""
         return sum(ORDER.index(layer.wanted.stage) < ORDER.index(stage) for layer in self)

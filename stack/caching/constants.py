@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..clock import Clock
+from ..compat.surroundings import Surroundings
 from ..install import Installer
 from ..models.wiring import Wiring
 from .sites.calls import several
@@ -18,18 +19,23 @@ from .sites.calls import several
 class Constants:
     """Lets the modules whose output is the same on every step of a request answer from memory after the first.
 
-    On a cached step of a small model the rotary tables would be half of the work. One answer is held per module.
+    On a cached step of a small model the rotary tables would be half of the work. One answer is held per module and
+    guidance branch, under what it was made of.
     """
 
-    def __init__(self, clock: Clock):
-        self._clock = clock
-        self._held: dict[str, tuple[tuple[object, ...], Any]] = {}
+    def __init__(self, clock: Clock, conditions: Surroundings):
+        self._clock, self._conditions = clock, conditions
+        self._held: dict[tuple[str, str], tuple[tuple[object, ...], Any]] = {}
 
     @property
     def bytes(self) -> int:
         """Memory held."""
         answers = (several(answer) for _, answer in self._held.values())
         return sum(x.nbytes for answer in answers for x in answer if isinstance(x, torch.Tensor))
+
+    def clear(self) -> None:
+        """Forget every answer."""
+        self._held.clear()
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:
         """Stand before those modules."""
@@ -39,14 +45,14 @@ class Constants:
     def _standing(self, name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             tick = self._clock.tick
-            if tick is None:
+            if tick is None or not self._conditions.calling:
                 return inner(*args, **kwargs)
             given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
-            key = (tick.request, tick.branch, *((x.shape, x.dtype, x.device) for x in given))
-            known, answer = self._held.get(name, (None, None))
-            if known != key:
+            made_of = (tick.request, self._conditions(), *((x.shape, x.dtype, x.device) for x in given))
+            known, answer = self._held.get((name, tick.branch), (None, None))
+            if known != made_of:
                 answer = inner(*args, **kwargs)
-                self._held[name] = key, answer
+                self._held[name, tick.branch] = made_of, answer
             return answer
 
         return forward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,12 +10,13 @@ import torch
 from ..clock import Clock, Tick, Timetable
 from ..compat.noise import Floor, floor_at
 from ..compat.rules.state import NOT_A_NUMBER, OTHER_CONDITIONS
-from ..compat.stamp import Stamp, stamp_of
+from ..compat.stamp import Conditions, Stamp, stamp_of
 from ..report import CACHED, FULL, PARTIAL, Journal
 from .forecast import coordinate
 from .gates import BudgetGate, Gate
 from .placement import Place, Placement, all_on_device
 from .predictor import Predictor
+from .reach import FURTHEST, Reach, read
 from .schedules import Schedule
 
 
@@ -31,10 +32,17 @@ class Cell:
     reference: torch.Tensor | None = None  # the probe that the next one is compared with
     run: int = 0  # cached steps since the last full one
     kept: dict[str, torch.Tensor] = field(default_factory=dict)  # what a site holds besides predictors
+    reach: Reach = field(default_factory=Reach)
 
     @property
     def ready(self) -> bool:
         return any(predictor.ready for predictor in self.predictors.values())
+
+    def clear(self) -> None:
+        """Forget what was stored, not what was decided."""
+        self.predictors.clear()
+        self.kept.clear()
+        self.reach.clear()
 
 
 @dataclass
@@ -51,7 +59,7 @@ class CacheController:
         schedule_for: the schedule of a request with this many steps at these noise levels; not asked where there is a
             gate.
         new_predictor: makes the predictor of a feature, by its key and where its state is to lie.
-        weights_version: asked at every step; a change drops all state.
+        conditions: asked at every step; a change drops the state.
         new_gate: makes a gate for a request; None for a fixed schedule.
         gain_at: (step, steps, noise levels) to the factor on the gains from a full step to the next.
         coordinate: of all forecasts, see `Forecast.coordinate`.
@@ -60,14 +68,16 @@ class CacheController:
         place: where the state of a cell's next feature lies, by the number of those it has, and their device.
         figures: what a site has to tell in the report.
         shared: what a site holds for all branches of the request.
-        dropped: states dropped within a request because their stamp no longer fitted.
+        dropped: states dropped within a request: their stamp no longer fitted, or they were no numbers.
+        rolled_back: steps whose drafts failed their check.
+        refused: steps that ran in full because their forecast would have gone too far.
     """
 
     clock: Clock
     journal: Journal
     schedule_for: Callable[[int, Sequence[float]], Schedule]
     new_predictor: Callable[[str, Placement], Predictor]
-    weights_version: Callable[[], Hashable]
+    conditions: Callable[[], Conditions]
     new_gate: Callable[[Timetable], Gate] | None = None
     gain_at: Callable[[int, int, Sequence[float]], float] = lambda step, steps, sigmas: 1.0
     coordinate: str = "time"
@@ -78,7 +88,7 @@ class CacheController:
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
     dropped: int = 0
     rolled_back: int = 0
-    _unread: list[torch.Tensor] = field(default_factory=list)
+    refused: int = 0
     _held: dict[str, _Held] = field(default_factory=dict)
     _tick: Tick | None = None
 
@@ -111,6 +121,13 @@ class CacheController:
         self._held.clear()
         self.shared.clear()
 
+    def empty(self) -> None:
+        """Drop what was stored in this request, so that the next decision is for full steps; gates go on counting."""
+        for cell in self._all_cells:
+            cell.clear()
+            cell.reference, cell.run = None, 0
+        self.shared.clear()
+
     @property
     def probe(self) -> str:
         """What the gate wants to see before it decides; empty where nothing is needed."""
@@ -134,7 +151,7 @@ class CacheController:
         if tick is None:
             raise RuntimeError("the clock has not been advanced: the denoiser was called around its stack")
         self._tick = tick
-        self._current(tick, stamp_of(tick, self.weights_version(), tokens))
+        self._current(tick, stamp_of(tick, self.conditions(), self.clock.timetable, tokens))
 
     def decide(
         self,
@@ -151,13 +168,14 @@ class CacheController:
             together: the batch can only run as a whole, so it is cached only where every cell would be.
         """
         tick, cells = self.now, self.cells
-        self._drop_unsound(cells)
+        self.drop_unsound()
         if self.new_gate is None:
             full = tick.step in self.schedule_for(tick.steps, self._sigmas).full_steps(tick.steps)
             skips = [not full and cell.ready for cell in cells]
         else:
             told = changes if changes is not None else [_change(cell, _row(probe, i)) for i, cell in enumerate(cells)]
             skips = [self._judge(cell, tick, _row(probe, i), told[i]) for i, cell in enumerate(cells)]
+        skips = [skip and self._within_reach(cell) for cell, skip in zip(cells, skips, strict=True)]
         if together and not all(skips):
             skips = [False] * len(cells)
         for cell, skip in zip(cells, skips, strict=True):
@@ -165,20 +183,30 @@ class CacheController:
         self.journal.mark(FULL if not any(skips) else CACHED if all(skips) and not partial else PARTIAL)
         return skips
 
-    def _drop_unsound(self, cells: Sequence[Cell]) -> None:
-        """Forget what the last full step stored if it is no number: nothing is forecast from it.
+    def drop_unsound(self) -> None:
+        """Forget what the branch's last full step stored if it is no number: nothing is forecast from it.
 
-        One number is read back per full step, and only when the next step asks: no other step waits for the device.
+        Read back once per full step, and only when the next step asks: no other step waits for the device.
         """
-        unread, self._unread = self._unread, []
-        if not unread or bool(torch.stack(unread).all()):
+        read([cell.reach for cell in self.cells])
+        unsound = [cell for cell in self.cells if not cell.reach.sound]
+        if not unsound:
             return
-        for cell in cells:
-            cell.predictors.clear()
-            cell.kept.clear()
+        for cell in unsound:
+            cell.clear()
         self.dropped += 1
         text = f"NaN or infinity in a feature before step {self.now.step}: dropped, the step runs in full"
         self.journal.warn(NOT_A_NUMBER.told(text))
+
+    def _within_reach(self, cell: Cell) -> bool:
+        """Whether a cell's forecasts stay in the range of its features; where not, its step runs in full."""
+        distance = cell.reach.at(self.x)
+        if distance <= FURTHEST:
+            return True
+        self.refused += 1
+        where = f"step {self.now.step}: up to {distance:.3g} times its norm from the last feature"
+        self.journal.warn(f"forecast refused at {where}; the step runs in full")
+        return False
 
     def _judge(self, cell: Cell, tick: Tick, probe: torch.Tensor | None, change: float | None) -> bool:
         assert cell.gate is not None
@@ -218,7 +246,7 @@ class CacheController:
             if measure and budget:
                 budget.ran(self.now.step, None if off is None else float(off))
             predictor.update(rows, x, gain, noise)
-            self._unread.append(predictor.sound)
+            cell.reach.note(predictor.norms, predictor)
         if error is not None:
             self.journal.measure(error)
 
@@ -243,13 +271,23 @@ class CacheController:
             return
         if held is not None and held.stamp.request == stamp.request:
             self.dropped += 1
-            text = f"cached state dropped at step {tick.step}: it was made under other conditions"
+            changed = ", ".join(stamp.differing(held.stamp))
+            text = f"cached state dropped at step {tick.step}: it was made under other {changed}"
             self.journal.warn(OTHER_CONDITIONS.told(text))
         if any(other.stamp.request != stamp.request for other in self._held.values()):
             self.reset()
         count = stamp.shape[0] if self.new_gate is not None or self.per_sample else 1
         gates = [None if self.new_gate is None else self.new_gate(self.clock.timetable) for _ in range(count)]
+        if held is not None and held.stamp.request == stamp.request:
+            _carry_over([cell.gate for cell in held.cells], gates)
         self._held[tick.branch] = _Held(stamp, [Cell(gate=gate) for gate in gates])
+
+
+def _carry_over(old: Sequence[Gate | None], new: Sequence[Gate | None]) -> None:
+    """What a request has spent stays spent, whatever was dropped in the middle of it."""
+    for before, after in zip(old, new, strict=False):
+        if isinstance(before, BudgetGate) and isinstance(after, BudgetGate):
+            after.budget.spent = before.budget.spent
 
 
 def _row(probe: torch.Tensor | None, index: int) -> torch.Tensor | None:

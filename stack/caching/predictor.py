@@ -25,7 +25,7 @@ class Predictor:
         placement: where they lie between uses; the split stays on the device.
 
     Attributes:
-        sound: whether all that forecasts are made of is finite: one bool, on the device.
+        norms: (k,) float32 on the device, of all that forecasts are made of; infinite where it overflows.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Predictor:
         self.dtype, self.placement = dtype, placement
         self._given = torch.float32  # the feature's dtype
         self._ledger = NoiseLedger()
-        self.sound = torch.tensor(True)
+        self.norms = torch.zeros(0)
 
     @property
     def bytes(self) -> int:
@@ -77,6 +77,11 @@ class Predictor:
         return self.dtype or self._given
 
     @property
+    def nodes(self) -> tuple[float, ...]:
+        """Coordinates of the full steps behind its terms, newest first."""
+        return tuple(self._raw.nodes[: len(self._terms)])
+
+    @property
     def newest(self) -> float:
         """Its coordinate."""
         return self._raw.nodes[0]
@@ -102,8 +107,9 @@ class Predictor:
         for difference, mix in zip(fresh.values[1:], fresh.mixes[1:], strict=True):
             variance = self._ledger.variance(mix) if noise else None
             terms.append(self._shape(difference, gain, variance))
-        sums = [term.to(self.kept_in).sum(dtype=torch.float32) for term in terms]
-        self.sound = torch.stack(sums).sum().isfinite()
+        wide = torch.promote_types(self.kept_in, torch.float32)
+        norms = [torch.linalg.vector_norm(term.to(self.kept_in), dtype=wide) for term in terms]
+        self.norms = torch.stack(norms).float()
         fresh = fresh.kept(max(1, self._needed + (noise > 0)))
         kept = self._stored([*fresh.values, *terms])
         count = len(fresh.values)

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
-from ..clock import Tick
+from ..clock import Tick, Timetable
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a denoiser call's features depend on beside their request and tokens; `Surroundings` reads it.
+
+    Attributes:
+        passes: how often passes were put on or taken off: quantization, adapters, sparse attention.
+        weights: 64 bits of the content of all parameters and buffers.
+        adapters: scales and switches of peft's adapters, which are no tensors.
+        attention: who computes attention, with its settings.
+        precision: what autocast computes in; "" where it is off.
+        conditioning: 64 bits of the content of the prompt, the guidance and the positions.
+        caller: thread and asyncio task. Two loops over one model may be told apart by nothing else.
+    """
+
+    passes: int = 0
+    weights: int = 0
+    adapters: Hashable = ()
+    attention: Hashable = ()
+    precision: str = ""
+    conditioning: int = 0
+    caller: Hashable = ()
 
 
 @dataclass(frozen=True)
@@ -16,18 +39,26 @@ class Stamp:
 
     Attributes:
         request, branch: whose trajectory it lies on.
-        weights: what tells the weights apart: the stack's count of its own changes, and their content.
+        conditions: everything that is no property of the tokens or of the schedule.
+        schedule: noise levels and shift: the same step of as many steps may be at another one.
         shape, dtype, device: of the latent tokens it was made from.
     """
 
     request: int
     branch: str
-    weights: Hashable
+    conditions: Conditions
+    schedule: Timetable
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
 
+    def differing(self, other: Stamp) -> list[str]:
+        """What is not as in another stamp, by name."""
+        mine, theirs = ({**vars(s), **vars(s.conditions)} for s in (self, other))
+        names = [f.name for f in (*fields(Stamp), *fields(Conditions)) if f.name != "conditions"]
+        return [name for name in names if mine[name] != theirs[name]]
 
-def stamp_of(tick: Tick, weights: Hashable, tokens: torch.Tensor) -> Stamp:
+
+def stamp_of(tick: Tick, conditions: Conditions, schedule: Timetable, tokens: torch.Tensor) -> Stamp:
     """The stamp of a feature made in this call from these tokens."""
-    return Stamp(tick.request, tick.branch, weights, tuple(tokens.shape), tokens.dtype, tokens.device)
+    return Stamp(tick.request, tick.branch, conditions, schedule, tuple(tokens.shape), tokens.dtype, tokens.device)

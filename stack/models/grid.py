@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 Grid = tuple[int, ...]
@@ -13,17 +13,17 @@ class RequestGrid:
 
     Args:
         read: (arguments of the denoiser, by name) to the grid, see `Wiring.grid`.
+        request: tells the current request from others, by what it is asked for too.
     """
 
-    def __init__(self, read: Callable[[Mapping[str, Any]], Grid]):
-        self._read = read
+    def __init__(self, read: Callable[[Mapping[str, Any]], Grid], request: Callable[[], Hashable]):
+        self._read, self._request = read, request
         self._given: Mapping[str, Any] | None = None
-        self._request: int | None = None
-        self._known: tuple[int, Grid] | None = None
+        self._known: tuple[Hashable, Grid] | None = None
 
-    def begin(self, request: int, given: Mapping[str, Any]) -> None:
+    def begin(self, given: Mapping[str, Any]) -> None:
         """A call of the denoiser begins."""
-        self._request, self._given = request, given
+        self._given = given
 
     def end(self) -> None:
         """The call is over: its arguments are let go."""
@@ -31,7 +31,7 @@ class RequestGrid:
 
     def __call__(self) -> Grid:
         """(rows, columns) or (frames, rows, columns) of the output stream's tokens; () where they lie on no grid."""
-        assert self._given is not None and self._request is not None, "asked outside of a call of the denoiser"
-        if self._known is None or self._known[0] != self._request:
-            self._known = self._request, self._read(self._given)
+        assert self._given is not None, "asked outside of a call of the denoiser"
+        if self._known is None or self._known[0] != self._request():
+            self._known = self._request(), self._read(self._given)
         return self._known[1]

@@ -66,6 +66,7 @@ class Wiring:
         grid: (denoiser, its arguments) to the grid of the output stream's tokens in this very call: (rows, columns), or
             (frames, rows, columns) of a video; () where they lie on none. The last axis runs fastest.
         inputs: arguments of the denoiser with a leading batch dimension; () where a batch can only run as a whole.
+        conditioning: arguments of the denoiser that are the same on every step of a request.
         batched: other arguments of a block with a leading batch dimension.
         constants: modules of the denoiser whose output is the same on every step of a request.
         along: arguments with an entry per token, such as masks and rotary tables.
@@ -88,6 +89,7 @@ class Wiring:
     tokens: Callable[[Any, Mapping[str, Any]], tuple[tuple[int, ...], int]]
     grid: Callable[[Any, Mapping[str, Any]], tuple[int, ...]]
     inputs: tuple[str, ...] = ()
+    conditioning: tuple[str, ...] = ()
     batched: tuple[str, ...] = ("temb",)
     constants: tuple[str, ...] = ()
     along: Mapping[str, Along] = field(default_factory=dict)
@@ -184,6 +186,7 @@ FLUX = Wiring(
     tokens=_flux_tokens,
     grid=_flux_grid,
     inputs=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"),
+    conditioning=("encoder_hidden_states", "pooled_projections", "guidance", "img_ids", "txt_ids"),
     constants=("pos_embed",),
     along={"image_rotary_emb": Along(("text", "image"))},
     same_input=(("attn.to_[qkv]", "proj_mlp"), ("attn.add_[qkv]_proj",)),
@@ -236,6 +239,7 @@ DIT = Wiring(
     tokens=_dit_tokens,
     grid=_patches,
     inputs=("hidden_states", "timestep", "class_labels"),
+    conditioning=("class_labels",),
     batched=("timestep", "class_labels"),
     timestep_scale=1000.0,
 )
@@ -271,6 +275,7 @@ HUNYUAN_VIDEO = replace(
     tokens=_video_tokens,
     grid=_patches,
     inputs=(*FLUX.inputs, "encoder_attention_mask"),
+    conditioning=(*FLUX.conditioning, "encoder_attention_mask"),
     batched=("temb", "attention_mask"),
     constants=("rope",),
     along={

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from threading import RLock
 from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
 from ..clock import Clock
 from ..compat.rules.rule import Rule
+from ..compat.surroundings import Surroundings
 from ..distill.call import Correct
 from ..entrance import Entrance
 from ..facts import Facts
@@ -72,8 +75,11 @@ class Target:
         now: what is true of it below the pass that is being applied.
         clock: tells request, branch and step of the current call.
         journal: where passes note what a call turned out to be.
-        weights_version: tells weights and precision apart, for stamps.
+        passes: how often passes have been put on or taken off.
         pipe: the pipeline, if there is one.
+        lock: held by whoever runs the model.
+        abort: lets go of what passes keep between calls.
+        conditions: what the current call's features depend on, for stamps.
         entrance: where calls of the whole denoiser come by.
         grid: what the output stream's tokens lie on in the current request.
     """
@@ -83,16 +89,25 @@ class Target:
     facts: Facts
     clock: Clock
     journal: Journal
-    weights_version: Callable[[], Hashable]
+    passes: Callable[[], int]
     pipe: Any | None = None
+    lock: AbstractContextManager[Any] = field(default_factory=RLock)
+    abort: Callable[[], None] = lambda: None
     entrance: Entrance = field(default_factory=Entrance)
+    conditions: Surroundings = field(init=False)
     grid: RequestGrid = field(init=False)
 
     now: Facts = field(init=False)
 
     def __post_init__(self) -> None:
         self.now = self.facts
-        self.grid = RequestGrid(partial(self.wiring.grid, self.denoiser))
+        self.conditions = Surroundings(self.denoiser, self.wiring.conditioning, self.passes)
+        self.grid = RequestGrid(partial(self.wiring.grid, self.denoiser), lambda: self.conditions.asked_for)
+
+    def forget(self) -> None:
+        """A call or a request has broken off: nothing of it is kept, and whatever comes next is a new request."""
+        self.clock.restart()
+        self.abort()
 
 
 @dataclass
@@ -102,7 +117,7 @@ class Applied:
     Attributes:
         summary: one line, with counts ("24 of 30 linears converted"). Nothing silent: zero is said as loudly.
         report: figures of the last request, by name.
-        reset: called when a new request starts or when the stack changes below this pass.
+        reset: lets go of what is kept between calls; called when a call or a request breaks off.
         call: a pipeline call's arguments, by name, to those it is made with and what had to be put right; None where
             the pass has no say in them.
         warnings: shown in every report.

@@ -15,6 +15,7 @@ from ..caching.constants import Constants
 from ..caching.controller import CacheController
 from ..caching.fastcache import planning as fastcache
 from ..caching.fastcache.maps import load_maps
+from ..caching.guard import OutputGuard
 from ..caching.placement import all_on_device, first_on_device
 from ..caching.policy import PRESETS, Policy
 from ..caching.schedules import Schedule
@@ -160,7 +161,7 @@ class Cache:
             journal=target.journal,
             schedule_for=self.schedule_for,
             new_predictor=lambda key, placement: p.new_predictor(placement, target.grid() if p.banded else (), key),
-            weights_version=target.weights_version,
+            conditions=target.conditions,
             new_gate=p.new_gate if p.gate else None,
             gain_at=p.gain,
             coordinate=p.coordinate,
@@ -176,13 +177,21 @@ class Cache:
     def apply(self, target: Target, install: Installer) -> Applied:
         controller = self.controller(target)
         places = self.install_site(controller, target, install)
-        constants = Constants(target.clock)
+        constants = Constants(target.clock, target.conditions)
         constants.install(target.denoiser, target.wiring, install)
+        guard = OutputGuard(controller, target.journal)
+        guard.install(target.entrance, install)
         install.on_rollback(controller.reset)
+
+        def reset() -> None:
+            controller.reset()
+            constants.clear()
+            guard.reset()
+
         return Applied(
             summary=f"{self.method} at {places} places, state kept per guidance branch{_noise_words(self.policy)}",
-            report=_reporter(self.policy, controller, constants, target),
-            reset=controller.reset,
+            report=_reporter(self.policy, controller, constants, guard, target),
+            reset=reset,
             details={"controller": controller},
         )
 
@@ -252,9 +261,10 @@ def _none_cached(target: Target) -> str:
 
 
 def _reporter(
-    p: Policy, controller: CacheController, constants: Constants, target: Target
+    p: Policy, controller: CacheController, constants: Constants, guard: OutputGuard, target: Target
 ) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
+        guard.settle()
         cached = sum(entry.kind != FULL for entry in target.journal.entries)
         if target.journal.entries and not cached:
             target.journal.warn(_none_cached(target))
@@ -263,6 +273,6 @@ def _reporter(
         figures |= controller.figures | controller.estimates
         if p.gate == "budget":
             figures |= {"allowed_error": p.threshold, "below_error": p.below_error, "fitted_error": p.measured_error}
-        return {**figures, "rolled_back": controller.rolled_back} if controller.rolled_back else figures
+        return figures | {"rolled_back": controller.rolled_back, "recomputed": guard.recomputed + controller.refused}
 
     return report

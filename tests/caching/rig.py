@@ -12,6 +12,7 @@ from stack.caching.policy import Policy
 from stack.caching.sites.chooser import Chooser
 from stack.caching.sites.tokenwise import Tokenwise
 from stack.clock import MAIN, Clock, uniform
+from stack.compat.stamp import Conditions
 from stack.install import Installer
 from stack.models.wiring import FLUX
 from stack.passes.cache import Cache
@@ -35,7 +36,7 @@ def controller_of(policy: Policy, clock: Clock, weights: Callable[[], int] = lam
         journal=Journal(),
         schedule_for=policy.schedule,
         new_predictor=lambda key, placement: policy.new_predictor(placement),
-        weights_version=weights,
+        conditions=lambda: Conditions(weights=weights()),
         new_gate=policy.new_gate if policy.gate else None,
         coordinate=policy.coordinate,
     )

@@ -35,3 +35,12 @@ def test_once_per_request_and_anew_for_another_size() -> None:
         assert len(made) == 4 and made[2] > made[1] == made[0] == made[3]
     made.clear()
     assert torch.equal(draw(pipe, 16), expected[16]) and len(made) == STEPS
+
+
+def test_between_calls_the_module_answers_for_itself() -> None:
+    pipe = tiny_pipe()
+    with Stack(pipe, steps=STEPS).cache("svd") as stack:
+        draw(stack)
+        ids = torch.arange(80 * 3).reshape(80, 3).float()
+        inside = stack.denoiser.pos_embed(ids)
+    assert torch.equal(torch.stack(inside), torch.stack(pipe.transformer.pos_embed(ids)))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from stack import Stack
+from stack.caching.guard import OutputGuard, fault, figures_of
 from stack.compat.rules.state import NOT_A_NUMBER
 
 from ..conftest import inputs, tiny_denoiser
 
 STEPS = 14
-METHODS = ("svd", "taylorseer", "predictor-corrector", "fora")
+METHODS = ("svd", "taylorseer", "predictor-corrector", "fora", "svd-blocks", "duca", "easycache", "rfc", "first-block")
+GATED = ("easycache", "rfc", "first-block")
 
 
 def walk(stack: Stack, steps: range) -> list[torch.Tensor]:
@@ -21,16 +25,16 @@ def walk(stack: Stack, steps: range) -> list[torch.Tensor]:
 
 
 class Spoiled(nn.Module):
-    """Gives NaN once."""
+    """Gives something else once: its output times a factor, NaN unless told otherwise."""
 
-    def __init__(self, inner: nn.Module, at: int):
+    def __init__(self, inner: nn.Module, at: int, factor: float = math.nan):
         super().__init__()
-        self.inner, self.left = inner, at
+        self.inner, self.left, self.factor = inner, at, factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.left -= 1
         out = self.inner(x)
-        return out * float("nan") if self.left == 0 else out
+        return out * self.factor if self.left == 0 else out
 
 
 @pytest.mark.parametrize("method", ["svd", "taylorseer", "fora"])
@@ -72,3 +76,136 @@ def test_weights_that_change_under_a_request_drop_its_state(method: str) -> None
     stack.undo()
     with torch.no_grad():
         assert torch.equal(got, denoiser(**inputs(1 - 4 / STEPS))[0])
+
+
+def plain(stack: Stack, step: int) -> torch.Tensor:
+    """What the denoiser gives on this step without the stack."""
+    denoiser = stack.undo().denoiser
+    with torch.no_grad():
+        return denoiser(**inputs(1 - step / STEPS))[0]
+
+
+def test_a_branch_without_a_number_is_the_one_that_is_dropped() -> None:
+    """NaN in the conditional branch is noticed by the next call of that branch, and only there."""
+    denoiser = tiny_denoiser()
+    denoiser.transformer_blocks[0].ff.net[2] = Spoiled(denoiser.transformer_blocks[0].ff.net[2], at=5)
+    stack = Stack(denoiser, steps=STEPS).cache("svd", warmup=3, interval=9).apply()
+    finite = []
+    for step in range(5):
+        for branch in ("cond", "uncond"):
+            with denoiser.cache_context(branch):
+                finite.append(bool(walk(stack, range(step, step + 1))[0].isfinite().all()))
+    assert [number for number, good in enumerate(finite) if not good] == [4]
+    kinds = {b: "".join(r.kind[0] for r in stack.report().steps if r.branch == b) for b in ("cond", "uncond")}
+    assert kinds == {"cond": "ffffc", "uncond": "fffcc"}
+
+
+@pytest.mark.parametrize("method", ["taylorseer", "taylorseer-lite", "svd-blocks"])
+def test_a_forecast_that_blows_up_is_refused_before_a_block_is_skipped(method: str) -> None:
+    """Full step 1 is 10,000 times too large: what is extrapolated from it and step 2 would be, too."""
+    denoiser = tiny_denoiser()
+    last = denoiser.single_transformer_blocks[0]
+    last.proj_out = Spoiled(last.proj_out, at=2, factor=1e4)
+    whole = {"order": 1, "gains": (1.0, 1.0), "smoothing": 0.0}
+    stack = Stack(denoiser, steps=STEPS).cache(method, warmup=3, interval=9, **whole)
+    got = walk(stack, range(4))[-1]
+    report = stack.report()
+    assert [record.kind for record in report.steps] == ["full"] * 4
+    assert report.passes["cache"]["recomputed"] == 1
+    assert "forecast refused at step 3" in report.warnings[0]
+    assert torch.equal(got, plain(stack, 3))
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"), [(math.nan, "NaN or infinity"), (1e3, "saturated"), (0.0, "constant over the tokens")]
+)
+def test_a_cached_output_that_is_no_picture_is_made_again_in_full(factor: float, said: str) -> None:
+    denoiser = tiny_denoiser()
+    denoiser.proj_out = Spoiled(denoiser.proj_out, at=4, factor=factor)
+    with torch.no_grad():
+        denoiser.proj_out.inner.bias.zero_()
+    stack = Stack(denoiser, steps=STEPS).cache("svd", warmup=3, interval=9)
+    outs = walk(stack, range(5))
+    report = stack.report()
+    assert [record.kind for record in report.steps] == ["full"] * 4 + ["cached"]
+    assert report.warnings == [f"output of cached step 3 was {said}: the step was made again in full"]
+    assert report.passes["cache"]["recomputed"] == 1
+    assert torch.equal(outs[3], plain(stack, 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_state_that_is_spoiled_in_memory_is_not_handed_on(method: str) -> None:
+    """Whatever happened to it: the same call gives what a full step gives, at every kind of site."""
+    options = {"threshold": 9.0} if method in GATED else {"interval": 9}
+    stack = Stack(tiny_denoiser(), steps=STEPS).cache(method, warmup=3, **options)
+    walk(stack, range(3))
+    controller = stack._layers[-1].applied.details["controller"]
+    for cell in controller.cells:
+        for held in (cell.kept.values(), *(p._terms for p in cell.predictors.values())):
+            for tensor in held:
+                tensor.fill_(math.nan)
+    (got,) = walk(stack, range(3, 4))
+    assert stack.report().steps[-1].kind == "full"
+    assert torch.equal(got, plain(stack, 3))
+
+
+def test_no_number_in_the_very_last_step_is_told() -> None:
+    denoiser = tiny_denoiser()
+    denoiser.proj_out = Spoiled(denoiser.proj_out, at=STEPS)
+    stack = Stack(denoiser, steps=STEPS).cache("svd", warmup=2, interval=STEPS - 2)
+    walk(stack, range(STEPS))
+    assert stack.report().steps[-1].kind == "full"
+    assert f"output of step {STEPS - 1} was NaN or infinity" in stack.report().warnings
+
+
+def test_a_cache_that_left_the_output_as_it_was_says_so() -> None:
+    denoiser = tiny_denoiser()
+    stack = Stack(denoiser, steps=STEPS).cache("first-block", threshold=0.0)
+    outs = walk(stack, range(STEPS))
+    assert f"0 of {STEPS} steps cached: the schedule left none" in stack.report().warnings
+    assert all(torch.equal(out, plain(stack, step)) for step, out in enumerate(outs))
+
+
+def test_what_was_put_off_on_an_accelerator_is_read_by_the_report() -> None:
+    """Findings about cached steps are tensors until then; those of requests gone by are of no use."""
+    stack = Stack(tiny_denoiser(), steps=STEPS).cache("svd", warmup=3, interval=9)
+    walk(stack, range(5))
+    controller = stack._layers[-1].applied.details["controller"]
+    guard = OutputGuard(controller, stack._target.journal)
+    good, flat = torch.tensor([[1.0], [0.5]]), torch.tensor([[1.0], [0.0]])
+    guard._late = [(controller.now.request, 3, flat, good), (controller.now.request - 1, 2, flat, good)]
+    guard.settle()
+    assert stack.report().warnings == ["output of step 3 was constant over the tokens"]
+
+
+@pytest.mark.parametrize(("shape"), [(2, 5, 3), (2, 3, 5), (2, 3, 5, 4), (2, 3, 2, 5, 4)])
+def test_figures_are_of_every_sample_by_itself(shape: tuple[int, ...]) -> None:
+    output = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    output[1] *= 3
+    norm, spread = figures_of(output)
+    tokens = output if output.ndim == 3 else output.flatten(2).mT
+    torch.testing.assert_close(norm, tokens.square().mean(1).sum(-1).sqrt())
+    torch.testing.assert_close(spread, (tokens - tokens.mean(1, keepdim=True)).square().mean(1).sum(-1).sqrt())
+    assert fault(figures_of(output), figures_of(output)) == ""
+    output[0] = math.inf
+    assert fault(figures_of(output), torch.stack([norm, spread])) == "NaN or infinity"
+
+
+@pytest.mark.parametrize("spoil", ["weights", "output"])
+def test_what_has_been_spent_of_an_error_stays_spent(spoil: str) -> None:
+    """State dropped in the middle of a request does not open a second budget."""
+    denoiser = tiny_denoiser()
+    stack = Stack(denoiser, steps=50).cache("svd", max_error=0.5, energy=1.0, gains=(1.0, 1.0))
+    spent = []
+    for step in range(20):
+        with torch.no_grad():
+            if step == 14 and spoil == "weights":
+                denoiser.proj_out.weight.mul_(1.5)
+            if step == 14 and spoil == "output":
+                for predictor in stack._layers[-1].applied.details["controller"].cells[0].predictors.values():
+                    predictor._terms[0].fill_(math.nan)
+            stack(**{**inputs(1 - step / 50), "hidden_states": inputs()["hidden_states"] * (1 + step / 20) ** 2})
+        spent.append(stack.report().passes["cache"]["estimated_error"])
+    report = stack.report()
+    assert report.steps[13].kind == "cached" and report.steps[14].kind == "full"
+    assert spent[13] > 0 and spent[-1] >= spent[14] >= 0.9 * spent[13]

@@ -75,10 +75,11 @@ def test_it_is_read_once_a_request_and_holds_no_tensor_between_calls() -> None:
         read.append(given["x"])
         return (len(read), 1)
 
-    grid = RequestGrid(count)
-    for request, x in ((1, "a"), (1, "b"), (2, "c")):
-        grid.begin(request, {"x": x})
-        assert grid() == grid() == (request, 1)
+    requests = [0]
+    grid = RequestGrid(count, lambda: requests[0])
+    for requests[0], x in ((1, "a"), (1, "b"), (2, "c")):
+        grid.begin({"x": x})
+        assert grid() == grid() == (requests[0], 1)
         grid.end()
     assert read == ["a", "c"]
     with pytest.raises(AssertionError, match="outside of a call"):

@@ -74,9 +74,9 @@ def test_a_swap_quantizes_nothing_again_and_forgets_the_cache(files: tuple[str, 
     build = Stack(pipe, steps=STEPS).quantize("int8", min_features=64).cache("svd", interval=4, warmup=2)
     stack = build.distill(files[0], switchable=True).apply()
     weights, first = packed(pipe), picture(stack, STEPS)
-    version, adapters = stack._target.weights_version(), stack.plan.facts_after.adapters
+    version, adapters = stack._layers.version, stack.plan.facts_after.adapters
     stack.swap_adapter(files[1])
-    assert stack._target.weights_version() > version and stack.plan.facts_after.adapters != adapters
+    assert stack._layers.version > version and stack.plan.facts_after.adapters != adapters
     assert stack.report().cache_bytes == 0, "no state of the old adapter is left"
     now = packed(pipe)
     assert weights and now.keys() == weights.keys() and all(now[name] is weights[name] for name in weights)

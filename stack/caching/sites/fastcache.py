@@ -7,6 +7,7 @@ one, at the position of their cluster's centre, and move alike.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +58,8 @@ class FastCache:
     def __init__(self, controller: CacheController, policy: Policy):
         self.controller, self.policy = controller, policy
         self._samples: list[_Sample] = []
-        self._blocks = self._request = 0
+        self._blocks = 0
+        self._made_for: tuple[Hashable, ...] = ()
         self._work: list[float] = []
         self._tick: Tick
         self._use: Replacement
@@ -80,10 +82,12 @@ class FastCache:
     def _begin(self, call: BlockCall, stream: str) -> None:
         tokens, controller = call.streams[stream], self.controller
         controller.begin(tokens)
+        controller.drop_unsound()
         assert controller.clock.tick is not None
         self._tick = controller.clock.tick
-        if self._tick.request != self._request:
-            self._request, self._use, self._work = self._tick.request, Replacement(self.policy, tokens), []
+        made_for = (self._tick.request, tokens.dtype, tokens.device)
+        if made_for != self._made_for:
+            self._made_for, self._use, self._work = made_for, Replacement(self.policy, tokens), []
         self._samples = [self._open(call, row, cell, stream) for row, cell in enumerate(controller.cells)]
 
     def _open(self, call: BlockCall, row: int, cell: Cell, stream: str) -> _Sample:
@@ -141,4 +145,6 @@ class FastCache:
             use.remember(kept, WHOLE, pick(entry, running.tokens), out, running.tokens)
         else:
             kept[WHOLE] = entry  # only compared with
+        wide = torch.promote_types(whole.dtype, torch.float32)
+        sample.cell.reach.note(torch.linalg.vector_norm(whole, dtype=wide)[None])
         return whole

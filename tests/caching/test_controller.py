@@ -1,0 +1,46 @@
+"""What the controller does by the clock: forecasts over real time, drafts taken back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stack import Stack
+from stack.caching.policy import Policy
+from stack.clock import Clock, Timetable
+
+from ..conftest import inputs, tiny_denoiser
+from .rig import controller_of
+
+UNEVEN = Timetable((1.0, 0.95, 0.8, 0.45, 0.4, 0.1), shift=3.0)
+
+
+@pytest.mark.parametrize("name", ["time", "sigma"])
+def test_a_forecast_follows_the_coordinate_over_uneven_steps(name: str) -> None:
+    """Features on a straight line in the coordinate are met exactly; counted in steps they are missed by far."""
+    clock = Clock(UNEVEN)
+    controller = controller_of(Policy(warmup=3, interval=9, gains=(1.0, 1.0), coordinate=name), clock)
+    tokens = torch.ones(1, 4, 8, dtype=torch.float64)
+    for sigma in UNEVEN.sigmas:
+        tick = clock.advance(sigma, tuple(tokens.shape))
+        controller.journal.begin(tick)
+        controller.begin(tokens)
+        feature = tokens * (2 + 5 * (tick.time if name == "time" else sigma))
+        if controller.decide() == [False]:
+            controller.store("image", feature, controller.cells)
+        else:
+            torch.testing.assert_close(controller.predict("image", controller.cells), feature, rtol=1e-6, atol=1e-6)
+    assert [entry.kind for entry in controller.journal.entries] == ["full"] * 3 + ["cached"] * 3
+
+
+@torch.no_grad()
+def test_a_draft_that_fails_its_check_is_taken_back() -> None:
+    """No draft is good enough: every step is as in the model itself."""
+    denoiser, steps = tiny_denoiser(), 14
+    given = [inputs(1 - step / steps) | {"hidden_states": inputs()["hidden_states"] * (1 + step)} for step in range(6)]
+    with Stack(denoiser, steps=steps).cache("speca", accept=(0.0, 1.0, 0.0)) as stack:
+        got = [stack(**each)[0] for each in given]
+        assert stack.report().passes["cache"]["rolled_back"] == 3
+        assert stack.report().full_steps == 6
+    for each, mine in zip(given, got, strict=True):
+        assert torch.equal(mine, denoiser(**each)[0])
