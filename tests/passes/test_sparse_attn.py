@@ -87,7 +87,7 @@ def test_nothing_speaks_against_a_long_sequence() -> None:
         (SparseAttention(0.5), {"machine": Machine("cuda")}, "4112 tokens, pays from 8192"),
         (SparseAttention(1.0), {}, "keep 1 keeps every block"),
         (SparseAttention(0.5), {"steps": 2}, "first 1 and last 1 are dense"),
-        (SparseAttention(0.5), {"family": "other"}, "only flux attention is wired"),
+        (SparseAttention(0.5), {"family": "other"}, "only flux, dit, hunyuan-video attention is wired"),
     ],
 )
 def test_what_would_not_pay_stays_dense_and_says_why(

@@ -64,7 +64,7 @@ class FastCache:
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before every block; returns their number."""
-        self._blocks = before_blocks(denoiser, wiring, install, self._visit)
+        self._blocks = before_blocks(denoiser, wiring, install, self.controller.clock, self._visit)
         return self._blocks
 
     def _visit(self, number: int, call: BlockCall) -> Streams:
@@ -85,6 +85,7 @@ class FastCache:
         if self._tick.request != self._request:
             self._request, self._use, self._work = self._tick.request, Replacement(self.policy, tokens), []
         self._samples = [self._open(call, row, cell, stream) for row, cell in enumerate(controller.cells)]
+        controller.clock.extent.decide([not sample.settled for sample in self._samples])
 
     def _open(self, call: BlockCall, row: int, cell: Cell, stream: str) -> _Sample:
         """Choose the tokens of a sample that run."""
