@@ -14,7 +14,9 @@ from .maps import FINEST, Grid, cut
 OUTSIDE, FIRST, LAST = "outside a request", "first steps", "last step"
 MASKED, NO_TEXT_LENGTH = "attention mask", "text length unknown"
 ANCHOR = "full step"
-# A map is made anew after so many steps, whatever the estimate says: where no cache has full steps of its own.
+# Where no cache has full steps of its own, a map is made anew after so many, whatever the estimate says. Estimates look
+# at the mass, not at what became of the picture: on shapes-flux, 20 steps, maps made once and kept cost 0.6 dB, those
+# made every 8 steps 0.4 dB, those made every 5 nothing (docs/sparse.md).
 EVERY = 5
 
 

@@ -8,8 +8,8 @@ import torch
 
 from .maps import FINEST, Grid
 
-# Queries looked at per head. Scores of n queries are a share n / (2 S) of dense attention: 1.5 % at 1,040 tokens.
-SAMPLED = 32
+# Queries looked at per head. Scores of n queries are a share n / (2 S) of dense attention: 0.8 % at 1,040 tokens.
+SAMPLED = 16
 assert FINEST % SAMPLED == 0, "every query block is cut into equal runs"
 
 
@@ -40,7 +40,8 @@ def dropped_mass(
         queries: (n,) positions inside the blocks.
         seen: (B, S), False at hidden keys; None where all are seen.
     """
-    scores = (q[:, queries].transpose(1, 2) @ k.permute(0, 2, 3, 1)).float() / math.sqrt(q.shape[-1])
+    # Keys first: the other way round the product takes three times as long on a CPU.
+    scores = (k.transpose(1, 2) @ q[:, queries].permute(0, 2, 3, 1)).mT.float() / math.sqrt(q.shape[-1])
     if seen is not None:
         scores.masked_fill_(~seen[:, None, None], -math.inf)
     blocks = scores.softmax(-1)[..., grid.start : grid.end].unflatten(-1, (grid.blocks, grid.key)).sum(-1)
