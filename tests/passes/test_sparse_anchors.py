@@ -14,6 +14,7 @@ from stack.clock import uniform
 from stack.passes.sparse_attn import SparseAttention
 
 from ..attention.families.rig import EXACT, NAMES, STEPS, denoiser, given, sample
+from ..models.test_hunyuan_video import tiny_denoiser as tiny_video
 from .test_sparse_attn import FACTS
 
 SPARSE = STEPS - 2  # steps between the dense ends
@@ -156,3 +157,24 @@ def test_facts_and_plan_count_anchors() -> None:
     assert f"every {EVERY} steps" in lines[4] and "at most 0.02 more" in lines[4]
     assert f"{SAMPLED} queries per head, {SAMPLED / (2 * 4112):.1%} of dense attention" in lines[4]
     assert SparseAttention(0.25, anchor_keep=0.8).facts_after(FACTS).attention_density == 1.0
+
+
+def test_samples_of_a_batch_are_full_or_cached_each_on_its_own() -> None:
+    """A gate decides per sample; the back block then runs for both, denser for the one whose step is full."""
+
+    def gated() -> Stack:
+        options = {"anchor_keep": 1.0, "reuse_maps": 0.5, "block": 64, "even_if_slower": True}
+        model = tiny_video(num_layers=1, num_single_layers=2)
+        stack = Stack(model, steps=14).sparse_attn(0.3, **options)
+        return stack.cache("dbcache", front=1, back=1, warmup=2, threshold=0.4)
+
+    calls, stack = moving("hunyuan-video", batch=2, steps=14), gated()
+    for number, call in enumerate(calls):  # the second sample moves faster
+        call["hidden_states"][1] += 0.03 * number * call["hidden_states"][0]
+    together = outputs(stack, calls)
+    kinds = [record.kind for record in stack.report().steps]
+    assert kinds.count("partial") >= 2 and kinds.count("cached") >= 1, kinds
+    for i in range(2):
+        alone = outputs(gated(), [sample(call, i) for call in calls])
+        for one, both in zip(alone, together, strict=True):
+            torch.testing.assert_close(one, both[i : i + 1], atol=EXACT, rtol=EXACT)
