@@ -33,7 +33,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "full steps keep 0.75": {"keep": 0.5, "reuse_maps": 0.02, "anchor_keep": 0.75},
     "full steps dense": {"keep": 0.5, "reuse_maps": 0.02, "anchor_keep": 1.0},
     "keep 0.25": {"keep": 0.25},
-    "keep 0.25, reused within 0.02": {"keep": 0.25, "reuse_maps": 0.02},
     "keep 0.25, full steps keep 0.5": {"keep": 0.25, "reuse_maps": 0.02, "anchor_keep": 0.5},
 }
 FIGURES = ("density", "anchor_calls", "maps_made", "maps_reused", "maps_renewed", "dropped_mass", "dropped_mass_worst")
