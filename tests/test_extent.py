@@ -83,6 +83,14 @@ def test_front_blocks_run_before_the_decision_and_back_blocks_after_it() -> None
     assert sum(kinds) == sum(number == 0 for number, *_ in back)
 
 
+def test_a_rejected_draft_is_a_full_step_after_all() -> None:
+    """Blocks that a draft left out run when it fails its check, for the samples that failed."""
+    seen = seen_by_blocks("speca", accept=(0.0, 0.0, 0.0))
+    redone = [is_full for number, is_full, rows, _ in seen if number == 0 and rows == (0,)]
+    assert redone and all(redone)
+    assert any(not is_full for number, is_full, rows, _ in seen if number == 1 and rows is None)
+
+
 def test_fastcache_says_which_samples_and_that_tokens_are_missing() -> None:
     seen = seen_by_blocks("fastcache-tokens", batch=2, maps=made_up())
     assert {rows for *_, rows, _ in seen} == {(0,), (1,)}

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from stack import Stack
+from stack.attention import processor
 from stack.attention.gate import ANCHOR, EVERY, FIRST, LAST
+from stack.attention.kernels import sparse_attention
 from stack.attention.mass import SAMPLED
 from stack.clock import uniform
 from stack.passes.sparse_attn import SparseAttention
@@ -124,6 +126,21 @@ def test_denser_anchors_are_nearer_to_dense_attention() -> None:
     assert errors[2][1] < 1e-3 < errors[1][1] < errors[0][1]
     between = [i for i in range(1, STEPS - 1) if i not in anchors]
     assert [errors[1][i] for i in between] == pytest.approx([errors[0][i] for i in between])
+
+
+def test_full_steps_that_do_not_pay_sparsely_are_dense_and_still_make_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+
+    def watched(*args: Any) -> torch.Tensor:
+        kept.append(args[3].shape[-1])
+        return sparse_attention(*args)
+
+    monkeypatch.setattr(processor, "sparse_attention", watched)
+    stack = sparse("flux", reuse_maps=0.99, anchor_keep=1.0, block=64)
+    outputs(stack, moving("flux"))
+    told, anchors = figures(stack), LAYERS * -(-SPARSE // EVERY)
+    assert told["dense_calls"][ANCHOR] == told["anchor_calls"] == anchors
+    assert kept == [3] * (LAYERS * SPARSE - anchors) and told["maps_made"] == anchors * HEADS
 
 
 @pytest.mark.parametrize("keeps", [(0.25, 0.5), (0.5, 0.5)])
