@@ -294,3 +294,17 @@ def stack_error_bound(errors: Sequence[Sequence[float]], gaps: Sequence[float], 
         gaps: of the noise levels, step by step.
     """
     return final_error_bound([sum(step) for step in zip(*errors, strict=True)], gaps, lipschitz)
+
+
+def hoeffding_margin(samples: int, failure: float) -> float:
+    """How far the mean of `samples` draws may lie from its expectation, but for a chance of `failure`.
+
+    sqrt(ln(2 / failure) / (2 n)), for independent draws from [0, 1], not necessarily of one distribution (Hoeffding
+    1963, theorem 2). One query drawn uniformly from each of n runs of equal length has the mean over all queries as its
+    expectation, whatever they are. It uses nothing but the range: 0.34 at n = 16 and 5 %.
+
+    Args:
+        samples: n >= 1.
+        failure: chance in (0, 1) of being further off, to either side.
+    """
+    return math.sqrt(math.log(2 / failure) / (2 * samples))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from .extent import Extent
+
 MAIN = "main"  # the branch of a pipeline that does not name its guidance branches
 
 
@@ -74,11 +76,15 @@ class Clock:
     A call continues a request when it is that branch's next step; anything else starts a new one. Nothing is counted
     across requests, so that an aborted request, a second pipeline call or a new resolution is never taken for a
     continuation.
+
+    Attributes:
+        extent: how much of the current call the blocks are working on.
     """
 
     def __init__(self, timetable: Timetable) -> None:
         self.branch = MAIN
         self.tick: Tick | None = None
+        self.extent = Extent()
         self.timetable = timetable
         self._requests = 0
         self._at: dict[str, int] = {}
@@ -102,6 +108,7 @@ class Clock:
             self._requests += 1
             self._at.clear()
         self._at[self.branch], self._shape = step, shape
+        self.extent = Extent()
         self.tick = Tick(
             request=self._requests,
             branch=self.branch,

@@ -1,6 +1,6 @@
 """Which key blocks each query block attends to.
 
-Shapes: B batch, S joint sequence (text first, then image), H heads, D head size. A `Grid` cuts the image tokens of S
+Shapes: B batch, S joint sequence of text and image, H heads, D head size. A `Grid` cuts the image tokens of S
 into key blocks, and runs of key blocks into query blocks ("rows" of the map). Everything outside the grid, the text and
 the few image tokens behind the last whole block, is always kept as keys and attends to everything.
 """
@@ -26,15 +26,17 @@ class Grid:
     """How a joint sequence is cut.
 
     Attributes:
-        text, image: tokens of the two streams, text first.
+        text, image: tokens of the two streams.
         key: tokens in a key block.
         group: key blocks in a query block; the last query block may have fewer.
+        text_last: the text lies behind the image, not before it.
     """
 
     text: int
     image: int
     key: int
     group: int
+    text_last: bool = False
 
     @property
     def tokens(self) -> int:
@@ -52,9 +54,14 @@ class Grid:
         return -(-self.blocks // self.group)
 
     @property
+    def start(self) -> int:
+        """Position of the first key block."""
+        return 0 if self.text_last else self.text
+
+    @property
     def end(self) -> int:
-        """Position behind the last key block; the blocks begin at `text`."""
-        return self.text + self.blocks * self.key
+        """Position behind the last key block."""
+        return self.start + self.blocks * self.key
 
     @property
     def rest(self) -> int:
@@ -74,13 +81,13 @@ class Grid:
         return (self.rest * self.tokens + (self.tokens - self.rest) * row) / self.tokens**2
 
 
-def cut(image: int, text: int, block: int | None, device: str) -> Grid:
+def cut(image: int, text: int, block: int | None, device: str, text_last: bool = False) -> Grid:
     """The grid for a device. `block` is the length of a query block, None for the device's best.
 
     On CUDA both lengths are rounded up to multiples of 128.
     """
     key = KEY_BLOCK.get(device, FINEST)
-    return Grid(text, image, key, group=-(-(block or QUERY_BLOCK.get(device, LONGEST)) // key))
+    return Grid(text, image, key, -(-(block or QUERY_BLOCK.get(device, LONGEST)) // key), text_last)
 
 
 def block_map(q: torch.Tensor, k: torch.Tensor, grid: Grid, keep: float) -> torch.Tensor:
@@ -96,7 +103,12 @@ def block_map(q: torch.Tensor, k: torch.Tensor, grid: Grid, keep: float) -> torc
     Returns:
         (B, H, rows, kept) indices of key blocks, ascending.
     """
-    span = slice(grid.text, grid.end)
+    return ranked_blocks(q, k, grid, keep).sort(-1).values
+
+
+def ranked_blocks(q: torch.Tensor, k: torch.Tensor, grid: Grid, keep: float) -> torch.Tensor:
+    """The same, best block first: its first n are the map that keeps n."""
+    span = slice(grid.start, grid.end)
     pooled_q, pooled_k = (x[:, span].unflatten(1, (-1, grid.key)).mean(2, dtype=torch.float32) for x in (q, k))
     missing = grid.rows * grid.group - grid.blocks
     # A sum instead of a mean over the group: the ranking within a row is the same, also for a short last group.
@@ -104,8 +116,7 @@ def block_map(q: torch.Tensor, k: torch.Tensor, grid: Grid, keep: float) -> torc
     scores = pooled_q.permute(0, 2, 1, 3) @ pooled_k.permute(0, 2, 3, 1)
     blocks = torch.arange(grid.blocks, device=q.device)
     own = blocks // grid.group == torch.arange(grid.rows, device=q.device)[:, None]
-    best = scores.masked_fill(own, math.inf).topk(grid.kept(keep), dim=-1)
-    return best.indices.sort(-1).values
+    return scores.masked_fill(own, math.inf).topk(grid.kept(keep), dim=-1).indices
 
 
 def keep_mask(indices: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -115,6 +126,6 @@ def keep_mask(indices: torch.Tensor, grid: Grid) -> torch.Tensor:
     rows.scatter_(-1, indices, True)
     fine = rows.repeat_interleave(grid.group, 2)[:, :, : grid.blocks]
     mask = torch.ones(batch, heads, grid.tokens, grid.tokens, dtype=torch.bool, device=indices.device)
-    span = slice(grid.text, grid.end)
+    span = slice(grid.start, grid.end)
     mask[:, :, span, span] = fine.repeat_interleave(grid.key, 2).repeat_interleave(grid.key, 3)
     return mask

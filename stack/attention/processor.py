@@ -9,12 +9,13 @@ from inspect import signature
 from typing import Any
 
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor, _get_qkv_projections
 from torch import nn
 
-from .gate import MASKED, NO_TEXT_LENGTH, Policy, Tally
-from .kernels import sparse_attention
+from .families import AttentionCall, Family
+from .gate import ANCHOR, MASKED, NO_TEXT_LENGTH, Policy, Tally
+from .kernels import dense, sparse_attention
+from .maps import Grid
+from .reuse import Group, Look, Maps, parts
 
 
 @dataclass
@@ -37,14 +38,29 @@ class TextLength:
         return recorded
 
 
+@dataclass
+class Shared:
+    """What the processors of one model have in common."""
+
+    family: Family
+    policy: Policy
+    tally: Tally
+    maps: Maps
+    text: TextLength
+
+
 class BlockSparseProcessor:
-    """Stands before a `FluxAttnProcessor`. Dense calls go to it unchanged, so they are bit-identical.
+    """Stands before a family's own processor. Dense calls go to it unchanged, so they are bit-identical.
 
     Not a module: state-dict keys stay as they are.
+
+    Args:
+        inner: the processor in whose place it is.
+        layer: number of the attention layer.
     """
 
-    def __init__(self, inner: FluxAttnProcessor, policy: Policy, tally: Tally, text: TextLength) -> None:
-        self.inner, self.policy, self.tally, self.text = inner, policy, tally, text
+    def __init__(self, inner: Any, layer: int, shared: Shared) -> None:
+        self.inner, self.layer, self.shared = inner, layer, shared
 
     # diffusers sets these two on processors (`set_attention_backend`, context parallelism): they are the inner one's.
     @property
@@ -63,68 +79,68 @@ class BlockSparseProcessor:
     def _parallel_config(self, config: Any) -> None:
         self.inner._parallel_config = config
 
-    # The step is read on the host: compiled, every step of a schedule would be compiled anew.
+    # Counters and the map's shapes are Python: traced into a compiled block, every step of a schedule would be
+    # compiled anew.
     @torch.compiler.disable
     def __call__(
         self,
-        attn: FluxAttention,
+        attn: nn.Module,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: Any = None,
     ) -> Any:
-        joint = hidden_states.shape[1]
-        if encoder_hidden_states is None:
-            text, image = self.text.tokens, joint - (self.text.tokens or 0)
-        else:
-            text, image = encoder_hidden_states.shape[1], joint
-        reason = self._dense_reason(attn, text, image, hidden_states.device.type, attention_mask is not None)
-        if reason or text is None:
-            self.tally.note(reason)
-            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        grid = self.policy.grid(image, text, hidden_states.device.type)
-        self.tally.note("", grid.density(self.policy.keep))
-        q, k, v = joint_qkv(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
-        out = sparse_attention(q, k, v, grid, self.policy.keep).flatten(2, 3)
-        return out if encoder_hidden_states is None else project_out(attn, out, text)
+        call = AttentionCall(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        self.shared.tally.begin()
+        lengths = self.shared.family.lengths(call, self.shared.text.tokens)
+        reason = self._dense_reason(call, lengths)
+        if reason or lengths is None:
+            self.shared.tally.note(reason)
+            return call.made_by(self.inner)
+        grid = self.shared.policy.grid(*lengths, hidden_states.device.type, self.shared.family.text_last)
+        groups = self.shared.maps.groups(self.layer, hidden_states, grid)
+        full = all(group.anchor for group in groups)
+        why = self._dense_shape(call, lengths, anchor=True)
+        if full and why and groups[0].held is None:
+            self.shared.tally.note(ANCHOR, anchor=True)
+            return call.made_by(self.inner)
+        return self.shared.family.answer(call, self._attend(call, grid, groups, dense_anchors=bool(why)))
 
-    def _dense_reason(self, attn: FluxAttention, text: int | None, image: int, device: str, masked: bool) -> str:
+    def _attend(self, call: AttentionCall, grid: Grid, groups: list[Group], dense_anchors: bool) -> torch.Tensor:
+        """Attention output (B, S, H D), every group of samples by its own maps."""
+        shared = self.shared
+        q, k, v = shared.family.qkv(call)
+        out = torch.empty_like(q) if len(groups) > 1 else q
+        density = 0.0
+        for group, look in parts(groups, Look(q, k, grid, call.seen)):
+            values = v if len(groups) == 1 else v[list(group.places)]
+            if group.anchor and dense_anchors:
+                shared.maps.keep(look, group)
+                part, computed = dense(look.q, look.k, values, look.seen), 1.0
+            else:
+                part = sparse_attention(look.q, look.k, values, shared.maps.of(look, group), grid, look.seen)
+                computed = grid.density(shared.policy.kept(group.anchor))
+            density += computed * len(group.places) / len(q)
+            if len(groups) == 1:
+                out = part
+            else:
+                out[list(group.places)] = part
+        full = all(group.anchor for group in groups)
+        shared.tally.note(ANCHOR if full and dense_anchors else "", density, anchor=full)
+        return out.flatten(2, 3)
+
+    def _dense_reason(self, call: AttentionCall, lengths: tuple[int, int] | None) -> str:
         """Why this call is dense, or ""."""
-        if masked:
+        family = self.shared.family
+        if call.mask is not None and not (family.hides_text and call.hides_keys_only):
             return MASKED
-        if self._parallel_config is not None:
+        if family.dispatches and self._parallel_config is not None:
             return "context parallelism"
-        step = self.policy.dense_step(self.tally.clock.tick)
+        step = self.shared.policy.dense_step(self.shared.tally.clock.tick)
         if step:
             return step
-        if text is None:
-            return NO_TEXT_LENGTH
-        return self.policy.dense_shape(image, text, attn.heads, attn.head_dim, device)
+        return NO_TEXT_LENGTH if lengths is None else self._dense_shape(call, lengths)
 
-
-def joint_qkv(
-    attn: FluxAttention, image: torch.Tensor, text: torch.Tensor | None, rotary: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries, keys and values (B, S, H, D) of the joint sequence, text first, normalised, positions applied.
-
-    In a single-stream block `text` is None and `image` is the joint sequence already.
-    """
-
-    def heads(x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (-1, attn.head_dim))
-
-    q, k, v, text_q, text_k, text_v = _get_qkv_projections(attn, image, text)
-    q, k, v = attn.norm_q(heads(q)), attn.norm_k(heads(k)), heads(v)
-    if text is not None:
-        q = torch.cat([attn.norm_added_q(heads(text_q)), q], 1)
-        k = torch.cat([attn.norm_added_k(heads(text_k)), k], 1)
-        v = torch.cat([heads(text_v), v], 1)
-    if rotary is not None:
-        q, k = (apply_rotary_emb(x, rotary, sequence_dim=1) for x in (q, k))
-    return q, k, v
-
-
-def project_out(attn: FluxAttention, out: torch.Tensor, text: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention output (B, S, H * D) of a double-stream block to (image, text) hidden states."""
-    text_out, image_out = out[:, :text].contiguous(), out[:, text:].contiguous()
-    return attn.to_out[1](attn.to_out[0](image_out)), attn.to_add_out(text_out)
+    def _dense_shape(self, call: AttentionCall, lengths: tuple[int, int], anchor: bool = False) -> str:
+        attn, device = call.attn, call.hidden.device.type
+        return self.shared.policy.dense_shape(*lengths, attn.heads, attn.inner_dim // attn.heads, device, anchor)

@@ -40,7 +40,7 @@ def add_remainder(
     """
     if indices.shape[-1] == grid.blocks:
         return out
-    span = slice(grid.text, grid.end)
+    span = slice(grid.start, grid.end)
     keys, values = (x[:, span].unflatten(1, (-1, grid.key)).mean(2).transpose(1, 2) for x in (k, v))
     query = q[:, span].transpose(1, 2)
     scores = (query @ keys.mT).float() / math.sqrt(q.shape[-1]) + math.log(grid.key)

@@ -151,6 +151,7 @@ class CacheController:
         if tick is None:
             raise RuntimeError("the clock has not been advanced: the denoiser was called around its stack")
         self._tick = tick
+        self.clock.extent.wait()
         self._current(tick, stamp_of(tick, self.conditions(), self.clock.timetable, tokens))
 
     def decide(
@@ -180,8 +181,13 @@ class CacheController:
             skips = [False] * len(cells)
         for cell, skip in zip(cells, skips, strict=True):
             cell.run = cell.run + 1 if skip else 0
+        self._tell()
         self.journal.mark(FULL if not any(skips) else CACHED if all(skips) and not partial else PARTIAL)
         return skips
+
+    def _tell(self) -> None:
+        """Whose step is full."""
+        self.clock.extent.decide([not cell.run for cell in self.cells])
 
     def drop_unsound(self) -> None:
         """Forget what the branch's last full step stored if it is no number: nothing is forecast from it.
@@ -219,6 +225,7 @@ class CacheController:
         """Drafts of these cells failed their check: the step runs in full after all."""
         for cell in cells:
             cell.run = 0
+        self._tell()
         self.rolled_back += 1
         self.journal.mark(PARTIAL if any(cell.run for cell in self.cells) else FULL)
 

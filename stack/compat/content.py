@@ -28,6 +28,8 @@ def _bits(tensor: torch.Tensor) -> int:
     if tensor.numel() == 0 or tensor.is_meta:  # offloaded weights come and go; their content is elsewhere
         return 0
     flat = tensor.contiguous().flatten().view(torch.uint8)
+    if flat.storage_offset() % WORD:  # part of a tensor, at a place that no word begins at
+        flat = flat.clone()
     whole = flat.numel() // (WORD * LANES) * WORD * LANES
     # Odd weights: no change of a single lane cancels, whatever its size (arithmetic is modulo 2^64).
     lanes = torch.arange(LANES, device=tensor.device, dtype=torch.int64) * 0x9E3779B1 * 2 + 1

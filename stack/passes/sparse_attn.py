@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
-from torch import nn
-
-from ..attention.gate import Policy, Tally
+from ..attention.gate import EVERY, Policy, Tally
 from ..attention.maps import FINEST
+from ..attention.mass import SAMPLED
+from ..attention.reuse import Maps
 from ..compat.rules.sparse import (
     FEW_DENSE_STEPS,
     FEWEST_DENSE,
@@ -25,23 +25,30 @@ from ..install import Installer
 from .base import Applied, Finding, Target
 
 DENSE = "stays dense"
-FAMILIES = ("flux",)
+FAMILIES = ("flux", "dit", "hunyuan-video")  # those of `stack.attention.families`, which needs diffusers
 
 
 @dataclass(frozen=True)
 class SparseAttention:
     """Training-free block-sparse attention.
 
-    Text keys and a block's own neighbourhood are always kept, text queries attend to everything, and the map is made
-    anew in every call, per sample and head. The first steps and the last one stay dense, and so does any call whose
-    shapes a dense kernel handles faster.
+    Text keys and a block's own neighbourhood are always kept, text queries attend to everything, and maps are chosen
+    per sample and head. The first steps and the last one stay dense, and so does any call whose shapes a dense kernel
+    handles faster.
+
+    With a cache above it, a full step is an anchor, and what is computed on the others (front and back blocks, some
+    tokens, drafts) is not. Without a cache every step is full; with `reuse_maps`, those on which maps are made.
 
     Attributes:
         keep: share of image key blocks that each query block attends to, in (0, 1].
         block: query block in tokens, a multiple of 64; None takes the device's best (256 on a CPU, 128 on CUDA).
         dense_first: dense steps at the start, at least 1; None is a tenth of the schedule.
         dense_last: dense steps at the end.
-        even_if_slower: skip the rule that keeps attention dense where sparsity would not pay.
+        even_if_slower: skip the rule that keeps attention dense where sparsity would not pay; where not even one block
+            could be dropped, query blocks are cut as short as they can be.
+        anchor_keep: the share kept on full steps, at least `keep`; None keeps `keep`, 1 computes them densely.
+        reuse_maps: maps are made on full steps and used between them while the softmax mass they drop, estimated on
+            sampled queries, has grown by no more than this, in [0, 1); 0 makes them in every call.
     """
 
     keep: float = 0.5
@@ -49,11 +56,19 @@ class SparseAttention:
     dense_first: int | None = None
     dense_last: int = 1
     even_if_slower: bool = False
+    anchor_keep: float | None = None
+    reuse_maps: float = 0.0
     stage: ClassVar[str] = "sparse_attn"
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, bool) or not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
+        if not _is_number(self.keep) or not 0 < self.keep <= 1:
             raise StackError(f"keep must be in (0, 1], got {self.keep!r}: it is the share of key blocks attended to")
+        if self.anchor_keep is not None and not (_is_number(self.anchor_keep) and self.keep <= self.anchor_keep <= 1):
+            raise StackError(f"anchor_keep must be in [keep, 1], here [{self.keep:g}, 1], got {self.anchor_keep!r}")
+        if not _is_number(self.reuse_maps) or not 0 <= self.reuse_maps < 1:
+            raise StackError(
+                f"reuse_maps must be in [0, 1), got {self.reuse_maps!r}: a share of the attention, try 0.02"
+            )
         if self.block is not None and (not isinstance(self.block, int) or self.block < FINEST or self.block % FINEST):
             raise StackError(
                 f"block must be a multiple of {FINEST} tokens, got {self.block!r}: try 256, or leave it out"
@@ -66,7 +81,8 @@ class SparseAttention:
     @property
     def policy(self) -> Policy:
         """The decisions this pass makes, as pure functions."""
-        return Policy(self.keep, self.block, self.dense_first, self.dense_last, self.even_if_slower)
+        ends = (self.dense_first, self.dense_last)
+        return Policy(self.keep, self.block, *ends, self.even_if_slower, self.anchor_keep, self.reuse_maps)
 
     def describe(self, facts: Facts) -> list[str]:
         first = self.policy.first_steps(facts.steps)
@@ -75,7 +91,21 @@ class SparseAttention:
             f"keeps {100 * self.keep:g} % of the image key blocks per query block and head, chosen by pooled scores",
             f"{sparse} of {facts.steps} steps sparse: the first {first} and the last {self.dense_last} stay dense",
             _shapes(self.policy, facts),
+            *self._anchors(facts),
         ]
+
+    def _anchors(self, facts: Facts) -> list[str]:
+        """What full steps do differently."""
+        lines = []
+        if self.anchor_keep is not None:
+            lines.append(f"full steps keep {100 * self.anchor_keep:g} %")
+        if self.reuse_maps:
+            share = f", {SAMPLED / (2 * facts.tokens):.1%} of dense attention" if facts.tokens else ""
+            lines.append(
+                f"maps made on full steps (without a cache, every {EVERY} steps) and reused while they drop at most "
+                f"{self.reuse_maps:g} more, estimated on {SAMPLED} queries per head{share}"
+            )
+        return lines
 
     def check(self, facts: Facts) -> list[Finding]:
         if facts.family not in FAMILIES:
@@ -107,39 +137,55 @@ class SparseAttention:
         return [Finding.of(FEW_DENSE_STEPS, self.stage, what, repair=f"{wanted} are", replacement=more)]
 
     def facts_after(self, facts: Facts) -> Facts:
-        """`attention_density` becomes the mean over the planned steps, dense ones included."""
-        density = self.keep
-        if facts.image_tokens:
-            grid = self.policy.grid(facts.image_tokens, facts.text_tokens, facts.machine.device)
-            density = 1.0 if self._dense_shape(facts) else grid.density(self.keep)
-        sparse = self.policy.sparse_steps(facts.steps) / facts.steps
-        return replace(facts, attention_density=facts.attention_density * (1 - sparse * (1 - density)))
+        """`attention_density` becomes the mean over the planned steps, dense ones included.
+
+        Whether a cache comes above is not known here, so full steps are those there would be without one.
+        """
+        policy, steps = self.policy, facts.steps
+        sparse, anchors = policy.sparse_steps(steps), policy.anchors(steps)
+        saved = anchors * (1 - self._density(facts, True)) + (sparse - anchors) * (1 - self._density(facts, False))
+        return replace(facts, attention_density=facts.attention_density * (1 - saved / steps))
+
+    def _density(self, facts: Facts, anchor: bool) -> float:
+        """Share of the scores that a sparse step computes."""
+        if not facts.image_tokens:
+            return self.policy.kept(anchor)
+        grid = self.policy.grid(facts.image_tokens, facts.text_tokens, facts.machine.device)
+        return 1.0 if self._dense_shape(facts, anchor) else grid.density(self.policy.kept(anchor))
 
     def apply(self, target: Target, install: Installer) -> Applied:
         # diffusers is wanted only once a model is there.
-        from ..attention.processor import BlockSparseProcessor, TextLength
+        from ..attention.families import FAMILIES as READINGS
+        from ..attention.processor import BlockSparseProcessor, Shared, TextLength
 
-        tally, text = Tally(target.clock), TextLength()
+        tally, text, family = Tally(target.clock), TextLength(), READINGS[target.wiring.family]
+        maps = Maps(self.policy, target.clock, tally, target.conditions)
         layers = _attention_layers(target)
-        plain = [attention for attention in layers if _is_plain(attention)]
-        if plain:
+        plain = [attention for attention in layers if family.is_plain(attention)]
+        if plain and family.joins_text:
             install.wrap_call(target.denoiser, "forward", partial(text.recording, target.denoiser))
-        for attention in plain:
-            processor = BlockSparseProcessor(attention.processor, self.policy, tally, text)
-            install.set_processor(attention, processor)
+        shared = Shared(family, self.policy, tally, maps, text)
+        for number, attention in enumerate(plain):
+            install.set_processor(attention, BlockSparseProcessor(attention.processor, number, shared))
+        install.on_rollback(maps.reset)
         return Applied(
             summary=f"{len(plain)} of {len(layers)} attention layers, keeps {100 * self.keep:g} %: "
             + _shapes(self.policy, target.facts),
-            report=_reporter(tally, target),
-            reset=tally.reset,
-            details={"tally": tally},
+            report=_reporter(self, tally, maps, target),
+            reset=maps.reset,
+            details={"tally": tally, "maps": maps},
             warnings=_left_alone(layers, plain),
         )
 
-    def _dense_shape(self, facts: Facts) -> str:
+    def _dense_shape(self, facts: Facts, anchor: bool = False) -> str:
+        device = facts.machine.device
         return self.policy.dense_shape(
-            facts.image_tokens, facts.text_tokens, facts.heads, facts.head_dim, facts.machine.device
+            facts.image_tokens, facts.text_tokens, facts.heads, facts.head_dim, device, anchor
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _shapes(policy: Policy, facts: Facts) -> str:
@@ -157,15 +203,17 @@ def _shapes(policy: Policy, facts: Facts) -> str:
 
 def _attention_layers(target: Target) -> list[Any]:
     from diffusers.models.attention import AttentionModuleMixin
+    from diffusers.models.attention_processor import Attention
 
     blocks = [block for _, block in target.wiring.blocks(target.denoiser)]
-    return [m for block in blocks for m in block.modules() if isinstance(m, AttentionModuleMixin)]
+    return [m for block in blocks for m in block.modules() if isinstance(m, (Attention, AttentionModuleMixin))]
 
 
 def _left_alone(layers: Sequence[Any], plain: Sequence[Any]) -> list[str]:
     """What processors that somebody else chose mean for sparse calls."""
     others = [type(a.processor).__name__ for a in layers if a not in plain]
-    backends = {str(a.processor._attention_backend) for a in plain if a.processor._attention_backend is not None}
+    chosen = (vars(a.processor).get("_attention_backend") for a in plain)  # not every processor has one
+    backends = {str(backend) for backend in chosen if backend is not None}
     told = (
         [f"{len(others)} of {len(layers)} layers stay dense, they have {', '.join(sorted(set(others)))}"]
         if others
@@ -175,18 +223,14 @@ def _left_alone(layers: Sequence[Any], plain: Sequence[Any]) -> list[str]:
     return [OTHER_PROCESSORS.told(text) for text in told]
 
 
-def _is_plain(attention: nn.Module) -> bool:
-    """Whether the layer has FLUX's own processor; one with image prompts or other extras is left alone."""
-    from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
-
-    return type(attention.processor) is FluxAttnProcessor
-
-
-def _reporter(tally: Tally, target: Target) -> Callable[[], dict[str, Any]]:
+def _reporter(wanted: SparseAttention, tally: Tally, maps: Maps, target: Target) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
+        only_full = wanted.anchor_keep is not None and 0 < tally.sparse == tally.anchors
+        if only_full:
+            target.journal.warn(f"keep={wanted.keep:g} was never used: every sparse call was on a full step")
         if target.journal.entries and not tally.sparse:
             reasons = ", ".join(f"{count} {why}" for why, count in tally.dense.items()) or "no attention ran"
             target.journal.warn(f"0 of {tally.calls} attention calls sparse: {reasons}")
-        return tally.figures()
+        return {"bytes": maps.bytes, **tally.figures()}
 
     return report

@@ -8,13 +8,16 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
 from stack.attention.flex import flex_mask, flex_with
-from stack.attention.kernels import dense, gather_attention, sparse_attention
+from stack.attention.kernels import dense, gather_attention
 from stack.attention.maps import Grid, block_map, keep_mask
+
+from .mapped import sparse_attention
 
 GRIDS = {
     "even": Grid(text=16, image=256, key=32, group=2),
     "tail of keys": Grid(text=16, image=250, key=32, group=2),
     "short last query block": Grid(text=5, image=230, key=32, group=3),
+    "text last": Grid(text=6, image=230, key=32, group=3, text_last=True),
     "no text": Grid(text=0, image=192, key=64, group=1),
     "tail only": Grid(text=0, image=200, key=64, group=2),
     "one block": Grid(text=7, image=70, key=64, group=4),
@@ -44,7 +47,7 @@ def test_gather_equals_a_boolean_mask(grid: Grid, keep: float) -> None:
 
 
 @pytest.mark.parametrize("keep", (0.25, 0.5))
-@pytest.mark.parametrize("grid", list(GRIDS.values())[:6], ids=list(GRIDS)[:6])
+@pytest.mark.parametrize("grid", list(GRIDS.values())[:7], ids=list(GRIDS)[:7])
 def test_flex_equals_a_boolean_mask(grid: Grid, keep: float) -> None:
     """Eager FlexAttention ignores the block lists: it can only agree through the mask function."""
     q, k, v = qkv(grid)
@@ -53,7 +56,7 @@ def test_flex_equals_a_boolean_mask(grid: Grid, keep: float) -> None:
     torch.testing.assert_close(flex_with(flex_attention, q, k, v, indices, grid), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("grid", list(GRIDS.values())[:6], ids=list(GRIDS)[:6])
+@pytest.mark.parametrize("grid", list(GRIDS.values())[:7], ids=list(GRIDS)[:7])
 def test_flex_block_lists_say_what_its_mask_function_says(grid: Grid) -> None:
     """The compiled kernel skips by the lists alone; both must describe the same map."""
     q, k, _ = qkv(grid)
@@ -70,6 +73,41 @@ def test_flex_block_lists_say_what_its_mask_function_says(grid: Grid) -> None:
     fine = listed.repeat_interleave(grid.key, 2).repeat_interleave(grid.key, 3)
     assert torch.equal(fine[:, :, : grid.tokens, : grid.tokens], looked_up)
     assert not listed.all() or grid.blocks <= grid.group
+
+
+@pytest.mark.parametrize("keep", (0.25, 1.0))
+@pytest.mark.parametrize("grid", [GRIDS["text last"], GRIDS["short last query block"]], ids=["last", "first"])
+def test_hidden_keys_are_seen_by_nobody(grid: Grid, keep: float) -> None:
+    """Text of the first sample is padded; the same as a boolean mask, by either kernel, and as no such keys at all."""
+    q, k, v = qkv(grid)
+    seen = torch.ones(2, grid.tokens, dtype=torch.bool)
+    hidden = slice(grid.tokens - 3, None) if grid.text_last else slice(2, grid.text)
+    seen[0, hidden] = False
+    indices = block_map(q, k, grid, keep)
+    expected = masked(q, k, v, keep_mask(indices, grid) & seen[:, None, None])
+    torch.testing.assert_close(gather_attention(q, k, v, indices, grid, seen=seen), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(flex_with(flex_attention, q, k, v, indices, grid, seen), expected, atol=1e-5, rtol=0)
+    k[0, hidden], v[0, hidden] = 50.0, 1e3
+    through = sparse_attention(q, k, v, grid, keep, seen)
+    assert through[0].abs().max() < 100
+    if keep == 1:
+        torch.testing.assert_close(through, dense(q, k, v, seen), atol=1e-5, rtol=0)
+
+
+def test_hidden_keys_lie_in_partial_tiles_alone() -> None:
+    """A compiled kernel asks the mask function there and nowhere else."""
+    grid = GRIDS["text last"]
+    q, k, _ = qkv(grid)
+    seen = torch.ones(2, grid.tokens, dtype=torch.bool)
+    seen[0, -3:] = False
+    mask, plain = flex_mask(block_map(q, k, grid, 0.5), grid, seen), flex_mask(block_map(q, k, grid, 0.5), grid)
+    tiles = -(-grid.tokens // grid.key)
+    assert (mask.kv_num_blocks == tiles - grid.blocks).all() and mask.full_kv_num_blocks is not None
+    listed = mask.kv_indices[..., : tiles - grid.blocks]
+    assert (listed == torch.arange(grid.blocks, tiles)).all()
+    assert plain.full_kv_num_blocks is not None
+    assert torch.equal(mask.full_kv_num_blocks + mask.kv_num_blocks, plain.full_kv_num_blocks)
+    assert not mask.mask_mod(torch.tensor(0), torch.tensor(0), torch.tensor(0), torch.tensor(grid.tokens - 1))
 
 
 def test_keeping_everything_is_dense_attention() -> None:

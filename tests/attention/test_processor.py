@@ -10,11 +10,14 @@ from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from stack.attention import processor as subject
+from stack.attention.families import FLUX
 from stack.attention.gate import MASKED, NO_TEXT_LENGTH, OUTSIDE, Policy, Tally
 from stack.attention.kernels import dense
 from stack.attention.maps import Grid
-from stack.attention.processor import BlockSparseProcessor, TextLength
+from stack.attention.processor import BlockSparseProcessor, Shared, TextLength
+from stack.attention.reuse import Maps
 from stack.clock import Clock, uniform
+from stack.compat.stamp import Conditions
 
 from ..conftest import inputs, tiny_denoiser
 
@@ -30,11 +33,10 @@ def clock() -> Clock:
 
 
 def wrapped(model: FluxTransformer2DModel, clock: Clock, keep: float = 0.5) -> tuple[Tally, TextLength]:
-    tally, text = Tally(clock), TextLength()
-    for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
-        block.attn.processor = BlockSparseProcessor(
-            block.attn.processor, Policy(keep, block=64, even_if_slower=True), tally, text
-        )
+    policy, tally, text = Policy(keep, block=64, even_if_slower=True), Tally(clock), TextLength()
+    shared = Shared(FLUX, policy, tally, Maps(policy, clock, tally, Conditions), text)
+    for layer, block in enumerate([*model.transformer_blocks, *model.single_transformer_blocks]):
+        block.attn.processor = BlockSparseProcessor(block.attn.processor, layer, shared)
     model.forward = text.recording(model, model.forward)
     return tally, text
 
@@ -49,7 +51,7 @@ def test_own_preprocessing_equals_diffusers(monkeypatch: pytest.MonkeyPatch, clo
     expected = run(tiny_denoiser())
     seen: list[Grid] = []
 
-    def dense_instead(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, keep: float) -> torch.Tensor:
+    def dense_instead(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: Any, grid: Grid, __: Any) -> torch.Tensor:
         seen.append(grid)
         return dense(q, k, v)
 
@@ -73,7 +75,7 @@ def test_sparse_calls_differ_and_are_counted(clock: Clock) -> None:
     tally, _ = wrapped(model, clock)
     assert 1e-5 < (run(model) - expected).norm() / expected.norm() < 0.5
     density = Grid(16, 324, 64, 1).density(0.5)
-    assert tally.figures() == {"sparse_calls": 2, "dense_calls": {}, "density": pytest.approx(density)}
+    assert (tally.sparse, tally.dense, tally.figures()["density"]) == (2, {}, pytest.approx(density))
 
 
 def test_batched_equals_one_by_one(clock: Clock) -> None:

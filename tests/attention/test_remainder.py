@@ -5,9 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.attention.kernels import dense, gather_attention, sparse_attention
+from stack.attention.kernels import dense, gather_attention
 from stack.attention.maps import block_map, cut, keep_mask
 from stack.attention.remainder import dropped_blocks
+
+from .mapped import sparse_attention
 
 TEXT, IMAGE, HEADS, DIM = 5, 512, 2, 16
 

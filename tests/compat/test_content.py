@@ -86,3 +86,9 @@ def test_weights_that_come_back_are_the_same_again() -> None:
     assert watch(2) != before
     linear.load_state_dict(kept)
     assert watch(3) == before
+
+
+def test_a_part_of_a_tensor_is_read_wherever_it_begins() -> None:
+    whole = torch.arange(400, dtype=torch.float32)
+    for start in range(5):
+        assert fingerprint([whole[start : start + 300]]) == fingerprint([whole[start : start + 300].clone()])

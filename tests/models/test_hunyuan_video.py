@@ -16,6 +16,7 @@ from stack.caching.calibration.trajectory import Recorder, Trajectory
 from stack.caching.memory import state_size
 from stack.caching.policy import PRESETS
 from stack.caching.sites.calls import BlockCall
+from stack.clock import Clock, uniform
 from stack.errors import StackError
 from stack.models.facts import facts_of
 from stack.models.wiring import HUNYUAN_VIDEO, wiring_of
@@ -114,7 +115,7 @@ def test_a_block_given_some_tokens_cuts_positions_and_mask(index: int) -> None:
     with torch.no_grad():
         hidden, words = block(video, text, temb, only, tables)
         given = arguments.named((video, text, temb, seen, tables, None, 16), {})
-        call = BlockCall(block, block.forward, arguments, given, HUNYUAN_VIDEO)
+        call = BlockCall(block, block.forward, arguments, given, HUNYUAN_VIDEO, Clock(uniform(STEPS)))
         some = call.run({"video": video[:, tokens], "text": text}, tokens=tokens)
         rows = call.run({"video": video[1:, tokens], "text": text[1:]}, [1], tokens)
     torch.testing.assert_close(some["video"], hidden[:, tokens], atol=1e-5, rtol=1e-4)
@@ -216,9 +217,9 @@ def test_image_conditions_are_refused(condition: str) -> None:
         Stack(tiny_denoiser(image_condition_type=condition))
 
 
-def test_what_needs_flux_attention_is_left_out_by_name() -> None:
+def test_too_short_for_sparse_attention_and_says_so() -> None:
     stack = Stack(tiny(), steps=STEPS).sparse_attn()
-    assert "no block-sparse attention for family 'hunyuan-video'" in stack.explain()
+    assert "none of which would be dropped" in stack.explain()
     assert stack.plan.passes() == ()
 
 

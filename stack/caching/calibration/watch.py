@@ -32,7 +32,7 @@ class Watch(StandIn):
             self.see(number, call.streams, out, target.clock.tick)
             return out
 
-        blocks = before_blocks(target.denoiser, target.wiring, install, visit)
+        blocks = before_blocks(target.denoiser, target.wiring, install, target.clock, visit)
         return Applied(summary=f"{blocks} blocks watched")
 
 

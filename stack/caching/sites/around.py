@@ -63,7 +63,8 @@ class Around:
         if len(skipped) == len(skips):
             return returned_as(call, latent + controller.predict(ADDED, cells))
         ran = [i for i, skip in enumerate(skips) if not skip]
-        out = run(call.only(ran, names))[0]
+        with controller.clock.extent.part(ran):
+            out = run(call.only(ran, names))[0]
         self._learn(latent[ran], out, [cells[i] for i in ran])
         whole = torch.empty_like(latent, dtype=out.dtype)
         whole[ran] = out

@@ -49,6 +49,7 @@ class BlockCall:
         inner: the block's own forward.
         arguments: how its arguments are named.
         given: what it was called with, by name.
+        clock: is told which samples and tokens run.
     """
 
     block: nn.Module
@@ -56,6 +57,7 @@ class BlockCall:
     arguments: Arguments
     given: Mapping[str, Any]
     wiring: Wiring
+    clock: Clock
 
     @property
     def streams(self) -> Streams:
@@ -79,7 +81,8 @@ class BlockCall:
                 arguments[name] = arguments[name][list(rows or ())]
         for stream, tensor in (streams or {}).items():
             arguments[self.wiring.streams[stream]] = tensor
-        return self.read(self.arguments.call(self.inner, arguments))
+        with self.clock.extent.part(rows, whole=tokens is None):
+            return self.read(self.arguments.call(self.inner, arguments))
 
     def _cut(self, arguments: dict[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
         """The arguments that run along the tokens, for the tokens that are left: some of the output stream's."""
@@ -126,23 +129,23 @@ def take(streams: Streams, rows: Sequence[int]) -> Streams:
 
 
 def before_blocks(
-    denoiser: nn.Module, wiring: Wiring, install: Installer, visit: Callable[[int, BlockCall], Streams]
+    denoiser: nn.Module, wiring: Wiring, install: Installer, clock: Clock, visit: Callable[[int, BlockCall], Streams]
 ) -> int:
     """Let every call of a block be answered by `visit(number, call)`; returns the number of blocks."""
     blocks = wiring.blocks(denoiser)
     for number, (_, block) in enumerate(blocks):
-        install.wrap_call(block, "forward", _stand_in(number, block, wiring, visit))
+        install.wrap_call(block, "forward", _stand_in(number, block, wiring, clock, visit))
     return len(blocks)
 
 
 def _stand_in(
-    number: int, block: nn.Module, wiring: Wiring, visit: Callable[[int, BlockCall], Streams]
+    number: int, block: nn.Module, wiring: Wiring, clock: Clock, visit: Callable[[int, BlockCall], Streams]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     arguments = Arguments(block.forward)
 
     def wrapper(inner: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            call = BlockCall(block, inner, arguments, arguments.named(args, kwargs), wiring)
+            call = BlockCall(block, inner, arguments, arguments.named(args, kwargs), wiring, clock)
             return call.answer(visit(number, call))
 
         return forward

@@ -66,7 +66,7 @@ class FastCache:
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before every block; returns their number."""
-        self._blocks = before_blocks(denoiser, wiring, install, self._visit)
+        self._blocks = before_blocks(denoiser, wiring, install, self.controller.clock, self._visit)
         return self._blocks
 
     def _visit(self, number: int, call: BlockCall) -> Streams:
@@ -89,6 +89,7 @@ class FastCache:
         if made_for != self._made_for:
             self._made_for, self._use, self._work = made_for, Replacement(self.policy, tokens), []
         self._samples = [self._open(call, row, cell, stream) for row, cell in enumerate(controller.cells)]
+        controller.clock.extent.decide([not sample.settled for sample in self._samples])
 
     def _open(self, call: BlockCall, row: int, cell: Cell, stream: str) -> _Sample:
         """Choose the tokens of a sample that run."""

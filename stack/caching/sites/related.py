@@ -41,7 +41,7 @@ class RelatedModules(EachModule):
         return self._active
 
     def _open(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:
-        before_blocks(denoiser, wiring, install, self._visit)
+        before_blocks(denoiser, wiring, install, self.controller.clock, self._visit)
 
     def _visit(self, number: int, call: BlockCall) -> Streams:
         cells = self.controller.cells if number else self._decide(call)

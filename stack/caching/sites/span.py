@@ -69,7 +69,8 @@ class Span:
         between = blocks - self.front - self.back
         if between < 1:
             raise StackError(f"{self.front} front and {self.back} back blocks leave none of {blocks} to cache")
-        before_blocks(denoiser, wiring, install, lambda number, call: self._visit(number, call, blocks))
+        clock = self.controller.clock
+        before_blocks(denoiser, wiring, install, clock, lambda number, call: self._visit(number, call, blocks))
         return between
 
     def _visit(self, number: int, call: BlockCall, blocks: int) -> Streams:

@@ -50,7 +50,8 @@ class Tokenwise:
                         # Choices and state are Python and must not be traced into a compiled block.
                         install.wrap_call(block.get_submodule(path), "forward", _untraced(wrapper))
         last = len(wiring.blocks(denoiser)) - 1
-        before_blocks(denoiser, wiring, install, lambda number, call: self._visit(number, call, number == last))
+        clock = self.controller.clock
+        before_blocks(denoiser, wiring, install, clock, lambda number, call: self._visit(number, call, number == last))
         return count
 
     def _visit(self, number: int, call: BlockCall, last: bool) -> Streams:

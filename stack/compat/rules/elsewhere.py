@@ -84,7 +84,7 @@ ELSEWHERE = (
     NotHere(
         "block maps that grow stale over the steps that a cache skips",
         "methods that keep masks from step to step",
-        "a map is never used longer than the attention pass allows, and none is made on a cached step",
+        "maps are made anew in every call; with reuse_maps they are kept while the mass they drop stays within it",
     ),
     NotHere(
         "running a checkpoint trained with sparse attention densely",

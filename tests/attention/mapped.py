@@ -1,0 +1,15 @@
+"""Attention by the map that is made from its own queries and keys."""
+
+from __future__ import annotations
+
+import torch
+
+from stack.attention import kernels
+from stack.attention.maps import Grid, block_map
+
+
+def sparse_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, keep: float, seen: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(B, S, H, D) in and out."""
+    return kernels.sparse_attention(q, k, v, block_map(q, k, grid, keep), grid, seen)
