@@ -8,6 +8,7 @@ goes on. Losses are mean squared errors of finished pictures against the same va
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,6 +21,7 @@ from common import show, tell_targets
 from compatbench.budgets import asked, budget_targets
 from compatbench.cost import cost_targets, layer_cost
 from compatbench.matrix import SEED, Matrix, calibrate
+from compatbench.page import page
 from compatbench.sheet import sheet
 from compatbench.targets import matrix_targets, ratios
 from compatbench.whole import whole, whole_targets
@@ -62,6 +64,9 @@ def main(
             sheet(matrix).save(out / f"compatibility-{model}.png")
         record.targets = [asdict(t) | {"met": t.met} for t in targets]
         record.save()
+        if not rows:
+            text = page(json.loads(record.path.read_text()), matrix.alone(), f"compatibility-{model}.png")
+            (out / f"compatibility-{model}.md").write_text(text)
         if lines := ratios(record.rows):
             show(f"{model}: caches on other models, {prompts} prompts", lines)
         tell_targets(targets)

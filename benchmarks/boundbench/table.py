@@ -45,6 +45,7 @@ CASES = (
     Case("weyl_bound", weights.weyl, 5.0),
     Case("sin_theta_bound", weights.angle, 10.0),
     Case("dropped_mass_bound", weights.dropped, 20.0),
+    Case("hoeffding_margin", weights.sampled, 15.0, "likely"),
     Case("replaced_block_bound", weights.replaced, 3.0),
     Case("forecast_bound", trajectories.forecast, 1.5),
     Case("forecast_bound, noise", trajectories.noisy_forecast, 3.0),

@@ -10,6 +10,7 @@ from stack.attention.kernels import dense, gather_attention
 from stack.attention.maps import Grid, block_map, keep_mask
 from stack.bounds import (
     dropped_mass_bound,
+    hoeffding_margin,
     int8_matmul_bound,
     int8_matmul_likely_bound,
     level_rounding_bound,
@@ -149,3 +150,9 @@ def replaced(seed: int) -> list[float]:
         float((weight @ x - truth).norm()), float(off.norm()), float(torch.linalg.matrix_norm(weight, 2))
     )
     return [bound / float((weight @ (x + off) - truth).norm())]
+
+
+def sampled(seed: int) -> list[float]:
+    """Mean of 16 draws from [0, 1] around its expectation, but for a chance of 5 %."""
+    draws = torch.rand(16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return [hoeffding_margin(16, 0.05) / max(1e-3, abs(float(draws.mean()) - 0.5))]

@@ -88,6 +88,17 @@ class Matrix:
         """The plain model at as many steps."""
         return self.base(next(v for v in variants(self.model) if v.name == variant.plain))
 
+    def alone(self) -> dict[str, float]:
+        """PSNR of each variant uncached against the plain model at as many steps."""
+        found = {}
+        for variant in variants(self.model):
+            if variant.name != variant.plain:
+                key = f"{variant.name}: alone"
+                found[variant.name] = self.record.remember(
+                    key, lambda v=variant: -10 * float((self.base(v) - self.plain(v)).square().mean().log10())
+                )
+        return found
+
     def maps(self, name: str) -> str:
         """FastCache's maps fitted on a variant, in a file that later runs find again."""
         kept = Path(gettempdir()) / "ditstack-bench"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+SMALLEST = 0.05  # size of a sample, in units of the noise: an empty picture is no reason to cache nothing at all
 EARLY = 2.0  # a forecast that has failed twice as badly as expected is believed at once, a better one by half
 
 
@@ -17,10 +18,12 @@ class Budget:
     step enters the final sample with the step's share of the noise level, |sigma_s - sigma_(s+1)|, so the final error
     is estimated as
 
-        scale * sum over cached steps of weight_s r g_s^(p+1),
+        scale / size * sum over cached steps of weight_s r g_s^(p+1),
 
-    a sum of absolute values, since errors of neighbouring steps point the same way. `scale` is what a calibration run
-    found between such estimates and finished pictures.
+    a sum of absolute values, since errors of neighbouring steps point the same way. `size` is the sample's root mean
+    square, noise being 1: what is allowed is relative to the sample, while an output holds noise and sample both, so
+    that the same error weighs three to five times as much on a grey picture as on a white one. `scale` is what a
+    calibration run found between such estimates and finished pictures.
 
     Args:
         allowed: relative error of the final sample, against the same stack uncached.
@@ -28,6 +31,7 @@ class Budget:
         weights: what a step's error weighs; they sum to 1.
         order: of the forecast.
         scale: measured final error over the estimate.
+        size: of the sample, as far as it is known.
     """
 
     allowed: float
@@ -35,6 +39,7 @@ class Budget:
     weights: Sequence[float]
     order: int
     scale: float = 1.0
+    size: float = 1.0
     rate: float | None = None
     spent: float = 0.0
     full: int = 0
@@ -43,7 +48,7 @@ class Budget:
     def cost(self, step: int) -> float:
         """Estimated final error that caching this step adds."""
         assert self.rate is not None
-        return self.scale * self.weights[step] * self.rate * self._gap(step) ** (self.order + 1)
+        return self.scale / self.size * self.weights[step] * self.rate * self._gap(step) ** (self.order + 1)
 
     def affords(self, step: int) -> bool:
         """Whether this step may be cached; nothing is while no forecast has been checked.
@@ -57,6 +62,12 @@ class Budget:
         left, ahead = self.allowed - self.spent, sum(self.weights[step:])
         cost = self.cost(step)
         return cost <= left and cost * ahead <= (self.order + 2) * left * self.weights[step]
+
+    def resize(self, size: float) -> None:
+        """The sample turns out to be of this size; what has been spent is told in terms of it."""
+        size = max(size, SMALLEST)
+        self.spent *= self.size / size
+        self.size = size
 
     def skipped(self, step: int) -> None:
         """The step was cached."""

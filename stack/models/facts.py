@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..facts import Facts, machine_of
-from ..quant.recognise import fewest_bits, quantized_by
+from ..quant.recognise import fewest_bits, quantized_by, rounded_to
 from .carried import carried_by
 from .sampler import why_not_plain
 from .wiring import Wiring
@@ -44,7 +44,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         steps=steps,
         guidance="embedded" if config.get("guidance_embeds") else "none",
         weight_bits=fewest_bits(denoiser, bits) if quantizer else bits,
-        activation_bits=bits,
+        activation_bits=rounded_to(denoiser, bits),
         quantized_by=quantizer,
         pipeline=pipe is not None,
         grid=grid,

@@ -27,6 +27,7 @@ from ..caching.sites.fastcache import FastCache
 from ..caching.sites.related import RelatedModules
 from ..caching.sites.span import Span
 from ..caching.sites.tokenwise import Tokenwise
+from ..caching.size import SampleSize
 from ..compat.horizon import most_saved
 from ..compat.rules.rounded_caches import NOISE_IN_DIFFERENCES
 from ..compat.rules.state import UNNAMED_BRANCHES
@@ -179,6 +180,8 @@ class Cache:
         places = self.install_site(controller, target, install)
         constants = Constants(target.clock, target.conditions)
         constants.install(target.denoiser, target.wiring, install)
+        if self.policy.gate == "budget" and _clean_is_known(target):
+            SampleSize(controller, planned_steps(target.pipe, target.clock)).install(target.entrance, install)
         guard = OutputGuard(controller, target.journal)
         guard.install(target.entrance, install)
         install.on_rollback(controller.reset)
@@ -207,6 +210,12 @@ _SITE_WORDS = {
     "denoiser": "what the whole denoiser adds to the latent",
     "tokens": "every attention and MLP before its gate, and the last hidden state before the head",
 }
+
+
+def _clean_is_known(target: Target) -> bool:
+    """Whether the clean sample can be read off the denoiser's output."""
+    into, out = target.now.latent
+    return target.pipe is not None and not target.now.sampler and into == out
 
 
 def _around(p: Policy) -> str:

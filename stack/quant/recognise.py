@@ -32,6 +32,11 @@ def fewest_bits(denoiser: nn.Module, otherwise: int) -> int:
     return min([*bits, otherwise])
 
 
+def rounded_to(denoiser: nn.Module, otherwise: int) -> int:
+    """Bits that linears of this project round their input to; `otherwise` where none does: other libraries hide it."""
+    return 8 if any(isinstance(module, Int8Linear) for module in denoiser.modules()) else otherwise
+
+
 def _bits(module: nn.Module) -> int:
     if isinstance(module, Int8Linear):
         return 8

@@ -83,7 +83,9 @@ def test_the_plan_says_what_leaves() -> None:
 
 def test_other_findings_are_still_made() -> None:
     plan = make_plan(replace(DEV, steps=10), [Cache("taylorseer", max_bytes=2 * 10**9)])
-    assert [f.note for f in plan.findings] == [True, False] and not plan.passes()
+    assert [(f.note, f.rule) for f in plan.findings] == [(True, ""), (False, "few-steps")]
+    (cache,) = plan.passes()
+    assert cache.policy.front > 0 and cache.policy.max_bytes == 2 * 10**9
 
 
 def test_nothing_leaves_where_there_is_room_or_nowhere_to_go() -> None:

@@ -81,3 +81,28 @@ def test_the_scale_is_on_every_cost() -> None:
 def test_weights_are_shares_of_the_noise_level() -> None:
     weights = weights_of([1.0, 0.7, 0.1])
     assert weights == pytest.approx([0.3, 0.6, 0.1]) and sum(weights) == pytest.approx(1)
+
+
+def test_the_same_error_weighs_more_on_a_small_sample() -> None:
+    spent, skips = {}, {}
+    for size in (1.0, 0.2):
+        sigmas = uniform(40).sigmas
+        budget = Budget(0.02, list(sigmas), weights_of(sigmas), 1)
+        budget.resize(size)
+        gate, full, skips[size] = BudgetGate(budget, warmup=3), 0, 0
+        for step in range(40):
+            if gate.skip(step, 40, None, 0):
+                skips[size] += 1
+            else:
+                budget.ran(step, 20 * abs(sigmas[step] - sigmas[full]) ** 2 if step > 1 else None)
+                full = step
+        spent[size] = budget.spent
+    assert skips[0.2] < skips[1.0] and max(spent.values()) <= 0.02 * (1 + 1e-9)
+
+
+def test_what_was_spent_is_told_anew_when_the_size_is_known_better() -> None:
+    budget = Budget(1.0, [1.0, 0.5, 0.0], [0.5, 0.3, 0.2], 0, spent=0.1)
+    budget.resize(0.5)
+    assert budget.spent == pytest.approx(0.2)
+    budget.resize(0.0)
+    assert budget.size > 0 and math.isfinite(budget.spent)

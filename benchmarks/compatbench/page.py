@@ -1,0 +1,68 @@
+"""The record as Markdown: docs/benchmarks/compatibility-MODEL.md. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cachebench.page import table
+
+from .targets import ratios
+
+HEAD = (
+    "variant", "cache", "naive dB", "layer dB", "reuse dB", "on the plain model dB", "naive over plain",
+    "loss over plain", "loss over reuse", "naive, against plain dB", "layer, against plain dB",
+)  # fmt: skip
+ALONE = ("variant", "dB against the plain model")
+
+
+def page(record: Mapping[str, Any], alone: Mapping[str, float], picture: str) -> str:
+    """The whole page.
+
+    Args:
+        alone: PSNR of each variant uncached against the plain model at as many steps.
+        picture: file name of the sheet.
+    """
+    protocol, machine = record["protocol"], record["machine"]
+    parts = [
+        f"# Caches on other models: `{protocol['model']}`",
+        "Written by `benchmarks/compatibility.py`; do not edit.",
+        f"{protocol['prompts']} prompts, each with its own seed, one batch; {machine['device']}, {machine['threads']} "
+        "threads. A cache's loss is the mean squared error of its pictures against the same variant uncached; dB are "
+        "its PSNR. `Plain` is the plain model at as many steps, under the same cache with the layer. SVD-Cache is "
+        "calibrated once, on the plain model at 50 steps, 12 of them full; the others have 12 full steps of 50 "
+        "(4 of 8). W6A6 and the noise are simulated, to show what breaks.",
+        table(HEAD, [_cells(line, record["rows"]) for line in ratios(record["rows"])]),
+        "What each variant loses alone:",
+        table(ALONE, [[name, f"{value:.1f}"] for name, value in alone.items()]),
+        f"![naive, with the layer, and plain reuse]({picture})",
+    ]
+    if cost := record["prepared"].get("layer"):
+        parts.append(f"The layer takes {cost['share']:.2%} of a step that runs in full.")
+    for name, rows in record["prepared"].items():
+        if name.startswith("whole"):
+            parts.append("A stack of everything, eager:")
+            parts.append(table(("row", "s", "speedup", "PSNR"), [_whole(row) for row in rows]))
+    marks = [(t["name"], f"{t['value']:.3g}", f"{t['op']} {t['target']:g}", "met" if t["met"] else "**missed**")
+             for t in record["targets"]]  # fmt: skip
+    parts.append(table(("target", "value", "asked", ""), marks))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(line: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    by = {row["kind"]: row for row in rows if (row["variant"], row["method"]) == (line["variant"], line["cache"])}
+    figures = [line[name] for name in ("naive PSNR", "PSNR", "reuse PSNR", "plain PSNR")]
+    shares = [line[name] for name in ("naive over plain", "loss over plain", "loss over reuse")]
+    against = [by[kind]["against the plain model"] if kind in by else None for kind in ("naive", "layer")]
+    return [
+        str(line["variant"]), str(line["cache"]), *(_number(x, "{:.1f}") for x in figures),
+        *(_number(x, "{:.2f}x") for x in shares), *(_number(x, "{:.1f}") for x in against),
+    ]  # fmt: skip
+
+
+def _whole(row: Mapping[str, Any]) -> list[str]:
+    return [row["row"], f"{row['seconds']:.2f}", f"{row['speedup']:.2f}x", _number(row["psnr"], "{:.1f}")]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
