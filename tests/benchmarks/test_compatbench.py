@@ -1,0 +1,85 @@
+"""The compatibility benchmark: what it asks of its rows, and the disturbances it makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from compatbench.budgets import budget_targets
+from compatbench.contestants import METHODS, Naive, contestants
+from compatbench.disturb import Noise, Rounding, rounded
+from compatbench.targets import matrix_targets, ratios
+from compatbench.variants import variants
+from compatbench.whole import whole_targets
+
+from stack import Stack
+
+from ..conftest import picture, tiny_pipe
+
+STEPS = 14
+
+
+def row(variant: str, kind: str, mse: float, **more: Any) -> dict[str, Any]:
+    known = {"method": "svd", "plain": "plain", "bound": variant != "2 % noise", "psnr": 40.0}
+    return {"variant": variant, "kind": kind, "mse": mse, **known, **more}
+
+
+ROWS = [
+    row("plain", "layer", 1e-4),
+    row("W8A8", "naive", 3e-4),
+    row("W8A8", "layer", 1.1e-4),
+    row("W8A8", "reuse", 2e-4),
+    row("2 % noise", "naive", 9e-4, method="taylorseer", psnr=20.0),
+    row("2 % noise", "layer", 2e-4, method="taylorseer", psnr=25.0),
+    row("plain", "layer", 1e-4, method="taylorseer"),
+]
+
+
+def test_pairs_are_held_against_the_plain_model_and_against_reuse() -> None:
+    first, second = ratios(ROWS)
+    assert first["loss over plain"] == pytest.approx(1.1) and first["naive over plain"] == pytest.approx(3.0)
+    assert first["loss over reuse"] == pytest.approx(0.55) and second["loss over reuse"] is None
+    over_plain, over_reuse, breaks = matrix_targets(ROWS)
+    assert over_plain.met and over_reuse.met and (over_plain.target, over_reuse.target) == (1.15, 1.0)
+    assert breaks.value == 5.0 and breaks.met
+
+
+def test_budgets_are_kept_and_used() -> None:
+    lines = [{"asked": 0.02, "measured": m} for m in (0.019, 0.012, 0.011, 0.03)]
+    kept, used = budget_targets(lines)
+    assert kept.value == 0.75 and not kept.met
+    assert used.value == pytest.approx(0.775) and used.met
+
+
+def test_interaction_and_efficiency_of_the_whole() -> None:
+    rows = [
+        {"row": "base", "speedup": 1.0, "psnr": None},
+        {"row": "quantize", "speedup": 1.2, "psnr": 50.0},
+        {"row": "cache", "speedup": 4.0, "psnr": 45.0},
+        {"row": "all", "speedup": 4.6, "psnr": 44.5},
+    ]
+    lost, efficiency = whole_targets(rows)
+    assert lost.value == 0.5 and lost.met
+    assert efficiency.value == pytest.approx(4.6 / 4.8) and efficiency.met
+
+
+def test_every_method_is_joined_three_ways_and_naively_past_the_plan() -> None:
+    for variant in variants("shapes-flux"):
+        found = contestants(variant, {"full_steps": (0, 4), "steps": 50, "gains": (1.0, 1.0)}, lambda name: None)
+        assert {(c.method, c.kind) for c in found} >= {(m, k) for m in METHODS for k in ("naive", "layer")}
+    stack = Stack(tiny_pipe(), steps=8).add(Naive("svd", interval=2, warmup=1))
+    assert not stack.plan.findings and stack.plan.passes()[0].policy.site == "output"
+
+
+def test_rounding_is_that_of_its_bits_and_comes_off() -> None:
+    rows = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    errors = [float((rounded(rows, bits) - rows).norm() / rows.norm()) for bits in (4, 6, 8)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] / errors[1] == pytest.approx(31 / 7, rel=0.1)
+    pipe = tiny_pipe()
+    before = picture(pipe, STEPS)
+    for disturbance in (Rounding(6), Noise(0.02)):
+        with Stack(pipe, steps=STEPS).add(disturbance) as stack:
+            assert not torch.equal(picture(stack, STEPS), before)
+        assert torch.equal(picture(pipe, STEPS), before)
