@@ -151,3 +151,7 @@ def test_the_page_is_written_from_the_rules(tmp_path: Path, capsys: pytest.Captu
 def test_an_unknown_rule_names_the_known_ones() -> None:
     with pytest.raises(StackError, match=r"unknown rule 'few-step': expected one of .*few-steps"):
         rule_named("few-step")
+
+
+def test_the_readme_counts_them() -> None:
+    assert f"[{len(RULES)} known clashes]" in (PAGE.parents[1] / "README.md").read_text()
