@@ -97,7 +97,7 @@ class Predictor:
         self._given = feature.dtype
         feature = feature.to(self._wide)
         if self.split:
-            self.split.fit(feature)
+            self.split.fit(feature, noise)
         old = self._before(x)
         if noise:
             fresh = over_wide_gaps(self.forecast, feature, x, old, self._ledger.enter(feature, noise), self._ledger)

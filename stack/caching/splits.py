@@ -22,8 +22,8 @@ class Split(Protocol):
         """Memory held."""
         ...
 
-    def fit(self, feature: torch.Tensor) -> None:
-        """A full step produced this feature."""
+    def fit(self, feature: torch.Tensor, noise: float = 0.0) -> None:
+        """A full step produced this feature, with a random error of `noise` relative to it."""
         ...
 
     def principal(self, feature: torch.Tensor) -> torch.Tensor:
@@ -55,9 +55,10 @@ class ChannelBasis:
     def bytes(self) -> int:
         return 0 if self.basis is None else self.basis.nbytes
 
-    def fit(self, feature: torch.Tensor) -> None:
+    def fit(self, feature: torch.Tensor, noise: float = 0.0) -> None:
         if self.basis is None or len(self.basis) not in (1, len(feature)):
-            self.basis = principal_basis(feature, self.energy) if self.found is None else self.found.to(feature)[None]
+            found = None if self.found is None else self.found.to(feature)[None]
+            self.basis = principal_basis(feature, self.energy, noise) if found is None else found
         elif self.life == "warm":
             rows = feature.float()
             turned, _ = torch.linalg.qr(rows.mT @ (rows @ self.basis.float()))
@@ -107,7 +108,7 @@ class TokenBand:
     def bytes(self) -> int:
         return sum(each.nbytes for each in self._passes)
 
-    def fit(self, feature: torch.Tensor) -> None:
+    def fit(self, feature: torch.Tensor, noise: float = 0.0) -> None:
         """Raises: StackError where the grid does not hold these tokens."""
         tokens = feature.shape[1]
         if not self.grid or math.prod(self.grid) != tokens:

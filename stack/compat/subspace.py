@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..errors import StackError
@@ -30,12 +32,31 @@ def rank_by_energy(eigenvalues: torch.Tensor, energy: float) -> int:
     return min(int(short) + 1, len(eigenvalues))
 
 
-def principal_basis(feature: torch.Tensor, energy: float) -> torch.Tensor:
+def rank_above_noise(eigenvalues: torch.Tensor, rows: int, noise: float) -> int:
+    """How many eigenvalues of the Gram matrix stand out of noise, at least 1.
+
+    Noise of variance v in every element of an (N, D) feature has no singular value above sqrt(v) (sqrt(N) + sqrt(D)),
+    but by chance (Marchenko and Pastur 1967; Davidson and Szarek 2001, theorem II.13). Directions below that are the
+    noise's own, and turn with every step.
+
+    Args:
+        eigenvalues: (D,) or the leading ones and the sum of the others; squared singular values.
+        rows: N.
+        noise: relative to the feature, sqrt(v N D) / |F|.
+    """
+    width = len(eigenvalues)
+    variance = noise**2 * float(eigenvalues.clamp_min(0).sum()) / (rows * width)
+    edge = variance * (math.sqrt(rows) + math.sqrt(width)) ** 2
+    return max(1, int((eigenvalues > edge).sum()))
+
+
+def principal_basis(feature: torch.Tensor, energy: float, noise: float = 0.0) -> torch.Tensor:
     """Leading right singular vectors of a feature, uncentred; every sample of a batch gets its own.
 
     Args:
         feature: (B, N, D).
         energy: share of each sample's squared Frobenius norm to keep.
+        noise: of the feature, relative to it; directions that drown in it are left out.
 
     Returns:
         V (B, D, k) in the feature's dtype: orthonormal columns, and zeros where a sample needs fewer than k. The
@@ -52,6 +73,9 @@ def principal_basis(feature: torch.Tensor, energy: float) -> torch.Tensor:
         tail = (rows.square().sum((1, 2)) - singular.square().sum(1)).clamp_min(0)
         values = torch.cat([singular.square(), tail[:, None]], 1)
     ranks = [min(rank_by_energy(sample, energy), vectors.shape[-1]) for sample in values]
+    if noise:
+        cuts = (rank_above_noise(sample, rows.shape[1], noise) for sample in values)
+        ranks = [min(rank, cut) for rank, cut in zip(ranks, cuts, strict=True)]
     basis = vectors[..., : max(ranks)].clone()
     for sample, rank in zip(basis, ranks, strict=True):
         sample[:, rank:] = 0

@@ -29,6 +29,7 @@ from ..caching.sites.span import Span
 from ..caching.sites.tokenwise import Tokenwise
 from ..caching.size import SampleSize
 from ..compat.horizon import most_saved
+from ..compat.noise import rounding_floor
 from ..compat.rules.rounded_caches import NOISE_IN_DIFFERENCES
 from ..compat.rules.state import UNNAMED_BRANCHES
 from ..errors import choose
@@ -124,7 +125,7 @@ class Cache:
         if p.cycle:
             kinds = p.kinds(facts.steps)
             lines += [f"{kinds.count('c')} steps conservative, {kinds.count('a')} aggressive: {kinds}", p.token_words]
-        return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {size_words(p, facts)}{_noise_words(p)}"]
+        return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {size_words(p, facts)}{_noise_words(p, facts)}"]
 
     def _when(self, facts: Facts) -> str:
         p = self.policy
@@ -191,8 +192,9 @@ class Cache:
             constants.clear()
             guard.reset()
 
+        noise = _noise_words(self.policy, target.now)
         return Applied(
-            summary=f"{self.method} at {places} places, state kept per guidance branch{_noise_words(self.policy)}",
+            summary=f"{self.method} at {places} places, state kept per guidance branch{noise}",
             report=_reporter(self.policy, controller, constants, guard, target),
             reset=reset,
             details={"controller": controller},
@@ -233,11 +235,14 @@ def _forecast_words(p: Policy) -> str:
     )
 
 
-def _noise_words(p: Policy) -> str:
+def _noise_words(p: Policy, facts: Facts) -> str:
+    """The noise that is reckoned with, and beside it what the bits alone would leave."""
     if not p.noise:
         return ""
     floors = [error for _, error in p.noise]
+    bits = rounding_floor(facts.activation_bits, facts.width) if facts.rounds_activations else 0.0
     text = f"differences shrunk to what stands out of {min(floors):.2%} to {max(floors):.2%} of noise"
+    text += f", {facts.activation_bits} bits alone leave {bits:.2%}" if bits else ""
     return "; " + NOISE_IN_DIFFERENCES.told(text)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.bounds import truncation_error
-from stack.compat.subspace import principal_basis, rank_by_energy, split
+from stack.compat.subspace import principal_basis, rank_above_noise, rank_by_energy, split
 from stack.errors import StackError
 
 
@@ -91,3 +91,22 @@ def test_every_sample_gets_its_own_basis_and_rank() -> None:
     for feature, basis in zip((steep, flat), together, strict=True):
         alone = principal_basis(feature[None], 0.8)[0]
         torch.testing.assert_close(split(feature, basis)[0], split(feature, alone)[0])
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.3])
+def test_directions_that_drown_in_noise_are_cut(noise: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    strong = torch.randn(512, 4, generator=generator) @ torch.linalg.qr(torch.randn(48, 4, generator=generator)).Q.mT
+    feature = strong + noise * strong.norm() / strong.numel() ** 0.5 * torch.randn(512, 48, generator=generator)
+    assert principal_basis(feature[None], 1.0)[0].shape[1] == 48
+    cut = principal_basis(feature[None], 1.0, noise)
+    assert cut.shape[2] == 4
+    left = strong - (strong @ cut[0]) @ cut[0].mT
+    assert float(left.norm() / strong.norm()) < noise
+
+
+def test_without_noise_nothing_is_cut() -> None:
+    feature = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(principal_basis(feature, 0.9), principal_basis(feature, 0.9, 0.0))
+    alone = rank_above_noise(torch.linalg.eigvalsh(feature[0].mT @ feature[0]).flip(0), 64, 1.0)
+    assert alone == 1  # nothing but noise: one direction is left

@@ -36,7 +36,7 @@ class GramSum:
     def bytes(self) -> int:
         return 0 if self.sum is None else self.sum.nbytes
 
-    def fit(self, feature: torch.Tensor) -> None:
+    def fit(self, feature: torch.Tensor, noise: float = 0.0) -> None:
         """Every sample counts the same, whatever its size."""
         rows = feature.double() / feature.double().square().sum((1, 2), keepdim=True).sqrt().clamp_min(1e-30)
         gram = (rows.mT @ rows).sum(0)

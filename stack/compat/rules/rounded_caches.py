@@ -44,7 +44,8 @@ NOISE_IN_DIFFERENCES = Rule(
         ),
     ),
     "Each difference is shrunk to signal over signal plus noise and taken over gaps wide enough "
-    "(`stack/compat/noise.py`); Taylor's differences over step counts become Newton's over time. The noise is what "
+    "(`stack/compat/noise.py`), in a principal subspace that is cut where its directions drown; Taylor's differences "
+    "over step counts become Newton's over time. The noise is what "
     "rounding to these bits leaves, until `noise_floor(prompts)` has measured it. Without noise that is the plain "
     "forecast bit for bit, with nothing but noise plain reuse. A cache whose gains were chosen by finished pictures "
     "is left as it is: there shrinking is worth 0.0 to -0.6 dB.",
