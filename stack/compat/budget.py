@@ -64,10 +64,12 @@ class Budget:
         return cost <= left and cost * ahead <= (self.order + 2) * left * self.weights[step]
 
     def resize(self, size: float) -> None:
-        """The sample turns out to be of this size; what has been spent is told in terms of it."""
-        size = max(size, SMALLEST)
-        self.spent *= self.size / size
-        self.size = size
+        """The sample looks to be of this size; what has been spent stays as it was told.
+
+        Early estimates of a sample are larger than the sample of some pictures: told anew, what they allowed would leave
+        nothing for the rest of the schedule. The fitted scale makes up for it.
+        """
+        self.size = max(size, SMALLEST)
 
     def skipped(self, step: int) -> None:
         """The step was cached."""

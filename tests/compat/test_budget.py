@@ -100,9 +100,10 @@ def test_the_same_error_weighs_more_on_a_small_sample() -> None:
     assert skips[0.2] < skips[1.0] and max(spent.values()) <= 0.02 * (1 + 1e-9)
 
 
-def test_what_was_spent_is_told_anew_when_the_size_is_known_better() -> None:
-    budget = Budget(1.0, [1.0, 0.5, 0.0], [0.5, 0.3, 0.2], 0, spent=0.1)
+def test_what_was_spent_stays_and_what_comes_costs_by_the_new_size() -> None:
+    budget = Budget(1.0, [1.0, 0.5, 0.0], [0.5, 0.3, 0.2], 0, rate=1.0, spent=0.1)
+    before = budget.cost(1)
     budget.resize(0.5)
-    assert budget.spent == pytest.approx(0.2)
+    assert budget.spent == 0.1 and budget.cost(1) == pytest.approx(2 * before)
     budget.resize(0.0)
-    assert budget.size > 0 and math.isfinite(budget.spent)
+    assert budget.size > 0 and math.isfinite(budget.cost(1))
