@@ -66,8 +66,8 @@ class Budget:
     def resize(self, size: float) -> None:
         """The sample looks to be of this size; what has been spent stays as it was told.
 
-        Early estimates of a sample are larger than the sample of some pictures: told anew, what they allowed would leave
-        nothing for the rest of the schedule. The fitted scale makes up for it.
+        Early estimates of a sample are larger than the sample of some pictures: told anew, what they allowed would
+        leave nothing for the rest of the schedule. The fitted scale makes up for it.
         """
         self.size = max(size, SMALLEST)
 
