@@ -13,7 +13,7 @@ from .matrix import Matrix
 from .variants import variants
 
 METHOD = "taylorseer"
-ROLES = {"naive": "control", "layer": "all", "reuse": "cache"}
+ROLES = {"naive": "control", "layer": "all", "reuse": "alone"}
 
 
 def sheet(matrix: Matrix) -> Image.Image:
