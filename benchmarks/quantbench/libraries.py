@@ -69,7 +69,7 @@ def _quanto(linears: Sequence[nn.Linear], given: Any) -> list[nn.Module]:
 
 
 def _quanto_bytes(linears: list[nn.Module]) -> int:
-    return sum(storage_bytes([linear.weight]) for linear in linears)  # type: ignore[list-item]
+    return sum(storage_bytes([linear.weight]) for linear in linears)  # type: ignore[list-item]  # modules hide what attributes are
 
 
 CONTESTANTS: dict[str, Contestant] = {

@@ -59,7 +59,7 @@ class Mask:
         """The mask, for the number of steps it was calibrated on.
 
         Raises:
-            StackError: another number of steps. (The plan notices before anything runs and falls back to an interval.)
+            StackError: another number of steps. (A policy carries its full steps to other noise levels first.)
         """
         if steps != self.steps:
             raise StackError(f"this schedule was calibrated for {self.steps} steps, got {steps}: calibrate again")

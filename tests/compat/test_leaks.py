@@ -74,10 +74,12 @@ def test_a_second_pipeline_waits_for_the_request_of_the_first() -> None:
         expected = picture(stack, STEPS), picture(second, STEPS, "a green circle", seed=5)
         threads = []
 
+        def draw() -> None:
+            drawn.append(picture(second, STEPS, "a green circle", seed=5))
+
         def start(_: Any, step: int, *__: Any) -> dict[str, Any]:
             if step == 6:
-                work = lambda: drawn.append(picture(second, STEPS, "a green circle", seed=5))  # noqa: E731
-                threads.append(threading.Thread(target=work))
+                threads.append(threading.Thread(target=draw))
                 threads[0].start()
             return {}
 

@@ -55,7 +55,7 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the storages behind some tensors, each once; looks into tensor subclasses and oneDNN's layout."""
     sizes: dict[int, int] = {}
     for leaf in (leaf for tensor in tensors for leaf in _leaves(tensor)):
-        if leaf.layout == torch._mkldnn:  # type: ignore[attr-defined]
+        if leaf.layout == torch._mkldnn:  # type: ignore[attr-defined]  # torch does not declare it
             sizes[id(leaf)] = torch.ops.mkldnn._nbytes(leaf)
         else:
             storage = leaf.untyped_storage()
@@ -69,7 +69,7 @@ def _leaves(tensor: Any) -> Iterator[torch.Tensor]:
     if type(tensor) in (torch.Tensor, nn.Parameter) or "__tensor_flatten__" not in dir(type(tensor)):
         yield tensor
         return
-    for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
+    for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]  # subclasses have it
         yield from _leaves(getattr(tensor, name))
 
 
