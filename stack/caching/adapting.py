@@ -18,7 +18,7 @@ def for_few_steps(p: Policy, facts: Facts) -> dict[str, Any]:
 
     Every other step runs in full; on the others the front and back third of the blocks run, and what the blocks between
     them add is carried on by order 1. Measured on adapters of 4 and 8 steps: 3 to 4 dB over reusing the last hidden
-    state. Partial tokens lost 1 to 2 dB against that reuse (docs/benchmarks.md), so caches of tokens get partial depth too.
+    state. Partial tokens lost 1 to 2 dB against that (docs/benchmarks.md), so caches of tokens get partial depth too.
     """
     front, back = partial_depth(facts.blocks)
     plain = Policy(site="residual", front=front, back=back, interval=2, warmup=1, order=1, gains=(1.0, 1.0))
