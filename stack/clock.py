@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,16 +80,23 @@ class Clock:
 
     Attributes:
         extent: how much of the current call the blocks are working on.
+        phases: what passes that compute some steps otherwise say of a step: dense or sparse, in which precision.
     """
 
     def __init__(self, timetable: Timetable) -> None:
         self.branch = MAIN
+        self.phases: tuple[Callable[[Tick], Hashable], ...] = ()
         self.tick: Tick | None = None
         self.extent = Extent()
         self.timetable = timetable
         self._requests = 0
         self._at: dict[str, int] = {}
         self._shape: tuple[int, ...] = ()
+
+    @property
+    def phase(self) -> tuple[Hashable, ...]:
+        """How the current step is computed: features of unlike phases differ by more than time."""
+        return tuple(of(self.tick) for of in self.phases) if self.tick is not None else ()
 
     def schedule(self, sigmas: tuple[float, ...], shift: float) -> None:
         """Set the timetable of the coming calls."""

@@ -54,6 +54,8 @@ class Facts:
         guidance: "none", "embedded" or "cfg".
         weight_bits, activation_bits: precision inside the large linears.
         attention_density: share of attention blocks that are computed.
+        switches: shares of the schedule, in [0, 1], at which the way a step is computed changes: dense or sparse
+            attention, one precision or another.
         adapters: name and content of the adapters in the weights or beside them.
         schedule: noise levels of an adapter's schedule; () where the scheduler makes them.
         distilled: the card that the steps and the schedule come from, or "".
@@ -82,6 +84,7 @@ class Facts:
     weight_bits: int = 16
     activation_bits: int = 16
     attention_density: float = 1.0
+    switches: tuple[float, ...] = ()
     adapters: tuple[str, ...] = ()
     schedule: tuple[float, ...] = ()
     distilled: str = ""

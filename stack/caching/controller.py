@@ -247,12 +247,13 @@ class CacheController:
             predictor = cell.predictors[key]
             budget = cell.gate.budget if isinstance(cell.gate, BudgetGate) else None
             off = None
-            if measure and predictor.ready and (i == 0 or budget):
+            alike = predictor.phase == self.clock.phase  # else the feature jumps, and that says nothing of forecasts
+            if measure and predictor.ready and alike and (i == 0 or budget):
                 off = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)
                 error = off if i == 0 else error
             if measure and budget:
                 budget.ran(self.now.step, None if off is None else float(off))
-            predictor.update(rows, x, gain, noise)
+            predictor.update(rows, x, gain, noise, self.clock.phase)
             cell.reach.note(predictor.norms, predictor)
         if error is not None:
             self.journal.measure(error)

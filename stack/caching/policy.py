@@ -19,7 +19,7 @@ from .forecast import Forecast, coordinate
 from .gates import BudgetGate, DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
 from .placement import ON_DEVICE, Placement
 from .predictor import Predictor
-from .schedules import Interval, Mask, Schedule
+from .schedules import Aligned, Interval, Mask, Schedule
 from .splits import ChannelBasis, Split, TokenBand
 from .tokenwise.cycles import Cycle, fill
 from .tokenwise.tokens import TokenChoices
@@ -51,6 +51,7 @@ class Policy(FastCacheChoices, TokenChoices):
         front, back: blocks that run on every step.
         corrected: site "clean" only: full steps put right what the forecasts before them left.
         interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
+        switches: shares of the schedule at which that one is full whatever happens; see `Aligned`.
         full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
         full_at: noise levels of those steps; () takes them as evenly spread in time. A request with other noise levels
             gets its full steps where these are (`stack.compat.horizon`).
@@ -81,6 +82,7 @@ class Policy(FastCacheChoices, TokenChoices):
     corrected: bool = True
     interval: int = 7
     warmup: int = 3
+    switches: tuple[float, ...] = ()
     full_steps: tuple[int, ...] = ()
     steps: int = 0
     full_at: tuple[float, ...] = ()
@@ -165,9 +167,12 @@ class Policy(FastCacheChoices, TokenChoices):
             sigmas: noise levels of the request; () where they are not known yet.
         """
         if not self.full_steps:
-            if self.cycle:
-                return Cycle(self.interval, self.warmup, self.cycle, self.pace)
-            return Interval(self.interval, self.warmup)
+            even = (
+                Cycle(self.interval, self.warmup, self.cycle, self.pace)
+                if self.cycle
+                else Interval(self.interval, self.warmup)
+            )
+            return Aligned(even, self.switches) if self.switches else even
         if steps == self.steps and not (sigmas and self.full_at):
             return Mask(tuple(self.full_steps), self.steps)
         at, levels = self._levels(steps, sigmas)

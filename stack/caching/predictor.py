@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 
 from ..compat.noise import NoiseLedger, shrunk
@@ -26,6 +28,7 @@ class Predictor:
 
     Attributes:
         norms: (k,) float32 on the device, of all that forecasts are made of; infinite where it overflows.
+        phase: how the newest full step was computed.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Predictor:
         self._given = torch.float32  # the feature's dtype
         self._ledger = NoiseLedger()
         self.norms = torch.zeros(0)
+        self.phase: Hashable = ()
 
     @property
     def bytes(self) -> int:
@@ -86,19 +90,24 @@ class Predictor:
         """Its coordinate."""
         return self._raw.nodes[0]
 
-    def update(self, feature: torch.Tensor, x: float, gain: float = 1.0, noise: float = 0.0) -> None:
+    def update(
+        self, feature: torch.Tensor, x: float, gain: float = 1.0, noise: float = 0.0, phase: Hashable = ()
+    ) -> None:
         """Take in the feature (B, N, D) of a full step at coordinate x.
 
         Args:
             gain: on all differences until the next full step, beside the forecast's own.
             noise: random error of the feature over its root mean square. Differences are then shrunk to what stands
                 out of it and taken over gaps wide enough for it; with 0 they are the plain ones, bit for bit.
+            phase: how the step was computed (`Clock.phase`). Where that changes the feature jumps, and differences
+                start anew.
         """
         self._given = feature.dtype
         feature = feature.to(self._wide)
         if self.split:
             self.split.fit(feature, noise)
-        old = self._before(x)
+        old = self._before(x) if phase == self.phase else NOTHING
+        self.phase = phase
         if noise:
             fresh = over_wide_gaps(self.forecast, feature, x, old, self._ledger.enter(feature, noise), self._ledger)
         else:

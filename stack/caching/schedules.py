@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from ..errors import StackError
@@ -64,6 +66,40 @@ class Mask:
         if steps != self.steps:
             raise StackError(f"this schedule was calibrated for {self.steps} steps, got {steps}: calibrate again")
         return frozenset(self.full)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A schedule moved so that steps are full where the way of computing them changes, as many as before.
+
+    What follows such a step is forecast from its own kind. The full steps at the start stay; those that are left are
+    spread evenly between.
+
+    Attributes:
+        even: the schedule that is moved.
+        switches: shares of the schedule, see `Facts.switches`.
+    """
+
+    even: Schedule
+    switches: tuple[float, ...]
+
+    def full_steps(self, steps: int) -> frozenset[int]:
+        """As many as the moved schedule has; that one unchanged where it has too few for all switches."""
+        before = self.even.full_steps(steps)
+        lead = next((step for step in range(steps) if step not in before), steps)
+        fixed = frozenset(range(lead)) | {step for share in self.switches if (step := round(share * steps)) < steps}
+        missing = len(before) - len(fixed)
+        return _spread(sorted(fixed), missing, steps) if missing >= 0 else before
+
+
+def _spread(fixed: Sequence[int], more: int, steps: int) -> frozenset[int]:
+    """These steps and `more` others, each where the gap is the widest."""
+    gaps = list(pairwise([*fixed, steps]))
+    inside = [0] * len(gaps)
+    for _ in range(more):
+        inside[max(range(len(gaps)), key=lambda i: (gaps[i][1] - gaps[i][0]) / (inside[i] + 1))] += 1
+    between = (a + round(k * (b - a) / (n + 1)) for (a, b), n in zip(gaps, inside, strict=True) for k in range(1, n + 1))
+    return frozenset(fixed) | frozenset(between)
 
 
 def same_share(mask: Mask, steps: int) -> Interval:

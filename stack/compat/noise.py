@@ -19,7 +19,7 @@ Floor = tuple[tuple[float, float], ...]
 Mix = dict[int, float]
 """A linear combination of the features of full steps: coefficient by the number of the full step."""
 
-FALSE_ALARM = 4.0  # standard deviations of a mean power: noise alone is taken for signal once in 30,000 times
+FALSE_ALARM = 5.0  # standard deviations of a mean power: noise alone is taken for signal once in 3 million times
 CANCELLED = 1e-9  # coefficients this much below the largest are what rounding left of zero
 
 

@@ -17,6 +17,7 @@ from ..compat.rules.rounded_caches import (
     NOISE_IN_DIFFERENCES,
     WIDEST_ANGLE,
 )
+from ..compat.rules.sparse import SWITCH_UNDER_CACHE
 from ..compat.rules.steps import (
     CALIBRATED_ELSEWHERE,
     CALIBRATED_FOR_OTHER_STEPS,
@@ -38,7 +39,7 @@ def judged(cache: Cache, facts: Facts) -> list[Finding]:
     if any(finding.fatal for finding in found):
         return found
     running: Cache | None = cache
-    for repair in (_few_steps, _elsewhere, _turned, _noisy):
+    for repair in (_few_steps, _elsewhere, _aligned, _turned, _noisy):
         if running is not None and (finding := repair(running, facts)):
             found.append(finding)
             running = _after(running, finding)
@@ -127,6 +128,22 @@ def _elsewhere(cache: Cache, facts: Facts) -> Finding | None:
         what = f"calibrated under other precision or sparsity, schedule kept: {'; '.join(changed)}"
         return Finding.of(CALIBRATED_AT_OTHER_PRECISION, stage, what, note=True)
     return None
+
+
+def _aligned(cache: Cache, facts: Facts) -> Finding | None:
+    """An even schedule that forecasts across a change in how steps are computed."""
+    p = cache.policy
+    even = not (p.gate or p.full_steps or p.switches) and p.site != "fastcache"
+    if not facts.switches or not even or facts.steps < FEWEST_STEPS:
+        return None
+    moved = cache.changed(switches=facts.switches)
+    before, after = (sorted(each.schedule_for(facts.steps).full_steps(facts.steps)) for each in (cache, moved))
+    if before == after:
+        return None
+    at = " and ".join(str(round(share * facts.steps)) for share in facts.switches)
+    what = f"the way steps are computed changes at step {at}, and forecasts would be made across that"
+    repair = f"full steps moved, {len(after)} as before: {' '.join(map(str, after))}"
+    return Finding.of(SWITCH_UNDER_CACHE, cache.stage, what, repair=repair, replacement=moved)
 
 
 def _turned(cache: Cache, facts: Facts) -> Finding | None:

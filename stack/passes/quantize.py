@@ -18,7 +18,7 @@ from ..models.wiring import FAMILIES, Wiring
 from ..quant.backends import BACKENDS, pick
 from ..quant.backends.base import Backend
 from ..quant.linears.int8 import Int8Linear
-from ..quant.linears.two_precisions import Phase, TwoPrecisions, near_ends
+from ..quant.linears.two_precisions import Phase, TwoPrecisions, ends_of, near_ends
 from ..quant.prepared import Preparation
 from ..quant.rounding.calibrated import calibrated_bytes
 from ..quant.schemes import KEEP, SCHEMES, Scheme, scheme_named
@@ -157,11 +157,13 @@ class Quantize:
     def facts_after(self, facts: Facts) -> Facts:
         """The fewest bits of any linear, and who rounded."""
         rounded = [s.activation_bits for s in self.schemes if s.rounds_activations]
+        edge = ends_of(facts.steps, self.share) / facts.steps
         return replace(
             facts,
             weight_bits=min(s.weight_bits for s in self.schemes),
             activation_bits=min(rounded, default=facts.activation_bits),
             quantized_by=self.backend_for(SCHEMES[self.scheme], facts.machine)[0].name,
+            switches=(*facts.switches, edge, 1 - edge) if self.ends else facts.switches,
         )
 
     def choices(self, denoiser: nn.Module, wiring: Wiring, facts: Facts) -> list[Choice]:
@@ -232,6 +234,8 @@ class Quantize:
             ends, held = _convert(target.denoiser, other, backends, device, None)
         phase = Phase()
         install.wrap_call(target.entrance, "run", lambda inner: _told(inner, target, phase, self.share))
+        clock = target.clock
+        install.set_attribute(clock, "phases", (*clock.phases, lambda tick: near_ends(tick, self.share)))
         return {path: TwoPrecisions(ends[path], module, phase) for path, module in middle.items()}, held
 
 
@@ -247,7 +251,7 @@ def _told(inner: Callable[..., Any], target: Target, phase: Phase, share: float)
 
 
 def _ends_line(ends: str, share: float, steps: int) -> str:
-    count = max(1, round(share * steps))
+    count = ends_of(steps, share)
     precision = "the model's own precision" if ends == KEEP else ends
     return f"the first and the last {count} of {steps} steps run in {precision}: both weights stay in memory"
 

@@ -144,7 +144,9 @@ class SparseAttention:
         policy, steps = self.policy, facts.steps
         sparse, anchors = policy.sparse_steps(steps), policy.anchors(steps)
         saved = anchors * (1 - self._density(facts, True)) + (sparse - anchors) * (1 - self._density(facts, False))
-        return replace(facts, attention_density=facts.attention_density * (1 - saved / steps))
+        ends = (policy.first_steps(steps), steps - policy.last) if saved else ()
+        switches = (*facts.switches, *(step / steps for step in ends if step < steps))
+        return replace(facts, attention_density=facts.attention_density * (1 - saved / steps), switches=switches)
 
     def _density(self, facts: Facts, anchor: bool) -> float:
         """Share of the scores that a sparse step computes."""
@@ -167,6 +169,8 @@ class SparseAttention:
         shared = Shared(family, self.policy, tally, maps, text)
         for number, attention in enumerate(plain):
             install.set_processor(attention, BlockSparseProcessor(attention.processor, number, shared))
+        clock = target.clock
+        install.set_attribute(clock, "phases", (*clock.phases, lambda tick: bool(self.policy.dense_step(tick))))
         install.on_rollback(maps.reset)
         return Applied(
             summary=f"{len(plain)} of {len(layers)} attention layers, keeps {100 * self.keep:g} %: "

@@ -44,3 +44,22 @@ def test_a_draft_that_fails_its_check_is_taken_back() -> None:
         assert stack.report().full_steps == 6
     for each, mine in zip(given, got, strict=True):
         assert torch.equal(mine, denoiser(**each)[0])
+
+
+def test_a_switch_of_phase_is_no_drift_and_no_slope() -> None:
+    """The same jump under one phase is measured and extrapolated; between two phases it is neither."""
+    told = {}
+    for phases in ((), (lambda tick: tick.step < 2,)):
+        clock = Clock(UNEVEN)
+        clock.phases = phases
+        controller = controller_of(Policy(warmup=3, interval=9, gains=(1.0, 1.0)), clock)
+        tokens = torch.ones(1, 4, 8, dtype=torch.float64)
+        for step, sigma in enumerate(UNEVEN.sigmas[:4]):
+            controller.journal.begin(clock.advance(sigma, tuple(tokens.shape)))
+            controller.begin(tokens)
+            if controller.decide() == [False]:
+                controller.store("image", tokens * (1 if step < 2 else 9), controller.cells)
+        errors = [entry.error for entry in controller.journal.entries]
+        told[len(phases)] = (float(controller.predict("image", controller.cells).mean()), errors[2])
+    assert told[1] == (9.0, None)
+    assert told[0][0] > 18 and told[0][1] == pytest.approx(8 / 9)

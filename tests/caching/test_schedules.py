@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.caching.schedules import Interval, Mask, same_share
+from stack.caching.schedules import Aligned, Interval, Mask, same_share
 from stack.errors import StackError
 
 
@@ -50,3 +50,24 @@ def test_the_fallback_keeps_the_share_of_full_steps(count: int, steps: int) -> N
     mask = Mask(tuple(range(count)), 50)
     share = len(same_share(mask, steps).full_steps(steps)) / steps
     assert share == pytest.approx(count / 50, abs=0.12)
+
+
+def test_an_aligned_schedule_is_full_at_both_switches() -> None:
+    full = Aligned(Interval(5, 3), (0.1, 0.98)).full_steps(50)
+    drawn = "".join("F" if step in full else "." for step in range(50))
+    assert drawn == "FFF..F.....F....F....F.....F.....F....F....F.....F"
+
+
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 80), st.lists(st.floats(0, 1), max_size=4))
+def test_aligning_keeps_the_count_and_the_warm_up(interval: int, warmup: int, steps: int, shares: list[float]) -> None:
+    even = Interval(interval, warmup)
+    before, after = even.full_steps(steps), Aligned(even, tuple(shares)).full_steps(steps)
+    assert len(after) == len(before) and 0 in after and max(after) < steps
+    assert set(range(min(warmup, steps))) <= after
+    at = {round(share * steps) for share in shares} - {steps}
+    assert at <= after or after == before
+    if at <= after:  # what is left is spread as evenly as it can be: no gap could be cut by a step of a smaller one
+        gaps = [b - a for a, b in pairwise([*sorted(after), steps])]
+        fixed = at | set(range(min(warmup, steps)))
+        loose = [b - a for a, b in pairwise([*sorted(after), steps]) if a not in fixed or b not in {*fixed, steps}]
+        assert not loose or max(gaps) <= 2 * min(loose) + 1

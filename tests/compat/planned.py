@@ -65,6 +65,7 @@ PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
     "no-step-left-sparse": ([SPARSE], {**LARGE, "steps": 2}),
     "few-dense-steps": ([SIXTEEN, SPARSE], LARGE),
     "sparse-under-cache": ([SPARSE, Cache("svd")], LARGE),
+    "switch-under-cache": ([SPARSE, Cache("taylorseer")], LARGE),
     "attention-cached-and-sparse": ([SPARSE, Cache("pab")], LARGE),
     "compiled-before": ([Cache("svd")], {"carries": (COMPILED,)}),
     "two-caches": ([Cache("svd")], {"carries": (CACHE,)}),

@@ -131,8 +131,8 @@ def test_strict_refuses_repairs_and_keeps_notes() -> None:
     passes, changes = PLANNED["few-dense-steps"]
     with pytest.raises(StackError, match=r"3 of 16 steps of hyper-flux-16 are dense .*\(rule few-dense-steps\)"):
         make_plan(replace(FACTS, **changes), passes, strict=True)
-    passes, changes = PLANNED["sparse-under-cache"]
-    assert len(make_plan(replace(FACTS, **changes), passes, strict=True).stages) == 2
+    passes, changes = PLANNED["calibrated-for-other-steps"]
+    assert len(make_plan(replace(FACTS, **changes), passes, strict=True).stages) == 1
 
 
 def test_the_page_is_written_from_the_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,3 +195,20 @@ def test_samples_of_a_batch_are_full_or_cached_each_on_its_own() -> None:
         alone = outputs(gated(), [sample(call, i) for call in calls])
         for one, both in zip(alone, together, strict=True):
             torch.testing.assert_close(one, both[i : i + 1], atol=EXACT, rtol=EXACT)
+
+
+@by_family
+def test_steps_tell_dense_from_sparse_while_the_pass_is_on(name: str) -> None:
+    stack = sparse(name).quantize("int8", min_features=8, ends="keep", share=0.3)
+    calls = moving(name)
+    told = []
+    with stack, torch.no_grad():
+        clock = stack._target.clock
+        for call in calls:
+            stack.denoiser(**call)
+            told.append(clock.phase)
+    near = max(1, round(0.3 * STEPS))
+    ends = [step < near or step >= STEPS - near for step in range(STEPS)]
+    dense = [step in (0, STEPS - 1) for step in range(STEPS)]
+    assert told == list(zip(ends, dense, strict=True))
+    assert clock.phases == ()

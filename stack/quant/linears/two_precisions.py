@@ -18,9 +18,14 @@ class Phase:
         self.at_ends = False
 
 
+def ends_of(steps: int, share: float) -> int:
+    """How many steps are near either end of a schedule of `steps`: at least one."""
+    return max(1, round(share * steps))
+
+
 def near_ends(tick: Tick, share: float) -> bool:
-    """Whether a step is among the first or the last `share` of its schedule; one step at either end at least."""
-    steps = max(1, round(share * tick.steps))
+    """Whether a step is among the first or the last `share` of its schedule."""
+    steps = ends_of(tick.steps, share)
     return tick.step < steps or tick.step >= tick.steps - steps
 
 
