@@ -8,6 +8,7 @@ from typing import Any
 
 from stack import Stack
 from stack.caching.policy import PRESETS
+from stack.compat.noise import rounding_floor
 from stack.facts import Facts
 from stack.passes.base import Finding
 from stack.passes.cache import Cache
@@ -17,6 +18,10 @@ from .variants import FEW, STEPS, Variant
 FULL = {STEPS: {"interval": 5, "warmup": 3}, FEW: {"interval": 2, "warmup": 1}}  # 12 of 50, 4 of 8
 METHODS = ("svd", "taylorseer", "fastcache", "duca")
 NOISY = {"2 % noise": 0.02}  # a disturbance that no facts tell of: the layer is told its size
+# Two full steps next to each other, as gates and warm-ups make them: a second difference over a gap of one step.
+PAIRS = "taylorseer, in pairs"
+IN_PAIRS = tuple(step for step in range(STEPS) if step % 8 < 2)
+COARSE = {"W6A6": rounding_floor(6, 192), **NOISY}
 
 
 class Naive(Cache):
@@ -58,15 +63,31 @@ def contestants(variant: Variant, calibrated: dict[str, Any], maps: Callable[[st
         if method == "fastcache":
             options, careful = {"maps": maps(variant.plain)}, {"maps": maps(variant.name)}
         if variant.name in NOISY and PRESETS[method].forecast.effective_order:
-            floor = NOISY[variant.name]
-            careful |= {"noise": ((0.0, floor), (1.0, floor)), "coordinate": "time", "basis": "newton"}
-        found += [
-            Contestant(method, "naive", _putting(variant, Naive(method, **options))),
-            Contestant(method, "layer", _putting(variant, Cache(method, **careful))),
-        ]
-        if method != "fastcache":
-            found.append(Contestant(method, "reuse", _putting(variant, Naive("reuse", **_when(options)))))
+            careful |= _told(NOISY[variant.name])
+        found += _joined(variant, method, method, options, careful)
+    if variant.name in COARSE or variant.name == "plain":
+        pairs = {"full_steps": IN_PAIRS, "steps": STEPS}
+        shrunk = _told(COARSE[variant.name]) if variant.name in COARSE else {}
+        found += _joined(variant, PAIRS, "taylorseer", pairs, pairs | shrunk)
     return found
+
+
+def _joined(
+    variant: Variant, label: str, method: str, options: dict[str, Any], careful: dict[str, Any]
+) -> list[Contestant]:
+    """A method naively, with the layer, and plain reuse on the naive one's full steps."""
+    found = [
+        Contestant(label, "naive", _putting(variant, Naive(method, **options))),
+        Contestant(label, "layer", _putting(variant, Cache(method, **careful))),
+    ]
+    if method != "fastcache":
+        found.append(Contestant(label, "reuse", _putting(variant, Naive("reuse", **_when(options)))))
+    return found
+
+
+def _told(floor: float) -> dict[str, Any]:
+    """Options of a cache that knows how noisy its features are."""
+    return {"noise": ((0.0, floor), (1.0, floor)), "coordinate": "time", "basis": "newton"}
 
 
 def _forecast(options: dict[str, Any]) -> dict[str, Any]:

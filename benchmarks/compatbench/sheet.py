@@ -8,11 +8,11 @@ from PIL import Image
 
 from stack.measure.grid import draw_grid
 
-from .contestants import contestants
+from .contestants import PAIRS, contestants
 from .matrix import Matrix
 from .variants import variants
 
-METHOD = "taylorseer"
+METHOD = PAIRS
 ROLES = {"naive": "control", "layer": "all", "reuse": "alone"}
 
 

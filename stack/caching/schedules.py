@@ -98,7 +98,9 @@ def _spread(fixed: Sequence[int], more: int, steps: int) -> frozenset[int]:
     inside = [0] * len(gaps)
     for _ in range(more):
         inside[max(range(len(gaps)), key=lambda i: (gaps[i][1] - gaps[i][0]) / (inside[i] + 1))] += 1
-    between = (a + round(k * (b - a) / (n + 1)) for (a, b), n in zip(gaps, inside, strict=True) for k in range(1, n + 1))
+    between = (
+        a + round(k * (b - a) / (n + 1)) for (a, b), n in zip(gaps, inside, strict=True) for k in range(1, n + 1)
+    )
     return frozenset(fixed) | frozenset(between)
 
 

@@ -36,8 +36,9 @@ def _bits(tensor: torch.Tensor) -> int:
     words = flat[:whole].view(torch.int64).view(-1, LANES)
     rows = (torch.arange(len(words), device=tensor.device, dtype=torch.int64) * 0x85EBCA6B) * 2 + 1
     body = ((words * lanes).sum(1) * rows).sum()
-    tail = (flat[whole:].to(torch.int64) * (lanes.repeat(WORD)[: len(flat) - whole])).sum()
-    return int(body * 31 + tail) % 2**64
+    if whole < len(flat):
+        body = body * 31 + (flat[whole:].to(torch.int64) * (lanes.repeat(WORD)[: len(flat) - whole])).sum()
+    return int(body) % 2**64
 
 
 def version_of(tensor: torch.Tensor) -> int:

@@ -240,6 +240,7 @@ def test_every_forecast_works_on_a_state_of_another_dtype(options: dict[str, Any
 @pytest.mark.parametrize("order", [1, 2])
 def test_differences_start_anew_where_the_way_of_computing_changes(order: int) -> None:
     """A jump between two kinds of step is no change in time: reuse at first, then the new kind's own slope."""
+
     def feature(x: float, jump: float) -> torch.Tensor:
         return torch.full((1, N, D), 2 * x + jump, dtype=torch.float64)
 

@@ -126,8 +126,9 @@ def test_density_is_the_mean_over_steps() -> None:
     # 16 text queries see all 4,112 keys, 4,096 image queries see 32 of 64 blocks and the text.
     sparse = (16 * 4112 + 4096 * (2048 + 16)) / 4112**2
     assert after.attention_density == pytest.approx((44 * sparse + 6) / 50)
-    assert replace(after, attention_density=1.0) == FACTS
-    assert SparseAttention(0.75).facts_after(FACTS).attention_density == 1.0
+    assert after.switches == (0.1, 0.98) and SparseAttention(0.5, dense_last=0).facts_after(FACTS).switches == (0.1,)
+    assert replace(after, attention_density=1.0, switches=()) == FACTS
+    assert SparseAttention(0.75).facts_after(FACTS) == FACTS
 
 
 def test_installs_on_every_attention_layer_and_rolls_back() -> None:

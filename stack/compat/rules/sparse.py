@@ -75,8 +75,8 @@ SWITCH_UNDER_CACHE = Rule(
     "taken across that switch holds the whole error of the dropped blocks, and an extrapolation multiplies it.",
     (
         Evidence(
-            "half of the blocks: 4 to 10 % of the last hidden state is the same error on every sparse step, 0.5 % differs "
-            "between neighbours, and a dense step has neither",
+            "half of the blocks: 4 to 10 % of the last hidden state is the same error on every sparse step, 0.5 % "
+            "differs between neighbours, and a dense step has neither",
             "[sparse attention](sparse.md#under-a-cache), shapes-flux and shapes-video",
         ),
         Evidence(

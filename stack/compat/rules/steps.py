@@ -19,8 +19,9 @@ FEW_STEPS = Rule(
         Evidence("no hits at 8 to 10 steps for three gates", "TeaCache, issue 6; reports on Wan 4-step adapters"),
         Evidence("shipped off below 20 steps", "unsloth's first-block cache"),
     ),
-    "Partial depth: every other step runs the front and back third of the blocks, and what the blocks between them add "
-    "is carried on by order 1. The most that this can save is computed and said before the run.",
+    "Partial depth: half of the steps, the first and the last among them, run in full, the others the front and back "
+    "third of the blocks, and what the blocks between them add is carried on by order 1. The most that this can save "
+    "is computed and said before the run.",
     "plan",
     ("distill", "cache"),
     {"fewest_steps": FEWEST_STEPS},
