@@ -13,7 +13,7 @@ from .caching.calibration.calibrate import Budget, Calibration, calibrate
 from .caching.calibration.goals import Goal
 from .caching.fastcache.maps import LinearMaps
 from .compat.kept import Kept
-from .quant.analysis.depends import dependencies
+from .quant.analysis.depends import APPROXIMATE, dependencies
 from .quant.analysis.floor import NoiseFloor, measure_floor
 from .quant.analysis.planning import analyse
 from .quant.analysis.sensitivity import Sensitivity
@@ -79,7 +79,7 @@ class Measuring:
     def noise_floor(
         self, prompts: Sequence[str], seed: int = 0, steps: int = 6, neighbours: int = 4, progress: bool = True
     ) -> NoiseFloor:
-        """Measure what quantization adds to one forward pass: `stack.quant.analysis.floor.measure_floor`.
+        """Measure what quantization and sparse attention add to one forward pass: `stack.quant.analysis.floor.measure_floor`.
 
         A cache in the stack is told the random part, and forecasts no further than what stands out of it.
         """
@@ -91,7 +91,7 @@ class Measuring:
     @property
     def floor(self) -> NoiseFloor | None:
         """The noise floor as last measured; None where there is none, or where what it depends on has changed."""
-        return self._floor.current(dependencies(self._stack))
+        return self._floor.current(dependencies(self._stack, APPROXIMATE))
 
     def fit_gate(self, prompts: Sequence[str], seed: int = 0) -> Stack:
         """Measure what a "magnitude" or "polynomial" gate needs; see `stack.fitting.fit_gate`."""

@@ -1,23 +1,28 @@
-"""What an analysis of a quantized model depends on: it is dropped when one of these changes."""
+"""What an analysis of a model with approximations depends on: it is dropped when one of these changes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...passes.base import Pass
 from ...passes.quantize import Quantize
+from ...passes.sparse_attn import SparseAttention
 
 if TYPE_CHECKING:
     from ...builder import Stack
 
+APPROXIMATE = (Quantize, SparseAttention)  # passes after which a step computes something else than the model
 FACTS = ("family", "machine", "dtype", "blocks", "width", "adapters", "weight_bits", "activation_bits", "quantized_by")
 
 
-def dependencies(stack: Stack) -> dict[str, str]:
-    """The facts behind the quantize pass, and the pass itself, as text by name."""
+def dependencies(stack: Stack, kinds: tuple[type[Pass], ...] = (Quantize,)) -> dict[str, str]:
+    """The facts behind the passes of these kinds, and the passes themselves, as text by name."""
     plan = stack.plan
-    stage = next((s for s in plan.stages if isinstance(s.run, Quantize)), None)
-    if stage is None:
-        return {name: str(getattr(plan.facts, name)) for name in FACTS}
-    assert isinstance(stage.run, Quantize)
-    mix = stage.run.prepared.describe() if stage.run.prepared else "none"
-    return {name: str(getattr(stage.after, name)) for name in FACTS} | {"quantize": str(stage.run), "mix": mix}
+    stages = [stage for stage in plan.stages if isinstance(stage.run, kinds)]
+    facts = stages[-1].after if stages else plan.facts
+    told = {name: str(getattr(facts, name)) for name in FACTS}
+    for stage in stages:
+        told[stage.run.stage] = str(stage.run)
+        if isinstance(stage.run, Quantize):
+            told["mix"] = stage.run.prepared.describe() if stage.run.prepared else "none"
+    return told

@@ -1,4 +1,7 @@
-"""The noise floor: what quantization adds to one forward pass of the denoiser, measured, random part and bias apart."""
+"""The noise floor: what quantization and sparse attention add to one forward pass of the denoiser, measured.
+
+Random part and bias apart: a difference of two steps is free of what errs alike on both.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,7 @@ from rich.progress import track
 from ...caching.calibration.watch import SiteFeatures, Watch
 from ...errors import StackError
 from ...passes.base import Pass
-from ...passes.quantize import Quantize
-from .depends import dependencies
+from .depends import APPROXIMATE, dependencies
 from .noise import Split, errors_of, told_apart
 from .recording import Recorded, below_quantization, carrying, record_calls, taken_off
 
@@ -28,7 +30,7 @@ OUTPUT = "output"  # the denoiser's own; the other names are those of `SiteFeatu
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """Relative errors that quantization adds, per noise level.
+    """Relative errors that quantization and sparse attention add, per noise level.
 
     Attributes:
         sigmas: largest first.
@@ -89,14 +91,14 @@ def measure_floor(
     progress: bool,
     nearness: float = NEARNESS,
 ) -> NoiseFloor:
-    """Run the denoiser on the same recorded inputs, and on neighbours of each, with and without the quantize pass.
+    """Run the denoiser on the same recorded inputs, and on neighbours of each, with and without what approximates it.
 
     Raises:
-        StackError: no quantize pass, no pipeline, no prompts, fewer than 2 neighbours, or no nearness.
+        StackError: nothing approximates, no pipeline, no prompts, fewer than 2 neighbours, or no nearness.
     """
-    quantize = next((p for p in stack.passes if isinstance(p, Quantize)), None)
-    if quantize is None:
-        raise StackError("a noise floor is that of a quantized model: add .quantize() to the stack")
+    approximate = [p for p in stack.passes if isinstance(p, APPROXIMATE)]
+    if not approximate:
+        raise StackError("nothing is approximated: add .quantize() or .sparse_attn() to the stack")
     if neighbours < 2 or not 0 < nearness <= 1:
         raise StackError(
             f"expected 2 or more neighbours and a nearness in (0, 1], got {neighbours} and {nearness}: "
@@ -106,8 +108,8 @@ def measure_floor(
         calls = record_calls(stack, prompts, seed, steps)
         near = [_neighbours(call, neighbours, nearness, seed) for call in calls]
         below = below_quantization(stack)
-        plain = _features(stack, below, near, "unquantized" if progress else "")
-        rounded = _features(stack, [*below, quantize], near, "quantized" if progress else "")
+        plain = _features(stack, below, near, "exact" if progress else "")
+        rounded = _features(stack, [*below, *approximate], near, "approximate" if progress else "")
     sigmas = tuple(sorted({call.tick.sigma for call in calls}, reverse=True))
     features: dict[str, tuple[Split, ...]] = {}
     for name in plain[0]:
@@ -116,7 +118,7 @@ def measure_floor(
             told_apart([e for e, call in zip(errors, calls, strict=True) if call.tick.sigma == sigma])
             for sigma in sigmas
         )
-    return NoiseFloor(sigmas, features, nearness, neighbours, dependencies(stack))
+    return NoiseFloor(sigmas, features, nearness, neighbours, dependencies(stack, APPROXIMATE))
 
 
 def _features(

@@ -100,7 +100,7 @@ def test_json_round_trip_and_plot(floors: dict[str, NoiseFloor], tmp_path: Path)
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
-    with pytest.raises(StackError, match=r"add \.quantize\(\)"):
+    with pytest.raises(StackError, match=r"add \.quantize\(\) or \.sparse_attn\(\)"):
         Stack(tiny_pipe()).noise_floor([PROMPT])
     with pytest.raises(StackError, match="2 or more neighbours"):
         quantized().noise_floor([PROMPT], neighbours=1)
@@ -125,3 +125,24 @@ def test_a_cache_in_the_stack_is_told_the_random_part() -> None:
         error == split.random
         for (_, error), split in zip(cache.policy.noise, floor.features["last hidden state"], strict=True)
     )
+
+
+def test_sparse_attention_errs_alike_on_neighbours_and_not_at_all_on_its_dense_steps() -> None:
+    stack = Stack(tiny_pipe(size=32), steps=12).sparse_attn(0.5, even_if_slower=True)
+    floor = stack.noise_floor([PROMPT], steps=3, neighbours=3, progress=False)
+    first, middle, last = floor.features["output"]
+    assert first.total == last.total == 0
+    assert middle.bias > 1e-4 and middle.random < 0.2 * middle.bias
+    assert stack.floor is floor and "keep=0.5" in floor.depends["sparse_attn"]
+    stack.replace(replace(stack.passes[0], keep=0.75))
+    assert stack.floor is None
+
+
+def test_both_approximations_are_measured_together() -> None:
+    def worst(stack: Stack) -> float:
+        return stack.noise_floor([PROMPT], steps=3, neighbours=2, progress=False).features["output"][1].total
+
+    rounded, dropped = Stack(tiny_pipe(size=32), steps=12).quantize("int8"), Stack(tiny_pipe(size=32), steps=12)
+    apart = worst(rounded), worst(dropped.sparse_attn(0.5, even_if_slower=True))
+    both = worst(Stack(tiny_pipe(size=32), steps=12).quantize("int8").sparse_attn(0.5, even_if_slower=True))
+    assert both == pytest.approx(sum(error**2 for error in apart) ** 0.5, rel=0.5) and both > max(apart)
