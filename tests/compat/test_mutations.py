@@ -12,6 +12,7 @@ import torch
 from stack.caching.controller import CacheController
 from stack.caching.guard import FLAT, OutputGuard
 from stack.caching.sites.span import Span
+from stack.clock import Clock
 from stack.compat.budget import Budget
 from stack.compat.content import WeightsWatch
 from stack.compat.noise import NoiseLedger
@@ -66,6 +67,9 @@ MUTATIONS: dict[str, list[Mutation]] = {
             WeightsWatch, "__call__", lambda watch, request: 0,
             lambda: test_guards.test_weights_that_change_under_a_request_drop_its_state("taylorseer"),
         )
+    ],
+    "steps of two kinds taken for one": [
+        Mutation(Clock, "phase", (), test_controller.test_a_switch_of_phase_is_no_drift_and_no_slope)
     ],
     "no watch over adapters' scales": [
         Mutation(
