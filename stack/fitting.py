@@ -16,13 +16,10 @@ from .caching.fastcache import fit as maps_fit
 from .caching.fastcache.maps import LinearMaps
 from .errors import StackError
 from .passes.cache import Cache
-from .quant.analysis.floor import OUTPUT, NoiseFloor
+from .quant.analysis.floor import NoiseFloor
 
 if TYPE_CHECKING:
     from .builder import Stack
-
-# The measured feature that is nearest to what a site predicts; the denoiser's output stands for all others.
-_FEATURE_OF = {"output": "last hidden state", "residual": "whole residual"}
 
 
 def _refit(stack: Stack, suits: Callable[[Cache], bool], expected: str, fit: Callable[[Cache], Cache]) -> Cache:
@@ -60,10 +57,10 @@ def fit_gate(stack: Stack, prompts: Sequence[str], seed: int = 0) -> None:
 
 
 def tell_noise(stack: Stack, floor: NoiseFloor) -> None:
-    """Put the random part of a measured noise floor into the cache, if there is one; `_FEATURE_OF` says whose."""
+    """Put the random part of a measured noise floor into the cache, if there is one: that of what it keeps."""
     cache = next((p for p in stack.passes if isinstance(p, Cache)), None)
     if cache is not None:
-        stack.replace(cache.changed(noise=floor.random(_FEATURE_OF.get(cache.policy.site, OUTPUT))))
+        stack.replace(cache.changed(noise=floor.at_site(cache.policy.site)))
 
 
 def fit_maps(

@@ -79,7 +79,8 @@ class Measuring:
     def noise_floor(
         self, prompts: Sequence[str], seed: int = 0, steps: int = 6, neighbours: int = 4, progress: bool = True
     ) -> NoiseFloor:
-        """Measure what quantization and sparse attention add to one forward pass: `stack.quant.analysis.floor.measure_floor`.
+        """Measure what quantization and sparse attention add to one forward pass; see
+        `stack.quant.analysis.floor.measure_floor`.
 
         A cache in the stack is told the random part, and forecasts no further than what stands out of it.
         """

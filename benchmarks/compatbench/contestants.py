@@ -8,7 +8,7 @@ from typing import Any
 
 from stack import Stack
 from stack.caching.policy import PRESETS
-from stack.compat.noise import rounding_floor
+from stack.compat.noise import Floor
 from stack.facts import Facts
 from stack.passes.base import Finding
 from stack.passes.cache import Cache
@@ -17,11 +17,11 @@ from .variants import FEW, STEPS, Variant
 
 FULL = {STEPS: {"interval": 5, "warmup": 3}, FEW: {"interval": 2, "warmup": 1}}  # 12 of 50, 4 of 8
 METHODS = ("svd", "taylorseer", "fastcache", "duca")
-NOISY = {"2 % noise": 0.02}  # a disturbance that no facts tell of: the layer is told its size
 # Two full steps next to each other, as gates and warm-ups make them: a second difference over a gap of one step.
 PAIRS = "taylorseer, in pairs"
-IN_PAIRS = tuple(step for step in range(STEPS) if step % 8 < 2)
-COARSE = {"W6A6": rounding_floor(6, 192), **NOISY}
+IN_PAIRS = {"full_steps": tuple(step for step in range(STEPS) if step % 8 < 2), "steps": STEPS}
+COARSE = ("W6A6", "2 % noise")  # disturbances whose size no facts tell: it is measured, as `Stack.noise_floor` does
+Measured = Callable[[str, str], Floor]
 
 
 class Naive(Cache):
@@ -45,12 +45,15 @@ class Contestant:
     put: Callable[[Any], Stack]
 
 
-def contestants(variant: Variant, calibrated: dict[str, Any], maps: Callable[[str], str]) -> list[Contestant]:
+def contestants(
+    variant: Variant, calibrated: dict[str, Any], maps: Callable[[str], str], measured: Measured
+) -> list[Contestant]:
     """Every method on a variant.
 
     Args:
         calibrated: options of SVD-Cache as calibrated on the plain model.
         maps: FastCache's maps, by the variant they are fitted on; a file's path.
+        measured: the noise floor of a variant at a site; asked only when a stack is put on.
     """
     found: list[Contestant] = []
     even = FULL[variant.steps]
@@ -62,32 +65,36 @@ def contestants(variant: Variant, calibrated: dict[str, Any], maps: Callable[[st
             options = careful if variant.steps == STEPS else {**_forecast(calibrated), **even}
         if method == "fastcache":
             options, careful = {"maps": maps(variant.plain)}, {"maps": maps(variant.name)}
-        if variant.name in NOISY and PRESETS[method].forecast.effective_order:
-            careful |= _told(NOISY[variant.name])
-        found += _joined(variant, method, method, options, careful)
-    if variant.name in COARSE or variant.name == "plain":
-        pairs = {"full_steps": IN_PAIRS, "steps": STEPS}
-        shrunk = _told(COARSE[variant.name]) if variant.name in COARSE else {}
-        found += _joined(variant, PAIRS, "taylorseer", pairs, pairs | shrunk)
+        found += _joined(variant, method, method, options, careful, measured)
+    if variant.name in COARSE or (variant.name == variant.plain and variant.steps == STEPS):
+        found += _joined(variant, PAIRS, "taylorseer", IN_PAIRS, IN_PAIRS, measured)
     return found
 
 
 def _joined(
-    variant: Variant, label: str, method: str, options: dict[str, Any], careful: dict[str, Any]
+    variant: Variant,
+    label: str,
+    method: str,
+    options: dict[str, Any],
+    careful: dict[str, Any],
+    measured: Measured,
 ) -> list[Contestant]:
     """A method naively, with the layer, and plain reuse on the naive one's full steps."""
+
+    def layered(pipe: Any) -> Stack:
+        policy = PRESETS[method]
+        noisy = variant.name in COARSE and policy.forecast.effective_order
+        return variant.build(pipe).cache(
+            method, **careful, **({"noise": measured(variant.name, policy.site)} if noisy else {})
+        )
+
     found = [
         Contestant(label, "naive", _putting(variant, Naive(method, **options))),
-        Contestant(label, "layer", _putting(variant, Cache(method, **careful))),
+        Contestant(label, "layer", layered),
     ]
     if method != "fastcache":
         found.append(Contestant(label, "reuse", _putting(variant, Naive("reuse", **_when(options)))))
     return found
-
-
-def _told(floor: float) -> dict[str, Any]:
-    """Options of a cache that knows how noisy its features are."""
-    return {"noise": ((0.0, floor), (1.0, floor)), "coordinate": "time", "basis": "newton"}
 
 
 def _forecast(options: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from cachebench.record import Record
 from rich.console import Console
 
 from stack import Stack
+from stack.compat.noise import Floor
 from stack.measure.compare import captions
+from stack.quant.analysis.floor import NoiseFloor
 
 from .contestants import FULL, Contestant, contestants
 from .variants import STEPS, Variant, variants
@@ -38,6 +40,7 @@ class Matrix:
     prompts: int
     calibrated: dict[str, Any]
     made: dict[str, torch.Tensor] = field(default_factory=dict)
+    floors: dict[str, NoiseFloor] = field(default_factory=dict)
     texts: list[str] = field(init=False)
     fit_texts: list[str] = field(init=False)
 
@@ -50,7 +53,7 @@ class Matrix:
         for variant in variants(self.model):
             if not wanted(variant.name):
                 continue
-            for contestant in contestants(variant, self.calibrated, self.maps):
+            for contestant in contestants(variant, self.calibrated, self.maps, self.noise):
                 key = f"{variant.name}: {contestant.method}, {contestant.kind}"
                 row = self.record.remember(key, lambda v=variant, c=contestant: self.row(v, c))
                 Console().print(f"{key}: {row['psnr']:.1f} dB, {row['cached']} steps cached", highlight=False)
@@ -98,6 +101,13 @@ class Matrix:
                     key, lambda v=variant: -10 * float((self.base(v) - self.plain(v)).square().mean().log10())
                 )
         return found
+
+    def noise(self, name: str, site: str) -> Floor:
+        """What a variant's features hold of noise at a site, measured on other prompts."""
+        if name not in self.floors:
+            variant = next(v for v in variants(self.model) if v.name == name)
+            self.floors[name] = variant.build(self.pipe).noise_floor(self.fit_texts[:2], FIT_SEED, progress=False)
+        return self.floors[name].at_site(site)
 
     def maps(self, name: str) -> str:
         """FastCache's maps fitted on a variant, in a file that later runs find again."""

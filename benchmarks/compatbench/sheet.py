@@ -25,7 +25,7 @@ def sheet(matrix: Matrix) -> Image.Image:
             continue
         pictures[variant.name] = matrix.base(variant)
         rows.append(_row(variant.name, "base", None, variant.steps, variant.steps))
-        for contestant in contestants(variant, matrix.calibrated, matrix.maps):
+        for contestant in contestants(variant, matrix.calibrated, matrix.maps, matrix.noise):
             if contestant.method != METHOD:
                 continue
             key = f"{variant.name}: {METHOD}, {contestant.kind}"

@@ -31,20 +31,24 @@ def for_few_steps(p: Policy, facts: Facts) -> dict[str, Any]:
 
 
 def for_noise(p: Policy, facts: Facts) -> dict[str, Any]:
-    """What to change where activations are rounded anew on every step and nobody has said how noisy that is.
+    """What to change where full steps are noisy: measured (`Policy.noise`), or activations rounded anew on every step.
 
-    Differences are Newton's, over real gaps in time, and are shrunk to what stands out of the rounding error that the
-    bits make (`rounding_floor`). {} where nothing is differenced, where the noise has been measured, and where finished
-    pictures chose full steps and gains: there shrinking costs as much as it gains (0.0 to -0.6 dB on shapes-flux).
+    Differences are Newton's, over real gaps in time, and are shrunk to what stands out of the noise: of what was
+    measured, else of the rounding error that the bits make (`rounding_floor`). {} where nothing is differenced, and
+    where nothing was measured and finished pictures chose full steps and gains: there shrinking costs as much as it
+    gains (0.0 to -0.6 dB on shapes-flux).
     """
     order = p.forecast.effective_order
-    if not facts.rounds_activations or not order or p.noise or p.full_steps:
+    unknown = not p.noise
+    if not order or (unknown and (p.full_steps or not facts.rounds_activations)):
         return {}
-    floor = rounding_floor(facts.activation_bits, facts.width)
-    changes: dict[str, Any] = {"noise": ((0.0, floor), (1.0, floor))}
+    changes: dict[str, Any] = {}
     if p.coordinate == "step" and p.basis == "taylor":
         changes |= {"coordinate": "time", "basis": "newton"}
-    if facts.activation_bits < COARSE_BITS and order > HIGHEST_ORDER:
+    if unknown:
+        floor = rounding_floor(facts.activation_bits, facts.width)
+        changes["noise"] = ((0.0, floor), (1.0, floor))
+    if unknown and facts.activation_bits < COARSE_BITS and order > HIGHEST_ORDER:
         changes["order"] = HIGHEST_ORDER
     return changes
 

@@ -159,10 +159,13 @@ def _turned(cache: Cache, facts: Facts) -> Finding | None:
 
 
 def _noisy(cache: Cache, facts: Facts) -> Finding | None:
-    """Differences of activations that are rounded anew on every step."""
+    """Differences of features that are known to be noisy, or of activations that are rounded anew on every step."""
     if not (changes := for_noise(cache.policy, facts)):
         return None
-    order, floor = cache.policy.forecast.effective_order, changes["noise"][0][1]
-    what = f"forecasts of order {order} from {facts.activation_bits}-bit activations: about {floor:.1%} is noise"
-    repair = "forecasts shrunk to what stands out of it; noise_floor(prompts) measures it"
+    order, known = cache.policy.forecast.effective_order, cache.policy.noise
+    floor = max(error for _, error in known or changes["noise"])
+    source = "measured features" if known else f"{facts.activation_bits}-bit activations"
+    what = f"forecasts of order {order} from {source}: about {floor:.1%} is noise"
+    repair = "differences over real gaps in time, shrunk to what stands out of it"
+    repair += "" if known else "; noise_floor(prompts) measures it"
     return Finding.of(NOISE_IN_DIFFERENCES, cache.stage, what, repair=repair, replacement=cache.changed(**changes))

@@ -104,8 +104,9 @@ def test_narrow_gaps_are_said_above_the_threshold_only() -> None:
     assert noise_gain(Interval(5, 1).full_steps(50), 50) < RULES["narrow-gaps"].parameters["largest_noise_gain"]
     names = [f.rule for f in make_plan(FACTS, [Quantize(), wide]).findings]
     assert names == ["noise-in-differences"]
-    measured = make_plan(FACTS, [Quantize(), Cache("taylorseer", noise=((1.0, 0.01),))])
-    assert not measured.findings, "the floor is known"
+    for options, rules in ({"basis": "newton"}, []), ({}, ["noise-in-differences"]):
+        plan = make_plan(FACTS, [Quantize(), Cache("taylorseer", noise=((1.0, 0.01),), **options)])
+        assert [f.rule for f in plan.findings] == rules, "the floor is known; Taylor's differences are not its own"
     assert not make_plan(FACTS, [Quantize("nf4"), Cache("taylorseer")]).findings, "weights alone"
     rounded = Quantize().facts_after(FACTS)
     own = Cache("taylorseer", full_steps=(0, 1, 9), steps=50, calibrated_for=conditions(rounded))

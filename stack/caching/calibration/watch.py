@@ -16,6 +16,7 @@ from ..sites.calls import BlockCall, Streams, before_blocks
 from .standin import StandIn
 from .trajectory import sampled
 
+BLOCK = "block "  # name of what a block adds, before its number
 See = Callable[[int, Streams, Streams, Tick], None]
 
 
@@ -58,7 +59,7 @@ class SiteFeatures:
         stream = self._wiring.output_stream
         if number == 0:
             self._entry = entry[stream]
-        self._note(f"block {number}", out[stream] - entry[stream])
+        self._note(f"{BLOCK}{number}", out[stream] - entry[stream])
         if number == self._last:
             assert self._entry is not None
             self._note("whole residual", out[stream] - self._entry)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...passes.base import Pass
 from ...passes.quantize import Quantize
 from ...passes.sparse_attn import SparseAttention
 
 if TYPE_CHECKING:
     from ...builder import Stack
 
-APPROXIMATE = (Quantize, SparseAttention)  # passes after which a step computes something else than the model
+APPROXIMATE = (Quantize.stage, SparseAttention.stage)  # after these a step computes something else than the model
 FACTS = ("family", "machine", "dtype", "blocks", "width", "adapters", "weight_bits", "activation_bits", "quantized_by")
 
 
-def dependencies(stack: Stack, kinds: tuple[type[Pass], ...] = (Quantize,)) -> dict[str, str]:
-    """The facts behind the passes of these kinds, and the passes themselves, as text by name."""
+def dependencies(stack: Stack, kinds: tuple[str, ...] = (Quantize.stage,)) -> dict[str, str]:
+    """The facts behind the passes of these stages, and the passes themselves, as text by name."""
     plan = stack.plan
-    stages = [stage for stage in plan.stages if isinstance(stage.run, kinds)]
+    stages = [stage for stage in plan.stages if stage.run.stage in kinds]
     facts = stages[-1].after if stages else plan.facts
     told = {name: str(getattr(facts, name)) for name in FACTS}
     for stage in stages:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.progress import track
 
-from ...caching.calibration.watch import SiteFeatures, Watch
+from ...caching.calibration.watch import BLOCK, SiteFeatures, Watch
 from ...errors import StackError
 from ...passes.base import Pass
 from .depends import APPROXIMATE, dependencies
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 NEARNESS = 0.02  # of the latent: what one step of a 50-step schedule changes
 OUTPUT = "output"  # the denoiser's own; the other names are those of `SiteFeatures`
+# The measured feature that is nearest to what a cache keeps at a site; the denoiser's output stands for all others.
+FEATURE_AT = {"output": "last hidden state", "residual": "whole residual"}
+INSIDE = ("blocks", "modules", "related", "attention", "tokens")  # sites within the blocks
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,18 @@ class NoiseFloor:
     def random(self, feature: str) -> tuple[tuple[float, float], ...]:
         """(sigma, random relative error) of a feature, for `cache(noise=...)`."""
         return tuple((sigma, split.random) for sigma, split in zip(self.sigmas, self.features[feature], strict=True))
+
+    def at_site(self, site: str) -> tuple[tuple[float, float], ...]:
+        """The same of what a cache keeps at a site; within the blocks, the root mean square over what each adds.
+
+        Noise that all blocks add up to is small against the stream, and large against what one of them adds.
+        """
+        if site not in INSIDE:
+            return self.random(FEATURE_AT.get(site, OUTPUT))
+        blocks = [self.random(name) for name in self.features if name.startswith(BLOCK)]
+        squares = [[error**2 for _, error in block] for block in blocks]
+        means = [sum(column) / len(blocks) for column in zip(*squares, strict=True)]
+        return tuple((sigma, mean**0.5) for sigma, mean in zip(self.sigmas, means, strict=True))
 
     def to_json(self) -> str:
         """Everything, for `from_json`."""
@@ -96,7 +111,7 @@ def measure_floor(
     Raises:
         StackError: nothing approximates, no pipeline, no prompts, fewer than 2 neighbours, or no nearness.
     """
-    approximate = [p for p in stack.passes if isinstance(p, APPROXIMATE)]
+    approximate = [p for p in stack.passes if p.stage in APPROXIMATE]
     if not approximate:
         raise StackError("nothing is approximated: add .quantize() or .sparse_attn() to the stack")
     if neighbours < 2 or not 0 < nearness <= 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,3 +147,16 @@ def test_both_approximations_are_measured_together() -> None:
     apart = worst(rounded), worst(dropped.sparse_attn(0.5, even_if_slower=True))
     both = worst(Stack(tiny_pipe(size=32), steps=12).quantize("int8").sparse_attn(0.5, even_if_slower=True))
     assert both == pytest.approx(sum(error**2 for error in apart) ** 0.5, rel=0.5) and both > max(apart)
+
+
+def test_a_cache_inside_the_blocks_is_told_the_noise_of_what_they_add() -> None:
+    stack = Stack(tiny_pipe(), steps=14).quantize("int8").cache("taylorseer")
+    floor = stack.noise_floor([PROMPT], steps=3, progress=False)
+    cache = next(p for p in stack.passes if isinstance(p, Cache))
+    blocks = [floor.features[f"block {number}"] for number in range(2)]
+    wanted = [math.sqrt(sum(splits[i].random ** 2 for splits in blocks) / 2) for i in range(3)]
+    assert [error for _, error in cache.policy.noise] == pytest.approx(wanted)
+    assert floor.at_site("denoiser") == floor.random("output") and floor.at_site("modules") == cache.policy.noise
+    ran = stack.plan.passes()[-1].policy
+    assert (ran.coordinate, ran.basis, ran.noise, ran.order) == ("time", "newton", cache.policy.noise, 2)
+    assert f"from measured features: about {max(wanted):.1%} is noise" in stack.explain()
