@@ -80,9 +80,8 @@ SWITCH_UNDER_CACHE = Rule(
             "[sparse attention](sparse.md#under-a-cache), shapes-flux and shapes-video",
         ),
         Evidence(
-            "TaylorSeer with 12 of 50 full steps: 39.0 to 42.9 dB on shapes-flux, 38.9 to 42.5 on shapes-video; reuse "
-            "36.2 to 37.5 and 35.3 to 36.5",
-            "[sparse attention](sparse.md#under-a-cache)",
+            "TaylorSeer with 12 of 50 full steps: 39.1 to 41.5 dB on shapes-flux, 39.2 to 41.4 on shapes-video",
+            "[benchmarks](benchmarks.md#on-other-models)",
         ),
     ),
     "Differences start anew on the first full step of the other kind. A schedule that is not calibrated gets its full "
