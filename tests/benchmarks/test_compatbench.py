@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from compatbench.budgets import budget_targets
-from compatbench.contestants import METHODS, Naive, contestants
+from compatbench.contestants import COARSE, IN_PAIRS, METHODS, PAIRS, Naive, contestants
 from compatbench.disturb import Noise, Rounding, rounded
 from compatbench.targets import matrix_targets, ratios
 from compatbench.variants import variants
 from compatbench.whole import whole_targets
 
 from stack import Stack
+from stack.compat.noise import Floor
 
 from ..conftest import picture, tiny_pipe
 
@@ -21,18 +22,19 @@ STEPS = 14
 
 
 def row(variant: str, kind: str, mse: float, **more: Any) -> dict[str, Any]:
-    known = {"method": "svd", "plain": "plain", "bound": variant != "2 % noise", "psnr": 40.0}
+    known = {"method": "svd", "plain": "plain", "bound": variant != "2 % noise", "psnr": 40.0, "each": [40.0] * 3}
     return {"variant": variant, "kind": kind, "mse": mse, **known, **more}
 
 
 ROWS = [
+    row("plain", "naive", 2e-4),
     row("plain", "layer", 1e-4),
     row("W8A8", "naive", 3e-4),
-    row("W8A8", "layer", 1.1e-4),
+    row("W8A8", "layer", 1.1e-4, each=[10.0, 43.0, 37.0]),
     row("W8A8", "reuse", 2e-4),
-    row("2 % noise", "naive", 9e-4, method="taylorseer", psnr=20.0),
-    row("2 % noise", "layer", 2e-4, method="taylorseer", psnr=25.0),
-    row("plain", "layer", 1e-4, method="taylorseer"),
+    row("2 % noise", "naive", 9e-4, method=PAIRS, psnr=20.0),
+    row("2 % noise", "layer", 2e-4, method=PAIRS, psnr=25.0),
+    row("plain", "layer", 1e-4, method=PAIRS),
 ]
 
 
@@ -40,6 +42,9 @@ def test_pairs_are_held_against_the_plain_model_and_against_reuse() -> None:
     first, second = ratios(ROWS)
     assert first["loss over plain"] == pytest.approx(1.1) and first["naive over plain"] == pytest.approx(3.0)
     assert first["loss over reuse"] == pytest.approx(0.55) and second["loss over reuse"] is None
+    assert first["loss over the cache's own"] == pytest.approx(0.55) and second["loss over the cache's own"] is None
+    # Of +30, -3 and +3 dB of loss the median picture has +3: one that fell to another mode does not decide it.
+    assert first["typical over plain"] == pytest.approx(10**0.3)
     over_plain, over_reuse, breaks = matrix_targets(ROWS)
     assert over_plain.met and over_reuse.met and (over_plain.target, over_reuse.target) == (1.15, 1.0)
     assert breaks.value == 5.0 and breaks.met
@@ -65,9 +70,22 @@ def test_interaction_and_efficiency_of_the_whole() -> None:
 
 
 def test_every_method_is_joined_three_ways_and_naively_past_the_plan() -> None:
-    for variant in variants("shapes-flux"):
-        found = contestants(variant, {"full_steps": (0, 4), "steps": 50, "gains": (1.0, 1.0)}, lambda name: None)
+    asked: list[tuple[str, str]] = []
+
+    def measured(name: str, site: str) -> Floor:
+        asked.append((name, site))
+        return ((1.0, 0.03),)
+
+    calibrated = {"full_steps": (0, 4), "steps": 50, "gains": (1.0, 1.0)}
+    by_name = {v.name: contestants(v, calibrated, lambda name: None, measured) for v in variants("shapes-flux")}
+    for name, found in by_name.items():
         assert {(c.method, c.kind) for c in found} >= {(m, k) for m in METHODS for k in ("naive", "layer")}
+        assert any(c.method == PAIRS for c in found) == (name in (*COARSE, "plain"))
+    assert not asked, "the noise is measured when a stack is put on, not before"
+    found = by_name["2 % noise"]
+    layered = next(c for c in found if (c.method, c.kind) == (PAIRS, "layer")).put(tiny_pipe()).plan.passes()[-1].policy
+    assert asked == [("2 % noise", "modules")] and (layered.basis, layered.noise) == ("newton", ((1.0, 0.03),))
+    assert layered.full_steps == IN_PAIRS["full_steps"]
     stack = Stack(tiny_pipe(), steps=8).add(Naive("svd", interval=2, warmup=1))
     assert not stack.plan.findings and stack.plan.passes()[0].policy.site == "output"
 
