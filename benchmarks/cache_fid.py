@@ -1,30 +1,33 @@
-"""Frechet distances of caches' samples: to the 50-step base's of other seeds, and to drawn pictures or clips.
+"""Frechet distances of caches' samples: to the 50-step base's, and to drawn pictures or clips.
 
 python benchmarks/cache_fid.py --model shapes-flux --samples 1000 --out DIR     DIR/ROW.pt per row, and the JSON
 python benchmarks/cache_fid.py --model shapes-dit --rows base --rows 'svd*'
 
 Options of calibrated rows come from caches-MODEL.json, so run caches.py first. Features are appended to a file per row
 after each batch: Ctrl-C loses a batch at most, and the same command goes on. A sample's prompt and seed follow from its
-number alone, so rows draw the same ones. For 1,000 samples of shapes-flux two AVX2 cores need 1.8 hours for the base at
-6.5 s each, about half an hour for a row at a quarter of its work, and as much again for the reference samples.
+number alone, so rows draw the same ones and are compared with the base's of the same number; with --reference also
+with as many samples of the base of other prompts and seeds. For 1,000 samples of shapes-flux one AVX-512 core needs
+about 50 minutes for the base with --by-head (88 without), and a quarter of that for a row of 9 full steps.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from cachebench.assemble import matcher
+from cachebench.attention import HeadByHead
 from cachebench.bench import WARMUP, Bench, interval_for, pictures
 from cachebench.prepare import calibrated, fitted_maps, gate_options, tuples
 from cachebench.quality import frames_of
 from cachebench.record import Record
 from cachebench.rows import OURS, Row, fewer, preset
-from cachebench.samples import Samples, distances
+from cachebench.samples import Samples, distances, merged
 from cachebench.screening import best_settings
 from common import show
 from rich.console import Console
@@ -105,6 +108,8 @@ def main(
     batch: Annotated[int, typer.Option(min=1)] = 8,
     prompts: Annotated[int, typer.Option(help="as caches.py was run")] = 4,
     trials: int = 24,
+    reference: Annotated[bool, typer.Option(help="sample the base with other seeds too")] = False,
+    by_head: Annotated[bool, typer.Option(help="attention head by head, faster on some CPUs")] = False,
     out: Annotated[Path, typer.Option(help="where features are kept, outside the repository")] = Path("fid-features"),
     docs: Path = Path("docs/benchmarks"),
     weights: Path | None = None,
@@ -114,29 +119,40 @@ def main(
         at = tuple(int(n) for n in counts.split(","))
         bench, wanted = Bench(model, steps, at, prompts, prompts, 500, trials, weights), matcher(rows or ())
         record = Record.open(docs / f"caches-{model}.json", bench.protocol())
-        protocol = {**bench.protocol(), "batch": batch}
-        reference = Samples.open(out / model / "reference.pt", {**protocol, "row": "base, other seeds"})
+        protocol = {**bench.protocol(), "batch": batch, **({"attention": "head by head"} if by_head else {})}
+        others = Samples.open(out / model / "reference.pt", {**protocol, "row": "base, other seeds"})
         chosen = list(rows_of(bench, record, wanted))
         kept = {row.name: Samples.open(out / model / f"{row.name}.pt", {**protocol, **row.settings}) for row in chosen}
         try:
-            sample(bench, fewer(bench, steps, "base"), reference, samples, batch, OTHER_SEEDS)
-            for row in chosen:
-                try:
-                    sample(bench, row, kept[row.name], samples, batch, 0)
-                except StackError as error:  # its plan refuses this model
-                    Console().print(f"{row.name}: not supported: {error}", highlight=False)
+            with HeadByHead() if by_head else nullcontext():
+                if reference:
+                    sample(bench, fewer(bench, steps, "base"), others, samples, batch, OTHER_SEEDS)
+                _sample_all(bench, chosen, kept, samples, batch)
         except KeyboardInterrupt:
             Console().print("stopped: features so far are kept, the same command goes on")
-        lines = [
-            distances(name, own.features, reference.features, _drawn(bench, own.count))
-            for name, own in kept.items()
-            if own.features is not None and own.count > 1
-        ]
+        base = fewer(bench, steps, "base")
+        same = Samples.open(out / model / "base.pt", {**protocol, **base.settings})
+        lines = merged(docs / f"fid-{model}.json", protocol, _lines(bench, kept, same, others))
         if lines:
             show(f"{model}, FID on the reader's features", lines)
             save_json({"protocol": protocol, "rows": lines}, docs / f"fid-{model}.json")
     except StackError as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def _sample_all(bench: Bench, rows: list[Row], kept: dict[str, Samples], samples: int, batch: int) -> None:
+    for row in rows:
+        try:
+            sample(bench, row, kept[row.name], samples, batch, 0)
+        except StackError as error:  # its plan refuses this model
+            Console().print(f"{row.name}: not supported: {error}", highlight=False)
+
+
+def _lines(bench: Bench, kept: dict[str, Samples], base: Samples, others: Samples) -> list[dict[str, Any]]:
+    """A line per row that has samples."""
+    ready = {name: own.features for name, own in kept.items() if own.features is not None and own.count > 1}
+    known = {"same": base.features, "others": others.features}
+    return [distances(name, own, {**known, "drawn": _drawn(bench, len(own))}) for name, own in ready.items()]
 
 
 def _drawn(bench: Bench, count: int) -> torch.Tensor:

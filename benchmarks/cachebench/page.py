@@ -91,16 +91,20 @@ def _targets(record: Mapping[str, Any]) -> list[str]:
     return ["## Targets", table(("target", "value", "asked", ""), rows)]
 
 
+FID = {
+    "same": "FID, the base's",
+    "others": "FID, other base samples",
+    "drawn": "FID, drawn",
+    "t_same": "t-FID, the base's",
+    "t_others": "t-FID, other base samples",
+    "t_drawn": "t-FID, drawn",
+}
+
+
 def _fid(fid: Mapping[str, Any]) -> list[str]:
-    keys = [key for key in ("base", "drawn", "t_base", "t_drawn") if any(key in line for line in fid["rows"])]
-    words = {
-        "base": "FID, other base samples",
-        "drawn": "FID, drawn",
-        "t_base": "t-FID, base",
-        "t_drawn": "t-FID, drawn",
-    }
+    keys = [key for key in FID if any(line.get(key) is not None for line in fid["rows"])]
     rows = [
         [line["row"], str(line["samples"]), *(_number(line.get(key), "{:.3f}") for key in keys)] for line in fid["rows"]
     ]
     text = "On the reader's features: not comparable with published FID. Only figures of equal samples compare."
-    return ["## FID", text, table(("row", "samples", *(words[key] for key in keys)), rows)]
+    return ["## FID", text, table(("row", "samples", *(FID[key] for key in keys)), rows)]

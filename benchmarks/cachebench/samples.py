@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +57,13 @@ def motion(features: torch.Tensor) -> torch.Tensor:
     return features.diff(dim=1).flatten(0, 1)
 
 
-def distances(row: str, own: torch.Tensor, base: torch.Tensor | None, drawn: torch.Tensor) -> dict[str, Any]:
-    """Frechet distances of a row's features to the base's samples of other seeds and to drawn ones.
+def distances(row: str, own: torch.Tensor, references: Mapping[str, torch.Tensor | None]) -> dict[str, Any]:
+    """Frechet distances of a row's features to each reference's.
 
-    Both references are cut to the row's own number, since a distance depends on it. Clips: t-FID beside FID.
+    References are cut to the row's own number, since a distance depends on it. Clips: t-FID beside FID.
     """
-    known = {"base": base, "drawn": drawn}
     line: dict[str, Any] = {"row": row, "samples": len(own)}
-    for name, reference in known.items():
+    for name, reference in references.items():
         if reference is None or len(reference) < len(own):
             line[name] = None
             continue
@@ -71,3 +72,10 @@ def distances(row: str, own: torch.Tensor, base: torch.Tensor | None, drawn: tor
         if own.ndim == 3:
             line[f"t_{name}"] = frechet_distance(motion(own), motion(cut))
     return line
+
+
+def merged(path: Path, protocol: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """These lines, and those of a record's other rows, if it is of this protocol; in the record's order."""
+    record = json.loads(path.read_text()) if path.is_file() else {"protocol": None}
+    known = {line["row"]: line for line in record["rows"]} if record["protocol"] == plain(protocol) else {}
+    return list((known | {line["row"]: line for line in lines}).values())

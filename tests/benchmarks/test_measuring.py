@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from cachebench.attention import HeadByHead
 from cachebench.bench import interval_for, pictures
 from cachebench.measuring import Measured, count, full_steps, in_turn, line_of, marks
-from cachebench.record import Record, finished, merge
+from cachebench.record import Record, finished, merge, plain
 from cachebench.rows import Live, Row, fewer, preset
-from cachebench.samples import Samples, distances, motion
+from cachebench.samples import Samples, distances, merged, motion
 
 from stack import Stack
 from stack.errors import StackError
@@ -158,14 +159,36 @@ def test_samples_are_kept_batch_by_batch(tmp_path: Path) -> None:
 
 def test_distances_compare_equal_numbers() -> None:
     own, base = torch.randn(20, 3), torch.randn(40, 3)
-    line = distances("x", own, base, own)
-    assert line["base"] == pytest.approx(frechet_distance(own, base[:20]))
-    assert line["drawn"] == pytest.approx(0.0, abs=1e-6) and "t_base" not in line
-    assert distances("x", own, base[:10], own)["base"] is None
+    line = distances("x", own, {"same": base, "drawn": own, "others": base[:10]})
+    assert line["same"] == pytest.approx(frechet_distance(own, base[:20]))
+    assert line["drawn"] == pytest.approx(0.0, abs=1e-6) and "t_same" not in line
+    assert line["others"] is None
 
 
 def test_clips_have_a_distance_of_motion() -> None:
     clips, shifted = torch.randn(20, 4, 3), torch.randn(1, 1, 3)
-    line = distances("x", clips, clips + shifted, clips)
+    line = distances("x", clips, {"same": clips + shifted})
     assert motion(clips).shape == (60, 3)
-    assert line["base"] > 0.1 and line["t_base"] == pytest.approx(0.0, abs=1e-5)  # a constant offset does not move
+    assert line["same"] > 0.1 and line["t_same"] == pytest.approx(0.0, abs=1e-5)  # a constant offset does not move
+
+
+def test_a_record_of_distances_keeps_its_other_rows(tmp_path: Path) -> None:
+    path, protocol = tmp_path / "fid.json", {"steps": 50, "counts": (9,)}
+    path.write_text(json.dumps({"protocol": plain(protocol), "rows": [{"row": "base"}, {"row": "svd", "same": 9.0}]}))
+    again = [{"row": "svd", "same": 3.0}, {"row": "duca", "same": 4.0}]
+    assert merged(path, protocol, again) == [{"row": "base"}, *again]
+    assert merged(path, protocol | {"steps": 20}, again) == again
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_head_by_head_is_torchs(masked: bool) -> None:
+    query = torch.randn(2, 3, 7, 8)
+    key, value = torch.randn(2, 2, 3, 9, 8)
+    mask = torch.rand(2, 1, 1, 9) > 0.4 if masked else None
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    with HeadByHead():
+        made = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=False)
+        causal = torch.nn.functional.scaled_dot_product_attention(query, key[:, :, :7], value[:, :, :7], is_causal=True)
+    torch.testing.assert_close(made, expected)
+    assert not torch.allclose(causal[:, :, 0], made[:, :, 0])  # not taken for an ordinary call
+    torch.testing.assert_close(causal[:, :, 0], value[:, :, 0])

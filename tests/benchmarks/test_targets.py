@@ -85,7 +85,7 @@ def test_the_page_tells_what_lost_and_what_does_not_run() -> None:
         "protocol": {"model": "m", "steps": 50, "prompts": ["a", "b"]}, "machine": {"device": "cpu", "threads": 2},
         "rows": rows, "targets": [{"name": "t", "value": 0.5, "op": ">=", "target": 1.0, "met": False}],
     }  # fmt: skip
-    text = page(record, "x.png", {"rows": [{"row": "svd", "samples": 9, "base": 1.5, "drawn": 2.0}]})
+    text = page(record, "x.png", {"rows": [{"row": "svd", "samples": 9, "same": 1.5, "drawn": 2.0}]})
     assert cells(rows[0])[-1] == "-1.0 loses" and cells(rows[0])[1] == "5.00x"
     assert "1 of 1 caches lose" in text and "- x: not supported" in text
     assert "| t | 0.5 | >= 1 | **missed** |" in text and "| svd | 9 | 1.500 | 2.000 |" in text
