@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 DEFAULT = "shapes-flux"  # whose prompts any other model is given
+KNOWN_ALL = 1000  # scenes drawn in a row without a new caption: there are no more
 
 
 @dataclass
@@ -38,14 +40,18 @@ class Outcome:
 
 
 def captions(count: int, seed: int, model: str = DEFAULT) -> list[str]:
-    """`count` different captions of a reference model: a fixed first one, then scenes drawn with the seed."""
+    """`count` different captions of a reference model: a fixed first one, then scenes drawn with the seed.
+
+    A model that knows fewer, as one of classes does, has them repeated in the same order.
+    """
     known = _known(model)
-    chosen, rng = [known.example], random.Random(seed)
-    while len(chosen) < count:
+    chosen, rng, misses = [known.example], random.Random(seed), 0
+    while len(chosen) < count and misses < KNOWN_ALL:
         caption = known.prompt(known.sample(rng))
-        if caption not in chosen:
+        misses = misses + 1 if caption in chosen else 0
+        if not misses:
             chosen.append(caption)
-    return chosen[:count]
+    return list(itertools.islice(itertools.cycle(chosen), count))
 
 
 def compare(

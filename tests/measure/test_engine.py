@@ -170,3 +170,9 @@ def test_a_pass_without_use_says_so_and_takes_no_time(pipe: Any) -> None:
 def test_too_little_to_measure_is_refused(pipe: Any, prompts: int, steps: int) -> None:
     with pytest.raises(StackError, match="must be at least"):
         compare(pipe, [CACHED], "m", prompts=prompts, steps=steps)
+
+
+def test_captions_begin_again_where_a_model_knows_no_more() -> None:
+    known = captions(30, 3, "shapes-dit")
+    assert len(set(known)) == 30
+    assert captions(70, 3, "shapes-dit") == [*known, *known, *known[:10]]
