@@ -19,7 +19,7 @@ from stack.measure.multistep import multistep_of
 from stack.measure.placement import Times, place
 from stack.passes.cache import OPTIONS, Cache
 
-from .bench import Bench, pictures
+from .bench import MANY, Bench, pictures
 from .record import Record
 
 BUDGET = 60.0  # seconds of a calibration: what its users are promised
@@ -46,7 +46,8 @@ def calibrated(bench: Bench, record: Record, full: int, method: str = "svd") -> 
 
     def compute() -> dict[str, Any]:
         # Two and one: recording them, and the check, leave half of a minute to search in on two cores.
-        search, held_out = bench.fit_texts[:2], bench.fit_texts[2:3]
+        searched, held = MANY.get(bench.model, (2, 1))
+        search, held_out = bench.fit_texts[:searched], bench.fit_texts[searched : searched + held]
         stack = Stack(bench.pipe, steps=bench.steps).cache(method)
         try:
             result = stack.calibrate(search, held_out, full_steps=full, seed=1000, trials=bench.trials, budget=BUDGET)

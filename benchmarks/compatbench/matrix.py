@@ -9,7 +9,7 @@ from tempfile import gettempdir
 from typing import Any
 
 import torch
-from cachebench.bench import pictures
+from cachebench.bench import MANY, pictures
 from cachebench.record import Record
 from rich.console import Console
 
@@ -126,10 +126,13 @@ class Matrix:
 
 def calibrate(pipe: Any, model: str, budget: float) -> dict[str, Any]:
     """SVD-Cache's schedule on the plain model, and the forecast that goes with it."""
-    texts = captions(7, seed=78, model=model)
+    searched, held = MANY.get(model, (4, 2))
+    texts = captions(searched + held, seed=78, model=model)
     stack = Stack(pipe, steps=STEPS).cache("svd", **FULL[STEPS])
     try:
-        found = stack.calibrate(texts[:4], texts[4:6], full_steps=CALIBRATED_AT, seed=FIT_SEED, budget=budget)
+        found = stack.calibrate(
+            texts[:searched], texts[searched:], full_steps=CALIBRATED_AT, seed=FIT_SEED, budget=budget
+        )
     finally:
         stack.undo()
     Console().print(f"svd on the plain model: {found}", highlight=False)

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...errors import StackError
+from ...measure.metrics import psnr
 from ...passes.cache import Cache
 from .conditions import conditions
 from .goals import Goal, full_steps_for, guess
+from .held_out import HeldOut, chosen_again, finalists
 from .progress import BestSoFar
 from .propose import Proposer
-from .search import WHOLE, Candidate, Found, Scored, dense_end, search, spread
+from .search import EARLY, WHOLE, Candidate, Found, Scored, Tried, dense_end, search, spread
 from .segment_gains import refined
 from .thresholds import chosen, decides_by_threshold, tuned
-from .trials import Trials, held_out_psnr
+from .trials import Trials
 
 if TYPE_CHECKING:
     from ...builder import Stack
 
 DISAGREE_DB = 3.0  # more than this between calibration and held-out prompts means the search has fitted its prompts
 DENSE = (2.0, 2.5, 3.0, 1.5)  # powers of the first schedules tried where cached steps depend on the latent alone
-EARLY = (1.6, 2.2)  # and of those dense at the start
 MOVING = 0.6  # share of the time for the search after which no new round of moves begins: gains per segment follow
 
 
@@ -38,6 +39,8 @@ class Calibration:
         start_psnr_db: of the start, on the prompts searched on: evenly spread full steps with the cache's own forecast,
             or the cache's own threshold.
         remembered: share of the trials' full steps that an earlier trial had computed.
+        compared: candidates between which the held-out prompts decided as well, because they disagreed with the best of
+            the search; `held_out_psnr_db` is then that of the same prompts with other seeds. 0 if they agreed.
     """
 
     cache: Cache
@@ -49,6 +52,7 @@ class Calibration:
     trials: int
     seconds: float
     remembered: float = 0.0
+    compared: int = 0
 
     @property
     def full_steps(self) -> tuple[int, ...]:
@@ -61,11 +65,13 @@ class Calibration:
         return self.psnr_db - self.held_out_psnr_db < DISAGREE_DB
 
     def __str__(self) -> str:
+        again = f"; chosen again among {self.compared}, as held-out prompts disagreed" if self.compared else ""
         doubt = "" if self.generalises else "; WARNING: held-out prompts disagree, give it more prompts"
         return (
             f"{self.full:.3g} of {self.steps} steps full{self._chosen()}; {self.psnr_db:.1f} dB on its prompts, "
             f"{self.held_out_psnr_db:.1f} dB held out, {self.start_psnr_db:.1f} dB at the start; "
-            f"{self.trials} trials in {self.seconds:.0f} s, {self.remembered:.0%} of their full steps remembered{doubt}"
+            f"{self.trials} trials in {self.seconds:.0f} s, {self.remembered:.0%} of their full steps remembered"
+            f"{again}{doubt}"
         )
 
     def _chosen(self) -> str:
@@ -141,8 +147,8 @@ def calibrate(
             else:
                 choice = _by_schedule(_Run(trials, budget, bar, theory), goal)
             bar.says("checking")
+            choice, held = _checked(choice, trials, held_out)
             best = choice.cache.changed(calibrated_for=conditions(stack.plan.facts_after))
-            held = held_out_psnr(trials, best, held_out)
     finally:
         stack.replace(cache)
     stack.replace(best)
@@ -153,6 +159,7 @@ def calibrate(
         full=choice.full,
         psnr_db=choice.psnr,
         held_out_psnr_db=held,
+        compared=choice.compared,
         start_psnr_db=choice.start_psnr,
         trials=choice.trials,
         seconds=budget.spent,
@@ -162,13 +169,33 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Choice:
-    """What a search came to: the cache, its full steps and PSNR, the start's PSNR, and how many trials it took."""
+    """What a search came to: the cache, its full steps and PSNR, the start's PSNR, how many trials it took and, of a
+    schedule, which; and how many candidates were compared again on held-out prompts."""
 
     cache: Cache
     full: float
     psnr: float
     start_psnr: float
     trials: int
+    tried: Tried = ()
+    compared: int = 0
+
+
+def _checked(choice: _Choice, trials: Trials, prompts: Sequence[str]) -> tuple[_Choice, float]:
+    """The choice and its PSNR on held-out prompts; made again where these disagree with it."""
+    held = HeldOut(trials, prompts)
+    known = held.psnr(choice.cache)
+    if not choice.tried or choice.psnr - known < DISAGREE_DB:
+        return choice, known
+    known_so_far = dict(choice.tried)
+    best, db, compared = chosen_again(
+        finalists(choice.tried, trials.steps),
+        lambda c: known_so_far[c] if c in known_so_far else psnr(trials.undisturbed(c), trials.target),
+        lambda c: held.psnr(trials.calibrated(c)),
+        len(trials.prompts) / len(prompts),
+    )
+    again = replace(choice, cache=trials.calibrated(best), psnr=db, compared=compared)
+    return again, HeldOut(trials, prompts, check=2).psnr(again.cache)
 
 
 def _by_threshold(trials: Trials, goal: Goal, budget: Budget, bar: BestSoFar) -> _Choice:
@@ -180,8 +207,8 @@ def _by_threshold(trials: Trials, goal: Goal, budget: Budget, bar: BestSoFar) ->
 
 def _by_schedule(run: _Run, goal: Goal) -> _Choice:
     found, start = run.reach(goal)
-    best = run.trials.cache.calibrated(found.best, run.trials.steps, run.trials.sigmas)
-    return _Choice(best, len(best.full_steps), found.score, start, run.asked)
+    best = run.trials.calibrated(found.best)
+    return _Choice(best, len(best.full_steps), found.score, start, run.asked, found.trials)
 
 
 class _Run:

@@ -12,6 +12,7 @@ PUBLISHED, WHOLE = (1.0, 0.0), (1.0, 1.0)
 GAINS: tuple[tuple[Gain, ...], ...] = (((1.0, 0.5), PUBLISHED), ((0.9, 0.9), (0.8, 0.8)), ((0.8, 0.4),))
 MOVES = (1, -1, 2, -2, 4, -4)
 LEANING = (1.2, 1.4, 1.6, 0.85)
+EARLY = (1.6, 1.9, 2.2)  # powers of spreads for pictures whose layout is decided by the first few steps
 
 
 @dataclass(frozen=True)

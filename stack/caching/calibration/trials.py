@@ -69,6 +69,10 @@ class Trials:
         call = {"num_inference_steps": self.steps, "generator": generators, "output_type": "pt", "return_dict": False}
         return self.stack(list(which), **call)[0]
 
+    def calibrated(self, candidate: Candidate) -> Cache:
+        """The cache with a candidate's choices, for the sampler's own times."""
+        return self.cache.calibrated(candidate, self.steps, self.sigmas)
+
     def pictures(self, candidate: Candidate) -> torch.Tensor:
         """Pictures of a candidate.
 
@@ -161,9 +165,3 @@ class Trials:
             costs[name] = errors.total(best.full_steps)
         least = min(costs, key=lambda name: costs[name])
         return [least] if costs[least] < WORTH * costs[best.coordinate] else []
-
-
-def held_out_psnr(trials: Trials, best: Cache, prompts: Sequence[str]) -> float:
-    """PSNR in dB of the cache on prompts and seeds that were not searched on."""
-    away = trials.seed + 10_000
-    return psnr(trials.run(best, prompts, away), trials.run(Recorder(Trajectory()), prompts, away))

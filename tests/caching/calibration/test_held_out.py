@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from stack import Stack
+from stack.caching.calibration import calibrate
+from stack.caching.calibration.held_out import SEARCHED, HeldOut, chosen_again, error, finalists
+from stack.caching.calibration.search import EARLY, Candidate, spread
+from stack.caching.calibration.trials import Trials
+from stack.passes.cache import Cache
+
+from ...conftest import PROMPT, tiny_pipe
+
+STEPS = 14
+OTHERS = ["a green circle", "a cyan star on a white background"]
+START = Candidate((0, 4, 8, 11))
+LUCKY, NEXT = Candidate((0, 5, 8, 11), order=2), Candidate((0, 5, 8, 12), order=2)
+SAFE = Candidate((0, 1, 2, 9))
+
+
+def test_finalists_are_of_different_kinds() -> None:
+    early = [Candidate(spread(4, STEPS, power)) for power in EARLY]
+    tried = [(START, 20.0), (LUCKY, 41.0), (NEXT, 40.9), (SAFE, 38.0)]
+    # NEXT has its full steps where LUCKY has, as far as layouts go.
+    assert finalists(tried, STEPS) == [LUCKY, SAFE, START, *early]
+    assert all(c.full_steps[1] < START.full_steps[1] for c in early)
+    many = [(START, 20.0), *((Candidate((0, k, 12, 13), segments=(2.0,)), 30.0 + k) for k in range(5, 11))]
+    assert [c.full_steps[1] for c in finalists(many, STEPS)] == [10, 9, 8, 7, *(c.full_steps[1] for c in early), 4]
+    assert not finalists(many, STEPS)[4].segments
+
+
+def test_errors_of_all_prompts_decide() -> None:
+    known, away = {START: 20.0, LUCKY: 41.0, SAFE: 38.0}, {START: 21.0, LUCKY: 12.0, SAFE: 37.0}
+    both = known.__getitem__, away.__getitem__
+    assert chosen_again([START, LUCKY, SAFE], *both, weight=2.0) == (SAFE, 38.0, 3)
+    away[LUCKY] = 32.0
+    assert chosen_again([START, LUCKY, SAFE], *both, weight=4.0)[0] == SAFE
+    assert 4 * error(41.0) + error(32.0) > 4 * error(38.0) + error(37.0)
+    assert chosen_again([START, LUCKY, SAFE], *both, weight=400.0) == (LUCKY, 41.0, 3)
+    assert error(20.0) == pytest.approx(0.01) and -10 * math.log10(error(37.3)) == pytest.approx(37.3)
+
+
+def test_a_choice_that_held_out_prompts_refute_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd")
+    prompts, held_out = [PROMPT, OTHERS[0]], OTHERS[1:]
+    agreed = stack.calibrate(prompts, held_out, full_steps=4, trials=12, progress=False)
+    assert agreed.compared == 0 and "chosen again" not in str(agreed)
+
+    monkeypatch.setattr(calibrate, "DISAGREE_DB", -99.0)  # whatever they say is taken for disagreement
+    found = stack.calibrate(prompts, held_out, full_steps=4, trials=12, progress=False)
+    assert 3 <= found.compared <= SEARCHED + len(EARLY) + 1
+    assert f"chosen again among {found.compared}, as held-out prompts disagreed" in str(found)
+
+    # Its figures are those one measures: on the prompts searched on, and on others with seeds that decided nothing.
+    trials = Trials(stack, Cache("svd"), prompts, STEPS, 0)
+    held = HeldOut(trials, held_out, check=2)
+    assert held.psnr(found.cache) == pytest.approx(found.held_out_psnr_db, abs=0.01)
+    assert held.psnr(found.cache) != pytest.approx(HeldOut(trials, held_out).psnr(found.cache), abs=0.01)
+    # No worse over all prompts than what the search alone had chosen.
+    first = HeldOut(trials, held_out)
+    assert 2 * error(found.psnr_db) + error(first.psnr(found.cache)) <= (
+        2 * error(agreed.psnr_db) + error(first.psnr(agreed.cache))
+    ) * (1 + 1e-6)
