@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,7 +29,7 @@ from .schedules import Schedule
 
 
 @dataclass(frozen=True)
-class AdapterStage:
+class AdapterStage(ABC):
     """An adapter, from its card; what is given here wins.
 
     Attributes:
@@ -117,9 +118,9 @@ class AdapterStage:
             lines.append(f"licence of the weights: {card.licence}")
         return lines
 
+    @abstractmethod
     def how(self) -> str:
         """The first line of `describe`."""
-        raise NotImplementedError
 
     def check(self, facts: Facts) -> list[Finding]:
         """Another family, a second schedule, a scheduler diffusers lacks, doubtful facts, weights to be fetched."""
