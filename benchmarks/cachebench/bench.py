@@ -15,9 +15,9 @@ from stack.models.load import load_pipeline
 
 Run = Callable[..., Any]
 WARMUP = 3  # full steps at the start of every interval schedule here, ours and theirs
-FIT = 6  # prompts that gates and control steps are fitted on: half searched on, half held out
-# Prompts a schedule is searched on, and held out. Where a small change sends a picture's layout elsewhere, a few do not
-# show it; there pictures are cheap, and recording more leaves time to search.
+FIT = 6  # prompts that schedules, gates and control steps are fitted on: half searched on, half held out
+# Prompts to search on and to hold out, where it takes more: if a small change sends a picture's layout elsewhere, a few
+# do not show it. Pictures of that model are cheap.
 MANY = {"shapes-dit": (8, 4)}
 
 
@@ -64,7 +64,8 @@ class Bench:
 
     def fitting(self) -> tuple[list[str], list[str]]:
         """Prompts to search on and to hold out."""
-        return self.fit_texts[: FIT // 2], self.fit_texts[FIT // 2 : FIT]
+        searched, held = MANY.get(self.model, (FIT // 2, FIT // 2))
+        return self.fit_texts[:searched], self.fit_texts[searched : searched + held]
 
     def protocol(self) -> dict[str, Any]:
         """What figures depend on: records of different protocols do not mix."""
