@@ -9,7 +9,7 @@ from tempfile import gettempdir
 from typing import Any
 
 import torch
-from cachebench.bench import MANY, pictures
+from cachebench.bench import FIT, MANY, pictures
 from cachebench.record import Record
 from rich.console import Console
 
@@ -126,7 +126,7 @@ class Matrix:
 
 def calibrate(pipe: Any, model: str, budget: float) -> dict[str, Any]:
     """SVD-Cache's schedule on the plain model, and the forecast that goes with it."""
-    searched, held = MANY.get(model, (4, 2))
+    searched, held = MANY.get(model, FIT)
     texts = captions(searched + held, seed=78, model=model)
     stack = Stack(pipe, steps=STEPS).cache("svd", **FULL[STEPS])
     try:
