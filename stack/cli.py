@@ -130,7 +130,7 @@ def calibrate(
     psnr: Annotated[float, typer.Option(help="Or: as few full steps as reach this PSNR in dB.")] = 0.0,
     seconds: Annotated[float, typer.Option(help="Or: as many full steps as one picture can have in this time.")] = 0.0,
     prompts: Annotated[
-        Path | None, typer.Option(help="A text file, one prompt per line, at least 3; every third is held out.")
+        Path | None, typer.Option(help="A text file, one prompt per line, 6 or more; every third is held out.")
     ] = None,
     budget: Annotated[float, typer.Option(help="Seconds to spend.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 0,
@@ -262,13 +262,13 @@ def _recipes(names: Sequence[str]) -> list[Recipe]:
 
 
 def _own_prompts(model: str) -> list[str]:
-    """Prompts of a reference model: two to search on and one to check, which fits a minute on two cores."""
+    """Prompts of a reference model: four to search on and two to check."""
     from .measure.compare import captions
     from .reference.load import REFERENCES
 
     if model not in REFERENCES:
         raise StackError(f"no prompts are known for {model}: expected --prompts FILE, one prompt per line")
-    return captions(4, seed=1000, model=model)[1:]
+    return captions(7, seed=1000, model=model)[1:]
 
 
 def _pipeline(model: str, device: str | None) -> Any:

@@ -15,8 +15,8 @@ from stack.models.load import load_pipeline
 
 Run = Callable[..., Any]
 WARMUP = 3  # full steps at the start of every interval schedule here, ours and theirs
-# Prompts that schedules, gates and control steps are searched on, and held out. Two to search on are too few: then svd at
-# 9 full steps of shapes-flux has 42.4 dB on the pictures measured, with four 45.4. Where a small change sends a
+# Prompts that schedules, gates and control steps are searched on, and held out. Two to search on are too few: with two,
+# svd at 9 full steps of shapes-flux has 42.4 dB on the pictures measured, with four 45.4. Where a small change sends a
 # picture's layout elsewhere, it takes more yet; pictures of that model are cheap.
 FIT = (4, 2)
 MANY = {"shapes-dit": (8, 4)}
