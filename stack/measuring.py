@@ -51,8 +51,9 @@ class Measuring:
         Runs on the stack as it is: quantized, sparse, distilled. The result is in the stack's cache pass afterwards.
 
         Args:
-            prompts: at least two, each with its own seed from `seed` on.
-            held_out: other prompts; their PSNR is reported, never searched on.
+            prompts: at least two, better four or more, each with its own seed from `seed` on.
+            held_out: other prompts. Their PSNR is reported; they have a say only where it is 3 dB lower, see
+                `Calibration.compared`.
             full_steps, psnr, seconds: what to reach, see `stack.caching.calibration.goals.Goal`; one of them, or none
                 for as many full steps as the cache has now.
             trials: runs of the whole batch of prompts to spend.

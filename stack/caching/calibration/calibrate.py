@@ -16,7 +16,7 @@ from .held_out import HeldOut, chosen_again, finalists
 from .progress import BestSoFar
 from .propose import Proposer
 from .search import EARLY, WHOLE, Candidate, Found, Scored, Tried, dense_end, search, spread
-from .segment_gains import refined
+from .segment_gains import refinable, refined
 from .thresholds import chosen, decides_by_threshold, tuned
 from .trials import Trials
 
@@ -258,10 +258,12 @@ class _Run:
         spreads = [dense_end(count, steps, power) for power in DENSE] if own.site == "clean" else []
         # Where a picture's layout is decided by the first few steps, those must be full.
         spreads += [spread(count, steps, power) for power in EARLY] if own.site == "clean" else []
-        found = search(
-            scored, start, steps, propose, trials.coordinates, lambda: not self.budget.left(MOVING), varied, spreads
-        )
-        if varied and not scored.spent and found.best.order == 1:
+
+        def enough() -> bool:
+            return varied and refinable(scored.found().best) and not self.budget.left(MOVING)
+
+        found = search(scored, start, steps, propose, trials.coordinates, enough, varied, spreads)
+        if varied and not scored.spent and refinable(found.best):
             self.bar.says("gains")
             scored.better(refined(found.best, trials.undisturbed, trials.target))
             found = scored.found()

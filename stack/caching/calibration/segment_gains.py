@@ -13,6 +13,11 @@ NUDGE = 0.2  # how far a gain is moved to see what it does: large against roundi
 DAMPING = 0.3  # as a share of the squared error: undamped, gains far from 1 cancel each other on these prompts only
 
 
+def refinable(candidate: Candidate) -> bool:
+    """Whether gains per run of cached steps are worth fitting: of a higher order, each would scale several terms."""
+    return candidate.order == 1
+
+
 def nudged(candidate: Candidate) -> Iterator[Candidate]:
     """The candidate with one segment's gain raised, last segment first: it shares most with the run before.
 
