@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from stack import Stack, StackError
+from stack.caching.calibration import calibrate
+from stack.caching.calibration.calibrate import Budget
 from stack.caching.calibration.conditions import conditions
 from stack.caching.calibration.goals import Goal, count_in
+from stack.caching.calibration.progress import BestSoFar
 from stack.caching.calibration.rehearse import Abandoned, Rehearsal, history
 from stack.caching.calibration.search import Candidate
 from stack.caching.calibration.trials import Times, Trials
@@ -167,3 +170,18 @@ def test_a_calibration_holds_for_the_stack_it_was_made_on() -> None:
     assert isinstance(planned, Cache) and not planned.full_steps
     with pytest.raises(StackError, match="calibrated for another stack"):
         _ = Stack(pipe, steps=STEPS, strict=True).add(cache.changed(calibrated_for=tokens)).plan
+
+
+@pytest.mark.parametrize(("fitted", "moves"), [(True, False), (False, True)])
+def test_time_kept_for_gains_goes_to_moves_where_no_gains_follow(
+    fitted: bool, moves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(Budget):
+        def left(self, share: float = 1.0) -> bool:
+            return share == 1.0  # the share of moves has passed
+
+    monkeypatch.setattr(calibrate, "refinable", lambda candidate: fitted)
+    monkeypatch.setattr(calibrate, "refined", lambda best, pictures, target: best)
+    with BestSoFar(30, False) as bar:
+        found, _ = calibrate._Run(trials_of(), Late(30, 60.0), bar, theory=True).reach(Goal(full_steps=4))
+    assert (len(found.trials) == 30) is moves and len(found.trials) >= 4
