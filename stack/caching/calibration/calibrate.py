@@ -147,7 +147,7 @@ def calibrate(
             else:
                 choice = _by_schedule(_Run(trials, budget, bar, theory), goal)
             bar.says("checking")
-            choice, held = _checked(choice, trials, held_out)
+            choice, held = _checked(choice, trials, held_out, goal.psnr)
             best = choice.cache.changed(calibrated_for=conditions(stack.plan.facts_after))
     finally:
         stack.replace(cache)
@@ -181,7 +181,7 @@ class _Choice:
     compared: int = 0
 
 
-def _checked(choice: _Choice, trials: Trials, prompts: Sequence[str]) -> tuple[_Choice, float]:
+def _checked(choice: _Choice, trials: Trials, prompts: Sequence[str], least: float) -> tuple[_Choice, float]:
     """The choice and its PSNR on held-out prompts; made again where these disagree with it."""
     held = HeldOut(trials, prompts)
     known = held.psnr(choice.cache)
@@ -193,6 +193,7 @@ def _checked(choice: _Choice, trials: Trials, prompts: Sequence[str]) -> tuple[_
         lambda c: known_so_far[c] if c in known_so_far else psnr(trials.undisturbed(c), trials.target),
         lambda c: held.psnr(trials.calibrated(c)),
         len(trials.prompts) / len(prompts),
+        least,
     )
     again = replace(choice, cache=trials.calibrated(best), psnr=db, compared=compared)
     return again, HeldOut(trials, prompts, check=2).psnr(again.cache)

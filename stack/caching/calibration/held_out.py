@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...measure.metrics import psnr
-from .search import EARLY, WHOLE, Candidate, Tried, spread
+from .search import EARLY, Candidate, Tried, spread
 from .trajectory import Recorder, Trajectory
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def finalists(tried: Tried, steps: int, most: int = SEARCHED) -> list[Candidate]
         kinds.setdefault((candidate.full_steps[1:3], candidate.gains, candidate.order), candidate)
     searched = list(kinds.values())[:most]
     dense = [spread(len(start.full_steps), steps, power) for power in EARLY]
-    early = [replace(searched[0], full_steps=full, gains=WHOLE, order=1, segments=()) for full in dense]
+    early = [replace(searched[0], full_steps=full, segments=()) for full in dense]
     return list(dict.fromkeys([*searched, *early, start]))
 
 
@@ -58,20 +58,23 @@ def chosen_again(
     searched: Callable[[Candidate], float],
     held: Callable[[Candidate], float],
     weight: float,
+    least: float = -math.inf,
 ) -> tuple[Candidate, float, int]:
     """The candidate with the least error over all prompts.
 
     Args:
         searched, held: its PSNR in dB on the prompts searched on, and on the held-out ones.
         weight: how many prompts were searched on for each that is held out.
+        least: dB asked for on the prompts searched on; where no candidate has them, the first is kept.
 
     Returns:
         The candidate, its PSNR on the prompts searched on, and how many were compared.
     """
     scores = {candidate: searched(candidate) for candidate in candidates}
-    errors = {candidate: weight * error(scores[candidate]) + error(held(candidate)) for candidate in candidates}
-    best = min(candidates, key=lambda candidate: errors[candidate])
-    return best, scores[best], len(candidates)
+    enough = [candidate for candidate in candidates if scores[candidate] >= least] or candidates[:1]
+    errors = {candidate: weight * error(scores[candidate]) + error(held(candidate)) for candidate in enough}
+    best = min(enough, key=lambda candidate: errors[candidate])
+    return best, scores[best], len(enough)
 
 
 def error(decibels: float) -> float:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -21,7 +22,7 @@ SAFE = Candidate((0, 1, 2, 9))
 
 
 def test_finalists_are_of_different_kinds() -> None:
-    early = [Candidate(spread(4, STEPS, power)) for power in EARLY]
+    early = [replace(LUCKY, full_steps=spread(4, STEPS, power)) for power in EARLY]  # with the best one's forecast
     tried = [(START, 20.0), (LUCKY, 41.0), (NEXT, 40.9), (SAFE, 38.0)]
     # NEXT has its full steps where LUCKY has, as far as layouts go.
     assert finalists(tried, STEPS) == [LUCKY, SAFE, START, *early]
@@ -39,6 +40,8 @@ def test_errors_of_all_prompts_decide() -> None:
     assert chosen_again([START, LUCKY, SAFE], *both, weight=4.0)[0] == SAFE
     assert 4 * error(41.0) + error(32.0) > 4 * error(38.0) + error(37.0)
     assert chosen_again([START, LUCKY, SAFE], *both, weight=400.0) == (LUCKY, 41.0, 3)
+    assert chosen_again([LUCKY, SAFE, START], *both, weight=2.0, least=40.0) == (LUCKY, 41.0, 1)  # a PSNR was asked for
+    assert chosen_again([LUCKY, SAFE, START], *both, weight=2.0, least=50.0) == (LUCKY, 41.0, 1)
     assert error(20.0) == pytest.approx(0.01) and -10 * math.log10(error(37.3)) == pytest.approx(37.3)
 
 
