@@ -7,7 +7,7 @@ Options of calibrated rows come from caches-MODEL.json, so run caches.py first. 
 after each batch: Ctrl-C loses a batch at most, and the same command goes on. A sample's prompt and seed follow from its
 number alone, so rows draw the same ones and are compared with the base's of the same number; with --reference also
 with as many samples of the base of other prompts and seeds. For 1,000 samples of shapes-flux one AVX-512 core needs
-about 50 minutes for the base with --by-head (88 without), and a quarter of that for a row of 9 full steps.
+about an hour for the base with --by-head (half as long again without), and 12 minutes for a row of 9 full steps.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def calibrate(
     psnr: Annotated[float, typer.Option(help="Or: as few full steps as reach this PSNR in dB.")] = 0.0,
     seconds: Annotated[float, typer.Option(help="Or: as many full steps as one picture can have in this time.")] = 0.0,
     prompts: Annotated[
-        Path | None, typer.Option(help="A text file, one prompt per line, 6 or more; every third is held out.")
+        Path | None, typer.Option(help="A text file, one prompt per line, 3 or better 6; every third is held out.")
     ] = None,
     budget: Annotated[float, typer.Option(help="Seconds to spend.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 0,

@@ -18,6 +18,7 @@ from .rows import Row
 from .state import Leftover
 
 FULL, CACHED = 0.98, 0.1  # work of a call as a share of the base's: above, a full step; below, a cached one
+# What libraries raise at a model or a setting that they do not support.
 REFUSALS = (
     StackError,
     AttributeError,
