@@ -46,15 +46,27 @@ def by_head(
     batch, heads, tokens, width = query.shape
     query = (query * (width**-0.5 if scale is None else scale)).contiguous()
     key, value = key.contiguous(), value.contiguous()
-    bias = None if attn_mask is None else as_bias(attn_mask, query.dtype).expand(batch, heads, tokens, key.shape[-2])
+    kept = None if attn_mask is None else kept_keys(attn_mask, batch)
+    bias = None
+    if attn_mask is not None and kept is None:
+        bias = as_bias(attn_mask, query.dtype).expand(batch, heads, tokens, key.shape[-2])
     out = torch.empty_like(query)
     for sample in range(batch):
+        seen = slice(None) if kept is None else kept[sample]
         for head in range(heads):
-            scores = query[sample, head] @ key[sample, head].mT
+            scores = query[sample, head] @ key[sample, head, seen].mT
             if bias is not None:
                 scores = scores + bias[sample, head]
-            out[sample, head] = torch.softmax(scores, -1) @ value[sample, head]
+            out[sample, head] = torch.softmax(scores, -1) @ value[sample, head, seen]
     return out
+
+
+def kept_keys(mask: torch.Tensor, batch: int) -> list[slice | torch.Tensor] | None:
+    """The keys that each sample sees, of a boolean mask (B, 1, 1, M) that is the same for all heads and queries."""
+    if mask.dtype != torch.bool or mask.shape[1:-1] != (1, 1):
+        return None
+    rows = mask[:, 0, 0].expand(batch, -1)
+    return [slice(None) if row.all() else row.nonzero().squeeze(-1) for row in rows]
 
 
 def as_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

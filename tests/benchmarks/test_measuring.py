@@ -180,11 +180,13 @@ def test_a_record_of_distances_keeps_its_other_rows(tmp_path: Path) -> None:
     assert merged(path, protocol | {"steps": 20}, again) == again
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_head_by_head_is_torchs(masked: bool) -> None:
+@pytest.mark.parametrize("mask_of", [None, (2, 1, 1, 9), (1, 1, 1, 9), (2, 1, 7, 9), (7, 9)])
+def test_attention_head_by_head_is_torchs(mask_of: tuple[int, ...] | None) -> None:
     query = torch.randn(2, 3, 7, 8)
     key, value = torch.randn(2, 2, 3, 9, 8)
-    mask = torch.rand(2, 1, 1, 9) > 0.4 if masked else None
+    mask = None if mask_of is None else torch.rand(mask_of) > 0.4
+    if mask is not None:
+        mask[..., 0] = True  # a query that sees nothing has no softmax
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     with HeadByHead():
         made = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=False)
