@@ -69,6 +69,7 @@ class Wiring:
         conditioning: arguments of the denoiser that are the same on every step of a request.
         batched: other arguments of a block with a leading batch dimension.
         constants: modules of the denoiser whose output is the same on every step of a request.
+        embedders: stream name to the module of the denoiser that makes it; only blocks read what these make.
         along: arguments with an entry per token, such as masks and rotary tables.
         same_input: shell wildcards, list by list, of the linears of a block that read the very same tensor.
         only: what the configuration has to say of these entries for the wiring to be true.
@@ -92,6 +93,7 @@ class Wiring:
     conditioning: tuple[str, ...] = ()
     batched: tuple[str, ...] = ("temb",)
     constants: tuple[str, ...] = ()
+    embedders: Mapping[str, str] = field(default_factory=dict)
     along: Mapping[str, Along] = field(default_factory=dict)
     same_input: tuple[tuple[str, ...], ...] = ()
     only: Mapping[str, Any] = field(default_factory=dict)
@@ -188,6 +190,7 @@ FLUX = Wiring(
     inputs=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"),
     conditioning=("encoder_hidden_states", "pooled_projections", "guidance", "img_ids", "txt_ids"),
     constants=("pos_embed",),
+    embedders={"text": "context_embedder", "image": "x_embedder"},
     along={"image_rotary_emb": Along(("text", "image"))},
     same_input=(("attn.to_[qkv]", "proj_mlp"), ("attn.add_[qkv]_proj",)),
 )
@@ -240,6 +243,7 @@ DIT = Wiring(
     grid=_patches,
     inputs=("hidden_states", "timestep", "class_labels"),
     conditioning=("class_labels",),
+    embedders={"image": "pos_embed"},
     batched=("timestep", "class_labels"),
     timestep_scale=1000.0,
 )
@@ -278,6 +282,7 @@ HUNYUAN_VIDEO = replace(
     conditioning=(*FLUX.conditioning, "encoder_attention_mask"),
     batched=("temb", "attention_mask"),
     constants=("rope",),
+    embedders={"text": "context_embedder", "video": "x_embedder"},
     along={
         "freqs_cis": Along(("video",)),
         "image_rotary_emb": Along(("video",)),

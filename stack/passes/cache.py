@@ -15,6 +15,7 @@ from ..caching.constants import Constants
 from ..caching.controller import CacheController
 from ..caching.fastcache import planning as fastcache
 from ..caching.fastcache.maps import load_maps
+from ..caching.gradients import without_gradients
 from ..caching.guard import OutputGuard
 from ..caching.placement import all_on_device, first_on_device
 from ..caching.policy import PRESETS, Policy
@@ -24,6 +25,7 @@ from ..caching.sites.chooser import Chooser
 from ..caching.sites.clean import CleanSample
 from ..caching.sites.each import EachBlock, EachModule
 from ..caching.sites.fastcache import FastCache
+from ..caching.sites.foreseen import Foreseen
 from ..caching.sites.related import RelatedModules
 from ..caching.sites.span import Span
 from ..caching.sites.tokenwise import Tokenwise
@@ -185,6 +187,7 @@ class Cache:
             SampleSize(controller, planned_steps(target.pipe, target.clock)).install(target.entrance, install)
         guard = OutputGuard(controller, target.journal)
         guard.install(target.entrance, install)
+        without_gradients(target.entrance, target.journal, install)
         install.on_rollback(controller.reset)
 
         def reset() -> None:
@@ -248,7 +251,7 @@ def _noise_words(p: Policy, facts: Facts) -> str:
 
 def _site(
     p: Policy, controller: CacheController, target: Target
-) -> Span | EachBlock | EachModule | FastCache | Tokenwise | Around | CleanSample:
+) -> Span | Foreseen | EachBlock | EachModule | FastCache | Tokenwise | Around | CleanSample:
     if p.site == "fastcache":
         return FastCache(controller, p)
     if p.site == "tokens":
@@ -264,7 +267,10 @@ def _site(
         return RelatedModules(controller)
     if p.site in ("modules", "attention"):
         return EachModule(controller, ("attention",) if p.site == "attention" else ("attention", "mlp"))
-    return Span(controller, p.front, p.back, p.site == "residual", p.accepts if p.accept else None)
+    residual = p.site == "residual"
+    if not (p.gate or p.accept or p.front or p.back):
+        return Foreseen(controller, target.entrance, residual)
+    return Span(controller, p.front, p.back, residual, p.accepts if p.accept else None)
 
 
 def _none_cached(target: Target) -> str:

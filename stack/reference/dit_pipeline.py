@@ -64,7 +64,8 @@ class ShapesDiTPipeline(DiffusionPipeline):
         Raises:
             ValueError: a label that names no class.
         """
-        device, size = self._execution_device, self.config.size
+        # diffusers goes through all modules for the dtype, which takes as long as a cached step.
+        device, dtype, size = self._execution_device, self.transformer.dtype, self.config.size
         labels = torch.tensor(self.get_label_ids(class_labels), device=device)
         guided = guidance_scale > 1
         asked = torch.cat([labels, torch.full_like(labels, NULL)]) if guided else labels
@@ -74,9 +75,8 @@ class ShapesDiTPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         for t in self.progress_bar(self.scheduler.timesteps):
             noisy = self.scheduler.scale_model_input(torch.cat([pictures] * 2) if guided else pictures, t)
-            output = self.transformer(
-                noisy.to(self.transformer.dtype), timestep=t.expand(len(noisy)), class_labels=asked
-            ).sample.float()
+            when = t.expand(len(noisy))
+            output = self.transformer(noisy.to(dtype), timestep=when, class_labels=asked).sample.float()
             if guided:
                 cond, uncond = output.chunk(2)
                 output = uncond + guidance_scale * (cond - uncond)

@@ -184,6 +184,26 @@ def test_rounded_activations_shrink_what_is_forecast() -> None:
         assert "% is noise" not in told.explain()
 
 
+@pytest.mark.parametrize("method", ["svd", "fora", "first-block", "easycache", "toca"])
+def test_nothing_that_is_kept_holds_a_graph(method: str) -> None:
+    drawn, before = [], tiny_denoiser()(**inputs()).sample
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), Stack(tiny_denoiser(), steps=STEPS).cache(method) as stack:
+            made = [stack.denoiser(**inputs(1 - i / STEPS)).sample for i in range(STEPS)]
+            assert not made[0].requires_grad and not made[-1].requires_grad
+            assert not any("gradients" in line for line in stack.report().warnings)
+        drawn.append(made[-1])
+    assert torch.equal(*drawn) and before.requires_grad
+
+
+def test_gradients_that_are_asked_for_are_said_to_be_missing() -> None:
+    with Stack(tiny_denoiser(), steps=STEPS).cache("svd") as stack:
+        given = inputs()
+        given["hidden_states"].requires_grad_()
+        assert not stack.denoiser(**given).sample.requires_grad
+        assert any("under a cache outputs have none" in line for line in stack.report().warnings)
+
+
 def test_a_bare_denoiser_caches_by_noise_level() -> None:
     denoiser = tiny_denoiser()
     stack = Stack(denoiser, steps=12).cache("svd", interval=3, warmup=1)

@@ -1,0 +1,111 @@
+"""Where the schedule tells that a step is cached, embedders idle: less runs, and no picture changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from stack import Stack
+from stack.caching.sites.foreseen import Foreseen
+from stack.caching.sites.span import Span
+from stack.models.wiring import wiring_of
+
+from ..conftest import PROMPT, inputs, picture, tiny_pipe
+from ..models import test_dit, test_hunyuan_video
+
+STEPS, PATTERN = 14, "ffcccfcccfcccf"
+OPTIONS: dict[str, Any] = {"interval": 4, "warmup": 2}
+FAMILIES = {
+    "flux": (tiny_pipe, lambda run: picture(run, STEPS)),
+    "dit": (test_dit.tiny, test_dit.draw),
+    "hunyuan-video": (test_hunyuan_video.tiny, test_hunyuan_video.draw),
+}
+
+
+def listen(pipe: Any) -> dict[str, list[torch.Tensor]]:
+    """What each embedder's own forward was given, call by call."""
+    heard: dict[str, list[torch.Tensor]] = {}
+    for name in wiring_of(pipe.transformer).embedders.values():
+        module = pipe.transformer.get_submodule(name)
+        heard[name] = []
+        module.forward = _heard(module.forward, heard[name])
+    return heard
+
+
+def _heard(inner: Any, into: list[torch.Tensor]) -> Any:
+    return lambda *args, **kwargs: (into.append(args[0]), inner(*args, **kwargs))[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["svd", "teacache"])
+def test_embedders_run_on_full_steps_only_and_pictures_stay(
+    family: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, draw = FAMILIES[family]
+    pipe = make()
+    heard = listen(pipe)
+    options = {**OPTIONS, "gate": ""}
+    with Stack(pipe, steps=STEPS).cache(method, **options) as stack:
+        made, report = draw(stack), stack.report()
+    assert "".join(step.kind[0] for step in report.steps) == PATTERN
+    wiring = wiring_of(pipe.transformer)
+    for stream, name in wiring.embedders.items():
+        # teacache forecasts what the blocks add: to the output stream's own embedding.
+        needed = method == "teacache" and stream == wiring.output_stream
+        assert len(heard[name]) == (STEPS if needed else PATTERN.count("f"))
+
+    def watching(self: Foreseen, denoiser: Any, wiring: Any, install: Any) -> int:
+        return Span(self.controller, residual=self.residual).install(denoiser, wiring, install)
+
+    monkeypatch.setattr(Foreseen, "install", watching)
+    with Stack(make(), steps=STEPS).cache(method, **options) as stack:
+        assert torch.equal(draw(stack), made)
+
+
+def test_nothing_stands_in_where_the_decision_needs_the_blocks() -> None:
+    pipe = tiny_pipe()
+    heard = listen(pipe)
+    with Stack(pipe, steps=STEPS).cache("svd", gate="budget", threshold=0.5) as stack:
+        picture(stack, STEPS)
+        assert 0 < stack.report().full_steps < STEPS
+    assert {len(calls) for calls in heard.values()} == {STEPS}
+
+
+@torch.no_grad()
+def test_a_longer_prompt_on_the_way_is_embedded_anew() -> None:
+    with Stack(tiny_pipe().transformer, steps=STEPS).cache("svd", interval=7, warmup=1) as stack:
+        sigmas = [1 - i / STEPS for i in range(4)]
+        short = [{**inputs(sigma)} for sigma in sigmas]
+        text = torch.cat([short[0]["encoder_hidden_states"]] * 2, 1)
+        long = [{**given, "encoder_hidden_states": text, "txt_ids": torch.zeros(32, 3)} for given in short]
+        for given in (*short[:2], *long[2:3]):
+            made = stack.denoiser(**given).sample
+        assert stack.report().steps[-1].kind == "full" and made.isfinite().all()
+        assert stack.denoiser(**long[3]).sample.isfinite().all()
+        assert stack.report().steps[-1].kind == "cached"
+
+
+def test_between_calls_embedders_answer_for_themselves() -> None:
+    pipe = tiny_pipe()
+    tokens = torch.randn(1, 4, pipe.transformer.x_embedder.in_features)
+    expected = pipe.transformer.x_embedder(tokens)
+    with Stack(pipe, steps=STEPS).cache("svd", **OPTIONS) as stack:
+        stack(PROMPT, num_inference_steps=STEPS, output_type="latent")
+        assert torch.equal(stack.denoiser.x_embedder(tokens), expected)
+
+
+def test_what_reads_a_stand_in_is_noticed() -> None:
+    pipe = tiny_pipe()
+    read: list[torch.Tensor] = []
+    inner = pipe.transformer.norm_out.forward
+    with Stack(pipe, steps=STEPS).cache("svd", **OPTIONS) as stack:
+        embedder = stack.denoiser.x_embedder
+        outer = embedder.forward
+        embedder.forward = lambda tokens: (read.append(outer(tokens)), read[-1])[1]
+        stack.denoiser.norm_out.forward = lambda tokens, temb: inner(tokens + read[-1] * 0, temb)
+        made = picture(stack, STEPS)
+        assert made.isfinite().all()
+        assert stack.report().full_steps == STEPS
+        assert any("was NaN or infinity: the step was made again in full" in line for line in stack.report().warnings)
