@@ -23,12 +23,15 @@ class CachedModule:
         path: inside the block.
         role: "attention", "mlp", or "both" where one projection ends both.
         spares: modules whose output nobody reads once this one is predicted.
+        norms: modules that make its input and nothing else's, token by token, of their first argument (B, N, D), and
+            return it alone or first; what they return beside it, gates and shifts, depends on no token.
         values: the linear that makes the attention values of the same tokens; "" where it is not known.
     """
 
     path: str
     role: str
     spares: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
     values: str = ""
 
 
@@ -174,12 +177,12 @@ FLUX = Wiring(
     },
     modules={
         "transformer_blocks": (
-            CachedModule("attn", "attention"),
-            CachedModule("ff", "mlp", values="attn.to_v"),
-            CachedModule("ff_context", "mlp", values="attn.add_v_proj"),
+            CachedModule("attn", "attention", norms=("norm1", "norm1_context")),
+            CachedModule("ff", "mlp", norms=("norm2",), values="attn.to_v"),
+            CachedModule("ff_context", "mlp", norms=("norm2_context",), values="attn.add_v_proj"),
         ),
         "single_transformer_blocks": (
-            CachedModule("proj_out", "both", spares=("attn", "proj_mlp"), values="attn.to_v"),
+            CachedModule("proj_out", "both", spares=("attn", "proj_mlp"), norms=("norm",), values="attn.to_v"),
             CachedModule("attn", "attention"),
         ),
     },
@@ -234,7 +237,10 @@ DIT = Wiring(
         "output projection": ("proj_out_1", "proj_out_2"),
     },
     modules={
-        "transformer_blocks": (CachedModule("attn1", "attention"), CachedModule("ff", "mlp", values="attn1.to_v"))
+        "transformer_blocks": (
+            CachedModule("attn1", "attention", norms=("norm1",)),
+            CachedModule("ff", "mlp", norms=("norm3",), values="attn1.to_v"),
+        )
     },
     halves=True,
     modulation=_dit_modulation,

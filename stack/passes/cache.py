@@ -256,7 +256,7 @@ def _site(
         return FastCache(controller, p)
     if p.site == "tokens":
         chooser = Chooser(controller, p, target.facts.head_dim, target.wiring.halves, target.grid)
-        return Tokenwise(controller, p, chooser)
+        return Tokenwise(controller, p, chooser, target.entrance)
     if p.site == "blocks":
         return EachBlock(controller)
     if p.site == "denoiser":

@@ -13,6 +13,7 @@ from stack.caching.sites.chooser import Chooser
 from stack.caching.sites.tokenwise import Tokenwise
 from stack.clock import MAIN, Clock, uniform
 from stack.compat.stamp import Conditions
+from stack.entrance import DenoiserCall, Entrance
 from stack.install import Installer
 from stack.models.wiring import FLUX
 from stack.passes.cache import Cache
@@ -57,7 +58,8 @@ class Rig:
         self.controller = controller_of(self.policy, self.clock, lambda: self.weights)
         self.grid: tuple[int, ...] = (8, 8)
         chooser = Chooser(self.controller, self.policy, head_dim=64, halves=halves, grid=lambda: self.grid)
-        Tokenwise(self.controller, self.policy, chooser).install(self.denoiser, FLUX, Installer())
+        self.entrance = Entrance()
+        Tokenwise(self.controller, self.policy, chooser, self.entrance).install(self.denoiser, FLUX, Installer())
         self.head: torch.Tensor | None = None
         self.denoiser.norm_out.register_forward_pre_hook(self._see)
 
@@ -72,7 +74,7 @@ class Rig:
             given["encoder_hidden_states"] = -given["encoder_hidden_states"]
         self.clock.branch = branch
         self.controller.journal.begin(self.clock.advance(at, tuple(given["hidden_states"].shape)))
-        return self.denoiser(**given).sample
+        return self.entrance.run(DenoiserCall(self.denoiser, (), given, given)).sample
 
     @property
     def kept(self) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from stack.caching.policy import PRESETS
 from stack.caching.tokenwise.budgets import BUDGETS
 from stack.passes.cache import Cache
 
-from ..conftest import PROMPT, picture, tiny_pipe
+from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
 from .rig import FF, FF_TEXT, IMAGE, JOINT, STEPS, TEXT, WIDTH, Rig, changed
 
 
@@ -55,19 +55,27 @@ def test_with_all_tokens_only_the_attention_is_reused() -> None:
         assert torch.equal(picture(toca, STEPS), expected)
 
 
+def given_to(module: torch.nn.Module) -> list[torch.Tensor]:
+    """What a module is given, call by call."""
+    seen: list[torch.Tensor] = []
+    module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    return seen
+
+
 @torch.no_grad()
 def test_a_conservative_step_computes_the_chosen_tokens_and_no_others() -> None:
-    rig = Rig(ratio=0.25)
-    ff, seen = rig.denoiser.transformer_blocks[0].ff, []
-    ff.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    rig.call(0)
+    rig, whole = Rig(ratio=0.25), Rig(ratio=1.0)
+    ff = rig.denoiser.transformer_blocks[0].ff
+    seen, every = given_to(ff), given_to(whole.denoiser.transformer_blocks[0].ff)
+    rig.call(0), whole.call(0)
     before = rig.snapshot()
-    rig.call(1)
+    rig.call(1), whole.call(1)
     for key, tokens in ((FF, IMAGE), (FF_TEXT, TEXT), (JOINT, IMAGE + TEXT)):
         assert len(changed(before[key], rig.kept[key])) == tokens // 4
-    rows = changed(before[FF], rig.kept[FF])
-    fresh = type(ff).forward(ff, seen[1])
-    torch.testing.assert_close(rig.kept[FF][:, rows], fresh[:, rows])
+    rows = rig.controller.shared[f"{FF}/rows/1x{IMAGE}"]
+    assert sorted(rows.tolist()) == changed(before[FF], rig.kept[FF])
+    torch.testing.assert_close(seen[1], every[1][:, rows])
+    torch.testing.assert_close(rig.kept[FF][:, rows], type(ff).forward(ff, every[1])[:, rows])
     for key in before.keys() - {FF, FF_TEXT, JOINT}:
         assert torch.equal(before[key], rig.kept[key]), f"{key} is attention: reused as it was"
     assert len(before) == 6  # double: two attention and two MLP outputs; single: attention and projection
@@ -76,16 +84,38 @@ def test_a_conservative_step_computes_the_chosen_tokens_and_no_others() -> None:
 @torch.no_grad()
 def test_a_joint_projection_gets_kept_attention_and_a_fresh_mlp() -> None:
     rig = Rig(ratio=0.25)
-    block, seen = rig.denoiser.single_transformer_blocks[0], []
-    block.proj_mlp.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    block = rig.denoiser.single_transformer_blocks[0]
+    seen = given_to(block.proj_mlp)
     rig.call(0)
     before = rig.snapshot()
     rig.call(1)
-    rows = changed(before[JOINT], rig.kept[JOINT])
+    rows = rig.controller.shared[f"{JOINT}/rows/1x{IMAGE + TEXT}"]
+    assert sorted(rows.tolist()) == changed(before[JOINT], rig.kept[JOINT])
     linear = torch.nn.functional.linear
-    hidden = block.act_mlp(linear(seen[1][:, rows], block.proj_mlp.weight, block.proj_mlp.bias))
-    joint = torch.cat([before[f"{JOINT}/attention/0"][:, rows], hidden], dim=2)
+    hidden = block.act_mlp(linear(seen[1], block.proj_mlp.weight, block.proj_mlp.bias))
+    joint = torch.cat([before[f"{JOINT}/attention"][:, rows], hidden], dim=2)
     torch.testing.assert_close(rig.kept[JOINT][:, rows], linear(joint, block.proj_out.weight, block.proj_out.bias))
+
+
+@pytest.mark.parametrize("method", ["toca", "fora", "pab"])
+@torch.no_grad()
+def test_norms_before_what_is_reused_see_no_tokens(method: str) -> None:
+    """Only what is read is made: on cached steps norms of reused attention and MLPs have gates to make, no tokens."""
+    denoiser = tiny_denoiser()
+    double, single = denoiser.transformer_blocks[0], denoiser.single_transformer_blocks[0]
+    attention, joint = given_to(double.norm1.norm), given_to(single.norm.norm)
+    options = {"ratio": 0.25, "budget": "even"} if method == "toca" else {}
+    with Stack(denoiser, steps=STEPS).cache(method, interval=3, warmup=1, **options) as stack:
+        narrow: list[torch.Tensor] = []
+        inner = double.norm2.forward
+        double.norm2.forward = lambda x: (narrow.append(inner(x)), narrow[-1])[1]
+        for step in range(3):
+            stack.denoiser(**inputs(1 - step / STEPS))
+    mlp_tokens = {"toca": IMAGE // 4, "fora": 0, "pab": IMAGE}[method]
+    joint_tokens = {"toca": (IMAGE + TEXT) // 4, "fora": 0, "pab": IMAGE + TEXT}[method]
+    assert [x.shape[1] for x in attention] == [IMAGE, 0, 0]
+    assert [x.shape[1] for x in narrow] == [IMAGE, mlp_tokens, mlp_tokens]
+    assert [x.shape[1] for x in joint] == [IMAGE + TEXT, joint_tokens, joint_tokens]
 
 
 def test_what_was_computed_stays_until_the_next_full_step() -> None:

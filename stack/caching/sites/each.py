@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -64,6 +64,8 @@ class EachModule(_Decided):
         roles: which modules: "attention", "mlp". A projection that ends both is kept only with both.
     """
 
+    reads_inputs: ClassVar[bool] = False  # whether a forecast wants to know what a module was given
+
     def __init__(self, controller: CacheController, roles: tuple[str, ...] = ("attention", "mlp")):
         super().__init__(controller)
         self.roles = roles
@@ -101,6 +103,8 @@ class EachModule(_Decided):
         return joint or [m for m in modules if m.role in self.roles]
 
     def _place(self, block: nn.Module, key: str, module: CachedModule, install: Installer) -> None:
+        for norm in module.norms if not self.reads_inputs else ():
+            install.wrap_call(block.get_submodule(norm), "forward", self._unread)
         for spare in module.spares:
             install.wrap_call(block.get_submodule(spare), "forward", self._spared)
         install.wrap_call(block.get_submodule(module.path), "forward", lambda inner: self._kept(inner, key))
@@ -128,15 +132,23 @@ class EachModule(_Decided):
     def _forecast(self, key: str, index: int, given: Given) -> torch.Tensor:
         return self.controller.predict(f"{key}/{index}", self.cells)
 
+    def _unread(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        """A norm nobody reads on a cached step: no tokens, only the gates it returns beside them."""
+
+        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return inner(x[:, :0] if self.skip else x, *args, **kwargs)
+
+        return forward
+
     def _spared(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        """A module nobody listens to on a cached step: memory of the right shape, never read."""
+        """A module nobody listens to on a cached step: no tokens, so that what the block makes of them is free."""
         shapes: list[torch.Size] = []
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.skip:
                 given = next(x for x in [*args, *kwargs.values()] if isinstance(x, torch.Tensor))
                 # Perhaps other samples than those that ran.
-                return returned(given.new_empty(len(given), *shape[1:]) for shape in shapes)
+                return returned(given.new_empty(len(given), 0, *shape[2:]) for shape in shapes)
             out = inner(*args, **kwargs)
             shapes[:] = [value.shape for value in several(out)]
             return out

@@ -34,19 +34,18 @@ class Modules:
     ) -> list[tuple[str, Wrapper]]:
         """(path, wrapper) of what stands in for a module, and for those that serve it alone."""
         if module.role == "attention":
-            return [(module.path, partial(self._reused, key=place.key))]
-        out: list[tuple[str, Wrapper]] = []
+            unread = [(norm, self._unread) for norm in module.norms]
+            return [*unread, (module.path, partial(self._reused, key=place.key))]
+        out: list[tuple[str, Wrapper]] = [(norm, partial(self._narrowed, place=place)) for norm in module.norms]
         if module.values and self.chooser.observes:
             out.append((module.values, partial(self._observed, place=place)))
-        if module.role == "mlp":
-            return [*out, (module.path, partial(self._refreshed, place=place))]
         # One projection over attention and MLP side by side: row i of its output needs row i of both and no other. So a
         # conservative step hands it the chosen rows only, of the kept attention and of a fresh MLP, and writes what
         # comes out into its kept output. Exact, and good for every kind of linear: no weight is split in two.
         attentions = {m.path for m in modules if m.role == "attention"}
         for path in module.spares:
-            out.append((path, partial(self._lent if path in attentions else self._narrowed, place=place)))
-        return [*out, (module.path, partial(self._refreshed, place=place, narrowed=True))]
+            out.append((path, partial(self._lent, place=place) if path in attentions else _fed))
+        return [*out, (module.path, partial(self._refreshed, place=place))]
 
     @property
     def _kept(self) -> dict[str, torch.Tensor]:
@@ -66,47 +65,56 @@ class Modules:
 
         return forward
 
-    def _refreshed(self, inner: Forward, place: Place, narrowed: bool = False) -> Forward:
-        """MLP: the chosen tokens are computed, the others stay as they are kept. `narrowed`: it is given no others."""
+    def _refreshed(self, inner: Forward, place: Place) -> Forward:
+        """MLP: given the chosen tokens, which are computed; the others stay as they are kept."""
 
         def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             kept = self._kept
-            rows = self.chooser.rows(place, kept[place.key]) if self.conservative else None
+            rows = self._rows(place)
             if rows is None:
                 kept[place.key] = inner(x, *args, **kwargs).contiguous()
+            elif len(rows):
+                scatter(kept[place.key], rows, inner(x, *args, **kwargs))
             if not self.conservative:
                 self.chooser.refresh(place)
-            if rows is not None and len(rows):
-                some = inner(x if narrowed else gather(x, rows), *args, **kwargs)
-                scatter(kept[place.key], rows, some)
             return kept[place.key]
 
         return forward
 
-    def _narrowed(self, inner: Forward, place: Place) -> Forward:
-        """What feeds a narrowed module: the chosen tokens are computed and no others come out."""
+    def _rows(self, place: Place) -> torch.Tensor | None:
+        """The rows that are computed; None for all."""
+        return self.chooser.rows(place, self._kept[place.key]) if self.conservative else None
 
-        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            rows = self.chooser.rows(place, self._kept[place.key]) if self.conservative else None
-            if rows is not None and not len(rows):
-                return x[:, :0]  # of no tokens the width does not matter: nobody reads them
-            return inner(x if rows is None else gather(x, rows), *args, **kwargs)
+    def _narrowed(self, inner: Forward, place: Place) -> Forward:
+        """A norm before an MLP: the chosen tokens and no others."""
+
+        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return inner(_chosen(x, self._rows(place)), *args, **kwargs)
+
+        return forward
+
+    def _unread(self, inner: Forward) -> Forward:
+        """A norm before attention that is reused: no tokens, only the gates it returns beside them."""
+
+        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return inner(x[:, :0] if self.conservative else x, *args, **kwargs)
 
         return forward
 
     def _lent(self, inner: Forward, place: Place) -> Forward:
-        """Attention that feeds a narrowed module: the chosen tokens of what is kept."""
-        reused = self._reused(inner, f"{place.key}/attention")
+        """Attention that feeds an MLP's last projection: the chosen tokens of what is kept."""
+        key, streams = f"{place.key}/attention", 1
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            value = reused(*args, **kwargs)
-            rows = self.chooser.rows(place, self._kept[place.key]) if self.conservative else None
-            if rows is None:
-                return value
-            # Attention that answers stream by stream is joined again by its block, in this order.
-            first, *others = several(value)
-            some = gather(torch.cat([first, *others], 1) if others else first, rows)
-            return returned((some, *(other[:, :0] for other in others)))
+            nonlocal streams
+            kept = self._kept
+            if not self.conservative:
+                result = several(inner(*args, **kwargs))
+                # Attention that answers stream by stream is joined again by its block, in this order.
+                kept[key], streams = torch.cat(result, 1) if len(result) > 1 else result[0], len(result)
+                return returned(result)
+            some = _chosen(kept[key], self._rows(place))
+            return returned((some, *[some[:, :0]] * (streams - 1)))
 
         return forward
 
@@ -119,3 +127,15 @@ class Modules:
             return values
 
         return forward
+
+
+def _chosen(x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """The chosen tokens (B, K, D) of x (B, N, D); all of them for None."""
+    if rows is None:
+        return x
+    return gather(x, rows) if len(rows) else x[:, :0]
+
+
+def _fed(inner: Forward) -> Forward:
+    """A linear that is given the chosen tokens: not every kind of it takes none."""
+    return lambda x, *args, **kwargs: inner(x, *args, **kwargs) if x.shape[1] else x

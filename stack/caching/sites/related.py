@@ -30,6 +30,8 @@ class RelatedModules(EachModule):
     module's input, and where only some samples run, every block is called once for them and once for the others.
     """
 
+    reads_inputs = True
+
     def __init__(self, controller: CacheController):
         super().__init__(controller)
         self._active: list[Cell] = []

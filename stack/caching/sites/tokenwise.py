@@ -8,9 +8,13 @@ state to the head. No attention map is looked at, so that fused attention stays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
+from ...entrance import DenoiserCall, Entrance
 from ...install import Installer
 from ...models.wiring import Wiring
 from ..controller import CacheController
@@ -18,19 +22,22 @@ from ..policy import Policy
 from ..tokenwise.cycles import AGGRESSIVE, CONSERVATIVE, FULL_STEP
 from .calls import BlockCall, Streams, before_blocks
 from .chooser import Chooser, Place
+from .idle import Idle
 from .modules import Modules, Wrapper
 
 
 class Tokenwise:
-    """Stands before every block and every module in it.
+    """Stands before the denoiser, every block, and every module in it.
 
     Args:
         policy: its cycle says what a step is, its `TokenChoices` what a conservative one computes.
         chooser: chooses the tokens.
+        entrance: where the denoiser's calls come by.
     """
 
-    def __init__(self, controller: CacheController, policy: Policy, chooser: Chooser):
-        self.controller, self.policy, self.chooser = controller, policy, chooser
+    def __init__(self, controller: CacheController, policy: Policy, chooser: Chooser, entrance: Entrance):
+        self.controller, self.policy, self.chooser, self.entrance = controller, policy, chooser, entrance
+        self.idle = Idle()
         self.modules = Modules(controller, chooser)
         self.kind = FULL_STEP
 
@@ -49,29 +56,31 @@ class Tokenwise:
                     for path, wrapper in self.modules.wrappers(module, place, modules):
                         # Choices and state are Python and must not be traced into a compiled block.
                         install.wrap_call(block.get_submodule(path), "forward", _untraced(wrapper))
+        install.wrap_call(self.entrance, "run", lambda inner: lambda call: self._enter(call, inner))
+        self.idle.install(denoiser, wiring, install)
         last = len(wiring.blocks(denoiser)) - 1
         clock = self.controller.clock
-        before_blocks(denoiser, wiring, install, clock, lambda number, call: self._visit(number, call, number == last))
+        before_blocks(denoiser, wiring, install, clock, lambda number, call: self._visit(call, number == last))
         return count
 
-    def _visit(self, number: int, call: BlockCall, last: bool) -> Streams:
+    def _enter(self, call: DenoiserCall, run: Callable[[DenoiserCall], Any]) -> Any:
+        controller = self.controller
+        controller.begin(call.latent)
+        kind = self.policy.kinds(controller.now.steps)[controller.now.step]
+        # Whatever the schedule says, nothing is reused where nothing is kept.
+        self.kind = kind if all(controller.decide(partial=kind == CONSERVATIVE)) else FULL_STEP
+        self.modules.conservative = self.kind == CONSERVATIVE
+        with self.idle.during(controller.now.branch, self.kind == AGGRESSIVE):
+            return run(call)
+
+    def _visit(self, call: BlockCall, last: bool) -> Streams:
         controller, stream = self.controller, call.wiring.output_stream
-        if number == 0:
-            self._begin(call.streams[stream])
         if self.kind == AGGRESSIVE:
             return {**call.streams, stream: controller.predict(stream, controller.cells)} if last else call.streams
         out = call.run()
         if last:
             controller.store(stream, out[stream], controller.cells, measure=self.kind == FULL_STEP)
         return out
-
-    def _begin(self, tokens: torch.Tensor) -> None:
-        controller = self.controller
-        controller.begin(tokens)
-        kind = self.policy.kinds(controller.now.steps)[controller.now.step]
-        # Whatever the schedule says, nothing is reused where nothing is kept.
-        self.kind = kind if all(controller.decide(partial=kind == CONSERVATIVE)) else FULL_STEP
-        self.modules.conservative = self.kind == CONSERVATIVE
 
 
 def _untraced(wrapper: Wrapper) -> Wrapper:

@@ -1,4 +1,4 @@
-"""Where the schedule tells that a step is cached, embedders idle: less runs, and no picture changes."""
+"""Where the schedule tells that no block runs on a step, embedders idle: less runs, and no picture changes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from stack import Stack
 from stack.caching.sites.foreseen import Foreseen
+from stack.caching.sites.idle import Idle
 from stack.caching.sites.span import Span
 from stack.models.wiring import wiring_of
 
@@ -71,6 +72,22 @@ def test_nothing_stands_in_where_the_decision_needs_the_blocks() -> None:
         picture(stack, STEPS)
         assert 0 < stack.report().full_steps < STEPS
     assert {len(calls) for calls in heard.values()} == {STEPS}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embedders_run_where_some_tokens_do(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, draw = FAMILIES[family]
+    pipe = make()
+    heard = listen(pipe)
+    options = {"cycle": "ca", "interval": 4, "warmup": 2, "pace": "even"}
+    with Stack(pipe, steps=STEPS).cache("duca", **options) as stack:
+        made = draw(stack)
+        aggressive = sum(step.kind == "cached" for step in stack.report().steps)
+    assert aggressive > 2
+    assert {len(calls) for calls in heard.values()} == {STEPS - aggressive}
+    monkeypatch.setattr(Idle, "install", lambda *_: None)
+    with Stack(make(), steps=STEPS).cache("duca", **options) as stack:
+        assert torch.equal(draw(stack), made)
 
 
 @torch.no_grad()
