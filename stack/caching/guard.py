@@ -11,7 +11,7 @@ from ..entrance import DenoiserCall, Entrance
 from ..install import Installer
 from ..report import FULL, Journal
 from .controller import CacheController
-from .sites.clean import tokens_of
+from .latent import tokens_of
 
 SATURATED = 10.0  # times the last full step's norm
 CONSTANT = 1e-2  # of the last full step's spread over the tokens; rounding in float32 is 3e-4 of the norm

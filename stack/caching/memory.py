@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -91,6 +91,10 @@ def state_size(policy: Policy, facts: Facts) -> StateSize | None:
     held = _held(policy, facts, wiring) if facts.image_tokens else None
     if held is None:
         return None
+    if policy.corrected:
+        if not (latent := _fp32_latent(facts)):
+            return None
+        held = replace(held, kept=held.kept + 2 * latent)
     model = torch.float32 if facts.dtype == "float32" else torch.bfloat16
     kept_in = DTYPES[policy.state_dtype] or model
     wide = torch.promote_types(kept_in, model).itemsize
@@ -122,10 +126,9 @@ def _held(p: Policy, facts: Facts, wiring: Wiring) -> _Held | None:
         numbers = image * facts.latent[0]
         return _Held(kept=3 * numbers if p.gate else 0, stored=numbers * _tensors(p)) if numbers else None
     if p.site == "clean":  # always in fp32, whatever the model computes in
-        numbers = image * facts.latent[0] * (1 if facts.dtype == "float32" else 2)
+        numbers = _fp32_latent(facts)
         stored = numbers if not p.state_dtype else image * facts.latent[0]
-        used = numbers if p.corrected else 0
-        return _Held(kept=used, stored=stored * _tensors(p)) if numbers else None
+        return _Held(stored=stored * _tensors(p)) if numbers else None
     if p.site == "fastcache":
         return _Held(kept=_fastcache(p, image, whole, facts.blocks) * width)
     if p.site in ("output", "residual"):
@@ -145,6 +148,11 @@ def _held(p: Policy, facts: Facts, wiring: Wiring) -> _Held | None:
     if p.site == "related":  # what its gate looks at is kept first
         return _Held(((image,), *held.units) if p.gate else held.units, stored=sum(held.features) * width)
     return held
+
+
+def _fp32_latent(facts: Facts) -> int:
+    """A latent in fp32, in numbers of the model's own dtype; 0 where the facts do not tell."""
+    return facts.image_tokens * facts.latent[0] * torch.float32.itemsize // _element(facts)
 
 
 def _modules(

@@ -49,7 +49,8 @@ class Policy(FastCacheChoices, TokenChoices):
             "fastcache" (blocks and tokens on their own; the rest of its choices: `FastCacheChoices`),
             "tokens" (as modules, some tokens computed; the rest of its choices: `TokenChoices`).
         front, back: blocks that run on every step.
-        corrected: site "clean" only: full steps put right what the forecasts before them left.
+        corrected: full steps put right what the forecasts before them left (`stack.caching.corrector`); for schedules,
+            behind samplers whose steps are plain sums.
         interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
         switches: shares of the schedule at which that one is full whatever happens; see `Aligned`.
         full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
@@ -79,7 +80,7 @@ class Policy(FastCacheChoices, TokenChoices):
     site: str = "output"
     front: int = 0
     back: int = 0
-    corrected: bool = True
+    corrected: bool = False
     interval: int = 7
     warmup: int = 3
     switches: tuple[float, ...] = ()
@@ -150,10 +151,18 @@ class Policy(FastCacheChoices, TokenChoices):
         if self.banded and (self.site not in SPANS or self.back):
             where = "site 'output' or 'residual' and back=0"
             raise StackError(f"split 'band' is of one stream: expected {where}, got {self.site!r} and {self.back}")
+        if self.corrected and not self.correctable:
+            given = f"gate {self.gate!r}" if self.gate else f"site {self.site!r}"
+            raise StackError(f"a corrector needs a schedule that holds for the whole batch, got {given}")
         if self.accept and not self.back:
             raise StackError("drafts are checked on a back block: expected back=1 or more, got 0")
         # Forecast, schedule and split each check their own values.
         _ = self.forecast, self.schedule(self.steps or 50), self.new_split()
+
+    @property
+    def correctable(self) -> bool:
+        """Whether a schedule decides, for the whole batch."""
+        return not self.gate and self.site not in ("fastcache", "denoiser")
 
     @property
     def forecast(self) -> Forecast:
@@ -255,7 +264,7 @@ PRESETS: dict[str, Policy] = {
     "svd-swapped": Policy(site="blocks", level=0.1, order=0, coordinate="step"),
     "svd-blocks": Policy(site="blocks", smoothing=0.5),
     # Ours: data prediction with a corrector, on the steps of the model's own schedule.
-    "predictor-corrector": Policy(site="clean", gains=WHOLE),
+    "predictor-corrector": Policy(site="clean", gains=WHOLE, corrected=True),
     # Rivals.
     "fora": Policy(site="modules", order=0, gains=REUSE, interval=3, warmup=1),
     "reuse": Policy(order=0, gains=REUSE),

@@ -13,6 +13,7 @@ from ..caching.calibration.search import Candidate
 from ..caching.cap import check_cap, offload, size_words
 from ..caching.constants import Constants
 from ..caching.controller import CacheController
+from ..caching.corrector import Corrector
 from ..caching.fastcache import planning as fastcache
 from ..caching.fastcache.maps import load_maps
 from ..caching.gradients import without_gradients
@@ -127,6 +128,7 @@ class Cache:
         if p.cycle:
             kinds = p.kinds(facts.steps)
             lines += [f"{kinds.count('c')} steps conservative, {kinds.count('a')} aggressive: {kinds}", p.token_words]
+        lines += ["full steps put right what forecasts left before them"] if p.corrected else []
         return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {size_words(p, facts)}{_noise_words(p, facts)}"]
 
     def _when(self, facts: Facts) -> str:
@@ -176,7 +178,14 @@ class Cache:
 
     def install_site(self, controller: CacheController, target: Target, install: Installer) -> int:
         """Let this controller decide and predict where the policy says; returns the number of places."""
-        return _site(self.policy, controller, target).install(target.denoiser, target.wiring, install)
+        places = _site(self.policy, controller, target).install(target.denoiser, target.wiring, install)
+        self.correct(controller, target, install)
+        return places
+
+    def correct(self, controller: CacheController, target: Target, install: Installer) -> None:
+        """Let full steps put right what this controller's forecasts left, if the policy says so."""
+        if self.policy.corrected:
+            Corrector(controller, planned_steps(target.pipe, target.clock)).install(target.entrance, install)
 
     def apply(self, target: Target, install: Installer) -> Applied:
         controller = self.controller(target)
@@ -262,7 +271,7 @@ def _site(
     if p.site == "denoiser":
         return Around(controller, target.entrance)
     if p.site == "clean":
-        return CleanSample(controller, target.entrance, planned_steps(target.pipe, target.clock), p.corrected)
+        return CleanSample(controller, target.entrance, planned_steps(target.pipe, target.clock))
     if p.site == "related":
         return RelatedModules(controller)
     if p.site in ("modules", "attention"):

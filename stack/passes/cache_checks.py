@@ -39,7 +39,7 @@ def judged(cache: Cache, facts: Facts) -> list[Finding]:
     if any(finding.fatal for finding in found):
         return found
     running: Cache | None = cache
-    for repair in (_few_steps, _elsewhere, _aligned, _turned, _noisy):
+    for repair in (_uncorrectable, _few_steps, _elsewhere, _aligned, _turned, _noisy):
         if running is not None and (finding := repair(running, facts)):
             found.append(finding)
             running = _after(running, finding)
@@ -63,6 +63,18 @@ def _impossible(cache: Cache, facts: Facts) -> list[Finding]:
         what = f"site {p.site!r} adds to the latent: expected as many numbers out as in, got {out} for {into}"
         return [Finding.of(LEARNED_VARIANCE, stage, what, repair="site='output'", fatal=True)]
     return []
+
+
+def _uncorrectable(cache: Cache, facts: Facts) -> Finding | None:
+    """A corrector where the clean sample cannot be read off the denoiser's output."""
+    p, (into, out) = cache.policy, facts.latent
+    if not p.corrected or (into == out and not facts.sampler):
+        return None
+    plain, repair = cache.changed(corrected=False), "full steps correct nothing; calibrate again"
+    if facts.sampler:
+        return Finding.of(SAMPLER_NOT_PLAIN, cache.stage, facts.sampler, repair=repair, replacement=plain)
+    what = f"a corrector reads the latent off the output: expected as many numbers out as in, got {out} for {into}"
+    return Finding.of(LEARNED_VARIANCE, cache.stage, what, repair=repair, replacement=plain)
 
 
 def _unfitted(cache: Cache, facts: Facts) -> list[Finding]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stack import Stack, StackError
-from stack.caching.sites.clean import CleanSample, between
+from stack.caching.corrector import Corrector, between
+from stack.caching.sites.clean import CleanSample
 from stack.clock import Clock, uniform
 from stack.entrance import DenoiserCall, Entrance
 from stack.install import Installer
@@ -98,8 +99,9 @@ class Sampler:
         self.clock, self.entrance, self.plan = Clock(self.table), Entrance(), flow_steps(self.table.sigmas)
         controller = controller_of(policy, self.clock)
         self.journal = controller.journal
-        site = CleanSample(controller, self.entrance, lambda: self.plan, policy.corrected)
-        site.install(nn.Identity(), FLUX, Installer())
+        CleanSample(controller, self.entrance, lambda: self.plan).install(nn.Identity(), FLUX, Installer())
+        if policy.corrected:
+            Corrector(controller, lambda: self.plan).install(self.entrance, Installer())
 
     def run(self, clean: Any, until: int = 12) -> torch.Tensor:
         x = torch.full((1, 2, 3), 0.5, dtype=torch.float64).float()

@@ -15,7 +15,7 @@ from .goals import Goal, full_steps_for, guess
 from .held_out import HeldOut, chosen_again, finalists
 from .progress import BestSoFar
 from .propose import Proposer
-from .search import EARLY, WHOLE, Candidate, Found, Scored, Tried, dense_end, search, spread
+from .search import WHOLE, Candidate, Found, Scored, Tried, openings, search, spread
 from .segment_gains import refinable, refined
 from .thresholds import chosen, decides_by_threshold, tuned
 from .trials import Trials
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ...builder import Stack
 
 DISAGREE_DB = 3.0  # more than this between calibration and held-out prompts means the search has fitted its prompts
-DENSE = (2.0, 2.5, 3.0, 1.5)  # powers of the first schedules tried where cached steps depend on the latent alone
 MOVING = 0.6  # share of the time for the search after which no new round of moves begins: gains per segment follow
 
 
@@ -81,7 +80,8 @@ class Calibration:
             return f" on average; {bound}"
         each = f", by segment {' '.join(f'{g:g}' for g in p.segments)}" if p.segments else ""
         gains = f"order {p.order} in {p.coordinate}, gains {p.gains[0]:g} / {p.gains[1]:g}"
-        return f": {' '.join(map(str, p.full_steps))}; {gains}{each}"
+        righted = ", corrected" if p.corrected else ""
+        return f": {' '.join(map(str, p.full_steps))}; {gains}{each}{righted}"
 
 
 class Budget:
@@ -252,18 +252,21 @@ class _Run:
         trials.restart()
         self.bar.says(f"{count} full steps")
         own = cache.policy
-        start = Candidate(spread(count, steps, 1.0), own.gains, own.order, own.coordinate, own.energy)
+        start = Candidate(
+            spread(count, steps, 1.0), own.gains, own.order, own.coordinate, own.energy, corrected=own.corrected
+        )
         scored = Scored(trials.score, most, self.budget.left, lambda c, v: self.bar.scored(v))
         varied = bool(own.forecast.effective_order) and not own.level
         propose = self._proposer(start, varied)
-        spreads = [dense_end(count, steps, power) for power in DENSE] if own.site == "clean" else []
-        # Where a picture's layout is decided by the first few steps, those must be full.
-        spreads += [spread(count, steps, power) for power in EARLY] if own.site == "clean" else []
+        correctable = varied and trials.correctable
+        # A corrector wants other schedules than a forecast alone.
+        template = replace(start, gains=WHOLE, order=1, corrected=True) if correctable else start
+        families = openings(template, steps) if own.site == "clean" or correctable else ()
 
         def enough() -> bool:
             return varied and refinable(scored.found().best) and not self.budget.left(MOVING)
 
-        found = search(scored, start, steps, propose, trials.coordinates, enough, varied, spreads)
+        found = search(scored, start, steps, propose, trials.coordinates, enough, varied, families, correctable)
         if varied and not scored.spent and refinable(found.best):
             self.bar.says("gains")
             scored.better(refined(found.best, trials.undisturbed, trials.target))

@@ -13,8 +13,7 @@ from ...install import Installer
 from ...models.sampler import AffineStep, planned_steps
 from ...passes.base import Applied, Target
 from ...passes.cache import Cache
-from ..sites.around import returned_as
-from ..sites.clean import like, tokens_of
+from ..latent import clean_of, like, returned_as, tokens_of
 from .rehearse import Rehearsals, history
 from .search import Candidate
 from .standin import StandIn
@@ -60,7 +59,7 @@ class _Writer:
             clean = self._last[tick.branch]
             return returned_as(call, ((like(clean, x) - step.c * x) / step.d).to(call.latent.dtype))
         result = run(call)
-        self._last[tick.branch] = tokens_of(step.c * x + step.d * result[0].float())
+        self._last[tick.branch] = clean_of(step, x, result[0].float())
         return result
 
 

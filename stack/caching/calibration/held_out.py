@@ -46,7 +46,7 @@ def finalists(tried: Tried, steps: int, most: int = SEARCHED) -> list[Candidate]
     start = tried[0][0]
     kinds: dict[tuple[object, ...], Candidate] = {}
     for candidate, _ in sorted(tried, key=lambda pair: -pair[1]):
-        kinds.setdefault((candidate.full_steps[1:3], candidate.gains, candidate.order), candidate)
+        kinds.setdefault((candidate.full_steps[1:3], candidate.gains, candidate.order, candidate.corrected), candidate)
     searched = list(kinds.values())[:most]
     dense = [spread(len(start.full_steps), steps, power) for power in EARLY]
     early = [replace(searched[0], full_steps=full, segments=()) for full in dense]

@@ -42,7 +42,15 @@ def history(candidate: Candidate, step: int) -> tuple[object, ...]:
     if len(before) == step + 1:  # no cached step yet: no forecast has been used
         return before
     segments = candidate.segments[: len(before) - 1] or (1.0,) * (len(before) - 1)
-    return (before, segments, candidate.gains, candidate.order, candidate.coordinate, candidate.energy)
+    return (
+        before,
+        segments,
+        candidate.gains,
+        candidate.order,
+        candidate.coordinate,
+        candidate.energy,
+        candidate.corrected,
+    )
 
 
 @dataclass
@@ -63,8 +71,11 @@ class Rehearsals:
     remembered: int = 0
     _features: OrderedDict[tuple[object, ...], dict[str, torch.Tensor]] = field(default_factory=OrderedDict)
 
-    def begin(self, step: int, tokens: torch.Tensor) -> None:
+    def begin(self, step: int, tokens: torch.Tensor, patient: bool = False) -> None:
         """A step of a trial begins with these tokens (B, N, D).
+
+        Args:
+            patient: a corrector will make up for what is far off on the way.
 
         Raises:
             Abandoned: in the second half, when the trial is too far off.
@@ -73,7 +84,7 @@ class Rehearsals:
             self.deviations = []
         off = float((sampled(tokens) - self.plain.inputs[step]).norm())
         self.deviations.append(off)
-        if self.bar and step >= len(self.bar) // 2 and off > ASTRAY * self.bar[step] > 0:
+        if self.bar and not patient and step >= len(self.bar) // 2 and off > ASTRAY * self.bar[step] > 0:
             raise Abandoned(off / self.bar[step])
 
     def recall(self, key: tuple[object, ...]) -> dict[str, torch.Tensor] | None:
@@ -114,6 +125,7 @@ class Rehearsal(StandIn):
         Span(proxy, policy.front, policy.back, policy.site == "residual").install(
             target.denoiser, target.wiring, install
         )
+        self.cache.correct(controller, target, install)
         install.on_rollback(controller.reset)
         return Applied("rehearsing")
 
@@ -139,7 +151,7 @@ class _Rehearsing:
 
     def begin(self, tokens: torch.Tensor) -> None:
         self.controller.begin(tokens)
-        self.shared.begin(self.controller.now.step, tokens)
+        self.shared.begin(self.controller.now.step, tokens, patient=self.candidate.corrected)
 
     def decide(self, probe: torch.Tensor | None = None) -> list[bool]:
         skips = self.controller.decide(probe)

@@ -12,7 +12,9 @@ PUBLISHED, WHOLE = (1.0, 0.0), (1.0, 1.0)
 GAINS: tuple[tuple[Gain, ...], ...] = (((1.0, 0.5), PUBLISHED), ((0.9, 0.9), (0.8, 0.8)), ((0.8, 0.4),))
 MOVES = (1, -1, 2, -2, 4, -4)
 LEANING = (1.2, 1.4, 1.6, 0.85)
-EARLY = (1.6, 1.9, 2.2)  # powers of spreads for pictures whose layout is decided by the first few steps
+DENSE = (2.0, 2.5, 1.5, 3.0)  # powers of spreads dense near the data, likeliest first
+EARLY = (1.9, 1.6, 2.2)  # of spreads for pictures whose layout is decided by the first few steps
+GLIMPSE = 2  # proposals that are tried before other openings
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Candidate:
         full_steps: step 0 first.
         gains, order, coordinate, energy: see `stack.caching.forecast.Forecast` and `stack.caching.splits.ChannelBasis`.
         segments: a factor on the gains per full step; empty is 1 throughout.
+        corrected: see `stack.caching.corrector`.
     """
 
     full_steps: tuple[int, ...]
@@ -31,6 +34,7 @@ class Candidate:
     coordinate: str = "time"
     energy: float = 0.85
     segments: tuple[float, ...] = ()
+    corrected: bool = False
 
 
 Tried = Sequence[tuple[Candidate, float]]
@@ -125,13 +129,24 @@ def neighbours(full: tuple[int, ...], steps: int, moves: tuple[int, ...] = MOVES
                 yield tuple(sorted((set(full) - {place}) | {target}))
 
 
-def forecasts(best: Candidate, coordinates: Sequence[str] = ()) -> list[list[dict[str, Any]]]:
+def openings(template: Candidate, steps: int) -> list[list[Candidate]]:
+    """Spreads to begin a search with, family by family: dense near the data, and dense at the noisy start."""
+    count = len(template.full_steps)
+    families = [dense_end(count, steps, power) for power in DENSE], [spread(count, steps, power) for power in EARLY]
+    return [[replace(template, full_steps=full) for full in family] for family in families]
+
+
+def forecasts(
+    best: Candidate, coordinates: Sequence[str] = (), correctable: bool = False
+) -> list[list[dict[str, Any]]]:
     """Other forecasts on the same full steps, as changes, line by line; a line goes on while it helps.
 
     Args:
         coordinates: those worth trying.
+        correctable: whether full steps could put right what forecasts leave.
     """
-    lines: list[list[dict[str, Any]]] = [[{"coordinate": name}] for name in coordinates]
+    lines: list[list[dict[str, Any]]] = [[{"corrected": not best.corrected}]] if correctable else []
+    lines += [[{"coordinate": name}] for name in coordinates]
     return [*lines, [{"order": best.order + 1}], *([{"gains": gains} for gains in line] for line in GAINS)]
 
 
@@ -148,7 +163,8 @@ def search(
     coordinates: Callable[[Candidate], Sequence[str]] = lambda best: (),
     enough: Callable[[], bool] = lambda: False,
     varied: bool = True,
-    spreads: Sequence[tuple[int, ...]] = (),
+    families: Sequence[Sequence[Candidate]] = (),
+    correctable: bool = False,
 ) -> Found:
     """Find full steps and a forecast with a high score.
 
@@ -160,18 +176,21 @@ def search(
         propose: given the trials so far, the next candidate, or None when it has no more to propose.
         coordinates: given the best candidate, the coordinates worth trying on it.
         enough: asked before every round of moves.
-        spreads: full steps to try first where nobody proposes; by default spreads that lean to one end.
         varied: whether to try other forecasts; not for a cache that is defined by its own.
+        families: candidates to begin with, after a glimpse at what is proposed: the first of each, then the rest of the
+            family that the best of them is of. Proposals go on if they were better.
+        correctable: whether corrected candidates may be tried.
     """
     scored.better(start)
     if propose:
-        while not scored.spent and (candidate := propose(tuple(scored.seen.items()))):
-            scored.better(candidate)
-    else:
-        for full in spreads or [spread(len(start.full_steps), steps, power) for power in LEANING]:
-            scored.better(replace(start, full_steps=full))
+        _follow(scored, propose, GLIMPSE if families else None)
+    elif not families:
+        for power in LEANING:
+            scored.better(replace(start, full_steps=spread(len(start.full_steps), steps, power)))
+    if not _opened(scored, families) and families and propose:
+        _follow(scored, propose)
     if varied:
-        _vary(scored, coordinates)
+        _vary(scored, coordinates, correctable)
     moved = True
     while moved and not enough() and not scored.spent:
         moved = _move(scored, steps)
@@ -180,9 +199,28 @@ def search(
     return scored.found()
 
 
-def _vary(scored: Scored, coordinates: Callable[[Candidate], Sequence[str]]) -> None:
+def _follow(scored: Scored, propose: Callable[[Tried], Candidate | None], most: int | None = None) -> None:
+    """Try what is proposed, to the end or so many times."""
+    while most != 0 and not scored.spent and (candidate := propose(tuple(scored.seen.items()))):
+        scored.better(candidate)
+        most = None if most is None else most - 1
+
+
+def _opened(scored: Scored, families: Sequence[Sequence[Candidate]]) -> bool:
+    """Whether one of the families holds the best candidate so far; all of that one is tried then."""
+    for family in families:
+        scored.better(family[0])
+    for family in families:
+        if scored.best in family:
+            for candidate in family[1:]:
+                scored.better(candidate)
+            return True
+    return False
+
+
+def _vary(scored: Scored, coordinates: Callable[[Candidate], Sequence[str]], correctable: bool) -> None:
     best = scored.found().best
-    for line in forecasts(best, coordinates(best)):
+    for line in forecasts(best, coordinates(best), correctable):
         now = scored.found().best  # what earlier lines gained is kept
         scored.follow(replace(now, **change) for change in line)
 

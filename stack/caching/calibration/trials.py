@@ -15,6 +15,7 @@ from ...measure.metrics import psnr
 from ...models.sampler import error_weights, sampler_steps
 from ...passes.cache import Cache
 from ..forecast import COORDINATES
+from ..policy import SPANS
 from .clean_trials import CleanRecorder, CleanRehearsal
 from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels
 from .search import WHOLE, Candidate
@@ -56,6 +57,12 @@ class Trials:
         self.sigmas = stack.sigmas
         self.shared = Rehearsals(plain)
         self._best = float("-inf")
+
+    @property
+    def correctable(self) -> bool:
+        """Whether full steps could put right what this cache's forecasts leave, and do not without being asked."""
+        facts, p = self.stack.plan.facts_after, self.cache.policy
+        return p.correctable and p.site in SPANS and not facts.sampler and facts.latent[0] == facts.latent[1]
 
     def run(self, in_place: Any, prompts: Sequence[str] = (), seed: int | None = None) -> torch.Tensor:
         """Pictures (B, 3, H, W) or videos (B, F, 3, H, W) in [0, 1] with this pass in the cache's place.

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
 from ...entrance import DenoiserCall, Entrance
@@ -14,6 +13,7 @@ from ...install import Installer
 from ...models.wiring import Wiring
 from ..controller import CacheController, Cell, mean_ratio
 from ..gates import SumGate
+from ..latent import returned_as
 
 Run = Callable[[DenoiserCall], Any]
 
@@ -86,8 +86,3 @@ def _moved(cell: Cell, latent: torch.Tensor) -> float | None:
     """How far the latent has come in one step, relative to the output of the last full step."""
     kept = cell.kept
     return mean_ratio(latent - kept[BEFORE], kept[OUT]) if OUT in kept else None
-
-
-def returned_as(call: DenoiserCall, sample: torch.Tensor) -> Any:
-    """A sample as the denoiser would return it."""
-    return Transformer2DModelOutput(sample=sample) if call.given.get("return_dict", True) else (sample,)

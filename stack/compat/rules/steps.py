@@ -76,25 +76,26 @@ CALIBRATED_FOR_OTHER_STEPS = Rule(
 )
 SAMPLER_NOT_PLAIN = Rule(
     "sampler-not-plain",
-    "a forecast of the clean sample behind another sampler",
-    "The predictor-corrector needs the sampler's steps as numbers, x' = a x + b m. A sampler with noise of its own, "
-    "with memory or with clipping has none.",
+    "a corrector, or a forecast of the clean sample, behind another sampler",
+    "Both need the sampler's steps as numbers, x' = a x + b m. A sampler with noise of its own, with memory or with "
+    "clipping has none.",
     (
         Evidence(
             "its corrector counts on a step being exact: 5.4 dB over a searched second-order control rest on that",
             "[benchmarks](benchmarks.md#shapes-flux), at 12 full steps",
         ),
     ),
-    "Refused by the sampler's name; every other cache runs behind any sampler.",
+    'A cache of hidden states runs without its corrector, site "clean" is refused; both by the sampler\'s name.',
     "plan",
     ("distill", "cache"),
 )
 LEARNED_VARIANCE = Rule(
     "learned-variance",
     "a denoiser that returns more than the latent",
-    "Around the whole denoiser what is cached is added to the latent: as many numbers have to come out as go in.",
+    "Around the whole denoiser what is cached is added to the latent, and a corrector reads it off the output: as many "
+    "numbers have to come out as go in.",
     (Evidence("a DiT with a learned variance returns 8 channels for 4", "DiT-XL/2's configuration"),),
-    "Refused, with a site that does not mind.",
+    "Refused, with a site that does not mind; a corrector is left out.",
     "plan",
     ("cache",),
 )

@@ -1,0 +1,95 @@
+"""Full steps put right what the forecasts before them left: a corrector, as multistep solvers have one.
+
+Every output m of a denoiser stands for an estimate of the clean sample, x0 = c x + d m. On a full step that estimate is
+known at both ends of the cached steps just behind. They are then taken again in thought, with estimates on the straight
+line between the ends instead of what was forecast; by how much that would have moved the latent x is added to the full
+step's output. Solvers call it a corrector (UniPC, Zhao et al. 2023, arXiv:2302.04867). It needs no call of the model,
+only a running sum of the estimates that were used, and asks nothing of what was forecast: a hidden state, the outputs
+of modules, or the estimate itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..entrance import DenoiserCall, Entrance
+from ..install import Installer
+from ..models.sampler import AffineStep
+from .controller import CacheController, Cell
+from .latent import clean_of, like, returned_as
+
+Run = Callable[[DenoiserCall], Any]
+
+USED, LAST = "corrector/used", "corrector/last"  # the running sum since the last full step, and its own estimate
+
+
+class Corrector:
+    """Stands between the denoiser's caller and the site of a cache.
+
+    Whole batches under a schedule only. Guidance branches each correct themselves: whatever affine combination of
+    branches the pipeline makes of the outputs, it makes of their corrections too.
+
+    Args:
+        steps: the sampler's steps of the current request.
+    """
+
+    def __init__(self, controller: CacheController, steps: Callable[[], list[AffineStep]]):
+        self.controller, self.steps = controller, steps
+        self._segment: dict[str, list[tuple[int, float]]] = {}  # cached steps since the last full one, by branch
+        self._full: dict[str, float] = {}  # coordinate of that one
+
+    def install(self, entrance: Entrance, install: Installer) -> None:
+        """Stand before what stands before the denoiser so far."""
+        install.wrap_call(entrance, "run", lambda inner: lambda call: self._visit(call, inner))
+
+    def _visit(self, call: DenoiserCall, run: Run) -> Any:
+        result = run(call)
+        now, (cell,) = self.controller.now, self.controller.cells
+        step, x, out = self.steps()[now.step], call.latent.float(), result[0].float()
+        clean = clean_of(step, x, out)
+        if cell.run:
+            self._note(cell, step, clean)
+            return result
+        moved = self._missed(cell, clean)
+        cell.kept[LAST], self._full[now.branch] = clean, self.controller.x
+        if moved is None:
+            return result
+        # The sampler starts its step from x, not from x + moved: the output makes up for both.
+        out = out + (step.keeps / step.b) * like(moved, x)
+        return returned_as(call, out.to(result[0].dtype))
+
+    def _note(self, cell: Cell, step: AffineStep, clean: torch.Tensor) -> None:
+        """A forecast was used."""
+        sum_so_far = cell.kept.get(USED)
+        added = step.adds * clean
+        cell.kept[USED] = added if sum_so_far is None else step.keeps * sum_so_far + added
+        now = self.controller.now
+        self._segment.setdefault(now.branch, []).append((now.step, self.controller.x))
+
+    def _missed(self, cell: Cell, clean: torch.Tensor) -> torch.Tensor | None:
+        """How far the cached steps just behind should have taken x elsewhere, (B, N, C); None where there were none."""
+        branch = self.controller.now.branch
+        used, segment = cell.kept.pop(USED, None), self._segment.pop(branch, [])
+        if used is None:
+            return None
+        early, late = between(self.steps(), segment, self._full[branch], self.controller.x)
+        return early * cell.kept[LAST] + late * clean - used
+
+
+def between(steps: list[AffineStep], segment: list[tuple[int, float]], start: float, end: float) -> tuple[float, float]:
+    """Weights of the estimates at both ends of a run of cached steps in the x behind it, going straight between them.
+
+    Args:
+        segment: (step, coordinate) of each cached step, in order.
+        start, end: coordinates of the full steps before and behind.
+    """
+    early = late = 0.0
+    for number, at in segment:
+        share = (at - start) / (end - start)
+        step = steps[number]
+        early = step.keeps * early + step.adds * (1 - share)
+        late = step.keeps * late + step.adds * share
+    return early, late

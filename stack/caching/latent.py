@@ -1,0 +1,31 @@
+"""The latent that a denoiser is given and what it returns, as tokens, as estimates, and as a call's result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+from ..entrance import DenoiserCall
+from ..models.sampler import AffineStep
+
+
+def tokens_of(latent: torch.Tensor) -> torch.Tensor:
+    """(B, N, C) as it is; (B, C, ...) as tokens (B, N, C)."""
+    return latent if latent.ndim == 3 else latent.flatten(2).mT
+
+
+def like(tokens: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    """The inverse of `tokens_of`."""
+    return tokens if latent.ndim == 3 else tokens.mT.reshape(latent.shape)
+
+
+def clean_of(step: AffineStep, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The estimate of the clean sample (B, N, C) that an output at x stands for: x0 = c x + d m."""
+    return tokens_of(step.c * x + step.d * out)
+
+
+def returned_as(call: DenoiserCall, sample: torch.Tensor) -> Any:
+    """A sample as the denoiser would return it."""
+    return Transformer2DModelOutput(sample=sample) if call.given.get("return_dict", True) else (sample,)
