@@ -73,6 +73,14 @@ def test_what_is_held_was_known(method: str, make: Any) -> None:
     assert (known.bases > 0) == method.startswith("svd")
 
 
+@pytest.mark.parametrize("method", ["svd", "taylorseer", "toca"])
+def test_what_a_corrector_holds_was_known(method: str) -> None:
+    most, known = peak(flux(), method, **options_of(method), corrected=True)
+    without, _ = peak(flux(), method, **options_of(method))
+    assert most - without == 2 * 64 * 12 * 4  # two latents in fp32
+    assert known.features * 0.98 <= most <= 1.02 * known.features + known.bases
+
+
 @pytest.mark.parametrize("method", ["svd", "taylorseer", "reuse", "freqca", "predictor-corrector"])
 def test_what_is_held_for_the_sake_of_noise_was_known(method: str) -> None:
     make = (lambda: tiny().transformer) if method == "predictor-corrector" else flux

@@ -105,7 +105,7 @@ class Rehearsals:
 
 @dataclass(frozen=True)
 class Rehearsal(StandIn):
-    """A trial of a candidate, in the cache's place. Its pictures are those of `cache`, bit for bit.
+    """A trial of a candidate, in the cache's place. Its pictures are those of `cache`, bit for bit at site "output".
 
     Attributes:
         cache: the cache with the candidate's choices; a span of blocks under a schedule.

@@ -1,14 +1,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.caching.calibration.search import GAINS, WHOLE, Candidate, Scored, neighbours, search, spread
+from stack.caching.calibration.search import (
+    DENSE,
+    EARLY,
+    GAINS,
+    WHOLE,
+    Candidate,
+    Scored,
+    dense_end,
+    neighbours,
+    openings,
+    search,
+    spread,
+)
 
 STEPS = 30
 ALL_GAINS = [WHOLE, *(gains for line in GAINS for gains in line)]
@@ -83,3 +95,47 @@ def test_no_trial_starts_when_the_time_is_over() -> None:
     left = iter([True] * 4 + [False] * 1000)
     found = search(Scored(lambda c: 0.0, 100, lambda: next(left)), Candidate(spread(6, STEPS, 1.0)), STEPS)
     assert 2 <= len(found.trials) <= 5
+
+
+def test_the_better_family_is_opened_and_proposals_wait() -> None:
+    """After a glimpse at proposals one of each family, then the rest of the best; or else more proposals."""
+    start = Candidate(spread(5, STEPS, 1.0))
+    families = openings(replace(start, corrected=True), STEPS)
+    proposals = [replace(start, full_steps=(0, 5, 10, 15, k)) for k in range(20, 26)]
+
+    def propose(tried: Sequence[tuple[Candidate, float]]) -> Candidate | None:
+        seen = {candidate for candidate, _ in tried}
+        return next((p for p in proposals if p not in seen), None)
+
+    def asked(score: Callable[[Candidate], float]) -> list[Candidate]:
+        scored = Scored(score, 500)
+        search(scored, start, STEPS, propose, enough=lambda: True, varied=False, families=families)
+        return list(scored.seen)
+
+    dense = asked(lambda c: float(c.corrected) * sum(c.full_steps))
+    assert dense == [start, *proposals[:2], families[0][0], families[1][0], *families[0][1:]]
+    early = asked(lambda c: -float(c.corrected) * sum(c.full_steps) + 1000 * c.corrected)
+    assert early == [start, *proposals[:2], families[0][0], families[1][0], *families[1][1:]]
+    assert asked(lambda c: -float(c.corrected)) == [
+        start,
+        *proposals[:2],
+        families[0][0],
+        families[1][0],
+        *proposals[2:],
+    ]
+
+
+def test_openings_are_of_one_size_and_lean_to_either_end() -> None:
+    dense, early = openings(Candidate(spread(6, 50, 1.0), corrected=True), 50)
+    assert [c.full_steps for c in dense] == [dense_end(6, 50, power) for power in DENSE]
+    assert [c.full_steps for c in early] == [spread(6, 50, power) for power in EARLY]
+    assert all(len(c.full_steps) == 6 and c.corrected for c in (*dense, *early))
+    assert min(sum(c.full_steps) for c in dense) > sum(spread(6, 50, 1.0)) > max(sum(c.full_steps) for c in early)
+
+
+def test_correction_is_tried_on_the_best_where_it_can_be() -> None:
+    start = Candidate(spread(5, STEPS, 1.0))
+    for correctable in (False, True):
+        scored = Scored(lambda c: float(c.corrected), 30)
+        found = search(scored, start, STEPS, lambda _: None, correctable=correctable)
+        assert found.best.corrected is correctable

@@ -1,0 +1,121 @@
+"""The corrector behind caches of the model's insides: what it adds is what retaken steps would have come to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
+
+from stack import Stack, StackError
+from stack.models.sampler import AffineStep, affine_steps
+from stack.passes.cache import Cache
+from stack.plan import make_plan
+
+from ..conftest import PROMPT, picture, tiny_pipe
+from ..models import test_dit
+from ..test_plan import FACTS
+
+STEPS = 14
+FULL = (0, 1, 6, 10)
+SCHEDULED = ["svd", "reuse", "svd-blocks", "taylorseer", "fora", "pab", "freqca", "toca", "duca"]
+
+
+def latents(run: Any, **options: Any) -> list[torch.Tensor]:
+    """The latent (1, N, C) behind every step of a FLUX pipeline; the noise first."""
+    seen: list[torch.Tensor] = []
+
+    def note(pipe: Any, step: int, t: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        seen.append(state["latents"].clone())
+        return {}
+
+    generator = torch.Generator().manual_seed(3)
+    given = {"num_inference_steps": STEPS, "output_type": "latent", "generator": generator}
+    run(PROMPT, callback_on_step_end=note, **given, **options)
+    return seen
+
+
+def estimate(step: AffineStep, x: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """The clean sample that a step from x to `after` was made with."""
+    return (after - step.keeps * x) / step.adds
+
+
+@pytest.mark.parametrize("method", SCHEDULED)
+def test_the_step_behind_a_full_one_is_where_retaken_steps_lead(method: str) -> None:
+    pipe = tiny_pipe()
+    options: dict[str, Any] = {"full_steps": FULL, "steps": STEPS}
+    with Stack(pipe, steps=STEPS).cache(method, **options) as plain:
+        missed = latents(plain)
+    with Stack(pipe, steps=STEPS).cache(method, corrected=True, **options) as stack:
+        righted = latents(stack)
+        steps = affine_steps(pipe.scheduler)
+        kinds = [step.kind for step in stack.report().steps]
+    end = FULL[2]
+    for step in range(end):  # up to the first full step behind a cached one nothing differs
+        assert torch.equal(missed[step], righted[step])
+    assert kinds[end] == "full" and {kinds[step] for step in range(2, end)} <= {"cached", "partial"}
+    early = estimate(steps[1], missed[0], missed[1])
+    late = estimate(steps[end], missed[end - 1], missed[end])
+    x = missed[1]
+    for step in range(2, end):
+        share = (step - 1) / (end - 1)  # evenly spaced in the schedule's unshifted time
+        x = steps[step].keeps * x + steps[step].adds * ((1 - share) * early + share * late)
+    expected = steps[end].keeps * x + steps[end].adds * late
+    torch.testing.assert_close(righted[end], expected, atol=2e-4, rtol=0)
+    assert float((righted[end] - missed[end]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("method", ["svd", "toca"])
+def test_every_step_full_changes_nothing(method: str) -> None:
+    pipe = tiny_pipe()
+    before = picture(pipe, STEPS)
+    with Stack(pipe, steps=STEPS).cache(method, interval=1, corrected=True) as stack:
+        assert torch.equal(picture(stack, STEPS), before)
+    assert torch.equal(picture(pipe, STEPS), before)
+
+
+def test_batched_equals_one_by_one_and_a_second_request_the_first() -> None:
+    prompts = [PROMPT, "a green circle"]
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd", interval=4, corrected=True)
+    together = picture(stack, STEPS, prompt=prompts)
+    for i, prompt in enumerate(prompts):
+        alone = picture(stack, STEPS, prompt=prompt, seed=1 + i)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
+    assert torch.equal(picture(stack, STEPS, prompt=prompts), together)
+
+
+def test_guidance_in_one_batch_is_corrected_too() -> None:
+    """The correction of a guided output is the guided sum of the branches' corrections."""
+    pipe = test_dit.tiny()
+    plain, righted = (Stack(pipe, steps=STEPS).cache("svd", interval=5, corrected=c) for c in (False, True))
+    with plain:
+        missed = test_dit.draw(plain)
+    with righted:
+        made = test_dit.draw(righted)
+        assert "full steps put right what forecasts left" in righted.explain()
+    assert 0 < float((made - missed).abs().max()) < 1
+
+
+def test_a_sampler_without_plain_steps_has_none_and_is_told() -> None:
+    pipe = tiny_pipe()
+    pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    stack = Stack(pipe, steps=STEPS).cache("svd", interval=4, corrected=True)
+    words = str([str(finding) for finding in stack.plan.findings])
+    assert "UniPCMultistepScheduler is no plain one-step sampler" in words and "rule sampler-not-plain" in words
+    assert not next(p for p in stack.plan.passes() if isinstance(p, Cache)).policy.corrected
+    with pytest.raises(StackError, match="no plain one-step sampler"):
+        _ = Stack(pipe, steps=STEPS, strict=True).cache("svd", interval=4, corrected=True).plan
+
+
+def test_more_channels_out_than_in_have_none_either() -> None:
+    plan = make_plan(replace(FACTS, latent=(4, 8)), [Cache("svd", corrected=True)])
+    assert not plan.passes()[0].policy.corrected
+    assert "expected as many numbers out as in, got 8 for 4" in str([str(finding) for finding in plan.findings])
+
+
+@pytest.mark.parametrize("options", [{"method": "first-block"}, {"method": "easycache"}, {"method": "fastcache"}])
+def test_where_samples_are_decided_one_by_one_it_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(StackError, match="needs a schedule that holds for the whole batch"):
+        Cache(**options, corrected=True)
