@@ -64,7 +64,8 @@ class Facts:
         grid: of the image tokens at the pipeline's default size, (rows, columns) or (frames, rows, columns); () where
             unknown. A call may have another, see `stack.models.grid.RequestGrid`.
         lists: number of blocks in each of the wiring's block lists.
-        sampler: why the pipeline's sampler is none whose steps are plain sums; "" where it is one.
+        sampler: why the pipeline's sampler is none whose steps are plain sums; "" where it is one, and for a bare
+            denoiser of a flow.
         carries: what other libraries have put on the model, see `stack.models.carried`.
         compiled: mode its blocks are compiled in; "" where they are not.
         latent: numbers per image token in the denoiser's input and in its output; 0 where unknown.

@@ -50,10 +50,16 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
         latent=_latent(config),
-        sampler="" if pipe is None else why_not_plain(pipe.scheduler),
+        sampler=_why_not_plain(wiring, pipe),
         origin=_origin(denoiser, pipe),
         carries=carried_by(denoiser),
     )
+
+
+def _why_not_plain(wiring: Wiring, pipe: Any | None) -> str:
+    if pipe is not None:
+        return why_not_plain(pipe.scheduler)
+    return "" if wiring.flow else f"a bare {wiring.family} denoiser does not tell its sampler: expected its pipeline"
 
 
 def _origin(denoiser: Any, pipe: Any | None) -> str:

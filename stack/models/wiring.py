@@ -76,6 +76,7 @@ class Wiring:
         along: arguments with an entry per token, such as masks and rotary tables.
         same_input: shell wildcards, list by list, of the linears of a block that read the very same tensor.
         only: what the configuration has to say of these entries for the wiring to be true.
+        flow: whether its output is a velocity, noise - x0, whatever the sampler: what a bare denoiser is taken for.
         halves: whether a pipeline runs both guidance branches in one call, each in one half of the batch.
         timestep_scale: the denoiser's `timestep` argument divided by this is sigma.
     """
@@ -100,6 +101,7 @@ class Wiring:
     along: Mapping[str, Along] = field(default_factory=dict)
     same_input: tuple[tuple[str, ...], ...] = ()
     only: Mapping[str, Any] = field(default_factory=dict)
+    flow: bool = True
     halves: bool = False
     timestep_scale: float = 1.0
 
@@ -242,6 +244,7 @@ DIT = Wiring(
             CachedModule("ff", "mlp", norms=("norm3",), values="attn1.to_v"),
         )
     },
+    flow=False,
     halves=True,
     modulation=_dit_modulation,
     head=_dit_head,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..caching.adapting import always_running
+from ..caching.adapting import always_running, can_correct
 from ..caching.bases import load_bases
 from ..caching.calibration.search import Candidate
 from ..caching.cap import check_cap, offload, size_words
@@ -228,8 +228,7 @@ _SITE_WORDS = {
 
 def _clean_is_known(target: Target) -> bool:
     """Whether the clean sample can be read off the denoiser's output."""
-    into, out = target.now.latent
-    return target.pipe is not None and not target.now.sampler and into == out
+    return target.pipe is not None and can_correct(target.now)
 
 
 def _around(p: Policy) -> str:

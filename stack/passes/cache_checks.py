@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from ..caching.adapting import always_running, angle, for_few_steps, for_noise
+from ..caching.adapting import always_running, angle, can_correct, for_few_steps, for_noise
 from ..caching.calibration.conditions import DECISIVE, MINOR, differences
 from ..caching.clashes import clashes
 from ..caching.fastcache import planning as fastcache
@@ -67,8 +67,8 @@ def _impossible(cache: Cache, facts: Facts) -> list[Finding]:
 
 def _uncorrectable(cache: Cache, facts: Facts) -> Finding | None:
     """A corrector where the clean sample cannot be read off the denoiser's output."""
-    p, (into, out) = cache.policy, facts.latent
-    if not p.corrected or (into == out and not facts.sampler):
+    (into, out) = facts.latent
+    if not cache.policy.corrected or can_correct(facts):
         return None
     plain, repair = cache.changed(corrected=False), "full steps correct nothing; calibrate again"
     if facts.sampler:

@@ -109,6 +109,20 @@ def test_a_sampler_without_plain_steps_has_none_and_is_told() -> None:
         _ = Stack(pipe, steps=STEPS, strict=True).cache("svd", interval=4, corrected=True).plan
 
 
+@pytest.mark.parametrize(("pipeline", "sampler"), [(True, ""), (False, ""), (True, "noise on every step")])
+def test_few_steps_are_corrected_behind_a_sampler_that_is_known(pipeline: bool, sampler: str) -> None:
+    facts = replace(FACTS, steps=8, pipeline=pipeline, sampler=sampler)
+    (cache,) = make_plan(facts, [Cache("svd")]).passes()
+    assert cache.policy.front > 0 and cache.policy.corrected == (pipeline and not sampler)
+
+
+def test_a_bare_denoiser_that_is_no_flow_is_not_taken_for_one() -> None:
+    stack = Stack(test_dit.tiny().transformer, steps=STEPS).cache("svd", corrected=True)
+    assert not stack.plan.passes()[0].policy.corrected
+    with pytest.raises(StackError, match="a bare dit denoiser does not tell its sampler"):
+        _ = Stack(test_dit.tiny().transformer, steps=STEPS).cache("predictor-corrector").plan
+
+
 def test_more_channels_out_than_in_have_none_either() -> None:
     plan = make_plan(replace(FACTS, latent=(4, 8)), [Cache("svd", corrected=True)])
     assert not plan.passes()[0].policy.corrected

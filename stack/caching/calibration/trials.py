@@ -14,6 +14,7 @@ from ...errors import StackError
 from ...measure.metrics import psnr
 from ...models.sampler import error_weights, sampler_steps
 from ...passes.cache import Cache
+from ..adapting import can_correct
 from ..forecast import COORDINATES
 from ..policy import SPANS
 from .clean_trials import CleanRecorder, CleanRehearsal
@@ -60,9 +61,9 @@ class Trials:
 
     @property
     def correctable(self) -> bool:
-        """Whether full steps could put right what this cache's forecasts leave, and do not without being asked."""
+        """Whether full steps could put right what this cache's forecasts leave."""
         facts, p = self.stack.plan.facts_after, self.cache.policy
-        return p.correctable and p.site in SPANS and not facts.sampler and facts.latent[0] == facts.latent[1]
+        return p.correctable and p.site in SPANS and can_correct(facts)
 
     def run(self, in_place: Any, prompts: Sequence[str] = (), seed: int | None = None) -> torch.Tensor:
         """Pictures (B, 3, H, W) or videos (B, F, 3, H, W) in [0, 1] with this pass in the cache's place.
