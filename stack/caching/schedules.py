@@ -69,6 +69,36 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class Leaning:
+    """As many full steps as another schedule has, dense near the data: where a flow's schedule takes its largest steps.
+
+    Attributes:
+        even: the schedule that tells how many.
+        power: of `dense_end`.
+    """
+
+    even: Schedule
+    power: float
+
+    def __post_init__(self) -> None:
+        if self.power <= 0:
+            raise StackError(f"lean must be above 0, got {self.power}: 1 is even, 2 is dense near the data")
+
+    def full_steps(self, steps: int) -> frozenset[int]:
+        """Step 0, and the others at times (1 - k / count) ** power."""
+        return frozenset(dense_end(len(self.even.full_steps(steps)), steps, self.power))
+
+
+def dense_end(count: int, steps: int, power: float) -> tuple[int, ...]:
+    """`count` full steps from 0 at times (1 - k / count) ** power: the larger the power, the denser near the data."""
+    places = [0]
+    for k in range(1, count):
+        ideal = round(steps * (1 - (1 - k / count) ** power))
+        places.append(min(max(ideal, places[-1] + 1), steps - count + k))
+    return tuple(places)
+
+
+@dataclass(frozen=True)
 class Aligned:
     """A schedule moved so that steps are full where the way of computing them changes, as many as before.
 

@@ -139,7 +139,8 @@ class Cache:
         if p.gate:
             return f"steps decided by a {p.gate} gate, threshold {p.threshold:g}: saving depends on the picture"
         full = self.schedule_for(facts.steps).full_steps(facts.steps)
-        kind = "calibrated" if p.full_steps and facts.steps == p.steps else f"every {p.interval} steps"
+        kind = "dense near the data" if p.lean else f"every {p.interval} steps"
+        kind = "calibrated" if p.full_steps and facts.steps == p.steps else kind
         if p.full_steps and facts.steps != p.steps:
             kind = f"carried from the {p.steps} steps it was calibrated for"
         most = most_saved(len(full), facts.steps, always_running(p, facts))

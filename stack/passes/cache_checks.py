@@ -123,7 +123,8 @@ def _elsewhere(cache: Cache, facts: Facts) -> Finding | None:
         return Finding(stage, f"0 of {facts.steps} steps would be cached", "interval 1", note=True)
     if p.full_steps and (changed := differences(p.calibrated_for, facts, DECISIVE)):
         what = f"the schedule was calibrated for another stack: {'; '.join(changed)}"
-        repair = f"{len(full)} evenly spread full steps, the cache's own forecast; calibrate again"
+        where = "full steps dense near the data" if p.lean else "evenly spread full steps"
+        repair = f"{len(full)} {where}, the cache's own forecast; calibrate again"
         even = same_share(Mask(p.full_steps, p.steps), facts.steps)
         plain = cache.uncalibrated(interval=even.interval, warmup=even.warmup)
         return Finding.of(CALIBRATED_ELSEWHERE, stage, what, repair=repair, replacement=plain)
@@ -145,7 +146,7 @@ def _elsewhere(cache: Cache, facts: Facts) -> Finding | None:
 def _aligned(cache: Cache, facts: Facts) -> Finding | None:
     """An even schedule that forecasts across a change in how steps are computed."""
     p = cache.policy
-    even = not (p.gate or p.full_steps or p.switches) and p.site != "fastcache"
+    even = not (p.gate or p.full_steps or p.switches or p.lean) and p.site != "fastcache"
     if not facts.switches or not even or facts.steps < FEWEST_STEPS:
         return None
     moved = cache.changed(switches=facts.switches)

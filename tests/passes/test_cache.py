@@ -34,6 +34,13 @@ def test_a_calibrated_mask_is_obeyed_and_ordered() -> None:
     assert kinds(stack) == "fccfcccfcccccc"
 
 
+def test_a_schedule_can_lean_to_the_data() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("toca", interval=4, warmup=2, lean=2.0)
+    assert "dense near the data" in stack.explain()
+    picture(stack, STEPS)
+    assert kinds(stack) == "fppppfpppfppff"
+
+
 def test_no_block_runs_on_a_cached_step() -> None:
     pipe = tiny_pipe()
     ran: list[int] = []

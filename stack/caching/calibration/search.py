@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..schedules import dense_end
+
 Gain = tuple[float, float]
 PUBLISHED, WHOLE = (1.0, 0.0), (1.0, 1.0)
 # (principal, residual), line by line: from the whole feature towards the published split, and towards reuse.
@@ -108,15 +110,6 @@ def spread(count: int, steps: int, power: float) -> tuple[int, ...]:
     for x in ideal:
         places.append(min(max(round(x), places[-1] + 1 if places else 0), steps - 1))
     return tuple(dict.fromkeys(places))
-
-
-def dense_end(count: int, steps: int, power: float) -> tuple[int, ...]:
-    """`count` full steps from 0 at times (1 - k / count) ** power: the larger the power, the denser near the data."""
-    places = [0]
-    for k in range(1, count):
-        ideal = round(steps * (1 - (1 - k / count) ** power))
-        places.append(min(max(ideal, places[-1] + 1), steps - count + k))
-    return tuple(places)
 
 
 def neighbours(full: tuple[int, ...], steps: int, moves: tuple[int, ...] = MOVES) -> Iterator[tuple[int, ...]]:
