@@ -22,9 +22,11 @@ from .record import Record, finished, merge
 from .rivals import cache_dit_rows, diffusers_rows, mag_ratios
 from .rows import FASTCACHE_FACTORS, OURS, Row, control_steps, controls, fewer, preset, scheduled
 from .screening import best_settings, gate_rows, refused, stand_ins
+from .targets import in_time_of, slow_rivals
 
 Wanted = Callable[[str], bool]
 SEARCHED = 0.36  # of the base's steps: controls with more are not searched, they are far from any cache's time
+KEPT = 0.95  # of the speedup that full steps alone would allow is what our cached ones leave
 MEAN, COUNTED = 0.45, 2.0  # what a request costs on average as a share of the base's, and counting on top of it
 
 
@@ -44,12 +46,16 @@ def assemble(bench: Bench, record: Record, wanted: Wanted) -> list[Row]:
 
 
 def ours(bench: Bench, record: Record, wanted: Wanted) -> Iterator[Row]:
-    """Our two caches, calibrated at every count."""
+    """Our two caches, calibrated at every count; the default also in the time of slow rivals, once measured."""
     for method, full in product(OURS, bench.counts):
         family = f"{method} calibrated"
         if wanted(f"{family}, {full}"):
             options = calibrated(bench, record, full, method)
             yield preset(bench, f"{family}, {full}", method, "ours", family, **options)
+    for rival in slow_rivals(record.rows, bench.counts, bench.steps).values():
+        if wanted(in_time_of(rival)):
+            options = calibrated(bench, record, int(KEPT * bench.steps / rival["speedup"]), "svd")
+            yield preset(bench, in_time_of(rival), "svd", "ours", "svd calibrated", **options)
 
 
 def fastcache_rows(bench: Bench, wanted: Wanted) -> Iterator[Row]:

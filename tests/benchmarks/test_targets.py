@@ -8,9 +8,11 @@ from cachebench.plot import draw, labelled, short
 from cachebench.targets import (
     calibrated_targets,
     controls_lost_to,
+    in_time_of,
     over_controls,
     published_targets,
     rivals_of,
+    slow_rivals,
 )
 
 
@@ -64,6 +66,20 @@ def test_targets_of_a_calibrated_row() -> None:
     assert values["dB over fewer steps, second order, in its own time"] == pytest.approx(5.0)
     assert [t.met for t in targets.values()] == [False, True, True, False]
     assert all(name.startswith("svd calibrated, 9") for name in targets)
+
+
+def test_a_slow_rival_with_as_many_full_steps_is_met_in_its_own_time() -> None:
+    slow, quick = line("cache-dit, 12 (best of 9)", "cache-dit", 1.5, 52.0, full=12), line("b", "diffusers", 4.0, 40.0)
+    assert slow_rivals([slow, quick], (12, 9), 50) == {12: slow}  # 1.5 of 4.2 times; 4.0 of 5.6
+    name = in_time_of(slow)
+    assert name == "svd calibrated, in the time of cache-dit, 12"
+
+    def met(speedup: float) -> list[tuple[float, bool]]:
+        rows = over_controls([line(name, "ours", speedup, 57.0), slow, quick])
+        return [(t.value, t.met) for t in calibrated_targets(rows, (12, 9), 50)]
+
+    assert met(1.52) == [(5.0, True)]
+    assert met(1.4) == []  # it takes longer: nothing is shown
 
 
 def test_published_claims() -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ...builder import Stack
 
 DISAGREE_DB = 3.0  # more than this between calibration and held-out prompts means the search has fitted its prompts
+FEW = 8  # trials: a search that time ends before them has hardly left its openings
 MOVING = 0.6  # share of the time for the search after which no new round of moves begins: gains per segment follow
 
 
@@ -40,6 +41,8 @@ class Calibration:
         remembered: share of the trials' full steps that an earlier trial had computed.
         compared: candidates between which the held-out prompts decided as well, because they disagreed with the best of
             the search; `held_out_psnr_db` is then that of the same prompts with other seeds. 0 if they agreed.
+        hurried: whether time ended the search of a schedule before it had made a handful of trials, as a busy machine
+            or long requests make it.
     """
 
     cache: Cache
@@ -52,6 +55,7 @@ class Calibration:
     seconds: float
     remembered: float = 0.0
     compared: int = 0
+    hurried: bool = False
 
     @property
     def full_steps(self) -> tuple[int, ...]:
@@ -66,6 +70,8 @@ class Calibration:
     def __str__(self) -> str:
         again = f"; chosen again among {self.compared}, as held-out prompts disagreed" if self.compared else ""
         doubt = "" if self.generalises else "; WARNING: held-out prompts disagree, give it more prompts"
+        if self.hurried:
+            doubt += f"; WARNING: time for {self.trials} trials only, give it more seconds or a quieter machine"
         return (
             f"{self.full:.3g} of {self.steps} steps full{self._chosen()}; {self.psnr_db:.1f} dB on its prompts, "
             f"{self.held_out_psnr_db:.1f} dB held out, {self.start_psnr_db:.1f} dB at the start; "
@@ -160,6 +166,7 @@ def calibrate(
         psnr_db=choice.psnr,
         held_out_psnr_db=held,
         compared=choice.compared,
+        hurried=choice.hurried,
         start_psnr_db=choice.start_psnr,
         trials=choice.trials,
         seconds=budget.spent,
@@ -170,7 +177,7 @@ def calibrate(
 @dataclass(frozen=True)
 class _Choice:
     """What a search came to: the cache, its full steps and PSNR, the start's PSNR, how many trials it took and, of a
-    schedule, which; and how many candidates were compared again on held-out prompts."""
+    schedule, which; how many candidates were compared again on held-out prompts; and whether time cut it short."""
 
     cache: Cache
     full: float
@@ -179,6 +186,7 @@ class _Choice:
     trials: int
     tried: Tried = ()
     compared: int = 0
+    hurried: bool = False
 
 
 def _checked(choice: _Choice, trials: Trials, prompts: Sequence[str], least: float) -> tuple[_Choice, float]:
@@ -209,7 +217,8 @@ def _by_threshold(trials: Trials, goal: Goal, budget: Budget, bar: BestSoFar) ->
 def _by_schedule(run: _Run, goal: Goal) -> _Choice:
     found, start = run.reach(goal)
     best = run.trials.calibrated(found.best)
-    return _Choice(best, len(best.full_steps), found.score, start, run.asked, found.trials)
+    hurried = run.asked < min(FEW, run.budget.trials) and not run.budget.left()
+    return _Choice(best, len(best.full_steps), found.score, start, run.asked, found.trials, hurried=hurried)
 
 
 class _Run:

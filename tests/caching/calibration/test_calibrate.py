@@ -46,6 +46,15 @@ def test_calibration_beats_the_uniform_start_and_stays_in_the_stack() -> None:
     assert torch.equal(picture(pipe, STEPS), before)
 
 
+def test_a_search_that_time_cuts_short_says_so() -> None:
+    stack, held = Stack(tiny_pipe(), steps=STEPS).cache("svd", interval=4, warmup=2), OTHERS[1:]
+    short = stack.calibrate([PROMPT, OTHERS[0]], held, full_steps=4, trials=20, budget=0.01, progress=False)
+    assert short.hurried and short.trials < 8
+    assert f"time for {short.trials} trials only, give it more seconds" in str(short)
+    asked = stack.calibrate([PROMPT, OTHERS[0]], held, full_steps=4, trials=3, progress=False)
+    assert asked.trials == 3 and not asked.hurried and "quieter" not in str(asked)  # as many as were asked for
+
+
 @pytest.mark.parametrize(
     ("prompts", "held_out", "full", "words"),
     [
