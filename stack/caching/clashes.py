@@ -19,10 +19,10 @@ from ..compat.rules.rounded_caches import (
     NARROW_GAPS,
 )
 from ..compat.rules.sparse import ATTENTION_CACHED_AND_SPARSE, SPARSE_UNDER_CACHE
-from ..compat.rules.steps import DISTILLED_TRAJECTORY
+from ..compat.rules.steps import DISTILLED_TRAJECTORY, EVEN_STEPS, FEWEST_STEPS, MOST_EVEN
 from ..facts import Facts
 from ..passes.base import Finding
-from .adapting import angle
+from .adapting import angle, can_correct
 from .calibration.conditions import DECISIVE, MINOR, differences
 from .policy import Policy
 
@@ -36,7 +36,7 @@ def clashes(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     found = [*_compiler(p, facts, stage), *_fitted(p, facts, stage), *_attention(p, facts, stage)]
     if p.calibrated_for and not differences(p.calibrated_for, facts, (*DECISIVE, *MINOR)):
         return found  # finished pictures of this very stack have decided
-    found += [*_gate(p, facts, stage), *_forecast(p, facts, stage)]
+    found += [*_gate(p, facts, stage), *_forecast(p, facts, stage), *_even(p, facts, stage)]
     if facts.attention_density < 1:
         what = f"full steps attend to {facts.attention_density:.0%}, and cached steps carry their error on"
         found.append(Finding.of(SPARSE_UNDER_CACHE, stage, what, note=True))
@@ -107,6 +107,17 @@ def _forecast(p: Policy, facts: Facts, stage: str) -> list[Finding]:
         what = f"order {order} on {facts.activation_bits}-bit activations"
         found.append(Finding.of(HIGH_ORDER, stage, what, note=True))
     return found
+
+
+def _even(p: Policy, facts: Facts, stage: str) -> list[Finding]:
+    """Few full steps where published settings have them, though a corrector and a better place are to be had."""
+    if p.full_steps or p.lean or not (p.correctable and can_correct(facts)) or facts.steps < FEWEST_STEPS:
+        return []
+    full = len(p.schedule(facts.steps).full_steps(facts.steps))
+    if full > MOST_EVEN * facts.steps:
+        return []
+    what = f"{full} of {facts.steps} steps full and evenly spread: compare with {full} plain steps, calibrate()"
+    return [Finding.of(EVEN_STEPS, stage, f"{what}, or on a flow model lean=2.0, corrected=True", note=True)]
 
 
 def noise_gain(full_steps: Collection[int], steps: int) -> float:

@@ -59,6 +59,7 @@ PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
     "distilled-trajectory": ([SIXTEEN, Cache("svd")], {}),
     "calibrated-elsewhere": ([CALIBRATED], LARGE),
     "calibrated-for-other-steps": ([CALIBRATED], {"steps": 28}),
+    "even-steps": ([Cache("svd")], {}),
     "sampler-not-plain": ([Cache("predictor-corrector")], {"sampler": "noise is added on every step"}),
     "learned-variance": ([Cache("easycache")], {"latent": (12, 24)}),
     "sparse-does-not-pay": ([SparseAttention(0.5)], {"image_tokens": 256}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from .occurring import OCCURRING
 from .planned import CALIBRATED, EIGHT, PLANNED, SPARSE, told
 
 PAGE = Path(__file__).parents[2] / "docs" / "composability.md"
-CAUSED_BY_THE_PASS = {"missing-scheduler", "another-model", "mix-made-elsewhere", "fewer-tokens"}
+CAUSED_BY_THE_PASS = {"missing-scheduler", "another-model", "mix-made-elsewhere", "fewer-tokens", "even-steps"}
 COUNTED = {"masked-attention"}  # a count by reason, where the rule's name has to do
 
 
@@ -103,14 +104,36 @@ def test_narrow_gaps_are_said_above_the_threshold_only() -> None:
     wide = Cache("svd", interval=5, warmup=1)
     assert noise_gain(Interval(5, 1).full_steps(50), 50) < RULES["narrow-gaps"].parameters["largest_noise_gain"]
     names = [f.rule for f in make_plan(FACTS, [Quantize(), wide]).findings]
-    assert names == ["noise-in-differences"]
+    assert names == ["noise-in-differences", "even-steps"]
     for options, rules in ({"basis": "newton"}, []), ({}, ["noise-in-differences"]):
         plan = make_plan(FACTS, [Quantize(), Cache("taylorseer", noise=((1.0, 0.01),), **options)])
-        assert [f.rule for f in plan.findings] == rules, "the floor is known; Taylor's differences are not its own"
-    assert not make_plan(FACTS, [Quantize("nf4"), Cache("taylorseer")]).findings, "weights alone"
+        assert [f.rule for f in plan.findings] == [*rules, "even-steps"], (
+            "the floor is known; Taylor's differences are not its own"
+        )
+    weights_alone = make_plan(FACTS, [Quantize("nf4"), Cache("taylorseer")])
+    assert [f.rule for f in weights_alone.findings] == ["even-steps"]
     rounded = Quantize().facts_after(FACTS)
     own = Cache("taylorseer", full_steps=(0, 1, 9), steps=50, calibrated_for=conditions(rounded))
     assert not make_plan(FACTS, [Quantize(), own]).findings, "finished pictures have decided"
+
+
+@pytest.mark.parametrize(
+    ("cache", "changes", "said"),
+    [
+        (Cache("taylorseer"), {}, True),  # 9 of 50
+        (Cache("taylorseer", interval=4), {}, True),  # 15
+        (Cache("taylorseer", interval=3), {}, False),  # 19
+        (Cache("svd", lean=2.0), {}, False),
+        (Cache("first-block"), {}, False),  # a gate
+        (Cache("fastcache"), {}, False),
+        (Cache("svd"), {"sampler": "noise is added on every step"}, False),  # no corrector to be had
+        (Cache("svd"), {"latent": (12, 24)}, False),
+    ],
+)
+def test_few_full_steps_evenly_spread_are_said(cache: Cache, changes: dict[str, Any], said: bool) -> None:
+    plan = make_plan(replace(FACTS, **changes), [cache])
+    assert ("even-steps" in [f.rule for f in plan.findings]) is said
+    assert plan.passes() == (cache,)
 
 
 @pytest.mark.parametrize(("steps", "repaired"), [(16, False), (17, True)])

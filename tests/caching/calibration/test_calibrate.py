@@ -191,7 +191,8 @@ def test_a_calibration_holds_for_the_stack_it_was_made_on() -> None:
 
     tokens = tuple(entry.replace("image_tokens=64", "image_tokens=256") for entry in cache.policy.calibrated_for)
     elsewhere = Stack(pipe, steps=STEPS).add(cache.changed(calibrated_for=tokens))
-    (finding,) = elsewhere.plan.findings
+    finding, even = elsewhere.plan.findings
+    assert even.rule == "even-steps"
     assert "calibrated for another stack: image_tokens 256, now 64" in finding.what
     assert "calibrate again" in finding.repair
     (planned,) = elsewhere.plan.passes()
