@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from stack.measure.record import machine, versions
+from stack.measure.table import console
+
+WIDE = 200  # columns of a table that goes to a file: no figure is cut
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else "-" if v is None else str(v) for v in row.values()))
-    Console().print(table)
+    console(piped=WIDE).print(table)
 
 
 def tell_targets(targets: Sequence[Target]) -> None:

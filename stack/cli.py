@@ -28,7 +28,6 @@ INTERRUPTED, MISUSED = 130, 2
 DEFAULT_RECIPE, DEFAULT_MODEL = "balanced", "shapes-flux"
 DEFAULT_PROMPT = "a red ring left of a blue star"
 FRAME_MS = 125  # how long a frame of a video is shown
-PIPED_WIDTH = 120  # columns of a table that goes to a file
 
 app = typer.Typer(
     help="Composable acceleration for diffusion transformers.", pretty_exceptions_enable=False,
@@ -67,13 +66,13 @@ def compare(
     chosen = _recipes(recipes or [DEFAULT_RECIPE])
     from .measure.compare import compare as run_compare
     from .measure.files import save_outcome
-    from .measure.table import print_table
+    from .measure.table import console, print_table
 
     pipe = _pipeline(model, device)
     with _progress() as tell:
         outcome = run_compare(pipe, chosen, model, prompts, steps, seed, compile_base, tell)
     written = save_outcome(outcome, out, json)
-    print_table(outcome.record, _console())
+    print_table(outcome.record, console())
     typer.echo(f"written: {', '.join(str(path) for path in written)}")
     if outcome.record["partial"]:
         done = sum(row["prompts_done"] for row in outcome.record["rows"] if not row["same_as"])
@@ -178,6 +177,7 @@ def adapters(
 
     from .distill.find import cards_in, shipped_folder
     from .distill.listing import COLUMNS, row
+    from .measure.table import console
 
     cards = cards_in(folder or shipped_folder())
     table = Table(box=None, pad_edge=False)
@@ -185,7 +185,7 @@ def adapters(
         table.add_column(name, overflow="fold", no_wrap=name == COLUMNS[0])
     for card in cards:
         table.add_row(*row(card))
-    _console().print(table)
+    console().print(table)
     typer.echo(
         f"{len(cards)} adapters, {sum(card.verified for card in cards)} verified; the others hold recalled facts"
     )
@@ -308,10 +308,6 @@ def _save(drawn: Any, path: Path) -> None:
 def _list(lines: Any) -> None:
     for name, text in lines:
         typer.echo(f"{name}: {text}")
-
-
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 
 
 @contextmanager
