@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from stack.measure.console import console
 from stack.measure.record import machine, versions
-from stack.measure.table import console
 
 WIDE = 200  # columns of a table that goes to a file: no figure is cut
 

@@ -5,8 +5,26 @@ fast = Stack(pipe).quantize("int8").sparse_attn(keep=0.5).cache("svd")
 image = fast("a red ring left of a blue star").images[0]
 """
 
-from .builder import Stack as Stack
-from .errors import StackError as StackError
-from .report import Report as Report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .builder import Stack as Stack
+    from .errors import StackError as StackError
+    from .report import Report as Report
 
 __version__ = "0.1.0"
+
+# Loaded when asked for: diffusers takes seconds, and half of the command line needs none of it.
+_HOMES = {"Stack": "builder", "StackError": "errors", "Report": "report"}
+__all__ = ["Report", "Stack", "StackError"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -65,8 +65,9 @@ def compare(
     _at_least("steps", steps, 2)
     chosen = _recipes(recipes or [DEFAULT_RECIPE])
     from .measure.compare import compare as run_compare
+    from .measure.console import console
     from .measure.files import save_outcome
-    from .measure.table import console, print_table
+    from .measure.table import print_table
 
     pipe = _pipeline(model, device)
     with _progress() as tell:
@@ -177,7 +178,7 @@ def adapters(
 
     from .distill.find import cards_in, shipped_folder
     from .distill.listing import COLUMNS, row
-    from .measure.table import console
+    from .measure.console import console
 
     cards = cards_in(folder or shipped_folder())
     table = Table(box=None, pad_edge=False)

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+
+import pytest
+
+import stack
+from stack.builder import Stack
+from stack.errors import StackError
+from stack.report import Report
 
 ROOT = Path(__file__).parents[1]
 
@@ -14,3 +23,22 @@ def test_every_package_is_listed_and_every_folder_of_code_is_one() -> None:
     code = {file.parent for file in (ROOT / "stack").rglob("*.py")}
     assert {".".join(folder.relative_to(ROOT).parts) for folder in code} == {*settings["packages"]} - elsewhere
     assert all((folder / "__init__.py").is_file() for folder in code)
+
+
+def imported_by(code: str) -> set[str]:
+    """Which of the slow libraries a new interpreter has after running this."""
+    told = f"{code}\nimport sys\nprint(*({{'torch', 'diffusers', 'transformers'}} & {{*sys.modules}}))"
+    return {*subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True).stdout.split()}
+
+
+def test_help_and_the_list_of_adapters_wait_for_no_library() -> None:
+    assert imported_by("import stack.cli") == set()
+    assert imported_by("from stack.distill.find import cards_in, shipped_folder; cards_in(shipped_folder())") == set()
+    assert "diffusers" in imported_by("from stack import Stack"), "the check can fail"
+
+
+def test_names_of_the_package_are_found_when_asked_for() -> None:
+    assert (stack.Stack, stack.Report, stack.StackError) == (Stack, Report, StackError)
+    assert {*stack.__all__} <= {*dir(stack)}
+    with pytest.raises(AttributeError, match="'stack' has no attribute 'Stacks'"):
+        _ = stack.Stacks

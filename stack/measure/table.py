@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,11 +17,6 @@ _LOOK = {"base": "bold", "alone": "", "left out": "dim", "all": "bold green", "c
 # What a narrow terminal goes without.
 _WIDE_ONLY, WIDE = ("by work", "SSIM", "cache"), 104
 HEADINGS = ("stack", "time", "speedup", "by work", "PSNR", "SSIM", "accuracy", "full steps", "cache")
-
-
-def console(piped: int = 120) -> Console:
-    """A console as wide as its terminal, or with `piped` columns where its output goes to a file."""
-    return Console() if sys.stdout.isatty() else Console(width=piped)
 
 
 def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
