@@ -63,7 +63,7 @@ def tell_targets(targets: Sequence[Target]) -> None:
     """Print each target as met or missed."""
     for t in targets:
         mark = "met   " if t.met else "MISSED"
-        Console().print(f"{mark} {t.name}: {t.value:.3g} (target {t.op} {t.target:g})", highlight=False)
+        console(piped=WIDE).print(f"{mark} {t.name}: {t.value:.3g} (target {t.op} {t.target:g})", highlight=False)
 
 
 def finish(rows: Sequence[Mapping[str, Any]], targets: Sequence[Target], device: str, out: Path | None) -> None:
