@@ -20,7 +20,7 @@ from .measuring import count, line_of
 from .prepare import calibrated, fitted_maps, gate_options, or_empty, searched
 from .record import Record, finished, merge
 from .rivals import cache_dit_rows, diffusers_rows, mag_ratios
-from .rows import FASTCACHE_FACTORS, OURS, Row, control_steps, controls, fewer, preset, scheduled
+from .rows import FASTCACHE_FACTORS, OURS, Row, control_steps, controls, fewer, preset, rounding, scheduled
 from .screening import best_settings, gate_rows, refused, stand_ins
 from .targets import in_time_of, slow_rivals
 
@@ -41,7 +41,8 @@ def assemble(bench: Bench, record: Record, wanted: Wanted) -> list[Row]:
     _tell_time(bench, record, candidates, wanted)
     rows = list(ours(bench, record, wanted))
     rows += list(scheduled(bench, wanted)) + list(fastcache_rows(bench, wanted))
-    rows += list(controls(bench, wanted)) + list(searched_controls(bench, record, wanted))
+    rows += list(rounding(bench, wanted)) + list(controls(bench, wanted))
+    rows += list(searched_controls(bench, record, wanted))
     return rows + screen(bench, record, candidates)
 
 

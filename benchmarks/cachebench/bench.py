@@ -47,9 +47,9 @@ class Bench:
     def __post_init__(self) -> None:
         self.pipe = self.load()
 
-    def load(self) -> Any:
-        """A pipeline of its own."""
-        return load_pipeline(str(self.weights) if self.weights else self.model)
+    def load(self, dtype: torch.dtype | None = None) -> Any:
+        """A pipeline of its own, in the machine's fastest dtype or another."""
+        return load_pipeline(str(self.weights) if self.weights else self.model, dtype)
 
     @property
     def texts(self) -> list[str]:

@@ -16,6 +16,7 @@ from stack.measure.timing import timed
 from .bench import Bench, pictures
 from .rows import Row
 from .state import Leftover
+from .targets import CACHES
 
 FULL, CACHED = 0.98, 0.1  # work of a call as a share of the base's: above, a full step; below, a cached one
 # What libraries raise at a model or a setting that they do not support.
@@ -120,7 +121,7 @@ def line_of(measured: Measured, base: Measured, bench: Bench, figures: Callable[
         "full": full_steps(measured.calls, max(base.calls), bench.steps),
         "pattern": marks(measured.calls, max(base.calls)),
         "work": work,
-        "MB": measured.state / 1e6 if row.group not in ("base", "euler", "second order", "searched") else None,
+        "MB": measured.state / 1e6 if row.group in CACHES else None,
         "calls": len(measured.calls),
         "tflops": measured.flops / 1e12,
         "base_gflops_per_call": per_call / 1e9,

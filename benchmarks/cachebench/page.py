@@ -16,6 +16,7 @@ TITLES = {
     "euler": "Control: fewer steps, own scheduler",
     "second order": "Control: fewer steps, second order",
     "searched": "Control: fewer steps, second order, searched",
+    "rounding": "The base in another precision: PSNR above this tells rounding, not quality",
 }
 HEAD = ("row", "speedup", "s", "work", "full", "PSNR", "SSIM", "accuracy", "MB", "overhead ms/step", "over controls")
 
@@ -64,7 +65,7 @@ def page(record: Mapping[str, Any], picture: str, fid: Mapping[str, Any] | None 
         f"{lost} of {known} caches lose to fewer steps in their own time.",
         f"![speedup against PSNR]({picture})",
     ]
-    for group in (*CACHES, "euler", "second order", "searched"):
+    for group in (*CACHES, "euler", "second order", "searched", "rounding"):
         own = [line for line in ran if line["group"] == group]
         if own:
             parts += [f"## {TITLES[group]}", table(HEAD, [cells(line) for line in own])]

@@ -45,7 +45,7 @@ def draw(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     axes.plot(*zip(*corners, strict=True), color=INK, alpha=0.25, linewidth=5, zorder=1, label="Pareto front")
     seen = [
         p for groups in CONTROLS.values() for p in curve(lines, groups) if p[0] <= max(speed for speed, _ in corners)
-    ]
+    ] + [(1.0, line["psnr"]) for line in measured(lines) if line["group"] == "rounding"]
     _frame(axes, [(line["speedup"], min(line["psnr"], ceiling)) for line in caches] + seen, title)
     figure.canvas.draw()
     _label(axes, caches, {*front}, ceiling)
@@ -61,6 +61,9 @@ def _controls(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
             axes.plot(
                 *zip(*points, strict=True), color=FAINT, linestyle=STYLES[name], linewidth=1.2, label=label, zorder=2
             )
+    for line in measured(lines):
+        if line["group"] == "rounding":
+            axes.axhline(line["psnr"], color=FAINT, linestyle=":", linewidth=1.2, label="rounding: the base in fp32")
 
 
 def _frame(axes: Any, points: Sequence[tuple[float, float]], title: str) -> None:

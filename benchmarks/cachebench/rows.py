@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from stack import Stack
@@ -17,6 +18,7 @@ from .bench import Bench, Run, interval_for
 
 CONTROL_SHARES = (0.12, 0.14, 0.16, 0.18, 0.2, 0.22, 0.24, 0.28, 0.34, 0.4, 0.5, 0.64, 0.8)
 OURS = ("svd", "predictor-corrector")  # measured calibrated as well
+FP32 = "base in fp32"
 FASTCACHE_FACTORS = (0.5, 1.0, 2.0, 4.0)  # of the preset's threshold
 
 
@@ -33,7 +35,7 @@ class Row:
     """One way to generate.
 
     Attributes:
-        group: "base", "ours", "preset", "cache-dit", "diffusers", "euler", "second order" or "searched".
+        group: "base", "ours", "preset", "cache-dit", "diffusers", "euler", "second order", "searched" or "rounding".
         family: what it is a setting of.
         settings: everything its figures depend on, for the record.
         using: a context in which the row generates.
@@ -100,6 +102,18 @@ def fewer(bench: Bench, steps: int, group: str, times: Sequence[float] = ()) -> 
             pipe.scheduler = own
 
     return Row(name, group, group, {"steps": steps, "times": list(times)}, using)
+
+
+def rounding(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:
+    """The base in fp32: what rounding does to its pictures, and so the PSNR above which rows cannot be told apart."""
+
+    @contextmanager
+    def using() -> Iterator[Live]:
+        own = bench.load(torch.float32)
+        yield Live(own, own.transformer)
+
+    if wanted(FP32) and bench.pipe.transformer.dtype != torch.float32:
+        yield Row(FP32, "rounding", FP32, {"dtype": "float32"}, using)
 
 
 def scheduled(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:

@@ -96,13 +96,15 @@ def test_published_claims() -> None:
 
 
 def test_the_page_tells_what_lost_and_what_does_not_run() -> None:
-    rows = [*over_controls([line("svd", "preset", 5.0, 40.0), *CONTROLS]), {"row": "x", "note": "not supported"}]
+    known = [line("svd", "preset", 5.0, 40.0), line("base in fp32", "rounding", 0.5, 54.9), *CONTROLS]
+    rows = [*over_controls(known), {"row": "x", "note": "not supported"}]
     record = {
         "protocol": {"model": "m", "steps": 50, "prompts": ["a", "b"]}, "machine": {"device": "cpu", "threads": 2},
         "rows": rows, "targets": [{"name": "t", "value": 0.5, "op": ">=", "target": 1.0, "met": False}],
     }  # fmt: skip
     text = page(record, "x.png", {"rows": [{"row": "svd", "samples": 9, "same": 1.5, "drawn": 2.0}]})
     assert cells(rows[0])[-1] == "-1.0 loses" and cells(rows[0])[1] == "5.00x"
+    assert rows[1]["over controls"] is None and "PSNR above this tells rounding" in text and "| 54.9 |" in text
     assert "1 of 1 caches lose" in text and "- x: not supported" in text
     assert "| t | 0.5 | >= 1 | **missed** |" in text and "| svd | 9 | 1.500 | 2.000 |" in text
     assert table(("a", "b"), [["1", "2"]]) == "| a | b |\n| --- | --: |\n| 1 | 2 |"
