@@ -14,7 +14,7 @@ from stack import Stack
 from stack.caching.policy import PRESETS
 from stack.measure.multistep import multistep_of
 
-from .bench import Bench, Run, interval_for
+from .bench import WARMUP, Bench, Run, interval_for
 
 CONTROL_SHARES = (0.12, 0.14, 0.16, 0.18, 0.2, 0.22, 0.24, 0.28, 0.34, 0.4, 0.5, 0.64, 0.8)
 OURS = ("svd", "predictor-corrector")  # measured calibrated as well
@@ -125,7 +125,12 @@ def scheduled(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:
             yield preset(bench, name, name)
         for full in bench.counts:
             if wanted(f"{name}, {full}"):
-                yield preset(bench, f"{name}, {full}", name, interval=interval_for(full, bench.steps), warmup=3)
+                yield preset(bench, f"{name}, {full}", name, interval=interval_for(full, bench.steps), warmup=WARMUP)
+    # What the plan advises where nobody calibrates (rule even-steps).
+    for full in bench.counts:
+        if wanted(f"svd corrected, {full}"):
+            options = {"interval": interval_for(full, bench.steps), "warmup": WARMUP, "lean": 2.0, "corrected": True}
+            yield preset(bench, f"svd corrected, {full}", "svd", family="svd corrected", **options)
 
 
 def control_steps(steps: int) -> list[int]:
