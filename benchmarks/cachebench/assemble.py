@@ -17,7 +17,7 @@ from stack.measure.timing import timed
 
 from .bench import Bench, pictures
 from .measuring import count, line_of
-from .prepare import calibrated, fitted_maps, gate_options, or_empty, searched
+from .prepare import BUDGET, calibrated, fitted_maps, gate_options, or_empty, searched
 from .record import Record, finished, merge
 from .rivals import cache_dit_rows, diffusers_rows, mag_ratios
 from .rows import FASTCACHE_FACTORS, OURS, Row, control_steps, controls, fewer, preset, rounding, scheduled
@@ -55,8 +55,12 @@ def ours(bench: Bench, record: Record, wanted: Wanted) -> Iterator[Row]:
             yield preset(bench, f"{family}, {full}", method, "ours", family, **options)
     for rival in slow_rivals(record.rows, bench.counts, bench.steps).values():
         if wanted(in_time_of(rival)):
-            options = calibrated(bench, record, int(KEPT * bench.steps / rival["speedup"]), "svd")
+            options = calibrated(bench, record, _full_in_time_of(bench, rival), "svd")
             yield preset(bench, in_time_of(rival), "svd", "ours", "svd calibrated", **options)
+
+
+def _full_in_time_of(bench: Bench, rival: dict[str, Any]) -> int:
+    return int(KEPT * bench.steps / rival["speedup"])
 
 
 def fastcache_rows(bench: Bench, wanted: Wanted) -> Iterator[Row]:
@@ -123,14 +127,17 @@ def _tell_time(bench: Bench, record: Record, candidates: list[Row], wanted: Want
     pictures(bench.pipe, bench.texts[0], 2, 0)
     step = timed(lambda: pictures(bench.pipe, bench.texts[0], 4, 0), bench.pipe.device)[1] / 4
     batch = 3 * bench.trials * step
-    prepare = sum(n * batch for m, n in product(OURS, bench.counts) if wanted(f"{m} calibrated, {n}"))
+    calibrations = [f"{m} calibrated, {n}" for m, n in product(OURS, bench.counts) if wanted(f"{m} calibrated, {n}")]
+    theirs = [r for r in slow_rivals(record.rows, bench.counts, bench.steps).values() if wanted(in_time_of(r))]
+    calibrations += [f"svd calibrated, {_full_in_time_of(bench, rival)}" for rival in theirs]
+    prepare = BUDGET * sum(name not in record.prepared for name in calibrations)
     walked = [n for n in control_steps(bench.steps) if n <= SEARCHED * bench.steps and wanted(f"{n} steps, searched")]
     prepare += sum(n * batch for n in walked if f"control, {n}" not in record.prepared)
     left = sum(not finished(record.screening, row.name, row.settings, 0) for row in candidates)
     families = len({row.family for row in candidates})
     known = len(list(scheduled(bench, wanted))) + len(list(controls(bench, wanted))) + len(walked)
-    rows = known + families * len(bench.counts)
-    done = sum(line.get("rounds", 0) >= bench.rounds for line in record.rows)
+    rows = known + len(calibrations) + families * len(bench.counts)
+    done = sum(line.get("rounds", 0) >= bench.rounds and wanted(line["row"]) for line in record.rows)
     request = MEAN * step * bench.steps
     screening, timing = left * request * COUNTED, max(1, rows - done) * request * (bench.rounds + COUNTED)
     parts = {"calibration and search": prepare, f"screening {left} settings": screening, f"{rows} rows": timing}
