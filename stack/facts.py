@@ -66,6 +66,7 @@ class Facts:
         lists: number of blocks in each of the wiring's block lists.
         sampler: why the pipeline's sampler is none whose steps are plain sums; "" where it is one, and for a bare
             denoiser of a flow.
+        flow: whether the denoiser's output is a velocity, noise - x0.
         carries: what other libraries have put on the model, see `stack.models.carried`.
         compiled: mode its blocks are compiled in; "" where they are not.
         latent: numbers per image token in the denoiser's input and in its output; 0 where unknown.
@@ -96,6 +97,7 @@ class Facts:
     lists: tuple[int, ...] = ()
     latent: tuple[int, int] = (0, 0)
     sampler: str = ""
+    flow: bool = True
     carries: tuple[str, ...] = ()
     compiled: str = ""
 

@@ -110,14 +110,15 @@ def _forecast(p: Policy, facts: Facts, stage: str) -> list[Finding]:
 
 
 def _even(p: Policy, facts: Facts, stage: str) -> list[Finding]:
-    """Few full steps where published settings have them, though a corrector and a better place are to be had."""
-    if p.full_steps or p.lean or not (p.correctable and can_correct(facts)) or facts.steps < FEWEST_STEPS:
+    """Few full steps of a flow where published settings have them, though there are better places, and a corrector."""
+    possible = facts.flow and p.correctable and can_correct(facts) and facts.steps >= FEWEST_STEPS
+    if p.full_steps or p.lean or not possible:
         return []
     full = len(p.schedule(facts.steps).full_steps(facts.steps))
     if full > MOST_EVEN * facts.steps:
         return []
-    what = f"{full} of {facts.steps} steps full and evenly spread: compare with {full} plain steps, calibrate()"
-    return [Finding.of(EVEN_STEPS, stage, f"{what}, or on a flow model lean=2.0, corrected=True", note=True)]
+    what = f"{full} of {facts.steps} steps full, evenly spread: try lean=2.0, corrected=True, or calibrate()"
+    return [Finding.of(EVEN_STEPS, stage, what, note=True)]
 
 
 def noise_gain(full_steps: Collection[int], steps: int) -> float:

@@ -51,6 +51,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
         latent=_latent(config),
         sampler=_why_not_plain(wiring, pipe),
+        flow=wiring.flow,
         origin=_origin(denoiser, pipe),
         carries=carried_by(denoiser),
     )

@@ -125,9 +125,10 @@ def test_narrow_gaps_are_said_above_the_threshold_only() -> None:
         (Cache("taylorseer", interval=3), {}, False),  # 19
         (Cache("svd", lean=2.0), {}, False),
         (Cache("first-block"), {}, False),  # a gate
-        (Cache("fastcache"), {}, False),
+        (Cache("fastcache-merge"), {}, False),
         (Cache("svd"), {"sampler": "noise is added on every step"}, False),  # no corrector to be had
         (Cache("svd"), {"latent": (12, 24)}, False),
+        (Cache("svd"), {"flow": False}, False),
     ],
 )
 def test_few_full_steps_evenly_spread_are_said(cache: Cache, changes: dict[str, Any], said: bool) -> None:
