@@ -29,7 +29,7 @@ from cachebench.record import Record
 from cachebench.rows import OURS, Row, fewer, preset
 from cachebench.samples import Samples, distances, merged
 from cachebench.screening import best_settings
-from common import show
+from common import numbers, show
 from rich.console import Console
 from rich.progress import Progress
 
@@ -116,7 +116,7 @@ def main(
 ) -> None:
     """Sample, measure, print the table, write docs/benchmarks/fid-MODEL.json."""
     try:
-        at = tuple(int(n) for n in counts.split(","))
+        at = numbers(counts)
         bench, wanted = Bench(model, steps, at, prompts, prompts, 500, trials, weights), matcher(rows or ())
         record = Record.open(docs / f"caches-{model}.json", bench.protocol())
         protocol = {**bench.protocol(), "batch": batch, **({"attention": "head by head"} if by_head else {})}

@@ -28,7 +28,7 @@ from cachebench.quality import judge_of
 from cachebench.record import Record, finished, merge
 from cachebench.rows import Row, fewer
 from cachebench.targets import calibrated_targets, over_controls, published_targets
-from common import show, tell_targets
+from common import numbers, show, tell_targets
 from rich.console import Console
 from rich.progress import Progress
 
@@ -108,7 +108,7 @@ def main(
 ) -> None:
     """Prepare, screen, measure; print the table and the targets; write record, plot and page."""
     try:
-        at = tuple(int(n) for n in counts.split(","))
+        at = numbers(counts)
         bench = Bench(model, steps, at, prompts, max(rounds, prompts), 500, trials, weights)
         record = Record.open(out / f"caches-{model}.json", bench.protocol(), fresh)
         try:

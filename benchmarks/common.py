@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -47,6 +48,20 @@ def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: 
             if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
     return {name: median(values) for name, values in seconds.items()}
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1, as an option gives them: "12,10,9".
+
+    Raises:
+        BadParameter: it holds anything else; a command line shows it without a traceback.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise typer.BadParameter(
+            f"expected whole numbers of at least 1 with commas between, such as 12,10,9; got {text!r}"
+        )
+    return tuple(map(int, parts))
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from common import Target, finish, interleaved, show
+from common import Target, finish, interleaved, numbers, show
 from PIL import Image
 from rich.progress import track
 
@@ -169,7 +169,7 @@ def main(
     known, reader = reference(model), load_reader(model)
     pipe = load(model, best_dtype(torch.device("cpu")))
     scenes = held_out_scenes(8 if quick else prompts, known.sample)
-    rows = rows_of(pipe, model, tuple(int(n) for n in counts.split(",")))
+    rows = rows_of(pipe, model, numbers(counts))
     made = {row.name: quality(row, scenes, known) for row in rows}
     took = seconds(rows, known.example, 2 if quick else rounds)
     lines = []

@@ -19,7 +19,7 @@ from cachebench.bench import Bench
 from cachebench.measuring import Measured, count, in_turn, line_of
 from cachebench.rows import Row, fewer, preset
 from cachebench.targets import published_targets
-from common import Target, finish, show
+from common import Target, finish, numbers, show
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
@@ -98,9 +98,10 @@ def main(
     found: list[dict[str, Any]] = []
     targets: list[Target] = []
     try:
+        widths = numbers(heads)
         bench = Bench(model, steps, (), prompts, max(rounds, prompts), 500, 0)
         try:
-            for number in map(int, heads.split(",")):
+            for number in widths:
                 lines = lines_at(bench, number)
                 show(f"{model} with {number} heads, random weights", [{k: line[k] for k in SHOWN} for line in lines])
                 found, targets = found + lines, targets + targets_at(lines, number, steps)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Loaded when asked for: diffusers takes seconds, and half of the command line needs none of it.
+# Loaded when asked for: diffusers takes seconds, and --help, adapters and rules need none of it.
 _HOMES = {"Stack": "builder", "StackError": "errors", "Report": "report"}
 __all__ = ["Report", "Stack", "StackError"]
 

@@ -26,7 +26,7 @@ from .targets import in_time_of, slow_rivals
 
 Wanted = Callable[[str], bool]
 SEARCHED = 0.36  # of the base's steps: controls with more are not searched, they are far from any cache's time
-KEPT = 0.95  # of the speedup that full steps alone would allow is what our cached ones leave
+KEPT = 0.95  # of the speedup that full steps alone would allow: what is asked of ours; measured 0.91 to 0.97 on flows
 MEAN, COUNTED = 0.45, 2.0  # what a request costs on average as a share of the base's, and counting on top of it
 
 
