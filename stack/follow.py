@@ -13,7 +13,7 @@ from diffusers.models.cache_utils import CacheMixin
 from .arguments import Arguments
 from .compat.content import version_of
 from .entrance import DenoiserCall
-from .install import Installer
+from .install import BEHIND_HOOK, Installer
 from .models.schedule import source_of, timetable_of
 from .passes.base import Target
 
@@ -22,7 +22,9 @@ NEAR = 0.01  # a host-side timestep further than this from the scheduler's sigma
 
 def follow(target: Target, install: Installer) -> None:
     """Let every call of the denoiser advance the clock, open a journal entry, and close it again."""
-    install.wrap_call(target.denoiser, "forward", lambda inner: _forward(target, inner))
+    # Behind an offloading hook of accelerate: before it weights and arguments are still on the host.
+    place = BEHIND_HOOK if "_hf_hook" in vars(target.denoiser) else "forward"
+    install.wrap_call(target.denoiser, place, lambda inner: _forward(target, inner))
     if isinstance(target.denoiser, CacheMixin):  # a pipeline names its guidance branches only on such a model
         install.wrap_call(target.denoiser, "cache_context", lambda inner: _context(target, inner))
 

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+# Where accelerate keeps a module's own forward while an offloading hook stands before it.
+BEHIND_HOOK = "_old_forward"
+HOOK_PLACES = ("forward", BEHIND_HOOK)
+
 
 class Installer:
     """Changes to one model, taken back in reverse order by `rollback()`.
@@ -33,8 +37,21 @@ class Installer:
         """Let `owner.name(...)` go through `wrapper(inner)`, on this instance only."""
         own = vars(owner)
         had, before = name in own, own.get(name)
-        setattr(owner, name, wrapper(getattr(owner, name)))
-        self._undo.append(lambda: setattr(owner, name, before) if had else delattr(owner, name))
+        inner = getattr(owner, name)
+        mine = wrapper(inner)
+        setattr(owner, name, mine)
+
+        def undo() -> None:
+            # accelerate's hooks move what they find at `forward` to `_old_forward`, and back when they are removed.
+            moved = next((place for place in HOOK_PLACES if place != name and own.get(place) is mine), "")
+            if name in HOOK_PLACES and moved:
+                setattr(owner, moved, inner)
+            elif had:
+                setattr(owner, name, before)
+            else:
+                delattr(owner, name)
+
+        self._undo.append(undo)
 
     def set_processor(self, attention: Any, processor: Any) -> None:
         """Exchange a diffusers attention processor."""

@@ -16,11 +16,11 @@ class Conditions:
 
     Attributes:
         passes: how often passes were put on or taken off: quantization, adapters, sparse attention.
-        weights: 64 bits of the content of all parameters and buffers.
+        weights: how often parameters and buffers have been seen to change.
         adapters: scales and switches of peft's adapters, which are no tensors.
         attention: who computes attention, with its settings.
         precision: what autocast computes in; "" where it is off.
-        conditioning: 64 bits of the content of the prompt, the guidance and the positions.
+        conditioning: content of the prompt, the guidance and the positions, see `stack.compat.content.Content`.
         caller: thread and asyncio task. Two loops over one model may be told apart by nothing else.
     """
 
@@ -29,7 +29,7 @@ class Conditions:
     adapters: Hashable = ()
     attention: Hashable = ()
     precision: str = ""
-    conditioning: int = 0
+    conditioning: Hashable = ()
     caller: Hashable = ()
 
 

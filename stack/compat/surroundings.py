@@ -14,7 +14,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from .content import WeightsWatch, fingerprint, version_of
+from .content import Content, WeightsWatch, version_of
 from .stamp import Conditions
 
 PLAIN = (str, int, float, bool, type(None))
@@ -99,20 +99,20 @@ class Conditioning:
 
     def __init__(self, names: tuple[str, ...]):
         self._names = names
-        self._known: dict[str, tuple[list[tuple[weakref.ref[torch.Tensor], int]], int]] = {}
+        self._known: dict[str, tuple[list[tuple[weakref.ref[torch.Tensor], int]], Content]] = {}
 
-    def __call__(self, branch: str, given: Mapping[str, Any]) -> int:
-        """Fingerprint of a call's constant arguments, its plain settings included."""
+    def __call__(self, branch: str, given: Mapping[str, Any]) -> Hashable:
+        """Shapes and content of a call's constant arguments, and its plain settings."""
         tensors = [x for name in self._names if isinstance(x := given.get(name), torch.Tensor)]
-        seen, content = self._known.get(branch, ([], 0))
+        seen, content = self._known.get(branch, ([], None))
         same = len(seen) == len(tensors) and all(
             ref() is x and version == version_of(x) for (ref, version), x in zip(seen, tensors, strict=True)
         )
-        if not same:
-            content = hash((fingerprint(tensors), *(tuple(x.shape) for x in tensors)))
+        if content is None or not same:
+            content = Content(tensors)
             self._known[branch] = [(weakref.ref(x), version_of(x)) for x in tensors], content
-        settings = [(name, repr(value)) for name, value in given.items() if isinstance(value, dict) and value]
-        return hash((content, *settings)) if settings else content
+        settings = tuple((name, repr(value)) for name, value in given.items() if isinstance(value, dict) and value)
+        return tuple(x.shape for x in tensors), settings, content
 
 
 def autocast() -> str:

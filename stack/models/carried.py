@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers.models.cache_utils import CacheMixin
+from torch import nn
 
 CAST = "weights cast to fp8"
 LORA = "an unmerged LoRA of peft"
@@ -29,6 +30,36 @@ def carried_by(denoiser: Any) -> tuple[str, ...]:
         COMPILED: any(module._compiled_call_impl is not None for module in modules),
     }
     return tuple(name for name, there in found.items() if there)
+
+
+def moved_by_hooks(denoiser: nn.Module) -> list[nn.Module]:
+    """Modules below the denoiser whose tensors an offloading hook exchanges while the denoiser runs.
+
+    A hook of accelerate on the denoiser itself moves it as a whole, before it runs: it is not counted.
+    """
+    hooked = [
+        m
+        for m in denoiser.modules()
+        if "group_offloading" in _hooks(m) or ("_hf_hook" in vars(m) and m is not denoiser)
+    ]
+    return list(dict.fromkeys(inner for module in hooked for inner in module.modules()))
+
+
+def execution_device(denoiser: nn.Module) -> torch.device:
+    """Where the denoiser computes: an offloading hook's device, else that of its first parameter."""
+    for module in denoiser.modules():
+        if "group_offloading" in _hooks(module):
+            return vars(module)["_diffusers_hook"].get_hook("group_offloading").group.onload_device
+        for hook in _accelerate_hooks(module):
+            if (device := vars(hook).get("execution_device")) is not None:
+                return torch.device(device)
+    return next(denoiser.parameters()).device
+
+
+def _accelerate_hooks(module: nn.Module) -> list[Any]:
+    """Hooks of accelerate on a module; several stand in a sequence."""
+    hook = vars(module).get("_hf_hook")
+    return [] if hook is None else list(vars(hook).get("hooks", (hook,)))
 
 
 def _hooks(module: Any) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 
 from ..facts import Facts, machine_of
 from ..quant.recognise import fewest_bits, quantized_by, rounded_to
-from .carried import carried_by
+from .carried import carried_by, execution_device
 from .sampler import why_not_plain
 from .wiring import Wiring
 
@@ -33,7 +33,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
     bits = torch.finfo(parameter.dtype).bits if parameter.dtype.is_floating_point else 8
     return Facts(
         family=wiring.family,
-        machine=machine_of(parameter.device),
+        machine=machine_of(execution_device(denoiser)),
         dtype=str(parameter.dtype).removeprefix("torch."),
         blocks=len(wiring.blocks(denoiser)),
         width=heads * head_dim,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from diffusers.hooks import apply_group_offloading
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stack.compat.content import WeightsWatch, fingerprint
+from stack.compat.content import Content, WeightsWatch, fingerprint, leaves
+
+from ..reads import CountReads
 
 
 @settings(deadline=None, max_examples=60)
@@ -69,23 +74,60 @@ def test_a_change_between_two_steps_of_a_request_is_seen(change: Callable[[nn.Li
     assert watch(1) != before
 
 
-def test_an_edit_that_torch_does_not_count_is_seen_by_the_next_request() -> None:
-    linear = nn.Linear(8, 8)
-    watch = WeightsWatch(linear)
-    before = watch(1)
-    linear.weight.data[0, 0] += 1
-    assert watch(1) == before
-    assert watch(2) != before
+def test_nothing_is_read_back_while_the_weights_stay() -> None:
+    watch = WeightsWatch(nn.Linear(8, 8))
+    with CountReads() as reads:
+        assert [watch(1), watch(1), watch(2)] == [0, 0, 0]
+    assert reads.count == 0
 
 
-def test_weights_that_come_back_are_the_same_again() -> None:
-    linear = nn.Linear(8, 8)
-    watch, kept = WeightsWatch(linear), {name: t.clone() for name, t in linear.state_dict().items()}
-    before = watch(1)
-    loaded(linear)
-    assert watch(2) != before
-    linear.load_state_dict(kept)
-    assert watch(3) == before
+def test_content_is_read_once_and_only_to_be_compared() -> None:
+    tensors = [torch.randn(n) for n in range(1, 40)]
+    with CountReads() as reads:
+        mine = Content(tensors)
+        assert mine == mine
+        assert reads.count == 0
+        assert mine == Content([x.clone() for x in tensors])
+        assert reads.count == 2
+        assert mine != Content(tensors[1:])
+        assert reads.count == 3
+
+
+def test_weights_of_tensor_subclasses_are_read_through_their_parts() -> None:
+    pytest.importorskip("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = nn.Sequential(nn.Linear(64, 64))
+    quantize_(model, Int8WeightOnlyConfig())
+    (weight,) = (p for p in model.parameters() if p.ndim == 2)
+    parts = list(leaves(weight))
+    assert {part.dtype for part in parts} >= {torch.int8} and len(parts) >= 2
+    before, watch = fingerprint([weight]), WeightsWatch(model)
+    assert watch(1) == 0
+    with torch.no_grad():
+        next(part for part in parts if part.dtype == torch.int8)[0, 0] += 1
+    assert fingerprint([weight]) != before
+    assert watch(1) == 1
+
+
+def group_offloaded(model: nn.Module) -> None:
+    apply_group_offloading(model, onload_device=torch.device("cpu"), offload_type="leaf_level")
+
+
+def sequentially_offloaded(model: nn.Module) -> None:
+    cpu_offload(model, execution_device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("offload", [group_offloaded, sequentially_offloaded])
+def test_tensors_that_offloading_hooks_exchange_are_no_change(offload: Callable[[nn.Module], Any]) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    offload(model)
+    watch = WeightsWatch(model)
+    for _ in range(3):
+        assert watch(1) == 0
+        model(torch.zeros(1, 8))
+    model[1] = nn.Linear(8, 4)
+    assert watch(1) == 1
 
 
 def test_a_part_of_a_tensor_is_read_wherever_it_begins() -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import CpuOffload, ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
 
 from stack import Stack, StackError
+from stack.compat.surroundings import Surroundings
 from stack.distill.side import SideLinear
-from stack.models.carried import CACHE, CAST, COMPILED, FUSED, LORA, OFFLOADED, carried_by
+from stack.models.carried import CACHE, CAST, COMPILED, FUSED, LORA, OFFLOADED, carried_by, execution_device
 
 from ..conftest import inputs, tiny_denoiser
 from ..lora import save_lora
@@ -83,3 +85,58 @@ def test_under_fused_projections_an_update_would_be_lost() -> None:
             for linear in (attention.to_q, attention.to_k, attention.to_v):
                 linear.weight.mul_(3)
         assert torch.equal(denoiser(**inputs()).sample, before)
+
+
+@pytest.mark.parametrize("in_a_sequence", [False, True])
+def test_the_device_is_that_of_the_offloading_hook(in_a_sequence: bool) -> None:
+    denoiser = tiny_denoiser()
+    assert execution_device(denoiser) == torch.device("cpu")
+    add_hook_to_module(denoiser, ModelHook())
+    add_hook_to_module(denoiser, CpuOffload(torch.device("meta")), append=in_a_sequence)
+    assert execution_device(denoiser) == torch.device("meta")
+    grouped = tiny_denoiser()
+    grouped.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    registries = [vars(m)["_diffusers_hook"] for m in grouped.modules() if "_diffusers_hook" in vars(m)]
+    for registry in registries:
+        if hook := registry.get_hook("group_offloading"):
+            hook.group.onload_device = torch.device("meta")  # stands for an accelerator
+    assert execution_device(grouped) == torch.device("meta")
+
+
+def test_a_stack_stands_behind_the_hook_of_a_whole_model_and_comes_off_wherever_that_has_gone() -> None:
+    """`enable_model_cpu_offload` takes its hooks off and puts them on again after every pipeline call."""
+    denoiser, given = tiny_denoiser(), inputs()
+    with torch.no_grad():
+        expected = denoiser(**given)[0]
+    moved: list[str] = []
+
+    class Moves(ModelHook):
+        def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+            moved.append("moved")
+            return args, kwargs
+
+    class Sees(Surroundings):
+        def begin(self, *args: Any) -> None:
+            moved.append("looked")
+            super().begin(*args)
+
+    for before, after in ((True, True), (True, False), (False, True)):
+        if before:
+            add_hook_to_module(denoiser, Moves())
+        stack = Stack(denoiser, steps=4)
+        stack._target.conditions = Sees(denoiser, (), lambda: 0)
+        stack.apply()
+        if before:
+            remove_hook_from_module(denoiser)
+        if after:
+            add_hook_to_module(denoiser, Moves())
+        moved.clear()
+        with torch.no_grad():
+            assert torch.equal(denoiser(**given)[0], expected)
+        assert moved == (["moved", "looked"] if after else ["looked"])
+        stack.undo()
+        remove_hook_from_module(denoiser)
+        moved.clear()
+        with torch.no_grad():
+            assert torch.equal(denoiser(**given)[0], expected)
+        assert moved == []

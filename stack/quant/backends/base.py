@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
 
+from ...compat.content import leaves
 from ...errors import StackError
 from ...facts import Machine
 from ..schemes import Scheme
@@ -54,23 +55,13 @@ class Backend(Protocol):
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the storages behind some tensors, each once; looks into tensor subclasses and oneDNN's layout."""
     sizes: dict[int, int] = {}
-    for leaf in (leaf for tensor in tensors for leaf in _leaves(tensor)):
+    for leaf in (leaf for tensor in tensors for leaf in leaves(tensor)):
         if leaf.layout == torch._mkldnn:  # type: ignore[attr-defined]  # torch does not declare it
             sizes[id(leaf)] = torch.ops.mkldnn._nbytes(leaf)
         else:
             storage = leaf.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
     return sum(sizes.values())
-
-
-def _leaves(tensor: Any) -> Iterator[torch.Tensor]:
-    if not isinstance(tensor, torch.Tensor):
-        return
-    if type(tensor) in (torch.Tensor, nn.Parameter) or "__tensor_flatten__" not in dir(type(tensor)):
-        yield tensor
-        return
-    for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]  # subclasses have it
-        yield from _leaves(getattr(tensor, name))
 
 
 class LibraryLinear(nn.Module):
