@@ -41,7 +41,7 @@ def _forward(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
     def called(call: DenoiserCall) -> Any:
         given = call.given
         tick = target.clock.advance(sigmas.of(given["timestep"], call.latent), tuple(call.latent.shape))
-        target.journal.begin(tick)
+        target.journal.begin(tick, call.latent.device)
         target.conditions.begin(tick.request, tick.branch, given)
         target.grid.begin(given)
         try:
@@ -79,7 +79,8 @@ class _Sigmas:
             self._version = version_of(made)
         sigmas = clock.timetable.sigmas
         if "_step_index" not in vars(scheduler):  # DDIM keeps no count of its steps
-            return float(timestep.flatten()[0]) / scale
+            index = _place(timestep, scheduler.timesteps)
+            return float(timestep.flatten()[0]) / scale if index is None else sigmas[index]
         index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index or 0
         told = sigmas[min(index, len(sigmas) - 1)]
         if timestep.device.type != "cpu":
@@ -87,6 +88,13 @@ class _Sigmas:
         # A call around the pipeline's own loop: the scheduler's index is stale, the value is not.
         value = float(timestep.flatten()[0]) / scale
         return told if abs(told - value) <= NEAR * max(value, NEAR) else value
+
+
+def _place(timestep: torch.Tensor, timesteps: torch.Tensor) -> int | None:
+    """Which of the scheduler's timesteps a call's is a view of: known without a read. None where it is none."""
+    if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
+        return None
+    return int(timestep.storage_offset() - timesteps.storage_offset())
 
 
 def _context(

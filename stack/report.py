@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from .clock import Tick
+from .readback import Stopwatch
 
 FULL, CACHED, PARTIAL = "full", "cached", "partial"
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -20,7 +21,8 @@ class StepRecord:
     Attributes:
         kind: "full", "cached" or "partial".
         error: relative error of the cache's prediction, known on full steps that end a run of cached ones.
-        seconds: wall time of the call (launch time only on an accelerator).
+        seconds: time of the call on its device, by the device's own events on an accelerator.
+        host_seconds: time that the host spent in it: the same on a CPU, launching the work on an accelerator.
     """
 
     step: int
@@ -29,6 +31,7 @@ class StepRecord:
     kind: str
     error: float | None
     seconds: float
+    host_seconds: float
 
 
 @dataclass
@@ -71,24 +74,23 @@ class Report:
 @dataclass
 class _Entry:
     tick: Tick
-    started: float
+    watch: Stopwatch
     kind: str = FULL
     error: torch.Tensor | None = None
-    seconds: float = 0.0
 
 
 @dataclass
 class Journal:
-    """Collects the steps of the current request. Errors stay tensors until the report is asked for: no host sync."""
+    """Collects the steps of the current request. Errors and times are read when the report is asked for, not before."""
 
     entries: list[_Entry] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def begin(self, tick: Tick) -> None:
-        """A call begins; a new request starts a new page."""
+    def begin(self, tick: Tick, device: torch.device = CPU) -> None:
+        """A call begins on this device; a new request starts a new page."""
         if self.entries and self.entries[-1].tick.request != tick.request:
             self.entries, self.warnings = [], []
-        self.entries.append(_Entry(tick, time.perf_counter()))
+        self.entries.append(_Entry(tick, Stopwatch(device)))
 
     def mark(self, kind: str) -> None:
         """What the current call turned out to be."""
@@ -105,7 +107,7 @@ class Journal:
 
     def end(self) -> None:
         """The current call is over."""
-        self.entries[-1].seconds = time.perf_counter() - self.entries[-1].started
+        self.entries[-1].watch.stop()
 
     def records(self) -> list[StepRecord]:
         """The request so far."""
@@ -116,7 +118,8 @@ class Journal:
                 branch=e.tick.branch,
                 kind=e.kind,
                 error=None if e.error is None else float(e.error),
-                seconds=e.seconds,
+                seconds=e.watch.seconds,
+                host_seconds=e.watch.host_seconds,
             )
             for e in self.entries
         ]

@@ -16,7 +16,7 @@ from .forecast import coordinate
 from .gates import BudgetGate, Gate
 from .placement import Place, Placement, all_on_device
 from .predictor import Predictor
-from .reach import FURTHEST, Reach, read
+from .reach import FURTHEST, Reach, Reader
 from .schedules import Schedule
 
 
@@ -90,6 +90,7 @@ class CacheController:
     rolled_back: int = 0
     refused: int = 0
     _held: dict[str, _Held] = field(default_factory=dict)
+    _reader: Reader = field(default_factory=Reader)
     _tick: Tick | None = None
 
     @property
@@ -119,6 +120,7 @@ class CacheController:
     def reset(self) -> None:
         """Forget every request."""
         self._held.clear()
+        self._reader.clear()
         self.shared.clear()
 
     def empty(self) -> None:
@@ -192,9 +194,9 @@ class CacheController:
     def drop_unsound(self) -> None:
         """Forget what the branch's last full step stored if it is no number: nothing is forecast from it.
 
-        Read back once per full step, and only when the next step asks: no other step waits for the device.
+        On an accelerator that is known when the full step has run, which may be some steps later.
         """
-        read([cell.reach for cell in self.cells])
+        self._reader.poll([cell.reach for cell in self.cells])
         unsound = [cell for cell in self.cells if not cell.reach.sound]
         if not unsound:
             return

@@ -9,6 +9,7 @@ import torch
 
 from ..entrance import DenoiserCall, Entrance
 from ..install import Installer
+from ..readback import Readback
 from ..report import FULL, Journal
 from .controller import CacheController
 from .latent import tokens_of
@@ -22,16 +23,16 @@ class OutputGuard:
     """Compares every output with the last full step's of its branch: is it finite, of like norm, and not constant?
 
     In host memory looking costs microseconds: a cached step that fails is made again in full, in the same call. On an
-    accelerator a look would wait for the device on every cached step. There the findings are kept and read with what
-    the next full step reads anyway, or by the report; forecasts that blow up are refused beforehand on any device, see
+    accelerator a look would wait for the device. There the figures come back as they are ready, and what is wrong is
+    told at a later full step or by the report; forecasts that blow up are refused beforehand, see
     `stack.caching.reach`.
     """
 
     def __init__(self, controller: CacheController, journal: Journal):
         self.controller, self.journal = controller, journal
         self.recomputed = 0
-        self._full: dict[str, tuple[int, torch.Tensor]] = {}  # of the last full step: its request, and its figures
-        self._late: list[tuple[int, int, torch.Tensor, torch.Tensor]] = []
+        self._full: dict[str, tuple[int, Readback]] = {}  # of the last full step: its request, and its figures
+        self._late: list[tuple[int, int, Readback, Readback]] = []
 
     def install(self, entrance: Entrance, install: Installer) -> None:
         """Stand before the denoiser and before the cache."""
@@ -44,7 +45,7 @@ class OutputGuard:
 
     def _visit(self, call: DenoiserCall, run: Callable[[DenoiserCall], Any]) -> Any:
         result = run(call)
-        figures = figures_of(result[0])
+        figures = Readback(figures_of(result[0]))
         now = self.controller.now
         if self.journal.entries[-1].kind == FULL:
             self.settle()
@@ -58,20 +59,24 @@ class OutputGuard:
         if result[0].device.type != "cpu":
             self._late.append((now.request, now.step, figures, full))
             return result
-        if not (wrong := fault(figures, full)):
+        if not (wrong := fault(figures.read(), full.read())):
             return result
         self.controller.empty()
         self.recomputed += 1
         self.journal.warn(f"output of cached step {now.step} was {wrong}: the step was made again in full")
         result = run(call)
-        self._full[now.branch] = now.request, figures_of(result[0])
+        self._full[now.branch] = now.request, Readback(figures_of(result[0]))
         return result
 
-    def settle(self) -> None:
-        """Read what has been put off."""
+    def settle(self, wait: bool = False) -> None:
+        """Say what is wrong with outputs whose figures have arrived, or with all of them."""
         late, self._late = self._late, []
         for request, step, figures, full in late:
-            if request == self.controller.now.request and (wrong := fault(figures, full)):
+            if request != self.controller.now.request:
+                continue
+            if not (wait or (figures.ready and full.ready)):
+                self._late.append((request, step, figures, full))
+            elif wrong := fault(figures.read(), full.read()):
                 self.journal.warn(f"output of step {step} was {wrong}")
 
 
@@ -84,9 +89,13 @@ def figures_of(output: torch.Tensor) -> torch.Tensor:
     return torch.stack([power, spread.clamp_min(0)]).sqrt()
 
 
-def fault(figures: torch.Tensor, full: torch.Tensor) -> str:
-    """What is wrong with an output, in words; "" if nothing is. Reads numbers."""
-    for norm, spread, full_norm, full_spread in zip(*figures.tolist(), *full.tolist(), strict=True):
+def fault(figures: list[list[float]], full: list[list[float]]) -> str:
+    """What is wrong with an output, in words; "" if nothing is.
+
+    Args:
+        figures, full: (2, B) of the output and of the last full step's, from `figures_of`.
+    """
+    for norm, spread, full_norm, full_spread in zip(*figures, *full, strict=True):
         if norm - norm != 0:
             return NO_NUMBER
         if norm > SATURATED * full_norm:

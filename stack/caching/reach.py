@@ -2,7 +2,7 @@
 
 A forecast is a sum of terms with known weights, and the norm of every term is known since the full step that made it.
 By the triangle inequality it differs from the last feature by at most sum_(i>0) |w_i| |D_i|. So a forecast that blows
-up is refused before a block is skipped for it, and nothing has to be read back from the device on a cached step.
+up is refused before a block is skipped for it, and no cached step waits for the device.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..readback import Readback
 from .forecast import weights
 from .predictor import Predictor
 
 # Times the last feature's norm. On shapes-flux SVD-Cache may go 0.2, and TaylorSeer, the farthest of all presets, 3.4
 # times its norm (20 steps, interval 7).
 FURTHEST = 10.0
+
+
+Norms = list[tuple[Predictor | None, torch.Tensor]]  # (k,) each
 
 
 @dataclass
@@ -29,7 +33,8 @@ class Reach:
     """
 
     sound: bool = True
-    _unread: list[tuple[Predictor | None, torch.Tensor]] = field(default_factory=list)
+    _unread: Norms = field(default_factory=list)
+    _awaited: Norms = field(default_factory=list)
     _squares: dict[tuple[float, ...], tuple[Predictor, list[float]]] = field(default_factory=dict)
 
     def note(self, norms: torch.Tensor, predictor: Predictor | None = None) -> None:
@@ -39,25 +44,29 @@ class Reach:
     def clear(self) -> None:
         """Nothing is kept any more."""
         self.sound = True
-        self._unread.clear()
+        self._unread, self._awaited = [], []
         self._squares.clear()
 
-    @property
-    def pending(self) -> list[torch.Tensor]:
-        """Norms that have not been read back."""
-        return [norms for _, norms in self._unread]
+    def send(self) -> Norms:
+        """The norms noted since the last call; until `take` is called for them nothing is known."""
+        if self._unread:
+            self._awaited, self._unread = self._unread, []
+            self._squares.clear()
+            return self._awaited
+        return []
 
-    def take(self, numbers: Sequence[float]) -> None:
-        """The pending norms, read back."""
-        self._squares.clear()
+    def take(self, sent: Norms, numbers: Sequence[float]) -> None:
+        """The numbers of norms that were sent; passed over if others have been sent since."""
+        if sent is not self._awaited:
+            return
         self.sound = all(number - number == 0 for number in numbers)
         start = 0
-        for predictor, norms in self._unread:
+        for predictor, norms in sent:
             mine, start = numbers[start : start + len(norms)], start + len(norms)
             if predictor is not None:
                 _, squares = self._squares.setdefault(predictor.nodes, (predictor, [0.0] * len(norms)))
                 squares[:] = [a + b * b for a, b in zip(squares, mine, strict=True)]
-        self._unread.clear()
+        self._awaited = []
 
     def at(self, x: float) -> float:
         """How far the forecasts at x may go from the last features, all features of a cell together, over their norm.
@@ -73,14 +82,29 @@ def _distance(predictor: Predictor, x: float, nodes: tuple[float, ...], squares:
     return distance / max(squares[0] ** 0.5, 1e-30)
 
 
-def read(reaches: Sequence[Reach]) -> None:
-    """Read what is pending, in one go: the only number that a cache with a schedule reads back, once per full step."""
-    pending = [norms for reach in reaches for norms in reach.pending]
-    if not pending:
-        return
-    numbers = torch.cat(pending).tolist()
-    for reach in reaches:
-        count = sum(len(norms) for norms in reach.pending)
-        if count:
-            reach.take(numbers[:count])
-            numbers = numbers[count:]
+class Reader:
+    """Reads norms back without waiting for the device: asked at every step, it takes what has arrived.
+
+    On a CPU that is everything. On an accelerator the host runs ahead: a forecast that goes too far may be used once or
+    twice before that is known.
+    """
+
+    def __init__(self) -> None:
+        self._coming: list[tuple[Readback, list[tuple[Reach, Norms]]]] = []
+
+    def clear(self) -> None:
+        """Nothing is waited for any more."""
+        self._coming.clear()
+
+    def poll(self, reaches: Sequence[Reach]) -> None:
+        """Send what these have noted, and take what has arrived."""
+        parts = [(reach, sent) for reach in reaches if (sent := reach.send())]
+        if parts:
+            self._coming.append((Readback(torch.cat([norms for _, sent in parts for _, norms in sent])), parts))
+        while self._coming and self._coming[0][0].ready:
+            readback, parts = self._coming.pop(0)
+            numbers = readback.read()
+            for reach, sent in parts:
+                count = sum(len(norms) for _, norms in sent)
+                reach.take(sent, numbers[:count])
+                numbers = numbers[count:]

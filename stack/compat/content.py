@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -109,7 +109,7 @@ class WeightsWatch:
         self._request = -1
         self._changes = 0
         self._dicts: list[dict[str, Any]] = []
-        self._offloaded: list[dict[str, torch.Tensor | None]] = []
+        self._offloaded: list[Mapping[str, torch.Tensor | None]] = []
         self._adapters: list[Any] = []
         self._held: list[Any] = []
         self._leaves: list[torch.Tensor] = []

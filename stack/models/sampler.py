@@ -16,6 +16,14 @@ from ..errors import StackError
 from .schedule import source_of
 
 
+def host_copy(scheduler: Any) -> Any:
+    """A copy whose tensors lie on the CPU, so that it can be stepped without a wait for the device."""
+    probe = copy.copy(scheduler)
+    for name, value in vars(scheduler).items():
+        setattr(probe, name, value.detach().cpu() if isinstance(value, torch.Tensor) else copy.deepcopy(value))
+    return probe
+
+
 def linear_step(scheduler: Any, timestep: Any) -> tuple[float, float]:
     """(a, b) of one step x -> a x + b m of a deterministic one-step sampler, m being the denoiser's output.
 
@@ -23,7 +31,7 @@ def linear_step(scheduler: Any, timestep: Any) -> tuple[float, float]:
     """
     found = []
     for x, m in ((1.0, 0.0), (0.0, 1.0)):
-        probe = copy.deepcopy(scheduler)
+        probe = host_copy(scheduler)
         sample, output = (torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (x, m))
         found.append(float(probe.step(output, timestep, sample, return_dict=False)[0].reshape(-1)[0]))
     return found[0], found[1]
@@ -48,7 +56,7 @@ def sampler_steps(pipe: Any) -> list[tuple[float, float]]:
     Raises:
         StackError: its steps depend on more than the newest output, so they have no weights of their own.
     """
-    scheduler = copy.deepcopy(pipe.scheduler)
+    scheduler = host_copy(pipe.scheduler)
     if scheduler.config.get("solver_order", 1) > 1:
         name = type(scheduler).__name__
         raise StackError(f"{name} keeps a history: expected a one-step sampler such as flow Euler or DDIM")

@@ -293,7 +293,7 @@ def _reporter(
     p: Policy, controller: CacheController, constants: Constants, guard: OutputGuard, target: Target
 ) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
-        guard.settle()
+        guard.settle(wait=True)
         cached = sum(entry.kind != FULL for entry in target.journal.entries)
         if target.journal.entries and not cached:
             target.journal.warn(_none_cached(target))

@@ -11,6 +11,7 @@ from torch import nn
 from stack import Stack
 from stack.caching.guard import OutputGuard, fault, figures_of
 from stack.compat.rules.state import NOT_A_NUMBER
+from stack.readback import Readback
 
 from ..conftest import inputs, tiny_denoiser
 
@@ -172,7 +173,7 @@ def test_what_was_put_off_on_an_accelerator_is_read_by_the_report() -> None:
     walk(stack, range(5))
     controller = stack._layers[-1].applied.details["controller"]
     guard = OutputGuard(controller, stack._target.journal)
-    good, flat = torch.tensor([[1.0], [0.5]]), torch.tensor([[1.0], [0.0]])
+    good, flat = (Readback(torch.tensor([[1.0], [spread]])) for spread in (0.5, 0.0))
     guard._late = [(controller.now.request, 3, flat, good), (controller.now.request - 1, 2, flat, good)]
     guard.settle()
     assert stack.report().warnings == ["output of step 3 was constant over the tokens"]
@@ -186,9 +187,10 @@ def test_figures_are_of_every_sample_by_itself(shape: tuple[int, ...]) -> None:
     tokens = output if output.ndim == 3 else output.flatten(2).mT
     torch.testing.assert_close(norm, tokens.square().mean(1).sum(-1).sqrt())
     torch.testing.assert_close(spread, (tokens - tokens.mean(1, keepdim=True)).square().mean(1).sum(-1).sqrt())
-    assert fault(figures_of(output), figures_of(output)) == ""
+    figures = figures_of(output).tolist()
+    assert fault(figures, figures) == ""
     output[0] = math.inf
-    assert fault(figures_of(output), torch.stack([norm, spread])) == "NaN or infinity"
+    assert fault(figures_of(output).tolist(), torch.stack([norm, spread]).tolist()) == "NaN or infinity"
 
 
 @pytest.mark.parametrize("spoil", ["weights", "output"])

@@ -176,3 +176,30 @@ def test_captions_begin_again_where_a_model_knows_no_more() -> None:
     known = captions(30, 3, "shapes-dit")
     assert len(set(known)) == 30
     assert captions(70, 3, "shapes-dit") == [*known, *known, *known[:10]]
+
+
+@pytest.mark.parametrize(("device", "stages", "expected"), [
+    ("cuda", ("compile", "cache"), [2, 2, STEPS]), ("cuda", ("cache",), [STEPS]), ("cpu", ("compile", "cache"), [STEPS]),
+])  # fmt: skip
+def test_on_an_accelerator_compiled_code_is_tuned_and_captured_before_it_is_timed(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch, device: str, stages: tuple[str, ...], expected: list[int]
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1234)
+    recipe = Recipe("c", "", "shapes-flux", STEPS, {"cache": {"interval": 4, "warmup": 2}, "compile": {}})
+    engine = PipelineEngine(pipe, {"c": recipe}, STEPS)
+    engine.device = torch.device(device)
+    calls: list[int] = []
+    inner = type(pipe).__call__
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs["num_inference_steps"])
+        return inner(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(pipe), "__call__", counted)
+    row = next(row for row in plan_rows({"c": stages}, STEPS) if set(row.passes) == set(stages))
+    made = engine.generate(row, PROMPT, 5)
+    assert calls == expected
+    assert made.peak_bytes == 1234 if device == "cuda" else made.peak_bytes

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...errors import StackError
 from ...measure.metrics import psnr
+from ...measure.timing import timed
 from ...models.sampler import error_weights, sampler_steps
 from ...passes.cache import Cache
 from ..adapting import can_correct
@@ -52,9 +52,9 @@ class Trials:
         self.stack, self.cache, self.prompts, self.steps, self.seed = stack, cache, prompts, steps, seed
         self._clean = cache.policy.site == "clean"
         self._recorder = CleanRecorder if self._clean else Recorder
-        plain, started = Trajectory(), time.perf_counter()
-        self.target = self.run(self._recorder(plain))
-        self.recording_s = time.perf_counter() - started
+        self._device = torch.device(stack.facts.machine.device)
+        plain = Trajectory()
+        self.target, self.recording_s = timed(lambda: self.run(self._recorder(plain)), self._device)
         self.sigmas = stack.sigmas
         self.shared = Rehearsals(plain)
         self._best = float("-inf")
@@ -106,11 +106,11 @@ class Trials:
 
     def measured(self, cache: Cache, factor: float) -> Point:
         """What a cache with a gate makes of every prompt, one by one: gates decide picture by picture."""
-        made, full, started = [], 0, time.perf_counter()
+        made, full, spent, count = [], 0, 0.0, len(self.prompts)
         for number, prompt in enumerate(self.prompts):
-            made.append(self.run(cache, [prompt], self.seed + number))
-            full += self.stack.report().full_steps
-        count, spent = len(self.prompts), time.perf_counter() - started
+            picture, seconds = timed(partial(self.run, cache, [prompt], self.seed + number), self._device)
+            made.append(picture)
+            full, spent = full + self.stack.report().full_steps, spent + seconds
         return Point(factor, psnr(torch.cat(made), self.target), full / count, spent / count)
 
     def restart(self) -> None:
@@ -136,9 +136,10 @@ class Trials:
 
     @cached_property
     def _growth(self) -> list[float]:
-        disturbed, started = Trajectory(), time.perf_counter()
-        self.run(self._recorder(disturbed, DISTURBED), self.prompts[:1])
-        self._disturbed_s, self._disturbed = time.perf_counter() - started, self.stack.report().steps
+        disturbed = Trajectory()
+        recorder = self._recorder(disturbed, DISTURBED)
+        _, self._disturbed_s = timed(partial(self.run, recorder, self.prompts[:1]), self._device)
+        self._disturbed = self.stack.report().steps
         return growth(self.shared.plain, disturbed, DISTURBED[-1] + 1)
 
     def errors(self, candidate: Candidate) -> SegmentErrors | None:
