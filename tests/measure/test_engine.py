@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -179,7 +180,9 @@ def test_captions_begin_again_where_a_model_knows_no_more() -> None:
 
 
 @pytest.mark.parametrize(("device", "stages", "expected"), [
-    ("cuda", ("compile", "cache"), [2, 2, STEPS]), ("cuda", ("cache",), [STEPS]), ("cpu", ("compile", "cache"), [STEPS]),
+    ("cuda", ("compile", "cache"), [2, 2, STEPS]),
+    ("cuda", ("cache",), [STEPS]),
+    ("cpu", ("compile", "cache"), [STEPS]),
 ])  # fmt: skip
 def test_on_an_accelerator_compiled_code_is_tuned_and_captured_before_it_is_timed(
     pipe: Any, monkeypatch: pytest.MonkeyPatch, device: str, stages: tuple[str, ...], expected: list[int]
@@ -194,6 +197,7 @@ def test_on_an_accelerator_compiled_code_is_tuned_and_captured_before_it_is_time
     calls: list[int] = []
     inner = type(pipe).__call__
 
+    @functools.wraps(inner)
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(kwargs["num_inference_steps"])
         return inner(self, *args, **kwargs)
