@@ -158,6 +158,7 @@ class SparseAttention:
     def apply(self, target: Target, install: Installer) -> Applied:
         # diffusers is wanted only once a model is there.
         from ..attention.families import FAMILIES as READINGS
+        from ..attention.flex import Flex
         from ..attention.processor import BlockSparseProcessor, Shared, TextLength
 
         tally, text, family = Tally(target.clock), TextLength(), READINGS[target.wiring.family]
@@ -166,7 +167,7 @@ class SparseAttention:
         plain = [attention for attention in layers if family.is_plain(attention)]
         if plain and family.joins_text:
             install.wrap_call(target.denoiser, "forward", partial(text.recording, target.denoiser))
-        shared = Shared(family, self.policy, tally, maps, text)
+        shared = Shared(family, self.policy, tally, maps, text, Flex())
         for number, attention in enumerate(plain):
             install.set_processor(attention, BlockSparseProcessor(attention.processor, number, shared))
         clock = target.clock

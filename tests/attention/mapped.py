@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stack.attention import kernels
+from stack.attention.flex import Flex
 from stack.attention.maps import Grid, block_map
 
 
@@ -12,4 +13,4 @@ def sparse_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, keep: float, seen: torch.Tensor | None = None
 ) -> torch.Tensor:
     """(B, S, H, D) in and out."""
-    return kernels.sparse_attention(q, k, v, block_map(q, k, grid, keep), grid, seen)
+    return kernels.sparse_attention(q, k, v, block_map(q, k, grid, keep), grid, Flex(), seen)
