@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from types import FunctionType
@@ -20,7 +21,7 @@ class Flex:
 
     Uncompiled FlexAttention ignores the block lists and computes every score, and a function that was compiled for
     eight shapes runs uncompiled from the ninth on. So every shape has a function of its own, which is compiled as one
-    graph and refuses to run uncompiled. A pass owns the copies, and they go when it goes.
+    graph and refuses to run uncompiled. A pass owns the copies, and what was compiled for them goes when it goes.
 
     Args:
         backend: of `torch.compile`.
@@ -32,7 +33,7 @@ class Flex:
         compiled: copies made so far.
     """
 
-    def __init__(self, backend: str = "inductor", most: int = 32, remainder: bool = True) -> None:
+    def __init__(self, backend: str | Callable[..., Any] = "inductor", most: int = 32, remainder: bool = True) -> None:
         self.backend, self.most, self.remainder, self.compiled = backend, most, remainder, 0
         self._copies: OrderedDict[object, Callable[..., torch.Tensor]] = OrderedDict()
 
@@ -58,7 +59,7 @@ class Flex:
         # All that the compiler would make another version for, but for process-wide settings such as the gradient mode.
         key = (grid, *(None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors))
         if key not in self._copies:
-            self._copies[key] = torch.compile(_own(_compiled), backend=self.backend, dynamic=False, fullgraph=True)
+            self._copies[key] = _compile(self.backend)
             self.compiled += 1
             if len(self._copies) > self.most:
                 self._copies.popitem(last=False)
@@ -66,9 +67,16 @@ class Flex:
         return self._copies[key]
 
 
-def _own(function: FunctionType) -> FunctionType:
-    """A copy with its own code object: torch.compile keeps and counts what it compiled by code object."""
-    return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+def _compile(backend: str | Callable[..., Any]) -> Callable[..., torch.Tensor]:
+    """A compiled copy of `_compiled` with its own code object, by which torch.compile keeps and counts what it made."""
+    # Not before it is needed: importing the compiler takes a second.
+    from torch._dynamo.eval_frame import remove_from_cache
+
+    own = FunctionType(_compiled.__code__.replace(), _compiled.__globals__, _compiled.__name__)
+    copy = torch.compile(own, backend=backend, dynamic=False, fullgraph=True)
+    # What was compiled refers to its code and is kept by it, so nothing else would free it.
+    weakref.finalize(copy, remove_from_cache, own).atexit = False
+    return copy
 
 
 def _compiled(*arguments: Any) -> torch.Tensor:
@@ -98,21 +106,17 @@ def flex_with_tables(
         seen: (B, S) in the order of `on_tiles`.
     """
     mask = flex_mask(indices, keep, grid, seen)
-    ordered = [on_tiles(x, grid).transpose(1, 2) for x in (q, k, v)]
-    if remainder:
-        out, aux = flex_attention(*ordered, block_mask=mask, return_aux=AuxRequest(lse=True))
-    else:
-        out, aux = flex_attention(*ordered, block_mask=mask), None
+    query, key, value = (on_tiles(x, grid).transpose(1, 2) for x in (q, k, v))
+    wanted = AuxRequest(lse=remainder)
+    out, aux = flex_attention(query, key, value, block_mask=mask, return_aux=wanted)
     out, first = out.transpose(1, 2), _first_tile(grid) * grid.key
     last = first + grid.blocks * grid.key
     if first != grid.start:
         out = torch.cat([out[:, last : last + grid.start], out[:, :last], out[:, last + grid.start :]], 1)
-    return out if aux is None else add_remainder(out, aux.lse[:, :, first:last], q, k, v, indices, grid)
+    return out if aux.lse is None else add_remainder(out, aux.lse[:, :, first:last], q, k, v, indices, grid)
 
 
-def flex_mask(
-    indices: torch.Tensor, keep: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None
-) -> BlockMask:
+def flex_mask(indices: torch.Tensor, keep: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> BlockMask:
     """The map as a list of key tiles for each query tile. Arguments as in `flex_with_tables`.
 
     The compiled kernel skips by the lists alone. The mask function says the same, for backends that do not skip.

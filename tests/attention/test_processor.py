@@ -52,9 +52,7 @@ def test_own_preprocessing_equals_diffusers(monkeypatch: pytest.MonkeyPatch, clo
     expected = run(tiny_denoiser())
     seen: list[Grid] = []
 
-    def dense_instead(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: Any, grid: Grid, *__: Any
-    ) -> torch.Tensor:
+    def dense_instead(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: Any, grid: Grid, *__: Any) -> torch.Tensor:
         seen.append(grid)
         return dense(q, k, v)
 
