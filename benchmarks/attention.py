@@ -18,6 +18,7 @@ import typer
 from common import Target, finish, show
 
 from stack import Stack
+from stack.attention.flex import Flex
 from stack.attention.kernels import dense, sparse_attention
 from stack.attention.maps import block_map
 from stack.attention.mass import dropped_mass, sampled_queries
@@ -68,10 +69,11 @@ def times_of(model: str) -> dict[str, Any]:
     dtype = getattr(torch, facts.dtype)
     q, k, v = (torch.randn(1, grid.tokens, facts.heads, facts.head_dim).to(dtype) for _ in range(3))
     indices, queries = block_map(q, k, grid, 0.5), sampled_queries(grid, 0, torch.device("cpu"))
+    flex = Flex()
     runs: dict[str, Callable[[], object]] = {
         "map": lambda: block_map(q, k, grid, 0.5),
         "look": lambda: dropped_mass(q, k, indices, grid, queries),
-        "sparse": lambda: sparse_attention(q, k, v, indices, grid),
+        "sparse": lambda: sparse_attention(q, k, v, indices, grid, flex),
         "dense": lambda: dense(q, k, v),
     }
     return {"model": model, **{f"{name} ms": _cpu_ms(run) for name, run in runs.items()}}

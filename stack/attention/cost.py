@@ -27,9 +27,9 @@ class Rate:
 # CPU: fitted on 576 to 4,096 image tokens, 3 to 24 heads of 64, fp32, keep 0.25 to 0.75, two AVX2 cores; the table is
 # in tests/attention/test_cost.py. Two Zen 4 cores break even at the same point in bf16 and fp32. 75 % never gained.
 _CPU = Rate(1.4, 3e7, 0, "measured on 2 CPU cores")
-# CUDA: not measured here. Compiled FlexAttention computes a kept tile about 1.5 times slower than a flash kernel does;
-# published training-free sparse attention does not pay below about 8k tokens.
-_CUDA = Rate(1.5, 0.0, 8192, "published figures, not measured here")
+# CUDA: a guess, nothing was measured. Compiled FlexAttention is published to compute a kept tile about 1.5 times slower
+# than a flash kernel does, and training-free sparse attention not to pay below about 8k tokens.
+_CUDA = Rate(1.5, 0.0, 8192, "published figures, not measured on CUDA")
 _RATES = {"cpu": _CPU, "cuda": _CUDA}
 # Dropping blocks always costs some of the picture, and the pooled remainder some time that the constants above do not
 # hold; attention is about a third of a denoiser, so that 1.25x here is 1.07x there. Less is not worth it.

@@ -2,90 +2,176 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache
+from types import FunctionType
+from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from ..errors import StackError
 from .maps import Grid
+from .remainder import add_remainder
 
 
-@cache
-def _compiled() -> Callable[..., torch.Tensor]:
-    """FlexAttention computes densely unless it is compiled."""
-    return torch.compile(flex_attention, dynamic=False)
+class Flex:
+    """Compiled attention, one copy per grid, shape and layout.
 
-
-def flex_sparse(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    indices: torch.Tensor,
-    grid: Grid,
-    seen: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Same contract as `gather_attention`."""
-    return flex_with(_compiled(), q, k, v, indices, grid, seen)
-
-
-def flex_with(
-    attend: Callable[..., torch.Tensor],
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    indices: torch.Tensor,
-    grid: Grid,
-    seen: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Attention of (B, S, H, D) tensors through `attend`, which is `flex_attention`, compiled or not."""
-    ordered = [_grid_first(x, grid).transpose(1, 2) for x in (q, k, v)]
-    mask = flex_mask(indices, grid, None if seen is None else _grid_first(seen, grid))
-    out = attend(*ordered, block_mask=mask).transpose(1, 2)
-    blocks, before, behind = out.split([grid.end - grid.start, grid.start, grid.tokens - grid.end], 1)
-    return torch.cat([before, blocks, behind], 1)
-
-
-def flex_mask(indices: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> BlockMask:
-    """The map for a sequence whose blocks come first, so that they fall on FlexAttention's own tiles.
-
-    The block lists are what the compiled kernel skips by; eager FlexAttention ignores them and would attend to
-    everything, so the mask function looks the same map up.
+    Uncompiled FlexAttention ignores the block lists and computes every score, and a function that was compiled for
+    eight shapes runs uncompiled from the ninth on. So every shape has a function of its own, which is compiled as one
+    graph and refuses to run uncompiled. A pass owns the copies, and what was compiled for them goes when it goes.
 
     Args:
-        seen: (B, S) of the sequence in that order; False only behind the blocks.
+        backend: of `torch.compile`.
+        most: copies that are kept; beyond it the one that was used longest ago is dropped.
+        remainder: add the pooled remainder of the dropped blocks. FlexAttention compiled for a CPU cannot: it has no
+            log-sum-exp there.
+
+    Attributes:
+        compiled: copies made so far.
     """
-    tiles = -(-grid.tokens // grid.key)
-    fine = indices.repeat_interleave(grid.group, 2)[:, :, : grid.blocks]
-    keep = torch.zeros(*indices.shape[:2], tiles, tiles, dtype=torch.bool, device=indices.device)
-    keep[:, :, : grid.blocks].scatter_(-1, fine, True)
-    keep[:, :, grid.blocks :] = True
-    keep[..., grid.blocks :] = True
+
+    def __init__(self, backend: str | Callable[..., Any] = "inductor", most: int = 32, remainder: bool = True) -> None:
+        self.backend, self.most, self.remainder, self.compiled = backend, most, remainder, 0
+        self._copies: OrderedDict[object, Callable[..., torch.Tensor]] = OrderedDict()
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        indices: torch.Tensor,
+        grid: Grid,
+        seen: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`kernels.sparse_attention`: the same arguments, the same result.
+
+        Raises:
+            StackError: torch.compile is switched off.
+        """
+        # What mask functions look up is made out here: compiled kernels read it best from where it was handed in.
+        tables = (kept_tiles(indices, grid), None if seen is None else on_tiles(seen, grid))
+        return self._copy(grid, q, k, v, indices, *tables)(q, k, v, indices, *tables, grid, self.remainder)
+
+    def _copy(self, grid: Grid, *tensors: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+        # All that the compiler would make another version for, but for process-wide settings such as the gradient mode.
+        key = (grid, *(None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors))
+        if key not in self._copies:
+            self._copies[key] = _compile(self.backend)
+            self.compiled += 1
+            if len(self._copies) > self.most:
+                self._copies.popitem(last=False)
+        self._copies.move_to_end(key)
+        return self._copies[key]
+
+
+def _compile(backend: str | Callable[..., Any]) -> Callable[..., torch.Tensor]:
+    """A compiled copy of `_compiled` with its own code object, by which torch.compile keeps and counts what it made."""
+    # Not before it is needed: importing the compiler takes a second.
+    from torch._dynamo.eval_frame import remove_from_cache
+
+    own = FunctionType(_compiled.__code__.replace(), _compiled.__globals__, _compiled.__name__)
+    copy = torch.compile(own, backend=backend, dynamic=False, fullgraph=True)
+    # What was compiled refers to its code and is kept by it, so nothing else would free it.
+    weakref.finalize(copy, remove_from_cache, own).atexit = False
+    return copy
+
+
+def _compiled(*arguments: Any) -> torch.Tensor:
+    if not torch.compiler.is_compiling():  # looked at while it is compiled, so that it costs nothing later
+        raise StackError(
+            "sparse attention on CUDA needs torch.compile, which is switched off; without it every score would be "
+            "computed: leave TORCHDYNAMO_DISABLE and set_stance alone, or take sparse_attn off"
+        )
+    return flex_with_tables(*arguments)
+
+
+def flex_with_tables(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    indices: torch.Tensor,
+    keep: torch.Tensor,
+    seen: torch.Tensor | None,
+    grid: Grid,
+    remainder: bool = True,
+) -> torch.Tensor:
+    """What is compiled. (B, S, H, D) in and out. Uncompiled it gives the same result, but computes every score.
+
+    Args:
+        indices: (B, H, rows, kept) from `block_map`.
+        keep: `kept_tiles` of them.
+        seen: (B, S) in the order of `on_tiles`.
+    """
+    mask = flex_mask(indices, keep, grid, seen)
+    query, key, value = (on_tiles(x, grid).transpose(1, 2) for x in (q, k, v))
+    wanted = AuxRequest(lse=remainder)
+    out, aux = flex_attention(query, key, value, block_mask=mask, return_aux=wanted)
+    out, first = out.transpose(1, 2), _first_tile(grid) * grid.key
+    last = first + grid.blocks * grid.key
+    if first != grid.start:
+        out = torch.cat([out[:, last : last + grid.start], out[:, :last], out[:, last + grid.start :]], 1)
+    return out if aux.lse is None else add_remainder(out, aux.lse[:, :, first:last], q, k, v, indices, grid)
+
+
+def flex_mask(indices: torch.Tensor, keep: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> BlockMask:
+    """The map as a list of key tiles for each query tile. Arguments as in `flex_with_tables`.
+
+    The compiled kernel skips by the lists alone. The mask function says the same, for backends that do not skip.
+    """
+    first, tiles, device = _first_tile(grid), keep.shape[-1], indices.device
+    last = first + grid.blocks
+    every = torch.arange(tiles, device=device)
+    inside, outside = every[first:last], torch.cat([every[:first], every[last:]])
+    chosen = first + indices.repeat_interleave(grid.group, 2)[:, :, : grid.blocks]
+
+    def lists(mine: list[torch.Tensor], others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lengths (B, H, tiles) and tiles (B, H, tiles, tiles) of the query tiles in blocks, and of the others."""
+        row = torch.cat([x.expand(*chosen.shape[:-1], -1) for x in mine], -1)
+        counts = torch.full(keep.shape[:-1], len(others), dtype=torch.int32, device=device)
+        counts[:, :, first:last] = row.shape[-1]
+        listed = torch.zeros(keep.shape, dtype=torch.int32, device=device)
+        listed[..., : len(others)] = others.int()
+        listed[:, :, first:last, : row.shape[-1]] = row.int()
+        return counts, listed
+
+    # No score is masked inside a full tile. Those outside the blocks are partial ones where some keys are hidden.
+    full = lists([chosen, outside], every) if seen is None else lists([chosen], inside)
+    partial = lists([outside[:0]], outside[:0]) if seen is None else lists([outside], outside)
 
     def looked_up(b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         kept = keep[b, h, query // grid.key, key // grid.key]
         return kept if seen is None else kept & seen[b, key]
 
-    # Inside a full tile no score is masked; those behind the blocks are partial ones where some keys are hidden.
-    partial = torch.zeros_like(keep)
-    if seen is not None:
-        partial[..., grid.blocks :] = True
-    counts, orders = zip(*(_listed(tiles) for tiles in (partial, keep & ~partial)), strict=True)
     return BlockMask.from_kv_blocks(
-        kv_num_blocks=counts[0],
-        kv_indices=orders[0],
-        full_kv_num_blocks=counts[1],
-        full_kv_indices=orders[1],
+        *partial,
+        *full,
         BLOCK_SIZE=grid.key,
         mask_mod=looked_up,
         seq_lengths=(grid.tokens, grid.tokens),
+        compute_q_blocks=torch.is_grad_enabled(),  # lists by key, which only a backward pass reads
     )
 
 
-def _listed(tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many tiles of each row, and which: those first, in order."""
-    return tiles.sum(-1, dtype=torch.int32), tiles.int().argsort(dim=-1, descending=True, stable=True).int()
+def kept_tiles(indices: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The map as a table (B, H, tiles, tiles), True where a query tile sees a key tile, in the order of `on_tiles`."""
+    first, tiles = _first_tile(grid), -(-grid.tokens // grid.key)
+    span = slice(first, first + grid.blocks)
+    keep = torch.ones(*indices.shape[:2], tiles, tiles, dtype=torch.bool, device=indices.device)
+    keep[:, :, span, span] = False
+    keep[:, :, span].scatter_(-1, first + indices.repeat_interleave(grid.group, 2)[:, :, : grid.blocks], True)
+    return keep
 
 
-def _grid_first(x: torch.Tensor, grid: Grid) -> torch.Tensor:
+def on_tiles(x: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """(B, S, ...) in an order in which every block is one of FlexAttention's tiles: as it is, or with blocks first."""
+    if grid.start % grid.key == 0:
+        return x
     return torch.cat([x[:, grid.start : grid.end], x[:, : grid.start], x[:, grid.end :]], 1)
+
+
+def _first_tile(grid: Grid) -> int:
+    """The tile of the first block in that order."""
+    return 0 if grid.start % grid.key else grid.start // grid.key

@@ -89,25 +89,31 @@ class MapCount:
 
     Attributes:
         made: because none was there, or on a full step.
-        reused: the estimate stayed within what is allowed.
-        renewed: it did not.
         dropped: layers whose maps were made under other conditions.
     """
 
     made: int = 0
-    reused: int = 0
-    renewed: int = 0
     dropped: int = 0
     _mass: list[torch.Tensor] = field(default_factory=list)
+    _over: list[torch.Tensor] = field(default_factory=list)
 
-    def looked(self, mass: torch.Tensor, over: int) -> None:
-        """Maps were looked at again: `over` were too bad, `mass` (B, H) is what those in use drop."""
-        self.renewed += over
-        self.reused += mass.numel() - over
+    def looked(self, mass: torch.Tensor, over: torch.Tensor) -> None:
+        """Maps were looked at again. Both (B, H): which were too bad, and what those now in use drop."""
         self._mass.append(mass.flatten())
+        self._over.append(over.flatten())
+
+    @property
+    def renewed(self) -> int:
+        """Maps that dropped more than is allowed. Reads from the device."""
+        return int(torch.cat(self._over).sum()) if self._over else 0
+
+    @property
+    def reused(self) -> int:
+        """Maps that did not. Reads from the device."""
+        return sum(over.numel() for over in self._over) - self.renewed
 
     def figures(self) -> dict[str, object]:
-        """Counts, and the dropped mass over all looks; it is read from the device here and not before."""
+        """Counts, and the dropped mass over all looks; the device is read here and not before."""
         counts = {"maps_made": self.made, "maps_reused": self.reused, "maps_renewed": self.renewed}
         if not self._mass:
             return {**counts, "maps_dropped": self.dropped}

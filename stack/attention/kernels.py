@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .flex import flex_sparse
+from .flex import Flex
 from .maps import Grid
 from .remainder import add_remainder
 
@@ -18,18 +18,20 @@ def sparse_attention(
     v: torch.Tensor,
     indices: torch.Tensor,
     grid: Grid,
+    flex: Flex,
     seen: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attend by a map. (B, S, H, D) in and out.
+    """Attend by a map, and add the pooled remainder of the dropped blocks. (B, S, H, D) in and out.
 
-    CUDA: FlexAttention. Elsewhere: gathered keys, and the pooled remainder of the dropped blocks.
+    CUDA: FlexAttention. Elsewhere: gathered keys. Both compute the same.
 
     Args:
         indices: (B, H, rows, kept) from `block_map`.
+        flex: what CUDA has compiled so far.
         seen: (B, S), False at keys that nobody may attend to; they lie outside the blocks. None where all are seen.
     """
     if q.device.type == "cuda":
-        return flex_sparse(q, k, v, indices, grid, seen)
+        return flex(q, k, v, indices, grid, seen)
     lse = q.new_empty(q.shape[0], q.shape[2], grid.end - grid.start, dtype=torch.float32)
     out = gather_attention(q, k, v, indices, grid, lse, seen)
     return add_remainder(out, lse, q, k, v, indices, grid)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .families import AttentionCall, Family
+from .flex import Flex
 from .gate import ANCHOR, MASKED, NO_TEXT_LENGTH, Policy, Tally
 from .kernels import dense, sparse_attention
 from .maps import Grid
@@ -47,6 +48,7 @@ class Shared:
     tally: Tally
     maps: Maps
     text: TextLength
+    flex: Flex
 
 
 class BlockSparseProcessor:
@@ -118,7 +120,8 @@ class BlockSparseProcessor:
                 shared.maps.keep(look, group)
                 part, computed = dense(look.q, look.k, values, look.seen), 1.0
             else:
-                part = sparse_attention(look.q, look.k, values, shared.maps.of(look, group), grid, look.seen)
+                indices = shared.maps.of(look, group)
+                part = sparse_attention(look.q, look.k, values, indices, grid, shared.flex, look.seen)
                 computed = grid.density(shared.policy.kept(group.anchor))
             density += computed * len(group.places) / len(q)
             if len(groups) == 1:

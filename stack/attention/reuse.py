@@ -147,8 +147,8 @@ class Maps:
         indices, before = torch.stack([m.indices for m in maps]), torch.stack([m.mass for m in maps])
         mass = dropped_mass(look.q, look.k, indices, grid, held.queries, look.seen).mean(-1)
         over = mass > before + self.policy.reuse
-        renewed = int(over.sum())  # the one number that is read back from the device
-        if renewed:
+        # Waiting for an accelerator to say whether new maps are needed costs more than making them.
+        if not over.is_cpu or over.any():
             fresh = block_map(look.q, look.k, grid, self.policy.keep)
             better = dropped_mass(look.q, look.k, fresh, grid, held.queries, look.seen).mean(-1)
             indices = torch.where(over[..., None, None], fresh, indices)
@@ -156,7 +156,7 @@ class Maps:
             before = torch.where(over, better, before)
             for map_, now, dropped in zip(maps, indices, before, strict=True):
                 map_.indices, map_.mass = now, dropped
-        self.tally.maps.looked(mass, renewed)
+        self.tally.maps.looked(mass, over)
         return indices
 
     def _old(self, map_: _Map) -> bool:

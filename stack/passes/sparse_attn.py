@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..attention.gate import EVERY, Policy, Tally
 from ..attention.maps import FINEST
@@ -23,6 +23,9 @@ from ..errors import StackError
 from ..facts import Facts
 from ..install import Installer
 from .base import Applied, Finding, Target
+
+if TYPE_CHECKING:
+    from ..attention.flex import Flex
 
 DENSE = "stays dense"
 FAMILIES = ("flux", "dit", "hunyuan-video")  # those of `stack.attention.families`, which needs diffusers
@@ -158,15 +161,16 @@ class SparseAttention:
     def apply(self, target: Target, install: Installer) -> Applied:
         # diffusers is wanted only once a model is there.
         from ..attention.families import FAMILIES as READINGS
+        from ..attention.flex import Flex
         from ..attention.processor import BlockSparseProcessor, Shared, TextLength
 
-        tally, text, family = Tally(target.clock), TextLength(), READINGS[target.wiring.family]
+        tally, text, flex, family = Tally(target.clock), TextLength(), Flex(), READINGS[target.wiring.family]
         maps = Maps(self.policy, target.clock, tally, target.conditions)
         layers = _attention_layers(target)
         plain = [attention for attention in layers if family.is_plain(attention)]
         if plain and family.joins_text:
             install.wrap_call(target.denoiser, "forward", partial(text.recording, target.denoiser))
-        shared = Shared(family, self.policy, tally, maps, text)
+        shared = Shared(family, self.policy, tally, maps, text, flex)
         for number, attention in enumerate(plain):
             install.set_processor(attention, BlockSparseProcessor(attention.processor, number, shared))
         clock = target.clock
@@ -175,7 +179,7 @@ class SparseAttention:
         return Applied(
             summary=f"{len(plain)} of {len(layers)} attention layers, keeps {100 * self.keep:g} %: "
             + _shapes(self.policy, target.facts),
-            report=_reporter(self, tally, maps, target),
+            report=_reporter(self, tally, maps, flex, target),
             reset=maps.reset,
             details={"tally": tally, "maps": maps},
             warnings=_left_alone(layers, plain),
@@ -227,7 +231,9 @@ def _left_alone(layers: Sequence[Any], plain: Sequence[Any]) -> list[str]:
     return [OTHER_PROCESSORS.told(text) for text in told]
 
 
-def _reporter(wanted: SparseAttention, tally: Tally, maps: Maps, target: Target) -> Callable[[], dict[str, Any]]:
+def _reporter(
+    wanted: SparseAttention, tally: Tally, maps: Maps, flex: Flex, target: Target
+) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
         only_full = wanted.anchor_keep is not None and 0 < tally.sparse == tally.anchors
         if only_full:
@@ -235,6 +241,10 @@ def _reporter(wanted: SparseAttention, tally: Tally, maps: Maps, target: Target)
         if target.journal.entries and not tally.sparse:
             reasons = ", ".join(f"{count} {why}" for why, count in tally.dense.items()) or "no attention ran"
             target.journal.warn(f"0 of {tally.calls} attention calls sparse: {reasons}")
+        if flex.compiled > flex.most:
+            target.journal.warn(
+                f"attention was compiled {flex.compiled} times, only {flex.most} shapes are kept: use fewer sizes"
+            )
         return {"bytes": maps.bytes, **tally.figures()}
 
     return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stack.attention import kernels
+from stack.attention.flex import Flex, flex_with_tables, kept_tiles, on_tiles
 from stack.attention.maps import Grid, block_map
 
 
@@ -12,4 +13,18 @@ def sparse_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, keep: float, seen: torch.Tensor | None = None
 ) -> torch.Tensor:
     """(B, S, H, D) in and out."""
-    return kernels.sparse_attention(q, k, v, block_map(q, k, grid, keep), grid, seen)
+    return kernels.sparse_attention(q, k, v, block_map(q, k, grid, keep), grid, Flex(), seen)
+
+
+def flex_uncompiled(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    indices: torch.Tensor,
+    grid: Grid,
+    seen: torch.Tensor | None = None,
+    remainder: bool = True,
+) -> torch.Tensor:
+    """What `Flex` compiles, run as it is. (B, S, H, D) in and out."""
+    ordered = None if seen is None else on_tiles(seen, grid)
+    return flex_with_tables(q, k, v, indices, kept_tiles(indices, grid), ordered, grid, remainder)

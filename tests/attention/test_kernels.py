@@ -5,19 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask
 
-from stack.attention.flex import flex_mask, flex_with
+from stack.attention.flex import flex_mask, kept_tiles, on_tiles
 from stack.attention.kernels import dense, gather_attention
 from stack.attention.maps import Grid, block_map, keep_mask
 
-from .mapped import sparse_attention
+from .mapped import flex_uncompiled, sparse_attention
 
 GRIDS = {
     "even": Grid(text=16, image=256, key=32, group=2),
     "tail of keys": Grid(text=16, image=250, key=32, group=2),
     "short last query block": Grid(text=5, image=230, key=32, group=3),
     "text last": Grid(text=6, image=230, key=32, group=3, text_last=True),
+    "text of whole tiles": Grid(text=64, image=230, key=32, group=3),
     "no text": Grid(text=0, image=192, key=64, group=1),
     "tail only": Grid(text=0, image=200, key=64, group=2),
     "one block": Grid(text=7, image=70, key=64, group=4),
@@ -37,6 +38,11 @@ def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
+def tiles_of(indices: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> BlockMask:
+    ordered = None if seen is None else on_tiles(seen, grid)
+    return flex_mask(indices, kept_tiles(indices, grid), grid, ordered)
+
+
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
 def test_gather_equals_a_boolean_mask(grid: Grid, keep: float) -> None:
@@ -47,25 +53,27 @@ def test_gather_equals_a_boolean_mask(grid: Grid, keep: float) -> None:
 
 
 @pytest.mark.parametrize("keep", (0.25, 0.5))
-@pytest.mark.parametrize("grid", list(GRIDS.values())[:7], ids=list(GRIDS)[:7])
+@pytest.mark.parametrize("grid", list(GRIDS.values())[:8], ids=list(GRIDS)[:8])
 def test_flex_equals_a_boolean_mask(grid: Grid, keep: float) -> None:
     """Eager FlexAttention ignores the block lists: it can only agree through the mask function."""
     q, k, v = qkv(grid)
     indices = block_map(q, k, grid, keep)
     expected = masked(q, k, v, keep_mask(indices, grid))
-    torch.testing.assert_close(flex_with(flex_attention, q, k, v, indices, grid), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(flex_uncompiled(q, k, v, indices, grid, remainder=False), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("grid", list(GRIDS.values())[:7], ids=list(GRIDS)[:7])
+@pytest.mark.parametrize("grid", list(GRIDS.values())[:8], ids=list(GRIDS)[:8])
 def test_flex_block_lists_say_what_its_mask_function_says(grid: Grid) -> None:
     """The compiled kernel skips by the lists alone; both must describe the same map."""
     q, k, _ = qkv(grid)
-    mask = flex_mask(block_map(q, k, grid, 0.25), grid)
+    mask = tiles_of(block_map(q, k, grid, 0.25), grid)
     assert mask.full_kv_num_blocks is not None and mask.full_kv_indices is not None
     assert not mask.kv_num_blocks.any()
-    listed = torch.zeros(mask.full_kv_indices.shape, dtype=torch.bool)
-    rank = torch.arange(listed.shape[-1]).expand(listed.shape)
-    listed.scatter_(-1, mask.full_kv_indices.long(), rank < mask.full_kv_num_blocks[..., None])
+    times = torch.zeros(mask.full_kv_indices.shape, dtype=torch.long)
+    in_list = torch.arange(times.shape[-1]) < mask.full_kv_num_blocks[..., None]
+    times.scatter_add_(-1, mask.full_kv_indices.long(), in_list.long())
+    assert times.max() == 1, "no tile is computed twice"
+    listed = times.bool()
     position = torch.arange(grid.tokens)
     looked_up = mask.mask_mod(
         torch.arange(2)[:, None, None, None], torch.arange(3)[:, None, None], position[:, None], position
@@ -86,7 +94,7 @@ def test_hidden_keys_are_seen_by_nobody(grid: Grid, keep: float) -> None:
     indices = block_map(q, k, grid, keep)
     expected = masked(q, k, v, keep_mask(indices, grid) & seen[:, None, None])
     torch.testing.assert_close(gather_attention(q, k, v, indices, grid, seen=seen), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(flex_with(flex_attention, q, k, v, indices, grid, seen), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(flex_uncompiled(q, k, v, indices, grid, seen, False), expected, atol=1e-5, rtol=0)
     k[0, hidden], v[0, hidden] = 50.0, 1e3
     through = sparse_attention(q, k, v, grid, keep, seen)
     assert through[0].abs().max() < 100
@@ -100,7 +108,7 @@ def test_hidden_keys_lie_in_partial_tiles_alone() -> None:
     q, k, _ = qkv(grid)
     seen = torch.ones(2, grid.tokens, dtype=torch.bool)
     seen[0, -3:] = False
-    mask, plain = flex_mask(block_map(q, k, grid, 0.5), grid, seen), flex_mask(block_map(q, k, grid, 0.5), grid)
+    mask, plain = tiles_of(block_map(q, k, grid, 0.5), grid, seen), tiles_of(block_map(q, k, grid, 0.5), grid)
     tiles = -(-grid.tokens // grid.key)
     assert (mask.kv_num_blocks == tiles - grid.blocks).all() and mask.full_kv_num_blocks is not None
     listed = mask.kv_indices[..., : tiles - grid.blocks]

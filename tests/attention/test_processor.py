@@ -11,6 +11,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from stack.attention import processor as subject
 from stack.attention.families import FLUX
+from stack.attention.flex import Flex
 from stack.attention.gate import MASKED, NO_TEXT_LENGTH, OUTSIDE, Policy, Tally
 from stack.attention.kernels import dense
 from stack.attention.maps import Grid
@@ -34,7 +35,7 @@ def clock() -> Clock:
 
 def wrapped(model: FluxTransformer2DModel, clock: Clock, keep: float = 0.5) -> tuple[Tally, TextLength]:
     policy, tally, text = Policy(keep, block=64, even_if_slower=True), Tally(clock), TextLength()
-    shared = Shared(FLUX, policy, tally, Maps(policy, clock, tally, Conditions), text)
+    shared = Shared(FLUX, policy, tally, Maps(policy, clock, tally, Conditions), text, Flex())
     for layer, block in enumerate([*model.transformer_blocks, *model.single_transformer_blocks]):
         block.attn.processor = BlockSparseProcessor(block.attn.processor, layer, shared)
     model.forward = text.recording(model, model.forward)
@@ -51,7 +52,7 @@ def test_own_preprocessing_equals_diffusers(monkeypatch: pytest.MonkeyPatch, clo
     expected = run(tiny_denoiser())
     seen: list[Grid] = []
 
-    def dense_instead(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: Any, grid: Grid, __: Any) -> torch.Tensor:
+    def dense_instead(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: Any, grid: Grid, *__: Any) -> torch.Tensor:
         seen.append(grid)
         return dense(q, k, v)
 

@@ -48,7 +48,8 @@ class Rig:
 
     def call(self, seen: Look, layer: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The map that a call of this layer attends by."""
-        groups = self.maps.groups(layer, torch.empty(len(seen.q), 1, 1, dtype=dtype), seen.grid)
+        hidden = torch.empty(len(seen.q), 1, 1, dtype=dtype, device=seen.q.device)
+        groups = self.maps.groups(layer, hidden, seen.grid)
         out: dict[int, torch.Tensor] = {}
         for group, part in parts(groups, seen):
             out |= dict(zip(group.places, self.maps.of(part, group), strict=True))
@@ -115,6 +116,18 @@ def test_what_is_allowed_is_what_decides() -> None:
         rig.call(other)
         renewed.append(rig.counts[2])
     assert renewed == sorted(renewed, reverse=True) and renewed[0] == 2 * HEADS and renewed[-1] == 0
+
+
+def test_an_accelerator_is_never_waited_for() -> None:
+    """Reading a number from a meta tensor raises, as it blocks on a GPU."""
+    rig, seen = Rig(), look()
+    there = Look(seen.q.to("meta"), seen.k.to("meta"), GRID, None)
+    for number in range(3):
+        rig.step(number)
+        assert rig.call(there).shape == fresh(seen).shape
+    assert rig.tally.maps.made == 2 * HEADS and len(rig.tally.maps._over) == 2
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        _ = rig.tally.maps.renewed
 
 
 def test_off_means_off() -> None:

@@ -143,6 +143,15 @@ def test_full_steps_that_do_not_pay_sparsely_are_dense_and_still_make_maps(monke
     assert kept == [3] * (LAYERS * SPARSE - anchors) and told["maps_made"] == anchors * HEADS
 
 
+def test_more_shapes_than_are_kept_compiled_is_a_warning() -> None:
+    stack = sparse("flux", block=64)
+    outputs(stack, moving("flux"))
+    assert stack.report().warnings == []
+    stack.denoiser.transformer_blocks[0].attn.processor.shared.flex.compiled = 33
+    expected = "attention was compiled 33 times, only 32 shapes are kept: use fewer sizes"
+    assert expected in stack.report().warnings
+
+
 @pytest.mark.parametrize("keeps", [(0.25, 0.5), (0.5, 0.5)])
 def test_back_blocks_are_sparser_on_cached_steps(keeps: tuple[float, float]) -> None:
     """The first block runs on full steps, all of them anchors; the last one on every step."""
