@@ -85,7 +85,7 @@ def reader(stored: Stored, dtype: torch.dtype, table: torch.Tensor | None = None
             weight = _look_up(values, table, dtype).view(*step.shape, scheme.group) * step[..., None]
             if low is not None:
                 weight = weight.add_(low[..., None].to(dtype))
-            return weight.view(rows, -1)[:, : stored.features]
+            return weight.view(rows, -1)[:, : stored.features].contiguous()
         if scheme.kind == "float":
             return _look_up(values.view(torch.uint8), table, dtype).view(rows, -1).mul_(step)
         return values.to(dtype).mul_(step)

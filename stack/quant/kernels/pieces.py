@@ -29,9 +29,9 @@ def by_rows(
         dtype: of the result.
         device: that computes.
     """
-    if device.type != "cpu" or torch.compiler.is_compiling():
-        return compute(*inputs).to(dtype)
     length = max(1, _ELEMENTS // max(1, columns))
+    if device.type != "cpu" or len(inputs[0]) <= length or torch.compiler.is_compiling():
+        return compute(*inputs).to(dtype)
     result = torch.empty((len(inputs[0]), columns), dtype=dtype, device=inputs[0].device)
     for target, *parts in zip(result.split(length), *(each.split(length) for each in inputs), strict=True):
         target.copy_(compute(*parts))
