@@ -107,7 +107,9 @@ class Stack(Measuring):
         return self.add(SparseAttention(keep, **options))
 
     def compile(self, mode: str = "default") -> Stack:
-        """Compile the blocks as the other passes leave them; see `stack.passes.compile.Compile`."""
+        """Compile the blocks as the other passes leave them, or not at all ("off", which also keeps the plan from
+        adding it); see `stack.passes.compile.Compile`.
+        """
         return self.add(Compile(mode))
 
     def cache(self, method: str = "svd", **options: Any) -> Stack:
@@ -280,6 +282,8 @@ class Stack(Measuring):
         """
         with self._lock:
             before, wanted = self._passes, [new if p.stage == new.stage else p for p in self._passes]
+            if self._added(new.stage):
+                wanted = [*wanted, new]
             if self.applied:
                 make_plan(self._facts, wanted, self._strict)
             self._depart(new.stage)
@@ -304,13 +308,16 @@ class Stack(Measuring):
     def undo(self, stage: str | None = None) -> Stack:
         """Take the whole stack off, or one stage out of it (the stages above it are taken off and put back).
 
+        A stage that the plan has added is turned off, as `compile("off")` does.
+
         Raises:
             StackError: the stage is not in the stack.
         """
         with self._lock:
             if stage is not None:
+                instead = self._added(stage)
                 self._depart(stage)
-                self._passes = [p for p in self._passes if p.stage != stage]
+                self._passes = [p for p in self._passes if p.stage != stage] + ([instead] if instead else [])
                 return self._refill()
             self._layers.shrink(0)
             self._take_off()
@@ -331,10 +338,14 @@ class Stack(Measuring):
             self._push(self.plan.stages[len(self._layers) :])
         return self
 
+    def _added(self, stage: str) -> Pass | None:
+        """For a stage that was not asked for but added by the plan: the pass that leaves it out."""
+        return None if any(p.stage == stage for p in self._passes) else self.plan.added.get(stage)
+
     def _depart(self, stage: str) -> None:
         """Take off a stage and everything above it."""
         stages = [p.stage for p in self._passes]
-        if stage not in stages:
+        if stage not in stages and not self._added(stage):
             raise StackError(f"no stage {stage!r} here: the stack has {', '.join(stages) or 'no passes'}")
         self._layers.shrink(self._layers.below(stage))
 

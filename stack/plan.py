@@ -25,7 +25,7 @@ class Plan:
 
     Attributes:
         facts: of the untouched model.
-        stages: in running order; passes that a repair dropped are missing.
+        stages: in running order; passes that a repair dropped are missing, those it added are there.
         findings: everything the passes reported, repaired or not.
     """
 
@@ -41,6 +41,11 @@ class Plan:
     def passes(self) -> tuple[Pass, ...]:
         """The passes that will run, in order."""
         return tuple(stage.run for stage in self.stages)
+
+    @property
+    def added(self) -> dict[str, Pass | None]:
+        """Stages that a repair added, each with the pass that leaves it out."""
+        return {finding.adds.stage: finding.instead for finding in self.findings if finding.adds}
 
 
 def in_order(passes: Sequence[Pass]) -> list[Pass]:
@@ -67,13 +72,18 @@ def make_plan(facts: Facts, passes: Sequence[Pass], strict: bool = False) -> Pla
     Raises:
         StackError: a pass cannot work on this model, or `strict` and something had to be repaired. All reasons at once.
     """
-    current, stages, findings = facts, [], []
-    for wanted in in_order(passes):
-        found = wanted.check(current)
+    current, stages, findings, waiting = facts, [], [], in_order(passes)
+    there = {each.stage for each in waiting}
+    while waiting:
+        wanted = waiting.pop(0)
+        found = [each for each in wanted.check(current) if each.adds is None or each.adds.stage not in there]
         findings += found
         effective: Pass | None = wanted
         for finding in found:
-            if finding.repair:
+            if finding.adds is not None:
+                waiting = in_order([*waiting, finding.adds])
+                there.add(finding.adds.stage)
+            elif finding.repair:
                 effective = finding.replacement
         if effective is None or any(finding.fatal for finding in found):
             continue

@@ -20,7 +20,8 @@ def save_stack(stack: Any, folder: str | Path) -> int:
         raise StackError("save() writes an applied stack: call apply() first")
     count = save_denoiser(stack.denoiser, folder)
     # What the weights hold already is not done again: adapters are fused, linears rounded.
-    above = {p.stage: pass_options(p) for p in stack.passes if p.stage not in ("distill", "quantize")}
+    added = [p for p in stack.plan.passes() if p.stage in stack.plan.added]
+    above = {p.stage: pass_options(p) for p in (*stack.passes, *added) if p.stage not in ("distill", "quantize")}
     recipe = Recipe(folder.name, "", stack.facts.family, stack.plan.facts_after.steps, above)
     (folder / RECIPE).write_text(recipe_toml(recipe))
     if stack.pipe is not None:

@@ -85,6 +85,30 @@ def test_a_repair_replaces_or_drops_and_strict_raises() -> None:
         make_plan(FACTS, [drop], strict=True)
 
 
+def test_a_repair_adds_a_later_pass_unless_its_stage_is_there() -> None:
+    new, none = Fake("compile"), Fake("compile", Finding("compile", "left out", note=True))
+    finding = Finding("quantize", "slow", "why", repair="compile is added", adds=new, instead=none)
+    needy = Fake("quantize", finding)
+    plan = make_plan(FACTS, [Fake("cache"), needy])
+    assert [p.stage for p in plan.passes()] == ["quantize", "compile", "cache"] and plan.passes()[1] is new
+    assert plan.added == {"compile": none} and plan.stages[1].before.adapters == ("quantize",)
+    assert plan.facts_after.adapters == ("quantize", "compile", "cache")
+    assert "[repaired] quantize: slow (why); try: compile is added" in explain(plan)
+    with pytest.raises(StackError, match="quantize: slow"):
+        make_plan(FACTS, [needy], strict=True)
+    for asked in (none, new):
+        plan = make_plan(FACTS, [needy, asked], strict=True)
+        assert plan.passes() == (needy, asked) and not plan.added
+        assert [f.what for f in plan.findings] == (["left out"] if asked is none else [])
+
+
+def test_two_that_need_the_same_pass_get_one() -> None:
+    needy = [Fake(s, Finding(s, "slow", repair="added", adds=Fake("compile"))) for s in ("distill", "quantize")]
+    plan = make_plan(FACTS, needy)
+    assert [p.stage for p in plan.passes()] == ["distill", "quantize", "compile"]
+    assert [f.stage for f in plan.findings] == ["distill"]
+
+
 def test_notes_never_raise_even_when_strict() -> None:
     noted = Fake("cache", Finding("cache", "by the way", note=True))
     assert make_plan(FACTS, [noted], strict=True).passes() == (noted,)

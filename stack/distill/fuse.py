@@ -46,10 +46,9 @@ def fuse(root: nn.Module, updates: Mapping[str, LowRank], scale: float, install:
     for path, update in updates.items():
         linear = root.get_submodule(path)
         weight: Any = linear._parameters.get("weight")
-        delta = update.delta() * scale
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
-            raise _packed(path, linear, weight, delta)
-        dtype, delta = weight.dtype, delta.to(weight.device)
+            raise _packed(path, linear, weight, update.delta() * scale)
+        dtype, delta = weight.dtype, update.delta(weight.device) * scale
         new = (weight.data.float() + delta).to(dtype)
         energy = float(delta.square().sum())
         asked += energy

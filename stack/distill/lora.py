@@ -35,9 +35,13 @@ class LowRank:
     scaling: float
     bias: torch.Tensor | None = None
 
-    def delta(self) -> torch.Tensor:
-        """The update (N, K) of the weight, in fp32."""
-        return self.up.float() @ self.down.float() * self.scaling
+    def delta(self, device: torch.device | None = None) -> torch.Tensor:
+        """The update (N, K) of the weight, in fp32.
+
+        Args:
+            device: to multiply on; None for that of the file's tensors.
+        """
+        return self.up.to(device).float() @ self.down.to(device).float() * self.scaling
 
 
 @dataclass(frozen=True)

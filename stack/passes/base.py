@@ -34,7 +34,11 @@ class Finding:
         what: what clashes, in one line.
         why: the measured reason, with its figure.
         repair: what the plan does about it by default, in words; empty when nothing can be done.
-        replacement: the pass to use instead; None drops the pass. Read only when `repair` is not empty.
+        replacement: the pass to use instead; None drops the pass. Read only when `repair` is not empty and nothing is
+            added.
+        adds: a pass of a later stage that has to be there as well. The plan adds it; where that stage was asked for,
+            the finding is void.
+        instead: a pass of that stage that leaves it out, for those who do not want it.
         fatal: no repair exists; planning raises.
         note: for the reader only, nothing changes.
         rule: name of the rule it is of, see `stack.compat.rules`; "" for a setting that is merely invalid.
@@ -45,6 +49,8 @@ class Finding:
     why: str = ""
     repair: str = ""
     replacement: Pass | None = None
+    adds: Pass | None = None
+    instead: Pass | None = None
     fatal: bool = False
     note: bool = False
     rule: str = ""

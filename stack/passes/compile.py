@@ -11,12 +11,15 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..compat.rules.compilers import RECOMPILE_LIMIT, SPARSE_BREAKS_GRAPH
+from ..compat.rules.compilers import RECOMPILE_LIMIT, ROUNDED_EAGERLY, SPARSE_BREAKS_GRAPH
 from ..errors import StackError
 from ..facts import Facts
 from ..install import Installer
+from ..quant.backends import BACKENDS
 from . import carried
 from .base import Applied, Finding, Target
+
+OFF = "off"
 
 
 @dataclass(frozen=True)
@@ -27,25 +30,32 @@ class Compile:
     above quantization and sparse attention, whose element-wise work is fused into the blocks' own, and below the
     cache, whose decisions are Python and must not be traced.
 
+    The plan adds this pass by itself on CUDA under `quantize("int8")` and `quantize("fp8")`.
+
     Attributes:
-        mode: of `torch.compile`: "default", "max-autotune-no-cudagraphs", ...
+        mode: of `torch.compile`: "default", "max-autotune-no-cudagraphs", ... "off" compiles nothing, and keeps the
+            plan from adding it.
     """
 
     mode: str = "default"
     stage: ClassVar[str] = "compile"
 
     def __post_init__(self) -> None:
-        known = list(torch._inductor.list_mode_options())
+        known = [*torch._inductor.list_mode_options(), OFF]
         if self.mode not in known:
             raise StackError(f"unknown compile mode {self.mode!r}: expected one of {', '.join(known)}")
 
     def describe(self, facts: Facts) -> list[str]:
+        if self.mode == OFF:
+            return ["off: the blocks run as the passes below leave them"]
         return [
             f"{facts.blocks} blocks, mode {self.mode}; blocks of one class share their code",
             "the first call at each size compiles: half a minute on a CPU, once per machine while its cache is kept",
         ]
 
     def check(self, facts: Facts) -> list[Finding]:
+        if self.mode == OFF:
+            return _eager(facts, self.stage)
         found = carried.compiled(facts, self.stage)
         if facts.attention_density < 1:
             what = f"{facts.blocks} blocks have sparse attention in them, which is not compiled with them"
@@ -53,7 +63,7 @@ class Compile:
         return found
 
     def facts_after(self, facts: Facts) -> Facts:
-        return replace(facts, compiled=self.mode)
+        return facts if self.mode == OFF else replace(facts, compiled=self.mode)
 
     def apply(self, target: Target, install: Installer) -> Applied:
         """Wrap the blocks.
@@ -61,6 +71,8 @@ class Compile:
         Raises:
             StackError: torch has no compiler to hand its code to.
         """
+        if self.mode == OFF:
+            return Applied("off: 0 blocks compiled, as asked for")
         device = target.facts.machine.device
         if device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
             raise StackError("compile() needs a C++ compiler on this device, found none: install g++, or leave it out")
@@ -72,6 +84,14 @@ class Compile:
 
     def _compiled(self, forward: Any) -> Any:
         return torch.compile(forward, mode=None if self.mode == "default" else self.mode)
+
+
+def _eager(facts: Facts, stage: str) -> list[Finding]:
+    """What it costs to compile nothing."""
+    backend = BACKENDS.get(facts.quantized_by)
+    if not (backend and backend.rounds_in_steps and facts.rounds_activations and facts.machine.device == "cuda"):
+        return []
+    return [Finding.of(ROUNDED_EAGERLY, stage, "activations are rounded without a compiler, as asked for", note=True)]
 
 
 def _beyond_limit(blocks: Sequence[nn.Module]) -> list[str]:

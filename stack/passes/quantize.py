@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..compat.rules.compilers import ROUNDED_EAGERLY
 from ..compat.rules.quantization import MIX_MADE_ELSEWHERE, ROUNDED_TWICE, ROWS_TOO_FEW
 from ..entrance import DenoiserCall
 from ..errors import StackError, choose
 from ..facts import Facts, machine_of
 from ..install import Installer
+from ..models.carried import COMPILED, execution_device
 from ..models.wiring import FAMILIES, Wiring
 from ..quant.backends import BACKENDS, pick
 from ..quant.backends.base import Backend
@@ -25,6 +27,7 @@ from ..quant.schemes import KEEP, SCHEMES, Scheme, scheme_named
 from ..quant.select import Choice, Rules, choose_linears, grouped, row_gain, tell_kept, weight_bytes
 from . import carried
 from .base import Applied, Finding, Target
+from .compile import OFF, Compile
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,14 @@ class Quantize:
             found.append(
                 Finding.of(MIX_MADE_ELSEWHERE, self.stage, stale, repair="call sensitivity(prompts) again", fatal=True)
             )
+        eager = []
         for scheme in self.schemes:
             try:
-                self.backend_for(scheme, facts.machine)
+                backend = self.backend_for(scheme, facts.machine)[0]
+                eager += [scheme.name] if scheme.rounds_activations and backend.rounds_in_steps else []
             except StackError as error:
                 found.append(Finding(self.stage, str(error), fatal=True))
+        found += _compiled(facts, self.stage, eager)
         gain = row_gain(facts.image_tokens, facts.width) if SCHEMES[self.scheme].rounds_activations else ""
         if facts.image_tokens and gain:
             what = f"{facts.image_tokens} image tokens of width {facts.width} are too few for int8 to be faster"
@@ -168,7 +174,7 @@ class Quantize:
 
     def choices(self, denoiser: nn.Module, wiring: Wiring, facts: Facts) -> list[Choice]:
         """Every linear of a denoiser with its verdict. Changes nothing."""
-        machine = machine_of(next(denoiser.parameters()).device)
+        machine = machine_of(execution_device(denoiser))
 
         def multiple(scheme: Scheme) -> int:
             return self.backend_for(scheme, machine)[0].multiple(scheme, machine)
@@ -187,7 +193,8 @@ class Quantize:
         if not chosen:
             raise StackError(f"0 of {len(choices)} linears can be converted to {self.scheme}: {tell_kept(choices)}")
         device = next(target.denoiser.parameters()).device
-        backends = {s.name: self.backend_for(s, machine_of(device))[0] for s in self.schemes}
+        machine = machine_of(execution_device(target.denoiser))
+        backends = {s.name: self.backend_for(s, machine)[0] for s in self.schemes}
         before = weight_bytes(target.denoiser, choices)
         converted, after = _convert(target.denoiser, choices, backends, device, self.prepared)
         if self.ends:
@@ -237,6 +244,15 @@ class Quantize:
         clock = target.clock
         install.set_attribute(clock, "phases", (*clock.phases, lambda tick: near_ends(tick, self.share)))
         return {path: TwoPrecisions(ends[path], module, phase) for path, module in middle.items()}, held
+
+
+def _compiled(facts: Facts, stage: str, schemes: list[str]) -> list[Finding]:
+    """On CUDA every operation of rounding is a launch of its own unless the blocks are compiled."""
+    if facts.machine.device != "cuda" or not schemes or COMPILED in facts.carries:
+        return []
+    what = f"{' and '.join(schemes)} rounds activations in small operations, which cuda launches one by one"
+    repair = "compile() is added; compile('off') leaves it out"
+    return [Finding.of(ROUNDED_EAGERLY, stage, what, repair=repair, adds=Compile(), instead=Compile(OFF))]
 
 
 def _told(inner: Callable[..., Any], target: Target, phase: Phase, share: float) -> Callable[..., Any]:

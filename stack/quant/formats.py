@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from ..errors import StackError
-from .kernels.rows import CHUNK, SMALLEST_STEP
+from .kernels.pieces import by_rows
+from .kernels.rows import SMALLEST_STEP
 from .schemes import Scheme
 
 E4M3_LARGEST = 448.0
@@ -32,7 +34,6 @@ class Stored:
         step: (N, groups) in the model's dtype: what one unit of `values` is worth.
         low: (N, groups): the weight of level 0, for evenly spaced 4-bit levels. Otherwise None: level 0 is weight 0.
         features: K.
-        table: what each byte of `values` stands for; None where the bytes are numbers.
     """
 
     scheme: Scheme
@@ -40,16 +41,9 @@ class Stored:
     step: torch.Tensor
     low: torch.Tensor | None
     features: int
-    table: torch.Tensor | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        if self.scheme.weight_bits == 4:
-            object.__setattr__(self, "table", pairs_of(self.scheme.kind, self.step.dtype, self.step.device))
-        elif self.scheme.kind == "float":
-            object.__setattr__(self, "table", floats_of(self.step.dtype, self.step.device))
 
     def tensors(self) -> list[torch.Tensor]:
-        """What it keeps in memory; the table is one constant for all linears."""
+        """What it keeps in memory."""
         return [t for t in (self.values, self.step, self.low) if t is not None]
 
 
@@ -69,32 +63,34 @@ def store(weight: torch.Tensor, scheme: Scheme) -> Stored:
     return _store_4_bits(plain, scheme, weight.dtype)
 
 
-def load(stored: Stored, dtype: torch.dtype) -> torch.Tensor:
-    """The weight (N, K) that is left, in `dtype`."""
-    rows = len(stored.values)
-    if torch.compiler.is_compiling():
-        return _load_rows(stored, 0, rows, dtype)
-    # Some channels at a time: what lies between the bytes and the weight stays in the cache.
-    length = max(1, CHUNK // stored.features)
-    weight = torch.empty((rows, stored.features), dtype=dtype, device=stored.values.device)
-    for start in range(0, rows, length):
-        weight[start : start + length] = _load_rows(stored, start, start + length, dtype)
-    return weight
+def load(stored: Stored, dtype: torch.dtype, table: torch.Tensor | None = None) -> torch.Tensor:
+    """The weight (N, K) that is left, in `dtype`.
+
+    Args:
+        table: `table_of` the weight, where it is at hand.
+    """
+    read = reader(stored, dtype, table)
+    return by_rows(read, stored.tensors(), stored.features, dtype, stored.values.device)
 
 
-def _load_rows(stored: Stored, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
-    """Output channels `start` to `end`."""
-    scheme, values, step = stored.scheme, stored.values[start:end], stored.step[start:end].to(dtype)
-    rows = len(values)
-    if scheme.weight_bits == 4:
-        levels = _look_up(values, stored.table, dtype)
-        weight = levels.view(*step.shape, scheme.group) * step[..., None]
-        if stored.low is not None:
-            weight = weight.add_(stored.low[start:end, :, None].to(dtype))
-        return weight.view(rows, -1)[:, : stored.features]
-    if scheme.kind == "float":
-        return _look_up(values.view(torch.uint8), stored.table, dtype).view(rows, -1).mul_(step)
-    return values.to(dtype).mul_(step)
+def reader(stored: Stored, dtype: torch.dtype, table: torch.Tensor | None = None) -> Callable[..., torch.Tensor]:
+    """What makes weights (M, K) in `dtype` of M output channels of a weight's `tensors()`."""
+    scheme = stored.scheme
+    if table is None:
+        table = table_of(scheme, stored.step.dtype, stored.step.device)
+
+    def read(values: torch.Tensor, step: torch.Tensor, low: torch.Tensor | None = None) -> torch.Tensor:
+        rows, step = len(values), step.to(dtype)
+        if scheme.weight_bits == 4:
+            weight = _look_up(values, table, dtype).view(*step.shape, scheme.group) * step[..., None]
+            if low is not None:
+                weight = weight.add_(low[..., None].to(dtype))
+            return weight.view(rows, -1)[:, : stored.features].contiguous()
+        if scheme.kind == "float":
+            return _look_up(values.view(torch.uint8), table, dtype).view(rows, -1).mul_(step)
+        return values.to(dtype).mul_(step)
+
+    return read
 
 
 def _look_up(values: torch.Tensor, table: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -105,6 +101,13 @@ def _look_up(values: torch.Tensor, table: torch.Tensor | None, dtype: torch.dtyp
     width = {(2, 1): torch.int16, (2, 2): torch.int32, (4, 1): torch.int32, (4, 2): torch.int64}
     words = table.view(width[table.element_size(), table.shape[1]]).view(-1)
     return torch.index_select(words, 0, values.view(-1).int()).view(table.dtype)
+
+
+def table_of(scheme: Scheme, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+    """What each byte of a stored weight stands for, one constant for all linears; None where bytes are numbers."""
+    if scheme.weight_bits == 4:
+        return pairs_of(scheme.kind, dtype, device)
+    return floats_of(dtype, device) if scheme.kind == "float" else None
 
 
 @functools.cache

@@ -41,7 +41,7 @@ def _bits(module: nn.Module) -> int:
     if isinstance(module, Int8Linear):
         return 8
     if isinstance(module, WeightOnlyLinear):
-        return module.stored.scheme.weight_bits
+        return module.scheme.weight_bits
     if not isinstance(module, nn.Linear) or not isinstance(module.weight, torch.Tensor):
         return 0
     stored = 8 * storage_bytes([module.weight]) / (module.in_features * module.out_features)

@@ -72,6 +72,7 @@ PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
     "two-caches": ([Cache("svd")], {"carries": (CACHE,)}),
     "cuda-graphs": ([Compile("reduce-overhead"), Cache("svd")], {"machine": CUDA}),
     "gate-reads-device": ([Cache("first-block")], {"machine": CUDA}),
+    "rounded-eagerly": ([Quantize()], {"machine": CUDA}),
     "sparse-breaks-graph": ([SPARSE, Compile()], LARGE),
     "fewer-tokens": ([Cache("fastcache-merge")], {}),
 }

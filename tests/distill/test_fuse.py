@@ -63,6 +63,16 @@ def test_a_bias_is_added_too_and_comes_back() -> None:
     torch.testing.assert_close(root(torch.ones(5, 64)), nn.Linear.forward(root[0].base, torch.ones(5, 64)) + 64 + 3)
 
 
+def test_an_update_is_multiplied_where_the_weight_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    root, devices = linear(), []
+    update, delta = low_rank(0.1, root[0].weight), LowRank.delta
+    assert update.delta(torch.device("meta")).device.type == "meta"
+    assert torch.equal(update.delta(torch.device("cpu")), update.up @ update.down * update.scaling)
+    monkeypatch.setattr(LowRank, "delta", lambda self, device=None: devices.append(device) or delta(self, device))
+    fuse(root, {"0": update}, 1.0, Installer())
+    assert devices == [root[0].weight.device]
+
+
 @pytest.mark.parametrize("relative", [0.01, 0.1])
 def test_bf16_weights_are_rounded_once_from_fp32(relative: float) -> None:
     root = linear(torch.bfloat16)

@@ -32,9 +32,9 @@ def files(tmp_path: Path) -> tuple[str, str]:
 
 
 def packed(pipe: Any) -> dict[str, object]:
-    """The packed weights of every int8 linear, by path without the branches around it."""
+    """The steps of every packed int8 linear, by path without the branches around it."""
     return {
-        name.replace(".base", ""): module.packed
+        name.replace(".base", ""): module.step
         for name, module in pipe.transformer.named_modules()
         if isinstance(module, Int8Linear)
     }

@@ -15,12 +15,20 @@ from ..schemes import Scheme
 
 
 class Backend(Protocol):
-    """One way to compute quantized linears. Implementations are stateless; one file each."""
+    """One way to compute quantized linears. Implementations are stateless; one file each.
+
+    Attributes:
+        rounds_in_steps: whether it rounds activations by operations of their own, which only a compiler fuses.
+    """
 
     name: str
+    rounds_in_steps: bool
 
     def refuses(self, scheme: Scheme, machine: Machine) -> str:
-        """Why it cannot compute a scheme on a machine, with the alternative; '' where it can. Pure."""
+        """Why it cannot compute a scheme on a machine, with the alternative or what to install; '' where it can.
+
+        Touches no tensor, and loads no library.
+        """
         ...
 
     def kernel(self, scheme: Scheme, machine: Machine) -> str:
@@ -35,7 +43,7 @@ class Backend(Protocol):
         """Make sure that `convert` will work, before the first weight is touched.
 
         Raises:
-            StackError: its library is missing, or its product is wrong on this machine.
+            StackError: its library does not load, or its product is wrong on this machine.
         """
         ...
 
@@ -70,7 +78,7 @@ class LibraryLinear(nn.Module):
     Args:
         linear: the library's module.
         features: (in, out).
-        fewest_rows: with fewer, rows of zeros are added for its product and cut off again.
+        fewest_rows: with fewer, rows of zeros are added for its product and cut off again; on a CPU any number will do.
     """
 
     def __init__(self, linear: nn.Module, features: tuple[int, int], fewest_rows: int = 1):
@@ -92,6 +100,6 @@ class LibraryLinear(nn.Module):
             return x.new_empty(shape)
         rows = x.reshape(-1, self.in_features).contiguous()
         count = len(rows)
-        if count < self.fewest_rows:
+        if count < self.fewest_rows and rows.device.type != "cpu":
             rows = nn.functional.pad(rows, (0, 0, 0, self.fewest_rows - count))
         return self.linear(rows)[:count].view(shape)

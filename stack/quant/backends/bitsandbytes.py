@@ -8,35 +8,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import StackError
 from ...facts import Machine
 from ..schemes import Scheme
 from .base import LibraryLinear, storage_bytes
+from .libraries import Library
 
 OUTLIERS = 0.0  # LLM.int8 computes columns above this in 16 bits; 0 rounds all of them
+LIBRARY = Library("bitsandbytes", "bitsandbytes", "bitsandbytes>=0.49")
 
 
 def _library() -> Any:
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise StackError(
-            f"quantize(backend='bitsandbytes') needs it: pip install 'bitsandbytes>=0.49' ({error})"
-        ) from None
-    return bitsandbytes
+    return LIBRARY.load()
 
 
 class BitsAndBytes:
     """`pip install 'bitsandbytes>=0.49'`."""
 
     name = "bitsandbytes"
+    rounds_in_steps = False
 
     def refuses(self, scheme: Scheme, machine: Machine) -> str:
         if scheme.name not in ("nf4", "int8"):
             return f"bitsandbytes has no {scheme.name}: it computes 'nf4' and 'int8'; use backend 'native'"
         if machine.device not in ("cpu", "cuda"):
             return f"bitsandbytes is known to run on cpu and cuda, not on {machine.device}"
-        return ""
+        return LIBRARY.missing
 
     def kernel(self, scheme: Scheme, machine: Machine) -> str:
         if scheme.name == "nf4":

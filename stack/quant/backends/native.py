@@ -21,6 +21,7 @@ class Native:
     """Nothing to install."""
 
     name = "native"
+    rounds_in_steps = True
 
     def refuses(self, scheme: Scheme, machine: Machine) -> str:
         if scheme.name == "fp8":

@@ -1,4 +1,7 @@
-"""Which backend computes a scheme on a machine: from measured figures, and why."""
+"""Which backend computes a scheme on a machine: from measured figures, and why.
+
+Figures of CUDA are what others have published: nothing of this project was measured there.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Measured:
 
 
 _CPU = "linears 1,024 wide at 1,024 tokens, Zen 4 with VNNI"
-_H100 = "FLUX.1-dev on one H100, compiled, whole pipeline; sayakpaul/diffusers-torchao"
+_H100 = "FLUX.1-dev on one H100, compiled, whole pipeline; published by sayakpaul/diffusers-torchao"
 MEASURED = (
     Measured("int8", "cpu", "native", 2.0, _CPU),
     Measured("int8", "cpu", "torchao", 1.34, _CPU),
@@ -77,15 +80,17 @@ def pick(scheme: Scheme, wanted: str, machine: Machine) -> tuple[Backend, str]:
     if not able:
         raise StackError("; ".join(dict.fromkeys(b.refuses(scheme, machine) for b in BACKENDS.values())))
     known = [m for m in MEASURED if (m.scheme, m.device) == (scheme.name, machine.device) and m.backend in able]
+    unknown = [name for name in able if name not in {m.backend for m in known}]
     known.sort(key=lambda m: -m.speed * (WORTH_INSTALLING if m.backend == Native.name else 1))
     if known:
-        return BACKENDS[known[0].backend], _because(known)
+        return BACKENDS[known[0].backend], _because(known, unknown, machine.device)
     name = PREFERRED.get((scheme.name, machine.device), able[0])
     chosen = name if name in able else able[0]
     return BACKENDS[chosen], f"the choice for {machine.device}, not measured there"
 
 
-def _because(known: list[Measured]) -> str:
+def _because(known: list[Measured], unknown: list[str], device: str) -> str:
     best, *others = known
     beside = "".join(f", {m.backend} {m.speed:g}x" for m in others)
-    return f"{best.speed:g}x over bf16{beside} ({best.where})"
+    rest = f"; not measured on {device}: {', '.join(unknown)}" if unknown else ""
+    return f"{best.speed:g}x over bf16{beside} ({best.where}){rest}"

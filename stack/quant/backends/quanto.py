@@ -8,28 +8,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import StackError
 from ...facts import Machine
 from ..schemes import Scheme
 from .base import LibraryLinear, storage_bytes
+from .libraries import Library
 
 WEIGHTS = {"int8-weight": "qint8", "int4-weight": "qint4", "fp8-weight": "qfloat8"}
+LIBRARY = Library("quanto", "optimum.quanto", "optimum-quanto>=0.2.7")
 
 
 def _library() -> Any:
-    try:
-        import optimum.quanto
-    except ImportError as error:
-        raise StackError(
-            f"quantize(backend='quanto') needs optimum-quanto: pip install 'optimum-quanto>=0.2.7' ({error})"
-        ) from None
-    return optimum.quanto
+    return LIBRARY.load()
 
 
 class Quanto:
     """`pip install 'optimum-quanto>=0.2.7'`."""
 
     name = "quanto"
+    rounds_in_steps = False
 
     def refuses(self, scheme: Scheme, machine: Machine) -> str:
         if scheme.rounds_activations:
@@ -39,7 +35,7 @@ class Quanto:
             )
         if scheme.name not in WEIGHTS:
             return f"quanto has no {scheme.name}: use backend 'native' or 'bitsandbytes', or scheme 'int4-weight'"
-        return ""
+        return LIBRARY.missing
 
     def kernel(self, scheme: Scheme, machine: Machine) -> str:
         return "quanto's weight-only product: for memory, not for speed"

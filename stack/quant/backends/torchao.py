@@ -19,9 +19,12 @@ from ...facts import Machine
 from ..kernels.product import FEWEST_ROWS
 from ..schemes import Scheme
 from .base import LibraryLinear, storage_bytes
+from .libraries import Library
 
 INT_MULTIPLE, FLOAT_MULTIPLE = 8, 16  # of torch._int_mm and torch._scaled_mm on CUDA
 FP8_CAPABILITY = (8, 9)
+LIBRARY = Library("torchao", "torchao.quantization", "torchao>=0.15")
+FOUR_BITS = Library("torchao", "mslk", "mslk>=1.0")  # whose kernels torchao multiplies 4-bit weights with
 # A row of zeros would get the step 0 and give NaN.
 SMALLEST_ROW = 1e-12
 
@@ -39,12 +42,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _library() -> Any:
-    try:
-        with _quiet():
-            import torchao.quantization
-    except ImportError as error:
-        raise StackError(f"quantize(backend='torchao') needs torchao: pip install 'torchao>=0.15' ({error})") from None
-    return torchao.quantization
+    with _quiet():
+        return LIBRARY.load()
 
 
 def _config(scheme: Scheme) -> Any:
@@ -66,6 +65,7 @@ class TorchAO:
     """`pip install 'torchao>=0.15'`."""
 
     name = "torchao"
+    rounds_in_steps = True
 
     def refuses(self, scheme: Scheme, machine: Machine) -> str:
         if scheme.kind == "nf4":
@@ -80,7 +80,9 @@ class TorchAO:
             )
         if scheme.name == "int4-weight" and machine.device != "cuda":
             return f"torchao has no 4-bit product on {machine.device}: use backend 'native'"
-        return ""
+        if scheme.name == "int4-weight" and FOUR_BITS.missing:
+            return f"{FOUR_BITS.missing}, or use backend 'native'"
+        return LIBRARY.missing
 
     def kernel(self, scheme: Scheme, machine: Machine) -> str:
         if scheme.rounds_activations:
@@ -110,5 +112,5 @@ def _convert(linear: nn.Linear, scheme: Scheme) -> LibraryLinear:
     assert isinstance(converted, nn.Linear)
     if type(converted.weight) is nn.Parameter:
         raise StackError(f"torchao left a linear of shape {tuple(linear.weight.shape)} as it was: use backend='native'")
-    fewest = FEWEST_ROWS if scheme.rounds_activations and linear.weight.device.type == "cuda" else 1
+    fewest = FEWEST_ROWS if scheme.rounds_activations else 1
     return LibraryLinear(converted, (linear.in_features, linear.out_features), fewest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -29,6 +29,10 @@ class Kernel:
     why: str
 
 
+# Works anywhere, and is exact anywhere.
+PLAIN = Kernel("int_mm", 127, "torch._int_mm")
+
+
 def kernel_for(machine: Machine) -> Kernel:
     """The kernel of a machine, from its flags alone.
 
@@ -40,7 +44,7 @@ def kernel_for(machine: Machine) -> Kernel:
             return Kernel("onednn", 127, f"oneDNN, {machine.vector} with VNNI: 8-bit weights are exact")
         why = f"oneDNN, {machine.vector} without VNNI: weights use 64 levels, since 127 would saturate its 16-bit sums"
         return Kernel("onednn", 64, why)
-    return Kernel("int_mm", 127, f"torch._int_mm on {machine.device} {machine.vector}".rstrip())
+    return replace(PLAIN, why=f"torch._int_mm on {machine.device} {machine.vector}".rstrip())
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class Packed:
     offset: torch.Tensor
     zeros: torch.Tensor
 
+    @property
+    def opaque(self) -> bool:
+        """Whether the weight is in a layout that only its kernel can read."""
+        return self.weight.layout != torch.strided
+
     def tensors(self) -> list[torch.Tensor]:
         """Everything it keeps in memory."""
         return [self.weight, self.step, self.offset, self.zeros]
@@ -76,7 +85,7 @@ def pack(kernel: Kernel, values: torch.Tensor, step: torch.Tensor) -> Packed:
 
 def unpack(packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
     """The rounded weight again: values (N, K) int8 and steps (N,); packing them gives the same bytes."""
-    plain = packed.weight.to_dense() if packed.weight.layout != torch.strided else packed.weight
+    plain = packed.weight.to_dense() if packed.opaque else packed.weight
     return plain.t().contiguous(), packed.step
 
 

@@ -10,16 +10,12 @@ from typing import NamedTuple
 import torch
 
 from ...errors import StackError
+from .pieces import by_rows
 
 ROW_LEVELS = 127
 ZERO = 128
 # Rows and channels smaller than this are rounded to multiples of it: its reciprocal is still finite.
 SMALLEST_STEP = 1e-30
-# Rounding goes through a scratch buffer that stays in the cache: a whole temporary costs more in page faults
-# than the arithmetic. Elements of float32, 512 KiB.
-CHUNK = 131_072
-
-
 # A float's bits without its sign, read as an integer, are in the order of its size; NaN is the largest.
 _BITS = {
     torch.float32: (torch.int32, 0x7FFFFFFF),
@@ -58,9 +54,11 @@ def quantize_rows(x: torch.Tensor) -> Rows:
         step = step.to(x.dtype).float()
     inverse = step.reciprocal()
     step = step * (largest != 0)  # 0 for a row of zeros, so that whatever the product leaves there vanishes
-    if compiling:  # one fused loop there: the buffers below would only be in the way
+    if compiling:
         return Rows((torch.round(x * inverse) + ZERO).to(torch.uint8), step)
-    return Rows(_round_in_chunks(x, inverse), step)
+    signed = by_rows(round_to_int8, (x, inverse), x.shape[1], torch.int8, x.device)
+    # Adding 128 by flipping the highest bit: torch converts floats to int8 six times faster than to uint8 on a CPU.
+    return Rows(signed.view(torch.uint8).bitwise_xor_(ZERO), step)
 
 
 def _largest(x: torch.Tensor) -> torch.Tensor:
@@ -71,16 +69,14 @@ def _largest(x: torch.Tensor) -> torch.Tensor:
     return (x.view(integer) & magnitude).amax(-1, keepdim=True).view(x.dtype)
 
 
-def _round_in_chunks(x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    length = max(1, CHUNK // x.shape[1])
-    values = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scratch = torch.empty((min(length, len(x)), x.shape[1]), dtype=torch.float32, device=x.device)
-    for part, factor, target in zip(x.split(length), inverse.split(length), values.split(length), strict=True):
-        # Copied first: a product of two dtypes is computed element by element.
-        target.copy_(scratch[: len(part)].copy_(part).mul_(factor).round_())
-        # Adding 128 by flipping the highest bit: torch converts floats to int8 six times faster than to uint8.
-        target.view(torch.uint8).bitwise_xor_(ZERO)
-    return values.view(torch.uint8)
+def round_to_int8(x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """Rows x (M, K) in units of their step: (M, K) int8.
+
+    Args:
+        inverse: (M, 1) float32, one over the steps.
+    """
+    # Copied first: a product of two dtypes is computed element by element.
+    return x.to(torch.float32, copy=True).mul_(inverse).round_().to(torch.int8)
 
 
 def quantize_weight(weight: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import nn
 
 from ...errors import StackError
-from ..kernels.product import Kernel, Packed, pack, product
+from ..kernels.product import PLAIN, Kernel, Packed, pack, product, unpack
 from ..kernels.rows import quantize_weight
 from ..kernels.shared import SharedRows
+from .fixed import fixed_buffer
 
 
 class Int8Linear(nn.Module):
@@ -20,13 +22,16 @@ class Int8Linear(nn.Module):
     Rows do not depend on each other: batched equals one by one. A row of zeros gives exactly the bias; a row with NaN
     or infinity gives NaN or infinity. Takes (..., K) of any float dtype and layout, returns (..., N) in that dtype.
 
-    For inference: a backward pass through it raises. The packed weight has an opaque layout, so the module can
-    neither be moved to another device nor deep-copied; `Stack.save` knows how to write it.
+    For inference: a backward pass through it raises. It can be moved and cast: levels and steps stay as they are. In
+    oneDNN's layout, which only a CPU knows, the weight is no buffer; a module that leaves the CPU takes it along in the
+    plain layout and keeps that. It cannot be deep-copied in oneDNN's layout.
 
     Args:
         shared, member: rows it rounds together with others, and which of them it is.
         rounded: values (N, K) and steps (N,) where they are known already; the linear's own weight is not read then.
     """
+
+    values: torch.Tensor | None
 
     def __init__(
         self,
@@ -38,11 +43,33 @@ class Int8Linear(nn.Module):
     ):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        # Not buffers: a later `.to(torch.bfloat16)` of the model must not round the steps.
-        self.packed: Packed = pack(kernel, *(rounded or quantize_weight(linear.weight, kernel.weight_levels)))
+        self.register_buffer("values", None, persistent=False)
+        self._keep(pack(kernel, *(rounded or quantize_weight(linear.weight, kernel.weight_levels))))
         self.bias = linear.bias
         self.shared = shared or SharedRows(1)
         self._member = member
+
+    def _keep(self, packed: Packed) -> None:
+        self.kernel = packed.kernel
+        self._opaque = packed.weight if packed.opaque else None
+        self.values = None if packed.opaque else fixed_buffer(packed.weight)
+        self.step, self.offset = fixed_buffer(packed.step), fixed_buffer(packed.offset)
+        self.zeros = fixed_buffer(packed.zeros)
+
+    @property
+    def packed(self) -> Packed:
+        """The weight as its kernel reads it."""
+        weight = self.values if self._opaque is None else self._opaque
+        assert weight is not None
+        step, offset = self.step.view(torch.float32), self.offset.view(torch.float32)
+        return Packed(self.kernel, weight, step, offset, self.zeros)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """What `.to()`, `.half()` and the like go through."""
+        if self._opaque is not None and fn(self.zeros).device.type != "cpu":
+            self._keep(pack(PLAIN, *unpack(self.packed)))
+        super()._apply(fn, recurse)
+        return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., K) to (..., N).
@@ -76,7 +103,7 @@ class Int8Linear(nn.Module):
         return out.to(x.dtype).view(shape)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, kernel={self.packed.kernel}"
+        return f"{self.in_features}, {self.out_features}, kernel={self.kernel}"
 
 
 class _NoGradient(torch.autograd.Function):

@@ -9,6 +9,7 @@ from torch import nn
 from stack.errors import StackError
 from stack.facts import machine_of
 from stack.quant.backends import BACKENDS
+from stack.quant.backends.base import LibraryLinear
 from stack.quant.schemes import SCHEMES
 
 HERE = machine_of(torch.device("cpu"))
@@ -68,6 +69,16 @@ def test_layouts_few_rows_none_and_zeros(scheme: str, backend: str) -> None:
         torch.testing.assert_close(converted(x.flatten(0, 1)[:rows]), whole.flatten(0, 1)[:rows], **near)
     with pytest.raises(StackError, match="expected rows of 256 features"):
         converted(torch.randn(3, 128).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", 3), ("meta", 32)])
+def test_few_rows_are_filled_up_where_the_tensors_are(device: str, expected: int) -> None:
+    """A model that is offloaded is converted on the host, and computes elsewhere."""
+    seen: list[int] = []
+    inner = nn.Linear(16, 8)
+    inner.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    module = LibraryLinear(inner, (16, 8), fewest_rows=32).to(device)
+    assert module(torch.empty(3, 16, device=device)).shape == (3, 8) and seen == [expected]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

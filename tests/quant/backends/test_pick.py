@@ -6,12 +6,17 @@ import pytest
 
 from stack.errors import StackError
 from stack.facts import Machine
-from stack.quant.backends import BACKENDS, pick
+from stack.quant.backends import BACKENDS, libraries, pick
 from stack.quant.backends.pick import MEASURED
 from stack.quant.schemes import SCHEMES
 
 CPU, H200 = Machine("cpu", "AVX512", vnni=True), Machine("cuda", "NVIDIA H200", capability=(9, 0))
 A100 = Machine("cuda", "NVIDIA A100", capability=(8, 0))
+
+
+@pytest.fixture(autouse=True)
+def _everything_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "importable", lambda module: True)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +45,17 @@ def test_the_reason_names_the_figures_and_the_others() -> None:
         (known,) = [m for m in MEASURED if (m.scheme, m.device, m.backend) == ("int8", "cpu", backend)]
         assert f"{backend} {known.speed:g}x" in why
     assert "over bf16" in why and "VNNI" in why
+    assert "not measured" not in why
     assert pick(SCHEMES["nf4"], "auto", H200)[1] == "the choice for cuda, not measured there"
     assert pick(SCHEMES["nf4"], "native", CPU) == (BACKENDS["native"], "asked for")
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "fp8-weight"])
+def test_on_cuda_the_reason_says_whose_figures_they_are_and_what_nobody_measured(scheme: str) -> None:
+    assert {m.backend for m in MEASURED if m.device == "cuda"} == {"torchao"}
+    assert all("published by" in m.where for m in MEASURED if m.device == "cuda")
+    why = pick(SCHEMES[scheme], "auto", H200)[1]
+    assert "published by sayakpaul/diffusers-torchao" in why and "not measured on cuda: native" in why
 
 
 def test_refusals() -> None:
