@@ -67,21 +67,32 @@ def _adapter(pipe: Any) -> Any:
     )
 
 
+def put_cache_dit(
+    pipe: Any, steps: int, front: int, back: int, order: int, mask: list[int] | None = None, threshold: float = 1.0
+) -> None:
+    """Put DBCache on a pipeline, without cache-dit's log lines; `disable_cache` takes it off.
+
+    Args:
+        mask: 1 for each step that runs in full; None lets the threshold decide.
+    """
+    import cache_dit
+
+    for name in [name for name in logging.root.manager.loggerDict if name.lower().startswith("cache")]:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    fixed = {"steps_computation_mask": mask, "steps_computation_policy": "static"} if mask else {}
+    config = cache_dit.DBCacheConfig(
+        Fn_compute_blocks=front, Bn_compute_blocks=back, residual_diff_threshold=threshold,
+        max_warmup_steps=WARMUP, num_inference_steps=steps, **fixed,
+    )  # fmt: skip
+    calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
+    cache_dit.enable_cache(_adapter(pipe), cache_config=config, calibrator_config=calibrator)
+
+
 def _cache_dit(
     bench: Bench, front: int, back: int, order: int, when: str, mask: list[int] | None = None, threshold: float = 1.0
 ) -> Row:
     def put(pipe: Any) -> None:
-        import cache_dit
-
-        for name in [name for name in logging.root.manager.loggerDict if name.lower().startswith("cache")]:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        fixed = {"steps_computation_mask": mask, "steps_computation_policy": "static"} if mask else {}
-        config = cache_dit.DBCacheConfig(
-            Fn_compute_blocks=front, Bn_compute_blocks=back, residual_diff_threshold=threshold,
-            max_warmup_steps=WARMUP, num_inference_steps=bench.steps, **fixed,
-        )  # fmt: skip
-        calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
-        cache_dit.enable_cache(_adapter(pipe), cache_config=config, calibrator_config=calibrator)
+        put_cache_dit(pipe, bench.steps, front, back, order, mask, threshold)
 
     def take(pipe: Any) -> None:
         import cache_dit
