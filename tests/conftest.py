@@ -22,10 +22,10 @@ def _quiet_threads() -> None:
     torch.manual_seed(0)
 
 
-def tiny_denoiser() -> FluxTransformer2DModel:
-    """One double and one single block, two heads of 64."""
+def tiny_denoiser(double: int = 1, single: int = 1) -> FluxTransformer2DModel:
+    """So many double and single blocks, two heads of 64."""
     torch.manual_seed(0)
-    small = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2}
+    small = {"num_layers": double, "num_single_layers": single, "num_attention_heads": 2}
     return FluxTransformer2DModel(**{**TRANSFORMER, **small}).eval()
 
 

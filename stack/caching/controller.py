@@ -176,8 +176,9 @@ class CacheController:
             full = tick.step in self.schedule_for(tick.steps, self._sigmas).full_steps(tick.steps)
             skips = [not full and cell.ready for cell in cells]
         else:
-            told = changes if changes is not None else [_change(cell, _row(probe, i)) for i, cell in enumerate(cells)]
-            skips = [self._judge(cell, tick, _row(probe, i), told[i]) for i, cell in enumerate(cells)]
+            told = changes if changes is not None else self._changes(probe)
+            rows = [None if probe is None else _row(probe, i) for i in range(len(cells))]
+            skips = [self._judge(cell, tick, row, change) for cell, row, change in zip(cells, rows, told, strict=True)]
         skips = [skip and self._within_reach(cell) for cell, skip in zip(cells, skips, strict=True)]
         if together and not all(skips):
             skips = [False] * len(cells)
@@ -215,6 +216,14 @@ class CacheController:
         where = f"step {self.now.step}: up to {distance:.3g} times its norm from the last feature"
         self.journal.warn(f"forecast refused at {where}; the step runs in full")
         return False
+
+    def _changes(self, probe: torch.Tensor | None) -> list[float | None]:
+        """How far each cell's probe has moved from its reference, relative to that; None where there is none."""
+        pairs = [
+            None if probe is None or cell.reference is None else (_row(probe, i) - cell.reference, cell.reference)
+            for i, cell in enumerate(self.cells)
+        ]
+        return mean_ratios(pairs)
 
     def _judge(self, cell: Cell, tick: Tick, probe: torch.Tensor | None, change: float | None) -> bool:
         assert cell.gate is not None
@@ -300,17 +309,15 @@ def _carry_over(old: Sequence[Gate | None], new: Sequence[Gate | None]) -> None:
             after.budget.spent = before.budget.spent
 
 
-def _row(probe: torch.Tensor | None, index: int) -> torch.Tensor | None:
-    return None if probe is None else probe[index : index + 1]
+def _row(probe: torch.Tensor, index: int) -> torch.Tensor:
+    return probe[index : index + 1]
 
 
-def _change(cell: Cell, probe: torch.Tensor | None) -> float | None:
-    """How far a cell's probe has moved from its reference, relative to that."""
-    if probe is None or cell.reference is None:
-        return None
-    return mean_ratio(probe - cell.reference, cell.reference)
-
-
-def mean_ratio(part: torch.Tensor, whole: torch.Tensor) -> float:
-    """mean|part| / mean|whole|; reads one number."""
-    return float(part.abs().mean() / whole.abs().mean().clamp_min(torch.finfo(whole.dtype).tiny))
+def mean_ratios(pairs: Sequence[tuple[torch.Tensor, torch.Tensor] | None]) -> list[float | None]:
+    """mean|part| / mean|whole| of every (part, whole), and None for None; read back in one go."""
+    ratios = [
+        part.abs().mean() / whole.abs().mean().clamp_min(torch.finfo(whole.dtype).tiny)
+        for part, whole in (pair for pair in pairs if pair is not None)
+    ]
+    numbers = iter(torch.stack(ratios).tolist() if ratios else ())
+    return [None if pair is None else next(numbers) for pair in pairs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +44,7 @@ from ..report import FULL
 from . import carried
 from .base import Applied, Finding, Target
 from .cache_checks import judged
+from .compile import compiled
 
 FILES = {"maps": load_maps, "bases": load_bases}  # options that may be given as a file's path
 OPTIONS = tuple(f.name for f in fields(Policy))
@@ -263,9 +265,10 @@ def _site(
 ) -> Span | Foreseen | EachBlock | EachModule | FastCache | Tokenwise | Around | CleanSample:
     if p.site == "fastcache":
         return FastCache(controller, p)
+    compile = partial(compiled, mode=target.now.compiled)
     if p.site == "tokens":
         chooser = Chooser(controller, p, target.facts.head_dim, target.wiring.halves, target.grid)
-        return Tokenwise(controller, p, chooser, target.entrance)
+        return Tokenwise(controller, p, chooser, target.entrance, compile)
     if p.site == "blocks":
         return EachBlock(controller)
     if p.site == "denoiser":
@@ -273,9 +276,9 @@ def _site(
     if p.site == "clean":
         return CleanSample(controller, target.entrance, planned_steps(target.pipe, target.clock))
     if p.site == "related":
-        return RelatedModules(controller)
+        return RelatedModules(controller, compile)
     if p.site in ("modules", "attention"):
-        return EachModule(controller, ("attention",) if p.site == "attention" else ("attention", "mlp"))
+        return EachModule(controller, ("attention",) if p.site == "attention" else ("attention", "mlp"), compile)
     residual = p.site == "residual"
     if not (p.gate or p.accept or p.front or p.back):
         return Foreseen(controller, target.entrance, residual)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from typing import Any, ClassVar
 
 import torch
@@ -78,12 +79,32 @@ class Compile:
             raise StackError("compile() needs a C++ compiler on this device, found none: install g++, or leave it out")
         blocks = target.wiring.blocks(target.denoiser)
         for _, block in blocks:
-            install.wrap_call(block, "forward", self._compiled)
+            install.wrap_call(block, "forward", partial(compiled, mode=self.mode))
         done = f"{len(blocks)} blocks compiled at their first call, mode {self.mode}"
         return Applied(done, warnings=_beyond_limit([block for _, block in blocks]))
 
-    def _compiled(self, forward: Any) -> Any:
-        return torch.compile(forward, mode=None if self.mode == "default" else self.mode)
+
+def compiled(forward: Callable[..., Any], mode: str) -> Callable[..., Any]:
+    """A module's forward, compiled at its first call. With mode "" it stays as it is."""
+    if not mode:
+        return forward
+    made = torch.compile(forward, mode=None if mode == "default" else mode)
+
+    @wraps(forward)  # whoever stands before the block reads its signature
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return made(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
+
+    return called
+
+
+def _plain(value: Any) -> Any:
+    """A tensor with a batch of one, with the stride that this dimension has in a contiguous tensor.
+
+    FLUX's single blocks return a slice of a longer tensor. In a batch of one its stride means nothing, but the compiler
+    looks at it: the second block would be compiled again.
+    """
+    one = isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == 1
+    return value[0][None] if one else value
 
 
 def _eager(facts: Facts, stage: str) -> list[Finding]:

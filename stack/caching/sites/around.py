@@ -11,7 +11,7 @@ from torch import nn
 from ...entrance import DenoiserCall, Entrance
 from ...install import Installer
 from ...models.wiring import Wiring
-from ..controller import CacheController, Cell, mean_ratio
+from ..controller import CacheController, Cell, mean_ratios
 from ..gates import SumGate
 from ..latent import returned_as
 
@@ -51,7 +51,7 @@ class Around:
         controller, latent = self.controller, call.latent
         controller.begin(latent)
         cells, gated = controller.cells, controller.new_gate is not None
-        changes = [_moved(cell, latent[i : i + 1]) for i, cell in enumerate(cells)] if gated else None
+        changes = mean_ratios([_moved(c, latent[i : i + 1]) for i, c in enumerate(cells)]) if gated else None
         skips = controller.decide(changes=changes, together=not call.separable(names))
         for i, cell in enumerate(cells if gated else ()):
             cell.kept[BEFORE] = latent[i : i + 1].clone()  # the caller's memory may be written to
@@ -73,16 +73,21 @@ class Around:
 
     def _learn(self, latent: torch.Tensor, out: torch.Tensor, cells: list[Cell]) -> None:
         """These samples have run."""
-        for i, cell in enumerate(cells):
-            if isinstance(cell.gate, SumGate):
-                mine, kept = out[i : i + 1].clone(), cell.kept
-                slope = mean_ratio(mine - kept[OUT], kept[BEFORE] - kept[IN]) if OUT in kept else None
-                cell.gate.ran(slope)
-                kept[IN], kept[OUT] = kept[BEFORE], mine
+        gated = [(i, cell, cell.gate) for i, cell in enumerate(cells) if isinstance(cell.gate, SumGate)]
+        slopes = mean_ratios([_slope(cell, out[i : i + 1]) for i, cell, _ in gated])
+        for (i, cell, gate), slope in zip(gated, slopes, strict=True):
+            gate.ran(slope)
+            cell.kept[IN], cell.kept[OUT] = cell.kept[BEFORE], out[i : i + 1].clone()
         self.controller.store(ADDED, out - latent, cells)
 
 
-def _moved(cell: Cell, latent: torch.Tensor) -> float | None:
-    """How far the latent has come in one step, relative to the output of the last full step."""
+def _moved(cell: Cell, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """How far the latent has come in one step, and what that is relative to: the output of the last full step."""
     kept = cell.kept
-    return mean_ratio(latent - kept[BEFORE], kept[OUT]) if OUT in kept else None
+    return (latent - kept[BEFORE], kept[OUT]) if OUT in kept else None
+
+
+def _slope(cell: Cell, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """How far the output has come since the last full step, and the latent."""
+    kept = cell.kept
+    return (out - kept[OUT], kept[BEFORE] - kept[IN]) if OUT in kept else None

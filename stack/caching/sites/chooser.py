@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...clock import Tick
+from ...reads import sent
 from ..controller import CacheController
 from ..policy import Policy
 from ..tokenwise.selection import flat_rows, older, random_scores, shared_by_halves, value_scores, with_bonus
@@ -54,11 +55,16 @@ class Chooser:
         self.controller, self.policy, self.head_dim, self.halves = controller, policy, head_dim, halves
         self.grid = grid
         self._at: tuple[int, int] = (-1, -1)  # request and step of the rows that are kept
+        self._places: list[Place] = []
 
     @property
     def observes(self) -> bool:
         """Whether it wants to see attention values."""
         return self.policy.select == "values"
+
+    def add(self, place: Place) -> None:
+        """An MLP whose tokens will be chosen."""
+        self._places.append(place)
 
     def observe(self, place: Place, values: torch.Tensor) -> None:
         """A full step made these attention values (B, N, H * head_dim)."""
@@ -79,16 +85,34 @@ class Chooser:
             self._at = (tick.request, tick.step)
             for key in [key for key in shared if "/rows/" in key]:
                 del shared[key]
-        batch, tokens = like.shape[:2]
-        p = self.policy
-        count = p.spread.tokens(tokens, p.ratio, tick.step, tick.steps, place.depth, place.part)
-        if count == tokens:
+        if self._count(place, tick, like) == like.shape[1]:
             self.refresh(place)
             return None
-        key = f"{place.key}/rows/{batch}x{tokens}"  # a branch may have a longer text
+        key = _key(place, like)
         if key not in shared:
-            shared[key] = self._choose(place, count, tick, like)
+            self._choose_all(tick, like.device)
         return shared[key]
+
+    def _count(self, place: Place, tick: Tick, like: torch.Tensor) -> int:
+        p = self.policy
+        return p.spread.tokens(like.shape[1], p.ratio, tick.step, tick.steps, place.depth, place.part)
+
+    def _choose_all(self, tick: Tick, device: torch.device) -> None:
+        """Choose for every MLP of this branch that has not been chosen for.
+
+        Random scores are made on the host and ranked there, so that every device computes the same tokens. All their
+        rows go to the device together, at the step's first MLP: one transfer, that nobody waits for.
+        """
+        shared, kept, chosen = self.controller.shared, self.controller.cells[0].kept, {}
+        for place in self._places:
+            like = kept.get(place.key)
+            if like is not None and _key(place, like) not in shared:
+                count = self._count(place, tick, like)
+                if count < like.shape[1]:
+                    chosen[_key(place, like)] = self._choose(place, count, tick, like)
+        away = [key for key, rows in chosen.items() if rows.device != device]
+        shared.update(chosen)
+        shared.update(zip(away, sent([chosen[key] for key in away], device), strict=True))
 
     def _choose(self, place: Place, count: int, tick: Tick, like: torch.Tensor) -> torch.Tensor:
         shared, key, (batch, tokens) = self.controller.shared, f"{place.key}/ages", like.shape[:2]
@@ -100,7 +124,7 @@ class Chooser:
         scores = self._raised(scores.add(ages, alpha=self.policy.stale / self.policy.interval), tokens)
         chosen = scores.topk(count, dim=1).indices
         shared[key] = older(ages, chosen)
-        return flat_rows(chosen, tokens, batch).to(like.device)
+        return flat_rows(chosen, tokens, batch)
 
     def _scores(self, place: Place, tick: Tick, like: torch.Tensor) -> torch.Tensor:
         """Scores (1 or B, N): of the tokens' values where they are wanted and known, else random."""
@@ -120,3 +144,9 @@ class Chooser:
             self.controller.journal.warn(f"the tokens lie on no known grid: no bonus for cells of {cell} x {cell}")
         # Other modules have other tokens: the text's, or those of both streams.
         return with_bonus(scores, grid, cell, bonus) if grid and math.prod(grid) == tokens else scores
+
+
+def _key(place: Place, like: torch.Tensor) -> str:
+    """Where a place's rows are kept; a branch may have a longer text."""
+    batch, tokens = like.shape[:2]
+    return f"{place.key}/rows/{batch}x{tokens}"

@@ -14,6 +14,7 @@ from ...install import Installer
 from ...models.wiring import CachedModule, Wiring
 from ..controller import CacheController, Cell
 from .calls import BlockCall, Streams, before_blocks, returned, several
+from .inside import Forward, Inside, as_it_is
 
 Given = list[torch.Tensor]  # the tensors that a module was called with
 
@@ -62,13 +63,20 @@ class EachModule(_Decided):
 
     Args:
         roles: which modules: "attention", "mlp". A projection that ends both is kept only with both.
+        compile: what the blocks are compiled with.
     """
 
     reads_inputs: ClassVar[bool] = False  # whether a forecast wants to know what a module was given
 
-    def __init__(self, controller: CacheController, roles: tuple[str, ...] = ("attention", "mlp")):
+    def __init__(
+        self,
+        controller: CacheController,
+        roles: tuple[str, ...] = ("attention", "mlp"),
+        compile: Callable[[Forward], Forward] = as_it_is,
+    ):
         super().__init__(controller)
         self.roles = roles
+        self.inside = Inside(compile, whole=lambda: not self.skip)
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before every module; returns how many are predicted on a cached step."""
@@ -104,10 +112,11 @@ class EachModule(_Decided):
 
     def _place(self, block: nn.Module, key: str, module: CachedModule, install: Installer) -> None:
         for norm in module.norms if not self.reads_inputs else ():
+            # Traced with its block, which stays in one piece there: one version for full steps, one for cached ones.
             install.wrap_call(block.get_submodule(norm), "forward", self._unread)
         for spare in module.spares:
-            install.wrap_call(block.get_submodule(spare), "forward", self._spared)
-        install.wrap_call(block.get_submodule(module.path), "forward", lambda inner: self._kept(inner, key))
+            self.inside.wrap(block.get_submodule(spare), self._spared, install)
+        self.inside.wrap(block.get_submodule(module.path), lambda inner: self._kept(inner, key), install)
 
     def _kept(self, inner: Callable[..., Any], key: str) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:

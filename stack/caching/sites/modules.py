@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,9 +12,7 @@ from ..controller import CacheController
 from ..tokenwise.selection import gather, scatter
 from .calls import returned, several
 from .chooser import Chooser, Place
-
-Forward = Callable[..., Any]
-Wrapper = Callable[[Forward], Forward]
+from .inside import Forward, Wrapper
 
 
 class Modules:

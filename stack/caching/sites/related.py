@@ -10,9 +10,10 @@ from torch import nn
 
 from ...install import Installer
 from ...models.wiring import CachedModule, Wiring
-from ..controller import CacheController, Cell, mean_ratio
+from ..controller import CacheController, Cell, mean_ratios
 from .calls import BlockCall, Streams, before_blocks, take
 from .each import EachModule, Given
+from .inside import Forward, as_it_is, untraced
 
 FIRST = "first"  # key of the first module's input
 
@@ -32,8 +33,8 @@ class RelatedModules(EachModule):
 
     reads_inputs = True
 
-    def __init__(self, controller: CacheController):
-        super().__init__(controller)
+    def __init__(self, controller: CacheController, compile: Callable[[Forward], Forward] = as_it_is):
+        super().__init__(controller, compile=compile)
         self._active: list[Cell] = []
         self._rows: tuple[list[int], list[int]] = ([], [])  # those that run, those that do not
         self._inputs: dict[str, torch.Tensor] = {}
@@ -66,22 +67,25 @@ class RelatedModules(EachModule):
             skips = controller.decide()
         else:
             first = call.wiring.modulated(call.block, call.given)
-            skips = controller.decide(changes=[self._missed(c, first[i : i + 1]) for i, c in enumerate(cells)])
+            missed = mean_ratios([self._missed(c, first[i : i + 1]) for i, c in enumerate(cells)])
+            skips = controller.decide(changes=missed)
         ran, skipped = ([i for i, skip in enumerate(skips) if skip is wanted] for wanted in (False, True))
         self._rows = ran, skipped
         if gated and ran:
             controller.store(FIRST, first[ran], [cells[i] for i in ran], measure=False)
         return cells
 
-    def _missed(self, cell: Cell, first: torch.Tensor) -> float | None:
+    def _missed(self, cell: Cell, first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """How far the forecast of the first module's input is off, and the input."""
         if FIRST not in cell.predictors:
             return None
-        return mean_ratio(first - self.controller.predict(FIRST, [cell]), first)
+        return first - self.controller.predict(FIRST, [cell]), first
 
     def _place(self, block: nn.Module, key: str, module: CachedModule, install: Installer) -> None:
         super()._place(block, key, module, install)
         if module.spares:  # what it is given itself is not computed on a cached step
-            install.wrap_call(block.get_submodule(module.spares[0]), "forward", lambda inner: self._noted(inner, key))
+            spare = block.get_submodule(module.spares[0])
+            install.wrap_call(spare, "forward", lambda inner: untraced(self._noted(inner, key)))
 
     def _noted(self, inner: Callable[..., Any], key: str) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...entrance import DenoiserCall, Entrance
@@ -23,7 +22,8 @@ from ..tokenwise.cycles import AGGRESSIVE, CONSERVATIVE, FULL_STEP
 from .calls import BlockCall, Streams, before_blocks
 from .chooser import Chooser, Place
 from .idle import Idle
-from .modules import Modules, Wrapper
+from .inside import Forward, Inside, as_it_is
+from .modules import Modules
 
 
 class Tokenwise:
@@ -33,12 +33,21 @@ class Tokenwise:
         policy: its cycle says what a step is, its `TokenChoices` what a conservative one computes.
         chooser: chooses the tokens.
         entrance: where the denoiser's calls come by.
+        compile: what the blocks are compiled with.
     """
 
-    def __init__(self, controller: CacheController, policy: Policy, chooser: Chooser, entrance: Entrance):
+    def __init__(
+        self,
+        controller: CacheController,
+        policy: Policy,
+        chooser: Chooser,
+        entrance: Entrance,
+        compile: Callable[[Forward], Forward] = as_it_is,
+    ):
         self.controller, self.policy, self.chooser, self.entrance = controller, policy, chooser, entrance
         self.idle = Idle()
         self.modules = Modules(controller, chooser)
+        self.inside = Inside(compile, whole=lambda: not self.modules.conservative)
         self.kind = FULL_STEP
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
@@ -53,9 +62,10 @@ class Tokenwise:
                     count += 1
                     depth = index / max(1, len(blocks) - 1)
                     place = Place(f"{name}.{index}.{module.path}", count, part, depth)
+                    if module.role != "attention":
+                        self.chooser.add(place)
                     for path, wrapper in self.modules.wrappers(module, place, modules):
-                        # Choices and state are Python and must not be traced into a compiled block.
-                        install.wrap_call(block.get_submodule(path), "forward", _untraced(wrapper))
+                        self.inside.wrap(block.get_submodule(path), wrapper, install)
         install.wrap_call(self.entrance, "run", lambda inner: lambda call: self._enter(call, inner))
         self.idle.install(denoiser, wiring, install)
         last = len(wiring.blocks(denoiser)) - 1
@@ -81,7 +91,3 @@ class Tokenwise:
         if last:
             controller.store(stream, out[stream], controller.cells, measure=self.kind == FULL_STEP)
         return out
-
-
-def _untraced(wrapper: Wrapper) -> Wrapper:
-    return lambda inner: torch.compiler.disable(wrapper(inner))

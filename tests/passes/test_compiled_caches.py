@@ -1,0 +1,64 @@
+"""Every cache over compiled blocks: how many graphs that takes, and that the numbers stay what they were.
+
+The backend is "aot_eager": graphs are traced as for any other backend and run operation by operation, so that outputs
+are those of the eager stack bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from stack import Stack
+from stack.caching.policy import PRESETS
+from stack.models.wiring import FLUX
+
+from ..caching.fitted import fitted
+from ..conftest import inputs, tiny_denoiser
+
+STEPS, DOUBLE, SINGLE = 12, 2, 2
+# Graphs of all presets of a site together. Two kinds of blocks are two graphs, and what stands around blocks adds none.
+# FastCache runs blocks on some of the tokens: one version more of each, for any number of them. What stands around
+# modules cuts a block at each of them (3 in a double block, 3 in a single one), and each module is compiled for itself,
+# those of text and image once for each length; on cached steps norms are given no tokens, which is one version more of
+# the pieces behind them. ToCa and DuCa also cut at the norms before an MLP, "values" at the linears that make them.
+GRAPHS = {"blocks": 2, "fastcache": 4, "modules": 20, "attention": 7, "related": 16, "tokens": 36}
+
+
+def site_of(preset: str) -> str:
+    site = PRESETS[preset].site
+    return "blocks" if site in ("output", "residual", "clean", "denoiser") else site
+
+
+SITES = {site: list(presets) for site, presets in groupby(sorted(PRESETS, key=site_of), site_of)}
+
+
+@pytest.fixture
+def aot_eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    torch._dynamo.reset()
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward, mode: compile(forward, backend="aot_eager"))
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def outputs(stack: Stack) -> list[torch.Tensor]:
+    with stack:
+        return [stack(**inputs(1 - step / STEPS)).sample for step in range(STEPS)]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_few_graphs_are_enough_for_every_step_and_block(site: str, aot_eager: None) -> None:
+    model, start = tiny_denoiser(DOUBLE, SINGLE), counters["stats"]["unique_graphs"]
+    for preset in SITES[site]:
+        options = fitted(preset, FLUX, DOUBLE + SINGLE, model.inner_dim, STEPS)
+        eager = outputs(Stack(model, steps=STEPS).cache(preset, **options))
+        compiled = outputs(Stack(model, steps=STEPS).compile().cache(preset, **options))
+        assert all(map(torch.equal, compiled, eager)), preset
+    assert counters["stats"]["unique_graphs"] - start == GRAPHS[site]
