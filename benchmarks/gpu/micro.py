@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from stack.attention.flex import Flex
 from stack.attention.kernels import dense, sparse_attention
 from stack.attention.maps import block_map, cut
+from stack.attention.sage import sage_attention
 
 from .journal import Line
 from .runner import Row
-from .sage import sage_attention
 from .setting import Setting
 from .timing import Work, call_ms
 
@@ -88,8 +89,8 @@ class Attention:
         """Block-sparse attention by a map, and the map."""
         q, k, v = self.inputs()
         grid = cut(self.image, self.text, 128, self.setting.device.type)
-        indices = block_map(q, k, grid, keep)
-        found = self.told(lambda: sparse_attention(q, k, v, indices, grid), grid.density(keep))
+        indices, flex = block_map(q, k, grid, keep), Flex()
+        found = self.told(lambda: sparse_attention(q, k, v, indices, grid, flex), grid.density(keep))
         map_ms = call_ms(lambda: block_map(q, k, grid, keep), self.setting.device, CALLS)
         return {**found, "map_ms": map_ms, "density": grid.density(keep)}
 
