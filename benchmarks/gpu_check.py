@@ -10,6 +10,7 @@ Each row is written before the next one starts. The same command goes on where i
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -59,8 +60,8 @@ def measure(
     journal.start(*machine_and_versions(setting.device), setting.tiny)
     ended = "done"
     try:
-        for part in parts:
-            runner.run(PARTS[part](setting))
+        for late, part in product((False, True), parts):
+            runner.run(row for row in PARTS[part](setting) if row.late == late)
     except KeyboardInterrupt:
         ended = "stopped"
     except ContextLost as lost:
