@@ -20,6 +20,7 @@ from .whole import Whole, measure
 CACHE = "predictor-corrector"
 HEADLINE = "fp8 + compiled + cuDNN + cache"
 AT_28 = f"{HEADLINE}, 28 steps"
+OTHER_CACHES = ("first-block", "taylorseer-lite", "svd-blocks")
 FEW = 10  # steps of a request where all are alike and the row is no base
 SPARSE_STEPS = 6
 
@@ -61,14 +62,15 @@ def wholes(setting: Setting) -> list[Whole]:
         Whole("compiled + Sage", 40, lambda s: s, FEW, compiled=True, attention="Sage"),
         Whole("fp8 + compiled + Sage + cache", 45, lambda s: fp8(s).cache(CACHE), compiled=True, attention="Sage"),
         Whole("int8 torchao + compiled", 50, lambda s: s.quantize("int8", backend="torchao"), FEW, compiled=True),
-        Whole("int8 native + compiled", 50, lambda s: s.quantize("int8", backend="native"), FEW, compiled=True, late=True),
+        Whole("int8 native + compiled", 50, int8_native, FEW, compiled=True, late=True),
         Whole("sparse 0.5", 30, lambda s: s.sparse_attn(0.5, even_if_slower=True), FEW),
         Whole(
             "fp8 + sparse 0.5 + compiled + cuDNN + cache", 60,
-            lambda s: fp8(s).sparse_attn(0.5, even_if_slower=True).cache(CACHE), compiled=True, attention="cuDNN", late=True,
+            lambda s: fp8(s).sparse_attn(0.5, even_if_slower=True).cache(CACHE), compiled=True, attention="cuDNN",
+            late=True,
         ),
-        *(Whole(f"cache {name}", 18, cached_by(name), late=True) for name in ("first-block", "taylorseer-lite", "svd-blocks")),
-        Whole("int8 native, eager", 40, lambda s: s.quantize("int8", backend="native"), 4, late=True),
+        *(Whole(f"cache {name}", 18, cached_by(name), late=True) for name in OTHER_CACHES),
+        Whole("int8 native, eager", 40, int8_native, 4, late=True),
     ]  # fmt: skip
 
 
@@ -100,6 +102,10 @@ def quantized_to_fp8(setting: Setting) -> Callable[[Stack], Stack]:
     if setting.on_gpu:
         return lambda stack: stack.quantize("fp8")
     return lambda stack: stack.quantize("fp8-weight", backend="native")
+
+
+def int8_native(stack: Stack) -> Stack:
+    return stack.quantize("int8", backend="native")
 
 
 def cached_by(method: str) -> Callable[[Stack], Stack]:
