@@ -10,6 +10,7 @@ Each row is written before the next one starts. The same command goes on where i
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -36,14 +37,15 @@ def main(
     again: Annotated[bool, typer.Option(help="measure rows that are measured already")] = False,
     compiled: Annotated[bool | None, typer.Option(help="compile blocks; a dry run leaves it out")] = None,
     references: Annotated[bool, typer.Option(help="compute the latents of a CPU, and nothing else")] = False,
-    latents: Annotated[Path, typer.Option(help="file of these latents")] = Path("runs/gpu-references.safetensors"),
+    latents: Annotated[Path | None, typer.Option(help="file of these latents, elsewhere than in runs")] = None,
 ) -> None:
     """Measure the rows that are not measured yet."""
     try:
         place, compiling = device_of("cpu" if references else device), not tiny if compiled is None else compiled
-        setting = Setting(place, tiny, compiling, latents, brief=tiny and not rows)
+        file = latents or Path("runs") / f"gpu-references{'-tiny' if tiny else ''}.safetensors"
+        setting = Setting(place, tiny, compiling, file, brief=tiny and not rows)
         if references:
-            print(f"written: {latents}, {make_references(setting) / 2**20:.2f} MiB")
+            print(f"written: {file}, {make_references(setting) / 2**20:.2f} MiB")
             return
         measure(setting, parts_named(only), Journal(out), budget, tuple(rows or ()), again)
     except StackError as error:
@@ -57,10 +59,12 @@ def measure(
     """Run the parts, and say at the end what was kept, however it ended."""
     runner = Runner(journal, setting, budget, names, again)
     journal.start(*machine_and_versions(setting.device), setting.tiny)
+    if "smoke" in parts and not setting.references.is_file():
+        print(f"no latents of a CPU in {setting.references}: smoke compares with nothing; --references makes them")
     ended = "done"
     try:
-        for part in parts:
-            runner.run(PARTS[part](setting))
+        for late, part in product((False, True), parts):
+            runner.run(row for row in PARTS[part](setting) if row.late == late)
     except KeyboardInterrupt:
         ended = "stopped"
     except ContextLost as lost:

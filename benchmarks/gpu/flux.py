@@ -20,6 +20,7 @@ from .whole import Whole, measure
 CACHE = "predictor-corrector"
 HEADLINE = "fp8 + compiled + cuDNN + cache"
 AT_28 = f"{HEADLINE}, 28 steps"
+OTHER_CACHES = ("first-block", "taylorseer-lite", "svd-blocks")
 FEW = 10  # steps of a request where all are alike and the row is no base
 SPARSE_STEPS = 6
 
@@ -36,7 +37,7 @@ def large_rows(setting: Setting) -> Iterator[Row]:
 
 def _rows(part: str, setting: Setting, size: int, ways: list[Whole]) -> Iterator[Row]:
     flux = Flux(setting)
-    return (Row(part, way.name, way.seconds, partial(measure, way, flux, size)) for way in ways)
+    return (Row(part, way.name, way.seconds, partial(measure, way, flux, size), late=way.late) for way in ways)
 
 
 def wholes(setting: Setting) -> list[Whole]:
@@ -61,14 +62,15 @@ def wholes(setting: Setting) -> list[Whole]:
         Whole("compiled + Sage", 40, lambda s: s, FEW, compiled=True, attention="Sage"),
         Whole("fp8 + compiled + Sage + cache", 45, lambda s: fp8(s).cache(CACHE), compiled=True, attention="Sage"),
         Whole("int8 torchao + compiled", 50, lambda s: s.quantize("int8", backend="torchao"), FEW, compiled=True),
-        Whole("int8 native + compiled", 50, lambda s: s.quantize("int8", backend="native"), FEW, compiled=True),
+        Whole("int8 native + compiled", 50, int8_native, FEW, compiled=True, late=True),
         Whole("sparse 0.5", 30, lambda s: s.sparse_attn(0.5, even_if_slower=True), FEW),
         Whole(
             "fp8 + sparse 0.5 + compiled + cuDNN + cache", 60,
             lambda s: fp8(s).sparse_attn(0.5, even_if_slower=True).cache(CACHE), compiled=True, attention="cuDNN",
+            late=True,
         ),
-        *(Whole(f"cache {name}", 18, cached_by(name)) for name in ("first-block", "taylorseer-lite", "svd-blocks")),
-        Whole("int8 native, eager", 40, lambda s: s.quantize("int8", backend="native"), 4),
+        *(Whole(f"cache {name}", 18, cached_by(name), late=True) for name in OTHER_CACHES),
+        Whole("int8 native, eager", 40, int8_native, 4, late=True),
     ]  # fmt: skip
 
 
@@ -83,7 +85,15 @@ def large_wholes(setting: Setting) -> list[Whole]:
         Whole("Sage", 25, lambda s: s, SPARSE_STEPS, attention="Sage"),
         Whole("cuDNN", 25, lambda s: s, SPARSE_STEPS, attention="cuDNN"),
         Whole(HEADLINE, 80, lambda s: fp8(s).cache(CACHE), compiled=True, attention="cuDNN"),
-        Whole("sparse 0.25 + compiled + cuDNN", 60, sparse_by(0.25), SPARSE_STEPS, compiled=True, attention="cuDNN"),
+        Whole(
+            "sparse 0.25 + compiled + cuDNN",
+            60,
+            sparse_by(0.25),
+            SPARSE_STEPS,
+            compiled=True,
+            attention="cuDNN",
+            late=True,
+        ),
     ]
 
 
@@ -92,6 +102,10 @@ def quantized_to_fp8(setting: Setting) -> Callable[[Stack], Stack]:
     if setting.on_gpu:
         return lambda stack: stack.quantize("fp8")
     return lambda stack: stack.quantize("fp8-weight", backend="native")
+
+
+def int8_native(stack: Stack) -> Stack:
+    return stack.quantize("int8", backend="native")
 
 
 def cached_by(method: str) -> Callable[[Stack], Stack]:

@@ -31,6 +31,7 @@ class Row:
         seconds: that it needs on a GPU, about; with less left it is skipped.
         measure: its figures by name.
         needs_gpu: it computes what a CPU cannot.
+        late: it waits until every part has measured what tells more.
     """
 
     part: str
@@ -38,6 +39,7 @@ class Row:
     seconds: float
     measure: Callable[[], Line]
     needs_gpu: bool = False
+    late: bool = False
 
 
 @dataclass

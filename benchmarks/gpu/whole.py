@@ -39,6 +39,7 @@ class Whole:
         rival: puts another library's cache on the pipeline for so many steps; returns what takes it off.
         full: steps that the rival computes in full.
         base: "eager" or "compiled" where other rows are held against it.
+        late: see `gpu.runner.Row`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Whole:
     rival: Put | None = None
     full: Callable[[int], int] | None = None
     base: str = ""
+    late: bool = False
 
 
 def measure(whole: Whole, flux: Flux, size: int) -> Line:

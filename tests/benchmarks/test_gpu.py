@@ -246,3 +246,15 @@ def test_host_times_counts_calls_and_leaves_no_hooks() -> None:
     linear(torch.zeros(1, 4))
     assert len(seconds) == 3 and min(seconds) > 0
     assert not linear._forward_hooks and not linear._forward_pre_hooks
+
+
+def test_late_rows_wait_for_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def part(name: str) -> Callable[[Setting], Any]:
+        rows = [Row(name, "late", 1.0, dict, late=True), Row(name, "early", 1.0, dict)]
+        return lambda setting: iter(rows)
+
+    for name in ("flux", "large"):
+        monkeypatch.setitem(sys.modules["gpu_check"].PARTS, name, part(name))
+    measure(CPU, ["flux", "large"], Journal(tmp_path), 60.0, (), False)
+    ran = [(line["part"], line["row"]) for line in Journal(tmp_path).lines() if "row" in line]
+    assert ran == [("flux", "early"), ("large", "early"), ("flux", "late"), ("large", "late")]
