@@ -82,7 +82,8 @@ def _put(whole: Whole, flux: Flux, steps: int, put: ExitStack) -> tuple[Callable
             put.callback(whole.rival(pipe, steps))
         return pipe, None, time.perf_counter() - started
     stack = whole.build(Stack(pipe, steps=steps))
-    put.enter_context(stack.compile() if compiled else stack)
+    # "off": the plan would compile rounded activations by itself on a GPU.
+    put.enter_context(stack.compile("default" if compiled else "off"))
     return stack, stack, time.perf_counter() - started
 
 
