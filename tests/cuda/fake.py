@@ -1,0 +1,132 @@
+"""A GPU that only pretends: tensors have shapes and a device "cuda", and no numbers. Needs a CUDA build of torch.
+
+Every operation of the real classes runs as it would on a GPU, so that tensors on the wrong device, reads that wait and
+the number of calls show. `Recorder` counts them; what is read is made up.
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import stack
+from stack.quant import select
+
+READ = 0.01  # what every number read from the device is
+HERE = Path(stack.__file__).parent
+# Their result's shape or value is needed on the host:
+WAITING = ("nonzero", "_unique2", "unique_dim", "masked_select", "equal", "bincount")
+SCALARS = ("tolist", "item", "__float__", "__int__", "__bool__", "__index__")
+
+
+class Recorder(TorchDispatchMode):
+    """Counts calls of operations, and notes where the host waits for the device.
+
+    Attributes:
+        calls: operations so far; a view counts as one.
+        waits: what made the host wait, with the innermost line of this package that asked for it.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.calls += 1
+        name = str(func).removeprefix("aten.").partition(".")[0]
+        if name == "_local_scalar_dense":
+            return self.read(args[0], "read")
+        if name in WAITING and args[0].device.type == "cuda":
+            self.note(name)
+            if name == "equal":
+                return True
+            if name == "nonzero":  # half of them are not zero
+                return torch.zeros(args[0].numel() // 2, args[0].ndim, dtype=torch.long, device="cuda")
+        if name == "bincount":
+            return torch.zeros(
+                args[2] if len(args) > 2 else kwargs["minlength"], dtype=torch.long, device=args[0].device
+            )
+        if name in ("_to_copy", "copy_"):
+            self._copied(name, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _copied(self, name: str, args: Any, kwargs: Any) -> None:
+        source, target = (args[0], kwargs.get("device")) if name == "_to_copy" else (args[1], args[0].device)
+        waits = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
+        if target is not None and source.device.type != torch.device(target).type and waits:
+            self.note(f"copy {source.device.type} to {torch.device(target).type}")
+
+    def note(self, what: str) -> None:
+        """The host waits here."""
+        ours = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(HERE)]
+        where = f"{Path(ours[-1].filename).relative_to(HERE).as_posix()}:{ours[-1].lineno}" if ours else "elsewhere"
+        self.waits.append(f"{what} at {where}")
+
+    def read(self, tensor: torch.Tensor, what: str) -> Any:
+        """A made-up number, or nested lists of them."""
+        if tensor.device.type == "cuda":
+            self.note(what)
+        number = True if tensor.dtype == torch.bool else READ if tensor.dtype.is_floating_point else 1
+        return _nested(tuple(tensor.shape), number) if what == "tolist" else number
+
+
+def _nested(shape: tuple[int, ...], number: Any) -> Any:
+    return [_nested(shape[1:], number) for _ in range(shape[0])] if shape else number
+
+
+@contextmanager
+def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[Recorder]:
+    """Within it device "cuda" exists. Yields what is recorded."""
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_name", lambda *device: "a GPU that only pretends")
+        patch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
+        for name in SCALARS:
+            patch.setattr(torch.Tensor, name, _scalar(name, getattr(torch.Tensor, name), recorder))
+        patch.setattr(FakeTensor, "tolist", torch.Tensor.tolist)
+        patch.setattr(select, "_illegal", lambda linear, multiple: None)  # it refuses weights that are no plain tensors
+        patch.setattr(copy, "deepcopy", _deepcopy(copy.deepcopy))
+        patch.setattr("torchao.quantization.quant_api._check_hardware_support", lambda *args, **kwargs: None)
+        with FakeTensorMode(allow_non_fake_inputs=True), recorder:
+            yield recorder
+
+
+def _deepcopy(real: Any) -> Any:
+    """Fake tensors cannot be copied deeply, their linears can be made again."""
+
+    def deepcopy(thing: Any, memo: Any = None) -> Any:
+        if not isinstance(thing, nn.Linear):
+            return real(thing, memo)
+        with torch.device("meta"):
+            made = nn.Linear(thing.in_features, thing.out_features, bias=thing.bias is not None)
+        for name, each in thing.named_parameters():
+            setattr(made, name, nn.Parameter(torch.empty_like(each), requires_grad=False))
+        return made
+
+    return deepcopy
+
+
+def _scalar(name: str, real: Any, recorder: Recorder) -> Any:
+    """Torch reads a number below the dispatcher's reach."""
+    kinds = {"__float__": float, "__int__": int, "__bool__": bool, "__index__": int}
+
+    def read(tensor: torch.Tensor) -> Any:
+        if not isinstance(tensor, FakeTensor):
+            return real(tensor)
+        return kinds.get(name, lambda number: number)(recorder.read(tensor, name if name == "tolist" else "read"))
+
+    return read

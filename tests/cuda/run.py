@@ -1,0 +1,54 @@
+"""A stack on a model that only pretends to be on a GPU: calls and waits of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from stack import Stack
+from stack.models.wiring import FAMILIES as WIRINGS
+
+from ..caching.fitted import fitted
+from .fake import fake_cuda
+from .models import BLOCKS, FAMILIES, STEPS, WIDTHS, Loop, Step, on_cuda, scheduler
+
+
+@dataclass(frozen=True)
+class Run:
+    """One request.
+
+    Attributes:
+        kinds: of every step: full, cached or partial.
+        steps: calls and waits of every step.
+    """
+
+    kinds: list[str]
+    steps: list[Step]
+
+    def waits(self, *kinds: str) -> list[str]:
+        """What made the host wait on the steps of these kinds."""
+        return [wait for _, waits in self.of(*kinds) for wait in waits]
+
+    def of(self, *kinds: str) -> list[Step]:
+        """The steps of these kinds."""
+        return [step for kind, step in zip(self.kinds, self.steps, strict=True) if kind in kinds]
+
+
+@cache
+def preset(name: str, family: str = "flux", batch: int = 1) -> Run:
+    """One request under a cache."""
+    options = fitted(name, WIRINGS[family], BLOCKS, WIDTHS[family], STEPS)
+    return run(lambda stack: stack.cache(name, **options), family, batch)
+
+
+def run(build: Callable[[Stack], Stack], family: str = "flux", batch: int = 1, steps: int = STEPS) -> Run:
+    """One request of a stack on a family's model."""
+    make, inputs = FAMILIES[family]
+    timetable = scheduler(steps)
+    model = make()
+    with fake_cuda() as recorder:
+        pipe = Loop(on_cuda(model), timetable)
+        stack = build(Stack(pipe, steps=steps)).apply()
+        pipe(inputs(batch), recorder)
+        return Run([entry.kind for entry in stack._target.journal.entries], pipe.steps)

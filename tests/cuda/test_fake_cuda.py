@@ -1,0 +1,86 @@
+"""What the host does on a GPU, counted without one: FLUX.1-dev's width and tokens, a few of its blocks."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from stack.caching.policy import PRESETS
+
+from ..test_reads import ELSEWHERE, NONE
+from .fake import fake_cuda
+from .run import preset, run
+
+pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="fake CUDA tensors need a CUDA build of torch")
+
+CALLS = 250  # of a step on which no block runs: about 2 ms of launches
+OVERHEAD = 3  # calls of an eager quantized step over those in bf16
+WHOLE = [name for name in NONE if PRESETS[name].site in ("output", "residual", "clean")]
+QUANTIZED = (
+    ("int8", "native"), ("int8", "torchao"), ("fp8", "torchao"), ("int8-weight", "native"), ("int8-weight", "torchao"),
+    ("fp8-weight", "torchao"), ("nf4", "native"),
+)  # fmt: skip
+OTHERS = ("svd", "predictor-corrector", "taylorseer", "rfc", "toca", "magcache", "fastcache", "fastcache-gate")
+
+
+def family_of(name: str) -> str:
+    """FLUX reads its grid off its positions, which hold no numbers here: caches that ask for it run on a video."""
+    return "hunyuan-video" if PRESETS[name].banded or PRESETS[name].grid[0] else "flux"
+
+
+@cache
+def quantized(scheme: str, backend: str) -> int:
+    """Calls of an eager step of FLUX with quantized linears; without a scheme in bf16."""
+    made = run(lambda stack: stack.quantize(scheme, backend=backend) if scheme else stack, steps=1)
+    return made.steps[0][0]
+
+
+def test_the_recorder_notices() -> None:
+    with fake_cuda() as recorder:
+        here, there = torch.ones(3), torch.ones(3, device="cuda")
+        with pytest.raises(RuntimeError, match="at least two devices, cpu and cuda"):
+            here + there
+        before = recorder.calls
+        there + there
+        here.to("cuda", non_blocking=True)
+        assert recorder.calls == before + 2 and not recorder.waits
+        float(there.sum())
+        there.tolist()
+        there.cpu()
+        here.to("cuda")
+    kinds = [wait.partition(" at ")[0] for wait in recorder.waits]
+    assert kinds == ["read", "tolist", "copy cuda to cpu", "copy cpu to cuda"]
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_cached_steps_of_a_schedule_do_not_wait(name: str) -> None:
+    made = preset(name, family_of(name))
+    assert len(made.of("cached", "partial")) >= 3
+    waits = made.waits("cached", "partial")
+    assert not [wait for wait in waits if wait.partition(" at ")[2].partition(":")[0] not in ELSEWHERE]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_step_without_blocks_is_few_calls(name: str) -> None:
+    calls = [calls for calls, _ in preset(name, family_of(name)).of("cached")]
+    assert 0 < max(calls) <= CALLS
+
+
+@pytest.mark.parametrize("scheme, backend", QUANTIZED)
+def test_quantized_linears_are_few_calls(scheme: str, backend: str) -> None:
+    assert quantized("", "") < quantized(scheme, backend) <= OVERHEAD * quantized("", "")
+
+
+def test_weights_are_compared_by_one_read_a_request() -> None:
+    waits = preset("svd").waits("full", "cached", "partial")
+    assert len([wait for wait in waits if "compat/content.py" in wait]) == 1
+
+
+@pytest.mark.parametrize("family", ["dit", "hunyuan-video"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families_have_nothing_on_another_device(family: str, name: str) -> None:
+    """An operation on tensors of two devices raises."""
+    kinds = preset(name, family, batch=2).kinds
+    assert kinds[0] == "full" and len(set(kinds)) > 1
