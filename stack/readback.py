@@ -1,11 +1,30 @@
-"""Numbers and times that come back from an accelerator without anybody waiting for it."""
+"""Numbers and times that go to an accelerator and come back without anybody waiting for it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+
+def reads_are_free(device: torch.device) -> bool:
+    """Whether a number can be read from a tensor without waiting for queued work.
+
+    Every decision that depends on it asks here, so that tests can have the accelerator's path on a CPU.
+    """
+    return device.type == "cpu"
+
+
+def sent(parts: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """1-d tensors of one dtype in host memory, to a device: in one transfer that nobody waits for."""
+    if not parts:
+        return []
+    lengths = [len(part) for part in parts]
+    # From memory that is not pinned the copy waits.
+    whole = torch.empty(sum(lengths), dtype=parts[0].dtype, pin_memory=device.type == "cuda")
+    return list(torch.cat(list(parts), out=whole).to(device, non_blocking=True).split(lengths))
 
 
 class Readback:

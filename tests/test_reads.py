@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stack
-from stack import Stack, reads
+from stack import Stack, readback
 from stack.caching.policy import PRESETS
 from stack.models.wiring import FLUX
 
@@ -35,8 +35,8 @@ EAGER = {  # so that steps are cached on a model without training
     "sum": {"threshold": 1e9},
     "draft": {"accept": (1e9, 1.0, 1e9)},
 }
-# Read at the step behind a full one, or only where reading is free, but not by `reads_are_free`.
-ELSEWHERE = ("caching/reach.py", "caching/guard.py", "follow.py")
+# What has come back already; and the timestep of a pipeline whose scheduler counts no steps.
+ELSEWHERE = ("readback.py, read", "follow.py")
 
 
 class Reads(TorchDispatchMode):
@@ -67,7 +67,7 @@ class Reads(TorchDispatchMode):
 
 def reads_by_step(preset: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """(kind, who read) for every step of two pictures in one batch."""
-    monkeypatch.setattr(reads, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(readback, "reads_are_free", lambda device: False)
     pipe = tiny_pipe()
     pipe.transformer = tiny_denoiser(double=2, single=2)
     options = fitted(preset, FLUX, BLOCKS, pipe.transformer.inner_dim, STEPS) | EAGER.get(PRESETS[preset].gate, {})

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ...readback import reads_are_free
+
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -40,7 +42,7 @@ class AttentionCall:
     @property
     def seen(self) -> torch.Tensor | None:
         """Such a mask as (B, S); None where nothing is hidden, if that is seen without waiting for the device."""
-        if self.mask is None or (self.mask.device.type == "cpu" and bool(self.mask.all())):
+        if self.mask is None or (reads_are_free(self.mask.device) and bool(self.mask.all())):
             return None
         return self.mask[:, 0, 0].expand(len(self.hidden), -1)
 

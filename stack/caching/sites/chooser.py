@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...clock import Tick
-from ...reads import sent
+from ...readback import sent
 from ..controller import CacheController
 from ..policy import Policy
 from ..tokenwise.selection import flat_rows, older, random_scores, shared_by_halves, value_scores, with_bonus
