@@ -1,4 +1,4 @@
-"""A stack on a model that only pretends to be on a GPU: calls and waits of every step."""
+"""A stack on a model of fake CUDA tensors: calls and waits of every step."""
 
 from __future__ import annotations
 
