@@ -84,6 +84,25 @@ class Recorder(TorchDispatchMode):
         return _nested(tuple(tensor.shape), number) if what == "tolist" else number
 
 
+class NeverYet:
+    """An event of a device that is always behind."""
+
+    def __init__(self, recorder: Recorder):
+        self.recorder = recorder
+
+    def record(self) -> None:
+        """It is in the queue."""
+
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        self.recorder.note("event")
+
+    def elapsed_time(self, end: Any) -> float:
+        return 1.0
+
+
 def _nested(shape: tuple[int, ...], number: Any) -> Any:
     return [_nested(shape[1:], number) for _ in range(shape[0])] if shape else number
 
@@ -98,6 +117,7 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[Recorder]:
         for name in SCALARS:
             patch.setattr(torch.Tensor, name, _scalar(name, getattr(torch.Tensor, name), recorder))
         patch.setattr(FakeTensor, "tolist", torch.Tensor.tolist)
+        patch.setattr(torch, "Event", lambda *args, **kwargs: NeverYet(recorder))
         patch.setattr(select, "_illegal", lambda linear, multiple: None)  # it refuses weights that are no plain tensors
         patch.setattr(copy, "deepcopy", _deepcopy(copy.deepcopy))
         patch.setattr("torchao.quantization.quant_api._check_hardware_support", lambda *args, **kwargs: None)
