@@ -22,10 +22,10 @@ from stack.attention.flex import Flex
 from stack.attention.kernels import dense, sparse_attention
 from stack.attention.maps import block_map
 from stack.attention.mass import dropped_mass, sampled_queries
-from stack.models.load import load_pipeline
-from stack.passes.sparse_attn import SparseAttention
-from stack.reference.evaluate import held_out_scenes
+from stack.attention.sparse_attn import SparseAttention
+from stack.loading import load_pipeline
 from stack.reference.load import REFERENCES, reference
+from training.evaluate import held_out_scenes
 
 ROWS: dict[str, dict[str, Any]] = {
     "keep 0.5": {"keep": 0.5},

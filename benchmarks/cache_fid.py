@@ -34,8 +34,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from stack.caching.policy import PRESETS
-from stack.errors import StackError
-from stack.measure.record import save_json
+from stack.compare.record import save_json
+from stack.core.errors import StackError
 from stack.reference.clips import draw_clips
 from stack.reference.load import REFERENCES, load_classifier
 from stack.reference.scenes import draw

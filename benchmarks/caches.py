@@ -32,7 +32,7 @@ from common import numbers, show, tell_targets
 from rich.console import Console
 from rich.progress import Progress
 
-from stack.errors import StackError
+from stack.core.errors import StackError
 
 SHOWN = ("row", "seconds", "speedup", "work", "full", "psnr", "ssim", "accuracy", "MB", "overhead_ms", "over controls")
 

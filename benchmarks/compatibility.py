@@ -26,8 +26,8 @@ from compatbench.sheet import sheet
 from compatbench.targets import matrix_targets, ratios
 from compatbench.whole import whole, whole_targets
 
-from stack.errors import StackError
-from stack.models.load import load_pipeline
+from stack.core.errors import StackError
+from stack.loading import load_pipeline
 
 
 @torch.no_grad()

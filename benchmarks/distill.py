@@ -22,12 +22,12 @@ from PIL import Image
 from rich.progress import track
 
 from stack import Stack
-from stack.facts import best_dtype
-from stack.measure.grid import draw_grid
+from stack.compare.grid import draw_grid
+from stack.core.facts import best_dtype
 from stack.measure.metrics import psnr
 from stack.measure.multistep import multistep_of
-from stack.reference.evaluate import held_out_scenes
 from stack.reference.load import Reference, load, load_reader, reference
+from training.evaluate import held_out_scenes
 
 BATCH = 4
 STEPS = 50

@@ -23,8 +23,8 @@ from gpu.setting import Setting
 from gpu.smoke import make_references
 from gpu.versions import machine_and_versions
 
-from stack.errors import StackError
-from stack.models.load import device_of
+from stack.core.errors import StackError
+from stack.loading import device_of
 
 
 def main(

@@ -17,8 +17,8 @@ from gpu.journal import Journal, newest, start_of
 from gpu.page import page
 from gpu.targets import targets
 
-from stack.errors import StackError
-from stack.measure.record import save_json
+from stack.compare.record import save_json
+from stack.core.errors import StackError
 
 
 def record_of(folder: Path) -> dict[str, Any]:

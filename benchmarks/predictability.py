@@ -17,13 +17,13 @@ import typer
 from common import show
 from matplotlib import pyplot
 
+from benchmarks.predictability_maps import Predictability, over_time
 from stack import Stack
-from stack.caching.calibration.predictability import Predictability, over_time
-from stack.caching.calibration.watch import SiteFeatures, Watch
+from stack.calibrate.watch import SiteFeatures, Watch
+from stack.loading import load_pipeline
 from stack.measure.style import INK
-from stack.models.load import load_pipeline
-from stack.reference.evaluate import held_out_scenes
 from stack.reference.load import reference
+from training.evaluate import held_out_scenes
 
 STEPS = 50
 Features = dict[str, list[torch.Tensor]]

@@ -16,13 +16,14 @@ from common import show
 from rich.progress import track
 
 from stack import Stack
-from stack.caching.calibration.propose import Proposer
-from stack.caching.calibration.search import Candidate, Scored, Tried, search, spread
-from stack.caching.calibration.trajectory import SegmentErrors
-from stack.caching.calibration.trials import Trials
-from stack.measure.compare import captions
-from stack.models.load import load_pipeline
-from stack.passes.cache import Cache
+from stack.caching.cache import Cache
+from stack.caching.candidate import Candidate
+from stack.calibrate.propose import Proposer
+from stack.calibrate.search import Scored, Tried, search, spread
+from stack.calibrate.trajectory import SegmentErrors
+from stack.calibrate.trials import Trials
+from stack.compare.compare import captions
+from stack.loading import load_pipeline
 
 STEPS = 50
 Score = Callable[[Candidate], float]

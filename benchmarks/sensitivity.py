@@ -17,15 +17,15 @@ import typer
 from common import Target, finish, show
 
 from stack import Stack
+from stack.calibrate.quant.measuring import CANDIDATES, measure, workshop
+from stack.calibrate.quant.planning import resolved
+from stack.calibrate.quant.recording import Recorded, carrying, record_calls
+from stack.calibrate.quant.sensitivity import Sensitivity
+from stack.loading import load_pipeline
 from stack.measure.metrics import psnr
-from stack.models.load import load_pipeline
-from stack.passes.quantize import Quantize
-from stack.quant.analysis.measuring import CANDIDATES, measure, workshop
-from stack.quant.analysis.planning import resolved
-from stack.quant.analysis.recording import Recorded, carrying, record_calls
-from stack.quant.analysis.sensitivity import Sensitivity
-from stack.reference.evaluate import held_out_scenes
+from stack.quant.quantize import Quantize
 from stack.reference.load import reference
+from training.evaluate import held_out_scenes
 
 CALIBRATION_SEED = 77  # draws other scenes than those that pictures are judged on
 FEEDBACK = "nf4+feedback"

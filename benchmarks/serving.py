@@ -34,11 +34,11 @@ def serve_all(
 ) -> tuple[Findings, str]:
     """Serve the mix; what was found, and what undo() left behind."""
     before = look_at(world.pipe.transformer)
-    server, phases = Server(world), draw_phases(requests, prompts, STEPS, sizes, pool, seed)
-    for phase in track(phases, "drawing afresh"):
-        server.prepare([phase])
-    for phase in track(phases, "serving"):
-        server.serve(phase)
+    server, compute_modes = Server(world), draw_phases(requests, prompts, STEPS, sizes, pool, seed)
+    for compute_mode in track(compute_modes, "drawing afresh"):
+        server.prepare([compute_mode])
+    for compute_mode in track(compute_modes, "serving"):
+        server.serve(compute_mode)
     world.stack.undo()
     after = look_at(world.pipe.transformer)
     names = ("keys", "content", "wrapped calls")

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from stack.errors import StackError
+from stack.core.errors import StackError
 
 # At the intervals the targets are about, or as published.
 ROWS: dict[str, dict[str, Any]] = {

@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .builder import Stack as Stack
-    from .errors import StackError as StackError
-    from .report import Report as Report
+    from .core.errors import StackError as StackError
+    from .runtime.report import Report as Report
+    from .stack import Stack as Stack
 
 __version__ = "0.1.0"
 
 # Loaded when asked for: diffusers takes seconds, and --help, adapters and rules need none of it.
-_HOMES = {"Stack": "builder", "StackError": "errors", "Report": "report"}
+_HOMES = {"Stack": "stack", "StackError": "core.errors", "Report": "runtime.report"}
 __all__ = ["Report", "Stack", "StackError"]
 
 

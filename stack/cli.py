@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from .errors import StackError
+from .core.errors import StackError
 
 if TYPE_CHECKING:
-    from .measure.loop import Progress
+    from .compare.loop import Progress
     from .recipe import Recipe
 
 # The parent of every error about how a command was called; typer names only its youngest child.
@@ -64,10 +64,10 @@ def compare(
     _at_least("prompts", prompts, 1)
     _at_least("steps", steps, 2)
     chosen = _recipes(recipes or [DEFAULT_RECIPE])
-    from .measure.compare import compare as run_compare
-    from .measure.console import console
-    from .measure.files import save_outcome
-    from .measure.table import print_table
+    from .compare.compare import compare as run_compare
+    from .compare.console import console
+    from .compare.files import save_outcome
+    from .compare.table import print_table
 
     pipe = _pipeline(model, device)
     with _progress() as tell:
@@ -96,9 +96,11 @@ def run(
     (chosen,) = _recipes([recipe])
     import torch
 
+    from .stack import Stack
+
     pipe = _pipeline(model, device)
     texts = _readable(prompt or [], pipe)
-    stack = chosen.stack(pipe, steps=steps)
+    stack = Stack.from_recipe(chosen, pipe, steps=steps)
     _ = stack.plan  # a clash is told before the first picture
     out.mkdir(parents=True, exist_ok=True)
     for number, text in enumerate(texts):
@@ -119,7 +121,9 @@ def explain(
     """Say what a stack would do to a model: order, reasons, clashes and repairs. Nothing is touched."""
     _at_least("steps", steps, 1)
     (chosen,) = _recipes([recipe])
-    typer.echo(chosen.stack(_pipeline(model, device), steps=steps).explain())
+    from .stack import Stack
+
+    typer.echo(Stack.from_recipe(chosen, _pipeline(model, device), steps=steps).explain())
 
 
 @app.command()
@@ -138,7 +142,7 @@ def calibrate(
     device: DeviceOption = None,
 ) -> None:
     """Search a recipe's full steps and forecast on a model's own pictures, and write the recipe with what was found."""
-    from .caching.calibration.goals import Goal
+    from .calibrate.goals import Goal
     from .recipe import recipe_toml
     from .tune import calibrated, read_prompts
 
@@ -176,9 +180,9 @@ def adapters(
     """List distilled adapters: what each is for, its steps, guidance and licence, and whether all of it was checked."""
     from rich.table import Table
 
+    from .compare.console import console
     from .distill.find import cards_in, shipped_folder
     from .distill.listing import COLUMNS, row
-    from .measure.console import console
 
     cards = cards_in(folder or shipped_folder())
     table = Table(box=None, pad_edge=False)
@@ -264,7 +268,7 @@ def _recipes(names: Sequence[str]) -> list[Recipe]:
 
 def _own_prompts(model: str) -> list[str]:
     """Prompts of a reference model: four to search on and two to check."""
-    from .measure.compare import captions
+    from .compare.compare import captions
     from .reference.load import REFERENCES
 
     if model not in REFERENCES:
@@ -276,7 +280,7 @@ def _pipeline(model: str, device: str | None) -> Any:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    from .models.load import load_pipeline
+    from .loading import load_pipeline
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from .builder import Stack
-from .caching.policy import PRESETS
-from .errors import StackError, choose
-from .passes.adapter import Adapter
-from .passes.base import ORDER, Pass
-from .passes.cache import FILES, Cache
-from .passes.cache import OPTIONS as CACHE_OPTIONS
-from .passes.compile import Compile
-from .passes.distill import Distill
-from .passes.quantize import Quantize
-from .passes.sparse_attn import SparseAttention
-
-PASSES: dict[str, type[Any]] = {p.stage: p for p in (Distill, Quantize, Adapter, SparseAttention, Compile, Cache)}
+from .core.errors import StackError, choose
+from .core.passes import ORDER, Pass
+from .passes import PASSES, make_pass
 
 
 @dataclass(frozen=True)
@@ -49,67 +38,6 @@ class Recipe:
         """The passes, or those of some stages only."""
         wanted = list(self.stages) if stages is None else list(stages)
         return [make_pass(s, self.stages[s], self.name, self.folder) for s in self.stages if s in wanted]
-
-    def stack(self, model: Any, stages: Iterable[str] | None = None, steps: int | None = None) -> Stack:
-        """A stack of the recipe's passes (or of some stages only) over a model; nothing is applied yet."""
-        stack = Stack(model, steps=steps or self.steps)
-        for each in self.passes(stages):
-            stack.add(each)
-        return stack
-
-
-def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | None = None) -> Pass:
-    """A pass from its stage's name and its arguments; maps and adapters are looked for in `folder` first.
-
-    Raises:
-        StackError: an unknown stage or argument, or a value the pass refuses; the message names the recipe.
-    """
-    if stage not in PASSES:
-        raise choose(f"stage in recipe {where}", stage, list(PASSES))
-    known = options_of(stage)
-    for name in options:
-        if name not in known:
-            raise choose(f"option of [{stage}] in recipe {where}", name, known)
-    plain: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
-    }
-    for name in FILES if folder is not None else ():
-        if isinstance(plain.get(name), str):
-            plain[name] = folder / plain[name]
-    adapter = plain.get("adapter")
-    if folder is not None and isinstance(adapter, str) and (folder / adapter).is_file():
-        plain["adapter"] = str(folder / adapter)
-    try:
-        return PASSES[stage](**plain)
-    except TypeError as error:
-        raise StackError(f"recipe {where}, [{stage}]: {error}") from None
-    except StackError as error:
-        raise StackError(f"recipe {where}, [{stage}]: {error}") from None
-
-
-def pass_options(made: Pass) -> dict[str, Any]:
-    """The arguments that make an equal pass, those at their defaults left out.
-
-    Raises:
-        StackError: the pass holds linear maps, which a recipe can only name the file of, or a calibrated mix.
-    """
-    if isinstance(made, Quantize) and made.prepared is not None:
-        raise StackError("a recipe cannot hold a calibrated mix of schemes: name max_error or max_bytes, and measure")
-    if isinstance(made, Cache):
-        if made.policy.maps is not None:
-            raise StackError("a recipe cannot hold FastCache's maps: write them with fit_maps(save=...), name the file")
-        preset = PRESETS[made.method]
-        own = {name: getattr(made.policy, name) for name in CACHE_OPTIONS}
-        return {"method": made.method, **{n: v for n, v in own.items() if v != getattr(preset, n)}}
-    assert is_dataclass(made)
-    return {f.name: getattr(made, f.name) for f in fields(made) if getattr(made, f.name) != f.default}
-
-
-def options_of(stage: str) -> list[str]:
-    """Names of a pass's arguments."""
-    if stage == Cache.stage:
-        return ["method", "max_error", *CACHE_OPTIONS]
-    return list(inspect.signature(PASSES[stage]).parameters)
 
 
 def _shipped() -> dict[str, Any]:

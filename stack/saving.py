@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .errors import StackError
+from torch import nn
+
+from .core.errors import StackError
+from .models.denoiser import denoiser_of
+from .passes import pass_options
 from .quant.saved import load_denoiser, save_denoiser
+from .recipe import Recipe, load_recipe, recipe_toml
+from .runtime.stack_like import StackLike
 
 RECIPE, SCHEDULER = "recipe.toml", "scheduler"
 
 
-def save_stack(stack: Any, folder: str | Path) -> int:
+def save_stack(stack: StackLike, folder: str | Path) -> int:
     """Write an applied stack; see `Stack.save`."""
-    from .recipe import Recipe, pass_options, recipe_toml
-
     folder = Path(folder)
     if not stack.applied:
         raise StackError("save() writes an applied stack: call apply() first")
@@ -29,13 +33,8 @@ def save_stack(stack: Any, folder: str | Path) -> int:
     return count
 
 
-def load_stack(folder: str | Path, model: Any) -> Any:
-    """Give a model the saved weights, and a stack of the passes above them; see `Stack.load`."""
-    from torch import nn
-
-    from .models.denoiser import denoiser_of
-    from .recipe import load_recipe
-
+def load_weights(folder: str | Path, model: Any) -> Recipe:
+    """Give a model the saved weights; returns the recipe of the passes above them. See `Stack.load`."""
     folder = Path(folder)
     if not (folder / RECIPE).is_file():
         raise StackError(f"expected a folder written by Stack.save(), but {folder} has no {RECIPE}")
@@ -44,4 +43,4 @@ def load_stack(folder: str | Path, model: Any) -> Any:
     load_denoiser(model if bare else denoiser_of(model), folder)
     if not bare and (folder / SCHEDULER).is_dir():
         model.scheduler = type(model.scheduler).from_pretrained(folder / SCHEDULER)
-    return recipe.stack(model)
+    return recipe

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .caching.calibration.calibrate import Calibration
-from .caching.calibration.goals import Goal
-from .errors import StackError
+from .calibrate.calibrate import Calibration
+from .calibrate.goals import Goal
+from .core.errors import StackError
 from .recipe import Recipe
+from .stack import Stack
 
 HELD_OUT = 3  # every third prompt is kept for the check
 
@@ -55,7 +56,7 @@ def calibrated(
         StackError: see `Stack.calibrate`.
     """
     search, held = held_apart(prompts)
-    stack = recipe.stack(pipe)
+    stack = Stack.from_recipe(recipe, pipe)
     try:
         result = stack.calibrate(search, held, **vars(goal), seed=seed, budget=budget)
     finally:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stack.bounds import int8_matmul_bound, rounding_bound
-from stack.facts import machine_of
+from stack.core.facts import machine_of
 from stack.quant.kernels.product import Kernel, kernel_for
 from stack.quant.kernels.rows import ROW_LEVELS, ZERO, quantize_rows, quantize_weight
 from stack.quant.linears.int8 import Int8Linear

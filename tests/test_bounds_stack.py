@@ -29,9 +29,9 @@ SMALL = 1e-9
 CLOSE = 1 + 1e-6  # float32 inside the split
 
 
-def wave(x: float, frequency: float, phase: float) -> torch.Tensor:
+def wave(x: float, frequency: float, compute_mode: float) -> torch.Tensor:
     """A trajectory (1, 1, 2) on a circle: its n-th derivative has the norm frequency^n everywhere."""
-    angle = frequency * x + phase
+    angle = frequency * x + compute_mode
     return torch.tensor([[[math.cos(angle), math.sin(angle)]]], dtype=torch.float64)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from stack import Stack
 from stack.cli import main, remaining
 
 from .models.test_hunyuan_video import tiny as tiny_video
@@ -59,7 +60,7 @@ def test_compare_writes_everything(run: Run, folder: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_was_measured(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stack.measure.engine import PipelineEngine
+    from stack.compare.engine import PipelineEngine
 
     inner, done = PipelineEngine.generate, []
 
@@ -83,7 +84,7 @@ def test_ctrl_c_keeps_what_was_measured(run: Run, folder: Path, monkeypatch: pyt
 
 
 def test_run_saves_the_picture_the_stack_makes(run: Run, folder: Path) -> None:
-    from stack.models.load import load_pipeline
+    from stack.loading import load_pipeline
     from stack.recipe import load_recipe
 
     code, out, err = run(
@@ -94,7 +95,7 @@ def test_run_saves_the_picture_the_stack_makes(run: Run, folder: Path) -> None:
     assert "14 denoiser calls, 5 full" in out
     saved = sorted(path.name for path in (folder / "pictures").iterdir())
     assert saved == ["000-a-red-ring.png", "001-a-blue-star.png"]
-    stack = load_recipe(str(folder / "mine.toml")).stack(load_pipeline(str(folder / "model")))
+    stack = Stack.from_recipe(load_recipe(str(folder / "mine.toml")), load_pipeline(str(folder / "model")))
     expected = stack("a red ring", generator=torch.Generator().manual_seed(3)).images[0]
     assert Image.open(folder / "pictures" / saved[0]).tobytes() == expected.tobytes()
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.clock import Clock, Timetable, uniform
+from stack.models.schedule import SigmaSchedule, uniform
+from stack.runtime.step_clock import Clock
 
 SHAPE = (1, 64, 12)
 
@@ -23,7 +24,7 @@ def clock(steps: int = 10) -> Clock:
 
 def test_a_full_schedule_is_one_request() -> None:
     c = clock()
-    ticks = [c.advance(s, SHAPE) for s in c.timetable.sigmas]
+    ticks = [c.advance(s, SHAPE) for s in c.sigma_schedule.sigmas]
     assert [t.step for t in ticks] == list(range(10))
     assert {t.request for t in ticks} == {1}
     assert ticks[0].is_first and ticks[-1].is_last and not ticks[4].is_last
@@ -32,15 +33,15 @@ def test_a_full_schedule_is_one_request() -> None:
 @given(st.integers(0, 9), st.integers(0, 9))
 def test_only_the_next_step_continues(last: int, following: int) -> None:
     c = clock()
-    for s in c.timetable.sigmas[: last + 1]:
+    for s in c.sigma_schedule.sigmas[: last + 1]:
         request = c.advance(s, SHAPE).request
-    after = c.advance(c.timetable.sigmas[following], SHAPE)
+    after = c.advance(c.sigma_schedule.sigmas[following], SHAPE)
     assert (after.request == request) is (following == last + 1)
 
 
 def test_another_resolution_and_a_restart_begin_a_request() -> None:
     c = clock()
-    s = c.timetable.sigmas
+    s = c.sigma_schedule.sigmas
     first = c.advance(s[0], SHAPE)
     assert c.advance(s[1], (1, 256, 12)).request == first.request + 1
     c.restart()
@@ -50,7 +51,7 @@ def test_another_resolution_and_a_restart_begin_a_request() -> None:
 def test_branches_share_a_request_by_name() -> None:
     c = clock()
     seen = []
-    for s in c.timetable.sigmas[:3]:
+    for s in c.sigma_schedule.sigmas[:3]:
         for branch in ("cond", "uncond"):
             c.branch = branch
             seen.append(c.advance(s, SHAPE))
@@ -60,7 +61,7 @@ def test_branches_share_a_request_by_name() -> None:
 
 def test_a_branch_may_be_left_out_without_harm() -> None:
     c = clock()
-    s = c.timetable.sigmas
+    s = c.sigma_schedule.sigmas
     c.branch = "cond"
     c.advance(s[0], SHAPE)
     c.advance(s[1], SHAPE)
@@ -69,4 +70,4 @@ def test_a_branch_may_be_left_out_without_harm() -> None:
 
 
 def test_sigma_between_levels_goes_to_the_nearest() -> None:
-    assert Timetable((1.0, 0.6, 0.2)).step(0.45) == 1
+    assert SigmaSchedule((1.0, 0.6, 0.2)).step(0.45) == 1

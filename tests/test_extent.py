@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from stack import Stack
-from stack.clock import Clock, uniform
-from stack.extent import Extent
+from stack.models.schedule import uniform
+from stack.runtime.active_set import ActiveSet
+from stack.runtime.step_clock import Clock
 
 from .conftest import inputs, tiny_denoiser
 from .passes.test_fastcache import made_up
@@ -19,34 +20,34 @@ Seen = tuple[int, bool, tuple[int, ...] | None, bool]
 
 
 def test_without_a_cache_every_step_is_full() -> None:
-    extent = Extent()
-    assert not extent.cached and extent.is_full(0) and extent.is_full(5)
+    active_set = ActiveSet()
+    assert not active_set.cached and active_set.is_full(0) and active_set.is_full(5)
 
 
 def test_before_the_decision_nobodys_step_is_full() -> None:
-    extent = Extent()
-    extent.wait()
-    assert extent.cached and not extent.is_full(0)
-    extent.decide([True])
-    assert extent.is_full(0) and extent.is_full(3)
-    extent.decide([True, False])
-    assert (extent.is_full(0), extent.is_full(1)) == (True, False)
+    active_set = ActiveSet()
+    active_set.wait()
+    assert active_set.cached and not active_set.is_full(0)
+    active_set.decide([True])
+    assert active_set.is_full(0) and active_set.is_full(3)
+    active_set.decide([True, False])
+    assert (active_set.is_full(0), active_set.is_full(1)) == (True, False)
 
 
 def test_a_part_ends_where_it_ends_also_after_an_exception() -> None:
-    extent = Extent()
-    with pytest.raises(KeyError), extent.part([1, 2], whole=False):
-        assert extent.rows == (1, 2) and not extent.whole
+    active_set = ActiveSet()
+    with pytest.raises(KeyError), active_set.part([1, 2], whole=False):
+        assert active_set.rows == (1, 2) and not active_set.whole
         raise KeyError
-    assert extent.rows is None and extent.whole
+    assert active_set.rows is None and active_set.whole
 
 
 def test_every_call_has_its_own() -> None:
     clock = Clock(uniform(4))
     clock.advance(1.0, (1, 4, 4))
-    clock.extent.wait()
+    clock.active_set.wait()
     clock.advance(0.75, (1, 4, 4))
-    assert clock.extent == Extent()
+    assert clock.active_set == ActiveSet()
 
 
 @torch.no_grad()
@@ -59,9 +60,9 @@ def seen_by_blocks(method: str, batch: int = 1, **options: Any) -> list[Seen]:
     for number, block in enumerate(blocks):
 
         def note(*_: Any, number: int = number) -> None:
-            extent = clock.extent
-            first = 0 if extent.rows is None else extent.rows[0]
-            seen.append((number, extent.is_full(first), extent.rows, extent.whole))
+            active_set = clock.active_set
+            first = 0 if active_set.rows is None else active_set.rows[0]
+            seen.append((number, active_set.is_full(first), active_set.rows, active_set.whole))
 
         block.attn.register_forward_pre_hook(note)
     with stack:

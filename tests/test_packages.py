@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import stack
-from stack.builder import Stack
-from stack.errors import StackError
-from stack.report import Report
+from stack.core.errors import StackError
+from stack.runtime.report import Report
+from stack.stack import Stack
 
 ROOT = Path(__file__).parents[1]
 

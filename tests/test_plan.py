@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.errors import StackError
-from stack.facts import Facts, Machine
-from stack.passes.base import ORDER, Applied, Finding
-from stack.passes.cache import Cache
-from stack.plan import explain, in_order, make_plan
+from stack.caching.cache import Cache
+from stack.core.errors import StackError
+from stack.core.facts import Facts, Machine
+from stack.core.passes import ORDER, Applied, Finding
+from stack.core.plan import explain, in_order, make_plan
 
 FACTS = Facts(
     family="flux",

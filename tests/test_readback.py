@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from stack import Stack
+from stack.caching.extrapolation import ExtrapolationGuard, NormReader
 from stack.caching.guard import OutputGuard
-from stack.caching.reach import Reach, Reader
-from stack.follow import _place
-from stack.readback import Readback, Stopwatch
+from stack.runtime.hook import _place
+from stack.runtime.readback import Readback, Stopwatch
 
 from .conftest import inputs, tiny_denoiser
 from .reads import CountReads
@@ -58,8 +58,8 @@ def test_norms_are_taken_when_they_have_arrived_and_nothing_is_known_before(monk
         events.append(event)
         return readback
 
-    monkeypatch.setattr("stack.caching.reach.Readback", slow)
-    reach, other, reader = Reach(), Reach(), Reader()
+    monkeypatch.setattr("stack.caching.extrapolation.Readback", slow)
+    reach, other, reader = ExtrapolationGuard(), ExtrapolationGuard(), NormReader()
     reach.note(torch.tensor([float("nan")]))
     other.note(torch.tensor([1.0]))
     reader.poll([reach, other])
@@ -78,8 +78,8 @@ def test_norms_of_a_state_that_is_gone_say_nothing_of_the_next_one(monkeypatch: 
         pending.append(event)
         return readback
 
-    monkeypatch.setattr("stack.caching.reach.Readback", slow)
-    reach, reader = Reach(), Reader()
+    monkeypatch.setattr("stack.caching.extrapolation.Readback", slow)
+    reach, reader = ExtrapolationGuard(), NormReader()
     reach.note(torch.tensor([float("inf")]))
     reader.poll([reach])
     reach.clear()

@@ -14,9 +14,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stack
-from stack import Stack, readback
+from stack import Stack
 from stack.caching.policy import PRESETS
 from stack.models.wiring import FLUX
+from stack.runtime import readback
 
 from .caching.fitted import fitted
 from .conftest import PROMPT, picture, tiny_denoiser, tiny_pipe

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from stack import StackError
-from stack.passes.cache import Cache
-from stack.passes.quantize import Quantize
-from stack.recipe import Recipe, list_recipes, load_recipe, parse_recipe, pass_options, recipe_toml
+from stack import Stack, StackError
+from stack.caching.cache import Cache
+from stack.passes import pass_options
+from stack.quant.quantize import Quantize
+from stack.recipe import Recipe, list_recipes, load_recipe, parse_recipe, recipe_toml
 
 from .conftest import tiny_pipe
 
@@ -35,8 +36,11 @@ def test_recipes_survive_being_written_and_read(name: str, tmp_path: Path) -> No
 
 def test_a_recipe_builds_its_stack_or_a_part_of_it() -> None:
     recipe, pipe = load_recipe("balanced"), tiny_pipe()
-    assert [p.stage for p in recipe.stack(pipe).passes] == ["quantize", "sparse_attn", "cache"]
-    assert [p.stage for p in recipe.stack(pipe, stages=["cache", "quantize"]).passes] == ["quantize", "cache"]
+    assert [p.stage for p in Stack.from_recipe(recipe, pipe).passes] == ["quantize", "sparse_attn", "cache"]
+    assert [p.stage for p in Stack.from_recipe(recipe, pipe, stages=["cache", "quantize"]).passes] == [
+        "quantize",
+        "cache",
+    ]
 
 
 @pytest.mark.parametrize(

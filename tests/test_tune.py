@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from stack import StackError
-from stack.caching.calibration.goals import Goal
-from stack.passes.cache import Cache
+from stack import Stack, StackError
+from stack.caching.cache import Cache
+from stack.calibrate.goals import Goal
 from stack.recipe import load_recipe, parse_recipe, recipe_toml
 from stack.tune import calibrated, held_apart, read_prompts
 
@@ -44,6 +44,6 @@ def test_a_calibrated_recipe_is_read_back_and_runs_its_schedule(tmp_path: Path) 
     (cache,) = read.passes()
     assert isinstance(cache, Cache) and cache.full_steps == result.full_steps and len(cache.full_steps) == 5
     assert cache.policy.interval == 4 and cache.policy.calibrated_for[0] == "family=flux"
-    with read.stack(pipe) as stack:
+    with Stack.from_recipe(read, pipe) as stack:
         picture(stack, STEPS)
         assert [r.step for r in stack.report().steps if r.kind == "full"] == list(result.full_steps)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack import Stack, StackError
-from stack.passes.base import ORDER
+from stack.core.passes import ORDER
 
 from .conftest import inputs, picture, tiny_denoiser, tiny_pipe
 from .lora import save_lora

@@ -27,9 +27,9 @@ AT = 0.35
 FREQUENCY = 3.0
 
 
-def wave(x: float, phase: float) -> torch.Tensor:
+def wave(x: float, compute_mode: float) -> torch.Tensor:
     """A circle (1, 1, 2): its n-th derivative has norm FREQUENCY^n everywhere."""
-    angle = FREQUENCY * x + phase
+    angle = FREQUENCY * x + compute_mode
     return torch.tensor([[[math.cos(angle), math.sin(angle)]]], dtype=torch.float64)
 
 

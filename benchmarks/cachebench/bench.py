@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from stack.caching.schedules import Interval
-from stack.measure.compare import captions
-from stack.models.load import load_pipeline
+from stack.compare.compare import captions
+from stack.loading import load_pipeline
 
 Run = Callable[..., Any]
 WARMUP = 3  # full steps at the start of every interval schedule here, ours and theirs

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stack.errors import StackError
+from stack.core.errors import StackError
 from stack.measure.flops import counted
 from stack.measure.timing import timed
 

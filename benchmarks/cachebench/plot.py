@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stack.measure.chart import PLACES, Box, cost, place, top_of
-from stack.measure.curves import pareto_front
+from benchmarks.curves import pareto_front
+from stack.compare.chart import PLACES, Box, cost, place, top_of
 from stack.measure.style import FAINT, INK, LINE
 
 from .targets import CACHES, CONTROLS, curve, measured

@@ -12,12 +12,12 @@ from typing import Any
 
 from rich.progress import Progress
 
+from benchmarks.placement import Times, place
 from stack import Stack
+from stack.caching.cache import OPTIONS, Cache
 from stack.caching.policy import PRESETS
 from stack.measure.metrics import psnr
 from stack.measure.multistep import multistep_of
-from stack.measure.placement import Times, place
-from stack.passes.cache import OPTIONS, Cache
 
 from .bench import Bench, pictures
 from .record import Record

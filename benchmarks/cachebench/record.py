@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stack.errors import StackError
-from stack.measure.record import machine, save_json, versions
+from stack.compare.record import machine, save_json, versions
+from stack.core.errors import StackError
 
 Line = dict[str, Any]
 

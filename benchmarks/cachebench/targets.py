@@ -8,7 +8,7 @@ from typing import Any
 
 from common import Target
 
-from stack.measure.curves import Point, at_speedup, pareto_front
+from benchmarks.curves import Point, at_speedup, pareto_front
 
 from .rows import OURS
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from common import Target
 
-from stack.measure.compare import captions
+from stack.compare.compare import captions
 
 from .variants import STEPS, variants
 

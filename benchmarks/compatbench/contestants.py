@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from stack import Stack
+from stack.caching.cache import Cache
 from stack.caching.policy import PRESETS
 from stack.compat.noise import Floor
-from stack.facts import Facts
-from stack.passes.base import Finding
-from stack.passes.cache import Cache
+from stack.core.facts import Facts
+from stack.core.passes import Finding
 
 from .variants import FEW, STEPS, Variant
 

@@ -11,10 +11,10 @@ from cachebench.bench import pictures
 from common import Target
 
 from stack import Stack
-from stack.install import Installer
-from stack.passes.base import Applied
-from stack.passes.base import Target as Model
-from stack.passes.cache import Cache
+from stack.caching.cache import Cache
+from stack.core.installer import Installer
+from stack.core.passes import Applied
+from stack.runtime.target import Target as Model
 
 from .variants import STEPS
 

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from stack.facts import Facts
-from stack.install import Installer
-from stack.passes.base import Applied, Finding, Target
+from stack.core.facts import Facts
+from stack.core.installer import Installer
+from stack.core.passes import Applied, Finding
+from stack.runtime.target import Target
 
 
 def rounded(values: torch.Tensor, bits: int) -> torch.Tensor:

@@ -14,9 +14,9 @@ from cachebench.record import Record
 from rich.console import Console
 
 from stack import Stack
+from stack.calibrate.quant.floor import NoiseFloor
+from stack.compare.compare import captions
 from stack.compat.noise import Floor
-from stack.measure.compare import captions
-from stack.quant.analysis.floor import NoiseFloor
 
 from .contestants import FULL, Contestant, contestants
 from .variants import STEPS, Variant, variants

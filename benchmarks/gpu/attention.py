@@ -9,7 +9,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import nn
 
-from stack.attention.families import FAMILIES
+from stack.models.attention import FAMILIES
 
 from .sage import put_sage
 

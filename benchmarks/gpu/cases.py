@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stack import Stack
 from stack.caching.policy import PRESETS
-from stack.facts import Machine
+from stack.core.facts import Machine
 from stack.quant.backends import BACKENDS
 from stack.quant.schemes import SCHEMES
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stack.errors import StackError
+from stack.core.errors import StackError
 
 Line = dict[str, Any]
 UNFINISHED = ("error", "skipped", "interrupted")  # a line that holds one of these is no measurement

@@ -70,27 +70,27 @@ class Attention:
     def sdpa(self) -> Line:
         """The kernel that torch chooses."""
         q, k, v = self.inputs()
-        return self.told(lambda: dense(q, k, v))
+        return self.annotate(lambda: dense(q, k, v))
 
     def by(self, backend: SDPBackend) -> Line:
         """One of torch's kernels."""
         q, k, v = self.inputs()
         with sdpa_kernel(backend):
-            return self.told(lambda: dense(q, k, v))
+            return self.annotate(lambda: dense(q, k, v))
 
     def sage(self) -> Line:
         """SageAttention, and how far its output is from torch's."""
         q, k, v = self.inputs()
         right = dense(q, k, v).float()
         off = (sage_attention(q, k, v).float() - right).norm() / right.norm()
-        return {**self.told(lambda: sage_attention(q, k, v)), "error_share": float(off)}
+        return {**self.annotate(lambda: sage_attention(q, k, v)), "error_share": float(off)}
 
     def sparse(self, keep: float) -> Line:
         """Block-sparse attention by a map, and the map."""
         q, k, v = self.inputs()
         grid = cut(self.image, self.text, 128, self.setting.device.type)
         indices, flex = block_map(q, k, grid, keep), Flex()
-        found = self.told(lambda: sparse_attention(q, k, v, indices, grid, flex), grid.density(keep))
+        found = self.annotate(lambda: sparse_attention(q, k, v, indices, grid, flex), grid.density(keep))
         map_ms = call_ms(lambda: block_map(q, k, grid, keep), self.setting.device, CALLS)
         return {**found, "map_ms": map_ms, "density": grid.density(keep)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from stack.errors import choose
+from stack.core.errors import choose
 
 from .flux import flux_rows, large_rows
 from .micro import micro_rows

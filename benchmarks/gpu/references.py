@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stack.attention.maps import KEY_BLOCK, QUERY_BLOCK
-from stack.errors import StackError
+from stack.core.errors import StackError
 from stack.measure.metrics import psnr
 
 TILE = 128  # FlexAttention's on CUDA

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from stack.attention.families import AttentionCall, Family
 from stack.attention.sage import sage_attention, unfit
+from stack.models.attention import AttentionCall, Family
 
 
 class SageProcessor:

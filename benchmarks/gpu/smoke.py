@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from stack import Stack
-from stack.models.load import load_pipeline
-from stack.report import Report
+from stack.loading import load_pipeline
+from stack.runtime.report import Report
 
 from .cases import DRY, PROMPT, Case, cases
 from .journal import Line

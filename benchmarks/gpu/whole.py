@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from stack import Stack
-from stack.report import StepRecord
+from stack.runtime.report import StepRecord
 
 from .attention import KERNELS
 from .journal import Line

@@ -12,11 +12,11 @@ from common import interleaved
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel
 from torch import nn
 
+from benchmarks.amdahl import gemm_rate, linear_shapes, linear_share
 from stack import Stack
 from stack.bounds import best_speedup
-from stack.measure.base import stand_in
-from stack.models.load import load_pipeline
-from stack.quant.amdahl import gemm_rate, linear_shapes, linear_share
+from stack.compare.base import stand_in
+from stack.loading import load_pipeline
 from stack.quant.linears.int8 import Int8Linear
 from stack.reference.load import REFERENCES
 

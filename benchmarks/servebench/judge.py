@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from common import Target
 
-from stack.compat.content import fingerprint
+from stack.runtime.fingerprint import fingerprint
 
 from .mix import TURNED, WHOLE
 from .serve import Findings

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stack import Stack
-from stack.reference.evaluate import held_out_scenes
 from stack.reference.load import load, reference
+from training.evaluate import held_out_scenes
 
 from .mix import ADAPTERS, Request
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..compat.rules.sparse import MARGIN
 from .maps import Grid, cut
 
 
@@ -31,9 +32,6 @@ _CPU = Rate(1.4, 3e7, 0, "measured on 2 CPU cores")
 # than a flash kernel does, and training-free sparse attention not to pay below about 8k tokens.
 _CUDA = Rate(1.5, 0.0, 8192, "published figures, not measured on CUDA")
 _RATES = {"cpu": _CPU, "cuda": _CUDA}
-# Dropping blocks always costs some of the picture, and the pooled remainder some time that the constants above do not
-# hold; attention is about a third of a denoiser, so that 1.25x here is 1.07x there. Less is not worth it.
-MARGIN = 1.25
 ATTENTION_SHARE = 1 / 3  # of a denoiser's time, about
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from ..errors import StackError
+from ..core.errors import StackError
 from .maps import Grid
 from .remainder import add_remainder
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .families import AttentionCall, Family
+from ..models.attention import AttentionCall, Family
 from .flex import Flex
-from .gate import ANCHOR, MASKED, NO_TEXT_LENGTH, Policy, Tally
 from .kernels import dense, sparse_attention
 from .maps import Grid
 from .reuse import Group, Look, Maps, parts
+from .sparsity import ANCHOR, MASKED, NO_TEXT_LENGTH, SparsityPolicy, Tally
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Shared:
     """What the processors of one model have in common."""
 
     family: Family
-    policy: Policy
+    policy: SparsityPolicy
     tally: Tally
     maps: Maps
     text: TextLength

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..clock import Clock, Tick
-from ..compat.stamp import Conditions, Stamp, stamp_of
-from .gate import EVERY, Policy, Tally
+from ..runtime.stamp import Conditions, Stamp, stamp_of
+from ..runtime.step_clock import Clock, StepContext
 from .maps import Grid, block_map, ranked_blocks
 from .mass import dropped_mass, sampled_queries
+from .sparsity import EVERY, SparsityPolicy, Tally
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,13 @@ class Maps:
         conditions: what the current call's features depend on, for stamps.
     """
 
-    def __init__(self, policy: Policy, clock: Clock, tally: Tally, conditions: Callable[[], Conditions]) -> None:
+    def __init__(
+        self, policy: SparsityPolicy, clock: Clock, tally: Tally, conditions: Callable[[], Conditions]
+    ) -> None:
         self.policy, self.clock, self.tally, self._conditions = policy, clock, tally, conditions
         self._held: dict[tuple[int, str], Held] = {}
         self._stamped: Stamp | None = None
-        self._at: Tick | None = None
+        self._at: StepContext | None = None
 
     @property
     def bytes(self) -> int:
@@ -106,14 +108,14 @@ class Maps:
 
     def groups(self, layer: int, hidden: torch.Tensor, grid: Grid) -> list[Group]:
         """The samples of a call of this layer, given its hidden states (B, N, D), by what is to be done with them."""
-        extent, rows = self.clock.extent, tuple(range(len(hidden)))
-        if extent.rows is not None and len(extent.rows) == len(rows):
-            rows = extent.rows
+        active_set, rows = self.clock.active_set, tuple(range(len(hidden)))
+        if active_set.rows is not None and len(active_set.rows) == len(rows):
+            rows = active_set.rows
         held = self._current(layer, hidden, grid)
         told: dict[tuple[bool, bool], list[int]] = {}
         for place, row in enumerate(rows):
-            fresh = held is None or row not in held.maps or (not extent.cached and self._old(held.maps[row]))
-            anchor = extent.is_full(row) if extent.cached else fresh
+            fresh = held is None or row not in held.maps or (not active_set.cached and self._old(held.maps[row]))
+            anchor = active_set.is_full(row) if active_set.cached else fresh
             told.setdefault((anchor, fresh or anchor), []).append(place)
         return [
             Group(tuple(places), tuple(rows[place] for place in places), anchor, held, fresh)
@@ -165,9 +167,9 @@ class Maps:
     def _current(self, layer: int, hidden: torch.Tensor, grid: Grid) -> Held | None:
         """The layer's maps, under the present conditions; None where nothing may be reused."""
         # Of some tokens only, or of samples that nobody has named, a map is good for this call alone.
-        extent = self.clock.extent
-        named = self._tick.shape[0] if extent.rows is None else len(extent.rows)
-        if not self.policy.reuse or not extent.whole or named != len(hidden):
+        active_set = self.clock.active_set
+        named = self._tick.shape[0] if active_set.rows is None else len(active_set.rows)
+        if not self.policy.reuse or not active_set.whole or named != len(hidden):
             return None
         key, stamp = (layer, self._tick.branch), self._stamp(hidden)
         held = self._held.get(key)
@@ -183,11 +185,11 @@ class Maps:
     def _stamp(self, hidden: torch.Tensor) -> Stamp:
         tick = self._tick
         if self._at is not tick or self._stamped is None:  # the same for all layers of a denoiser call
-            self._at, self._stamped = tick, stamp_of(tick, self._conditions(), self.clock.timetable, hidden)
+            self._at, self._stamped = tick, stamp_of(tick, self._conditions(), self.clock.sigma_schedule, hidden)
         return replace(self._stamped, shape=tick.shape, dtype=hidden.dtype, device=hidden.device)
 
     @property
-    def _tick(self) -> Tick:
+    def _tick(self) -> StepContext:
         assert self.clock.tick is not None, "outside of a request every call is dense"
         return self.clock.tick
 

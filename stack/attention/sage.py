@@ -15,7 +15,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..errors import StackError
+from ..core.errors import StackError
 
 QUERIES, KEYS = 128, 64  # tokens that share a step
 HEAD_SIZES = (64, 96, 128)

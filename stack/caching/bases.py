@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..bounds import sin_theta_bound
-from ..errors import StackError
+from ..core.errors import StackError
 from .fitted import Fitted, read
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..facts import Facts
-from ..passes.base import Finding
+from ..core.facts import Facts
+from ..core.passes import Finding
 from .memory import DIVISIBLE, StateSize, state_size
 from .policy import Policy
 

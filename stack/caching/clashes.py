@@ -20,11 +20,11 @@ from ..compat.rules.rounded_caches import (
 )
 from ..compat.rules.sparse import ATTENTION_CACHED_AND_SPARSE, SPARSE_UNDER_CACHE
 from ..compat.rules.steps import DISTILLED_TRAJECTORY, EVEN_STEPS, FEWEST_STEPS, MOST_EVEN
-from ..facts import Facts
-from ..passes.base import Finding
-from .adapting import angle, can_correct
-from .calibration.conditions import DECISIVE, MINOR, differences
+from ..core.facts import Facts
+from ..core.passes import Finding
+from .calibrated_for import DECISIVE, MINOR, differences
 from .policy import Policy
+from .repairs import angle, can_correct
 
 # What a fitted map, basis, ratio or polynomial depends on, beside the model.
 FITTED_UNDER = ("adapters", "schedule", *MINOR)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..clock import Clock
-from ..compat.surroundings import Surroundings
-from ..install import Installer
+from ..core.installer import Installer
 from ..models.wiring import Wiring
+from ..runtime.conditions import ConditionsReader
+from ..runtime.step_clock import Clock
 from .sites.calls import several
 
 
@@ -23,7 +23,7 @@ class Constants:
     guidance branch, under what it was made of.
     """
 
-    def __init__(self, clock: Clock, conditions: Surroundings):
+    def __init__(self, clock: Clock, conditions: ConditionsReader):
         self._clock, self._conditions = clock, conditions
         self._held: dict[tuple[str, str], tuple[tuple[object, ...], Any]] = {}
 

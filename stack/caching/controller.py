@@ -7,21 +7,22 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..clock import Clock, Tick, Timetable
 from ..compat.noise import Floor, floor_at
 from ..compat.rules.state import NOT_A_NUMBER, OTHER_CONDITIONS
-from ..compat.stamp import Conditions, Stamp, stamp_of
-from ..report import CACHED, FULL, PARTIAL, Journal
+from ..models.schedule import SigmaSchedule
+from ..runtime.report import CACHED, FULL, PARTIAL, Journal
+from ..runtime.stamp import Conditions, Stamp, stamp_of
+from ..runtime.step_clock import Clock, StepContext
+from .extrapolation import FURTHEST, ExtrapolationGuard, NormReader
 from .forecast import coordinate
 from .gates import BudgetGate, Gate
 from .placement import Place, Placement, all_on_device
 from .predictor import Predictor
-from .reach import FURTHEST, Reach, Reader
 from .schedules import Schedule
 
 
 @dataclass
-class Cell:
+class CacheSlot:
     """What is decided and predicted together: a whole batch under a fixed schedule, one sample under a gate.
 
     Samples of a batch must not share a gate: the picture of one would depend on the others.
@@ -32,7 +33,7 @@ class Cell:
     reference: torch.Tensor | None = None  # the probe that the next one is compared with
     run: int = 0  # cached steps since the last full one
     kept: dict[str, torch.Tensor] = field(default_factory=dict)  # what a site holds besides predictors
-    reach: Reach = field(default_factory=Reach)
+    reach: ExtrapolationGuard = field(default_factory=ExtrapolationGuard)
 
     @property
     def ready(self) -> bool:
@@ -48,7 +49,7 @@ class Cell:
 @dataclass
 class _Held:
     stamp: Stamp
-    cells: list[Cell]
+    cells: list[CacheSlot]
 
 
 @dataclass
@@ -78,7 +79,7 @@ class CacheController:
     schedule_for: Callable[[int, Sequence[float]], Schedule]
     new_predictor: Callable[[str, Placement], Predictor]
     conditions: Callable[[], Conditions]
-    new_gate: Callable[[Timetable], Gate] | None = None
+    new_gate: Callable[[SigmaSchedule], Gate] | None = None
     gain_at: Callable[[int, int, Sequence[float]], float] = lambda step, steps, sigmas: 1.0
     coordinate: str = "time"
     per_sample: bool = False
@@ -90,8 +91,8 @@ class CacheController:
     rolled_back: int = 0
     refused: int = 0
     _held: dict[str, _Held] = field(default_factory=dict)
-    _reader: Reader = field(default_factory=Reader)
-    _tick: Tick | None = None
+    _reader: NormReader = field(default_factory=NormReader)
+    _tick: StepContext | None = None
 
     @property
     def bytes(self) -> int:
@@ -108,7 +109,7 @@ class CacheController:
         return sum(p.host_bytes for cell in self._all_cells for p in cell.predictors.values())
 
     @property
-    def _all_cells(self) -> list[Cell]:
+    def _all_cells(self) -> list[CacheSlot]:
         return [cell for held in self._held.values() for cell in held.cells]
 
     @property
@@ -137,13 +138,13 @@ class CacheController:
         return cell.gate.probe if cell.gate else ""
 
     @property
-    def now(self) -> Tick:
+    def now(self) -> StepContext:
         """The current denoiser call."""
         assert self._tick is not None, "begin() comes first"
         return self._tick
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[CacheSlot]:
         """The cells of the current branch."""
         return self._held[self.now.branch].cells
 
@@ -153,8 +154,8 @@ class CacheController:
         if tick is None:
             raise RuntimeError("the clock has not been advanced: the denoiser was called around its stack")
         self._tick = tick
-        self.clock.extent.wait()
-        self._current(tick, stamp_of(tick, self.conditions(), self.clock.timetable, tokens))
+        self.clock.active_set.wait()
+        self._current(tick, stamp_of(tick, self.conditions(), self.clock.sigma_schedule, tokens))
 
     def decide(
         self,
@@ -190,7 +191,7 @@ class CacheController:
 
     def _tell(self) -> None:
         """Whose step is full."""
-        self.clock.extent.decide([not cell.run for cell in self.cells])
+        self.clock.active_set.decide([not cell.run for cell in self.cells])
 
     def drop_unsound(self) -> None:
         """Forget what the branch's last full step stored if it is no number: nothing is forecast from it.
@@ -205,9 +206,9 @@ class CacheController:
             cell.clear()
         self.dropped += 1
         text = f"NaN or infinity in a feature before step {self.now.step}: dropped, the step runs in full"
-        self.journal.warn(NOT_A_NUMBER.told(text))
+        self.journal.warn(NOT_A_NUMBER.annotate(text))
 
-    def _within_reach(self, cell: Cell) -> bool:
+    def _within_reach(self, cell: CacheSlot) -> bool:
         """Whether a cell's forecasts stay in the range of its features; where not, its step runs in full."""
         distance = cell.reach.at(self.x)
         if distance <= FURTHEST:
@@ -225,14 +226,14 @@ class CacheController:
         ]
         return mean_ratios(pairs)
 
-    def _judge(self, cell: Cell, tick: Tick, probe: torch.Tensor | None, change: float | None) -> bool:
+    def _judge(self, cell: CacheSlot, tick: StepContext, probe: torch.Tensor | None, change: float | None) -> bool:
         assert cell.gate is not None
         skip = cell.gate.skip(tick.step, tick.steps, change, cell.run) and cell.ready
         if probe is not None and not (skip and cell.gate.holds_reference):
             cell.reference = probe
         return skip
 
-    def reject(self, cells: Sequence[Cell]) -> None:
+    def reject(self, cells: Sequence[CacheSlot]) -> None:
         """Drafts of these cells failed their check: the step runs in full after all."""
         for cell in cells:
             cell.run = 0
@@ -241,7 +242,7 @@ class CacheController:
         self.journal.mark(PARTIAL if any(cell.run for cell in self.cells) else FULL)
 
     def store(
-        self, key: str, feature: torch.Tensor, cells: Sequence[Cell], measure: bool = True, louder: float = 1.0
+        self, key: str, feature: torch.Tensor, cells: Sequence[CacheSlot], measure: bool = True, noise_gain: float = 1.0
     ) -> None:
         """A step produced this feature (B, N, D), one row per cell, or all rows for the only cell.
 
@@ -250,7 +251,7 @@ class CacheController:
             louder: how much larger its relative noise is than that of the denoiser's output.
         """
         x, gain, error = self.x, self.gain_at(self.now.step, self.now.steps, self._sigmas), None
-        noise = louder * floor_at(self.noise, self.now.sigma)
+        noise = noise_gain * floor_at(self.noise, self.now.sigma)
         for i, cell in enumerate(cells):
             rows = feature if self.new_gate is None else feature[i : i + 1]
             if key not in cell.predictors:
@@ -258,25 +259,27 @@ class CacheController:
             predictor = cell.predictors[key]
             budget = cell.gate.budget if isinstance(cell.gate, BudgetGate) else None
             off = None
-            alike = predictor.phase == self.clock.phase  # else the feature jumps, and that says nothing of forecasts
+            alike = (
+                predictor.compute_mode == self.clock.compute_mode
+            )  # else the feature jumps, and that says nothing of forecasts
             if measure and predictor.ready and alike and (i == 0 or budget):
                 off = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)
                 error = off if i == 0 else error
             if measure and budget:
                 budget.ran(self.now.step, None if off is None else float(off))
-            predictor.update(rows, x, gain, noise, self.clock.phase)
+            predictor.update(rows, x, gain, noise, self.clock.compute_mode)
             cell.reach.note(predictor.norms, predictor)
         if error is not None:
             self.journal.measure(error)
 
-    def predict(self, key: str, cells: Sequence[Cell]) -> torch.Tensor:
+    def predict(self, key: str, cells: Sequence[CacheSlot]) -> torch.Tensor:
         """The feature of these cells on the current step."""
         parts = [cell.predictors[key].predict(self.x) for cell in cells]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @property
     def _sigmas(self) -> Sequence[float]:
-        return self.clock.timetable.sigmas
+        return self.clock.sigma_schedule.sigmas
 
     @property
     def x(self) -> float:
@@ -284,7 +287,7 @@ class CacheController:
         tick = self.now
         return coordinate(self.coordinate, tick.step, tick.time, tick.sigma)
 
-    def _current(self, tick: Tick, stamp: Stamp) -> None:
+    def _current(self, tick: StepContext, stamp: Stamp) -> None:
         held = self._held.get(tick.branch)
         if held is not None and held.stamp == stamp:
             return
@@ -292,14 +295,14 @@ class CacheController:
             self.dropped += 1
             changed = ", ".join(stamp.differing(held.stamp))
             text = f"cached state dropped at step {tick.step}: it was made under other {changed}"
-            self.journal.warn(OTHER_CONDITIONS.told(text))
+            self.journal.warn(OTHER_CONDITIONS.annotate(text))
         if any(other.stamp.request != stamp.request for other in self._held.values()):
             self.reset()
         count = stamp.shape[0] if self.new_gate is not None or self.per_sample else 1
-        gates = [None if self.new_gate is None else self.new_gate(self.clock.timetable) for _ in range(count)]
+        gates = [None if self.new_gate is None else self.new_gate(self.clock.sigma_schedule) for _ in range(count)]
         if held is not None and held.stamp.request == stamp.request:
             _carry_over([cell.gate for cell in held.cells], gates)
-        self._held[tick.branch] = _Held(stamp, [Cell(gate=gate) for gate in gates])
+        self._held[tick.branch] = _Held(stamp, [CacheSlot(gate=gate) for gate in gates])
 
 
 def _carry_over(old: Sequence[Gate | None], new: Sequence[Gate | None]) -> None:

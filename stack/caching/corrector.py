@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from ..entrance import DenoiserCall, Entrance
-from ..install import Installer
+from ..core.installer import Installer
 from ..models.sampler import AffineStep
-from .controller import CacheController, Cell
-from .latent import clean_of, like, returned_as
+from ..runtime.call import DenoiserCall, Entrance
+from .controller import CacheController, CacheSlot
+from .latent import like, returned_as, x0_of
 
 Run = Callable[[DenoiserCall], Any]
 
@@ -49,7 +49,7 @@ class Corrector:
         result = run(call)
         now, (cell,) = self.controller.now, self.controller.cells
         step, x, out = self.steps()[now.step], call.latent.float(), result[0].float()
-        clean = clean_of(step, x, out)
+        clean = x0_of(step, x, out)
         if cell.run:
             self._note(cell, step, clean)
             return result
@@ -61,7 +61,7 @@ class Corrector:
         out = out + (step.keeps / step.b) * like(moved, x)
         return returned_as(call, out.to(result[0].dtype))
 
-    def _note(self, cell: Cell, step: AffineStep, clean: torch.Tensor) -> None:
+    def _note(self, cell: CacheSlot, step: AffineStep, clean: torch.Tensor) -> None:
         """A forecast was used."""
         sum_so_far = cell.kept.get(USED)
         added = step.adds * clean
@@ -69,7 +69,7 @@ class Corrector:
         now = self.controller.now
         self._segment.setdefault(now.branch, []).append((now.step, self.controller.x))
 
-    def _missed(self, cell: Cell, clean: torch.Tensor) -> torch.Tensor | None:
+    def _missed(self, cell: CacheSlot, clean: torch.Tensor) -> torch.Tensor | None:
         """How far the cached steps just behind should have taken x elsewhere, (B, N, C); None where there were none."""
         branch = self.controller.now.branch
         used, segment = cell.kept.pop(USED, None), self._segment.pop(branch, [])

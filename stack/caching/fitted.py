@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import StackError
-from ..facts import Facts
+from ..core.errors import StackError
+from ..core.facts import Facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class Fitted:
 
     Attributes:
         family, blocks, width: of that model.
-        made_under: adapters, precision and sparsity it was fitted under, see `stack.caching.calibration.conditions`.
+        made_under: adapters, precision and sparsity it was fitted under, see `stack.caching.calibrated_for`.
     """
 
     family: str

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import StackError, choose
+from ..core.errors import StackError, choose
 
 BASES = ("newton", "taylor", "hermite")
 COORDINATES = ("time", "step", "sigma", "log-snr")

@@ -12,8 +12,8 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from ..compat.budget import Budget
-from ..errors import StackError
+from ..compat.budget import ErrorBudget
+from ..core.errors import StackError
 
 
 class Gate(Protocol):
@@ -179,7 +179,7 @@ class BudgetGate:
         longest: cached steps in a row; 0 is no limit.
     """
 
-    budget: Budget
+    budget: ErrorBudget
     warmup: int = 3
     longest: int = 0
     probe: ClassVar[str] = ""

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..entrance import DenoiserCall, Entrance
-from ..install import Installer
-from ..report import Journal
+from ..core.installer import Installer
+from ..runtime.call import DenoiserCall, Entrance
+from ..runtime.report import Journal
 
 LOST = "called with a latent that wants gradients: under a cache outputs have none; undo() the cache to have them"
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from .. import readback
-from ..entrance import DenoiserCall, Entrance
-from ..install import Installer
-from ..readback import Readback
-from ..report import FULL, Journal
+from ..core.installer import Installer
+from ..runtime import readback
+from ..runtime.call import DenoiserCall, Entrance
+from ..runtime.readback import Readback
+from ..runtime.report import FULL, Journal
 from .controller import CacheController
 from .latent import tokens_of
 
@@ -26,7 +26,7 @@ class OutputGuard:
     In host memory looking costs microseconds: a cached step that fails is made again in full, in the same call. On an
     accelerator a look would wait for the device. There the figures come back as they are ready, and what is wrong is
     told at a later full step or by the report; forecasts that blow up are refused beforehand, see
-    `stack.caching.reach`.
+    `stack.caching.extrapolation`.
     """
 
     def __init__(self, controller: CacheController, journal: Journal):

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-from ..entrance import DenoiserCall
 from ..models.sampler import AffineStep
+from ..runtime.call import DenoiserCall
 
 
 def tokens_of(latent: torch.Tensor) -> torch.Tensor:
@@ -21,7 +21,7 @@ def like(tokens: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
     return tokens if latent.ndim == 3 else tokens.mT.reshape(latent.shape)
 
 
-def clean_of(step: AffineStep, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def x0_of(step: AffineStep, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """The estimate of the clean sample (B, N, C) that an output at x stands for: x0 = c x + d m."""
     return tokens_of(step.c * x + step.d * out)
 

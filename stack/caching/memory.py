@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..compat.subspace import EXACT_WIDTH, SKETCH
-from ..facts import Facts
+from ..core.facts import Facts
 from ..models.wiring import FAMILIES, CachedModule, Wiring
 from .forecast import Forecast
 from .policy import DTYPES, Policy
@@ -54,7 +54,7 @@ class StateSize:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _SiteState:
     """What a site holds.
 
     Attributes:
@@ -119,34 +119,34 @@ def _ranks(width: int) -> int:
     return width if width <= EXACT_WIDTH else SKETCH
 
 
-def _held(p: Policy, facts: Facts, wiring: Wiring) -> _Held | None:
+def _held(p: Policy, facts: Facts, wiring: Wiring) -> _SiteState | None:
     image, whole, width = facts.image_tokens, facts.tokens, facts.width
     text = whole - image
     if p.site == "denoiser":
         numbers = image * facts.latent[0]
-        return _Held(kept=3 * numbers if p.gate else 0, stored=numbers * _tensors(p)) if numbers else None
+        return _SiteState(kept=3 * numbers if p.gate else 0, stored=numbers * _tensors(p)) if numbers else None
     if p.site == "clean":  # always in fp32, whatever the model computes in
         numbers = _fp32_latent(facts)
         stored = numbers if not p.state_dtype else image * facts.latent[0]
-        return _Held(stored=stored * _tensors(p)) if numbers else None
+        return _SiteState(stored=stored * _tensors(p)) if numbers else None
     if p.site == "fastcache":
-        return _Held(kept=_fastcache(p, image, whole, facts.blocks) * width)
+        return _SiteState(kept=_fastcache(p, image, whole, facts.blocks) * width)
     if p.site in ("output", "residual"):
         streams = (text, image) if p.back and text else (image,)
-        return _Held(((*streams, image) if p.accept else streams,))
+        return _SiteState(((*streams, image) if p.accept else streams,))
     if p.site == "blocks":
-        return _Held(((text, image) if text else (image,),) * facts.blocks)
+        return _SiteState(((text, image) if text else (image,),) * facts.blocks)
     if not facts.lists:
         return None
     if p.site == "tokens":  # attention and MLP of every block; ages, and scores of values, per token of an MLP
         numbers = whole * sum(facts.lists)
         scores = numbers * (2 if p.select == "values" else 1) * torch.float32.itemsize
-        return _Held(((image,),), kept=2 * numbers * width + scores // _element(facts))
+        return _SiteState(((image,),), kept=2 * numbers * width + scores // _element(facts))
     roles = ("attention",) if p.site == "attention" else ("attention", "mlp")
     per_list = [_modules(wiring.modules[name], roles, text, image) for name in wiring.block_lists]
-    held = _Held(tuple(u for count, units in zip(facts.lists, per_list, strict=True) for u in units * count))
+    held = _SiteState(tuple(u for count, units in zip(facts.lists, per_list, strict=True) for u in units * count))
     if p.site == "related":  # what its gate looks at is kept first
-        return _Held(((image,), *held.units) if p.gate else held.units, stored=sum(held.features) * width)
+        return _SiteState(((image,), *held.units) if p.gate else held.units, stored=sum(held.features) * width)
     return held
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..clock import Timetable
-from ..compat.budget import Budget, weights_of
+from ..compat.budget import ErrorBudget, weights_of
 from ..compat.horizon import carried, uniform_levels
 from ..compat.noise import Floor
-from ..errors import StackError, choose
+from ..core.errors import StackError, choose
+from ..models.schedule import SigmaSchedule
 from .bases import Bases
 from .fastcache.chi_square import ADAPTIVE
 from .fastcache.choices import FastCacheChoices
@@ -19,7 +19,7 @@ from .forecast import Forecast, coordinate
 from .gates import BudgetGate, DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
 from .placement import ON_DEVICE, Placement
 from .predictor import Predictor
-from .schedules import Aligned, Interval, Leaning, Mask, Schedule
+from .schedules import Aligned, Interval, Mask, PowerSchedule, Schedule
 from .splits import ChannelBasis, Split, TokenBand
 from .tokenwise.cycles import Cycle, fill
 from .tokenwise.tokens import TokenChoices
@@ -45,7 +45,7 @@ class Policy(FastCacheChoices, TokenChoices):
     Attributes:
         site: "output" (the last hidden state), "residual" (what the blocks between `front` and `back` add), "blocks"
             (each block's residual), "modules" (each module's output before its gate), "attention" (attention only),
-            "related" (as modules, see `RelatedModules`), "denoiser" (what the whole model adds to the latent),
+            "related" (as modules, see `RelationalModules`), "denoiser" (what the whole model adds to the latent),
             "fastcache" (blocks and tokens on their own; the rest of its choices: `FastCacheChoices`),
             "tokens" (as modules, some tokens computed; the rest of its choices: `TokenChoices`).
         front, back: blocks that run on every step.
@@ -53,13 +53,13 @@ class Policy(FastCacheChoices, TokenChoices):
             behind samplers whose steps are plain sums.
         interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
         lean: as many full steps as interval and warmup make, but dense near the data: 2 is best on the flow models that
-            ship (`Leaning`); 0 leaves them evenly spread.
+            ship (`PowerSchedule`); 0 leaves them evenly spread.
         switches: shares of the schedule at which that one is full whatever happens; see `Aligned`.
         full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
         full_at: noise levels of those steps; () takes them as evenly spread in time. A request with other noise levels
             gets its full steps where these are (`stack.compat.horizon`).
         segments: a factor on the gains for each full step of that schedule, until the next one; empty is 1 throughout.
-        calibrated_for: what was true of the stack when it was calibrated, see `stack.caching.calibration.conditions`.
+        calibrated_for: what was true of the stack when it was calibrated, see `stack.caching.calibrated_for`.
         order, gains, basis, level, smoothing, coordinate: see `Forecast`.
         split: "channels" (SVD-Cache) or "band" (FreqCa); energy, basis_life, cutoff: of the split.
         bases: found offline by `Stack.fit_bases`; None finds them in each request.
@@ -186,7 +186,7 @@ class Policy(FastCacheChoices, TokenChoices):
                 if self.cycle
                 else Interval(self.interval, self.warmup)
             )
-            even = Leaning(even, self.lean) if self.lean else even
+            even = PowerSchedule(even, self.lean) if self.lean else even
             return Aligned(even, self.switches) if self.switches else even
         if steps == self.steps and not (sigmas and self.full_at):
             return Mask(tuple(self.full_steps), self.steps)
@@ -233,11 +233,11 @@ class Policy(FastCacheChoices, TokenChoices):
             return TokenBand(self.cutoff, grid)
         return ChannelBasis(self.energy, self.basis_life, self.bases.of(key) if self.bases and key else None)
 
-    def new_gate(self, timetable: Timetable) -> Gate:
+    def new_gate(self, sigma_schedule: SigmaSchedule) -> Gate:
         """A gate for one sample of one request on this schedule."""
         if self.gate == "budget":
             checked = max(self.warmup, self.forecast.effective_order + 2)
-            return BudgetGate(self._budget(timetable), checked, self.longest)
+            return BudgetGate(self._budget(sigma_schedule), checked, self.longest)
         if self.gate == "prefix":
             return PrefixGate(self.threshold, self.warmup, self.longest)
         if self.gate == "polynomial":
@@ -249,10 +249,10 @@ class Policy(FastCacheChoices, TokenChoices):
             return SumGate(self.threshold, self.warmup, self.longest, slope=None if around else 1.0, ends=around)
         return DraftGate(self.warmup, self.longest)
 
-    def _budget(self, timetable: Timetable) -> Budget:
-        name, sigmas = self.coordinate, timetable.sigmas
-        xs = [coordinate(name, step, timetable.time(sigma), sigma) for step, sigma in enumerate(sigmas)]
-        return Budget(self.threshold, xs, weights_of(sigmas), self.forecast.effective_order, self.error_scale)
+    def _budget(self, sigma_schedule: SigmaSchedule) -> ErrorBudget:
+        name, sigmas = self.coordinate, sigma_schedule.sigmas
+        xs = [coordinate(name, step, sigma_schedule.time(sigma), sigma) for step, sigma in enumerate(sigmas)]
+        return ErrorBudget(self.threshold, xs, weights_of(sigmas), self.forecast.effective_order, self.error_scale)
 
     def accepts(self, step: int, steps: int) -> float:
         """The largest relative error of a draft's check on this step."""

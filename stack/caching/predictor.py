@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import torch
 
 from ..compat.noise import NoiseLedger, shrunk
-from ..errors import StackError
+from ..core.errors import StackError
 from .differences import NOTHING, Differences, differences, over_wide_gaps
 from .forecast import Forecast, weights
 from .placement import ON_DEVICE, Placement
@@ -48,7 +48,7 @@ class Predictor:
         self._given = torch.float32  # the feature's dtype
         self._ledger = NoiseLedger()
         self.norms = torch.zeros(0)
-        self.phase: Hashable = ()
+        self.compute_mode: Hashable = ()
 
     @property
     def bytes(self) -> int:
@@ -91,7 +91,7 @@ class Predictor:
         return self._raw.nodes[0]
 
     def update(
-        self, feature: torch.Tensor, x: float, gain: float = 1.0, noise: float = 0.0, phase: Hashable = ()
+        self, feature: torch.Tensor, x: float, gain: float = 1.0, noise: float = 0.0, compute_mode: Hashable = ()
     ) -> None:
         """Take in the feature (B, N, D) of a full step at coordinate x.
 
@@ -99,15 +99,15 @@ class Predictor:
             gain: on all differences until the next full step, beside the forecast's own.
             noise: random error of the feature over its root mean square. Differences are then shrunk to what stands
                 out of it and taken over gaps wide enough for it; with 0 they are the plain ones, bit for bit.
-            phase: how the step was computed (`Clock.phase`). Where that changes the feature jumps, and differences
+            phase: how the step was computed (`Clock.compute_mode`). Where that changes the feature jumps, and differences
                 start anew.
         """
         self._given = feature.dtype
         feature = feature.to(self._wide)
         if self.split:
             self.split.fit(feature, noise)
-        old = self._before(x) if phase == self.phase else NOTHING
-        self.phase = phase
+        old = self._before(x) if compute_mode == self.compute_mode else NOTHING
+        self.compute_mode = compute_mode
         if noise:
             fresh = over_wide_gaps(self.forecast, feature, x, old, self._ledger.enter(feature, noise), self._ledger)
         else:

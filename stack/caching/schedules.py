@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
-from ..errors import StackError
+from ..core.errors import StackError
 
 
 class Schedule(Protocol):
@@ -69,7 +69,7 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Leaning:
+class PowerSchedule:
     """As many full steps as another schedule has, dense near the data: where a flow's schedule takes its largest steps.
 
     Attributes:

@@ -9,7 +9,7 @@ import torch
 
 from ..compat.noise import shrunk, wiener
 from ..compat.subspace import principal_basis
-from ..errors import StackError, choose
+from ..core.errors import StackError, choose
 
 BASIS_LIVES = ("request", "warm")
 

@@ -10,7 +10,7 @@ EARLY = 2.0  # a forecast that has failed twice as badly as expected is believed
 
 
 @dataclass
-class Budget:
+class ErrorBudget:
     """Estimates what a cached step would cost and says whether that is still to be had.
 
     A forecast of order p from a full step at gap g is off by about r g^(p+1) of its feature (Taylor's remainder); r is

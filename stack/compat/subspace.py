@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..errors import StackError
+from ..core.errors import StackError
 
 EXACT_WIDTH = 1024  # up to this width the Gram matrix's full eigendecomposition is cheap enough (about 0.1 s)
 SKETCH = EXACT_WIDTH // 8  # vectors beyond that width

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..compat.rules.adapters import CALL_GUIDANCE, CALL_SCHEDULE, CALL_STEPS
-from ..compat.rules.rule import Rule
-from ..errors import StackError
+from ..core.errors import StackError
+from ..core.passes import CallTransform, TransformedCall
 from .card import Card
 from .schedules import TRAINED
-
-
-@dataclass
-class Corrected:
-    """A call as it will be made.
-
-    Attributes:
-        arguments: of the pipeline's call.
-        contradictions: what was asked for and cannot be had, each with what is done instead.
-    """
-
-    arguments: dict[str, Any]
-    contradictions: list[str] = field(default_factory=list)
-
-    def contradict(self, rule: Rule, text: str) -> None:
-        """Note what cannot be had, and the rule it goes against."""
-        self.contradictions.append(rule.told(text))
 
 
 def parameters_of(pipe: Any) -> tuple[str, ...]:
@@ -50,11 +32,8 @@ def parameters_of(pipe: Any) -> tuple[str, ...]:
     return (*positional, *named)
 
 
-Correct = Callable[[Mapping[str, Any]], Corrected]
-
-
-def corrected_call(
-    agreed: Sequence[Correct], pipe: Any, args: tuple[Any, ...], given: dict[str, Any], strict: bool
+def transformed_call(
+    call_transforms: Sequence[CallTransform], pipe: Any, args: tuple[Any, ...], given: dict[str, Any], strict: bool
 ) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
     """A pipeline call as every adapter's card wants it, and what had to be put right, which is also a Python warning.
 
@@ -62,9 +41,9 @@ def corrected_call(
         StackError: `strict`, and something had to be put right.
     """
     told: list[str] = []
-    if agreed:
+    if call_transforms:
         args, given = (), {**dict(zip(parameters_of(pipe), args, strict=False)), **given}
-    for correct in agreed:
+    for correct in call_transforms:
         call = correct(given)
         given, told = call.arguments, told + call.contradictions
     if told and strict:
@@ -74,7 +53,7 @@ def corrected_call(
     return args, given, told
 
 
-def corrected(card: Card, given: Mapping[str, Any], known: Collection[str], steps: int = 0) -> Corrected:
+def corrected(card: Card, given: Mapping[str, Any], known: Collection[str], steps: int = 0) -> TransformedCall:
     """A call that keeps to a card.
 
     Args:
@@ -82,7 +61,7 @@ def corrected(card: Card, given: Mapping[str, Any], known: Collection[str], step
         known: names the pipeline's call takes.
         steps: of the run, where the caller does not say; the card's by default.
     """
-    call = Corrected(dict(given))
+    call = TransformedCall(dict(given))
     if card.steps:
         _steps(card, call, known, steps or card.steps)
     _guidance(card, call, known)
@@ -92,7 +71,7 @@ def corrected(card: Card, given: Mapping[str, Any], known: Collection[str], step
     return call
 
 
-def _steps(card: Card, call: Corrected, known: Collection[str], steps: int) -> None:
+def _steps(card: Card, call: TransformedCall, known: Collection[str], steps: int) -> None:
     asked = call.arguments.get("num_inference_steps")
     if asked is not None and not card.least <= asked <= card.largest:
         call.contradict(CALL_STEPS, f"{asked} steps asked of {card.name}, {_range(card)}: {card.steps} are run")
@@ -122,7 +101,7 @@ def _equal(a: Sequence[float], b: Sequence[float]) -> bool:
     return len(a) == len(b) and all(abs(x - y) <= 1e-6 * max(abs(y), 1e-6) for x, y in zip(a, b, strict=True))
 
 
-def _guidance(card: Card, call: Corrected, known: Collection[str]) -> None:
+def _guidance(card: Card, call: TransformedCall, known: Collection[str]) -> None:
     guidance, name = card.guidance, card.guidance.name
     asked = call.arguments.get(name)
     if asked is not None and asked > guidance.limit:

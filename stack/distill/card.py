@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import StackError, choose
-from .schedules import Schedule
+from ..core.errors import StackError, choose
+from .schedules import AdapterSchedule
 
 GUIDANCE = {
     "none": "guidance_scale",
@@ -140,8 +140,8 @@ class Card:
     most: int = 0
     switch: int = 0
     weights: Weights | None = None
-    schedule: Schedule = field(default_factory=Schedule)
-    second: Schedule | None = None
+    schedule: AdapterSchedule = field(default_factory=AdapterSchedule)
+    second: AdapterSchedule | None = None
     second_call: Mapping[str, Any] = field(default_factory=dict)
     scheduler: SchedulerChoice = field(default_factory=SchedulerChoice)
     guidance: Guidance = field(default_factory=Guidance)

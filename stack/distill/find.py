@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-from ..errors import StackError
+from ..core.errors import StackError
 from .card import Card, Weights
 from .parse import read_card
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from ..bounds import merged_share, rounding_share
 from ..compat.rules.adapters import LEAST_SHARE, MERGE_INTO_ROUNDED
-from ..errors import StackError
-from ..install import Installer
+from ..core.errors import StackError
+from ..core.installer import Installer
 from .lora import LowRank
 
 BESIDE = f"keep it beside the weights (switchable=True) ({MERGE_INTO_ROUNDED.tag})"

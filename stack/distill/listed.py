@@ -11,7 +11,7 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_lcm import FlowMatchLCMScheduler
 
-from ..errors import StackError
+from ..core.errors import StackError
 from .card import CUSTOM, Card
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import nn
 
-from ..errors import StackError
+from ..core.errors import StackError
 from .card import Card
 from .lora import LoraFile, LowRank, read_lora, updates
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ..errors import StackError
+from ..core.errors import StackError
 
 DOWN, UP, BIAS, ALPHA = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias", ".alpha"
 PARTS = (DOWN, UP, BIAS, ALPHA)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import StackError, choose
+from ..core.errors import StackError, choose
 from .card import Card, Guidance, SchedulerChoice, Weights, tag
-from .schedules import KINDS, Schedule
+from .schedules import KINDS, AdapterSchedule
 
 _NUMBER = (int, float)
 TOP: dict[str, Any] = {
@@ -87,7 +87,7 @@ def _weights(table: Mapping[str, Any]) -> Weights:
     return Weights(**found)
 
 
-def _schedule(table: Mapping[str, Any], where: str) -> Schedule:
+def _schedule(table: Mapping[str, Any], where: str) -> AdapterSchedule:
     found = _checked(table, SCHEDULE, where)
     kind = found.pop("kind", "scheduler")
     if kind not in KINDS:
@@ -98,10 +98,10 @@ def _schedule(table: Mapping[str, Any], where: str) -> Schedule:
     values = found.get("sigmas", found.get("timesteps", []))
     if not all(isinstance(v, _NUMBER) for v in values):
         raise StackError(f"{where} expects a list of numbers, got {values}")
-    return Schedule(kind, tuple(float(v) for v in values), float(found.get("shift", 1.0)))
+    return AdapterSchedule(kind, tuple(float(v) for v in values), float(found.get("shift", 1.0)))
 
 
-def _scheduler(table: Mapping[str, Any] | None, schedule: Schedule) -> SchedulerChoice:
+def _scheduler(table: Mapping[str, Any] | None, schedule: AdapterSchedule) -> SchedulerChoice:
     """A card with noise levels of its own is a flow's, walked by Euler unless it says otherwise."""
     if table is None:
         return SchedulerChoice() if schedule.kind == "scheduler" else FLOW_EULER

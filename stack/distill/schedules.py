@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..clock import uniform
-from ..errors import StackError, choose
+from ..core.errors import StackError, choose
+from ..models.schedule import uniform
 
 TRAINED = 1000  # time steps that flow models count their noise levels in
 KINDS = {
@@ -41,7 +41,7 @@ def dmd_list(timesteps: Sequence[float], shift: float) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class AdapterSchedule:
     """How an adapter's noise levels are found.
 
     Attributes:

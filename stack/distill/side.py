@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..install import Installer
+from ..core.installer import Installer
 from .lora import LowRank
 
 

@@ -10,22 +10,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..clock import Timetable, uniform
+from ..compat import preexisting as carried
 from ..compat.rules.adapters import ANOTHER_MODEL, MISSING_SCHEDULER, TWO_SCHEDULES, UNSCALED_FP8
-from ..errors import StackError
-from ..facts import Facts
-from ..install import Installer
-from ..models.carried import CAST
+from ..core.errors import StackError
+from ..core.facts import Facts
+from ..core.installer import Installer
+from ..core.passes import Applied, Finding, TransformedCall
+from ..models.preexisting import CAST
 from ..models.sampler import why_not_plain
-from ..passes import carried
-from ..passes.base import Applied, Finding, Target
-from .call import Corrected, corrected, parameters_of
+from ..models.schedule import SigmaSchedule, uniform
+from ..runtime.target import Target
+from .call import corrected, parameters_of
 from .card import Card
 from .find import content, fetched, find_card, on_this_machine
 from .listed import scheduler_of
 from .load import Updates, components_of, load_updates
 from .parse import FLOW_EULER
-from .schedules import Schedule
+from .schedules import AdapterSchedule
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class AdapterStage(ABC):
         own: dict[str, Any] = {}
         if self.sigmas or self.shift is not None:
             kind = "sigmas" if self.sigmas else "shift"
-            own["schedule"] = Schedule(kind, tuple(self.sigmas), self.shift or 1.0)
+            own["schedule"] = AdapterSchedule(kind, tuple(self.sigmas), self.shift or 1.0)
             own["scheduler"] = card.scheduler if card.scheduler.name else FLOW_EULER
         steps = self.steps or len(self.sigmas)
         if not own and steps and card.least <= steps <= card.largest and not card.schedule.count:
@@ -187,7 +188,7 @@ class AdapterStage(ABC):
             warned.append(doubts(card))
         known = parameters_of(target.pipe) if target.pipe is not None else ()
 
-        def call(given: Mapping[str, Any]) -> Corrected:
+        def call(given: Mapping[str, Any]) -> TransformedCall:
             return corrected(card, given, known)
 
         return Applied(done, details=dict(figures), call=call, warnings=warned)
@@ -201,8 +202,8 @@ def install_schedule(card: Card, target: Target, install: Installer) -> None:
     """
     if target.pipe is None:
         sigmas = card.sigmas()
-        timetable = Timetable(sigmas) if sigmas else uniform(card.steps, target.clock.timetable.shift)
-        install.set_attribute(target.clock, "timetable", timetable)
+        sigma_schedule = SigmaSchedule(sigmas) if sigmas else uniform(card.steps, target.clock.sigma_schedule.shift)
+        install.set_attribute(target.clock, "timetable", sigma_schedule)
         return
     made = scheduler_of(card, target.pipe.scheduler, card.steps)
     if made is not None:

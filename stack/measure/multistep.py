@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
-from ..errors import StackError
+from ..core.errors import StackError
 
 _SHARED = (
     "num_train_timesteps", "use_dynamic_shifting", "base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift",

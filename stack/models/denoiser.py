@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import StackError
+from ..core.errors import StackError
 
 
 def denoiser_of(pipe: Any) -> nn.Module:

@@ -11,9 +11,8 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from ..clock import Clock
-from ..errors import StackError
-from .schedule import source_of
+from ..core.errors import StackError
+from .schedule import SigmaSchedule, source_of
 
 
 def host_copy(scheduler: Any) -> Any:
@@ -152,10 +151,10 @@ def _ddim_steps(scheduler: DDIMScheduler) -> list[AffineStep]:
     return steps
 
 
-def planned_steps(pipe: Any | None, clock: Clock) -> Callable[[], list[AffineStep]]:
+def planned_steps(pipe: Any | None, schedule: Callable[[], SigmaSchedule]) -> Callable[[], list[AffineStep]]:
     """The steps of the current request, worked out once for each schedule that the pipeline makes.
 
-    A bare denoiser is taken for a flow on the clock's timetable.
+    A bare denoiser is taken for a flow on that schedule.
 
     Raises:
         StackError: at once, and again when it is asked for: the pipeline's sampler is none of `affine_steps`.
@@ -163,9 +162,9 @@ def planned_steps(pipe: Any | None, clock: Clock) -> Callable[[], list[AffineSte
     known: dict[str, Any] = {"made": None, "steps": []}
 
     def steps() -> list[AffineStep]:
-        made = clock.timetable if pipe is None else source_of(pipe.scheduler)
+        made = schedule() if pipe is None else source_of(pipe.scheduler)
         if made is not known["made"]:
-            known["steps"] = flow_steps(clock.timetable.sigmas) if pipe is None else affine_steps(pipe.scheduler)
+            known["steps"] = flow_steps(schedule().sigmas) if pipe is None else affine_steps(pipe.scheduler)
             known["made"] = made
         return known["steps"]
 

@@ -3,9 +3,38 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from ..clock import Timetable, uniform
+
+@dataclass(frozen=True)
+class SigmaSchedule:
+    """The noise levels of a request, largest first and without the final 0, and the shift they were made with."""
+
+    sigmas: tuple[float, ...]
+    shift: float = 1.0
+
+    def step(self, sigma: float) -> int:
+        """Index of the nearest noise level."""
+        known = self._indices.get(sigma)
+        if known is not None:
+            return known
+        return min(range(len(self.sigmas)), key=lambda i: abs(self.sigmas[i] - sigma))
+
+    @cached_property
+    def _indices(self) -> dict[float, int]:
+        return {sigma: index for index, sigma in reversed(list(enumerate(self.sigmas)))}
+
+    def time(self, sigma: float) -> float:
+        """Unshifted time u: sigma = s u / (1 + (s - 1) u), solved for u."""
+        return sigma / (self.shift - (self.shift - 1) * sigma)
+
+
+def uniform(steps: int, shift: float = 1.0) -> SigmaSchedule:
+    """The schedule of a flow model with this shift: u = 1, 1 - 1/S, ..., 1/S."""
+    times = (1 - i / steps for i in range(steps))
+    return SigmaSchedule(tuple(shift * u / (1 + (shift - 1) * u) for u in times), shift)
 
 
 def shift_of(config: Any, image_tokens: int) -> float:
@@ -22,12 +51,12 @@ def shift_of(config: Any, image_tokens: int) -> float:
 
 
 def source_of(scheduler: Any) -> Any:
-    """What `timetable_of` reads: the same object as long as the schedule is the same."""
+    """What `sigma_schedule_of` reads: the same object as long as the schedule is the same."""
     made = vars(scheduler).get("sigmas")
     return scheduler.timesteps if made is None else made
 
 
-def timetable_of(scheduler: Any, image_tokens: int) -> Timetable:
+def sigma_schedule_of(scheduler: Any, image_tokens: int) -> SigmaSchedule:
     """The schedule that `scheduler.set_timesteps` has just made, kept on the host: no device sync.
 
     A scheduler of discrete times (DDIM) has no noise levels: its times, as shares of the training's, stand for them.
@@ -35,13 +64,13 @@ def timetable_of(scheduler: Any, image_tokens: int) -> Timetable:
     made = vars(scheduler).get("sigmas")
     if made is None:
         times = [t / scheduler.config["num_train_timesteps"] for t in scheduler.timesteps.tolist()]
-        return Timetable(tuple(times))
+        return SigmaSchedule(tuple(times))
     sigmas = made.tolist()
     if len(sigmas) > 1 and sigmas[-1] == 0:
         sigmas = sigmas[:-1]
-    return Timetable(tuple(sigmas), shift_of(scheduler.config, image_tokens))
+    return SigmaSchedule(tuple(sigmas), shift_of(scheduler.config, image_tokens))
 
 
-def default_timetable(steps: int, shift: float = 1.0) -> Timetable:
+def default_sigma_schedule(steps: int, shift: float = 1.0) -> SigmaSchedule:
     """The timetable assumed for a bare denoiser."""
     return uniform(steps, shift)

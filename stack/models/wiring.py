@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import StackError
+from ..core.errors import StackError
 
 
 @dataclass(frozen=True)

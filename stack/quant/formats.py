@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import StackError
+from ..core.errors import StackError
 from .kernels.pieces import by_rows
 from .kernels.rows import SMALLEST_STEP
 from .schemes import Scheme

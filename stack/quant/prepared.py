@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..facts import Facts
+from ..core.facts import Facts
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..errors import StackError
-from ..facts import machine_of
+from ..core.errors import StackError
+from ..core.facts import machine_of
 from .backends.base import LibraryLinear
 from .formats import Stored
 from .kernels.product import Kernel, kernel_for, unpack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import choose
+from ..core.errors import choose
 
 KEEP = "keep"  # in a mixed plan: this linear stays as it is
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..errors import StackError, choose
+from ..core.errors import StackError, choose
 from .classes import class_words, parse_class, sample_class
 from .classifier import ATTRIBUTES, Answers, SceneClassifier
 from .classifier import asked as answers_of_scene
@@ -23,7 +23,7 @@ from .scenes import Scene, parse, sample
 from .video_pipeline import ShapesVideoPipeline
 
 
-class Reader(Protocol):
+class SceneReader(Protocol):
     """Names what pictures (B, 3, H, W) or videos (B, F, 3, H, W) in [-1, 1] show."""
 
     def read(self, pictures: torch.Tensor, /) -> list[dict[str, str]]:
@@ -35,7 +35,7 @@ class Reader(Protocol):
         ...
 
 
-def _itself(pictures: SceneClassifier) -> Reader:
+def _itself(pictures: SceneClassifier) -> SceneReader:
     return pictures
 
 
@@ -63,7 +63,7 @@ class Reference:
     example: str
     asked: tuple[str, ...]
     answers: Callable[[Any], Answers] = answers_of_scene
-    reader: Callable[[SceneClassifier], Reader] = _itself
+    reader: Callable[[SceneClassifier], SceneReader] = _itself
 
 
 REFERENCES = {
@@ -140,7 +140,7 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
     return pipe
 
 
-def load_reader(name: str) -> Reader:
+def load_reader(name: str) -> SceneReader:
     """What names the pictures or videos of a reference model.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
 from .classes import CLASSES
-from .training.task import Stage
 
 SIZE = 32  # pixels
 # 4.6 M parameters: as wide as shapes-flux, so that a figure for one can be held against the other. Two fifths of them
@@ -28,10 +27,6 @@ SCHEDULE = {
     "timestep_spacing": "trailing",
     "clip_sample": False,
 }
-STAGES = (
-    Stage(size=16, batch=16, samples=80_000, lr=1e-3),
-    Stage(size=32, batch=8, samples=16_000, lr=8e-4),
-)
 
 
 def new_transformer() -> DiTTransformer2DModel:

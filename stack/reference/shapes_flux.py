@@ -5,7 +5,6 @@ from __future__ import annotations
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
 from .prompt import PromptEncoder
-from .training.task import Stage
 
 # 5.1 M parameters. Two double and four single blocks, 192 wide, 3 heads of 64: at 1,024 image tokens the linears and
 # the attention of the blocks are nearly all of the work, as in large models.
@@ -30,12 +29,6 @@ SCHEDULE = {
     "base_shift": 0.0,
     "max_shift": 1.1,
 }
-STAGES = (
-    Stage(size=16, batch=32, samples=36_000, lr=1e-3),
-    Stage(size=32, batch=8, samples=12_700, lr=7e-4),
-    Stage(size=64, batch=8, samples=6_000, lr=6e-4, crop=32),
-    Stage(size=64, batch=4, samples=1_200, lr=4e-4),
-)
 
 
 def new_transformer() -> FluxTransformer2DModel:

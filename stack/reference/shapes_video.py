@@ -8,7 +8,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3D
 
 from .clips import FRAMES
 from .prompt import VIDEOS, PromptEncoder
-from .training.task import Stage
 
 SIZE, PATCH = 32, 2  # pixels; of a canvas, and of a patch's side in space and time
 # 5.3 M parameters. As wide as shapes-flux and shapes-dit, so that a figure for one can be held against the others.
@@ -32,12 +31,6 @@ TRANSFORMER = {
 }
 PROMPT = {"width": 64, "pooled": 128, "vocabulary": len(VIDEOS.words), "length": VIDEOS.length}
 SHIFT = 3.0  # of the schedule, at the 1,024 tokens of whole clips
-STAGES = (
-    Stage(size=16, frames=2, batch=16, samples=36_000, lr=1e-3),
-    Stage(size=16, frames=FRAMES, batch=8, samples=8_000, lr=8e-4),
-    Stage(size=32, frames=2, batch=8, samples=8_000, lr=7e-4),
-    Stage(size=32, frames=FRAMES, batch=4, samples=2_500, lr=6e-4),
-)
 
 
 def shift_at(tokens: int) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from stack.attention.cost import MARGIN, predicted_speedup, worth_it
-from stack.attention.gate import Policy
+from stack.attention.cost import predicted_speedup, worth_it
 from stack.attention.maps import cut
+from stack.attention.sparsity import SparsityPolicy
+from stack.compat.rules.sparse import MARGIN
 
 
 def verdict(image: int = 1024, keep: float = 0.5, heads: int = 8, device: str = "cpu") -> tuple[bool, str]:
@@ -71,5 +72,5 @@ def test_reasons_carry_figures() -> None:
 
 def test_on_cuda_short_sequences_are_sparse_only_for_who_asks() -> None:
     shape = (4096, 512, 24, 128, "cuda")
-    assert "not measured on CUDA" in Policy(0.25).dense_shape(*shape)
-    assert Policy(0.25, even_if_slower=True).dense_shape(*shape) == ""
+    assert "not measured on CUDA" in SparsityPolicy(0.25).dense_shape(*shape)
+    assert SparsityPolicy(0.25, even_if_slower=True).dense_shape(*shape) == ""

@@ -16,7 +16,7 @@ from stack.attention.flex import Flex
 from stack.attention.kernels import dense, gather_attention
 from stack.attention.maps import Grid, block_map, cut, keep_mask
 from stack.attention.remainder import add_remainder
-from stack.errors import StackError
+from stack.core.errors import StackError
 
 from .mapped import flex_uncompiled
 

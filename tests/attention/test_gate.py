@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import pytest
 
-from stack.attention.gate import FIRST, LAST, OUTSIDE, Policy, Tally
-from stack.clock import Clock, uniform
+from stack.attention.sparsity import FIRST, LAST, OUTSIDE, SparsityPolicy, Tally
+from stack.models.schedule import uniform
+from stack.runtime.step_clock import Clock
 
 
-def reasons(policy: Policy, steps: int) -> list[str]:
+def reasons(policy: SparsityPolicy, steps: int) -> list[str]:
     clock = Clock(uniform(steps))
-    return [policy.dense_step(clock.advance(sigma, (1, 4, 4))) for sigma in clock.timetable.sigmas]
+    return [policy.dense_step(clock.advance(sigma, (1, 4, 4))) for sigma in clock.sigma_schedule.sigmas]
 
 
 def test_dense_at_both_ends() -> None:
-    assert reasons(Policy(0.5), 20) == [FIRST] * 2 + [""] * 17 + [LAST]
-    assert reasons(Policy(0.5, first=3, last=2), 8) == [FIRST] * 3 + [""] * 3 + [LAST] * 2
-    assert reasons(Policy(0.5, last=0), 4) == [FIRST, "", "", ""]
-    assert Policy(0.5).dense_step(None) == OUTSIDE
+    assert reasons(SparsityPolicy(0.5), 20) == [FIRST] * 2 + [""] * 17 + [LAST]
+    assert reasons(SparsityPolicy(0.5, first=3, last=2), 8) == [FIRST] * 3 + [""] * 3 + [LAST] * 2
+    assert reasons(SparsityPolicy(0.5, last=0), 4) == [FIRST, "", "", ""]
+    assert SparsityPolicy(0.5).dense_step(None) == OUTSIDE
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 28, 50])
 def test_the_count_of_sparse_steps_is_what_will_happen(steps: int) -> None:
-    for policy in (Policy(0.5), Policy(0.5, first=3, last=2), Policy(0.5, last=0)):
+    for policy in (SparsityPolicy(0.5), SparsityPolicy(0.5, first=3, last=2), SparsityPolicy(0.5, last=0)):
         assert policy.sparse_steps(steps) == reasons(policy, steps).count("")
         assert policy.first_steps(steps) >= 1
 
 
 def test_shapes_that_do_not_pay_stay_dense_unless_told() -> None:
-    assert Policy(0.5).dense_shape(4096, 16, 3, 64, "cpu") == ""
-    assert "density" in Policy(0.75).dense_shape(1024, 16, 3, 64, "cpu")
-    assert Policy(0.75, even_if_slower=True).dense_shape(1024, 16, 3, 64, "cpu") == ""
+    assert SparsityPolicy(0.5).dense_shape(4096, 16, 3, 64, "cpu") == ""
+    assert "density" in SparsityPolicy(0.75).dense_shape(1024, 16, 3, 64, "cpu")
+    assert SparsityPolicy(0.75, even_if_slower=True).dense_shape(1024, 16, 3, 64, "cpu") == ""
 
 
 def test_where_nothing_can_be_dropped_nothing_is_even_if_told() -> None:
-    told = Policy(0.5, even_if_slower=True)
+    told = SparsityPolicy(0.5, even_if_slower=True)
     assert "none of which would be dropped" in told.dense_shape(64, 16, 3, 64, "cpu")
     assert "none of which" in told.dense_shape(20, 16, 3, 64, "cpu")
-    assert Policy(1.0, even_if_slower=True).dense_shape(4096, 16, 3, 64, "cpu") == "keep 1 keeps every block"
+    assert SparsityPolicy(1.0, even_if_slower=True).dense_shape(4096, 16, 3, 64, "cpu") == "keep 1 keeps every block"
 
 
 def test_tally_counts_one_request() -> None:

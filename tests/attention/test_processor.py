@@ -10,15 +10,16 @@ from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from stack.attention import processor as subject
-from stack.attention.families import FLUX
 from stack.attention.flex import Flex
-from stack.attention.gate import MASKED, NO_TEXT_LENGTH, OUTSIDE, Policy, Tally
 from stack.attention.kernels import dense
 from stack.attention.maps import Grid
 from stack.attention.processor import BlockSparseProcessor, Shared, TextLength
 from stack.attention.reuse import Maps
-from stack.clock import Clock, uniform
-from stack.compat.stamp import Conditions
+from stack.attention.sparsity import MASKED, NO_TEXT_LENGTH, OUTSIDE, SparsityPolicy, Tally
+from stack.models.attention import FLUX
+from stack.models.schedule import uniform
+from stack.runtime.stamp import Conditions
+from stack.runtime.step_clock import Clock
 
 from ..conftest import inputs, tiny_denoiser
 
@@ -28,13 +29,13 @@ SIDE = 18  # 324 image tokens: five key blocks of 64 and a tail
 @pytest.fixture
 def clock() -> Clock:
     clock = Clock(uniform(10))
-    for sigma in clock.timetable.sigmas[:5]:
+    for sigma in clock.sigma_schedule.sigmas[:5]:
         clock.advance(sigma, (1, SIDE * SIDE, 12))
     return clock
 
 
 def wrapped(model: FluxTransformer2DModel, clock: Clock, keep: float = 0.5) -> tuple[Tally, TextLength]:
-    policy, tally, text = Policy(keep, block=64, even_if_slower=True), Tally(clock), TextLength()
+    policy, tally, text = SparsityPolicy(keep, block=64, even_if_slower=True), Tally(clock), TextLength()
     shared = Shared(FLUX, policy, tally, Maps(policy, clock, tally, Conditions), text, Flex())
     for layer, block in enumerate([*model.transformer_blocks, *model.single_transformer_blocks]):
         block.attn.processor = BlockSparseProcessor(block.attn.processor, layer, shared)
@@ -167,7 +168,7 @@ def test_compiled_blocks_break_around_attention_once(clock: Clock) -> None:
     block.forward = torch.compile(block.forward, backend=backend, dynamic=False)
     torch.testing.assert_close(run(model), expected, atol=1e-5, rtol=0)
     compiled = len(graphs)
-    for sigma in clock.timetable.sigmas[5:8]:
+    for sigma in clock.sigma_schedule.sigmas[5:8]:
         clock.advance(sigma, (1, SIDE * SIDE, 12))
         run(model)
     assert compiled > 0 and len(graphs) == compiled

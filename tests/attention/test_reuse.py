@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from stack.attention.gate import EVERY, Policy, Tally
 from stack.attention.maps import Grid, block_map
 from stack.attention.mass import dropped_mass
 from stack.attention.reuse import Look, Maps, parts
-from stack.clock import Clock, uniform
-from stack.compat.stamp import Conditions
+from stack.attention.sparsity import EVERY, SparsityPolicy, Tally
+from stack.models.schedule import uniform
+from stack.runtime.stamp import Conditions
+from stack.runtime.step_clock import Clock
 
 GRID = Grid(text=3, image=512, key=64, group=2)
 HEADS, STEPS = 2, 20
@@ -33,7 +34,7 @@ def look(seed: int = 0, batch: int = 2) -> Look:
 class Rig:
     """One attention layer after another, called step by step."""
 
-    policy: Policy = field(default_factory=lambda: Policy(0.5, reuse=0.02))
+    policy: SparsityPolicy = field(default_factory=lambda: SparsityPolicy(0.5, reuse=0.02))
     weights: int = 0
 
     def __post_init__(self) -> None:
@@ -43,7 +44,7 @@ class Rig:
 
     def step(self, number: int, shape: tuple[int, ...] = LATENT, branch: str = "main") -> None:
         self.clock.branch = branch
-        self.clock.advance(self.clock.timetable.sigmas[number], shape)
+        self.clock.advance(self.clock.sigma_schedule.sigmas[number], shape)
         self.tally.begin()
 
     def call(self, seen: Look, layer: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -109,7 +110,7 @@ def test_what_is_allowed_is_what_decides() -> None:
     seen, other = look(), look(9)
     renewed = []
     for allowed in (0.001, 0.2, 0.99):
-        rig = Rig(Policy(0.5, reuse=allowed))
+        rig = Rig(SparsityPolicy(0.5, reuse=allowed))
         rig.step(0)
         rig.call(seen)
         rig.step(1)
@@ -131,7 +132,7 @@ def test_an_accelerator_is_never_waited_for() -> None:
 
 
 def test_off_means_off() -> None:
-    rig, seen = Rig(Policy(0.5)), look()
+    rig, seen = Rig(SparsityPolicy(0.5)), look()
     for number in range(2):
         rig.step(number)
         rig.call(seen)
@@ -139,21 +140,21 @@ def test_off_means_off() -> None:
 
 
 def test_without_a_cache_a_map_is_made_anew_after_some_steps() -> None:
-    rig, seen = Rig(Policy(0.25, reuse=0.5, anchor_keep=0.75)), look()
+    rig, seen = Rig(SparsityPolicy(0.25, reuse=0.5, anchor_keep=0.75)), look()
     kept = []
     for number in range(2 * EVERY):
         rig.step(number)
         kept.append(rig.call(seen).shape[-1])
     assert kept == ([6] + [2] * (EVERY - 1)) * 2
-    assert Policy(0.5, reuse=0.1).anchors(STEPS) == -(-Policy(0.5).sparse_steps(STEPS) // EVERY)
+    assert SparsityPolicy(0.5, reuse=0.1).anchors(STEPS) == -(-SparsityPolicy(0.5).sparse_steps(STEPS) // EVERY)
 
 
 def test_with_a_cache_its_full_steps_make_the_maps_of_whoever_has_one() -> None:
     """Sample 0 is on a full step, sample 1 is not: its map stays, and keeps fewer blocks."""
-    rig, seen, other = Rig(Policy(0.25, reuse=0.9, anchor_keep=0.25)), look(), look(4)
+    rig, seen, other = Rig(SparsityPolicy(0.25, reuse=0.9, anchor_keep=0.25)), look(), look(4)
     for number, full in enumerate(((True, True), (False, True), (False, False), (False,))):
         rig.step(number)
-        rig.clock.extent.decide(full)
+        rig.clock.active_set.decide(full)
         now = rig.call(seen if number == 0 else other)
         assert torch.equal(now[0], fresh(seen, 0.25)[0])
         assert torch.equal(now[1], fresh(seen if number == 0 else other, 0.25)[1])
@@ -161,13 +162,13 @@ def test_with_a_cache_its_full_steps_make_the_maps_of_whoever_has_one() -> None:
 
 
 def test_anchors_of_some_samples_are_denser_for_those_alone() -> None:
-    rig = Rig(Policy(0.25, anchor_keep=0.75))
+    rig = Rig(SparsityPolicy(0.25, anchor_keep=0.75))
     rig.step(0)
-    rig.clock.extent.decide((True, False))
+    rig.clock.active_set.decide((True, False))
     groups = rig.maps.groups(0, torch.empty(2, 1, 1), GRID)
     kept = {g.places: (g.anchor, rig.maps.of(part, g).shape[-1]) for g, part in parts(groups, look())}
     assert kept == {(0,): (True, 6), (1,): (False, 2)}
-    rig.clock.extent.wait()
+    rig.clock.active_set.wait()
     assert [g.anchor for g in rig.maps.groups(0, torch.empty(2, 1, 1), GRID)] == [False]
 
 
@@ -176,7 +177,7 @@ def test_some_samples_of_the_batch_find_their_own_maps() -> None:
     rig.step(0)
     rig.call(seen)
     rig.step(1)
-    with rig.clock.extent.part([1]):
+    with rig.clock.active_set.part([1]):
         assert torch.equal(rig.call(look().taken([1]))[0], fresh(seen)[1])
     assert rig.counts == (2 * HEADS, HEADS, 0)
 
@@ -204,7 +205,7 @@ def test_a_map_of_something_else_is_neither_kept_nor_replaced(why: str) -> None:
     first = rig.call(seen)
     rig.step(1)
     if why == "some tokens":
-        with rig.clock.extent.part(None, whole=False):
+        with rig.clock.active_set.part(None, whole=False):
             rig.call(look(7))
     else:
         rig.call(look(7).taken([1]))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stack.attention.kernels import dense
 from stack.attention.sage import KEYS, QUERIES, int8_scores, reference, rounded, sage_attention, smoothed, unfit
 from stack.bounds import int8_matmul_bound
-from stack.errors import StackError
+from stack.core.errors import StackError
 
 # queries, keys, head size, dtype: keys in whole tiles of 64, and not; queries in whole tiles of 128, and not.
 CALLS = [

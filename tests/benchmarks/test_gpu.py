@@ -26,10 +26,10 @@ from gpu_check import measure
 from gpu_page import main as write_page
 from gpu_page import name_of, record_of
 
-from stack.attention.families import FLUX
 from stack.attention.maps import cut
 from stack.caching.policy import PRESETS
-from stack.errors import StackError
+from stack.core.errors import StackError
+from stack.models.attention import FLUX
 from stack.quant.backends import BACKENDS
 from stack.quant.schemes import SCHEMES
 

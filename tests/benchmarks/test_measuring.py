@@ -14,9 +14,9 @@ from cachebench.record import Record, finished, merge, plain
 from cachebench.rows import Live, Row, fewer, preset
 from cachebench.samples import Samples, distances, merged, motion
 
+from benchmarks.fid import frechet_distance
 from stack import Stack
-from stack.errors import StackError
-from stack.measure.fid import frechet_distance
+from stack.core.errors import StackError
 
 from ..conftest import PROMPT, tiny_pipe
 

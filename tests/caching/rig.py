@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 
+from stack.caching.cache import Cache
 from stack.caching.controller import CacheController
 from stack.caching.policy import Policy
-from stack.caching.sites.chooser import Chooser
+from stack.caching.sites.token_selector import TokenSelector
 from stack.caching.sites.tokenwise import Tokenwise
-from stack.clock import MAIN, Clock, uniform
-from stack.compat.stamp import Conditions
-from stack.entrance import DenoiserCall, Entrance
-from stack.install import Installer
+from stack.core.installer import Installer
+from stack.models.schedule import uniform
 from stack.models.wiring import FLUX
-from stack.passes.cache import Cache
-from stack.report import Journal
+from stack.runtime.call import DenoiserCall, Entrance
+from stack.runtime.report import Journal
+from stack.runtime.stamp import Conditions
+from stack.runtime.step_clock import MAIN, Clock
 
 from ..conftest import inputs, tiny_denoiser
 
@@ -57,7 +58,7 @@ class Rig:
         self.denoiser, self.clock, self.weights = tiny_denoiser(), Clock(uniform(STEPS)), 0
         self.controller = controller_of(self.policy, self.clock, lambda: self.weights)
         self.grid: tuple[int, ...] = (8, 8)
-        chooser = Chooser(self.controller, self.policy, head_dim=64, halves=halves, grid=lambda: self.grid)
+        chooser = TokenSelector(self.controller, self.policy, head_dim=64, halves=halves, grid=lambda: self.grid)
         self.entrance = Entrance()
         Tokenwise(self.controller, self.policy, chooser, self.entrance).install(self.denoiser, FLUX, Installer())
         self.head: torch.Tensor | None = None
@@ -68,7 +69,7 @@ class Rig:
 
     @torch.no_grad()
     def call(self, step: int, branch: str = MAIN, batch: int = 1, sigma: float | None = None) -> torch.Tensor:
-        at = self.clock.timetable.sigmas[step]
+        at = self.clock.sigma_schedule.sigmas[step]
         given = inputs(at if sigma is None else sigma, batch=batch)
         if branch == "uncond":
             given["encoder_hidden_states"] = -given["encoder_hidden_states"]

@@ -10,13 +10,14 @@ from diffusers import DiTTransformer2DModel, FluxTransformer2DModel
 from torch import nn
 
 from stack import Stack, StackError
+from stack.caching.cache import Cache
 from stack.caching.policy import Policy
-from stack.caching.sites.around import Around
-from stack.clock import MAIN, Clock, uniform
-from stack.entrance import DenoiserCall, Entrance
-from stack.install import Installer
+from stack.caching.sites.whole_model import WholeModel
+from stack.core.installer import Installer
+from stack.models.schedule import uniform
 from stack.models.wiring import DIT, FLUX, Wiring
-from stack.passes.cache import Cache
+from stack.runtime.call import DenoiserCall, Entrance
+from stack.runtime.step_clock import MAIN, Clock
 
 from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
 from ..models.test_dit import draw, tiny
@@ -41,18 +42,18 @@ class Rig:
         self.controller = controller_of(self.policy, self.clock)
         self.journal = self.controller.journal
         self.entrance = Entrance()
-        Around(self.controller, self.entrance).install(nn.Identity(), wiring, Installer())
+        WholeModel(self.controller, self.entrance).install(nn.Identity(), wiring, Installer())
 
     def _forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
         self.ran.append(len(hidden_states))
-        self.about.append(self.clock.extent.rows)
+        self.about.append(self.clock.active_set.rows)
         return (self.factor * hidden_states + 1,)
 
     def call(self, step: int, *values: float, branch: str = MAIN, **more: Any) -> list[float]:
         """One call with a sample of each value; the samples that come out."""
         latent = torch.stack([torch.full((1, 2, 3, 3), value) for value in values])  # 5-D, as of a video
         self.clock.branch = branch
-        self.journal.begin(self.clock.advance(self.clock.timetable.sigmas[step], tuple(latent.shape)))
+        self.journal.begin(self.clock.advance(self.clock.sigma_schedule.sigmas[step], tuple(latent.shape)))
         given = {"hidden_states": latent, "return_dict": False, **more}
         out = self.entrance.run(DenoiserCall(self._forward, (), given, given))[0]
         assert out.shape == latent.shape
@@ -78,7 +79,7 @@ def test_passes_below_are_told_which_samples_run() -> None:
     for step in range(6):
         rig.call(step, 10.0, 10.0 - step)
     assert rig.ran == [2, 2, 1] and rig.about == [None, None, (1,)]
-    assert rig.clock.extent.rows is None
+    assert rig.clock.active_set.rows is None
 
 
 def test_the_slope_is_of_the_last_two_full_steps() -> None:

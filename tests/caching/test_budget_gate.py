@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stack import Stack, StackError
-from stack.passes.cache import Cache
+from stack.caching.cache import Cache
 from tests.conftest import tiny_pipe
 
 STEPS, PROMPTS = 20, ["a red ring", "a blue star"]

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stack import Stack, StackError
+from stack.caching.cache import Cache
 from stack.caching.cap import Offload, offload
 from stack.caching.memory import state_size
 from stack.caching.policy import PRESETS
-from stack.facts import Machine
-from stack.passes.cache import Cache
-from stack.plan import explain, make_plan
+from stack.core.facts import Machine
+from stack.core.plan import explain, make_plan
 
 from ..conftest import tiny_denoiser
 from ..test_plan import FACTS

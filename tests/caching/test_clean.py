@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stack import Stack, StackError
+from stack.caching.cache import Cache
 from stack.caching.corrector import Corrector, between
-from stack.caching.sites.clean import CleanSample
-from stack.clock import Clock, uniform
-from stack.entrance import DenoiserCall, Entrance
-from stack.install import Installer
+from stack.caching.sites.x0_prediction import X0Prediction
+from stack.core.installer import Installer
 from stack.models.sampler import affine_steps, flow_steps, linear_step
+from stack.models.schedule import uniform
 from stack.models.wiring import FLUX
-from stack.passes.cache import Cache
+from stack.runtime.call import DenoiserCall, Entrance
+from stack.runtime.step_clock import Clock
 
 from ..conftest import PROMPT, picture, tiny_pipe
 from .rig import controller_of
@@ -99,7 +100,7 @@ class Sampler:
         self.clock, self.entrance, self.plan = Clock(self.table), Entrance(), flow_steps(self.table.sigmas)
         controller = controller_of(policy, self.clock)
         self.journal = controller.journal
-        CleanSample(controller, self.entrance, lambda: self.plan).install(nn.Identity(), FLUX, Installer())
+        X0Prediction(controller, self.entrance, lambda: self.plan).install(nn.Identity(), FLUX, Installer())
         if policy.corrected:
             Corrector(controller, lambda: self.plan).install(self.entrance, Installer())
 

@@ -7,12 +7,13 @@ import torch
 
 from stack import Stack
 from stack.caching.policy import Policy
-from stack.clock import Clock, Timetable
+from stack.models.schedule import SigmaSchedule
+from stack.runtime.step_clock import Clock
 
 from ..conftest import inputs, tiny_denoiser
 from .rig import controller_of
 
-UNEVEN = Timetable((1.0, 0.95, 0.8, 0.45, 0.4, 0.1), shift=3.0)
+UNEVEN = SigmaSchedule((1.0, 0.95, 0.8, 0.45, 0.4, 0.1), shift=3.0)
 
 
 @pytest.mark.parametrize("name", ["time", "sigma"])
@@ -49,9 +50,9 @@ def test_a_draft_that_fails_its_check_is_taken_back() -> None:
 def test_a_switch_of_phase_is_no_drift_and_no_slope() -> None:
     """The same jump under one phase is measured and extrapolated; between two phases it is neither."""
     told = {}
-    for phases in ((), (lambda tick: tick.step < 2,)):
+    for compute_modes in ((), (lambda tick: tick.step < 2,)):
         clock = Clock(UNEVEN)
-        clock.phases = phases
+        clock.compute_modes = compute_modes
         controller = controller_of(Policy(warmup=3, interval=9, gains=(1.0, 1.0)), clock)
         tokens = torch.ones(1, 4, 8, dtype=torch.float64)
         for step, sigma in enumerate(UNEVEN.sigmas[:4]):
@@ -60,6 +61,6 @@ def test_a_switch_of_phase_is_no_drift_and_no_slope() -> None:
             if controller.decide() == [False]:
                 controller.store("image", tokens * (1 if step < 2 else 9), controller.cells)
         errors = [entry.error for entry in controller.journal.entries]
-        told[len(phases)] = (float(controller.predict("image", controller.cells).mean()), errors[2])
+        told[len(compute_modes)] = (float(controller.predict("image", controller.cells).mean()), errors[2])
     assert told[1] == (9.0, None)
     assert told[0][0] > 18 and told[0][1] == pytest.approx(8 / 9)

@@ -10,9 +10,9 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from stack import Stack, StackError
+from stack.caching.cache import Cache
+from stack.core.plan import make_plan
 from stack.models.sampler import AffineStep, affine_steps
-from stack.passes.cache import Cache
-from stack.plan import make_plan
 
 from ..conftest import PROMPT, picture, tiny_pipe
 from ..models import test_dit

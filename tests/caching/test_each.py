@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from stack.caching.sites.each import EachBlock
-from stack.clock import Clock, uniform
-from stack.install import Installer
+from stack.caching.cache import Cache
+from stack.caching.sites.per_module import PerBlock
+from stack.core.installer import Installer
+from stack.models.schedule import uniform
 from stack.models.wiring import FLUX
-from stack.passes.cache import Cache
+from stack.runtime.step_clock import Clock
 
 from ..conftest import inputs, tiny_denoiser
 from .rig import STEPS, controller_of
@@ -19,8 +20,8 @@ def test_every_block_and_stream_has_a_basis_of_its_own() -> None:
     """Text and image span different subspaces: what one basis keeps of its own feature, no other keeps."""
     denoiser, clock = tiny_denoiser(), Clock(uniform(STEPS))
     controller = controller_of(Cache("svd-blocks", warmup=3).policy, clock)
-    EachBlock(controller).install(denoiser, FLUX, Installer())
-    for sigma in clock.timetable.sigmas[:3]:
+    PerBlock(controller).install(denoiser, FLUX, Installer())
+    for sigma in clock.sigma_schedule.sigmas[:3]:
         given = inputs(sigma)
         controller.journal.begin(clock.advance(sigma, tuple(given["hidden_states"].shape)))
         denoiser(**given)

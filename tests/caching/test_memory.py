@@ -10,13 +10,13 @@ import torch
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel
 
 from stack import Stack, StackError
+from stack.caching.cache import Cache
 from stack.caching.cap import size_words
 from stack.caching.forecast import Forecast
 from stack.caching.memory import StateSize, state_size, tensors_of
 from stack.caching.policy import PRESETS, Policy
 from stack.caching.predictor import Predictor
-from stack.passes.cache import Cache
-from stack.plan import explain, make_plan
+from stack.core.plan import explain, make_plan
 from stack.reference.shapes_flux import TRANSFORMER
 
 from ..conftest import inputs, tiny_denoiser

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from stack import Stack, StackError
+from stack.caching.cache import Cache
 from stack.caching.cap import Offload, offload
 from stack.caching.memory import state_size, tensors_of
 from stack.caching.placement import ON_DEVICE, OnHost, first_on_device
-from stack.facts import Machine
-from stack.passes.cache import Cache
+from stack.core.facts import Machine
 from stack.reference.pipeline import ShapesFluxPipeline
 
 from ..conftest import PROMPT, inputs, picture, tiny_pipe
@@ -58,7 +58,7 @@ class Elsewhere:
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
     """A machine that says it has CUDA, and a host that counts."""
     double = Elsewhere()
-    monkeypatch.setattr("stack.models.facts.machine_of", lambda device: Machine("cuda", "made up"))
+    monkeypatch.setattr("stack.model_facts.machine_of", lambda device: Machine("cuda", "made up"))
     monkeypatch.setattr("stack.caching.placement.OnHost", lambda device: double)
     return double
 
@@ -176,7 +176,7 @@ def test_the_first_features_stay() -> None:
 
 
 def test_the_real_host_gives_the_same_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stack.models.facts.machine_of", lambda device: Machine("cuda", "made up"))
+    monkeypatch.setattr("stack.model_facts.machine_of", lambda device: Machine("cuda", "made up"))
     pipe = small()
     with Stack(pipe, steps=STEPS).cache("svd-blocks", **options_of("svd-blocks")) as stack:
         expected = picture(stack, STEPS)

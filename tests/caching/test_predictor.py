@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stack.caching.forecast import Forecast
 from stack.caching.predictor import Predictor
 from stack.caching.splits import ChannelBasis, TokenBand
-from stack.errors import StackError
+from stack.core.errors import StackError
 from stack.models.grid import Grid
 
 N, D = 24, 16
@@ -246,9 +246,9 @@ def test_differences_start_anew_where_the_way_of_computing_changes(order: int) -
 
     predictor = Predictor(Forecast(order, WHOLE))
     for x in (1.0, 0.9, 0.8):
-        predictor.update(feature(x, 0), x, phase="dense")
+        predictor.update(feature(x, 0), x, compute_mode="dense")
     assert torch.allclose(predictor.predict(0.75), feature(0.75, 0))
-    predictor.update(feature(0.7, 50), 0.7, phase="sparse")
+    predictor.update(feature(0.7, 50), 0.7, compute_mode="sparse")
     assert torch.equal(predictor.predict(0.6), feature(0.7, 50))
-    predictor.update(feature(0.5, 50), 0.5, phase="sparse")
+    predictor.update(feature(0.5, 50), 0.5, compute_mode="sparse")
     assert torch.allclose(predictor.predict(0.3), feature(0.3, 50))

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from stack import Stack, StackError
+from stack.caching.cache import Cache
 from stack.caching.policy import Policy
-from stack.caching.sites.related import RelatedModules
-from stack.clock import Clock, uniform
-from stack.install import Installer
+from stack.caching.sites.relational import RelationalModules
+from stack.core.installer import Installer
+from stack.models.schedule import uniform
 from stack.models.wiring import CachedModule, Wiring
-from stack.passes.cache import Cache
+from stack.runtime.step_clock import Clock
 
 from ..conftest import PROMPT, picture, tiny_pipe
 from ..models.test_dit import draw, tiny
@@ -76,11 +77,11 @@ class Rig:
         self.model, self.clock = Model(), Clock(uniform(12))
         self.controller = controller_of(self.policy, self.clock)
         self.journal = self.controller.journal
-        RelatedModules(self.controller).install(self.model, WIRING, Installer())
+        RelationalModules(self.controller).install(self.model, WIRING, Installer())
 
     def call(self, step: int, *values: float) -> list[float]:
         x = torch.stack([torch.full((2, 2), value) for value in values])
-        self.journal.begin(self.clock.advance(self.clock.timetable.sigmas[step], tuple(x.shape)))
+        self.journal.begin(self.clock.advance(self.clock.sigma_schedule.sigmas[step], tuple(x.shape)))
         return [float(sample[0, 0]) for sample in self.model(x)]
 
     @property

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from stack import Stack
+from stack.caching.cache import Cache
 from stack.caching.policy import PRESETS
 from stack.caching.tokenwise.budgets import BUDGETS
-from stack.passes.cache import Cache
 
 from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
 from .rig import FF, FF_TEXT, IMAGE, JOINT, STEPS, TEXT, WIDTH, Rig, changed

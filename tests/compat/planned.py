@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
+from stack.attention.sparse_attn import SparseAttention
 from stack.caching.bases import Bases
-from stack.caching.calibration.conditions import conditions
-from stack.errors import StackError
-from stack.facts import Machine
-from stack.models.carried import CACHE, CAST, COMPILED, FUSED, LORA, OFFLOADED
-from stack.passes.adapter import Adapter
-from stack.passes.base import Pass
-from stack.passes.cache import Cache
-from stack.passes.compile import Compile
-from stack.passes.distill import Distill
-from stack.passes.quantize import Quantize
-from stack.passes.sparse_attn import SparseAttention
-from stack.plan import explain, make_plan
+from stack.caching.cache import Cache
+from stack.caching.calibrated_for import conditions
+from stack.compile import Compile
+from stack.core.errors import StackError
+from stack.core.facts import Machine
+from stack.core.passes import Pass
+from stack.core.plan import explain, make_plan
+from stack.distill.adapter import Adapter
+from stack.distill.distill import Distill
+from stack.models.preexisting import CACHE, CAST, COMPILED, FUSED, LORA, OFFLOADED
 from stack.quant.prepared import Preparation
+from stack.quant.quantize import Quantize
 
 from ..test_plan import FACTS
 

@@ -9,15 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.caching.gates import BudgetGate
-from stack.clock import uniform
-from stack.compat.budget import Budget, weights_of
+from stack.compat.budget import ErrorBudget, weights_of
+from stack.models.schedule import uniform
 
 
-def walk(allowed: float, order: int, rate: float, steps: int = 50, shift: float = 3.0) -> tuple[Budget, list[bool]]:
+def walk(
+    allowed: float, order: int, rate: float, steps: int = 50, shift: float = 3.0
+) -> tuple[ErrorBudget, list[bool]]:
     """A run in which forecasts are off by exactly `rate` times the gap to the power order + 1."""
     sigmas = uniform(steps, shift).sigmas
     xs = [1 - i / steps for i in range(steps)]
-    budget = Budget(allowed, xs, weights_of(sigmas), order)
+    budget = ErrorBudget(allowed, xs, weights_of(sigmas), order)
     gate, full, skips, seen = BudgetGate(budget, warmup=order + 2), 0, [], 0
     for step in range(steps):
         skips.append(gate.skip(step, steps, None, 0))
@@ -55,7 +57,7 @@ def test_twice_the_error_buys_more_steps() -> None:
 
 
 def test_nothing_is_cached_before_a_forecast_has_been_checked() -> None:
-    budget = Budget(1.0, [1.0, 0.5, 0.0], [0.5, 0.3, 0.2], 1)
+    budget = ErrorBudget(1.0, [1.0, 0.5, 0.0], [0.5, 0.3, 0.2], 1)
     assert not budget.affords(1)
     budget.ran(1, 0.1)
     assert budget.rate == pytest.approx(0.1 / 0.5**2)
@@ -63,7 +65,7 @@ def test_nothing_is_cached_before_a_forecast_has_been_checked() -> None:
 
 def test_a_forecast_that_failed_is_booked_and_believed() -> None:
     """A run booked at rate 1 whose end shows rate 4 costs four times as much."""
-    budget = Budget(1.0, [1.0, 0.9, 0.8, 0.7], [0.25] * 4, 0, rate=1.0)
+    budget = ErrorBudget(1.0, [1.0, 0.9, 0.8, 0.7], [0.25] * 4, 0, rate=1.0)
     budget.skipped(1)
     booked = budget.spent
     budget.ran(2, 4 * 0.2)
@@ -74,7 +76,7 @@ def test_a_forecast_that_failed_is_booked_and_believed() -> None:
 
 
 def test_the_scale_is_on_every_cost() -> None:
-    plain, scaled = (Budget(1.0, [1.0, 0.5], [0.5, 0.5], 1, scale, rate=2.0) for scale in (1.0, 3.0))
+    plain, scaled = (ErrorBudget(1.0, [1.0, 0.5], [0.5, 0.5], 1, scale, rate=2.0) for scale in (1.0, 3.0))
     assert scaled.cost(1) == pytest.approx(3 * plain.cost(1)) and math.isclose(plain.cost(1), 0.5 * 2 * 0.25)
 
 
@@ -87,7 +89,7 @@ def test_the_same_error_weighs_more_on_a_small_sample() -> None:
     spent, skips = {}, {}
     for size in (1.0, 0.2):
         sigmas = uniform(40).sigmas
-        budget = Budget(0.02, list(sigmas), weights_of(sigmas), 1)
+        budget = ErrorBudget(0.02, list(sigmas), weights_of(sigmas), 1)
         budget.resize(size)
         gate, full, skips[size] = BudgetGate(budget, warmup=3), 0, 0
         for step in range(40):
@@ -101,7 +103,7 @@ def test_the_same_error_weighs_more_on_a_small_sample() -> None:
 
 
 def test_what_was_spent_stays_and_what_comes_costs_by_the_new_size() -> None:
-    budget = Budget(1.0, [1.0, 0.5, 0.0], [0.5, 0.3, 0.2], 0, rate=1.0, spent=0.1)
+    budget = ErrorBudget(1.0, [1.0, 0.5, 0.0], [0.5, 0.3, 0.2], 0, rate=1.0, spent=0.1)
     before = budget.cost(1)
     budget.resize(0.5)
     assert budget.spent == 0.1 and budget.cost(1) == pytest.approx(2 * before)

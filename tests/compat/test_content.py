@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stack.compat.content import Content, WeightsWatch, fingerprint, leaves
+from stack.runtime.fingerprint import Content, WeightsWatch, fingerprint, leaves
 
 from ..reads import CountReads
 

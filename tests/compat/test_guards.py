@@ -11,7 +11,7 @@ from torch import nn
 from stack import Stack
 from stack.caching.guard import OutputGuard, fault, figures_of
 from stack.compat.rules.state import NOT_A_NUMBER
-from stack.readback import Readback
+from stack.runtime.readback import Readback
 
 from ..conftest import inputs, tiny_denoiser
 
@@ -49,7 +49,7 @@ def test_a_step_that_fails_spoils_no_other(method: str) -> None:
     assert [bool(out.isfinite().all()) for out in outs] == [True, True, False, True, True, True]
     assert [record.kind for record in stack.report().steps] == ["full"] * 4 + ["cached", "full"]
     text = "NaN or infinity in a feature before step 3: dropped, the step runs in full"
-    assert stack.report().warnings == [NOT_A_NUMBER.told(text)]
+    assert stack.report().warnings == [NOT_A_NUMBER.annotate(text)]
 
 
 def test_state_that_overflows_its_dtype_is_not_used() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stack.compat.kept import Kept
+from stack.calibrate.memoized import MemoizedAnalysis
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Figure:
 
 
 def test_other_facts_drop_it_for_good() -> None:
-    kept: Kept[Figure] = Kept()
+    kept: MemoizedAnalysis[Figure] = MemoizedAnalysis()
     assert kept.current({"bits": "8"}) is None
     figure = kept.keep(Figure(0.01, {"bits": "8"}))
     assert kept.current({"bits": "8"}) is figure
@@ -27,7 +27,7 @@ def test_other_facts_drop_it_for_good() -> None:
 
 
 def test_the_newest_stands() -> None:
-    kept: Kept[Figure] = Kept()
+    kept: MemoizedAnalysis[Figure] = MemoizedAnalysis()
     kept.keep(Figure(0.01, {}))
     newer = kept.keep(Figure(0.02, {}))
     assert kept.current({}) is newer

@@ -11,15 +11,15 @@ import torch
 
 from stack.caching.controller import CacheController
 from stack.caching.guard import FLAT, OutputGuard
-from stack.caching.sites.span import Span
-from stack.clock import Clock
-from stack.compat.budget import Budget
-from stack.compat.content import WeightsWatch
+from stack.caching.sites.block_range import BlockRange
+from stack.compat.budget import ErrorBudget
 from stack.compat.noise import NoiseLedger
-from stack.compat.stamp import Stamp
-from stack.compat.surroundings import AttentionWatch, Conditioning
-from stack.install import Installer
-from stack.passes.base import Target
+from stack.core.installer import Installer
+from stack.runtime.conditions import AttentionWatch, Conditioning
+from stack.runtime.fingerprint import WeightsWatch
+from stack.runtime.stamp import Stamp
+from stack.runtime.step_clock import Clock
+from stack.runtime.target import Target
 
 from .. import test_undo
 from ..caching import test_controller
@@ -91,7 +91,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
     ],
     "callers are not told apart": [
         Mutation(
-            "stack.compat.surroundings", "caller", lambda: None,
+            "stack.runtime.conditions", "caller", lambda: None,
             test_stamp.test_two_loops_with_one_prompt_from_two_threads_and_two_tasks,
         )
     ],
@@ -113,7 +113,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
     ],
     "drafts are not taken back": [
         Mutation(
-            Span, "_checked", lambda span, step, call, out, stream: out,
+            BlockRange, "_checked", lambda span, step, call, out, stream: out,
             test_controller.test_a_draft_that_fails_its_check_is_taken_back,
         )
     ],
@@ -151,7 +151,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
     ],
     "the budget always affords": [
         Mutation(
-            Budget, "affords", lambda budget, step: True,
+            ErrorBudget, "affords", lambda budget, step: True,
             lambda: test_budget.test_never_more_than_is_allowed.hypothesis.inner_test(0.001, 1, 20.0, 50),
         )
     ],

@@ -11,20 +11,20 @@ import pytest
 import torch
 
 from stack import bounds
-from stack.caching.calibration.conditions import conditions
+from stack.caching.cache import Cache
+from stack.caching.calibrated_for import conditions
 from stack.caching.clashes import noise_gain, records_graphs
 from stack.caching.schedules import Interval
 from stack.cli import main
 from stack.compat.rules import RULES, SUBJECTS, rule_named
 from stack.compat.rules.page import page
+from stack.core.errors import StackError
+from stack.core.plan import make_plan
+from stack.distill.adapter import Adapter
+from stack.distill.distill import Distill
 from stack.distill.find import cards_in, shipped_folder
-from stack.errors import StackError
-from stack.models.carried import FUSED, LORA, OFFLOADED
-from stack.passes.adapter import Adapter
-from stack.passes.cache import Cache
-from stack.passes.distill import Distill
-from stack.passes.quantize import Quantize
-from stack.plan import make_plan
+from stack.models.preexisting import FUSED, LORA, OFFLOADED
+from stack.quant.quantize import Quantize
 
 from ..test_plan import FACTS
 from .occurring import OCCURRING

@@ -15,8 +15,8 @@ from peft import LoraConfig
 from torch import nn
 
 from stack import Stack
-from stack.clock import Timetable, uniform
-from stack.compat.stamp import Conditions, Stamp
+from stack.models.schedule import SigmaSchedule, uniform
+from stack.runtime.stamp import Conditions, Stamp
 
 from ..conftest import inputs, tiny_denoiser
 
@@ -149,7 +149,7 @@ def test_as_many_steps_at_other_noise_levels() -> None:
     stack = Stack(tiny_denoiser(), steps=STEPS).cache("svd", **METHODS["svd"])
     walk(stack, {}, range(AT))
     clock = stack._target.clock
-    clock.timetable = Timetable((*clock.timetable.sigmas[:-1], 0.01))
+    clock.sigma_schedule = SigmaSchedule((*clock.sigma_schedule.sigmas[:-1], 0.01))
     walk(stack, {}, range(AT, AT + 1))
     assert stack.report().steps[-1].kind == "full"
     assert "under other schedule (" in stack.report().warnings[-1]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stack.bounds import truncation_error
 from stack.compat.subspace import principal_basis, rank_above_noise, rank_by_energy, split
-from stack.errors import StackError
+from stack.core.errors import StackError
 
 
 def spectrum(kind: str, count: int) -> torch.Tensor:

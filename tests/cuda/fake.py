@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stack
-from stack.quant import select
+from stack.quant import selection as select
 
 READ = 0.01  # what every number read from the device is
 HERE = Path(stack.__file__).parent

@@ -45,10 +45,10 @@ def preset(name: str, family: str = "flux", batch: int = 1) -> Run:
 def run(build: Callable[[Stack], Stack], family: str = "flux", batch: int = 1, steps: int = STEPS) -> Run:
     """One request of a stack on a family's model."""
     make, inputs = FAMILIES[family]
-    timetable = scheduler(steps)
+    sigma_schedule = scheduler(steps)
     model = make()
     with fake_cuda() as recorder:
-        pipe = Loop(on_cuda(model), timetable)
+        pipe = Loop(on_cuda(model), sigma_schedule)
         stack = build(Stack(pipe, steps=steps)).apply()
         pipe(inputs(batch), recorder)
         return Run([entry.kind for entry in stack._target.journal.entries], pipe.steps)

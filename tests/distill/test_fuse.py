@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stack import StackError
+from stack.core.installer import Installer
 from stack.distill.fuse import fuse
 from stack.distill.lora import LowRank, read_lora, updates
 from stack.distill.side import SideLinear, put_beside
-from stack.install import Installer
 
 from ..conftest import tiny_denoiser, tiny_pipe
 from ..lora import save_lora

@@ -11,13 +11,13 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from stack import StackError
+from stack.core.installer import Installer
 from stack.distill.call import corrected, parameters_of
 from stack.distill.card import Card, Weights
 from stack.distill.find import fetched, find_card
 from stack.distill.fuse import fuse
 from stack.distill.listed import scheduler_of
 from stack.distill.load import components_of, load_updates
-from stack.install import Installer
 
 from ..lora import save_lora
 from .pipes import Tiny, ltx, qwen, sd3, wan

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stack import StackError
-from stack.distill.schedules import Schedule, constant_shift, dmd_list
+from stack.distill.schedules import AdapterSchedule, constant_shift, dmd_list
 
 shifts = st.floats(0.5, 20)
 
@@ -60,4 +60,4 @@ def test_qwen_image_lightning_at_eight_steps() -> None:
 )
 def test_what_is_no_schedule(kind: str, values: tuple[float, ...], shift: float, said: str) -> None:
     with pytest.raises(StackError, match=said):
-        Schedule(kind, values, shift)
+        AdapterSchedule(kind, values, shift)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from stack.compare.loop import Measurement, measure
+from stack.compare.record import Header, build_record
+from stack.compare.rows import Generation, Row, plan_rows, share
 from stack.measure.flops import Work
-from stack.measure.loop import Measurement, measure
-from stack.measure.record import Header, build_record
-from stack.measure.rows import Generation, Row, plan_rows, share
 
 STEPS = 50
 STAGES = ("quantize", "sparse_attn", "cache")

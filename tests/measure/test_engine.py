@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from stack import Stack
-from stack.errors import StackError
-from stack.measure import engine as subject
-from stack.measure.base import Base, choose_base, stand_in
-from stack.measure.compare import captions, compare
-from stack.measure.engine import PipelineEngine
-from stack.measure.rows import controls_of, plan_rows
+from stack.compare import engine as subject
+from stack.compare.base import Base, choose_base, stand_in
+from stack.compare.compare import captions, compare
+from stack.compare.engine import PipelineEngine
+from stack.compare.rows import controls_of, plan_rows
+from stack.core.errors import StackError
 from stack.recipe import Recipe
 
 PROMPT, STEPS = "a red ring left of a blue star", 14

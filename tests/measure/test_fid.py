@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fid import fid, frechet_distance, t_fid
 from stack import StackError
-from stack.measure.fid import fid, frechet_distance, t_fid
 
 SEEDS = st.integers(0, 10_000)
 DIMS = st.integers(1, 12)

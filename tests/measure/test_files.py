@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from stack.measure.chart import cost, overlap, place, top_of
-from stack.measure.compare import Outcome
-from stack.measure.files import save_outcome
-from stack.measure.grid import CELL, GAP, HEAD, LABEL, MARGIN, draw_grid, grid_size, to_image
-from stack.measure.html import strip
+from stack.compare.chart import cost, overlap, place, top_of
+from stack.compare.compare import Outcome
+from stack.compare.files import save_outcome
+from stack.compare.grid import CELL, GAP, HEAD, LABEL, MARGIN, draw_grid, grid_size, to_image
+from stack.compare.html import strip
+from stack.compare.table import footnotes, print_table, verdicts
 from stack.measure.style import STEPS
-from stack.measure.table import footnotes, print_table, verdicts
 
 
 def outcome_of(comparison: Any, engine: Any = None) -> Outcome:

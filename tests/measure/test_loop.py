@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from stack.measure.loop import Progress, measure
-from stack.measure.rows import plan_rows
+from stack.compare.loop import Progress, measure
+from stack.compare.rows import plan_rows
 
 PLAN = plan_rows({"balanced": ("quantize", "sparse_attn", "cache")}, 50)
 PROMPTS = ("a", "b", "c")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.measure.placement import Times, moved, place, shifted, warped
+from benchmarks.placement import Times, moved, place, shifted, warped
 
 BEST = (1.0, 0.62, 0.3, 0.1)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from stack.compare.loop import measure
+from stack.compare.record import KEYS, ROW_KEYS, Header, build_record, decibels, save_json, visible
+from stack.compare.rows import Row, plan_rows
+from stack.compare.table import footnotes
 from stack.measure.flops import Work
-from stack.measure.loop import measure
-from stack.measure.record import KEYS, ROW_KEYS, Header, build_record, decibels, save_json, visible
-from stack.measure.rows import Row, plan_rows
-from stack.measure.table import footnotes
 
 
 def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from stack.errors import StackError
-from stack.measure.rows import controls_of, is_multistep, plan_rows, share, uncached_partner, whole_stacks
+from stack.compare.rows import controls_of, is_multistep, plan_rows, share, uncached_partner, whole_stacks
+from stack.core.errors import StackError
 
 THREE = {"balanced": ("quantize", "sparse_attn", "cache")}
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from stack.measure.compare import captions, compare
-from stack.measure.files import save_outcome
+from stack.compare.compare import captions, compare
+from stack.compare.files import save_outcome
+from stack.compare.grid import to_image
 from stack.measure.flops import counting
-from stack.measure.grid import to_image
 from stack.measure.metrics import picture_warnings, psnr, ssim
 from stack.models.wiring import HUNYUAN_VIDEO
 from stack.recipe import Recipe

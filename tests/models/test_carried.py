@@ -13,9 +13,9 @@ from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
 
 from stack import Stack, StackError
-from stack.compat.surroundings import Surroundings
 from stack.distill.side import SideLinear
-from stack.models.carried import CACHE, CAST, COMPILED, FUSED, LORA, OFFLOADED, carried_by, execution_device
+from stack.models.preexisting import CACHE, CAST, COMPILED, FUSED, LORA, OFFLOADED, execution_device, preexisting_on
+from stack.runtime.conditions import ConditionsReader
 
 from ..conftest import inputs, tiny_denoiser
 from ..lora import save_lora
@@ -38,9 +38,9 @@ TAKEN_OFF: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", PUT_ON)
 def test_it_is_seen(name: str) -> None:
     denoiser = tiny_denoiser()
-    assert carried_by(denoiser) == ()
+    assert preexisting_on(denoiser) == ()
     PUT_ON[name](denoiser)
-    assert carried_by(denoiser) == (name,)
+    assert preexisting_on(denoiser) == (name,)
     assert Stack(denoiser).facts.carries == (name,)
 
 
@@ -49,7 +49,7 @@ def test_it_is_seen_to_be_gone(name: str) -> None:
     denoiser = tiny_denoiser()
     PUT_ON[name](denoiser)
     TAKEN_OFF[name](denoiser)
-    assert carried_by(denoiser) == ()
+    assert preexisting_on(denoiser) == ()
 
 
 def test_a_stack_is_refused_before_anything_changes() -> None:
@@ -115,7 +115,7 @@ def test_a_stack_stands_behind_the_hook_of_a_whole_model_and_comes_off_wherever_
             moved.append("moved")
             return args, kwargs
 
-    class Sees(Surroundings):
+    class Sees(ConditionsReader):
         def begin(self, *args: Any) -> None:
             moved.append("looked")
             super().begin(*args)

@@ -7,8 +7,8 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from stack import Stack
-from stack.caching.calibration.trajectory import Recorder, Trajectory
 from stack.caching.policy import PRESETS
+from stack.calibrate.trajectory import Recorder, Trajectory
 from stack.models.sampler import sampler_steps
 from stack.reference.dit_pipeline import ShapesDiTPipeline
 from stack.reference.shapes_dit import TRANSFORMER, new_scheduler

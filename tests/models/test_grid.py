@@ -9,13 +9,13 @@ import torch
 from diffusers import FluxPipeline
 
 from stack import Stack
+from stack.caching.cache import Cache
 from stack.caching.memory import state_size
 from stack.caching.policy import PRESETS
-from stack.errors import StackError
-from stack.models.facts import facts_of
+from stack.core.errors import StackError
+from stack.model_facts import facts_of
 from stack.models.grid import Grid, RequestGrid
 from stack.models.wiring import DIT, FLUX, HUNYUAN_VIDEO
-from stack.passes.cache import Cache
 from stack.reference.pipeline import image_ids
 
 from ..conftest import inputs, tiny_denoiser, tiny_pipe

@@ -11,18 +11,19 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
 from stack import Stack
-from stack.arguments import Arguments
-from stack.caching.calibration.trajectory import Recorder, Trajectory
 from stack.caching.memory import state_size
 from stack.caching.policy import PRESETS
 from stack.caching.sites.calls import BlockCall
-from stack.clock import Clock, uniform
-from stack.errors import StackError
-from stack.models.facts import facts_of
+from stack.calibrate.trajectory import Recorder, Trajectory
+from stack.core.errors import StackError
+from stack.model_facts import facts_of
+from stack.models.schedule import uniform
 from stack.models.wiring import HUNYUAN_VIDEO, wiring_of
 from stack.quant.linears.int8 import Int8Linear
 from stack.reference.shapes_video import TRANSFORMER, new_prompt_encoder, new_scheduler
 from stack.reference.video_pipeline import ShapesVideoPipeline
+from stack.runtime.arguments import Arguments
+from stack.runtime.step_clock import Clock
 
 STEPS = 14
 PROMPTS = ("a red ring moving left", "a blue star moving down on a white background")

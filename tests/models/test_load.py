@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stack import Stack, StackError
-from stack.models.load import device_of, load_pipeline
+from stack.loading import device_of, load_pipeline
 
 
 def test_unknown_names() -> None:

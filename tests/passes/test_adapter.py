@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stack import Stack, StackError
+from stack.distill.adapter import Adapter
+from stack.distill.distill import Distill
 from stack.distill.side import SideLinear
-from stack.passes.adapter import Adapter
-from stack.passes.distill import Distill
 from stack.quant.linears.int8 import Int8Linear
 
 from ..conftest import picture, tiny_denoiser, tiny_pipe

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from stack import Stack, StackError
-from stack.facts import Machine
-from stack.models.carried import COMPILED
-from stack.passes.cache import Cache
-from stack.passes.compile import Compile
-from stack.passes.quantize import Quantize
-from stack.plan import make_plan
+from stack.caching.cache import Cache
+from stack.compile import Compile
+from stack.core.facts import Machine
+from stack.core.plan import make_plan
+from stack.models.preexisting import COMPILED
+from stack.quant.quantize import Quantize
 
 from ..conftest import tiny_denoiser
 from ..test_plan import FACTS

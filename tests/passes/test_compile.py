@@ -10,7 +10,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from stack import Stack, StackError
-from stack.passes.compile import Compile
+from stack.compile import Compile
 
 from ..conftest import inputs, picture, tiny_denoiser, tiny_pipe
 

@@ -229,9 +229,9 @@ def test_the_content_of_the_file_is_part_of_what_a_cache_is_calibrated_for(card:
 
 def test_a_bare_denoiser_follows_the_cards_noise_levels(card: Path) -> None:
     stack = Stack(tiny_denoiser()).distill(str(card)).apply()
-    assert stack._target.clock.timetable.sigmas == tuple(SIGMAS)
+    assert stack._target.clock.sigma_schedule.sigmas == tuple(SIGMAS)
     stack.undo()
-    assert len(stack._target.clock.timetable.sigmas) == 50
+    assert len(stack._target.clock.sigma_schedule.sigmas) == 50
 
 
 def test_fuse_before_quantize_survives_rounding(tmp_path: Path) -> None:
@@ -249,6 +249,6 @@ def test_fuse_before_quantize_survives_rounding(tmp_path: Path) -> None:
 
 def test_a_recipe_names_an_adapter_beside_it(card: Path) -> None:
     recipe = parse_recipe({"distill": {"adapter": "turbo.toml", "sigmas": [1.0, 0.5], "steps": 2}}, "mine", card.parent)
-    stack = recipe.stack(tiny_pipe())
+    stack = Stack.from_recipe(recipe, tiny_pipe())
     stack("a green circle")
     assert sigmas(stack) == [1.0, 0.5] and math.isclose(stack.report().steps[0].sigma, 1.0)

@@ -10,18 +10,19 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from stack.clock import Clock
-from stack.errors import StackError
-from stack.facts import Facts, Machine
-from stack.install import Installer
-from stack.models.schedule import default_timetable
+from stack.core.errors import StackError
+from stack.core.facts import Facts, Machine
+from stack.core.installer import Installer
+from stack.core.passes import Applied
+from stack.models.schedule import default_sigma_schedule
 from stack.models.wiring import FLUX
-from stack.passes.base import Applied, Target
-from stack.passes.quantize import Quantize
 from stack.quant.linears.int8 import Int8Linear
+from stack.quant.quantize import Quantize
 from stack.quant.schemes import SCHEMES
-from stack.quant.select import Reason, Rules, choose_linears
-from stack.report import Journal
+from stack.quant.selection import Reason, Rules, choose_linears
+from stack.runtime.report import Journal
+from stack.runtime.step_clock import Clock
+from stack.runtime.target import Target
 from tests.conftest import inputs
 
 AVX2 = Machine("cpu", "AVX2", fast_bf16=False)
@@ -46,7 +47,7 @@ SINGLE = [
 
 def target(denoiser: nn.Module, text_tokens: int | None = None) -> Target:
     facts = replace(FACTS, text_tokens=text_tokens or 0)
-    return Target(denoiser, FLUX, facts, Clock(default_timetable(50, 1.0)), Journal(), lambda: 0)
+    return Target(denoiser, FLUX, facts, Clock(default_sigma_schedule(50, 1.0)), Journal(), lambda: 0)
 
 
 def verdicts(denoiser: nn.Module, scheme: str = "int8", **rules: Any) -> dict[str, str]:

@@ -9,11 +9,11 @@ import torch
 
 from stack import Stack
 from stack.attention import processor
-from stack.attention.gate import ANCHOR, EVERY, FIRST, LAST
 from stack.attention.kernels import sparse_attention
 from stack.attention.mass import SAMPLED
-from stack.clock import uniform
-from stack.passes.sparse_attn import SparseAttention
+from stack.attention.sparse_attn import SparseAttention
+from stack.attention.sparsity import ANCHOR, EVERY, FIRST, LAST
+from stack.models.schedule import uniform
 
 from ..attention.families.rig import EXACT, NAMES, STEPS, denoiser, given, sample
 from ..models.test_hunyuan_video import tiny_denoiser as tiny_video
@@ -215,9 +215,9 @@ def test_steps_tell_dense_from_sparse_while_the_pass_is_on(name: str) -> None:
         clock = stack._target.clock
         for call in calls:
             stack.denoiser(**call)
-            told.append(clock.phase)
+            told.append(clock.compute_mode)
     near = max(1, round(0.3 * STEPS))
     ends = [step < near or step >= STEPS - near for step in range(STEPS)]
     dense = [step in (0, STEPS - 1) for step in range(STEPS)]
     assert told == list(zip(ends, dense, strict=True))
-    assert clock.phases == ()
+    assert clock.compute_modes == ()

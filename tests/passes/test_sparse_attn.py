@@ -11,16 +11,18 @@ from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from stack import Stack
-from stack.attention.gate import FIRST, LAST
-from stack.clock import Clock, uniform
-from stack.errors import StackError
-from stack.facts import Facts, Machine
-from stack.install import Installer
-from stack.models.facts import facts_of
+from stack.attention.sparse_attn import SparseAttention
+from stack.attention.sparsity import FIRST, LAST
+from stack.core.errors import StackError
+from stack.core.facts import Facts, Machine
+from stack.core.installer import Installer
+from stack.core.passes import Applied
+from stack.model_facts import facts_of
+from stack.models.schedule import uniform
 from stack.models.wiring import FLUX
-from stack.passes.base import Applied, Target
-from stack.passes.sparse_attn import SparseAttention
-from stack.report import Journal
+from stack.runtime.report import Journal
+from stack.runtime.step_clock import Clock
+from stack.runtime.target import Target
 
 from ..conftest import inputs, tiny_denoiser
 
@@ -148,7 +150,7 @@ def test_installs_on_every_attention_layer_and_rolls_back() -> None:
 def test_dense_steps_are_bit_identical_and_sparse_ones_are_not() -> None:
     target, _, applied = installed()
     plain = target_of(tiny_denoiser())
-    same = [torch.equal(call(target, s), call(plain, s)) for s in target.clock.timetable.sigmas]
+    same = [torch.equal(call(target, s), call(plain, s)) for s in target.clock.sigma_schedule.sigmas]
     assert same == [True] + [False] * 8 + [True]
     report = applied.report()
     assert report["sparse_calls"] == 16 and report["dense_calls"] == {FIRST: 2, LAST: 2}
@@ -180,13 +182,13 @@ def test_error_falls_as_more_is_kept() -> None:
 
 def test_same_request_twice_gives_the_same_bits() -> None:
     target, _, _ = installed(steps=4)
-    first, second = ([call(target, s) for s in target.clock.timetable.sigmas] for _ in range(2))
+    first, second = ([call(target, s) for s in target.clock.sigma_schedule.sigmas] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_a_request_without_a_sparse_call_is_warned_about() -> None:
     target, _, applied = installed(steps=2, wanted=SMALL)
-    for sigma in target.clock.timetable.sigmas:
+    for sigma in target.clock.sigma_schedule.sigmas:
         call(target, sigma)
     assert applied.report()["sparse_calls"] == 0
     assert target.journal.warnings == [f"0 of 4 attention calls sparse: 2 {FIRST}, 2 {LAST}"]

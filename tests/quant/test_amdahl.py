@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from stack.errors import StackError
-from stack.quant import amdahl
+from benchmarks import amdahl
+from stack.core.errors import StackError
 
 
 class Sleeper(nn.Module):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stack.errors import StackError
+from stack.core.errors import StackError
 from stack.quant.backends.base import storage_bytes
 from stack.quant.formats import NF4_LEVELS, load, store
 from stack.quant.linears.weight_only import WeightOnlyLinear

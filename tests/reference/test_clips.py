@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from stack.reference.clip_reader import STILL, ClipReader, direction_of
 from stack.reference.clips import DIRECTIONS, FRAMES, Clip, draw_clips, parse_clip, sample_clip
-from stack.reference.evaluate import held_out_scenes
 from stack.reference.load import load_classifier, load_reader, reference
 from stack.reference.prompt import STILLS, VIDEOS
 from stack.reference.scenes import BACKGROUNDS, COLOURS, SHAPES
+from training.evaluate import held_out_scenes
 
 CLIPS = st.builds(Clip, *map(st.sampled_from, (list(COLOURS), SHAPES, list(DIRECTIONS), list(BACKGROUNDS))))
 QUESTIONS = reference("shapes-video").asked

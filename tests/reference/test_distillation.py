@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from stack import Stack
 from stack.distill.find import find_card
 from stack.reference.load import reference
-from stack.reference.training.distillation.card import write_card
-from stack.reference.training.distillation.loop import AdapterTrainer, Course, learning_rate
-from stack.reference.training.distillation.student import Segments, forced_loss, save_lora, unrolled_loss
-from stack.reference.training.distillation.trajectories import Trajectories, prepare, teach
 from tests.conftest import tiny_pipe
+from training.distillation.card import write_card
+from training.distillation.loop import AdapterTrainer, Course, learning_rate
+from training.distillation.student import Segments, forced_loss, save_lora, unrolled_loss
+from training.distillation.trajectories import Trajectories, prepare, teach
 
 TEACHER = 14
 

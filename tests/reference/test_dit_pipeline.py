@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
-from stack.models.load import load_pipeline
+from stack.loading import load_pipeline
 from stack.reference.classes import NULL
 from stack.reference.dit_pipeline import ShapesDiTPipeline
 from stack.reference.shapes_dit import TRANSFORMER, new_scheduler

@@ -8,9 +8,9 @@ import torch
 from stack import StackError
 from stack.reference.classifier import ATTRIBUTES
 from stack.reference.clips import Clip
-from stack.reference.evaluate import held_out_scenes
 from stack.reference.load import REFERENCES, load, load_classifier, reference
 from stack.reference.scenes import draw
+from training.evaluate import held_out_scenes
 
 
 def test_unknown_names() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stack.models.load import load_pipeline
+from stack.loading import load_pipeline
 from stack.reference.pipeline import image_ids, patchify, unpatchify
-from stack.reference.training.flow import shift_at
+from training.flow import shift_at
 
 from ..conftest import picture, tiny_pipe
 

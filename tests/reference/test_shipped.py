@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from stack import Stack
-from stack.reference.evaluate import held_out_scenes, scores
 from stack.reference.load import MODELS, load, load_classifier, load_reader, reference, weights_folder
-from stack.reference.training.reader import held_out_accuracy
+from training.evaluate import held_out_scenes, scores
+from training.reader import held_out_accuracy
 
 STEPS = 20
 

@@ -12,10 +12,10 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from stack.models.load import load_pipeline
+from stack.loading import load_pipeline
 from stack.reference.load import REFERENCES
-from stack.reference.train import TASKS, export, let_signals_save, main
-from stack.reference.training.loop import Trainer
+from training.loop import Trainer
+from training.train import TASKS, export, let_signals_save, main
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from stack.reference.classes import NULL
-from stack.reference.training import diffusion, flow, video
-from stack.reference.training.loop import Trainer, learning_rate
-from stack.reference.training.task import Stage, Task
+from training import diffusion, flow, video
+from training.loop import Trainer, learning_rate
+from training.task import Stage, Task
 
 STAGES = (Stage(size=4, batch=4, samples=120, lr=1e-2), Stage(size=8, batch=2, samples=60, lr=1e-3))
 

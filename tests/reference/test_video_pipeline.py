@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stack.models.load import load_pipeline
+from stack.loading import load_pipeline
 from stack.reference.load import load
 from stack.reference.pipeline import ShapesFluxPipeline
 from stack.reference.video_pipeline import ShapesVideoPipeline

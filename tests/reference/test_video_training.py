@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from stack.reference.clips import FRAMES, draw_clips, sample_clip
-from stack.reference.shapes_video import PATCH, SHIFT, SIZE, STAGES, shift_at
-from stack.reference.training import levels, video
-from stack.reference.training.loop import Trainer
-from stack.reference.training.task import Stage, Task
+from stack.reference.shapes_video import PATCH, SHIFT, SIZE, shift_at
+from training import levels, video
+from training.loop import Trainer
+from training.task import Stage, Task
+from training.video import STAGES
 
 
 def test_stages_grow_to_the_native_clip() -> None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from ...errors import StackError
+from ...core.errors import StackError
 
 ADAPTIVE = (0.01, 0.5, -0.002, 5e-5)  # b0..b3 of the published code
 

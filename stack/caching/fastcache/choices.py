@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...errors import StackError, choose
+from ...core.errors import StackError, choose
 from .maps import CARRIES, LinearMaps
 
 PARTS = ("gate", "tokens", "merge")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...errors import StackError
+from ...core.errors import StackError
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ...errors import StackError
+from ...core.errors import StackError
 from ..fitted import Fitted, read
 from .chi_square import tolerated_scale
 from .linear_map import LinearMap

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...compat.rules.rounded_caches import FITTED_ELSEWHERE
 from ...compat.rules.state import FEWER_TOKENS
-from ...facts import Facts
-from ...passes.base import Finding
+from ...core.facts import Facts
+from ...core.passes import Finding
 from ..cap import size_words
 from ..policy import Policy
 

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ...arguments import Arguments
-from ...clock import Clock
-from ...install import Installer
+from ...core.installer import Installer
 from ...models.wiring import Wiring
-from ..controller import Cell
+from ...runtime.arguments import Arguments
+from ...runtime.step_clock import Clock
+from ..controller import CacheSlot
 
 Streams = dict[str, torch.Tensor]
 
@@ -27,17 +27,17 @@ class Decides(Protocol):
     def probe(self) -> str: ...
 
     @property
-    def cells(self) -> list[Cell]: ...
+    def cells(self) -> list[CacheSlot]: ...
 
     def begin(self, tokens: torch.Tensor) -> None: ...
 
     def decide(self, probe: torch.Tensor | None = None) -> list[bool]: ...
 
-    def store(self, key: str, feature: torch.Tensor, cells: Sequence[Cell]) -> None: ...
+    def store(self, key: str, feature: torch.Tensor, cells: Sequence[CacheSlot]) -> None: ...
 
-    def predict(self, key: str, cells: Sequence[Cell]) -> torch.Tensor: ...
+    def predict(self, key: str, cells: Sequence[CacheSlot]) -> torch.Tensor: ...
 
-    def reject(self, cells: Sequence[Cell]) -> None: ...
+    def reject(self, cells: Sequence[CacheSlot]) -> None: ...
 
 
 @dataclass
@@ -81,7 +81,7 @@ class BlockCall:
                 arguments[name] = arguments[name][list(rows or ())]
         for stream, tensor in (streams or {}).items():
             arguments[self.wiring.streams[stream]] = tensor
-        with self.clock.extent.part(rows, whole=tokens is None):
+        with self.clock.active_set.part(rows, whole=tokens is None):
             return self.read(self.arguments.call(self.inner, arguments))
 
     def _cut(self, arguments: dict[str, Any], tokens: torch.Tensor) -> dict[str, Any]:

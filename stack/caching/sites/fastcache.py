@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ...clock import Tick
-from ...install import Installer
+from ...core.installer import Installer
 from ...models.wiring import Wiring
-from ...report import CACHED, FULL, PARTIAL
-from ..controller import CacheController, Cell
+from ...runtime.report import CACHED, FULL, PARTIAL
+from ...runtime.step_clock import StepContext
+from ..controller import CacheController, CacheSlot
 from ..fastcache.maps import WHOLE
 from ..fastcache.merging import group, importance
 from ..fastcache.replacement import Replacement
@@ -39,7 +39,7 @@ class _Sample:
     """
 
     row: int
-    cell: Cell
+    cell: CacheSlot
     entry: torch.Tensor
     streams: Streams
     running: Running
@@ -61,7 +61,7 @@ class FastCache:
         self._blocks = 0
         self._made_for: tuple[Hashable, ...] = ()
         self._work: list[float] = []
-        self._tick: Tick
+        self._tick: StepContext
         self._use: Replacement
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
@@ -89,9 +89,9 @@ class FastCache:
         if made_for != self._made_for:
             self._made_for, self._use, self._work = made_for, Replacement(self.policy, tokens), []
         self._samples = [self._open(call, row, cell, stream) for row, cell in enumerate(controller.cells)]
-        controller.clock.extent.decide([not sample.settled for sample in self._samples])
+        controller.clock.active_set.decide([not sample.settled for sample in self._samples])
 
-    def _open(self, call: BlockCall, row: int, cell: Cell, stream: str) -> _Sample:
+    def _open(self, call: BlockCall, row: int, cell: CacheSlot, stream: str) -> _Sample:
         """Choose the tokens of a sample that run."""
         p, running, streams = self.policy, Running(), take(call.streams, [row])
         entry, before = streams[stream], cell.kept.get(WHOLE)

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...entrance import DenoiserCall, Entrance
-from ...install import Installer
+from ...core.installer import Installer
 from ...models.wiring import Wiring
-from ..controller import CacheController, Cell
-from .idle import Idle
-from .span import Span
+from ...runtime.call import DenoiserCall, Entrance
+from ..controller import CacheController, CacheSlot
+from .block_range import BlockRange
+from .skip_embedders import SkipEmbedders
 
 
 class Foreseen:
-    """Decides at the entrance of the denoiser, lets embedders idle, and stands between a `Span` and its controller.
+    """Decides at the entrance of the denoiser, lets embedders idle, and stands between a `BlockRange` and its controller.
 
     Args:
         entrance: where the denoiser's calls come by.
-        residual: as for `Span`.
+        residual: as for `BlockRange`.
     """
 
     probe = ""
@@ -29,14 +29,14 @@ class Foreseen:
     def __init__(self, controller: CacheController, entrance: Entrance, residual: bool):
         self.controller, self.entrance, self.residual = controller, entrance, residual
         self.clock = controller.clock
-        self.idle = Idle()
+        self.idle = SkipEmbedders()
         self._skips: list[bool] = []
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before the denoiser, embedders and every block; returns how many blocks can be skipped."""
         install.wrap_call(self.entrance, "run", lambda inner: lambda call: self._visit(call, inner))
         self.idle.install(denoiser, wiring, install, self.residual)
-        return Span(self, residual=self.residual).install(denoiser, wiring, install)
+        return BlockRange(self, residual=self.residual).install(denoiser, wiring, install)
 
     def _visit(self, call: DenoiserCall, run: Callable[[DenoiserCall], Any]) -> Any:
         self.controller.begin(call.latent)
@@ -45,7 +45,7 @@ class Foreseen:
             return run(call)
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[CacheSlot]:
         return self.controller.cells
 
     def begin(self, tokens: torch.Tensor) -> None:
@@ -55,11 +55,11 @@ class Foreseen:
         """What was decided at the entrance."""
         return self._skips
 
-    def store(self, key: str, feature: torch.Tensor, cells: Sequence[Cell]) -> None:
+    def store(self, key: str, feature: torch.Tensor, cells: Sequence[CacheSlot]) -> None:
         self.controller.store(key, feature, cells)
 
-    def predict(self, key: str, cells: Sequence[Cell]) -> torch.Tensor:
+    def predict(self, key: str, cells: Sequence[CacheSlot]) -> torch.Tensor:
         return self.controller.predict(key, cells)
 
-    def reject(self, cells: Sequence[Cell]) -> None:
+    def reject(self, cells: Sequence[CacheSlot]) -> None:
         raise AssertionError("nothing is drafted here")

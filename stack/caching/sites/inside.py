@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...install import Installer
+from ...core.installer import Installer
 
 Forward = Callable[..., Any]
 Wrapper = Callable[[Forward], Forward]

@@ -11,8 +11,8 @@ from ...models.wiring import CachedModule
 from ..controller import CacheController
 from ..tokenwise.selection import gather, scatter
 from .calls import returned, several
-from .chooser import Chooser, Place
 from .inside import Forward, Wrapper
+from .token_selector import Place, TokenSelector
 
 
 class Modules:
@@ -22,7 +22,7 @@ class Modules:
         conservative: whether this is a conservative step; on a full one every module runs, and its output is kept.
     """
 
-    def __init__(self, controller: CacheController, chooser: Chooser):
+    def __init__(self, controller: CacheController, chooser: TokenSelector):
         self.controller, self.chooser = controller, chooser
         self.conservative = False
 

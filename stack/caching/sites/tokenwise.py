@@ -13,17 +13,17 @@ from typing import Any
 
 from torch import nn
 
-from ...entrance import DenoiserCall, Entrance
-from ...install import Installer
+from ...core.installer import Installer
 from ...models.wiring import Wiring
+from ...runtime.call import DenoiserCall, Entrance
 from ..controller import CacheController
 from ..policy import Policy
 from ..tokenwise.cycles import AGGRESSIVE, CONSERVATIVE, FULL_STEP
 from .calls import BlockCall, Streams, before_blocks
-from .chooser import Chooser, Place
-from .idle import Idle
 from .inside import Forward, Inside, as_it_is
 from .modules import Modules
+from .skip_embedders import SkipEmbedders
+from .token_selector import Place, TokenSelector
 
 
 class Tokenwise:
@@ -40,12 +40,12 @@ class Tokenwise:
         self,
         controller: CacheController,
         policy: Policy,
-        chooser: Chooser,
+        chooser: TokenSelector,
         entrance: Entrance,
         compile: Callable[[Forward], Forward] = as_it_is,
     ):
         self.controller, self.policy, self.chooser, self.entrance = controller, policy, chooser, entrance
-        self.idle = Idle()
+        self.idle = SkipEmbedders()
         self.modules = Modules(controller, chooser)
         self.inside = Inside(compile, whole=lambda: not self.modules.conservative)
         self.kind = FULL_STEP

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Budget:
+class TokenBudget:
     """How the nominal ratio R is spread.
 
         ratio = R (1 + a_s - 2 a_s s / S) (1 + a_l - 2 a_l l / (L - 1)) f, clamped to [0, 1]
@@ -52,11 +52,11 @@ class Budget:
         return math.floor(self.ratio(nominal, step, steps, depth, part) * count + 1e-9)
 
 
-BUDGETS: dict[str, Budget] = {
-    "even": Budget(),
-    "dit-ddim": Budget(step_slope=2.0, countdown=True, layer_slope=-0.2, bias=2.5),
-    "dit-ddpm": Budget(step_slope=0.4, countdown=True, layer_slope=0.8, bias=2.5),
-    "pixart": Budget(step_slope=0.9, layer_slope=0.6, bias=1.0),
-    "open-sora": Budget(bias=1.5, share=0.33),
-    "flux": Budget(layer_slope=0.5, lists=(0.4, 1.6)),  # double-stream blocks, single-stream blocks
+BUDGETS: dict[str, TokenBudget] = {
+    "even": TokenBudget(),
+    "dit-ddim": TokenBudget(step_slope=2.0, countdown=True, layer_slope=-0.2, bias=2.5),
+    "dit-ddpm": TokenBudget(step_slope=0.4, countdown=True, layer_slope=0.8, bias=2.5),
+    "pixart": TokenBudget(step_slope=0.9, layer_slope=0.6, bias=1.0),
+    "open-sora": TokenBudget(bias=1.5, share=0.33),
+    "flux": TokenBudget(layer_slope=0.5, lists=(0.4, 1.6)),  # double-stream blocks, single-stream blocks
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ...errors import StackError, choose
+from ...core.errors import StackError, choose
 
 FULL_STEP, CONSERVATIVE, AGGRESSIVE = "F", "c", "a"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...errors import StackError, choose
-from .budgets import BUDGETS, Budget
+from ...core.errors import StackError, choose
+from .budgets import BUDGETS, TokenBudget
 from .cycles import Cycle
 from .selection import RULES
 
@@ -49,7 +49,7 @@ class TokenChoices:
             Cycle(between=self.cycle, pace=self.pace)  # checks its own values, also where a calibrated schedule is used
 
     @property
-    def spread(self) -> Budget:
+    def spread(self) -> TokenBudget:
         """How the ratio is spread."""
         return BUDGETS[self.budget]
 

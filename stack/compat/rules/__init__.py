@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ...errors import choose
+from ...core.errors import choose
+from ...core.rule import Rule
 from .adapters import ADAPTERS
 from .compilers import COMPILERS
 from .quantization import QUANTIZATION
 from .rounded_caches import ROUNDED_CACHES
-from .rule import Rule
 from .sparse import SPARSE
 from .state import STATE
 from .steps import STEPS

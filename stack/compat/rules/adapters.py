@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .rule import Evidence, Rule
+from ...core.rule import Evidence, Rule
 
 LEAST_SHARE = 0.9  # of an update that has to survive being rounded
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .rule import Evidence, Rule
+from ...core.rule import Evidence, Rule
 
 COMPILED_BEFORE = Rule(
     "compiled-before",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ...core.rule import WHEN, Rule
 from . import SUBJECTS
 from .elsewhere import ELSEWHERE
-from .rule import WHEN, Rule
 
 INTRODUCTION = """# What clashes, and what is done about it
 

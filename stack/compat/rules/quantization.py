@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .rule import Evidence, Rule
+from ...core.rule import Evidence, Rule
 
 # Rows times features below which rounding the rows costs what the int8 product gains (AVX2, fp32 = 1: 128 rows of 512
 # features 1.16, 256 of 192 0.6 to 1.0, 16 of 512 0.6).
@@ -29,7 +29,7 @@ ROWS_TOO_FEW = Rule(
     (
         Evidence(
             "int8 runs at 0.6x on 16 rows of 512 features, at 1.16x on 128 rows (AVX2, fp32 = 1)",
-            "`stack.quant.select`, measured",
+            "`stack.quant.selection`, measured",
         ),
     ),
     "Said in the plan for the image stream; linears of a text stream that short stay in floating point.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .rule import Evidence, Rule
+from ...core.rule import Evidence, Rule
 
 LARGEST_NOISE_GAIN = 2.0  # of a first-order forecast at its longest reach
 WIDEST_ANGLE = 0.3  # sin(theta) up to which a basis is carried: 9 % of its energy may leave it

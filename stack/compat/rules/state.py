@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .rule import Evidence, Rule
+from ...core.rule import Evidence, Rule
 
 OTHER_CONDITIONS = Rule(
     "other-conditions",
@@ -13,7 +13,7 @@ OTHER_CONDITIONS = Rule(
         Evidence(
             "0 states are used whose stamp differs: weights are told apart by a 64-bit sum over their content, unseen "
             "with a chance of 2^-60",
-            "`stack.compat.content`",
+            "`stack.runtime.fingerprint`",
         ),
     ),
     "The state is dropped, the step runs in full, and the report counts it.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .rule import Evidence, Rule
+from ...core.rule import Evidence, Rule
 
 FEWEST_STEPS = 12  # below this an interval schedule has no history to extrapolate from
 

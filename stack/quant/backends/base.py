@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from ...compat.content import leaves
-from ...errors import StackError
-from ...facts import Machine
+from ...core.errors import StackError
+from ...core.facts import Machine
+from ...runtime.fingerprint import leaves
 from ..schemes import Scheme
 
 

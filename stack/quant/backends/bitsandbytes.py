@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...facts import Machine
+from ...core.facts import Machine
 from ..schemes import Scheme
 from .base import LibraryLinear, storage_bytes
 from .libraries import Library

@@ -8,7 +8,7 @@ import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
 
-from ...errors import StackError
+from ...core.errors import StackError
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ...facts import Machine, machine_of
+from ...core.facts import Machine, machine_of
 from ..kernels.product import check_exact, kernel_for
 from ..linears.int8 import Int8Linear, convert_group
 from ..linears.weight_only import WeightOnlyLinear

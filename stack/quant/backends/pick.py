@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...errors import StackError, choose
-from ...facts import Machine
+from ...core.errors import StackError, choose
+from ...core.facts import Machine
 from ..schemes import Scheme
 from .base import Backend
 from .bitsandbytes import BitsAndBytes
@@ -20,7 +20,7 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Native(), 
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSpeed:
     """What a backend was measured to give.
 
     Attributes:
@@ -38,22 +38,22 @@ class Measured:
 _CPU = "linears 1,024 wide at 1,024 tokens, Zen 4 with VNNI"
 _H100 = "FLUX.1-dev on one H100, compiled, whole pipeline; published by sayakpaul/diffusers-torchao"
 MEASURED = (
-    Measured("int8", "cpu", "native", 2.0, _CPU),
-    Measured("int8", "cpu", "torchao", 1.34, _CPU),
-    Measured("int8", "cpu", "bitsandbytes", 0.86, _CPU),
-    Measured("int8", "cuda", "torchao", 1.24, _H100),
-    Measured("fp8", "cuda", "torchao", 1.39, _H100),
-    Measured("int8-weight", "cpu", "torchao", 0.98, _CPU),
-    Measured("int8-weight", "cpu", "native", 0.93, _CPU),
-    Measured("int8-weight", "cpu", "quanto", 0.38, _CPU),
-    Measured("int8-weight", "cuda", "torchao", 0.91, _H100),
-    Measured("fp8-weight", "cpu", "native", 0.87, _CPU),
-    Measured("fp8-weight", "cpu", "torchao", 0.62, _CPU),
-    Measured("fp8-weight", "cuda", "torchao", 0.96, _H100),
-    Measured("int4-weight", "cpu", "native", 0.87, _CPU),
-    Measured("int4-weight", "cpu", "quanto", 0.39, _CPU),
-    Measured("nf4", "cpu", "bitsandbytes", 0.97, _CPU),
-    Measured("nf4", "cpu", "native", 0.9, _CPU),
+    MeasuredSpeed("int8", "cpu", "native", 2.0, _CPU),
+    MeasuredSpeed("int8", "cpu", "torchao", 1.34, _CPU),
+    MeasuredSpeed("int8", "cpu", "bitsandbytes", 0.86, _CPU),
+    MeasuredSpeed("int8", "cuda", "torchao", 1.24, _H100),
+    MeasuredSpeed("fp8", "cuda", "torchao", 1.39, _H100),
+    MeasuredSpeed("int8-weight", "cpu", "torchao", 0.98, _CPU),
+    MeasuredSpeed("int8-weight", "cpu", "native", 0.93, _CPU),
+    MeasuredSpeed("int8-weight", "cpu", "quanto", 0.38, _CPU),
+    MeasuredSpeed("int8-weight", "cuda", "torchao", 0.91, _H100),
+    MeasuredSpeed("fp8-weight", "cpu", "native", 0.87, _CPU),
+    MeasuredSpeed("fp8-weight", "cpu", "torchao", 0.62, _CPU),
+    MeasuredSpeed("fp8-weight", "cuda", "torchao", 0.96, _H100),
+    MeasuredSpeed("int4-weight", "cpu", "native", 0.87, _CPU),
+    MeasuredSpeed("int4-weight", "cpu", "quanto", 0.39, _CPU),
+    MeasuredSpeed("nf4", "cpu", "bitsandbytes", 0.97, _CPU),
+    MeasuredSpeed("nf4", "cpu", "native", 0.9, _CPU),
 )
 # A library has to be this much faster than what needs none.
 WORTH_INSTALLING = 1.15
@@ -89,7 +89,7 @@ def pick(scheme: Scheme, wanted: str, machine: Machine) -> tuple[Backend, str]:
     return BACKENDS[chosen], f"the choice for {machine.device}, not measured there"
 
 
-def _because(known: list[Measured], unknown: list[str], device: str) -> str:
+def _because(known: list[MeasuredSpeed], unknown: list[str], device: str) -> str:
     best, *others = known
     beside = "".join(f", {m.backend} {m.speed:g}x" for m in others)
     rest = f"; not measured on {device}: {', '.join(unknown)}" if unknown else ""

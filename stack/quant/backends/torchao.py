@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import StackError
-from ...facts import Machine
+from ...core.errors import StackError
+from ...core.facts import Machine
 from ..kernels.product import FEWEST_ROWS
 from ..schemes import Scheme
 from .base import LibraryLinear, storage_bytes

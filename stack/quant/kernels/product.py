@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...errors import StackError
-from ...facts import Machine
+from ...core.errors import StackError
+from ...core.facts import Machine
 from .rows import ROW_LEVELS, ZERO
 
 # torch._int_mm on CUDA refuses fewer than 17 rows.

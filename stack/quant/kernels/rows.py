@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...errors import StackError
+from ...core.errors import StackError
 from .pieces import by_rows
 
 ROW_LEVELS = 127

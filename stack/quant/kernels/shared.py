@@ -10,7 +10,7 @@ from .rows import Rows, quantize_rows
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _SharedRows:
     source: torch.Tensor
     version: int
     rows: Rows
@@ -32,7 +32,7 @@ class SharedRows:
 
     def __init__(self, members: int) -> None:
         self._members = members
-        self._entry: _Entry | None = None
+        self._entry: _SharedRows | None = None
 
     def rows(self, member: int, x: torch.Tensor) -> Rows:
         """Rows of x (..., K), flattened to (M, K), for one of the group's linears."""
@@ -42,7 +42,7 @@ class SharedRows:
             return quantize_rows(x.reshape(-1, x.shape[-1]))
         entry = self._entry
         if entry is None or entry.source is not x or entry.version != x._version or member in entry.served:
-            entry = _Entry(x, x._version, quantize_rows(x.detach().reshape(-1, x.shape[-1])))
+            entry = _SharedRows(x, x._version, quantize_rows(x.detach().reshape(-1, x.shape[-1])))
             self._entry = entry
         entry.served.add(member)
         if len(entry.served) == self._members:
@@ -53,7 +53,7 @@ class SharedRows:
         """The same while a compiler traces, which does not merge equal roundings on its own."""
         entry = self._entry
         if entry is None or entry.source is not x or member in entry.served:
-            entry = _Entry(x, 0, quantize_rows(x.reshape(-1, x.shape[-1])))
+            entry = _SharedRows(x, 0, quantize_rows(x.reshape(-1, x.shape[-1])))
         entry.served.add(member)
         self._entry = None if len(entry.served) == self._members else entry
         return entry.rows

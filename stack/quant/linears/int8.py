@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from ...errors import StackError
+from ...core.errors import StackError
 from ..kernels.product import PLAIN, Kernel, Packed, pack, product, unpack
 from ..kernels.rows import quantize_weight
 from ..kernels.shared import SharedRows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ...clock import Tick
+from ...runtime.step_clock import StepContext
 
 
 class Phase:
@@ -23,7 +23,7 @@ def ends_of(steps: int, share: float) -> int:
     return max(1, round(share * steps))
 
 
-def near_ends(tick: Tick, share: float) -> bool:
+def near_ends(tick: StepContext, share: float) -> bool:
     """Whether a step is among the first or the last `share` of its schedule."""
     steps = ends_of(tick.steps, share)
     return tick.step < steps or tick.step >= tick.steps - steps
@@ -36,9 +36,9 @@ class TwoPrecisions(nn.Module):
         ends, middle: for steps near the ends of the schedule, and for the others.
     """
 
-    def __init__(self, ends: nn.Module, middle: nn.Module, phase: Phase):
+    def __init__(self, ends: nn.Module, middle: nn.Module, compute_mode: Phase):
         super().__init__()
-        self.ends, self.middle, self._phase = ends, middle, phase
+        self.ends, self.middle, self._phase = ends, middle, compute_mode
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., K) to (..., N)."""

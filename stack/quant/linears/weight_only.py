@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ...errors import StackError
+from ...core.errors import StackError
 from ..formats import Stored, load, store, table_of
 from ..schemes import Scheme
 from .fixed import fixed_buffer

@@ -11,10 +11,10 @@ from torch import nn
 from ..backends.base import storage_bytes
 from ..linears.corrected import Balanced, Branched
 from ..linears.weight_only import WeightOnlyLinear
-from .candidates import Candidate
+from .candidates import RoundingCandidate
 from .feedback import round_with_feedback
-from .grids import Grid, fitted
-from .lowrank import LowRank, with_branch
+from .grids import RoundingGrid, fitted
+from .lowrank import LowRankBranch, with_branch
 from .smoothing import balance
 
 Convert = Callable[[nn.Linear], nn.Module]
@@ -45,7 +45,7 @@ class Seen:
 
 
 @torch.no_grad()
-def calibrated(linear: nn.Linear, candidate: Candidate, seen: Seen, convert: Convert) -> nn.Module:
+def calibrated(linear: nn.Linear, candidate: RoundingCandidate, seen: Seen, convert: Convert) -> nn.Module:
     """A new module for a linear; the linear itself is not touched.
 
     Args:
@@ -63,10 +63,10 @@ def calibrated(linear: nn.Linear, candidate: Candidate, seen: Seen, convert: Con
     return module if divisor is None else Balanced(module, divisor)
 
 
-def _branch(weight: torch.Tensor, candidate: Candidate, seen: Seen, dtype: torch.dtype) -> LowRank:
+def _branch(weight: torch.Tensor, candidate: RoundingCandidate, seen: Seen, dtype: torch.dtype) -> LowRankBranch:
     def rounded(left: torch.Tensor) -> torch.Tensor:
         if candidate.scheme.weight_bits == 4:
-            grid = Grid(candidate.scheme, dtype)
+            grid = RoundingGrid(candidate.scheme, dtype)
             return grid.decoded(fitted(left, grid, seen.moment.diagonal()))
         step = left.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
         return (left / step).round() * step
@@ -75,7 +75,7 @@ def _branch(weight: torch.Tensor, candidate: Candidate, seen: Seen, dtype: torch
 
 
 def _converted(
-    linear: nn.Linear, weight: torch.Tensor, candidate: Candidate, seen: Seen, convert: Convert
+    linear: nn.Linear, weight: torch.Tensor, candidate: RoundingCandidate, seen: Seen, convert: Convert
 ) -> nn.Module:
     if candidate.scheme.weight_bits == 4:
         return _on_a_grid(linear, weight, candidate, seen)
@@ -85,8 +85,8 @@ def _converted(
     return convert(changed)
 
 
-def _on_a_grid(linear: nn.Linear, weight: torch.Tensor, candidate: Candidate, seen: Seen) -> WeightOnlyLinear:
-    grid = Grid(candidate.scheme, linear.weight.dtype)
+def _on_a_grid(linear: nn.Linear, weight: torch.Tensor, candidate: RoundingCandidate, seen: Seen) -> WeightOnlyLinear:
+    grid = RoundingGrid(candidate.scheme, linear.weight.dtype)
     if not candidate.feedback:
         return WeightOnlyLinear(linear, candidate.scheme, grid.stored(fitted(weight, grid, seen.moment.diagonal())))
     rounded = round_with_feedback(weight, grid, seen.moment if linear.bias is None else seen.covariance)

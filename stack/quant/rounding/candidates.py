@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from ...errors import StackError
+from ...core.errors import StackError
 from ..schemes import KEEP, Scheme, scheme_named
 from .grids import with_group
 
@@ -17,7 +17,7 @@ _NAME = re.compile(r"(?P<scheme>[a-z0-9-]+)(/(?P<group>\d+))?(?P<extras>(\+[a-z]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RoundingCandidate:
     """One way to keep a linear.
 
     Attributes:

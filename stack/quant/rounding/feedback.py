@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .grids import Grid, Rounded, fitted
+from .grids import Rounded, RoundingGrid, fitted
 
 DAMPING = 0.01  # of the mean diagonal, added to it: keeps channels that calibration never saw from running away
 SWEEPS = 2
@@ -33,7 +33,9 @@ def output_error(difference: torch.Tensor, moment: torch.Tensor) -> torch.Tensor
     return ((d @ moment.double()) * d).sum(1)
 
 
-def round_with_feedback(weight: torch.Tensor, grid: Grid, moment: torch.Tensor, sweeps: int = SWEEPS) -> Rounded:
+def round_with_feedback(
+    weight: torch.Tensor, grid: RoundingGrid, moment: torch.Tensor, sweeps: int = SWEEPS
+) -> Rounded:
     """The weight (N, K) on a grid, with the least output error that this finds.
 
     Error feedback first, channels with the largest second moment first. Then steps and codes in turn: the best steps
@@ -54,7 +56,7 @@ def round_with_feedback(weight: torch.Tensor, grid: Grid, moment: torch.Tensor, 
     return _best_rows(weight, grid, found, moment)
 
 
-def _best_rows(weight: torch.Tensor, grid: Grid, found: Sequence[Rounded], moment: torch.Tensor) -> Rounded:
+def _best_rows(weight: torch.Tensor, grid: RoundingGrid, found: Sequence[Rounded], moment: torch.Tensor) -> Rounded:
     """Each row from where its output error is smallest."""
     errors = torch.stack([output_error(grid.decoded(rounded) - weight, moment) for rounded in found])
     best, rows = errors.argmin(0), torch.arange(len(weight), device=weight.device)
@@ -77,7 +79,7 @@ class _Columns:
         value: (K, N) what the codes stand for, from the lows on.
     """
 
-    grid: Grid
+    grid: RoundingGrid
     order: torch.Tensor
     moment: torch.Tensor
     target: torch.Tensor
@@ -86,7 +88,7 @@ class _Columns:
     value: torch.Tensor
 
     @classmethod
-    def of(cls, weight: torch.Tensor, grid: Grid, rounded: Rounded, moment: torch.Tensor) -> _Columns:
+    def of(cls, weight: torch.Tensor, grid: RoundingGrid, rounded: Rounded, moment: torch.Tensor) -> _Columns:
         inner, order = weight.shape[1], moment.diagonal().argsort(descending=True)
         step, low = (grid.spread(values, inner) for values in (rounded.step, rounded.low))
         value = grid.levels(weight.device)[rounded.codes.int()] * step
@@ -110,7 +112,7 @@ class _Columns:
         return replace(rounded, codes=self.codes[self.order.argsort()].T.contiguous())
 
 
-def _fed_back(weight: torch.Tensor, grid: Grid, start: Rounded, moment: torch.Tensor) -> Rounded:
+def _fed_back(weight: torch.Tensor, grid: RoundingGrid, start: Rounded, moment: torch.Tensor) -> Rounded:
     columns = _Columns.of(weight, grid, start, moment)
     upper, left = _inverse_factor(columns.moment), columns.target.clone()
     inner = len(left)
@@ -131,7 +133,7 @@ def _inverse_factor(moment: torch.Tensor) -> torch.Tensor:
     return torch.linalg.cholesky(inverse, upper=True).float()
 
 
-def _refitted(weight: torch.Tensor, grid: Grid, rounded: Rounded, moment: torch.Tensor) -> Rounded:
+def _refitted(weight: torch.Tensor, grid: RoundingGrid, rounded: Rounded, moment: torch.Tensor) -> Rounded:
     """The steps with the least output error for these codes, row by row: (C H C^T) s = C H w, C the levels by group."""
     inner, group = weight.shape[1], grid.scheme.group
     value = grid.levels(weight.device)[rounded.codes.int()]
@@ -150,7 +152,7 @@ def _by_group(values: torch.Tensor, group: int) -> torch.Tensor:
     return torch.nn.functional.pad(values, (0, -values.shape[1] % group)).unflatten(1, (-1, group)).sum(2)
 
 
-def _swept(weight: torch.Tensor, grid: Grid, rounded: Rounded, moment: torch.Tensor) -> Rounded:
+def _swept(weight: torch.Tensor, grid: RoundingGrid, rounded: Rounded, moment: torch.Tensor) -> Rounded:
     """Each channel's codes anew, all others as they are."""
     columns = _Columns.of(weight, grid, rounded, moment)
     h, inner = columns.moment, len(columns.target)

@@ -30,7 +30,7 @@ class Rounded:
 
 
 @dataclass(frozen=True)
-class Grid:
+class RoundingGrid:
     """What a weight with K input features may become.
 
     Attributes:
@@ -82,7 +82,7 @@ def with_group(scheme: Scheme, group: int) -> Scheme:
     return scheme if group == scheme.group else replace(scheme, group=group)
 
 
-def fitted(weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = None) -> Rounded:
+def fitted(weight: torch.Tensor, grid: RoundingGrid, importance: torch.Tensor | None = None) -> Rounded:
     """Every weight to its nearest level; each group has the step of those in `SHRINKS` that costs least.
 
     Args:
@@ -110,7 +110,7 @@ def fitted(weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = N
     return Rounded(codes.flatten(1)[:, :inner], step, low)
 
 
-def _range(groups: torch.Tensor, grid: Grid, shrink: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _range(groups: torch.Tensor, grid: RoundingGrid, shrink: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Step and low (N, G) that reach from one end of each group to the other, both ends drawn in."""
     if grid.scheme.kind == "nf4":
         step = grid.storable(groups.abs().amax(2) * shrink)

@@ -11,7 +11,7 @@ import torch
 ITERATIONS = 3
 
 
-class LowRank(NamedTuple):
+class LowRankBranch(NamedTuple):
     """L (N, r) and R (r, K) of a product L R, float32 with values that bfloat16 holds."""
 
     left: torch.Tensor
@@ -23,7 +23,7 @@ class LowRank(NamedTuple):
         return self.left @ self.right
 
 
-def leading(matrix: torch.Tensor, rank: int, power: torch.Tensor) -> LowRank:
+def leading(matrix: torch.Tensor, rank: int, power: torch.Tensor) -> LowRankBranch:
     """The best rank-`rank` approximation of a matrix (N, K) where an error of channel k costs `power[k]`.
 
     The Frobenius error of the scaled matrix is `bounds.truncation_error` of its singular values (Eckart-Young 1936),
@@ -36,7 +36,7 @@ def leading(matrix: torch.Tensor, rank: int, power: torch.Tensor) -> LowRank:
     u, s, vh = torch.linalg.svd(matrix.float() * scale, full_matrices=False)
     root = s[:rank].sqrt()
     left, right = u[:, :rank] * root, root[:, None] * vh[:rank] / scale
-    return LowRank(left.to(torch.bfloat16).float(), right.to(torch.bfloat16).float())
+    return LowRankBranch(left.to(torch.bfloat16).float(), right.to(torch.bfloat16).float())
 
 
 def with_branch(
@@ -45,7 +45,7 @@ def with_branch(
     power: torch.Tensor,
     rounded: Callable[[torch.Tensor], torch.Tensor],
     iterations: int = ITERATIONS,
-) -> LowRank:
+) -> LowRankBranch:
     """The branch for a weight (N, K), found by turns: round what the branch leaves, then fit what rounding left.
 
     The first branch is that of the weight itself, as in SVDQuant; what is kept is the branch of the turn with the

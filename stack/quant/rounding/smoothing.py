@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ...errors import StackError
+from ...core.errors import StackError
 
 
 def balance(input_peak: torch.Tensor, weight: torch.Tensor, strength: float = 0.5) -> torch.Tensor:

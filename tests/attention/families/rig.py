@@ -8,7 +8,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from stack import Stack
-from stack.clock import uniform
+from stack.models.schedule import uniform
 from stack.reference.shapes_dit import TRANSFORMER as DIT
 
 from ...conftest import inputs, tiny_denoiser

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from stack import Stack
-from stack.attention.families import FAMILIES
-from stack.attention.gate import FIRST, LAST, MASKED, Policy
+from stack.attention import sparse_attn
 from stack.attention.maps import Grid
-from stack.clock import uniform
-from stack.passes import sparse_attn
+from stack.attention.sparsity import FIRST, LAST, MASKED, SparsityPolicy
+from stack.models.attention import FAMILIES
+from stack.models.schedule import uniform
 
 from .rig import EXACT, HIDDEN, NAMES, STEPS, TOKENS, denoiser, given, request, sample, stack_of, steps
 
@@ -25,7 +25,7 @@ def test_the_pass_names_the_families_there_are() -> None:
 def test_a_map_that_keeps_everything_is_the_familys_own_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of the reading, and all of the sparse kernels, on a batch in which one caption is padded."""
     plain = steps(Stack(denoiser(name), steps=STEPS), request(name, batch=2))
-    monkeypatch.setattr(Policy, "dense_shape", lambda *_: "")
+    monkeypatch.setattr(SparsityPolicy, "dense_shape", lambda *_: "")
     stack = stack_of(name, keep=0.99)
     grid = stack.passes[0].policy.grid(*TOKENS[name], "cpu")
     assert grid.kept(0.99) == grid.blocks >= 4
@@ -100,7 +100,7 @@ def test_a_mask_that_hides_more_than_text_stays_dense() -> None:
 
 def test_short_sequences_are_forced_only_when_told() -> None:
     """At 256 tokens the usual query block leaves nothing to drop."""
-    told, untold = Policy(0.5, even_if_slower=True), Policy(0.5)
+    told, untold = SparsityPolicy(0.5, even_if_slower=True), SparsityPolicy(0.5)
     assert told.grid(256, 0, "cpu") == Grid(0, 256, 64, 1) and told.dense_shape(256, 0, 3, 64, "cpu") == ""
     assert untold.grid(256, 0, "cpu").group == 4 and "none of which" in untold.dense_shape(256, 0, 3, 64, "cpu")
     assert told.grid(1024, 16, "cpu").group == 4

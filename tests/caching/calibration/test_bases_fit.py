@@ -11,10 +11,10 @@ import torch
 
 from stack import Stack, StackError
 from stack.caching.bases import Bases, load_bases
-from stack.caching.calibration.bases_fit import GramSum
+from stack.caching.cache import Cache
 from stack.caching.splits import ChannelBasis
+from stack.calibrate.bases_fit import GramSum
 from stack.compat.noise import rounding_floor
-from stack.passes.cache import Cache
 
 PROMPTS = ["a red ring", "a blue star"]
 STEPS = 14

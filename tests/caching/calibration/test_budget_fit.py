@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.caching.calibration.budget_fit import ENOUGH, ROUNDS, on_the_edge
+from stack.calibrate.budget_fit import ENOUGH, ROUNDS, on_the_edge
 
 
 @given(st.floats(1e-3, 1e3), st.floats(0.3, 1.5))

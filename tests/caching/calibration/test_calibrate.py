@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from stack import Stack, StackError
-from stack.caching.calibration import calibrate
-from stack.caching.calibration.calibrate import Budget
-from stack.caching.calibration.conditions import conditions
-from stack.caching.calibration.goals import Goal, count_in
-from stack.caching.calibration.progress import BestSoFar
-from stack.caching.calibration.rehearse import Abandoned, Rehearsal, history
-from stack.caching.calibration.search import Candidate
-from stack.caching.calibration.trials import Times, Trials
+from stack.caching.cache import Cache
+from stack.caching.calibrated_for import conditions
+from stack.caching.candidate import Candidate
+from stack.calibrate import calibrate
+from stack.calibrate.calibrate import SearchBudget
+from stack.calibrate.goals import Goal, count_in
+from stack.calibrate.progress import BestSoFar
+from stack.calibrate.rehearse import Abandoned, Rehearsal, history
+from stack.calibrate.trials import Times, Trials
 from stack.measure.metrics import psnr
-from stack.passes.cache import Cache
 
 from ...conftest import PROMPT, picture, tiny_pipe
 
@@ -202,7 +202,7 @@ def test_a_calibration_holds_for_the_stack_it_was_made_on() -> None:
 
 
 def test_time_kept_for_gains_goes_to_moves_where_no_gains_follow(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Late(Budget):
+    class Late(SearchBudget):
         def left(self, share: float = 1.0) -> bool:
             return share == 1.0  # the share of moves has passed
 

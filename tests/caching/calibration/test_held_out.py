@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 
 from stack import Stack
-from stack.caching.calibration import calibrate
-from stack.caching.calibration.held_out import SEARCHED, HeldOut, chosen_again, error, finalists
-from stack.caching.calibration.search import EARLY, Candidate, spread
-from stack.caching.calibration.trials import Trials
-from stack.passes.cache import Cache
+from stack.caching.cache import Cache
+from stack.caching.candidate import Candidate
+from stack.calibrate import calibrate
+from stack.calibrate.held_out import SEARCHED, HeldOut, chosen_again, error, finalists
+from stack.calibrate.search import EARLY, spread
+from stack.calibrate.trials import Trials
 
 from ...conftest import PROMPT, tiny_pipe
 
@@ -48,8 +49,8 @@ def test_errors_of_all_prompts_decide() -> None:
 def test_a_choice_that_held_out_prompts_refute_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache("svd")
     prompts, held_out = [PROMPT, OTHERS[0]], OTHERS[1:]
-    agreed = stack.calibrate(prompts, held_out, full_steps=4, trials=12, progress=False)
-    assert agreed.compared == 0 and "chosen again" not in str(agreed)
+    call_transforms = stack.calibrate(prompts, held_out, full_steps=4, trials=12, progress=False)
+    assert call_transforms.compared == 0 and "chosen again" not in str(call_transforms)
 
     monkeypatch.setattr(calibrate, "DISAGREE_DB", -99.0)  # whatever they say is taken for disagreement
     found = stack.calibrate(prompts, held_out, full_steps=4, trials=12, progress=False)
@@ -64,5 +65,5 @@ def test_a_choice_that_held_out_prompts_refute_is_made_again(monkeypatch: pytest
     # No worse over all prompts than what the search alone had chosen.
     first = HeldOut(trials, held_out)
     assert 2 * error(found.psnr_db) + error(first.psnr(found.cache)) <= (
-        2 * error(agreed.psnr_db) + error(first.psnr(agreed.cache))
+        2 * error(call_transforms.psnr_db) + error(first.psnr(call_transforms.cache))
     ) * (1 + 1e-6)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.caching.calibration.predictability import explained, over_time
+from benchmarks.predictability_maps import explained, over_time
 from stack.compat.subspace import principal_basis
 
 SHAPE = (2, 12, 8)

@@ -8,19 +8,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.caching.calibration.search import (
-    DENSE,
-    EARLY,
-    GAINS,
-    WHOLE,
-    Candidate,
-    Scored,
-    dense_end,
-    neighbours,
-    openings,
-    search,
-    spread,
-)
+from stack.caching.candidate import WHOLE, Candidate
+from stack.calibrate.search import DENSE, EARLY, GAINS, Scored, dense_end, neighbours, openings, search, spread
 
 STEPS = 30
 ALL_GAINS = [WHOLE, *(gains for line in GAINS for gains in line)]

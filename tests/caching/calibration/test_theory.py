@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack import Stack
-from stack.caching.calibration.propose import learn_weights
-from stack.caching.calibration.theory import best_schedule
-from stack.caching.calibration.trajectory import Recorder, SegmentErrors, Trajectory, growth
 from stack.caching.forecast import Forecast
+from stack.calibrate.propose import learn_weights
+from stack.calibrate.theory import best_schedule
+from stack.calibrate.trajectory import Recorder, SegmentErrors, Trajectory, growth
 from stack.models.sampler import error_weights, sampler_steps
 
 from ...conftest import picture, tiny_pipe

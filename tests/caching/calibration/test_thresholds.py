@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stack import Stack, StackError
-from stack.caching.calibration.goals import Goal
-from stack.caching.calibration.thresholds import CLOSE, Point, boundary, chosen, loosened
-from stack.passes.cache import Cache
+from stack.caching.cache import Cache
+from stack.calibrate.goals import Goal
+from stack.calibrate.thresholds import CLOSE, Point, boundary, chosen, loosened
 
 from ...conftest import PROMPT, tiny_pipe
 

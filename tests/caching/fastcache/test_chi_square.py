@@ -11,7 +11,7 @@ from stack.caching.fastcache.chi_square import (
     largest_change,
     tolerated_scale,
 )
-from stack.errors import StackError
+from stack.core.errors import StackError
 
 
 @pytest.mark.parametrize(

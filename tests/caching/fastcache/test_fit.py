@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import torch
 
-from stack.caching.fastcache.fit import STRIDE, Bases
-from stack.clock import Tick
+from stack.calibrate.maps_fit import STRIDE, MapSums
+from stack.runtime.step_clock import StepContext
 
 
-def tick(step: int, branch: str = "main") -> Tick:
-    return Tick(request=1, branch=branch, step=step, steps=20, sigma=1 - step / 20, time=1 - step / 20, shape=(1, 4, 3))
+def tick(step: int, branch: str = "main") -> StepContext:
+    return StepContext(
+        request=1, branch=branch, step=step, steps=20, sigma=1 - step / 20, time=1 - step / 20, shape=(1, 4, 3)
+    )
 
 
 def test_changes_are_measured_over_gaps_of_1_to_stride_steps() -> None:
-    bases, gaps = Bases(), []
+    bases, gaps = MapSums(), []
     for step in range(12):
         past = bases.past(tick(step), "0/image", torch.full((1,), float(step)), torch.full((1,), -float(step)))
         if past is not None:
@@ -21,7 +23,7 @@ def test_changes_are_measured_over_gaps_of_1_to_stride_steps() -> None:
 
 
 def test_requests_branches_and_keys_do_not_meet() -> None:
-    bases, one = Bases(), torch.ones(1)
+    bases, one = MapSums(), torch.ones(1)
     assert bases.past(tick(0), "0/image", one, one) is None
     assert bases.past(tick(1), "0/text", one, one) is None
     assert bases.past(tick(1, "uncond"), "0/image", one, one) is None

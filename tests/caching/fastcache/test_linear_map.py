@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from stack.caching.fastcache.linear_map import GramSums
 from stack.caching.fastcache.maps import CARRIES, WHOLE, LinearMaps, load_maps
-from stack.errors import StackError
+from stack.core.errors import StackError
 
 D = 6
 

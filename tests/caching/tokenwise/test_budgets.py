@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.caching.tokenwise.budgets import BUDGETS, Budget
+from stack.caching.tokenwise.budgets import BUDGETS, TokenBudget
 from stack.caching.tokenwise.cycles import Cycle
 
 DIT_BLOCKS = [layer / 27 for layer in range(28)]
@@ -50,7 +50,7 @@ def test_flux_spends_four_times_as_much_on_single_blocks() -> None:
 
 @given(
     st.builds(
-        Budget,
+        TokenBudget,
         step_slope=st.floats(-3, 3),
         countdown=st.booleans(),
         layer_slope=st.floats(-3, 3),
@@ -64,11 +64,18 @@ def test_flux_spends_four_times_as_much_on_single_blocks() -> None:
     st.integers(1, 5000),
 )
 def test_a_budget_is_never_more_than_there_is(
-    budget: Budget, nominal: float, steps: int, depth: float, part: int, count: int
+    budget: TokenBudget, nominal: float, steps: int, depth: float, part: int, count: int
 ) -> None:
     for step in range(steps):
         assert 0 <= budget.tokens(count, nominal, step, steps, depth, part) <= count
 
 
 def test_a_ratio_becomes_whole_tokens_rounded_down() -> None:
-    assert [Budget().tokens(10, nominal, 0, 50) for nominal in (0.0, 0.09, 0.1, 0.3, 0.39, 1.0)] == [0, 0, 1, 3, 3, 10]
+    assert [TokenBudget().tokens(10, nominal, 0, 50) for nominal in (0.0, 0.09, 0.1, 0.3, 0.39, 1.0)] == [
+        0,
+        0,
+        1,
+        3,
+        3,
+        10,
+    ]

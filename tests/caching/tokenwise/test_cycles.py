@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stack.caching.schedules import Interval
 from stack.caching.tokenwise.cycles import PACES, Cycle, fill
-from stack.errors import StackError
+from stack.core.errors import StackError
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from stack import Stack, StackError
-from stack.passes.cache import Cache
-from stack.quant.analysis.floor import NoiseFloor, measure_floor
-from stack.quant.analysis.recording import evenly, record_calls
+from stack.caching.cache import Cache
+from stack.calibrate.quant.floor import NoiseFloor, measure_floor
+from stack.calibrate.quant.recording import evenly, record_calls
 from tests.conftest import PROMPT, picture, tiny_pipe
 
 OTHER = "a green circle in the top on a white background"

@@ -9,22 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.errors import StackError
-from stack.quant.analysis import mixing
-from stack.quant.analysis.mixing import Choice, fewest_bytes, smallest_error
+from stack.calibrate.quant import mixing
+from stack.calibrate.quant.mixing import MixChoice, fewest_bytes, smallest_error
+from stack.core.errors import StackError
 
-choices = st.lists(st.builds(Choice, st.just("s"), st.integers(1, 60), st.floats(1e-6, 1.0)), min_size=1, max_size=4)
+choices = st.lists(st.builds(MixChoice, st.just("s"), st.integers(1, 60), st.floats(1e-6, 1.0)), min_size=1, max_size=4)
 layers = st.lists(choices, min_size=1, max_size=5).map(lambda every: {str(i): c for i, c in enumerate(every)})
 
 
-def every(options: dict[str, list[Choice]]) -> list[tuple[int, float]]:
+def every(options: dict[str, list[MixChoice]]) -> list[tuple[int, float]]:
     """(bytes, squared error) of every mix."""
     return [(sum(c.bytes for c in mix), sum(c.error for c in mix)) for mix in itertools.product(*options.values())]
 
 
 @settings(deadline=None, max_examples=150)
 @given(options=layers, share=st.floats(0, 1))
-def test_the_least_error_is_that_of_brute_force(options: dict[str, list[Choice]], share: float) -> None:
+def test_the_least_error_is_that_of_brute_force(options: dict[str, list[MixChoice]], share: float) -> None:
     mixes = every(options)
     low, high = min(b for b, _ in mixes), max(b for b, _ in mixes)
     limit = int(low + share * (high - low))
@@ -35,7 +35,7 @@ def test_the_least_error_is_that_of_brute_force(options: dict[str, list[Choice]]
 
 @settings(deadline=None, max_examples=150)
 @given(options=layers, share=st.floats(0, 1))
-def test_the_fewest_bytes_are_those_of_brute_force(options: dict[str, list[Choice]], share: float) -> None:
+def test_the_fewest_bytes_are_those_of_brute_force(options: dict[str, list[MixChoice]], share: float) -> None:
     mixes = every(options)
     low, high = min(e for _, e in mixes), max(e for _, e in mixes)
     limit = math.sqrt(low + share * (high - low)) * (1 + 1e-9)
@@ -44,9 +44,9 @@ def test_the_fewest_bytes_are_those_of_brute_force(options: dict[str, list[Choic
     assert found.bytes == min(b for b, e in mixes if e <= limit**2)
 
 
-def ladder(scale: float) -> list[Choice]:
+def ladder(scale: float) -> list[MixChoice]:
     """What a layer of this weight in the output really offers: bits against error, four times less for each."""
-    return [Choice(f"{bits}", 10 * bits, scale * 4.0**-bits) for bits in (3, 4, 5, 8)]
+    return [MixChoice(f"{bits}", 10 * bits, scale * 4.0**-bits) for bits in (3, 4, 5, 8)]
 
 
 def test_sensitive_layers_get_the_bits() -> None:
@@ -60,7 +60,7 @@ def test_many_layers_are_thinned_out_and_still_close(monkeypatch: pytest.MonkeyP
     """40 layers of sizes that hardly ever sum up alike: a front of 200 comes within 2 % of one of 8192."""
     sizes = [1000 + 37 * i * i for i in range(40)]
     options = {
-        f"{i}": [Choice(f"{b}", size * b, (1 + i % 7) * 4.0**-b) for b in (2, 3, 4, 5, 8)]
+        f"{i}": [MixChoice(f"{b}", size * b, (1 + i % 7) * 4.0**-b) for b in (2, 3, 4, 5, 8)]
         for i, size in enumerate(sizes)
     }
     limit = 4 * sum(sizes)

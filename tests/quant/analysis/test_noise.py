@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stack.errors import StackError
-from stack.quant.analysis.noise import Split, errors_of, told_apart
+from stack.calibrate.quant.noise import ErrorSplit, errors_of, told_apart
+from stack.core.errors import StackError
 
 
-def synthetic(bias: float, random: float, calls: int, neighbours: int, size: int, seed: int) -> Split:
+def synthetic(bias: float, random: float, calls: int, neighbours: int, size: int, seed: int) -> ErrorSplit:
     """Features of norm near 1 with errors of these relative sizes."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -52,7 +52,7 @@ def test_the_stated_uncertainty_covers_the_truth() -> None:
 
 def test_a_zero_feature_has_no_error() -> None:
     nothing = [torch.zeros(4)] * 2
-    assert told_apart([errors_of(nothing, nothing)]) == Split(0, 0, 0, 0)
+    assert told_apart([errors_of(nothing, nothing)]) == ErrorSplit(0, 0, 0, 0)
 
 
 def test_one_neighbour_tells_nothing() -> None:

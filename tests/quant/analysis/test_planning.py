@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stack import Stack, StackError
-from stack.passes.quantize import Quantize
-from stack.quant.analysis.inputs import held_out, in_portions
-from stack.quant.analysis.recording import record_calls
-from stack.quant.analysis.sensitivity import LayerSensitivity, Sensitivity
+from stack.calibrate.quant.inputs import held_out, in_portions
+from stack.calibrate.quant.recording import record_calls
+from stack.calibrate.quant.sensitivity import LayerSensitivity, Sensitivity
+from stack.passes import pass_options
 from stack.quant.linears.weight_only import WeightOnlyLinear
 from stack.quant.prepared import Preparation
-from stack.recipe import pass_options
+from stack.quant.quantize import Quantize
 from tests.conftest import PROMPT, picture, tiny_pipe
 
 PROMPTS = (

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.quant.analysis.plots import spread_out
+from stack.calibrate.quant.plots import spread_out
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=12), st.floats(0.1, 1))

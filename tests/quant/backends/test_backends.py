@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from stack.errors import StackError
-from stack.facts import machine_of
+from stack.core.errors import StackError
+from stack.core.facts import machine_of
 from stack.quant.backends import BACKENDS
 from stack.quant.backends.base import LibraryLinear
 from stack.quant.schemes import SCHEMES

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from stack import Stack, StackError
-from stack.facts import machine_of
-from stack.models.load import load_pipeline
-from stack.passes.cache import Cache
+from stack.caching.cache import Cache
+from stack.core.facts import machine_of
+from stack.loading import load_pipeline
 from stack.quant.backends import BACKENDS
 from stack.quant.schemes import SCHEMES
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stack.errors import StackError
-from stack.facts import Machine
-from stack.passes.quantize import Quantize
-from stack.plan import make_plan
+from stack.core.errors import StackError
+from stack.core.facts import Machine
+from stack.core.plan import make_plan
 from stack.quant.backends import BACKENDS, libraries, pick
+from stack.quant.quantize import Quantize
 from stack.quant.schemes import SCHEMES
 from tests.test_plan import FACTS
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stack.errors import StackError
-from stack.facts import Machine
+from stack.core.errors import StackError
+from stack.core.facts import Machine
 from stack.quant.backends import BACKENDS, libraries, pick
 from stack.quant.backends.pick import MEASURED
 from stack.quant.schemes import SCHEMES

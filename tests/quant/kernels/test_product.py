@@ -7,8 +7,8 @@ from itertools import product as pairs
 import pytest
 import torch
 
-from stack.errors import StackError
-from stack.facts import Machine, machine_of
+from stack.core.errors import StackError
+from stack.core.facts import Machine, machine_of
 from stack.quant.kernels import product as kernels
 from stack.quant.kernels.product import Kernel, check_exact, kernel_for, pack, product
 from stack.quant.kernels.rows import ROW_LEVELS, ZERO

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from stack.facts import machine_of
+from stack.core.facts import machine_of
 from stack.quant.kernels import shared as module
 from stack.quant.kernels.product import kernel_for
 from stack.quant.kernels.rows import Rows, quantize_rows

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from stack.errors import StackError
-from stack.facts import machine_of
+from stack.core.errors import StackError
+from stack.core.facts import machine_of
 from stack.quant.kernels.product import Kernel, kernel_for
 from stack.quant.kernels.rows import quantize_rows
 from stack.quant.linears.int8 import Int8Linear, convert_group

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from stack.facts import machine_of
+from stack.core.facts import machine_of
 from stack.quant.backends.base import storage_bytes
 from stack.quant.kernels.product import PLAIN, Kernel, kernel_for
 from stack.quant.linears.int8 import Int8Linear, convert_group

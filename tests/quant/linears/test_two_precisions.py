@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stack import Stack, StackError
-from stack.clock import Tick
-from stack.passes.quantize import Quantize
 from stack.quant.linears.two_precisions import Phase, TwoPrecisions, near_ends
+from stack.quant.quantize import Quantize
+from stack.runtime.step_clock import StepContext
 from tests.conftest import inputs, picture, tiny_denoiser, tiny_pipe
 
-TICK = Tick(request=1, branch="main", step=0, steps=50, sigma=1.0, time=1.0, shape=())
+TICK = StepContext(request=1, branch="main", step=0, steps=50, sigma=1.0, time=1.0, shape=())
 
 
 @given(steps=st.integers(1, 200), share=st.floats(0.001, 0.499))
@@ -72,14 +72,14 @@ def test_compiled_code_is_made_twice_at_most() -> None:
         seen.append(graph)
         return graph
 
-    phase = Phase()
-    block = nn.Sequential(TwoPrecisions(nn.Linear(8, 8), nn.Linear(8, 8), phase))
+    compute_mode = Phase()
+    block = nn.Sequential(TwoPrecisions(nn.Linear(8, 8), nn.Linear(8, 8), compute_mode))
     torch._dynamo.reset()
     compiled = torch.compile(block, backend=backend)
     x = torch.randn(3, 8)
     with torch.no_grad():
         for step in range(12):
-            phase.at_ends = step in (0, 1, 10, 11)
+            compute_mode.at_ends = step in (0, 1, 10, 11)
             assert torch.allclose(compiled(x), block(x))
     assert len(seen) == 2
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from stack.errors import StackError
+from stack.core.errors import StackError
 from stack.quant.backends.native import Native
 from stack.quant.linears.corrected import Balanced, Branched
 from stack.quant.linears.weight_only import WeightOnlyLinear
 from stack.quant.rounding.calibrated import Seen, calibrated, calibrated_bytes
-from stack.quant.rounding.candidates import Candidate
+from stack.quant.rounding.candidates import RoundingCandidate
 
 NATIVE = Native()
 
@@ -34,7 +34,7 @@ def rig(bias: bool = True) -> tuple[nn.Linear, Seen, torch.Tensor]:
 def built(name: str, bias: bool = True) -> tuple[nn.Module, float]:
     """The module, and its relative error on other inputs."""
     linear, seen, x = rig(bias)
-    candidate = Candidate(name)
+    candidate = RoundingCandidate(name)
     module = calibrated(linear, candidate, seen, lambda each: NATIVE.convert([each], candidate.scheme)[0])
     with torch.no_grad():
         return module, float((module(x) - linear(x)).norm() / linear(x).norm())
@@ -43,16 +43,18 @@ def built(name: str, bias: bool = True) -> tuple[nn.Module, float]:
 def plain_error(name: str) -> float:
     linear, _, x = rig()
     with torch.no_grad():
-        return float((NATIVE.convert([linear], Candidate(name).scheme)[0](x) - linear(x)).norm() / linear(x).norm())
+        return float(
+            (NATIVE.convert([linear], RoundingCandidate(name).scheme)[0](x) - linear(x)).norm() / linear(x).norm()
+        )
 
 
 def test_names_are_read() -> None:
-    read = Candidate("nf4/32+feedback+rank8")
+    read = RoundingCandidate("nf4/32+feedback+rank8")
     assert (read.scheme.name, read.scheme.group, read.feedback, read.rank, read.balance) == ("nf4", 32, True, 8, False)
-    assert not read.plain and Candidate("int8").plain and Candidate("keep").keeps
-    assert Candidate("int8+balance").balance and not Candidate("int8+balance").plain
-    assert Candidate("nf4/32+feedback").fits(192) and not Candidate("nf4/128").fits(192)
-    assert Candidate("nf4").fits(100) and Candidate("keep").fits(7)
+    assert not read.plain and RoundingCandidate("int8").plain and RoundingCandidate("keep").keeps
+    assert RoundingCandidate("int8+balance").balance and not RoundingCandidate("int8+balance").plain
+    assert RoundingCandidate("nf4/32+feedback").fits(192) and not RoundingCandidate("nf4/128").fits(192)
+    assert RoundingCandidate("nf4").fits(100) and RoundingCandidate("keep").fits(7)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_names_are_read() -> None:
 )
 def test_names_that_cannot_be_read_are_refused(name: str, message: str) -> None:
     with pytest.raises(StackError, match=message):
-        Candidate(name)
+        RoundingCandidate(name)
 
 
 def test_feedback_leaves_a_fifth_of_the_error_in_the_same_bytes() -> None:

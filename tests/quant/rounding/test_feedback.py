@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stack.quant.formats import load
 from stack.quant.rounding.feedback import damped, output_error, round_with_feedback
-from stack.quant.rounding.grids import Grid, fitted, with_group
+from stack.quant.rounding.grids import RoundingGrid, fitted, with_group
 from stack.quant.schemes import SCHEMES
 
 
@@ -26,7 +26,7 @@ def correlated(rows: int, inner: int, rank: int, seed: int) -> tuple[torch.Tenso
 @pytest.mark.parametrize("name", ["nf4", "int4-weight"])
 def test_correlated_inputs_leave_a_third_of_the_error(name: str) -> None:
     weight, moment = correlated(64, 128, 16, 0)
-    grid = Grid(SCHEMES[name])
+    grid = RoundingGrid(SCHEMES[name])
     plain = output_error(grid.decoded(fitted(weight, grid)) - weight, moment).sum()
     back = output_error(grid.decoded(round_with_feedback(weight, grid, moment, sweeps=0)) - weight, moment).sum()
     swept = output_error(grid.decoded(round_with_feedback(weight, grid, moment)) - weight, moment).sum()
@@ -47,7 +47,7 @@ def test_it_is_never_worse_than_plain_rounding(
     rows: int, inner: int, rank: int, seed: int, name: str, group: int
 ) -> None:
     weight, moment = correlated(rows, inner, rank, seed)
-    grid = Grid(with_group(SCHEMES[name], group))
+    grid = RoundingGrid(with_group(SCHEMES[name], group))
     plain = fitted(weight, grid, damped(moment).diagonal())
     found = round_with_feedback(weight, grid, moment)
     errors = [output_error(grid.decoded(r) - weight, damped(moment)) for r in (plain, found)]
@@ -59,7 +59,7 @@ def test_it_is_never_worse_than_plain_rounding(
 def test_rows_of_three_weights_come_near_the_best_codes_there_are() -> None:
     """Against every combination of 16 codes at the steps that were found."""
     weight, moment = correlated(20, 3, 2, 5)
-    grid = Grid(with_group(SCHEMES["nf4"], 4))
+    grid = RoundingGrid(with_group(SCHEMES["nf4"], 4))
     found = round_with_feedback(weight, grid, moment, sweeps=3)
     levels = torch.tensor(list(itertools.product(grid.levels(torch.device("cpu")).tolist(), repeat=3)))
     got = output_error(grid.decoded(found) - weight, damped(moment))
@@ -73,7 +73,7 @@ def test_rows_of_three_weights_come_near_the_best_codes_there_are() -> None:
 
 def test_uncorrelated_inputs_leave_nothing_to_feed_back() -> None:
     weight, _ = correlated(16, 64, 4, 1)
-    grid, moment = Grid(SCHEMES["nf4"]), torch.eye(64)
+    grid, moment = RoundingGrid(SCHEMES["nf4"]), torch.eye(64)
     plain = output_error(grid.decoded(fitted(weight, grid)) - weight, moment).sum()
     back = output_error(grid.decoded(round_with_feedback(weight, grid, moment)) - weight, moment).sum()
     assert 0.9 * plain < back <= plain
@@ -82,7 +82,7 @@ def test_uncorrelated_inputs_leave_nothing_to_feed_back() -> None:
 def test_channels_that_never_were_on_do_no_harm() -> None:
     weight, moment = correlated(8, 32, 4, 2)
     moment[:, 5] = moment[5] = 0
-    grid = Grid(with_group(SCHEMES["nf4"], 32))
+    grid = RoundingGrid(with_group(SCHEMES["nf4"], 32))
     found = grid.decoded(round_with_feedback(weight, grid, moment))
     assert float((found - weight).abs().max()) < 0.25
     nothing = grid.decoded(round_with_feedback(weight, grid, torch.zeros(32, 32)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stack.quant.formats import load, store
-from stack.quant.rounding.grids import Grid, fitted, with_group
+from stack.quant.rounding.grids import RoundingGrid, fitted, with_group
 from stack.quant.schemes import SCHEMES
 
 
@@ -14,7 +14,7 @@ from stack.quant.schemes import SCHEMES
 @pytest.mark.parametrize("inner", [64, 70, 200])
 def test_a_fitted_weight_is_stored_bit_for_bit_and_closer_than_absmax(name: str, inner: int) -> None:
     weight = torch.randn(30, inner) * 0.1
-    grid = Grid(SCHEMES[name])
+    grid = RoundingGrid(SCHEMES[name])
     found = fitted(weight, grid)
     stored = grid.stored(found)
     assert torch.equal(load(stored, torch.float32), grid.decoded(found))
@@ -27,7 +27,7 @@ def test_a_fitted_weight_is_stored_bit_for_bit_and_closer_than_absmax(name: str,
 def test_important_channels_are_rounded_more_closely() -> None:
     weight, importance = torch.randn(40, 64), torch.ones(64)
     importance[3] = 1000.0
-    grid = Grid(SCHEMES["nf4"])
+    grid = RoundingGrid(SCHEMES["nf4"])
     errors = [
         float((grid.decoded(fitted(weight, grid, each)) - weight)[:, 3].norm()) for each in (torch.ones(64), importance)
     ]
@@ -38,7 +38,7 @@ def test_smaller_groups_cost_bytes_and_save_error() -> None:
     weight = torch.randn(32, 192) * torch.linspace(0.1, 3, 192)
     errors, sizes = [], []
     for group in (192, 64, 16):
-        grid = Grid(with_group(SCHEMES["nf4"], group))
+        grid = RoundingGrid(with_group(SCHEMES["nf4"], group))
         found = fitted(weight, grid)
         errors.append(float((grid.decoded(found) - weight).norm()))
         sizes.append(sum(t.nbytes for t in grid.stored(found).tensors()))
@@ -50,5 +50,5 @@ def test_rows_of_zeros_stay_zeros() -> None:
     weight = torch.randn(3, 64)
     weight[1] = 0
     for name in ("nf4", "int4-weight"):
-        grid = Grid(SCHEMES[name])
+        grid = RoundingGrid(SCHEMES[name])
         assert float(grid.decoded(fitted(weight, grid))[1].abs().max()) == 0

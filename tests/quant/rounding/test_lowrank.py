@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from stack.quant.linears.corrected import Branched
-from stack.quant.rounding.grids import Grid, fitted
+from stack.quant.rounding.grids import RoundingGrid, fitted
 from stack.quant.rounding.lowrank import leading, with_branch
 from stack.quant.schemes import SCHEMES
 
-GRID = Grid(SCHEMES["nf4"])
+GRID = RoundingGrid(SCHEMES["nf4"])
 
 
 def rounded(weight: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stack.errors import StackError
-from stack.facts import machine_of
+from stack.core.errors import StackError
+from stack.core.facts import machine_of
 from stack.quant.kernels.product import kernel_for
 from stack.quant.linears.corrected import Balanced
 from stack.quant.linears.int8 import Int8Linear

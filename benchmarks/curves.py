@@ -1,0 +1,40 @@
+"""Speed against quality as curves: what a control reaches in a row's time, and which rows nothing beats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from stack.measure.metrics import CAP_DB
+
+Point = tuple[float, float]  # (speedup, PSNR in dB)
+
+
+def at_speedup(curve: Sequence[Point], speedup: float) -> float:
+    """PSNR of a curve at a speedup, linear between its points in the logarithm of time.
+
+    At a speedup of 1 and below the control is the base itself, identical (99 dB). Beyond its fastest and its slowest
+    point a curve is taken to stay where it is. Of points at one speedup the best counts.
+
+    Args:
+        curve: points in any order, at least one.
+    """
+    if speedup <= 1:
+        return CAP_DB
+    best: dict[float, float] = {}
+    for point, value in curve:
+        best[math.log(point)] = max(value, best.get(math.log(point), value))
+    xs = sorted(best)
+    return float(np.interp(math.log(speedup), xs, [best[x] for x in xs]))
+
+
+def pareto_front(points: Sequence[Point]) -> list[int]:
+    """Indices of the points that no other beats in both speedup and PSNR, slowest first. Of equal points the first."""
+    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1], i))
+    front: list[int] = []
+    for i in order:
+        if not front or points[i][1] > points[front[-1]][1]:
+            front.append(i)
+    return front[::-1]

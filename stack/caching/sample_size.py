@@ -1,0 +1,48 @@
+"""Tells error budgets how large the sample is that their errors are relative to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..core.installer import Installer
+from ..models.sampler import AffineStep
+from ..runtime.call import DenoiserCall, Entrance
+from .controller import CacheController
+from .gates import BudgetGate
+
+Run = Callable[[DenoiserCall], Any]
+
+
+class SampleSize:
+    """Reads the estimate of the clean sample, x0 = c x + d m, off every step that runs in full.
+
+    One number per sample is read back, where the budget reads its forecast's error anyhow.
+
+    Args:
+        steps: the sampler's steps of the current request.
+    """
+
+    def __init__(self, controller: CacheController, steps: Callable[[], list[AffineStep]]):
+        self.controller, self.steps = controller, steps
+
+    def install(self, entrance: Entrance, install: Installer) -> None:
+        """Stand before the denoiser."""
+        install.wrap_call(entrance, "run", lambda inner: lambda call: self._visit(call, inner))
+
+    def _visit(self, call: DenoiserCall, run: Run) -> Any:
+        result = run(call)
+        budgets = {
+            row: cell.gate.budget
+            for row, cell in enumerate(self.controller.cells)
+            if isinstance(cell.gate, BudgetGate) and not cell.run
+        }
+        if budgets:
+            step = self.steps()[self.controller.now.step]
+            clean = step.c * call.latent.float() + step.d * result[0].float()
+            sizes = torch.linalg.vector_norm(clean.flatten(1), dim=1) / clean[0].numel() ** 0.5
+            for budget, size in zip(budgets.values(), sizes[list(budgets)].tolist(), strict=True):
+                budget.resize(size)
+        return result

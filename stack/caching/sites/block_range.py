@@ -1,0 +1,185 @@
+"""A span of blocks as one: some in front and behind always run, what lies between is predicted or run as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ...core.errors import StackError
+from ...core.installer import Installer
+from ...models.wiring import Wiring
+from ..controller import CacheSlot
+from .calls import BlockCall, Decides, Streams, before_blocks, take
+
+CHECK = "check"  # key of the feature that drafts are checked on
+
+
+@dataclass
+class _Step:
+    """State of one denoiser call.
+
+    Attributes:
+        entry: streams where the span begins.
+        first: streams where the blocks begin.
+        calls: calls of the span's blocks, kept while they may have to be made after all.
+        skips: decision per cell.
+    """
+
+    first: Streams
+    entry: Streams = field(default_factory=dict)
+    calls: list[BlockCall] = field(default_factory=list)
+    skips: list[bool] = field(default_factory=list)
+
+    def rows(self, skipped: bool) -> list[int]:
+        return [i for i, skip in enumerate(self.skips) if skip is skipped]
+
+
+class BlockRange:
+    """Caches blocks `front` to `-back`; with 0 and 0 the whole stack.
+
+    Embedders, head, front and back blocks run on every step, with the current time.
+
+    Args:
+        residual: predict what the span adds (TeaCache, first-block cache), or its output (the last hidden state).
+        accept: for drafts: (step, steps) to the largest relative error of the check that is accepted; None checks
+            nothing. Needs a back block, which is run on the predicted streams and compared with its own prediction.
+    """
+
+    def __init__(
+        self,
+        controller: Decides,
+        front: int = 0,
+        back: int = 0,
+        residual: bool = False,
+        accept: Callable[[int, int], float] | None = None,
+    ):
+        self.controller, self.front, self.back, self.residual, self.accept = controller, front, back, residual, accept
+        self._step: _Step | None = None
+
+    def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
+        """Stand before every block; returns how many can be skipped.
+
+        Raises:
+            StackError: nothing lies between front and back blocks.
+        """
+        blocks = len(wiring.blocks(denoiser))
+        between = blocks - self.front - self.back
+        if between < 1:
+            raise StackError(f"{self.front} front and {self.back} back blocks leave none of {blocks} to cache")
+        clock = self.controller.clock
+        before_blocks(denoiser, wiring, install, clock, lambda number, call: self._visit(number, call, blocks))
+        return between
+
+    def _visit(self, number: int, call: BlockCall, blocks: int) -> Streams:
+        if number == 0:
+            self._step = _Step(first=call.streams)
+            self.controller.begin(call.streams[call.wiring.output_stream])
+        step = self._step
+        assert step is not None
+        if number < self.front:
+            return call.run()
+        if number == self.front:
+            step.entry = call.streams
+            step.skips = self.controller.decide(self._probe(step, call))
+        last = blocks - self.back - 1
+        if number > last:
+            return self._behind(step, call, number == last + 1)
+        if self.accept and any(step.skips):
+            step.calls.append(call)
+        if all(step.skips):
+            return self._predicted(step, call) if number == last else call.streams
+        return self._between(step, call, first=number == self.front, last=number == last)
+
+    def _between(self, step: _Step, call: BlockCall, first: bool, last: bool) -> Streams:
+        if not any(step.skips):
+            out = call.run()
+            if last:
+                self._store(step, out, call.wiring)
+            return out
+        # Some samples only: the streams shrink to them at the span's first block and grow again behind its last.
+        rows = step.rows(skipped=False)
+        out = call.run(take(call.streams, rows) if first else None, rows)
+        if not last:
+            return out
+        self._store(step, out, call.wiring)
+        whole = {name: tensor.clone() for name, tensor in self._predicted(step, call).items()}
+        for name, tensor in out.items():
+            whole[name][rows] = tensor
+        return whole
+
+    def _probe(self, step: _Step, call: BlockCall) -> torch.Tensor | None:
+        kind, stream = self.controller.probe, call.wiring.output_stream
+        if kind == "prefix":
+            return call.streams[stream] - step.first[stream]
+        return call.wiring.modulated(call.block, call.given) if kind == "modulated" else None
+
+    def _features(self, wiring: Wiring) -> list[str]:
+        """Streams that somebody reads behind the span."""
+        return list(wiring.streams) if self.back else [wiring.output_stream]
+
+    def _cells(self, step: _Step, skipped: bool) -> list[CacheSlot]:
+        return [cell for cell, skip in zip(self.controller.cells, step.skips, strict=True) if skip is skipped]
+
+    def _store(self, step: _Step, out: Streams, wiring: Wiring) -> None:
+        cells = self._cells(step, skipped=False)
+        entry = take(step.entry, step.rows(skipped=False)) if any(step.skips) else step.entry
+        for stream in self._features(wiring):
+            if stream in out:
+                self.controller.store(stream, out[stream] - entry[stream] if self.residual else out[stream], cells)
+
+    def _predicted(self, step: _Step, call: BlockCall) -> Streams:
+        """The span's output on a cached step; rows of samples that ran are whatever they were."""
+        cells, some = self._cells(step, skipped=True), not all(step.skips)
+        streams = dict(step.entry)
+        for stream in self._features(call.wiring):
+            if stream not in streams:
+                continue
+            predicted = self.controller.predict(stream, cells)
+            rows = step.rows(skipped=True)
+            base = streams[stream][rows] if some else streams[stream]
+            value = base + predicted if self.residual else predicted
+            streams[stream] = streams[stream].clone().index_copy_(0, _index(rows, value), value) if some else value
+        return streams
+
+    def _behind(self, step: _Step, call: BlockCall, first: bool) -> Streams:
+        out, stream = call.run(), call.wiring.output_stream
+        if not (self.accept and first):
+            return out
+        ran = step.rows(skipped=False) if any(step.skips) else list(range(len(out[stream])))
+        if ran:
+            self.controller.store(CHECK, out[stream][ran], self._cells(step, skipped=False))
+        return self._checked(step, call, out, stream) if any(step.skips) else out
+
+    def _checked(self, step: _Step, call: BlockCall, out: Streams, stream: str) -> Streams:
+        """Compare the last block's output with its own prediction; roll the step back for samples that fail."""
+        assert self.accept is not None
+        cells, tick = self.controller.cells, self.controller.clock.tick
+        assert tick is not None
+        bound = self.accept(tick.step, tick.steps)
+        drafted = step.rows(skipped=True)
+        expected = self.controller.predict(CHECK, [cells[i] for i in drafted])
+        error = ((out[stream][drafted] - expected).abs() / (expected.abs() + 1e-10)).flatten(1).mean(1)
+        failed = [row for row, e in zip(drafted, error.tolist(), strict=True) if not e <= bound]
+        if not failed:
+            return out
+        rejected = [cells[i] for i in failed]
+        self.controller.reject(rejected)
+        streams = take(step.entry, failed)
+        for skipped in step.calls:
+            streams = skipped.run(streams, failed)
+        for name in self._features(call.wiring):
+            entry = step.entry[name][failed]
+            self.controller.store(name, streams[name] - entry if self.residual else streams[name], rejected)
+        redone = call.run(streams, failed)
+        self.controller.store(CHECK, redone[stream], rejected)
+        whole = {name: tensor.clone() for name, tensor in out.items()}
+        for name, tensor in redone.items():
+            whole[name][failed] = tensor
+        return whole
+
+
+def _index(rows: list[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(rows, device=like.device)

@@ -1,0 +1,165 @@
+"""Every block, or every module, on its own: what each adds is predicted separately, and the streams keep flowing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ...core.errors import StackError
+from ...core.installer import Installer
+from ...models.wiring import CachedModule, Wiring
+from ...runtime.arguments import Arguments
+from ..controller import CacheController, CacheSlot
+from .calls import BlockCall, Streams, before_blocks, returned, several
+from .inside import Forward, Inside, as_it_is
+
+Given = list[torch.Tensor]  # the tensors that a module was called with
+
+
+class _Decided:
+    """Both sites decide once per step, at the first block, for the whole batch."""
+
+    def __init__(self, controller: CacheController):
+        self.controller = controller
+        self.skip = False
+
+    @property
+    def cells(self) -> list[CacheSlot]:
+        """The cells that the coming blocks work for."""
+        return self.controller.cells
+
+    def begin(self, tokens: torch.Tensor) -> None:
+        """The first block is reached with these tokens (B, N, D)."""
+        self.controller.begin(tokens)
+        self.skip = all(self.controller.decide())
+
+
+class PerBlock(_Decided):
+    """Caches the residual that each block adds to each stream (HyCa, FoCa; the likely reading of SVD-Cache)."""
+
+    def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
+        """Stand before every block; returns their number."""
+        return before_blocks(denoiser, wiring, install, self.controller.clock, self._visit)
+
+    def _visit(self, number: int, call: BlockCall) -> Streams:
+        if number == 0:
+            self.begin(call.streams[call.wiring.output_stream])
+        controller, entry = self.controller, call.streams
+        cells = controller.cells
+        if self.skip:
+            return {name: tensor + controller.predict(f"{number}/{name}", cells) for name, tensor in entry.items()}
+        out = call.run()
+        for name, tensor in out.items():
+            controller.store(f"{number}/{name}", tensor - entry[name], cells)
+        return out
+
+
+class PerModule(_Decided):
+    """Caches the outputs of attention and MLP before their gates, which are computed anew on every step (TaylorSeer,
+    FORA, ToCa's state; with attention alone, PAB).
+
+    Args:
+        roles: which modules: "attention", "mlp". A projection that ends both is kept only with both.
+        compile: what the blocks are compiled with.
+    """
+
+    reads_inputs: ClassVar[bool] = False  # whether a forecast wants to know what a module was given
+
+    def __init__(
+        self,
+        controller: CacheController,
+        roles: tuple[str, ...] = ("attention", "mlp"),
+        compile: Callable[[Forward], Forward] = as_it_is,
+    ):
+        super().__init__(controller)
+        self.roles = roles
+        self.inside = Inside(compile, whole=lambda: not self.skip)
+
+    def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
+        """Stand before every module; returns how many are predicted on a cached step."""
+        self._open(denoiser, wiring, install)
+        count = 0
+        for blocks, modules in wiring.modules.items():
+            for index, block in enumerate(denoiser.get_submodule(blocks).children()):
+                for module in self._chosen(modules):
+                    self._place(block, f"{blocks}.{index}.{module.path}", module, install)
+                    count += 1
+        if not count:
+            raise StackError(f"no module of roles {', '.join(self.roles)} can be cached on its own in this model")
+        return count
+
+    def _open(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:
+        """Stand before the first block, where the step is decided."""
+        _, first = wiring.blocks(denoiser)[0]
+        arguments, name = Arguments(first.forward), wiring.streams[wiring.output_stream]
+
+        def opening(inner: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                self.begin(arguments.named(args, kwargs)[name])
+                return inner(*args, **kwargs)
+
+            return forward
+
+        install.wrap_call(first, "forward", opening)
+
+    def _chosen(self, modules: tuple[CachedModule, ...]) -> list[CachedModule]:
+        """The modules of one block to keep: one that ends both roles, where both are asked for and there is one."""
+        joint = [m for m in modules if m.role == "both" and set(self.roles) == {"attention", "mlp"}]
+        return joint or [m for m in modules if m.role in self.roles]
+
+    def _place(self, block: nn.Module, key: str, module: CachedModule, install: Installer) -> None:
+        for norm in module.norms if not self.reads_inputs else ():
+            # Traced with its block, which stays in one piece there: one version for full steps, one for cached ones.
+            install.wrap_call(block.get_submodule(norm), "forward", self._unread)
+        for spare in module.spares:
+            self.inside.wrap(block.get_submodule(spare), self._spared, install)
+        self.inside.wrap(block.get_submodule(module.path), lambda inner: self._kept(inner, key), install)
+
+    def _kept(self, inner: Callable[..., Any], key: str) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = self._given(key, args, kwargs)
+            if self.skip:
+                parts = [i for i in range(2) if f"{key}/{i}" in self.cells[0].predictors]
+                return returned(self._forecast(key, i, given) for i in parts)
+            result = inner(*args, **kwargs)
+            for i, value in enumerate(several(result)):
+                self._keep(key, i, value, given)
+            return result
+
+        return forward
+
+    def _given(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
+        """What a forecast wants to know of a module's input: nothing here."""
+        return []
+
+    def _keep(self, key: str, index: int, value: torch.Tensor, given: Given) -> None:
+        self.controller.store(f"{key}/{index}", value, self.cells)
+
+    def _forecast(self, key: str, index: int, given: Given) -> torch.Tensor:
+        return self.controller.predict(f"{key}/{index}", self.cells)
+
+    def _unread(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        """A norm nobody reads on a cached step: no tokens, only the gates it returns beside them."""
+
+        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return inner(x[:, :0] if self.skip else x, *args, **kwargs)
+
+        return forward
+
+    def _spared(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        """A module nobody listens to on a cached step: no tokens, so that what the block makes of them is free."""
+        shapes: list[torch.Size] = []
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.skip:
+                given = next(x for x in [*args, *kwargs.values()] if isinstance(x, torch.Tensor))
+                # Perhaps other samples than those that ran.
+                return returned(given.new_empty(len(given), 0, *shape[2:]) for shape in shapes)
+            out = inner(*args, **kwargs)
+            shapes[:] = [value.shape for value in several(out)]
+            return out
+
+        return forward

@@ -1,0 +1,148 @@
+"""Modules whose inputs tell how far their outputs have moved: Relational Feature Caching (arXiv 2602.19506)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...core.installer import Installer
+from ...models.wiring import CachedModule, Wiring
+from ..controller import CacheController, CacheSlot, mean_ratios
+from .calls import BlockCall, Streams, before_blocks, take
+from .inside import Forward, as_it_is, untraced
+from .per_module import Given, PerModule
+
+FIRST = "first"  # key of the first module's input
+
+
+class RelationalModules(PerModule):
+    """Attention and MLP as `PerModule`, with the length of every increment taken from the module's input.
+
+    With O and I a module's output and input, t the last full step and t' the one before, a cached step takes
+
+        O(t) + s |I - I(t)| d / |d|,    s = |O(t) - O(t')| / |I(t) - I(t')|,
+
+    d being what the forecast adds to O(t). Norms are over tokens and channels of one sample. A cached step's inputs
+    exist, since the streams keep flowing through what is predicted; a projection that ends attention and MLP has that
+    of the two. With a gate each sample is decided on its own, by the relative L1 error of the forecast of the first
+    module's input, and where only some samples run, every block is called once for them and once for the others.
+    """
+
+    reads_inputs = True
+
+    def __init__(self, controller: CacheController, compile: Callable[[Forward], Forward] = as_it_is):
+        super().__init__(controller, compile=compile)
+        self._active: list[CacheSlot] = []
+        self._rows: tuple[list[int], list[int]] = ([], [])  # those that run, those that do not
+        self._inputs: dict[str, torch.Tensor] = {}
+
+    @property
+    def cells(self) -> list[CacheSlot]:
+        return self._active
+
+    def _open(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:
+        before_blocks(denoiser, wiring, install, self.controller.clock, self._visit)
+
+    def _visit(self, number: int, call: BlockCall) -> Streams:
+        cells = self.controller.cells if number else self._decide(call)
+        ran, skipped = self._rows
+        if not (ran and skipped):
+            self._active, self.skip = cells, not ran
+            return call.run()
+        whole: Streams = {}
+        for rows, self.skip in ((ran, False), (skipped, True)):
+            self._active = [cells[i] for i in rows]
+            for name, tensor in call.run(take(call.streams, rows), rows).items():
+                whole.setdefault(name, tensor.new_empty(len(cells), *tensor.shape[1:]))[rows] = tensor
+        return whole
+
+    def _decide(self, call: BlockCall) -> list[CacheSlot]:
+        controller = self.controller
+        controller.begin(call.streams[call.wiring.output_stream])
+        cells, gated = controller.cells, controller.new_gate is not None
+        if not gated:
+            skips = controller.decide()
+        else:
+            first = call.wiring.modulated(call.block, call.given)
+            missed = mean_ratios([self._missed(c, first[i : i + 1]) for i, c in enumerate(cells)])
+            skips = controller.decide(changes=missed)
+        ran, skipped = ([i for i, skip in enumerate(skips) if skip is wanted] for wanted in (False, True))
+        self._rows = ran, skipped
+        if gated and ran:
+            controller.store(FIRST, first[ran], [cells[i] for i in ran], measure=False)
+        return cells
+
+    def _missed(self, cell: CacheSlot, first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """How far the forecast of the first module's input is off, and the input."""
+        if FIRST not in cell.predictors:
+            return None
+        return first - self.controller.predict(FIRST, [cell]), first
+
+    def _place(self, block: nn.Module, key: str, module: CachedModule, install: Installer) -> None:
+        super()._place(block, key, module, install)
+        if module.spares:  # what it is given itself is not computed on a cached step
+            spare = block.get_submodule(module.spares[0])
+            install.wrap_call(spare, "forward", lambda inner: untraced(self._noted(inner, key)))
+
+    def _noted(self, inner: Callable[..., Any], key: str) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self._inputs[key] = next(x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
+            return inner(*args, **kwargs)
+
+        return forward
+
+    def _given(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
+        if key in self._inputs:
+            return [self._inputs.pop(key)]
+        return [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+
+    def _keep(self, key: str, index: int, value: torch.Tensor, given: Given) -> None:
+        part = f"{key}/{index}"
+        for i, cell in enumerate(self.cells):
+            mine, x, kept = self._of(value, i), self._of(_input(given, index, value.shape), i), cell.kept
+            past = cell.predictors.get(part)
+            if past is not None and past.ready:
+                kept[f"{part}/rate"] = _ratio(_size(mine - past.last), _size(x - kept[f"{part}/in"]))
+        super()._keep(key, index, value, given)
+        for i, cell in enumerate(self.cells):
+            x = self._of(_input(given, index, value.shape), i)
+            cell.kept[f"{part}/in"] = x.to(cell.predictors[part].kept_in)
+
+    def _forecast(self, key: str, index: int, given: Given) -> torch.Tensor:
+        part, values = f"{key}/{index}", []
+        for i, cell in enumerate(self.cells):
+            value, rate = self.controller.predict(part, [cell]), cell.kept.get(f"{part}/rate")
+            if rate is not None:
+                last, then = cell.predictors[part].last, cell.kept[f"{part}/in"]
+                x = self._of(_input(given, index, self._whole(value.shape)), i)
+                longer = _ratio(rate * _size(x - then), _size(value - last))
+                value = (last + (value - last) * longer.to(value.dtype)).to(value.dtype)
+            values.append(value)
+        return values[0] if len(values) == 1 else torch.cat(values)
+
+    def _of(self, tensor: torch.Tensor, i: int) -> torch.Tensor:
+        """What belongs to a cell."""
+        return tensor if self.controller.new_gate is None else tensor[i : i + 1]
+
+    def _whole(self, shape: torch.Size) -> torch.Size:
+        """Shape of all cells' features together."""
+        return shape if self.controller.new_gate is None else torch.Size((len(self.cells), *shape[1:]))
+
+
+def _input(given: Given, index: int, shape: torch.Size) -> torch.Tensor:
+    """The argument that becomes output `index`: joint attention takes its streams in the order it returns them."""
+    fits = index < len(given) and given[index].shape[:2] == shape[:2]
+    return given[index] if fits else given[0]
+
+
+def _size(x: torch.Tensor) -> torch.Tensor:
+    """Norm of every sample (B, N, D), in float32: (B, 1, 1)."""
+    return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
+
+
+def _ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a / b, and 0 where b is: what has not moved tells nothing."""
+    return torch.nan_to_num(a / b, nan=0.0, posinf=0.0)

@@ -1,0 +1,152 @@
+"""Which tokens each MLP recomputes on a conservative step: chosen once per module and step, for all branches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ...runtime.readback import sent
+from ...runtime.step_clock import StepContext
+from ..controller import CacheController
+from ..policy import Policy
+from ..tokenwise.selection import flat_rows, older, random_scores, shared_by_halves, value_scores, with_bonus
+
+
+@dataclass(frozen=True)
+class Place:
+    """An MLP whose tokens are chosen.
+
+    Attributes:
+        key: path of the module that ends it, in the denoiser.
+        number: seeds its choices.
+        part: number of its block list.
+        depth: of its block in that list, 0 (first) to 1 (last).
+    """
+
+    key: str
+    number: int
+    part: int = 0
+    depth: float = 0.0
+
+
+class TokenSelector:
+    """Chooses by a policy's `TokenChoices`.
+
+    The branch that asks first in a step decides for all of them: guidance takes differences of branches, and different
+    tokens would show in them. Ages and value scores are therefore kept once, in the controller's shared state.
+
+    Args:
+        head_dim: size of an attention head, for value scores.
+        halves: whether the halves of a batch are guidance branches.
+        grid: of the output stream's tokens in the current request; () where they lie on none.
+    """
+
+    def __init__(
+        self,
+        controller: CacheController,
+        policy: Policy,
+        head_dim: int,
+        halves: bool,
+        grid: Callable[[], tuple[int, ...]],
+    ):
+        self.controller, self.policy, self.head_dim, self.halves = controller, policy, head_dim, halves
+        self.grid = grid
+        self._at: tuple[int, int] = (-1, -1)  # request and step of the rows that are kept
+        self._places: list[Place] = []
+
+    @property
+    def observes(self) -> bool:
+        """Whether it wants to see attention values."""
+        return self.policy.select == "values"
+
+    def add(self, place: Place) -> None:
+        """An MLP whose tokens will be chosen."""
+        self._places.append(place)
+
+    def observe(self, place: Place, values: torch.Tensor) -> None:
+        """A full step made these attention values (B, N, H * head_dim)."""
+        self.controller.shared[f"{place.key}/values"] = value_scores(values, self.head_dim)
+
+    def refresh(self, place: Place) -> None:
+        """A full step computed every token."""
+        self.controller.shared.pop(f"{place.key}/ages", None)
+
+    def rows(self, place: Place, like: torch.Tensor) -> torch.Tensor | None:
+        """Rows to compute, as `flat_rows`; None for all of them.
+
+        Args:
+            like: the module's output (B, N, D) on the last full step.
+        """
+        shared, tick = self.controller.shared, self.controller.now
+        if self._at != (tick.request, tick.step):
+            self._at = (tick.request, tick.step)
+            for key in [key for key in shared if "/rows/" in key]:
+                del shared[key]
+        if self._count(place, tick, like) == like.shape[1]:
+            self.refresh(place)
+            return None
+        key = _key(place, like)
+        if key not in shared:
+            self._choose_all(tick, like.device)
+        return shared[key]
+
+    def _count(self, place: Place, tick: StepContext, like: torch.Tensor) -> int:
+        p = self.policy
+        return p.spread.tokens(like.shape[1], p.ratio, tick.step, tick.steps, place.depth, place.part)
+
+    def _choose_all(self, tick: StepContext, device: torch.device) -> None:
+        """Choose for every MLP of this branch that has not been chosen for.
+
+        Random scores are made on the host and ranked there, so that every device computes the same tokens. All their
+        rows go to the device together, at the step's first MLP: one transfer, that nobody waits for.
+        """
+        shared, kept, chosen = self.controller.shared, self.controller.cells[0].kept, {}
+        for place in self._places:
+            like = kept.get(place.key)
+            if like is not None and _key(place, like) not in shared:
+                count = self._count(place, tick, like)
+                if count < like.shape[1]:
+                    chosen[_key(place, like)] = self._choose(place, count, tick, like)
+        away = [key for key, rows in chosen.items() if rows.device != device]
+        shared.update(chosen)
+        shared.update(zip(away, sent([chosen[key] for key in away], device), strict=True))
+
+    def _choose(self, place: Place, count: int, tick: StepContext, like: torch.Tensor) -> torch.Tensor:
+        shared, key, (batch, tokens) = self.controller.shared, f"{place.key}/ages", like.shape[:2]
+        scores = self._scores(place, tick, like)
+        ages = shared.get(key)
+        if ages is None or ages.shape != scores.shape:
+            ages = torch.zeros_like(scores)
+        # The published bonus divides a token's age by the interval.
+        scores = self._raised(scores.add(ages, alpha=self.policy.stale / self.policy.interval), tokens)
+        chosen = scores.topk(count, dim=1).indices
+        shared[key] = older(ages, chosen)
+        return flat_rows(chosen, tokens, batch)
+
+    def _scores(self, place: Place, tick: StepContext, like: torch.Tensor) -> torch.Tensor:
+        """Scores (1 or B, N): of the tokens' values where they are wanted and known, else random."""
+        if self.observes:
+            known = self.controller.shared.get(f"{place.key}/values")
+            if known is not None and known.shape == like.shape[:2]:
+                return shared_by_halves(known) if self.halves and len(known) % 2 == 0 else known
+            self.controller.journal.warn(f"no attention values seen for {place.key}: tokens chosen at random")
+        return random_scores(like.shape[1], tick.step, place.number)
+
+    def _raised(self, scores: torch.Tensor, tokens: int) -> torch.Tensor:
+        cell, bonus = self.policy.grid
+        if not cell:
+            return scores
+        grid = self.grid()
+        if not grid:
+            self.controller.journal.warn(f"the tokens lie on no known grid: no bonus for cells of {cell} x {cell}")
+        # Other modules have other tokens: the text's, or those of both streams.
+        return with_bonus(scores, grid, cell, bonus) if grid and math.prod(grid) == tokens else scores
+
+
+def _key(place: Place, like: torch.Tensor) -> str:
+    """Where a place's rows are kept; a branch may have a longer text."""
+    batch, tokens = like.shape[:2]
+    return f"{place.key}/rows/{batch}x{tokens}"

@@ -1,0 +1,93 @@
+"""Around the whole denoiser: on a cached step nothing of the model runs, neither embedders nor head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...core.installer import Installer
+from ...models.wiring import Wiring
+from ...runtime.call import DenoiserCall, Entrance
+from ..controller import CacheController, CacheSlot, mean_ratios
+from ..gates import SumGate
+from ..latent import returned_as
+
+Run = Callable[[DenoiserCall], Any]
+
+ADDED = "added"  # key of out - in, the feature that is predicted
+BEFORE, IN, OUT = "before", "in", "out"  # the latent of the step before; both ends of the last full step
+
+
+class WholeModel:
+    """Caches what the denoiser adds to the raw latent: out = in + (out - in) of the last full step (EasyCache).
+
+    With a gate every sample is decided on its own: on each step its sum grows by k mean|in - in_before| / mean|out|,
+    `in_before` being the previous step's latent, cached or not, `out` the last full step's output, and
+    k = mean|out - out'| / mean|in - in'| between the last two full steps. Where some samples of a batch run and others
+    do not, the denoiser is called with those that run. Where its arguments cannot be split (`Wiring.inputs` is empty,
+    or an adapter or control net hands over collections), the batch is cached only where every sample would be, and then
+    a batched picture may differ from the same picture alone.
+
+    Args:
+        entrance: where the denoiser's calls come by.
+    """
+
+    def __init__(self, controller: CacheController, entrance: Entrance):
+        self.controller, self.entrance = controller, entrance
+
+    def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
+        """Stand before the denoiser; returns 1, the number of places."""
+
+        def standing(inner: Run) -> Run:
+            return lambda call: self._visit(call, inner, wiring.inputs)
+
+        install.wrap_call(self.entrance, "run", standing)
+        return 1
+
+    def _visit(self, call: DenoiserCall, run: Run, names: tuple[str, ...]) -> Any:
+        controller, latent = self.controller, call.latent
+        controller.begin(latent)
+        cells, gated = controller.cells, controller.new_gate is not None
+        changes = mean_ratios([_moved(c, latent[i : i + 1]) for i, c in enumerate(cells)]) if gated else None
+        skips = controller.decide(changes=changes, together=not call.separable(names))
+        for i, cell in enumerate(cells if gated else ()):
+            cell.kept[BEFORE] = latent[i : i + 1].clone()  # the caller's memory may be written to
+        if not any(skips):
+            result = run(call)
+            self._learn(latent, result[0], cells)
+            return result
+        skipped = [i for i, skip in enumerate(skips) if skip]
+        if len(skipped) == len(skips):
+            return returned_as(call, latent + controller.predict(ADDED, cells))
+        ran = [i for i, skip in enumerate(skips) if not skip]
+        with controller.clock.active_set.part(ran):
+            out = run(call.only(ran, names))[0]
+        self._learn(latent[ran], out, [cells[i] for i in ran])
+        whole = torch.empty_like(latent, dtype=out.dtype)
+        whole[ran] = out
+        whole[skipped] = (latent[skipped] + controller.predict(ADDED, [cells[i] for i in skipped])).to(out.dtype)
+        return returned_as(call, whole)
+
+    def _learn(self, latent: torch.Tensor, out: torch.Tensor, cells: list[CacheSlot]) -> None:
+        """These samples have run."""
+        gated = [(i, cell, cell.gate) for i, cell in enumerate(cells) if isinstance(cell.gate, SumGate)]
+        slopes = mean_ratios([_slope(cell, out[i : i + 1]) for i, cell, _ in gated])
+        for (i, cell, gate), slope in zip(gated, slopes, strict=True):
+            gate.ran(slope)
+            cell.kept[IN], cell.kept[OUT] = cell.kept[BEFORE], out[i : i + 1].clone()
+        self.controller.store(ADDED, out - latent, cells)
+
+
+def _moved(cell: CacheSlot, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """How far the latent has come in one step, and what that is relative to: the output of the last full step."""
+    kept = cell.kept
+    return (latent - kept[BEFORE], kept[OUT]) if OUT in kept else None
+
+
+def _slope(cell: CacheSlot, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """How far the output has come since the last full step, and the latent."""
+    kept = cell.kept
+    return (out - kept[OUT], kept[BEFORE] - kept[IN]) if OUT in kept else None

@@ -1,0 +1,57 @@
+"""The denoiser's estimate of the clean sample, forecast on cached steps.
+
+Every output m of a denoiser stands for an estimate of the clean sample, x0 = c x + d m. It changes more slowly than the
+output, and the latent x that a cached step starts from is known exactly: m = (x0 - c x) / d costs nothing, and an
+error in x is partly taken back by the next step. This is data prediction, as in DPM-Solver++ (Lu et al. 2022,
+arXiv:2211.01095), on the steps of the model's own schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ...core.installer import Installer
+from ...models.sampler import AffineStep
+from ...models.wiring import Wiring
+from ...runtime.call import DenoiserCall, Entrance
+from ..controller import CacheController
+from ..latent import like, returned_as, x0_of
+
+CLEAN = "clean"  # key of x0
+Run = Callable[[DenoiserCall], Any]
+
+
+class X0Prediction:
+    """Stands before the denoiser; nothing of the model runs on a cached step.
+
+    Whole batches under a schedule only. Guidance branches each keep their own estimate.
+
+    Args:
+        steps: the sampler's steps of the current request.
+    """
+
+    def __init__(self, controller: CacheController, entrance: Entrance, steps: Callable[[], list[AffineStep]]):
+        self.controller, self.entrance, self.steps = controller, entrance, steps
+
+    def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
+        """Stand before the denoiser; returns 1, the number of places."""
+        install.wrap_call(self.entrance, "run", lambda inner: lambda call: self._visit(call, inner))
+        return 1
+
+    def _visit(self, call: DenoiserCall, run: Run) -> Any:
+        controller, latent = self.controller, call.latent
+        controller.begin(latent)
+        step, x = self.steps()[controller.now.step], latent.float()
+        if all(controller.decide()):
+            clean = controller.predict(CLEAN, controller.cells)
+            return returned_as(call, ((like(clean, x) - step.c * x) / step.d).to(latent.dtype))
+        result = run(call)
+        out = result[0].float()
+        clean = x0_of(step, x, out)
+        # The latent is exact: all noise of the estimate is d times that of the output.
+        noise_gain = float(abs(step.d) * out.norm() / clean.norm()) if controller.noise else 1.0
+        controller.store(CLEAN, clean, controller.cells, noise_gain=noise_gain)
+        return result

@@ -1,0 +1,119 @@
+"""Fits the estimate of an error budget to finished samples: so that what is allowed is used, and kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..caching.cache import Cache
+from ..caching.calibrated_for import conditions
+from ..core.errors import StackError
+from ..runtime.stack_like import StackLike
+from .quant.recording import carrying, taken_off
+
+ROUNDS = 7
+MARGIN = 1.2  # the worst of a handful of prompts is not the worst of all
+ENOUGH = 0.85  # of what is allowed, margin included: good enough to stop
+BEYOND = 1.1  # a step towards smaller errors aims past the edge, or it would creep up to it
+FARTHEST = 8.0  # one round does not change the scale by more
+
+
+@dataclass(frozen=True)
+class Round:
+    """One scale tried.
+
+    Attributes:
+        worst: largest measured error of a prompt, over what is allowed, margin included; 1 is exactly on the edge.
+    """
+
+    scale: float
+    worst: float
+
+
+def fitted_budget(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int) -> Cache:
+    """The cache with the scale at which the worst prompt uses what is allowed, less a margin.
+
+    Errors are |difference| / |final latents| against the same stack uncached. An estimate is a sum of absolute values
+    and knows nothing of how the sampler damps errors or carries them on, and how much is cached depends on it: so the
+    scale is looked for on finished samples, where the budget will be spent. Where the whole stack has been given an
+    error, what the passes below the cache make of it is measured first and taken off: errors of stages add up at most
+    (the triangle inequality).
+
+    Raises:
+        StackError: no prompt keeps to the budget, none has a step cached, or the passes below use all of it.
+    """
+    plain = cache.uncalibrated(gate="", threshold=0.0, interval=1)
+    exact = _finals(stack, plain, prompts, seed)
+    below, allowed = 0.0, cache.policy.threshold
+    if stack.max_error:
+        below = MARGIN * max(map(_off, exact, _originals(stack, prompts, seed)))
+        allowed = stack.max_error - below
+        if allowed <= 0:
+            what = f"the passes below the cache are off by {below:.2g} (margin included)"
+            raise StackError(f"{what}, {stack.max_error:g} was allowed: allow more, or round less")
+    cache = cache.changed(threshold=allowed)
+
+    def worst_at(scale: float) -> float:
+        made = _finals(stack, cache.changed(error_scale=scale), prompts, seed)
+        return MARGIN * max(map(_off, made, exact)) / allowed
+
+    best = on_the_edge(worst_at)
+    if best.worst > 1:
+        raise StackError(f"no scale keeps the error within {allowed:g} on these prompts: allow more")
+    if best.worst == 0:
+        raise StackError(f"no step was cached within {allowed:g}: allow more, or use more steps")
+    measured = best.worst * allowed / MARGIN
+    under = conditions(stack.plan.facts_after)
+    return cache.changed(error_scale=best.scale, below_error=below, measured_error=measured, calibrated_for=under)
+
+
+def on_the_edge(worst_at: Callable[[float], float], rounds: int = ROUNDS) -> Round:
+    """The scale whose worst error comes closest to 1 from below; where none does, the one with the smallest. Pure.
+
+    Errors fall as the scale grows, about as a power of it and in jumps: bisection between the nearest rounds on either
+    side in logarithms, and a proportional step while there is only one side.
+    """
+    tried: list[Round] = []
+    scale = 1.0
+    for _ in range(rounds):
+        tried.append(Round(scale, worst_at(scale)))
+        below = [r for r in tried if r.worst <= 1]
+        above = [r for r in tried if r.worst > 1]
+        if below and max(r.worst for r in below) >= ENOUGH:
+            break
+        if below and above:
+            scale = math.sqrt(min(r.scale for r in below) * max(r.scale for r in above))
+        else:
+            over = BEYOND if tried[-1].worst > 1 else 1.0
+            scale *= min(FARTHEST, max(1 / FARTHEST, over * tried[-1].worst))
+    kept = [r for r in tried if r.worst <= 1]
+    return max(kept, key=lambda r: (r.worst, -r.scale)) if kept else min(tried, key=lambda r: r.worst)
+
+
+def _finals(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int) -> list[torch.Tensor]:
+    """Final latents of every prompt."""
+    stack.replace(cache)
+    return _made(stack, prompts, seed, stack.plan.facts_after.steps)
+
+
+def _made(stack: StackLike, prompts: Sequence[str], seed: int, steps: int) -> list[torch.Tensor]:
+    made = []
+    for i, prompt in enumerate(prompts):
+        call = {"num_inference_steps": steps, "output_type": "latent", "return_dict": False}
+        made.append(stack(prompt, generator=torch.Generator().manual_seed(seed + i), **call)[0])
+    return made
+
+
+def _originals(stack: StackLike, prompts: Sequence[str], seed: int) -> list[torch.Tensor]:
+    """Final latents of every prompt without the passes that only compute differently: adapters stay."""
+    weights = [p for p in stack.passes if p.stage in ("distill", "adapter")]
+    steps = stack.plan.facts_after.steps
+    with taken_off(stack), carrying(stack, weights) as other:
+        return _made(other, prompts, seed, steps)
+
+
+def _off(run: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((run.float() - truth.float()).norm() / truth.float().norm())

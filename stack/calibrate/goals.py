@@ -1,0 +1,88 @@
+"""What a calibration is asked for: a number of full steps, a quality, or a time; and how many full steps that takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..caching.candidate import WHOLE, Candidate
+from ..core.errors import StackError
+from .search import spread
+
+if TYPE_CHECKING:
+    from .trials import Times, Trials
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One of these; 0 is not asked for.
+
+    Attributes:
+        full_steps: so many steps are full.
+        psnr: as few full steps as reach this PSNR in dB against the uncached stack.
+        seconds: as many full steps as one picture can have in this time.
+
+    Raises:
+        StackError: more than one is given, or a negative one.
+    """
+
+    full_steps: int = 0
+    psnr: float = 0.0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        given = [f"{name}={value:g}" for name, value in vars(self).items() if value]
+        if len(given) > 1:
+            raise StackError(f"expected one of full_steps, psnr and seconds, got {' and '.join(given)}")
+        if min(vars(self).values()) < 0:
+            raise StackError(f"a goal must be positive, got {given[0]}")
+
+    def or_as_before(self, full_steps: int, steps: int) -> Goal:
+        """This goal, or as many full steps as there are now where nothing is asked for.
+
+        Raises:
+            StackError: an impossible number of full steps.
+        """
+        goal = self if any(vars(self).values()) else Goal(full_steps=full_steps)
+        if goal.full_steps and not 2 <= goal.full_steps < steps:
+            raise StackError(f"full_steps must be in 2..{steps - 1}, got {goal.full_steps}")
+        return goal
+
+
+def count_in(seconds: float, times: Times, steps: int) -> int:
+    """The most full steps of `steps` whose run takes no longer than this.
+
+    Raises:
+        StackError: not even two do, or the uncached run does as well.
+    """
+    if times.uncached <= seconds:
+        raise StackError(f"the uncached run takes {times.uncached:.2f} s: expected less than that, got {seconds:g} s")
+    count = math.floor((seconds - steps * times.cached) / (times.full - times.cached))
+    if count < 2:
+        least = 2 * times.full + (steps - 2) * times.cached
+        raise StackError(f"2 of {steps} full steps take {least:.2f} s: expected at least that, got {seconds:g} s")
+    return min(count, steps - 1)
+
+
+def full_steps_for(goal: Goal, trials: Trials) -> int:
+    """The number of full steps that a goal other than a PSNR takes."""
+    return goal.full_steps or count_in(goal.seconds, trials.times, trials.steps)
+
+
+def guess(psnr: float, trials: Trials) -> int:
+    """The least number of evenly spread full steps that the recorded errors expect to reach a PSNR.
+
+    One trial relates predicted to measured errors; a searched schedule will need fewer.
+    """
+    steps, policy = trials.steps, trials.cache.policy
+    middle = max(2, steps // 5)
+    template = Candidate(spread(middle, steps, 1.0), WHOLE, 1, policy.coordinate, policy.energy)
+    errors = trials.errors(template)
+    if errors is None:
+        return middle
+    offset = trials.score(template) + 10 * math.log10(errors.total(template.full_steps))
+    for count in range(2, steps):
+        if offset - 10 * math.log10(max(errors.total(spread(count, steps, 1.0)), 1e-30)) >= psnr:
+            return count
+    return steps - 1

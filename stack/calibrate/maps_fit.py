@@ -1,0 +1,135 @@
+"""Fitting of FastCache's maps: run the stack uncached, sum up what blocks do, then measure what each map costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ..caching.calibrated_for import conditions
+from ..caching.fastcache.linear_map import GramSums, LinearMap
+from ..caching.fastcache.maps import CARRIES, WHOLE, LinearMaps
+from ..caching.sites.calls import Streams
+from ..core.errors import StackError
+from ..runtime.stack_like import StackLike
+from ..runtime.step_clock import StepContext
+from .watch import See, Watch
+
+STRIDE = 5  # calls between the inputs that "moved" is measured from: gaps of 1 to 5 steps
+
+
+@dataclass
+class MapSums:
+    """What "moved" starts from: input and residual of a step 1 to STRIDE steps back, per guidance branch and key."""
+
+    held: dict[tuple[str, str], tuple[int, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def past(
+        self, tick: StepContext, key: str, x: torch.Tensor, added: torch.Tensor
+    ) -> tuple[torch.Tensor, ...] | None:
+        """(input, residual) to start from at this step; None on a request's first. Takes in those of this step."""
+        place = tick.branch, key
+        step, *then = self.held.get(place, (-1, x, added))
+        known = step >= 0 and not tick.is_first
+        if not known or tick.step - step >= STRIDE:
+            self.held[place] = tick.step, x, added
+        return tuple(then) if known else None
+
+
+@dataclass
+class Sums:
+    """Gram sums of every block and stream, and of the whole stack on its output stream, under each carry."""
+
+    blocks: int
+    stream: str
+    grams: dict[str, dict[str, GramSums]] = field(default_factory=lambda: {carry: {} for carry in CARRIES})
+    bases: MapSums = field(default_factory=MapSums)
+    entry: torch.Tensor | None = None
+
+    def see(self, number: int, streams: Streams, out: Streams, tick: StepContext) -> None:
+        """One call of one block."""
+        for name, x in streams.items():
+            self._add(f"{number}/{name}", x, out[name] - x, tick)
+        if number == 0:
+            self.entry = streams[self.stream]
+        if number == self.blocks - 1 and self.entry is not None:
+            self._add(WHOLE, self.entry, out[self.stream] - self.entry, tick)
+
+    def _add(self, key: str, x: torch.Tensor, added: torch.Tensor, tick: StepContext) -> None:
+        self._gram("map", key, x).add(x, added)
+        past = self.bases.past(tick, key, x, added)
+        if past is not None:
+            self._gram("moved", key, x).add(x - past[0], added - past[1])
+
+    def _gram(self, carry: str, key: str, x: torch.Tensor) -> GramSums:
+        if key not in self.grams[carry]:
+            self.grams[carry][key] = GramSums(x.shape[-1], x.device)
+        return self.grams[carry][key]
+
+    def solve(self, ridge: float, rank: int) -> dict[str, dict[str, LinearMap]]:
+        """Carry to key to map. A slope has no bias: no change of the input changes nothing."""
+        return {c: {k: g.solve(ridge, rank, c == "map") for k, g in grams.items()} for c, grams in self.grams.items()}
+
+
+@dataclass
+class Costs:
+    """Per block and call: delta of the input, and the error of its output had it been replaced, under each carry."""
+
+    stream: str
+    maps: dict[str, dict[str, LinearMap]]
+    bases: MapSums = field(default_factory=MapSums)
+    before: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
+    rows: dict[tuple[str, int], list[torch.Tensor]] = field(default_factory=dict)
+
+    def see(self, number: int, streams: Streams, out: Streams, tick: StepContext) -> None:
+        """One call of one block."""
+        x, y, key = streams[self.stream].float(), out[self.stream].float(), f"{number}/{self.stream}"
+        past = self.bases.past(tick, key, x, y - x)
+        if past is not None:
+            then, added = past
+            self._note("map", number, x, self.before[tick.branch, number], self.maps["map"][key](x), y)
+            self._note("moved", number, x, then, added + self.maps["moved"][key].slope(x - then), y)
+        self.before[tick.branch, number] = x
+
+    def _note(
+        self, carry: str, number: int, x: torch.Tensor, then: torch.Tensor, added: torch.Tensor, y: torch.Tensor
+    ) -> None:
+        pair = torch.stack([(x - then).norm() / then.norm(), (x + added - y).norm() / y.norm()])
+        self.rows.setdefault((carry, number), []).append(pair)
+
+    def tables(self, blocks: int) -> dict[str, torch.Tensor]:
+        """Carry to (2, blocks, calls)."""
+        return {c: torch.stack([torch.stack(self.rows[c, n], 1) for n in range(blocks)], 1).cpu() for c in CARRIES}
+
+
+def fit(
+    stack: StackLike, stream: str, prompts: Sequence[str], seed: int, ridge: float, rank: int, progress: bool
+) -> LinearMaps:
+    """Maps of a stack whose cache pass this replaces; the caller puts the cache back.
+
+    Raises:
+        StackError: no pipeline, or no prompts.
+    """
+    if stack.pipe is None:
+        raise StackError("maps are fitted on pictures: expected Stack(pipeline), got a bare denoiser")
+    if not prompts:
+        raise StackError("expected at least 1 prompt to fit the maps on, got none")
+    facts, sums = stack.facts, Sums(stack.facts.blocks, stream)
+    _watched(stack, sums.see, prompts, seed, "summing" if progress else "")
+    maps = sums.solve(ridge, rank)
+    costs = Costs(stream, maps)
+    _watched(stack, costs.see, prompts, seed, "measuring" if progress else "")
+    under = conditions(stack.plan.facts_after)
+    tables = costs.tables(facts.blocks)
+    return LinearMaps(facts.family, facts.blocks, facts.width, maps, tables, made_under=under)
+
+
+def _watched(stack: StackLike, see: See, prompts: Sequence[str], seed: int, title: str) -> None:
+    """Run the prompts one by one, each with its own seed; a bar with this title, or none."""
+    from rich.progress import track
+
+    stack.replace(Watch(see))
+    for i, prompt in enumerate(track(prompts, title, transient=True, disable=not title)):
+        generator = torch.Generator().manual_seed(seed + i)
+        stack(prompt, num_inference_steps=stack.plan.facts_after.steps, generator=generator, output_type="pt")

@@ -1,0 +1,23 @@
+"""What an analysis of a model with approximations depends on: it is dropped when one of these changes."""
+
+from __future__ import annotations
+
+from ...attention.sparse_attn import SparseAttention
+from ...quant.quantize import Quantize
+from ...runtime.stack_like import StackLike
+
+APPROXIMATE = (Quantize.stage, SparseAttention.stage)  # after these a step computes something else than the model
+FACTS = ("family", "machine", "dtype", "blocks", "width", "adapters", "weight_bits", "activation_bits", "quantized_by")
+
+
+def dependencies(stack: StackLike, kinds: tuple[str, ...] = (Quantize.stage,)) -> dict[str, str]:
+    """The facts behind the passes of these stages, and the passes themselves, as text by name."""
+    plan = stack.plan
+    stages = [stage for stage in plan.stages if stage.run.stage in kinds]
+    facts = stages[-1].after if stages else plan.facts
+    told = {name: str(getattr(facts, name)) for name in FACTS}
+    for stage in stages:
+        told[stage.run.stage] = str(stage.run)
+        if isinstance(stage.run, Quantize):
+            told["mix"] = stage.run.prepared.describe() if stage.run.prepared else "none"
+    return told

@@ -1,0 +1,155 @@
+"""The noise floor: what quantization and sparse attention add to one forward pass of the denoiser, measured.
+
+Random part and bias apart: a difference of two steps is free of what errs alike on both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from ...core.errors import StackError
+from ...core.passes import Pass
+from ...runtime.stack_like import StackLike
+from ..watch import BLOCK, SiteFeatures, Watch
+from .depends import APPROXIMATE, dependencies
+from .noise import ErrorSplit, errors_of, told_apart
+from .recording import Recorded, below_quantization, carrying, record_calls, taken_off
+
+NEARNESS = 0.02  # of the latent: what one step of a 50-step schedule changes
+OUTPUT = "output"  # the denoiser's own; the other names are those of `SiteFeatures`
+# The measured feature that is nearest to what a cache keeps at a site; the denoiser's output stands for all others.
+FEATURE_AT = {"output": "last hidden state", "residual": "whole residual"}
+INSIDE = ("blocks", "modules", "related", "attention", "tokens")  # sites within the blocks
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """Relative errors that quantization and sparse attention add, per noise level.
+
+    Attributes:
+        sigmas: largest first.
+        features: "output", "last hidden state", "whole residual" and "block 0" ... (what each block adds), each with
+            one `ErrorSplit` per sigma.
+        nearness: how far apart the neighbours are on which the random part was told from the bias: root mean square of
+            the disturbance as a share of the latent's.
+        neighbours: how many, per call.
+        depends: the facts it was measured under, as text by name.
+    """
+
+    sigmas: tuple[float, ...]
+    features: Mapping[str, tuple[ErrorSplit, ...]]
+    nearness: float
+    neighbours: int
+    depends: Mapping[str, str]
+
+    def holds_for(self, depends: Mapping[str, str]) -> bool:
+        """Whether it is still true under these facts."""
+        return dict(self.depends) == dict(depends)
+
+    def random(self, feature: str) -> tuple[tuple[float, float], ...]:
+        """(sigma, random relative error) of a feature, for `cache(noise=...)`."""
+        return tuple((sigma, split.random) for sigma, split in zip(self.sigmas, self.features[feature], strict=True))
+
+    def at_site(self, site: str) -> tuple[tuple[float, float], ...]:
+        """The same of what a cache keeps at a site; within the blocks, the root mean square over what each adds.
+
+        Noise that all blocks add up to is small against the stream, and large against what one of them adds.
+        """
+        if site not in INSIDE:
+            return self.random(FEATURE_AT.get(site, OUTPUT))
+        blocks = [self.random(name) for name in self.features if name.startswith(BLOCK)]
+        squares = [[error**2 for _, error in block] for block in blocks]
+        means = [sum(column) / len(blocks) for column in zip(*squares, strict=True)]
+        return tuple((sigma, mean**0.5) for sigma, mean in zip(self.sigmas, means, strict=True))
+
+    def to_json(self) -> str:
+        """Everything, for `from_json`."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> NoiseFloor:
+        """The inverse of `to_json`.
+
+        Raises:
+            StackError: the text is none of its kind.
+        """
+        try:
+            read = json.loads(text)
+            features = {name: tuple(ErrorSplit(**each) for each in splits) for name, splits in read["features"].items()}
+            given = {f.name: read[f.name] for f in fields(cls)}
+            return cls(**{**given, "sigmas": tuple(read["sigmas"]), "features": features})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StackError(f"expected the JSON of a noise floor, got something else: {error!r}") from None
+
+    def save_plot(self, path: str | Path) -> None:
+        """Draw it; see `plots.plot_floor`."""
+        from .plots import plot_floor
+
+        plot_floor(self, Path(path))
+
+
+def measure_floor(
+    stack: StackLike,
+    prompts: Sequence[str],
+    seed: int,
+    steps: int,
+    neighbours: int,
+    progress: bool,
+    nearness: float = NEARNESS,
+) -> NoiseFloor:
+    """Run the denoiser on the same recorded inputs, and on neighbours of each, with and without what approximates it.
+
+    Raises:
+        StackError: nothing approximates, no pipeline, no prompts, fewer than 2 neighbours, or no nearness.
+    """
+    approximate = [p for p in stack.passes if p.stage in APPROXIMATE]
+    if not approximate:
+        raise StackError("nothing is approximated: add .quantize() or .sparse_attn() to the stack")
+    if neighbours < 2 or not 0 < nearness <= 1:
+        raise StackError(
+            f"expected 2 or more neighbours and a nearness in (0, 1], got {neighbours} and {nearness}: "
+            "without neighbours that differ, random errors and bias cannot be told apart"
+        )
+    with taken_off(stack):
+        calls = record_calls(stack, prompts, seed, steps)
+        near = [_neighbours(call, neighbours, nearness, seed) for call in calls]
+        below = below_quantization(stack)
+        plain = _features(stack, below, near, "exact" if progress else "")
+        rounded = _features(stack, [*below, *approximate], near, "approximate" if progress else "")
+    sigmas = tuple(sorted({call.tick.sigma for call in calls}, reverse=True))
+    features: dict[str, tuple[ErrorSplit, ...]] = {}
+    for name in plain[0]:
+        errors = [errors_of(f[name], q[name]) for f, q in zip(plain, rounded, strict=True)]
+        features[name] = tuple(
+            told_apart([e for e, call in zip(errors, calls, strict=True) if call.tick.sigma == sigma])
+            for sigma in sigmas
+        )
+    return NoiseFloor(sigmas, features, nearness, neighbours, dependencies(stack, APPROXIMATE))
+
+
+def _features(
+    stack: StackLike, passes: Sequence[Pass], near: Sequence[Sequence[Recorded]], title: str
+) -> list[dict[str, list[torch.Tensor]]]:
+    """Per call and name, the feature at each neighbour, on the model as these passes make it."""
+    found = []
+    sites = SiteFeatures(stack.denoiser)
+    with carrying(stack, [*passes, Watch(sites.see)]) as other:
+        for group in track(near, title, transient=True, disable=not title):
+            outputs = [call.run(other.denoiser).cpu() for call in group]
+            found.append({OUTPUT: outputs, **sites.taken()})
+    return found
+
+
+def _neighbours(call: Recorded, count: int, nearness: float, seed: int) -> list[Recorded]:
+    """The call on `count` latents around its own, each sample disturbed by white noise of its own size."""
+    latent = call.latent
+    generator = torch.Generator().manual_seed(seed + 7919 * call.tick.step)
+    size = latent.float().square().flatten(1).mean(1).sqrt().mul(nearness).view(-1, *[1] * (latent.ndim - 1))
+    noise = [torch.randn(latent.shape, generator=generator).to(latent.device) for _ in range(count)]
+    return [call.at((latent.float() + size * each).to(latent.dtype)) for each in noise]

@@ -1,0 +1,136 @@
+"""Denoiser calls of real requests, written down once and made again on the model as other passes leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...core.errors import StackError
+from ...core.installer import Installer
+from ...core.passes import Applied, Pass
+from ...distill.distill import Distill
+from ...runtime.call import DenoiserCall
+from ...runtime.stack_like import StackLike
+from ...runtime.step_clock import StepContext
+from ...runtime.target import Target
+from ..standin import StandIn
+
+
+def _unasked(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a recorded call is made on a denoiser")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One denoiser call.
+
+    Attributes:
+        given: its arguments by name; tensors are copies.
+        tick: where in its request it was.
+    """
+
+    given: dict[str, Any]
+    tick: StepContext
+
+    @property
+    def latent(self) -> torch.Tensor:
+        """The noisy latent, batch first."""
+        latent: torch.Tensor = self.given["hidden_states"]
+        return latent
+
+    def at(self, latent: torch.Tensor) -> Recorded:
+        """The same call on another latent."""
+        return Recorded({**self.given, "hidden_states": latent}, self.tick)
+
+    def only(self, rows: Sequence[int], names: Sequence[str]) -> Recorded:
+        """The same call for these samples; `names` are the arguments with a leading batch dimension."""
+        return Recorded(dict(DenoiserCall(_unasked, (), self.given, self.given).only(rows, names).given), self.tick)
+
+    @torch.no_grad()
+    def run(self, denoiser: Any) -> torch.Tensor:
+        """The denoiser's output."""
+        out: torch.Tensor = denoiser(**{**self.given, "return_dict": False})[0]
+        return out
+
+
+@dataclass(frozen=True)
+class Record(StandIn):
+    """Stands in the cache's place and writes calls down.
+
+    Attributes:
+        steps: those to write down, all guidance branches of each.
+        calls: where to.
+    """
+
+    steps: frozenset[int]
+    calls: list[Recorded] = field(default_factory=list)
+
+    def apply(self, target: Target, install: Installer) -> Applied:
+        def standing(inner: Any) -> Any:
+            def run(call: DenoiserCall) -> Any:
+                tick = target.clock.tick
+                assert tick is not None
+                if tick.step in self.steps:
+                    copied = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in call.given.items()}
+                    self.calls.append(Recorded(copied, tick))
+                return inner(call)
+
+            return run
+
+        install.wrap_call(target.entrance, "run", standing)
+        return Applied("recording")
+
+
+def evenly(count: int, of: int) -> frozenset[int]:
+    """Indices of `count` of `of` steps, evenly spread, first and last among them."""
+    count = min(count, of)
+    return frozenset({0} if count == 1 else {round(i * (of - 1) / (count - 1)) for i in range(count)})
+
+
+def below_quantization(stack: StackLike) -> list[Pass]:
+    """The passes that quantization stands on: distilled adapters."""
+    return [p for p in stack.passes if isinstance(p, Distill)]
+
+
+@contextmanager
+def carrying(stack: StackLike, passes: Sequence[Pass]) -> Iterator[StackLike]:
+    """Another stack, of these passes, on the same model; the model carries it inside the `with`, and nothing behind."""
+    with stack.beside(passes) as other:
+        yield other
+
+
+@contextmanager
+def taken_off(stack: StackLike) -> Iterator[None]:
+    """The stack off its model inside the `with`, and on again behind it if it was on."""
+    applied = stack.applied
+    stack.undo()
+    try:
+        yield
+    finally:
+        if applied:
+            stack.apply()
+
+
+def record_calls(stack: StackLike, prompts: Sequence[str], seed: int, steps: int) -> list[Recorded]:
+    """Calls of one batched request on the model as it is below quantization, at `steps` evenly spread steps.
+
+    Prompt i has the seed `seed` + i. The stack has to be off its model.
+
+    Raises:
+        StackError: no pipeline, no prompts, or no steps.
+    """
+    if stack.pipe is None:
+        raise StackError("calls are recorded on pictures: expected Stack(pipeline), got a bare denoiser")
+    if not prompts or steps < 1:
+        raise StackError(f"expected at least 1 prompt and 1 step, got {len(prompts)} prompts and {steps} steps")
+    passes = below_quantization(stack)
+    total = next((p.steps for p in passes if isinstance(p, Distill) and p.steps), stack.facts.steps)
+    record = Record(evenly(steps, total))
+    with carrying(stack, [*passes, record]) as other:
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+        other(list(prompts), num_inference_steps=total, generator=generators, output_type="latent")
+    return record.calls

@@ -1,0 +1,206 @@
+"""Which steps are full, and what is forecast between them: a search that only ever asks a score. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..caching.candidate import PUBLISHED, Candidate, Gain
+from ..caching.schedules import dense_end
+
+# (principal, residual), line by line: from the whole feature towards the published split, and towards reuse.
+GAINS: tuple[tuple[Gain, ...], ...] = (((1.0, 0.5), PUBLISHED), ((0.9, 0.9), (0.8, 0.8)), ((0.8, 0.4),))
+MOVES = (1, -1, 2, -2, 4, -4)
+LEANING = (1.2, 1.4, 1.6, 0.85)
+DENSE = (2.0, 2.5, 1.5, 3.0)  # powers of spreads dense near the data, likeliest first
+EARLY = (1.9, 1.6, 2.2)  # of spreads for pictures whose layout is decided by the first few steps
+GLIMPSE = 2  # proposals that are tried before other openings
+
+
+Tried = Sequence[tuple[Candidate, float]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best candidate, its score, and every trial in the order it was made."""
+
+    best: Candidate
+    score: float
+    trials: tuple[tuple[Candidate, float], ...]
+
+
+class Scored:
+    """Asks each candidate's score once, keeps the best, and stops asking when the budget is spent.
+
+    Args:
+        trials: how many candidates may be asked for.
+        time_left: asked before every trial but the first.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Candidate], float],
+        trials: int,
+        time_left: Callable[[], bool] = lambda: True,
+        on_trial: Callable[[Candidate, float], None] = lambda candidate, value: None,
+    ):
+        self._score, self._trials, self._time_left, self._on_trial = score, trials, time_left, on_trial
+        self.seen: dict[Candidate, float] = {}
+        self.best: Candidate | None = None
+
+    @property
+    def spent(self) -> bool:
+        """Whether no further candidate will be asked for."""
+        return bool(self.seen) and (len(self.seen) >= self._trials or not self._time_left())
+
+    def better(self, candidate: Candidate) -> bool:
+        """Whether this candidate beats the best so far, and then is the best."""
+        if candidate not in self.seen:
+            if self.spent:
+                return False
+            self.seen[candidate] = self._score(candidate)
+            self._on_trial(candidate, self.seen[candidate])
+        if self.best is None or self.seen[candidate] > self.seen[self.best]:
+            self.best = candidate
+            return True
+        return False
+
+    def follow(self, line: Iterable[Candidate]) -> bool:
+        """Try candidates as long as each beats the one before; whether any did."""
+        gained = False
+        for candidate in line:
+            if not self.better(candidate):
+                break
+            gained = True
+        return gained
+
+    def found(self) -> Found:
+        """What came of it."""
+        assert self.best is not None, "nothing was tried"
+        return Found(self.best, self.seen[self.best], tuple(self.seen.items()))
+
+
+def spread(count: int, steps: int, power: float) -> tuple[int, ...]:
+    """`count` full steps from 0, spaced as k ** power: 1 is uniform, above 1 is denser at the noisy start."""
+    last = steps - max(1, steps // (2 * count))  # a full step at the very end would have nothing to serve
+    ideal = [last * (k / max(1, count - 1)) ** power for k in range(count)]
+    places: list[int] = []
+    for x in ideal:
+        places.append(min(max(round(x), places[-1] + 1 if places else 0), steps - 1))
+    return tuple(dict.fromkeys(places))
+
+
+def neighbours(full: tuple[int, ...], steps: int, moves: tuple[int, ...] = MOVES) -> Iterator[tuple[int, ...]]:
+    """The schedules that differ from `full` by one full step moved; step 0 stays. Late steps first: a trial that
+    shares its beginning with the best one is cheaper."""
+    for move in moves:
+        for place in reversed(full[1:]):
+            target = place + move
+            if 0 < target < steps and target not in full:
+                yield tuple(sorted((set(full) - {place}) | {target}))
+
+
+def openings(template: Candidate, steps: int) -> list[list[Candidate]]:
+    """Spreads to begin a search with, family by family: dense near the data, and dense at the noisy start."""
+    count = len(template.full_steps)
+    families = [dense_end(count, steps, power) for power in DENSE], [spread(count, steps, power) for power in EARLY]
+    return [[replace(template, full_steps=full) for full in family] for family in families]
+
+
+def forecasts(
+    best: Candidate, coordinates: Sequence[str] = (), correctable: bool = False
+) -> list[list[dict[str, Any]]]:
+    """Other forecasts on the same full steps, as changes, line by line; a line goes on while it helps.
+
+    Args:
+        coordinates: those worth trying.
+        correctable: whether full steps could put right what forecasts leave.
+    """
+    lines: list[list[dict[str, Any]]] = [[{"corrected": not best.corrected}]] if correctable else []
+    lines += [[{"coordinate": name}] for name in coordinates]
+    return [*lines, [{"order": best.order + 1}], *([{"gains": gains} for gains in line] for line in GAINS)]
+
+
+def energies(best: Candidate) -> list[Candidate]:
+    """Larger principal parts, where principal part and residual are treated differently at all."""
+    return [replace(best, energy=e) for e in (0.95, 0.99)] if best.gains[0] != best.gains[1] else []
+
+
+def search(
+    scored: Scored,
+    start: Candidate,
+    steps: int,
+    propose: Callable[[Tried], Candidate | None] | None = None,
+    coordinates: Callable[[Candidate], Sequence[str]] = lambda best: (),
+    enough: Callable[[], bool] = lambda: False,
+    varied: bool = True,
+    families: Sequence[Sequence[Candidate]] = (),
+    correctable: bool = False,
+) -> Found:
+    """Find full steps and a forecast with a high score.
+
+    First `start`; then what is proposed, or if nobody proposes, spreads that lean to one end; then other forecasts on
+    the best full steps; then one full step at a time: a move that helps is kept, and all are tried again until none
+    does. Deterministic as long as there is time.
+
+    Args:
+        propose: given the trials so far, the next candidate, or None when it has no more to propose.
+        coordinates: given the best candidate, the coordinates worth trying on it.
+        enough: asked before every round of moves.
+        varied: whether to try other forecasts; not for a cache that is defined by its own.
+        families: candidates to begin with, after a glimpse at what is proposed: the first of each, then the rest of the
+            family that the best of them is of. Proposals go on if they were better.
+        correctable: whether corrected candidates may be tried.
+    """
+    scored.better(start)
+    if propose:
+        _follow(scored, propose, GLIMPSE if families else None)
+    elif not families:
+        for power in LEANING:
+            scored.better(replace(start, full_steps=spread(len(start.full_steps), steps, power)))
+    if not _opened(scored, families) and families and propose:
+        _follow(scored, propose)
+    if varied:
+        _vary(scored, coordinates, correctable)
+    moved = True
+    while moved and not enough() and not scored.spent:
+        moved = _move(scored, steps)
+    if varied:
+        scored.follow(energies(scored.found().best))
+    return scored.found()
+
+
+def _follow(scored: Scored, propose: Callable[[Tried], Candidate | None], most: int | None = None) -> None:
+    """Try what is proposed, to the end or so many times."""
+    while most != 0 and not scored.spent and (candidate := propose(tuple(scored.seen.items()))):
+        scored.better(candidate)
+        most = None if most is None else most - 1
+
+
+def _opened(scored: Scored, families: Sequence[Sequence[Candidate]]) -> bool:
+    """Whether one of the families holds the best candidate so far; all of that one is tried then."""
+    for family in families:
+        scored.better(family[0])
+    for family in families:
+        if scored.best in family:
+            for candidate in family[1:]:
+                scored.better(candidate)
+            return True
+    return False
+
+
+def _vary(scored: Scored, coordinates: Callable[[Candidate], Sequence[str]], correctable: bool) -> None:
+    best = scored.found().best
+    for line in forecasts(best, coordinates(best), correctable):
+        now = scored.found().best  # what earlier lines gained is kept
+        scored.follow(replace(now, **change) for change in line)
+
+
+def _move(scored: Scored, steps: int) -> bool:
+    moved = False
+    for move in MOVES:
+        best = scored.found().best
+        for full in neighbours(best.full_steps, steps, (move,)):
+            moved |= scored.better(replace(best, full_steps=full))
+    return moved

@@ -1,0 +1,207 @@
+"""Uncached trajectories, recorded once: what schedules and forecasts are judged on without running the model again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..caching.controller import CacheSlot
+from ..caching.forecast import Forecast, coordinate, gaps, weights
+from ..caching.sites.block_range import BlockRange
+from ..core.installer import Installer
+from ..core.passes import Applied
+from ..models.wiring import Wiring
+from ..runtime.arguments import Arguments
+from ..runtime.step_clock import Clock, StepContext
+from ..runtime.target import Target
+from .standin import StandIn
+
+SAMPLED_TOKENS = 128  # of the output stream: the head works token by token, and errors are averaged over them anyway
+
+
+@dataclass
+class Trajectory:
+    """The last hidden state of a batch of uncached requests, at some tokens, step by step.
+
+    Where guidance branches are calls of their own, the first one stands for all.
+
+    Attributes:
+        features: one (B, n, D) per step.
+        ticks: one per step.
+        inputs: one (B, n, D) per step, the output stream before the first block: the embedded latents.
+        modulated: one (B, n, D) per step, the first block's modulated input.
+        heads: per step, features (B, n, D) to the denoiser's output (B, n, C).
+    """
+
+    features: list[torch.Tensor] = field(default_factory=list)
+    ticks: list[StepContext] = field(default_factory=list)
+    inputs: list[torch.Tensor] = field(default_factory=list)
+    modulated: list[torch.Tensor] = field(default_factory=list)
+    heads: list[Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=list)
+
+    def holds(self, branch: str) -> bool:
+        """Whether this branch is the one that is written down."""
+        return not self.ticks or self.ticks[0].branch == branch
+
+    def xs(self, name: str) -> list[float]:
+        """Coordinates of the steps."""
+        return [coordinate(name, t.step, t.time, t.sigma) for t in self.ticks]
+
+
+class SegmentErrors:
+    """Errors that a forecast leaves in the final sample, segment by segment of a recorded trajectory.
+
+    Features on full steps are taken from the uncached run: the feedback of errors on later features is left out. Only
+    forecasts without a split, of order 0 or 1, depend on no more than two full steps and can be asked for.
+
+    Args:
+        scale: see `models.sampler.error_weights`; one per step.
+    """
+
+    def __init__(self, trajectory: Trajectory, scale: Sequence[float], forecast: Forecast):
+        assert forecast.order <= 1 and not forecast.splits
+        self.trajectory, self.scale, self.forecast = trajectory, scale, forecast
+        self._xs = trajectory.xs(forecast.coordinate)
+        with torch.no_grad():
+            self._outputs = [head(f) for head, f in zip(trajectory.heads, trajectory.features, strict=True)]
+        self._sums: dict[tuple[int, int, int], torch.Tensor] = {}
+
+    def vector(self, before: int, at: int, to: int) -> torch.Tensor:
+        """Sum over the cached steps at < s < to of their weighted output errors (B, n, C); `before` is -1 for none."""
+        key = (before, at, to)
+        if key not in self._sums:
+            if to == at + 1:
+                self._sums[key] = torch.zeros_like(self._outputs[at])
+            else:
+                self._sums[key] = self.vector(before, at, to - 1) + self._error(before, at, to - 1)
+        return self._sums[key]
+
+    def _error(self, before: int, at: int, step: int) -> torch.Tensor:
+        features, nodes = self.trajectory.features, [self._xs[at]]
+        predicted = features[at]
+        if before >= 0 and (gap := gaps(self.forecast, self._xs[at], [self._xs[before]])):
+            nodes.append(self._xs[before])
+            factor = self.forecast.gains[0] * weights(self.forecast, self._xs[step], nodes)[1] / gap[0]
+            predicted = predicted + factor * (features[at] - features[before])
+        return self.scale[step] * (self.trajectory.heads[step](predicted) - self._outputs[step])
+
+    @torch.no_grad()
+    def cost(self, before: int, at: int, to: int) -> float:
+        """Mean square of `vector`: the cost of a segment if errors of different segments do not cancel."""
+        return float(self.vector(before, at, to).square().mean())
+
+    def total(self, full_steps: Sequence[int]) -> float:
+        """The cost of a whole schedule."""
+        return sum(self.cost(h, i, j) for h, i, j in segments(full_steps, len(self.scale)))
+
+
+def segments(full_steps: Sequence[int], steps: int) -> list[tuple[int, int, int]]:
+    """(previous full step or -1, full step, next full step or the number of steps), segment by segment."""
+    return list(zip((-1, *full_steps), full_steps, (*full_steps[1:], steps), strict=False))
+
+
+@dataclass(frozen=True)
+class Recorder(StandIn):
+    """In a cache's place for one run: steps are full, and the last hidden state of each is written down.
+
+    Attributes:
+        reused: steps that reuse the last feature instead: a small disturbance, whose course is then seen.
+    """
+
+    trajectory: Trajectory
+    reused: tuple[int, ...] = ()
+
+    def apply(self, target: Target, install: Installer) -> Applied:
+        """Stand where a cache of the whole stack stands."""
+        writer = _Writer(target.clock, target.denoiser, target.wiring, self.trajectory, self.reused)
+        _, first = target.wiring.blocks(target.denoiser)[0]
+        reading = writer.reading(Arguments(first.forward))
+        BlockRange(writer).install(target.denoiser, target.wiring, install)
+        install.wrap_call(first, "forward", reading)
+        return Applied("recording")
+
+
+@dataclass
+class _Writer:
+    """Answers a site as a controller does, and writes down what it stores."""
+
+    clock: Clock
+    denoiser: nn.Module
+    wiring: Wiring
+    trajectory: Trajectory
+    reused: tuple[int, ...] = ()
+    cells: list[CacheSlot] = field(default_factory=lambda: [CacheSlot()])
+    probe: ClassVar[str] = ""
+    _given: Mapping[str, Any] = field(default_factory=dict)
+    _last: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def reading(self, arguments: Arguments) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """A wrapper that keeps the first block's arguments, which the head needs as well."""
+
+        def wrapper(inner: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                self._given = arguments.named(args, kwargs)
+                return inner(*args, **kwargs)
+
+            return forward
+
+        return wrapper
+
+    def begin(self, tokens: torch.Tensor) -> None:
+        """A call reaches the blocks with these tokens (B, N, D)."""
+        assert self.clock.tick is not None
+        if not self.trajectory.holds(self.clock.tick.branch):
+            return
+        _, first = self.wiring.blocks(self.denoiser)[0]
+        self.trajectory.inputs.append(sampled(tokens))
+        self.trajectory.modulated.append(sampled(self.wiring.modulated(first, self._given)))
+
+    def decide(self, probe: torch.Tensor | None = None) -> list[bool]:
+        """Every step is full, but for the reused ones."""
+        assert self.clock.tick is not None
+        return [self.clock.tick.step in self.reused]
+
+    def predict(self, key: str, cells: Sequence[CacheSlot]) -> torch.Tensor:
+        """The last feature."""
+        assert self.clock.tick is not None and self._last, "the first step cannot be a reused one"
+        return self._last[self.clock.tick.branch]
+
+    def reject(self, cells: Sequence[CacheSlot]) -> None:
+        """Nothing is drafted here."""
+
+    def store(self, key: str, feature: torch.Tensor, cells: Sequence[CacheSlot]) -> None:
+        """Write the output stream's feature (B, N, D) down."""
+        tick, given = self.clock.tick, self._given
+        assert tick is not None
+        self._last[tick.branch] = feature
+        if not self.trajectory.holds(tick.branch):
+            return
+        self.trajectory.features.append(sampled(feature))
+        self.trajectory.ticks.append(tick)
+        dtype = feature.dtype
+        self.trajectory.heads.append(lambda f: self.wiring.head(self.denoiser, f.to(dtype), given).float())
+
+
+def sampled(tokens: torch.Tensor) -> torch.Tensor:
+    """Some tokens of (B, N, D), the same ones every time."""
+    count = tokens.shape[1]
+    # A large odd stride through the grid, so that no row or column of it is seen more often than others.
+    places = (torch.arange(min(SAMPLED_TOKENS, count), device=tokens.device) * 7919) % count
+    return tokens[:, places].float()
+
+
+def growth(plain: Trajectory, disturbed: Trajectory, after: int) -> list[float]:
+    """The size n_1 ... n_S of the difference between two runs after each step.
+
+    Before step `after`, where the disturbance is only coming about, it is taken to have been as large as there; behind
+    the last input it is taken to go on as it did last.
+    """
+    pairs = zip(plain.inputs, disturbed.inputs, strict=True)
+    # The disturbed run may hold the first prompt alone; with guidance in one batch each has a row per branch.
+    sizes = [float((a[:: len(a) // len(b)] - b).norm()) for a, b in pairs]
+    sizes = [max(size, 1e-12) for size in [*sizes, sizes[-1] ** 2 / max(sizes[-2], 1e-12)]]
+    return [sizes[max(step, after)] for step in range(1, len(sizes))]

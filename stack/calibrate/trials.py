@@ -1,0 +1,174 @@
+"""The runs of a calibration: the uncached pictures once, then trials judged against them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+
+from ..caching.cache import Cache
+from ..caching.candidate import WHOLE, Candidate
+from ..caching.forecast import COORDINATES
+from ..caching.policy import SPANS
+from ..caching.repairs import can_correct
+from ..core.errors import StackError
+from ..measure.metrics import psnr
+from ..measure.timing import timed
+from ..models.sampler import error_weights, sampler_steps
+from ..runtime.stack_like import StackLike
+from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels
+from .thresholds import Point
+from .trajectory import Recorder, SegmentErrors, Trajectory, growth
+from .x0_trials import X0Recorder, X0Rehearsal
+
+DISTURBED = (1, 2)  # steps that reuse step 0 in the run that shows how a difference grows
+WORTH = 0.9  # share of the predicted error that another coordinate has to get below to be tried
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one picture's run: a full step, a cached step, and the uncached run as a whole."""
+
+    full: float
+    cached: float
+    uncached: float
+
+
+class Trials:
+    """Trials of one cache on a stack, for these prompts.
+
+    Everything the stack is besides its cache stays as it is. The caller puts a cache back when it is done.
+
+    Args:
+        seed: of the first prompt; the others follow.
+    """
+
+    def __init__(self, stack: StackLike, cache: Cache, prompts: Sequence[str], steps: int, seed: int):
+        self.stack, self.cache, self.prompts, self.steps, self.seed = stack, cache, prompts, steps, seed
+        self._clean = cache.policy.site == "clean"
+        self._recorder = X0Recorder if self._clean else Recorder
+        self._device = torch.device(stack.facts.machine.device)
+        plain = Trajectory()
+        self.target, self.recording_s = timed(lambda: self.run(self._recorder(plain)), self._device)
+        self.sigmas = stack.sigmas
+        self.shared = Rehearsals(plain)
+        self._best = float("-inf")
+
+    @property
+    def correctable(self) -> bool:
+        """Whether full steps could put right what this cache's forecasts leave."""
+        facts, p = self.stack.plan.facts_after, self.cache.policy
+        return p.correctable and p.site in SPANS and can_correct(facts)
+
+    def run(self, in_place: Any, prompts: Sequence[str] = (), seed: int | None = None) -> torch.Tensor:
+        """Pictures (B, 3, H, W) or videos (B, F, 3, H, W) in [0, 1] with this pass in the cache's place.
+
+        Args:
+            prompts: by default the trials' own.
+        """
+        self.stack.replace(in_place)
+        which, first = prompts or self.prompts, self.seed if seed is None else seed
+        generators = [torch.Generator().manual_seed(first + i) for i in range(len(which))]
+        call = {"num_inference_steps": self.steps, "generator": generators, "output_type": "pt", "return_dict": False}
+        return self.stack(list(which), **call)[0]
+
+    def calibrated(self, candidate: Candidate) -> Cache:
+        """The cache with a candidate's choices, for the sampler's own times."""
+        return self.cache.calibrated(candidate, self.steps, self.sigmas)
+
+    def pictures(self, candidate: Candidate) -> torch.Tensor:
+        """Pictures of a candidate.
+
+        Raises:
+            Abandoned: it is not worth finishing.
+        """
+        cache = self.cache.calibrated(candidate, self.steps)
+        if self._clean:
+            return self.run(X0Rehearsal(cache, candidate, self.shared))
+        if cache.policy.site in ("output", "residual") and not cache.policy.accept:
+            return self.run(Rehearsal(cache, candidate, self.shared))
+        return self.run(cache)
+
+    def score(self, candidate: Candidate) -> float:
+        """PSNR in dB against the uncached pictures; estimated for a candidate that is given up."""
+        try:
+            value = psnr(self.pictures(candidate), self.target)
+        except Abandoned as astray:
+            return self._best - decibels(astray.ratio)
+        if value > self._best:
+            self._best, self.shared.bar = value, list(self.shared.deviations)
+        return value
+
+    def measured(self, cache: Cache, factor: float) -> Point:
+        """What a cache with a gate makes of every prompt, one by one: gates decide picture by picture."""
+        made, full, spent, count = [], 0, 0.0, len(self.prompts)
+        for number, prompt in enumerate(self.prompts):
+            picture, seconds = timed(partial(self.run, cache, [prompt], self.seed + number), self._device)
+            made.append(picture)
+            full, spent = full + self.stack.report().full_steps, spent + seconds
+        return Point(factor, psnr(torch.cat(made), self.target), full / count, spent / count)
+
+    def restart(self) -> None:
+        """Trials from here on are not held against the best one so far: another number of full steps begins."""
+        self._best, self.shared.bar = float("-inf"), []
+
+    def undisturbed(self, candidate: Candidate) -> torch.Tensor:
+        """Pictures of a candidate, finished whatever they are."""
+        bar, self.shared.bar = self.shared.bar, []
+        try:
+            return self.pictures(candidate)
+        finally:
+            self.shared.bar = bar
+
+    @cached_property
+    def times(self) -> Times:
+        """Measured in the disturbed run, which is that of one picture."""
+        _ = self._growth  # runs it
+        records = self._disturbed
+        cached = min(r.seconds for r in records if r.step in DISTURBED)
+        per_step = (self._disturbed_s - len(DISTURBED) * cached) / (self.steps - len(DISTURBED))
+        return Times(per_step, cached, self._disturbed_s)
+
+    @cached_property
+    def _growth(self) -> list[float]:
+        disturbed = Trajectory()
+        recorder = self._recorder(disturbed, DISTURBED)
+        _, self._disturbed_s = timed(partial(self.run, recorder, self.prompts[:1]), self._device)
+        self._disturbed = self.stack.report().steps
+        return growth(self.shared.plain, disturbed, DISTURBED[-1] + 1)
+
+    def errors(self, candidate: Candidate) -> SegmentErrors | None:
+        """Predicted errors of the candidate's forecast; None where its order or the sampler allows no prediction.
+
+        Nor at the site "clean": there the errors of full steps, whose latents were forecast, outweigh those of cached
+        steps, and the best schedule by prediction was 13 dB worse than a plain spread.
+        """
+        if self._clean:
+            return None
+        forecast = replace(
+            self.cache.policy.forecast, gains=candidate.gains, order=candidate.order, coordinate=candidate.coordinate
+        )
+        if forecast.effective_order > 1 or forecast.splits:
+            return None
+        try:
+            weights = error_weights(sampler_steps(self.stack.pipe), self._growth)
+        except StackError:
+            return None
+        return SegmentErrors(self.shared.plain, weights, forecast)
+
+    def coordinates(self, best: Candidate) -> list[str]:
+        """Coordinates worth trying on the best candidate: the one that promises least error, if that is less."""
+        if self._clean:  # no prediction: the most likely ones are simply tried
+            return [name for name in ("time", "sigma") if name != best.coordinate]
+        whole = replace(best, gains=WHOLE, order=min(best.order, 1), segments=())
+        costs = {}
+        for name in COORDINATES:
+            errors = self.errors(replace(whole, coordinate=name))
+            if errors is None:
+                return []
+            costs[name] = errors.total(best.full_steps)
+        least = min(costs, key=lambda name: costs[name])
+        return [least] if costs[least] < WORTH * costs[best.coordinate] else []

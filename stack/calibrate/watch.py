@@ -1,0 +1,75 @@
+"""A pass that changes nothing and looks at every block, for what has to be fitted or measured on features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..caching.sites.calls import BlockCall, Streams, before_blocks
+from ..core.installer import Installer
+from ..core.passes import Applied
+from ..models.wiring import Wiring, wiring_of
+from ..runtime.step_clock import StepContext
+from ..runtime.target import Target
+from .standin import StandIn
+from .trajectory import sampled
+
+BLOCK = "block "  # name of what a block adds, before its number
+See = Callable[[int, Streams, Streams, StepContext], None]
+
+
+@dataclass(frozen=True)
+class Watch(StandIn):
+    """Stands in the cache's place. `see` is told the block's number, its input and output streams, and the tick."""
+
+    see: See
+
+    def apply(self, target: Target, install: Installer) -> Applied:
+        def visit(number: int, call: BlockCall) -> Streams:
+            out = call.run()
+            assert target.clock.tick is not None
+            self.see(number, call.streams, out, target.clock.tick)
+            return out
+
+        blocks = before_blocks(target.denoiser, target.wiring, install, target.clock, visit)
+        return Applied(summary=f"{blocks} blocks watched")
+
+
+@dataclass
+class SiteFeatures:
+    """What caches keep of the output stream, call by call and at some tokens: "block 0" ... are what each block adds,
+    "whole residual" is their sum, "last hidden state" the stream behind them. Pass `see` to a `Watch`.
+
+    Attributes:
+        found: one (B, n, D) float32 per name and call, on the host.
+    """
+
+    denoiser: nn.Module
+    found: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    _entry: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._wiring: Wiring = wiring_of(self.denoiser)
+        self._last = len(self._wiring.blocks(self.denoiser)) - 1
+
+    def see(self, number: int, entry: Streams, out: Streams, tick: StepContext) -> None:
+        """One call of one block."""
+        stream = self._wiring.output_stream
+        if number == 0:
+            self._entry = entry[stream]
+        self._note(f"{BLOCK}{number}", out[stream] - entry[stream])
+        if number == self._last:
+            assert self._entry is not None
+            self._note("whole residual", out[stream] - self._entry)
+            self._note("last hidden state", out[stream])
+
+    def taken(self) -> dict[str, list[torch.Tensor]]:
+        """What was found since the last time; starts anew."""
+        found, self.found = self.found, {}
+        return found
+
+    def _note(self, name: str, feature: torch.Tensor) -> None:
+        self.found.setdefault(name, []).append(sampled(feature).cpu())

@@ -1,0 +1,68 @@
+"""The base of a comparison: the faster of the model as it is and the model with compiled blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..measure.timing import timed
+
+TRIAL_STEPS, TRIALS = 3, 4
+
+
+@dataclass
+class Base:
+    """What the base runs on.
+
+    Attributes:
+        denoiser: the module to call; the untouched one, or the compiled stand-in.
+        mode: "eager" or "compiled".
+        step_seconds: seconds per step in the quickest trial, by mode.
+    """
+
+    denoiser: nn.Module
+    mode: str
+    step_seconds: dict[str, float]
+    warnings: list[str]
+
+
+def stand_in(denoiser: nn.Module) -> Any:
+    """New modules around the same weights: what happens to the modules of one does not happen to the other, and a
+    model of many gigabytes is not held twice."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in [*denoiser.parameters(), *denoiser.buffers()]}
+    return copy.deepcopy(denoiser, shared)
+
+
+def choose_base(denoiser: Any, run: Callable[[nn.Module, int], Any], device: torch.device) -> Base:
+    """Compile the repeated blocks of a stand-in, time both in turn, keep the faster.
+
+    Args:
+        run: generates with this denoiser in this many steps.
+
+    Without a C++ compiler, or for a model whose blocks do not compile, the base is eager and a warning says why.
+    """
+    compiled, warnings = None, []
+    run(denoiser, TRIAL_STEPS)
+    try:
+        compiled = stand_in(denoiser)
+        compiled.compile_repeated_blocks()
+        run(compiled, TRIAL_STEPS)
+    except Exception as error:  # the compiler's own errors are of many classes, and none of them may end a comparison
+        compiled = None
+        first = (str(error).strip().splitlines() or [""])[0][:160]
+        warnings.append(f"base could not be compiled, measured eager: {type(error).__name__}: {first}")
+    candidates = {"eager": denoiser} | ({"compiled": compiled} if compiled is not None else {})
+    seconds: dict[str, list[float]] = {mode: [] for mode in candidates}
+    for _ in range(TRIALS if compiled is not None else 1):
+        for mode, candidate in candidates.items():
+            seconds[mode].append(timed(partial(run, candidate, TRIAL_STEPS), device)[1] / TRIAL_STEPS)
+    # The quickest trial, not the median: so short a run is only ever disturbed towards slower.
+    per_step = {mode: min(values) for mode, values in seconds.items()}
+    mode = min(per_step, key=lambda m: per_step[m])
+    return Base(candidates[mode], mode, per_step, warnings)

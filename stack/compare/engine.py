@@ -1,0 +1,191 @@
+"""Makes the pictures of a comparison: one pipeline, on which stacks are applied and taken off in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from ..compile import Compile
+from ..core.installer import Installer
+from ..measure.flops import Work, counting
+from ..measure.memory import PeakMemory
+from ..measure.multistep import multistep_of
+from ..measure.timing import timed
+from ..models.wiring import wiring_of
+from ..stack import Stack
+from .base import Base, choose_base
+from .rows import BASE_EAGER, Generation, Row, is_multistep
+
+if TYPE_CHECKING:
+    from ..core.passes import Pass
+    from ..recipe import Recipe
+    from ..runtime.report import Report
+
+WARM_UP_STEPS = 2
+# Short runs after a compiled stack has been put on an accelerator, outside the timed part: kernels are tuned in the
+# first, graphs captured in the second.
+CAPTURES = 2
+# Pipelines name what they return after what it is, images or frames; as a tuple it comes first.
+AS_TENSOR: dict[str, Any] = {"output_type": "pt", "return_dict": False}
+
+
+class Engine(Protocol):
+    """What the measuring loop asks for."""
+
+    @property
+    def multistep(self) -> bool:
+        """Whether the second-order control exists for this model."""
+        ...
+
+    def warm_up(self, row: Row, prompt: str) -> None:
+        """Run a row for a few steps: kernels are chosen, buffers allocated."""
+        ...
+
+    def generate(self, row: Row, prompt: str, seed: int) -> Generation:
+        """One timed picture."""
+        ...
+
+
+class PipelineEngine:
+    """The real engine.
+
+    Stacks are applied before and undone after every picture, outside the timed part, so that no row runs on what
+    another one left, and only one model is held. Where the base is compiled so are the stacks: like with like.
+
+    Attributes:
+        base: what the base runs on; set by `prepare`.
+        work: multiply-accumulates of one denoiser call; set by `prepare`.
+    """
+
+    def __init__(self, pipe: Any, recipes: Mapping[str, Recipe], steps: int):
+        self.pipe = pipe
+        self.steps = steps
+        self.device = torch.device(pipe.device)
+        self.base = Base(pipe.transformer, "eager", {}, [])
+        self.work = Work(0, 0, 0)
+        self._recipes = dict(recipes)
+        self._stacks: dict[tuple[str, tuple[str, ...]], Stack] = {}
+        self._solver = multistep_of(pipe.scheduler)
+
+    @property
+    def multistep(self) -> bool:
+        return self._solver is not None
+
+    def effective(self, row: Row) -> tuple[Pass, ...]:
+        """The passes that a row will really run, once its plan is repaired.
+
+        Raises:
+            StackError: its passes cannot work on this model.
+        """
+        return tuple(p for p in self._stack(row).plan.passes() if p.stage in row.passes) if row.passes else ()
+
+    def repairs(self, row: Row) -> list[str]:
+        """What the plan changed about a row."""
+        return [f"{f.stage}: {f.what}; {f.repair}" for f in self._stack(row).plan.findings if f.repair]
+
+    def prepare(self, prompt: str, compile_base: bool = True) -> None:
+        """Count the work of one denoiser call, and choose the base: eager, or compiled if that is faster."""
+        blocks = wiring_of(self.pipe.transformer).blocks(self.pipe.transformer)
+        with counting(self.pipe.transformer, blocks) as work:
+            self._plain(self.pipe.transformer, prompt, 0, WARM_UP_STEPS)
+            self.work = work()
+        if compile_base:
+            self.base = choose_base(
+                self.pipe.transformer, lambda denoiser, steps: self._plain(denoiser, prompt, 0, steps), self.device
+            )
+            self._stacks.clear()
+
+    def explain(self, recipe: str) -> str:
+        """The plan of a whole recipe, in words."""
+        return Stack.from_recipe(self._recipes[recipe], self.pipe, steps=self.steps).explain()
+
+    def warm_up(self, row: Row, prompt: str) -> None:
+        if row.role == "stack" and row.passes:
+            stack = self._stack(row)
+            try:
+                _short(stack, prompt)
+            finally:
+                stack.undo()
+        else:
+            self._plain(self._denoiser(row), prompt, 0, WARM_UP_STEPS, is_multistep(row))
+
+    def generate(self, row: Row, prompt: str, seed: int) -> Generation:
+        if row.role == "stack" and row.passes:
+            return self._stacked(row, prompt, seed)
+        with PeakMemory(self.device) as peak:
+            drawn, seconds = timed(
+                lambda: self._plain(self._denoiser(row), prompt, seed, row.steps, is_multistep(row)), self.device
+            )
+        return Generation(_picture(drawn), seconds, ("full",) * row.steps, peak_bytes=peak.bytes)
+
+    def _stacked(self, row: Row, prompt: str, seed: int) -> Generation:
+        stack = self._stack(row)
+        stack.apply()
+        try:
+            if self.device.type != "cpu" and stack.plan.facts_after.compiled:
+                for _ in range(CAPTURES):
+                    _short(stack, prompt)
+            with PeakMemory(self.device) as peak:
+                drawn, seconds = timed(lambda: stack(prompt, generator=_noise(seed), **AS_TENSOR)[0], self.device)
+            report = stack.report()
+            branch = report.steps[0].branch if report.steps else ""
+            return Generation(
+                picture=_picture(drawn),
+                seconds=seconds,
+                kinds=tuple(step.kind for step in report.steps if step.branch == branch),
+                density=_density(stack, report),
+                cache_bytes=report.cache_bytes,
+                peak_bytes=peak.bytes,
+                warnings=tuple(report.warnings),
+            )
+        finally:
+            stack.undo()
+
+    def _plain(self, denoiser: nn.Module, prompt: str, seed: int, steps: int, multistep: bool = False) -> torch.Tensor:
+        """A picture without any pass."""
+        install = Installer()
+        try:
+            if denoiser is not self.pipe.transformer:
+                install.set_attribute(self.pipe, "transformer", denoiser)
+            if multistep:
+                install.set_attribute(self.pipe, "scheduler", self._solver)
+            return self.pipe(prompt, num_inference_steps=steps, generator=_noise(seed), **AS_TENSOR)[0]
+        finally:
+            install.rollback()
+
+    def _denoiser(self, row: Row) -> nn.Module:
+        return self.pipe.transformer if row.name == BASE_EAGER else self.base.denoiser
+
+    def _stack(self, row: Row) -> Stack:
+        key = (row.recipe, row.passes)
+        if key not in self._stacks:
+            stack = Stack.from_recipe(self._recipes[row.recipe], self.pipe, row.passes, steps=row.steps)
+            if self.base.mode == "compiled" and Compile.stage not in row.passes:
+                stack.compile()
+            self._stacks[key] = stack
+        return self._stacks[key]
+
+
+def _short(stack: Stack, prompt: str) -> None:
+    """As few steps as the stack's schedule allows."""
+    facts = stack.plan.facts_after
+    steps = facts.steps if facts.distilled else WARM_UP_STEPS  # a few-step schedule has no shorter one
+    stack(prompt, num_inference_steps=steps, generator=_noise(0), output_type="pt")
+
+
+def _density(stack: Stack, report: Report) -> float:
+    """Share of the attention that was computed, as counted while it ran; as planned where nothing counted."""
+    counted = report.passes.get("sparse_attn", {}).get("density")
+    return stack.plan.facts_after.attention_density if counted is None else float(counted)
+
+
+def _noise(seed: int) -> torch.Generator:
+    """The same noise on every device."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def _picture(drawn: torch.Tensor) -> torch.Tensor:
+    return drawn[0].detach().float().cpu()

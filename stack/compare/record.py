@@ -1,0 +1,211 @@
+"""compare.json: from measured rows to figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.facts import machine_of
+from ..measure.flops import Work, row_work
+from ..measure.metrics import CAP_DB, efficiency, interaction_db, picture_warnings, psnr, ssim
+from ..measure.timing import median, ratio
+from .loop import Measurement
+from .rows import ALL, BASE, BASE_EAGER, Generation, Measured, Row, uncached_partner
+
+ROW_KEYS = (
+    "name", "passes", "seconds", "speedup", "flops_speedup", "psnr_db", "ssim", "accuracy", "full_steps", "steps",
+    "cache_bytes", "peak_bytes", "warnings",
+)  # fmt: skip
+KEYS = ("model", "device", "dtype", "torch", "prompts", "steps", "seed", "rows", "efficiency", "interaction_db")
+
+Accuracy = Callable[[torch.Tensor], float | None]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a comparison was asked to do, and on what."""
+
+    model: str
+    device: str
+    dtype: str
+    prompts: tuple[str, ...]
+    steps: int
+    seed: int
+    recipes: tuple[str, ...]
+
+
+def reference_of(measurement: Measurement) -> Measured:
+    """The unaccelerated, uncompiled run: what pictures are compared with."""
+    return measurement.rows.get(BASE_EAGER, measurement.rows[BASE])
+
+
+def build_record(header: Header, measurement: Measurement, work: Work, accuracy: Accuracy) -> dict[str, Any]:
+    """The contents of compare.json.
+
+    Speedups are medians over medians. `efficiency` and `interaction_db` exist for a single recipe only.
+
+    Args:
+        work: of one denoiser call.
+        accuracy: reads pictures (B, 3, H, W) or videos (B, F, 3, H, W) back; None where that is not possible.
+    """
+    shown = {name: m for name, m in measurement.rows.items() if name != BASE_EAGER and not m.row.same_as}
+    rows = {name: _row(m, measurement, work, accuracy) for name, m in shown.items() if m.generations or m.warnings}
+    for name, m in measurement.rows.items():
+        if m.row.same_as in rows:
+            rows[name] = {
+                **rows[m.row.same_as],
+                "name": name,
+                "passes": list(m.row.passes),
+                "role": m.row.role,
+                "group": m.row.group,
+                "warnings": m.warnings,  # what was measured is told where it was measured
+                "same_as": m.row.same_as,
+            }
+    ordered = [rows[name] for name in measurement.rows if name in rows]
+    alone = [rows.get(stage) for stage in measurement.rows[ALL].row.passes] if ALL in measurement.rows else []
+    together = _together(efficiency, "speedup", rows.get(ALL), alone)
+    return {
+        "model": header.model,
+        "device": header.device,
+        "dtype": header.dtype,
+        "torch": torch.__version__,
+        "prompts": list(header.prompts),
+        "steps": header.steps,
+        "seed": header.seed,
+        "rows": ordered,
+        "efficiency": together,
+        "interaction_db": _together(interaction_db, "psnr_db", rows.get(ALL), alone),
+        "recipe": header.recipes[0] if len(header.recipes) == 1 else list(header.recipes),
+        "partial": measurement.partial,
+        "machine": machine(header.device),
+        "versions": versions(),
+        "macs_per_step": asdict(work),
+        "warnings": measurement.warnings + _few(measurement),
+    }
+
+
+def _row(m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy) -> dict[str, Any]:
+    base, reference, done = measurement.rows[BASE], reference_of(measurement), m.generations
+    seconds = median(m.seconds)
+    common = min(len(done), len(reference.generations))
+    pictures, truth = (m.pictures[:common], reference.pictures[:common]) if common else (None, None)
+    kinds = done[0].kinds if done else ()
+    partner = uncached_partner(m.row, [other.row for other in measurement.rows.values()])
+    return {
+        "name": m.row.name,
+        "passes": list(m.row.passes),
+        "seconds": seconds,
+        "speedup": ratio(median(base.seconds), seconds),
+        "flops_speedup": _flops_speedup(work, base.row.steps, done),
+        "psnr_db": None if pictures is None or truth is None else psnr(pictures, truth),
+        "ssim": None if pictures is None or truth is None else ssim(pictures, truth),
+        "accuracy": accuracy(m.pictures) if done else None,
+        "full_steps": kinds.count("full") if done else None,
+        "steps": len(kinds) if done else None,
+        "cache_bytes": max((g.cache_bytes for g in done), default=None),
+        "peak_bytes": max((g.peak_bytes for g in done if g.peak_bytes is not None), default=None),
+        "warnings": _warnings(m, pictures, truth),
+        "role": m.row.role,
+        "group": m.row.group,
+        "recipe": m.row.recipe,
+        "same_as": None,
+        "seconds_all": m.seconds,
+        "prompts_done": len(done),
+        "kinds": list(kinds),
+        "attention_density": done[0].density if done else None,
+        "psnr_vs_uncached_db": None if partner is None else _against(m, measurement, partner),
+    }
+
+
+def _flops_speedup(work: Work, steps: int, done: Sequence[Generation]) -> float | None:
+    """Work of the base / work of the row, mean over its pictures."""
+    if not done or not work.step():
+        return None
+    mean = sum(row_work(work, g.kinds, g.density) for g in done) / len(done)
+    return row_work(work, ("full",) * steps, 1.0) / mean if mean else None
+
+
+def _against(m: Measured, measurement: Measurement, partner: Row) -> float | None:
+    """PSNR against the same stack without its cache: the cache's own error, without that of the passes below it."""
+    other = measurement.rows[partner.name] if partner.passes else reference_of(measurement)
+    common = min(len(m.generations), len(other.generations))
+    return psnr(m.pictures[:common], other.pictures[:common]) if common else None
+
+
+def _warnings(m: Measured, pictures: torch.Tensor | None, truth: torch.Tensor | None) -> list[str]:
+    found = list(m.warnings)
+    for generation in m.generations:
+        found += generation.warnings
+    if pictures is not None:
+        found += picture_warnings(pictures, None if m.row.role == "base" else truth, m.row.role == "stack")
+    kinds = m.generations[0].kinds if m.generations else ()
+    cached = len(kinds) - kinds.count("full")
+    if "cache" in m.row.passes and kinds and not cached and not any(w.startswith("0 of") for w in found):
+        found.append(f"0 of {len(kinds)} steps cached")
+    return list(dict.fromkeys(found))
+
+
+def _few(measurement: Measurement) -> list[str]:
+    return ["one prompt, one seed: take the figures as a first look"] if measurement.rounds == 1 else []
+
+
+def _together(
+    figure: Callable[[float | None, Sequence[float | None]], float | None],
+    key: str,
+    together: Mapping[str, Any] | None,
+    alone: Sequence[Mapping[str, Any] | None],
+) -> float | None:
+    if together is None or not alone:
+        return None
+    return figure(together[key], [None if row is None else row[key] for row in alone])
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What it ran on."""
+    threads = torch.get_num_threads()
+    return {**asdict(machine_of(torch.device(device))), "threads": threads, "system": platform.platform()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what took part, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for name in ("ditstack", "torch", "diffusers", "transformers", "torchao"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def visible(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows worth a line on screen: those that share another's measurement are left out."""
+    return [row for row in record["rows"] if not row["same_as"]]
+
+
+def decibels(value: float | None) -> str:
+    """A PSNR for reading: "identical" at the cap, "-" where there is none."""
+    if value is None:
+        return "-"
+    return "identical" if value >= CAP_DB else f"{value:.1f}"
+
+
+def save_json(record: Mapping[str, Any], path: Path) -> None:
+    """Write strict JSON: a figure that is not finite becomes null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,148 @@
+"""Which rows a comparison has: decided from recipes, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ..core.errors import StackError
+
+BASE, BASE_EAGER, ALL = "base", "base-eager", "all"
+FEWER, MULTISTEP = "fewer-steps", "fewer-steps-multistep"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a comparison.
+
+    Attributes:
+        role: "base", "stack" or "control".
+        group: "base", "alone", "left out", "all" or "control"; decides how it is shown.
+        recipe: the recipe its passes come from; for a control, the one whose time it may use.
+        passes: stages that are on, in running order.
+        steps: denoiser steps asked for. (A distilled adapter may bring its own.)
+        same_as: name of the row that runs the same thing, whose measurement this one shares; set by `share`.
+    """
+
+    name: str
+    role: str
+    group: str
+    recipe: str = ""
+    passes: tuple[str, ...] = ()
+    steps: int = 50
+    same_as: str = ""
+
+
+@dataclass
+class Generation:
+    """One picture or video of one row, and what making it took.
+
+    Attributes:
+        picture: (3, H, W) or (F, 3, H, W) float32 on the CPU, in [0, 1].
+        kinds: what each step was: "full", "cached" or "partial".
+        density: share of the attention that was computed.
+    """
+
+    picture: torch.Tensor
+    seconds: float
+    kinds: tuple[str, ...]
+    density: float = 1.0
+    cache_bytes: int = 0
+    peak_bytes: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class Measured:
+    """A row and its generations so far, in the order of the prompts."""
+
+    row: Row
+    generations: list[Generation] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> list[float]:
+        return [g.seconds for g in self.generations]
+
+    @property
+    def pictures(self) -> torch.Tensor:
+        """(B, 3, H, W) or (B, F, 3, H, W), one per prompt done."""
+        return torch.stack([g.picture for g in self.generations])
+
+
+def plan_rows(recipes: Mapping[str, Sequence[str]], steps: int) -> list[Row]:
+    """The rows, in the order they are shown; controls follow once the time of their stack is known.
+
+    One recipe: `base`, each pass alone, `all`, `all` without each pass. Several recipes: `base` and each whole recipe
+    under its own name.
+
+    Args:
+        recipes: recipe name to its stages, in running order.
+
+    Raises:
+        StackError: one of several recipes has the name of the base.
+    """
+    base = Row(BASE, "base", "base", steps=steps)
+    if len(recipes) != 1:
+        for name in recipes:
+            if name in (BASE, BASE_EAGER):
+                raise StackError(f"a recipe cannot be named {name!r} beside others: expected any other name")
+        return [base, *(Row(name, "stack", "all", name, tuple(stages), steps) for name, stages in recipes.items())]
+    ((recipe, stages),) = recipes.items()
+    every = tuple(stages)
+    whole = (ALL, "all", every)
+    alone = [(stage, "alone", (stage,)) for stage in every]
+    without = [(f"{ALL}-{stage}", "left out", tuple(s for s in every if s != stage)) for stage in every]
+    named = [*alone, whole, *without]
+    return [base, *(Row(name, "stack", group, recipe, passes, steps) for name, group, passes in named)]
+
+
+def share(rows: Sequence[Row], effective: Callable[[Row], object]) -> list[Row]:
+    """Rows that would run the same thing are measured once: all but one say in `same_as` which.
+
+    With one or two stages there are some by nature; more where the plan drops a pass that cannot help on this machine.
+    The base and the whole stacks are always measured themselves.
+
+    Args:
+        effective: what a row will really run; compared by ==.
+    """
+    own = [row for row in rows if row.group in ("base", "all")]
+    shared = {}
+    for row in rows:
+        if row not in own:
+            twin = next((other for other in own if effective(other) == effective(row)), None)
+            if twin is None:
+                own.append(row)
+            else:
+                shared[row.name] = replace(row, same_as=twin.name)
+    return [shared.get(row.name, row) for row in rows]
+
+
+def whole_stacks(rows: Sequence[Row]) -> list[Row]:
+    """The rows that hold a whole recipe: these get controls."""
+    return [row for row in rows if row.group == "all" and not row.same_as]
+
+
+def controls_of(row: Row, steps: int, single: bool, multistep: bool = True) -> list[Row]:
+    """The base run with as many steps as fit in this row's time: same scheduler, and a second-order solver."""
+    names = [FEWER, MULTISTEP] if multistep else [FEWER]
+    return [
+        Row(name if single else f"{name}@{row.name}", "control", "control", row.recipe, (), steps) for name in names
+    ]
+
+
+def is_multistep(row: Row) -> bool:
+    """Whether a control walks the schedule with the second-order solver."""
+    return row.name.split("@")[0] == MULTISTEP
+
+
+def uncached_partner(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The row with the same passes but without the cache: what its cache error is measured against."""
+    if "cache" not in row.passes:
+        return None
+    rest = tuple(stage for stage in row.passes if stage != "cache")
+    named = {r.name: r for r in rows}
+    fitting = [r for r in rows if r.role != "control" and r.passes == rest and r.recipe in ("", row.recipe)]
+    return named.get(fitting[0].same_as, fitting[0]) if fitting else None

@@ -1,0 +1,112 @@
+"""What is true of a model at one point of the stack. Passes read facts and say how they change them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the processor computes fast. Read from torch's own capability flags, never from a clock: the same
+    machine always gets the same plan. `capability` is CUDA's compute capability."""
+
+    device: str
+    vector: str = ""
+    fast_bf16: bool = True
+    vnni: bool = False
+    capability: tuple[int, int] = (0, 0)
+
+
+def machine_of(device: torch.device) -> Machine:
+    """The machine a tensor on `device` is computed by."""
+    if device.type != "cpu":
+        if device.type != "cuda":
+            return Machine(device.type)
+        name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        return Machine(device.type, vector=name, capability=capability)
+    return Machine(
+        device="cpu",
+        vector=torch.backends.cpu.get_cpu_capability(),
+        # Without these instructions oneDNN computes bf16 ten times slower than fp32.
+        fast_bf16=torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        vnni=torch.cpu._is_vnni_supported(),
+    )
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the machine computes it fast, fp32 elsewhere. Never fp16 on a CPU."""
+    return torch.bfloat16 if machine_of(device).fast_bf16 else torch.float32
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of a denoiser, before or after some passes.
+
+    Attributes:
+        family: wiring name, such as "flux".
+        blocks: number of transformer blocks.
+        width: hidden width D.
+        heads, head_dim: attention heads and their size.
+        image_tokens, text_tokens: length of the two streams; 0 where unknown. A video's tokens are image tokens.
+        steps: denoiser steps the stack is planned for.
+        guidance: "none", "embedded" or "cfg".
+        weight_bits, activation_bits: precision inside the large linears.
+        attention_density: share of attention blocks that are computed.
+        switches: shares of the schedule, in [0, 1], at which the way a step is computed changes: dense or sparse
+            attention, one precision or another.
+        adapters: name and content of the adapters in the weights or beside them.
+        schedule: noise levels of an adapter's schedule; () where the scheduler makes them.
+        distilled: the card that the steps and the schedule come from, or "".
+        origin: hub id of the model, or the last part of its path; "" where unknown.
+        pipeline: whether a whole pipeline is there, or a bare denoiser.
+        grid: of the image tokens at the pipeline's default size, (rows, columns) or (frames, rows, columns); () where
+            unknown. A call may have another, see `stack.models.grid.RequestGrid`.
+        lists: number of blocks in each of the wiring's block lists.
+        sampler: why the pipeline's sampler is none whose steps are plain sums; "" where it is one, and for a bare
+            denoiser of a flow.
+        flow: whether the denoiser's output is a velocity, noise - x0.
+        carries: what other libraries have put on the model, see `stack.models.preexisting`.
+        compiled: mode its blocks are compiled in; "" where they are not.
+        latent: numbers per image token in the denoiser's input and in its output; 0 where unknown.
+    """
+
+    family: str
+    machine: Machine
+    dtype: str
+    blocks: int
+    width: int
+    heads: int
+    head_dim: int
+    image_tokens: int
+    text_tokens: int
+    steps: int
+    guidance: str = "none"
+    weight_bits: int = 16
+    activation_bits: int = 16
+    attention_density: float = 1.0
+    switches: tuple[float, ...] = ()
+    adapters: tuple[str, ...] = ()
+    schedule: tuple[float, ...] = ()
+    distilled: str = ""
+    origin: str = ""
+    quantized_by: str = ""
+    pipeline: bool = True
+    grid: tuple[int, ...] = ()
+    lists: tuple[int, ...] = ()
+    latent: tuple[int, int] = (0, 0)
+    sampler: str = ""
+    flow: bool = True
+    carries: tuple[str, ...] = ()
+    compiled: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """Length of the joint sequence."""
+        return self.image_tokens + self.text_tokens
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether activations are rounded anew on every step."""
+        return self.activation_bits < 16

@@ -1,0 +1,69 @@
+"""Facts of an untouched model, read from its configuration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .core.facts import Facts, machine_of
+from .models.preexisting import execution_device, preexisting_on
+from .models.sampler import why_not_plain
+from .models.wiring import Wiring
+from .quant.prequantized import fewest_bits, quantized_by, rounded_to
+
+
+def _latent(config: Any) -> tuple[int, int]:
+    """Numbers per image token that go in and come out."""
+    if "in_channels" not in config:
+        return 0, 0
+    patch = config.get("patch_size", 1) ** 2 * config.get("patch_size_t", 1)
+    return config["in_channels"] * patch, (config.get("out_channels") or config["in_channels"]) * patch
+
+
+def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Facts:
+    """What is known before anything runs."""
+    config = denoiser.config
+    heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
+    parameter = next(denoiser.parameters())
+    grid, text_tokens = wiring.tokens(pipe, config)
+    quantizer = quantized_by(denoiser)
+    bits = torch.finfo(parameter.dtype).bits if parameter.dtype.is_floating_point else 8
+    return Facts(
+        family=wiring.family,
+        machine=machine_of(execution_device(denoiser)),
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        blocks=len(wiring.blocks(denoiser)),
+        width=heads * head_dim,
+        heads=heads,
+        head_dim=head_dim,
+        image_tokens=math.prod(grid) if grid else 0,
+        text_tokens=text_tokens,
+        steps=steps,
+        guidance="embedded" if config.get("guidance_embeds") else "none",
+        weight_bits=fewest_bits(denoiser, bits) if quantizer else bits,
+        activation_bits=rounded_to(denoiser, bits),
+        quantized_by=quantizer,
+        pipeline=pipe is not None,
+        grid=grid,
+        lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
+        latent=_latent(config),
+        sampler=_why_not_plain(wiring, pipe),
+        flow=wiring.flow,
+        origin=_origin(denoiser, pipe),
+        carries=preexisting_on(denoiser),
+    )
+
+
+def _why_not_plain(wiring: Wiring, pipe: Any | None) -> str:
+    if pipe is not None:
+        return why_not_plain(pipe.scheduler)
+    return "" if wiring.flow else f"a bare {wiring.family} denoiser does not tell its sampler: expected its pipeline"
+
+
+def _origin(denoiser: Any, pipe: Any | None) -> str:
+    """The hub id a model was loaded by, or the name of its folder."""
+    name = str((denoiser if pipe is None else pipe).config.get("_name_or_path") or "")
+    return Path(name).name if Path(name).is_absolute() else name

@@ -1,0 +1,75 @@
+"""The passes by stage, and passes as data: from a table of arguments, and back to one."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from .attention.sparse_attn import SparseAttention
+from .caching.cache import FILES, Cache
+from .caching.cache import OPTIONS as CACHE_OPTIONS
+from .caching.policy import PRESETS
+from .compile import Compile
+from .core.errors import StackError, choose
+from .core.passes import Pass
+from .distill.adapter import Adapter
+from .distill.distill import Distill
+from .quant.quantize import Quantize
+
+PASSES: dict[str, type[Any]] = {p.stage: p for p in (Distill, Quantize, Adapter, SparseAttention, Compile, Cache)}
+
+
+def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | None = None) -> Pass:
+    """A pass from its stage's name and its arguments; maps and adapters are looked for in `folder` first.
+
+    Raises:
+        StackError: an unknown stage or argument, or a value the pass refuses; the message names the recipe.
+    """
+    if stage not in PASSES:
+        raise choose(f"stage in recipe {where}", stage, list(PASSES))
+    known = options_of(stage)
+    for name in options:
+        if name not in known:
+            raise choose(f"option of [{stage}] in recipe {where}", name, known)
+    plain: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    for name in FILES if folder is not None else ():
+        if isinstance(plain.get(name), str):
+            plain[name] = folder / plain[name]
+    adapter = plain.get("adapter")
+    if folder is not None and isinstance(adapter, str) and (folder / adapter).is_file():
+        plain["adapter"] = str(folder / adapter)
+    try:
+        return PASSES[stage](**plain)
+    except TypeError as error:
+        raise StackError(f"recipe {where}, [{stage}]: {error}") from None
+    except StackError as error:
+        raise StackError(f"recipe {where}, [{stage}]: {error}") from None
+
+
+def pass_options(made: Pass) -> dict[str, Any]:
+    """The arguments that make an equal pass, those at their defaults left out.
+
+    Raises:
+        StackError: the pass holds linear maps, which a recipe can only name the file of, or a calibrated mix.
+    """
+    if isinstance(made, Quantize) and made.prepared is not None:
+        raise StackError("a recipe cannot hold a calibrated mix of schemes: name max_error or max_bytes, and measure")
+    if isinstance(made, Cache):
+        if made.policy.maps is not None:
+            raise StackError("a recipe cannot hold FastCache's maps: write them with fit_maps(save=...), name the file")
+        preset = PRESETS[made.method]
+        own = {name: getattr(made.policy, name) for name in CACHE_OPTIONS}
+        return {"method": made.method, **{n: v for n, v in own.items() if v != getattr(preset, n)}}
+    assert is_dataclass(made)
+    return {f.name: getattr(made, f.name) for f in fields(made) if getattr(made, f.name) != f.default}
+
+
+def options_of(stage: str) -> list[str]:
+    """Names of a pass's arguments."""
+    if stage == Cache.stage:
+        return ["method", "max_error", *CACHE_OPTIONS]
+    return list(inspect.signature(PASSES[stage]).parameters)

@@ -1,0 +1,320 @@
+"""The quantization pass: the blocks' large linears with fewer bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..compat import preexisting as carried
+from ..compat.rules.compilers import ROUNDED_EAGERLY
+from ..compat.rules.quantization import MIX_MADE_ELSEWHERE, ROUNDED_TWICE, ROWS_TOO_FEW
+from ..compile import OFF, Compile
+from ..core.errors import StackError, choose
+from ..core.facts import Facts, machine_of
+from ..core.installer import Installer
+from ..core.passes import Applied, Finding
+from ..models.preexisting import COMPILED, execution_device
+from ..models.wiring import FAMILIES, Wiring
+from ..runtime.call import DenoiserCall
+from ..runtime.target import Target
+from .backends import BACKENDS, pick
+from .backends.base import Backend
+from .linears.int8 import Int8Linear
+from .linears.two_precisions import Phase, TwoPrecisions, ends_of, near_ends
+from .prepared import Preparation
+from .rounding.calibrated import calibrated_bytes
+from .schemes import KEEP, SCHEMES, Scheme, scheme_named
+from .selection import Choice, Rules, choose_linears, grouped, row_gain, tell_kept, weight_bytes
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Weights rounded once, and for "int8" and "fp8" activations on the fly, token by token.
+
+    Embedders, modulation, norms, refiners and the output projection stay in floating point, and so does a text stream
+    too short to gain. The originals are kept and come back bit for bit on undo.
+
+    Attributes:
+        scheme: see `stack.quant.schemes`.
+        backend: "native", "torchao", "bitsandbytes", "quanto", or "auto" for the fastest that was measured.
+        skip: shell wildcards of paths of linears that stay.
+        layers: a mixed plan: scheme name or "keep" by path; linears it does not name follow `scheme`. It overrules
+            every reason to keep a linear but the kernel's. A mapping, kept as sorted pairs.
+        min_features: linears with fewer inputs or outputs stay.
+        ends: precision of the steps near both ends of the schedule: another scheme, or "keep" for the model's own;
+            "" has one precision for all steps. Both weights are in memory then.
+        share: of the schedule that counts as near, at either end; one step at least.
+        max_error: the smallest mix of schemes within this relative error of the denoiser's output, found by
+            `Stack.sensitivity`; 0 for none.
+        max_bytes: the most exact mix within these bytes, or within what a scheme by this name takes in every linear.
+        prepared: what `Stack.sensitivity` made for either.
+
+    Raises:
+        StackError: unknown scheme or backend, a share outside (0, 0.5), or both an error and bytes asked for.
+    """
+
+    stage: ClassVar[str] = "quantize"
+    scheme: str = "int8"
+    backend: str = "auto"
+    skip: tuple[str, ...] = ()
+    layers: tuple[tuple[str, str], ...] | Mapping[str, str] | None = None
+    min_features: int = 128
+    ends: str = ""
+    share: float = 0.1
+    max_error: float = 0.0
+    max_bytes: int | str = 0
+    prepared: Preparation | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        scheme_named(self.scheme)
+        if self.backend not in ("auto", *BACKENDS):
+            raise choose("quantization backend", self.backend, ("auto", *BACKENDS))
+        object.__setattr__(self, "layers", _pairs(self.layers))
+        for name in (*self.plan.values(), self.ends):
+            if name not in (KEEP, ""):
+                scheme_named(name)
+        if self.prepared is not None and not isinstance(self.prepared, Preparation):
+            raise StackError("prepared is what Stack.sensitivity makes: name max_error or max_bytes, and measure")
+        if not 0 < self.share < 0.5:
+            raise StackError(f"share must be between 0 and 0.5, got {self.share!r}")
+        if self.max_error and self.max_bytes:
+            raise StackError("expected either max_error or max_bytes, got both: leave one out")
+
+    @property
+    def plan(self) -> dict[str, str]:
+        """The mixed plan: scheme name or "keep" by path."""
+        return dict(self.layers or ())
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        """The scheme, and those that only some layers or steps have."""
+        names = [self.scheme, *self.plan.values(), self.ends]
+        return list(dict.fromkeys(SCHEMES[name] for name in names if name not in (KEEP, "")))
+
+    def backend_for(self, scheme: Scheme, machine: Any) -> tuple[Backend, str]:
+        """Who computes a scheme, and why. A backend that is asked for but cannot leaves a plan's layers to "auto".
+
+        Raises:
+            StackError: nobody can.
+        """
+        if scheme.name != self.scheme and self.backend != "auto" and BACKENDS[self.backend].refuses(scheme, machine):
+            return pick(scheme, "auto", machine)
+        return pick(scheme, self.backend, machine)
+
+    def describe(self, facts: Facts) -> list[str]:
+        """What is rounded, by whom and why, what stays and why."""
+        roles = " and ".join(FAMILIES[facts.family].linears) if facts.family in FAMILIES else "large"
+        lines = [f"{self.scheme} in the {roles} linears of {facts.blocks} blocks"]
+        if self.plan:
+            counts = {name: list(self.plan.values()).count(name) for name in dict.fromkeys(self.plan.values())}
+            lines[0] += ", and a plan: " + ", ".join(f"{count} x {name}" for name, count in counts.items())
+        for scheme in self.schemes:
+            backend, why = self.backend_for(scheme, facts.machine)
+            lines.append(f"{scheme.name}: {scheme.describe()}")
+            lines.append(f"{scheme.name} by {backend.name}: {why}; {backend.kernel(scheme, facts.machine)}")
+        if self.ends:
+            lines.append(_ends_line(self.ends, self.share, facts.steps))
+        if self.prepared:
+            lines.append(self.prepared.describe())
+        family = FAMILIES.get(facts.family)
+        kept = row_gain(facts.text_tokens, facts.width) if SCHEMES[self.scheme].rounds_activations else ""
+        if family:
+            lines.append(f"{', '.join(family.sensitive)} stay: error amplification")
+        if family and "text" in family.streams:
+            lines.append("the text stream's own linears " + (f"stay: no gain: {kept}" if kept else "are converted too"))
+        lines.append(f"linears under {self.min_features} features stay: no gain")
+        return lines
+
+    def check(self, facts: Facts) -> list[Finding]:
+        """Already quantized, no backend for the device, or nothing large enough to convert."""
+        found = [*carried.under_linears(facts, self.stage), *carried.offloaded(facts, self.stage)]
+        if facts.weight_bits < 16 or facts.quantized_by:
+            by = f" by {facts.quantized_by}" if facts.quantized_by else ""
+            what = f"the model is already quantized{by} to {facts.weight_bits} bits"
+            hint = "load it unquantized, or leave quantize() out"
+            found.append(Finding.of(ROUNDED_TWICE, self.stage, what, repair=hint, fatal=True))
+        if (self.max_error or self.max_bytes) and not self.prepared:
+            why = "which linear may be rounded how far has to be measured"
+            found.append(Finding(self.stage, "no mix yet: call sensitivity(prompts) on the stack", why, fatal=True))
+        if self.prepared and (stale := self.prepared.stale(facts)):
+            found.append(
+                Finding.of(MIX_MADE_ELSEWHERE, self.stage, stale, repair="call sensitivity(prompts) again", fatal=True)
+            )
+        eager = []
+        for scheme in self.schemes:
+            try:
+                backend = self.backend_for(scheme, facts.machine)[0]
+                eager += [scheme.name] if scheme.rounds_activations and backend.rounds_in_steps else []
+            except StackError as error:
+                found.append(Finding(self.stage, str(error), fatal=True))
+        found += _compiled(facts, self.stage, eager)
+        gain = row_gain(facts.image_tokens, facts.width) if SCHEMES[self.scheme].rounds_activations else ""
+        if facts.image_tokens and gain:
+            what = f"{facts.image_tokens} image tokens of width {facts.width} are too few for int8 to be faster"
+            found.append(Finding.of(ROWS_TOO_FEW, self.stage, what, note=True))
+        if facts.width < self.min_features and not self.plan:
+            what = f"no linear would be converted: the model is {facts.width} wide, min_features is {self.min_features}"
+            found.append(Finding(self.stage, what, why=f"try min_features={facts.width}", fatal=True))
+        return found
+
+    def facts_after(self, facts: Facts) -> Facts:
+        """The fewest bits of any linear, and who rounded."""
+        rounded = [s.activation_bits for s in self.schemes if s.rounds_activations]
+        edge = ends_of(facts.steps, self.share) / facts.steps
+        return replace(
+            facts,
+            weight_bits=min(s.weight_bits for s in self.schemes),
+            activation_bits=min(rounded, default=facts.activation_bits),
+            quantized_by=self.backend_for(SCHEMES[self.scheme], facts.machine)[0].name,
+            switches=(*facts.switches, edge, 1 - edge) if self.ends else facts.switches,
+        )
+
+    def choices(self, denoiser: nn.Module, wiring: Wiring, facts: Facts) -> list[Choice]:
+        """Every linear of a denoiser with its verdict. Changes nothing."""
+        machine = machine_of(execution_device(denoiser))
+
+        def multiple(scheme: Scheme) -> int:
+            return self.backend_for(scheme, machine)[0].multiple(scheme, machine)
+
+        rules = Rules(SCHEMES[self.scheme], self.min_features, facts.text_tokens, self.skip, self.plan, multiple)
+        return choose_linears(denoiser, wiring, rules)
+
+    def apply(self, target: Target, install: Installer) -> Applied:
+        """Replace the linears.
+
+        Raises:
+            StackError: none qualifies, a product is not exact here, or a library is missing. Nothing is changed then.
+        """
+        choices = self.choices(target.denoiser, target.wiring, target.facts)
+        chosen = [c for c in choices if c.kept is None]
+        if not chosen:
+            raise StackError(f"0 of {len(choices)} linears can be converted to {self.scheme}: {tell_kept(choices)}")
+        device = next(target.denoiser.parameters()).device
+        machine = machine_of(execution_device(target.denoiser))
+        backends = {s.name: self.backend_for(s, machine)[0] for s in self.schemes}
+        before = weight_bytes(target.denoiser, choices)
+        converted, after = _convert(target.denoiser, choices, backends, device, self.prepared)
+        if self.ends:
+            converted, more = self._two_precisions(target, choices, backends, device, converted, install)
+            after += more
+        for path, module in converted.items():
+            install.replace_module(target.denoiser, path, module)
+        summary = (
+            f"{len(chosen)} of {len(choices)} linears converted to {_named(chosen)} "
+            f"(weights {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB); stay: {tell_kept(choices)}"
+        )
+        return Applied(
+            summary,
+            report=lambda: {
+                "converted": len(chosen),
+                "linears": len(choices),
+                "weight_bytes": after,
+                "original_bytes": before,
+            },
+            reset=lambda: _clear(converted.values()),
+            details={
+                "backend": backends[self.scheme].name,
+                "converted": list(converted),
+                "needs_originals": self.ends == KEEP,
+                "kept": {c.path: str(c.kept) for c in choices if c.kept},
+            },
+        )
+
+    def _two_precisions(
+        self,
+        target: Target,
+        choices: list[Choice],
+        backends: dict[str, Backend],
+        device: torch.device,
+        middle: dict[str, nn.Module],
+        install: Installer,
+    ) -> tuple[dict[str, nn.Module], int]:
+        """Modules that follow the schedule, and the bytes their second weights take."""
+        if self.ends == KEEP:
+            ends: dict[str, nn.Module] = {path: target.denoiser.get_submodule(path) for path in middle}
+            held = weight_bytes(target.denoiser, choices)
+        else:
+            other = [replace(c, scheme=SCHEMES[self.ends]) for c in choices]
+            ends, held = _convert(target.denoiser, other, backends, device, None)
+        compute_mode = Phase()
+        install.wrap_call(target.entrance, "run", lambda inner: _told(inner, target, compute_mode, self.share))
+        clock = target.clock
+        install.set_attribute(clock, "phases", (*clock.compute_modes, lambda tick: near_ends(tick, self.share)))
+        return {path: TwoPrecisions(ends[path], module, compute_mode) for path, module in middle.items()}, held
+
+
+def _compiled(facts: Facts, stage: str, schemes: list[str]) -> list[Finding]:
+    """On CUDA every operation of rounding is a launch of its own unless the blocks are compiled."""
+    if facts.machine.device != "cuda" or not schemes or COMPILED in facts.carries:
+        return []
+    what = f"{' and '.join(schemes)} rounds activations in small operations, which cuda launches one by one"
+    repair = "compile() is added; compile('off') leaves it out"
+    return [Finding.of(ROUNDED_EAGERLY, stage, what, repair=repair, adds=Compile(), instead=Compile(OFF))]
+
+
+def _told(inner: Callable[..., Any], target: Target, compute_mode: Phase, share: float) -> Callable[..., Any]:
+    """The entrance, which first tells the linears where on the schedule the call is."""
+
+    def run(call: DenoiserCall) -> Any:
+        assert target.clock.tick is not None
+        compute_mode.at_ends = near_ends(target.clock.tick, share)
+        return inner(call)
+
+    return run
+
+
+def _ends_line(ends: str, share: float, steps: int) -> str:
+    count = ends_of(steps, share)
+    precision = "the model's own precision" if ends == KEEP else ends
+    return f"the first and the last {count} of {steps} steps run in {precision}: both weights stay in memory"
+
+
+def _pairs(layers: Any) -> tuple[tuple[str, str], ...] | None:
+    if layers is None:
+        return None
+    pairs = layers.items() if isinstance(layers, Mapping) else layers
+    return tuple(sorted((str(path), str(name)) for path, name in pairs))
+
+
+def _named(chosen: Sequence[Choice]) -> str:
+    names = [choice.scheme.name for choice in chosen]
+    kinds = dict.fromkeys(names)
+    return next(iter(kinds)) if len(kinds) == 1 else ", ".join(f"{names.count(name)} x {name}" for name in kinds)
+
+
+def _convert(
+    denoiser: nn.Module,
+    choices: list[Choice],
+    backends: dict[str, Backend],
+    device: torch.device,
+    prepared: Preparation | None,
+) -> tuple[dict[str, nn.Module], int]:
+    """New modules by path, and their bytes. Changes nothing."""
+    ready = {each.path: each.module for each in prepared.linears} if prepared else {}
+    for name in dict.fromkeys(c.scheme.name for c in choices if c.kept is None):
+        backends[name].prepare(SCHEMES[name], device)
+    converted: dict[str, nn.Module] = dict(ready)
+    held = sum(calibrated_bytes(ready[c.path], backends[c.scheme.name].held_bytes) for c in choices if c.path in ready)
+    for group in grouped([c for c in choices if c.path not in ready]):
+        backend = backends[group[0].scheme.name]
+        modules = backend.convert([_linear(denoiser, c) for c in group], group[0].scheme)
+        converted |= {c.path: module for c, module in zip(group, modules, strict=True)}
+        held += sum(backend.held_bytes(module) for module in modules)
+    return converted, held
+
+
+def _clear(modules: Any) -> None:
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, Int8Linear):
+                part.shared.clear()
+
+
+def _linear(denoiser: nn.Module, choice: Choice) -> nn.Linear:
+    module = denoiser.get_submodule(choice.path)
+    assert isinstance(module, nn.Linear)
+    return module

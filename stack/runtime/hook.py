@@ -1,0 +1,113 @@
+"""Keeps a stack's clock and journal in step with its model: the only wrapper around the denoiser itself."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.cache_utils import CacheMixin
+
+from ..core.installer import BEHIND_HOOK, Installer
+from ..models.schedule import sigma_schedule_of, source_of
+from .arguments import Arguments
+from .call import DenoiserCall
+from .fingerprint import version_of
+from .target import Target
+
+NEAR = 0.01  # a host-side timestep further than this from the scheduler's sigma did not come from the pipeline's loop
+
+
+def follow(target: Target, install: Installer) -> None:
+    """Let every call of the denoiser advance the clock, open a journal entry, and close it again."""
+    # Behind an offloading hook of accelerate: before it weights and arguments are still on the host.
+    place = BEHIND_HOOK if "_hf_hook" in vars(target.denoiser) else "forward"
+    install.wrap_call(target.denoiser, place, lambda inner: _forward(target, inner))
+    if isinstance(target.denoiser, CacheMixin):  # a pipeline names its guidance branches only on such a model
+        install.wrap_call(target.denoiser, "cache_context", lambda inner: _context(target, inner))
+
+
+def _forward(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
+    arguments, sigmas = Arguments(inner), _Sigmas(target)
+
+    @functools.wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        # A second pipeline on this model may come from another thread.
+        with target.lock:
+            return called(DenoiserCall(inner, args, kwargs, arguments.named(args, kwargs)))
+
+    def called(call: DenoiserCall) -> Any:
+        given = call.given
+        tick = target.clock.advance(sigmas.of(given["timestep"], call.latent), tuple(call.latent.shape))
+        target.journal.begin(tick, call.latent.device)
+        target.conditions.begin(tick.request, tick.branch, given)
+        target.grid.begin(given)
+        try:
+            return target.entrance.run(call)
+        except BaseException:
+            # Half a step leaves nothing that may be reused, and memory may be what it broke off for.
+            target.forget()
+            raise
+        finally:
+            target.grid.end()
+            target.conditions.end()
+            target.journal.end()
+
+    return forward
+
+
+class _Sigmas:
+    """Noise levels of calls, without a host sync where the pipeline's scheduler knows them."""
+
+    def __init__(self, target: Target):
+        self._target = target
+        self._made: Any = None  # what the timetable was last read from; schedulers make a new one for each request
+        self._version = 0
+
+    def of(self, timestep: torch.Tensor, tokens: torch.Tensor) -> float:
+        """Noise level of a call with these tokens (B, N, ...)."""
+        pipe, clock, scale = self._target.pipe, self._target.clock, self._target.wiring.timestep_scale
+        if pipe is None:
+            return float(timestep.flatten()[0]) / scale
+        scheduler = pipe.scheduler
+        made = source_of(scheduler)
+        # Some callers write noise levels of their own into what the scheduler has made.
+        if made is not self._made or version_of(made) != self._version:
+            clock.sigma_schedule, self._made = sigma_schedule_of(scheduler, tokens.shape[1]), made
+            self._version = version_of(made)
+        sigmas = clock.sigma_schedule.sigmas
+        if "_step_index" not in vars(scheduler):  # DDIM keeps no count of its steps
+            index = _place(timestep, scheduler.timesteps)
+            return float(timestep.flatten()[0]) / scale if index is None else sigmas[index]
+        index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index or 0
+        told = sigmas[min(index, len(sigmas) - 1)]
+        if timestep.device.type != "cpu":
+            return told
+        # A call around the pipeline's own loop: the scheduler's index is stale, the value is not.
+        value = float(timestep.flatten()[0]) / scale
+        return told if abs(told - value) <= NEAR * max(value, NEAR) else value
+
+
+def _place(timestep: torch.Tensor, timesteps: torch.Tensor) -> int | None:
+    """Which of the scheduler's timesteps a call's is a view of: known without a read. None where it is none."""
+    if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
+        return None
+    return int(timestep.storage_offset() - timesteps.storage_offset())
+
+
+def _context(
+    target: Target, inner: Callable[[str], AbstractContextManager[None]]
+) -> Callable[[str], AbstractContextManager[None]]:
+    @contextmanager
+    def context(name: str) -> Iterator[None]:
+        with target.lock:  # the branch is told once for all threads
+            before, target.clock.branch = target.clock.branch, name
+            try:
+                with inner(name):
+                    yield
+            finally:
+                target.clock.branch = before
+
+    return context

@@ -1,0 +1,125 @@
+"""What happened in the last request: per step what ran, how far the cache was off, how long it took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .readback import Stopwatch
+from .step_clock import StepContext
+
+FULL, CACHED, PARTIAL = "full", "cached", "partial"
+CPU = torch.device("cpu")
+
+
+@dataclass
+class StepRecord:
+    """One denoiser call.
+
+    Attributes:
+        kind: "full", "cached" or "partial".
+        error: relative error of the cache's prediction, known on full steps that end a run of cached ones.
+        seconds: time of the call on its device, by the device's own events on an accelerator.
+        host_seconds: time that the host spent in it: the same on a CPU, launching the work on an accelerator.
+    """
+
+    step: int
+    sigma: float
+    branch: str
+    kind: str
+    error: float | None
+    seconds: float
+    host_seconds: float
+
+
+@dataclass
+class Report:
+    """The last request of a stack.
+
+    Attributes:
+        passes: figures of each pass, by stage.
+        warnings: what should not have happened, or happened silently elsewhere: "0 of 8 steps cached".
+    """
+
+    steps: list[StepRecord]
+    cache_bytes: int
+    passes: dict[str, dict[str, Any]]
+    summaries: dict[str, str]
+    warnings: list[str]
+
+    @property
+    def full_steps(self) -> int:
+        """Calls that ran every block."""
+        return sum(record.kind == FULL for record in self.steps)
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return "nothing has run yet"
+        marks = "".join({FULL: "F", CACHED: ".", PARTIAL: "p"}[record.kind] for record in self.steps)
+        errors = [record.error for record in self.steps if record.error is not None]
+        lines = [
+            f"{len(self.steps)} denoiser calls, {self.full_steps} full: {marks}",
+            f"denoiser {sum(r.seconds for r in self.steps):.2f} s, cache state {self.cache_bytes / 1e6:.1f} MB",
+        ]
+        if errors:
+            mean = sum(errors) / len(errors)
+            lines.append(f"prediction error, measured at full steps: mean {mean:.2%}, worst {max(errors):.2%}")
+        lines += [f"{stage}: {text}" for stage, text in self.summaries.items()]
+        lines += [f"warning: {text}" for text in self.warnings]
+        return "\n".join(lines)
+
+
+@dataclass
+class _Entry:
+    tick: StepContext
+    watch: Stopwatch
+    kind: str = FULL
+    error: torch.Tensor | None = None
+
+
+@dataclass
+class Journal:
+    """Collects the steps of the current request. Errors and times are read when the report is asked for, not before."""
+
+    entries: list[_Entry] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def begin(self, tick: StepContext, device: torch.device = CPU) -> None:
+        """A call begins on this device; a new request starts a new page."""
+        if self.entries and self.entries[-1].tick.request != tick.request:
+            self.entries, self.warnings = [], []
+        self.entries.append(_Entry(tick, Stopwatch(device)))
+
+    def mark(self, kind: str) -> None:
+        """What the current call turned out to be."""
+        self.entries[-1].kind = kind
+
+    def measure(self, error: torch.Tensor) -> None:
+        """How far a prediction was off that the current call made unnecessary."""
+        self.entries[-1].error = error
+
+    def warn(self, text: str) -> None:
+        """Say something once per request."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def end(self) -> None:
+        """The current call is over."""
+        self.entries[-1].watch.stop()
+
+    def records(self) -> list[StepRecord]:
+        """The request so far."""
+        return [
+            StepRecord(
+                step=e.tick.step,
+                sigma=e.tick.sigma,
+                branch=e.tick.branch,
+                kind=e.kind,
+                error=None if e.error is None else float(e.error),
+                seconds=e.watch.seconds,
+                host_seconds=e.watch.host_seconds,
+            )
+            for e in self.entries
+        ]

@@ -1,0 +1,65 @@
+"""Under which conditions a cached tensor was made. Other conditions: it is dropped and counted, never reused."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, fields
+
+import torch
+
+from ..models.schedule import SigmaSchedule
+from .step_clock import StepContext
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a denoiser call's features depend on beside their request and tokens; `ConditionsReader` reads it.
+
+    Attributes:
+        passes: how often passes were put on or taken off: quantization, adapters, sparse attention.
+        weights: how often parameters and buffers have been seen to change.
+        adapters: scales and switches of peft's adapters, which are no tensors.
+        attention: who computes attention, with its settings.
+        precision: what autocast computes in; "" where it is off.
+        conditioning: content of the prompt, the guidance and the positions, see `stack.runtime.fingerprint.Content`.
+        caller: thread and asyncio task. Two loops over one model may be told apart by nothing else.
+    """
+
+    passes: int = 0
+    weights: int = 0
+    adapters: Hashable = ()
+    attention: Hashable = ()
+    precision: str = ""
+    conditioning: Hashable = ()
+    caller: Hashable = ()
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Everything a cached feature depends on.
+
+    Attributes:
+        request, branch: whose trajectory it lies on.
+        conditions: everything that is no property of the tokens or of the schedule.
+        schedule: noise levels and shift: the same step of as many steps may be at another one.
+        shape, dtype, device: of the latent tokens it was made from.
+    """
+
+    request: int
+    branch: str
+    conditions: Conditions
+    schedule: SigmaSchedule
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def differing(self, other: Stamp) -> list[str]:
+        """What is not as in another stamp, by name."""
+        mine, theirs = ({**vars(s), **vars(s.conditions)} for s in (self, other))
+        names = [f.name for f in (*fields(Stamp), *fields(Conditions)) if f.name != "conditions"]
+        return [name for name in names if mine[name] != theirs[name]]
+
+
+def stamp_of(tick: StepContext, conditions: Conditions, schedule: SigmaSchedule, tokens: torch.Tensor) -> Stamp:
+    """The stamp of a feature made in this call from these tokens."""
+    return Stamp(tick.request, tick.branch, conditions, schedule, tuple(tokens.shape), tokens.dtype, tokens.device)

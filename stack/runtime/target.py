@@ -1,0 +1,64 @@
+"""What passes act on: a denoiser, its pipeline, and what is known of the call that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from threading import RLock
+from typing import Any
+
+from torch import nn
+
+from ..core.facts import Facts
+from ..models.grid import RequestGrid
+from ..models.wiring import Wiring
+from .call import Entrance
+from .conditions import ConditionsReader
+from .report import Journal
+from .step_clock import Clock
+
+
+@dataclass
+class Target:
+    """What passes act on.
+
+    Attributes:
+        denoiser, wiring, facts: the transformer, how it is wired, and what was true of it before any pass.
+        now: what is true of it below the pass that is being applied.
+        clock: tells request, branch and step of the current call.
+        journal: where passes note what a call turned out to be.
+        passes: how often passes have been put on or taken off.
+        pipe: the pipeline, if there is one.
+        lock: held by whoever runs the model.
+        abort: lets go of what passes keep between calls.
+        conditions: what the current call's features depend on, for stamps.
+        entrance: where calls of the whole denoiser come by.
+        grid: what the output stream's tokens lie on in the current request.
+    """
+
+    denoiser: nn.Module
+    wiring: Wiring
+    facts: Facts
+    clock: Clock
+    journal: Journal
+    passes: Callable[[], int]
+    pipe: Any | None = None
+    lock: AbstractContextManager[Any] = field(default_factory=RLock)
+    abort: Callable[[], None] = lambda: None
+    entrance: Entrance = field(default_factory=Entrance)
+    conditions: ConditionsReader = field(init=False)
+    grid: RequestGrid = field(init=False)
+
+    now: Facts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.now = self.facts
+        self.conditions = ConditionsReader(self.denoiser, self.wiring.conditioning, self.passes)
+        self.grid = RequestGrid(partial(self.wiring.grid, self.denoiser), lambda: self.conditions.asked_for)
+
+    def forget(self) -> None:
+        """A call or a request has broken off: nothing of it is kept, and whatever comes next is a new request."""
+        self.clock.restart()
+        self.abort()

@@ -1,0 +1,394 @@
+"""The public face: build a stack, look at its plan, run it, take it off."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from .attention.sparse_attn import SparseAttention
+from .caching.cache import Cache
+from .calibrate import measuring
+from .calibrate.quant.floor import NoiseFloor
+from .compile import Compile
+from .core.errors import StackError
+from .core.facts import Facts
+from .core.installer import Installer
+from .core.passes import Pass
+from .core.plan import Plan, Planned, explain, in_order, make_plan
+from .distill.adapter import Adapter
+from .distill.call import transformed_call
+from .distill.distill import Distill
+from .model_facts import facts_of
+from .models.denoiser import denoiser_of
+from .models.schedule import default_sigma_schedule
+from .models.wiring import Wiring, wiring_of
+from .quant.quantize import Quantize
+from .recipe import Recipe
+from .runtime.hook import follow
+from .runtime.layers import Layers
+from .runtime.report import Journal, Report
+from .runtime.step_clock import Clock
+from .runtime.target import Target
+from .saving import load_weights, save_stack
+
+# Models that carry a stack right now. Two stacks on one model could not be undone in any order.
+_CARRYING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+class Stack:
+    """An ordered stack of passes over a diffusers pipeline or a bare denoiser.
+
+    Example:
+        >>> fast = Stack(pipe).quantize("int8").sparse_attn(keep=0.5).cache("svd")
+        >>> print(fast.explain())
+        >>> image = fast("a red ring left of a blue star").images[0]
+        >>> fast.undo()
+
+    Nothing is touched before the first call (or `apply()`). After `undo()` outputs are bit-identical to before.
+    Calls from several threads run one after the other.
+
+    Args:
+        model: a `DiffusionPipeline` with a `transformer`, or the transformer itself.
+        steps: denoiser steps to plan for; also the default number of steps of a call.
+        shift: schedule shift of a bare denoiser (a pipeline's scheduler tells its own).
+        strict: raise where the plan would repair.
+        max_error: relative error of the final latents, of all passes together, that the cache fills up; 0 for none.
+            `fit_gate` measures what the passes below use of it.
+
+    Raises:
+        StackError: the model is of no known family, `steps` < 1, or `max_error` < 0.
+    """
+
+    def __init__(self, model: Any, steps: int = 50, shift: float = 1.0, strict: bool = False, max_error: float = 0.0):
+        if not isinstance(steps, int) or steps < 1:
+            raise StackError(f"steps must be a whole number of at least 1, got {steps!r}")
+        if not 0 <= max_error < 1:
+            raise StackError(f"max_error must be in [0, 1), got {max_error!r}: 0.05 allows 5 % of the final latents")
+        self.max_error = max_error
+        self._pipe = None if isinstance(model, nn.Module) else model
+        denoiser = model if isinstance(model, nn.Module) else denoiser_of(model)
+        self._strict = strict
+        self._passes: list[Pass] = []
+        self._layers = Layers()
+        self._base: Installer | None = None
+        self._told: list[str] = []  # what had to be put right in the last call
+        self.lock = threading.RLock()
+        self.analyses: dict[str, Any] = {}
+        wiring = wiring_of(denoiser)
+        self._facts = facts_of(denoiser, wiring, self._pipe, steps)
+        self._target = Target(
+            denoiser=denoiser,
+            wiring=wiring,
+            facts=self._facts,
+            clock=Clock(default_sigma_schedule(steps, shift)),
+            journal=Journal(),
+            passes=lambda: self._layers.version,
+            pipe=self._pipe,
+            lock=self.lock,
+            abort=self._layers.let_go,
+        )
+
+    @classmethod
+    def from_recipe(
+        cls, recipe: Recipe, model: Any, stages: Iterable[str] | None = None, steps: int | None = None
+    ) -> Stack:
+        """A stack of a recipe's passes (or of those of some stages only) over a model; nothing is applied yet."""
+        return cls(model, steps=steps or recipe.steps)._with(recipe.passes(stages))
+
+    # ---- building
+
+    def distill(self, adapter: str, switchable: bool = False, **options: Any) -> Stack:
+        """Add a distilled adapter, fused, or as a branch that `swap_adapter` exchanges.
+
+        See `stack.distill.distill.Distill` and `stack.distill.adapter.Adapter`.
+        """
+        return self.add(Adapter(adapter, **options) if switchable else Distill(adapter, **options))
+
+    def quantize(self, scheme: str = "int8", **options: Any) -> Stack:
+        """Add quantization of the blocks' linears; see `stack.quant.quantize.Quantize`."""
+        return self.add(Quantize(scheme, **options))
+
+    def sparse_attn(self, keep: float = 0.5, **options: Any) -> Stack:
+        """Add block-sparse attention; see `stack.attention.sparse_attn.SparseAttention`."""
+        return self.add(SparseAttention(keep, **options))
+
+    def compile(self, mode: str = "default") -> Stack:
+        """Compile the blocks as the other passes leave them, or not at all ("off", which also keeps the plan from
+        adding it); see `stack.compile.Compile`.
+        """
+        return self.add(Compile(mode))
+
+    def cache(self, method: str = "svd", **options: Any) -> Stack:
+        """Add a feature cache; see `stack.caching.cache.Cache`."""
+        return self.add(Cache(method, **options))
+
+    def add(self, new: Pass) -> Stack:
+        """Add any pass.
+
+        Raises:
+            StackError: its stage is taken, or the stack is applied already.
+        """
+        if self.applied:
+            raise StackError(f"cannot add {new.stage!r} to an applied stack: undo() it first")
+        if self.max_error and isinstance(new, Cache):
+            new = new.within(self.max_error)
+        in_order([*self._passes, new])
+        self._passes.append(new)
+        return self
+
+    def beside(self, passes: Iterable[Pass]) -> Stack:
+        """Another stack, of these passes, for the same model and as many steps."""
+        return Stack(self._pipe if self._pipe is not None else self.denoiser, steps=self.facts.steps)._with(passes)
+
+    def _with(self, passes: Iterable[Pass]) -> Stack:
+        for each in passes:
+            self.add(each)
+        return self
+
+    # ---- looking
+
+    @property
+    def plan(self) -> Plan:
+        """What would be done. Touches nothing.
+
+        Raises:
+            StackError: a pass cannot work on this model.
+        """
+        return make_plan(self._facts, self._passes, self._strict)
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The passes asked for, in running order."""
+        return tuple(in_order(self._passes))
+
+    @property
+    def facts(self) -> Facts:
+        """Facts of the untouched model."""
+        return self._facts
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, or None for a bare denoiser."""
+        return self._pipe
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The transformer the passes act on."""
+        return self._target.denoiser
+
+    @property
+    def wiring(self) -> Wiring:
+        """How the denoiser's family is wired."""
+        return self._target.wiring
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise levels of the last request's steps, largest first; before any, those of an unshifted schedule."""
+        return self._target.clock.sigma_schedule.sigmas
+
+    @property
+    def applied(self) -> bool:
+        """Whether the model carries the stack now."""
+        return self._base is not None
+
+    def explain(self) -> str:
+        """The plan in words: order, reasons, clashes and repairs, bytes of state. Touches nothing."""
+        return explain(self.plan)
+
+    def report(self) -> Report:
+        """What happened in the last request."""
+        passes = {layer.wanted.stage: layer.applied.report() for layer in self._layers}
+        standing = [text for layer in self._layers for text in layer.applied.warnings]
+        notes = [f"{f.stage}: {f.what}; {f.repair}{f.tag}" for f in self.plan.findings if f.repair]
+        return Report(
+            steps=self._target.journal.records(),
+            cache_bytes=sum(int(figures.get("bytes", 0)) for figures in passes.values()),
+            passes=passes,
+            summaries={layer.wanted.stage: layer.applied.summary for layer in self._layers},
+            warnings=notes + standing + self._told + list(self._target.journal.warnings),
+        )
+
+    # ---- measuring: functions over `StackLike`
+
+    calibrate = measuring.calibrate
+    sensitivity = measuring.sensitivity
+    noise_floor = measuring.noise_floor
+    fit_gate = measuring.fit_gate
+    fit_maps = measuring.fit_maps
+    fit_bases = measuring.fit_bases
+
+    @property
+    def floor(self) -> NoiseFloor | None:
+        """The noise floor as last measured, see `stack.calibrate.measuring.floor_of`."""
+        return measuring.floor_of(self)
+
+    # ---- running
+
+    def apply(self) -> Stack:
+        """Put every pass on the model. If one fails, the model is left as it was.
+
+        Raises:
+            StackError: the plan is refused, or the model already carries another stack.
+        """
+        with self.lock:
+            if self.applied:
+                return self
+            plan = self.plan
+            if self.denoiser in _CARRYING:
+                raise StackError("this model already carries a stack: undo() that one first")
+            base = Installer()
+            follow(self._target, base)
+            self._base = base
+            _CARRYING.add(self.denoiser)
+            self._push(plan.stages)
+            return self
+
+    def _push(self, stages: Sequence[Planned]) -> None:
+        try:
+            self._layers.push(self._target, stages)
+        except BaseException:
+            self._take_off()
+            raise
+
+    def freeze(self) -> Stack:
+        """Drop the original weights of quantized linears, applying the stack first if need be.
+
+        Memory falls by their bytes, unless somebody else holds the model's weights. The stages above can still be
+        undone; `undo()` as a whole is refused from now on.
+
+        Raises:
+            StackError: nothing is quantized, or `ends="keep"` needs the originals.
+        """
+        with self.lock:
+            self.apply()
+            self._layers.freeze()
+            return self
+
+    def save(self, folder: str | Path) -> int:
+        """Write the quantized weights, the passes above them and the scheduler; returns the linears written rounded.
+
+        Raises:
+            StackError: not applied, nothing quantized, or quantized by another library than this one.
+        """
+        with self.lock:
+            return save_stack(self, folder)
+
+    @staticmethod
+    def load(folder: str | Path, model: Any) -> Stack:
+        """A stack over a model with saved quantized weights in place of its own: the same outputs, bit for bit.
+
+        The model is quantized for good. It may be on the meta device, so that full-precision weights are never made.
+
+        Raises:
+            StackError: no such folder, or a file of another model.
+        """
+        recipe = load_weights(folder, model)
+        return Stack.from_recipe(recipe, model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the pipeline (or the bare denoiser) through the stack, applying it first if need be."""
+        with self.lock:
+            self.apply()
+            if self._pipe is None:
+                return self.denoiser(*args, **kwargs)
+            call_transforms = [layer.applied.call for layer in self._layers if layer.applied.call]
+            args, kwargs, self._told = transformed_call(call_transforms, self._pipe, args, kwargs, self._strict)
+            steps = kwargs.setdefault("num_inference_steps", self.plan.facts_after.steps)
+            if steps < 1:
+                raise StackError(f"num_inference_steps must be at least 1, got {steps}")
+            self._target.clock.restart()
+            try:
+                return self._pipe(*args, **kwargs)
+            except BaseException:
+                self._target.forget()
+                raise
+
+    def replace(self, new: Pass) -> Stack:
+        """Exchange the pass of a stage; stages above it are taken off and put back if the stack is applied.
+
+        Raises:
+            StackError: the stage is not in the stack, or the new pass cannot work. What the plan refuses leaves the
+                stack as it was; a pass that fails while it is put on takes the whole stack off.
+        """
+        with self.lock:
+            before, wanted = self._passes, [new if p.stage == new.stage else p for p in self._passes]
+            if self._added(new.stage):
+                wanted = [*wanted, new]
+            if self.applied:
+                make_plan(self._facts, wanted, self._strict)
+            self._depart(new.stage)
+            self._passes = wanted
+            try:
+                return self._refill()
+            except BaseException:
+                self._passes = before
+                raise
+
+    def swap_adapter(self, adapter: str, **options: Any) -> Stack:
+        """Exchange a switchable adapter for another: what is below keeps its weights, and cached state is dropped.
+
+        Raises:
+            StackError: no switchable adapter in the stack, or the new one does not fit; see `replace`.
+        """
+        if not any(isinstance(p, Adapter) for p in self.plan.passes()):
+            raise StackError("no switchable adapter here: expected .distill(name, switchable=True)")
+        kind = Adapter if any(isinstance(p, Adapter) for p in self._passes) else Distill
+        return self.replace(kind(adapter, **options))
+
+    def undo(self, stage: str | None = None) -> Stack:
+        """Take the whole stack off, or one stage out of it (the stages above it are taken off and put back).
+
+        A stage that the plan has added is turned off, as `compile("off")` does.
+
+        Raises:
+            StackError: the stage is not in the stack.
+        """
+        with self.lock:
+            if stage is not None:
+                instead = self._added(stage)
+                self._depart(stage)
+                self._passes = [p for p in self._passes if p.stage != stage] + ([instead] if instead else [])
+                return self._refill()
+            self._layers.shrink(0)
+            self._take_off()
+            return self
+
+    def _take_off(self) -> None:
+        """Everything that can be; a frozen stack stays a stack."""
+        self._layers.shrink(self._layers.final)
+        if self._base is not None and not self._layers.final:
+            self._base.rollback()
+            self._base = None
+            _CARRYING.discard(self.denoiser)
+        self._target.clock.restart()
+
+    def _refill(self) -> Stack:
+        """Put back what a departure took off with it."""
+        if self.applied:
+            self._push(self.plan.stages[len(self._layers) :])
+        return self
+
+    def _added(self, stage: str) -> Pass | None:
+        """For a stage that was not asked for but added by the plan: the pass that leaves it out."""
+        return None if any(p.stage == stage for p in self._passes) else self.plan.added.get(stage)
+
+    def _depart(self, stage: str) -> None:
+        """Take off a stage and everything above it."""
+        stages = [p.stage for p in self._passes]
+        if stage not in stages and not self._added(stage):
+            raise StackError(f"no stage {stage!r} here: the stack has {', '.join(stages) or 'no passes'}")
+        self._layers.shrink(self._layers.below(stage))
+
+    def __enter__(self) -> Stack:
+        return self.apply()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._take_off()
