@@ -61,7 +61,7 @@ class Attention:
         q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(3))
         return q, k, v
 
-    def told(self, work: Work, density: float = 1.0) -> Line:
+    def timed(self, work: Work, density: float = 1.0) -> Line:
         """Milliseconds, and the arithmetic done meanwhile."""
         ms = call_ms(work, self.setting.device, CALLS)
         work_done = 4 * self.tokens**2 * self.heads * HEAD_DIM * density
@@ -70,27 +70,27 @@ class Attention:
     def sdpa(self) -> Line:
         """The kernel that torch chooses."""
         q, k, v = self.inputs()
-        return self.annotate(lambda: dense(q, k, v))
+        return self.timed(lambda: dense(q, k, v))
 
     def by(self, backend: SDPBackend) -> Line:
         """One of torch's kernels."""
         q, k, v = self.inputs()
         with sdpa_kernel(backend):
-            return self.annotate(lambda: dense(q, k, v))
+            return self.timed(lambda: dense(q, k, v))
 
     def sage(self) -> Line:
         """SageAttention, and how far its output is from torch's."""
         q, k, v = self.inputs()
         right = dense(q, k, v).float()
         off = (sage_attention(q, k, v).float() - right).norm() / right.norm()
-        return {**self.annotate(lambda: sage_attention(q, k, v)), "error_share": float(off)}
+        return {**self.timed(lambda: sage_attention(q, k, v)), "error_share": float(off)}
 
     def sparse(self, keep: float) -> Line:
         """Block-sparse attention by a map, and the map."""
         q, k, v = self.inputs()
         grid = cut(self.image, self.text, 128, self.setting.device.type)
         indices, flex = block_map(q, k, grid, keep), Flex()
-        found = self.annotate(lambda: sparse_attention(q, k, v, indices, grid, flex), grid.density(keep))
+        found = self.timed(lambda: sparse_attention(q, k, v, indices, grid, flex), grid.density(keep))
         map_ms = call_ms(lambda: block_map(q, k, grid, keep), self.setting.device, CALLS)
         return {**found, "map_ms": map_ms, "density": grid.density(keep)}
 

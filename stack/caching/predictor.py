@@ -99,8 +99,8 @@ class Predictor:
             gain: on all differences until the next full step, beside the forecast's own.
             noise: random error of the feature over its root mean square. Differences are then shrunk to what stands
                 out of it and taken over gaps wide enough for it; with 0 they are the plain ones, bit for bit.
-            phase: how the step was computed (`Clock.compute_mode`). Where that changes the feature jumps, and differences
-                start anew.
+            compute_mode: how the step was computed (`Clock.compute_mode`). Where that changes the feature jumps, and
+                differences start anew.
         """
         self._given = feature.dtype
         feature = feature.to(self._wide)

@@ -51,7 +51,7 @@ class Clock:
 
     Attributes:
         extent: how much of the current call the blocks are working on.
-        phases: what passes that compute some steps otherwise say of a step: dense or sparse, in which precision.
+        compute_modes: what passes that compute some steps otherwise say of a step: dense or sparse, in which precision.
     """
 
     def __init__(self, sigma_schedule: SigmaSchedule) -> None:

@@ -69,7 +69,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
         )
     ],
     "steps of two kinds taken for one": [
-        Mutation(Clock, "phase", (), test_controller.test_a_switch_of_phase_is_no_drift_and_no_slope)
+        Mutation(Clock, "compute_mode", (), test_controller.test_a_switch_of_phase_is_no_drift_and_no_slope)
     ],
     "no watch over adapters' scales": [
         Mutation(

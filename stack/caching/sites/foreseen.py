@@ -17,7 +17,7 @@ from .skip_embedders import SkipEmbedders
 
 
 class Foreseen:
-    """Decides at the entrance of the denoiser, lets embedders idle, and stands between a `BlockRange` and its controller.
+    """Decides at the denoiser's entrance, lets embedders idle, and stands between a `BlockRange` and its controller.
 
     Args:
         entrance: where the denoiser's calls come by.
