@@ -8,11 +8,11 @@ OTHER_CONDITIONS = Rule(
     "other-conditions",
     "state made under other weights, shapes or precision",
     "An adapter swap, `load_state_dict`, an edit in place or a new resolution leaves features in the cache that the "
-    "model would no longer make. Names and addresses do not tell.",
+    "model would no longer make.",
     (
         Evidence(
-            "0 states are used whose stamp differs: weights are told apart by a 64-bit sum over their content, unseen "
-            "with a chance of 2^-60",
+            "0 states are used whose stamp differs: weights are compared by objects, addresses and versions, prompts "
+            "by a 64-bit sum over their content, which misses a change with a chance of 2^-60",
             "`stack.runtime.fingerprint`",
         ),
     ),
