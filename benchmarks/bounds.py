@@ -1,4 +1,4 @@
-"""How tight the bounds of `stack.bounds` are: bound over truth on typical inputs.
+"""How tight the bounds of `stack.bounds` and `boundbench.documented` are: bound over truth on typical inputs.
 
 python benchmarks/bounds.py [--json docs/benchmarks/bounds.json]
 """

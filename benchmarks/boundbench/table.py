@@ -18,7 +18,7 @@ class Case:
     """One bound on typical inputs.
 
     Attributes:
-        bound: its name in `stack.bounds`.
+        bound: its name in `stack.bounds` or `boundbench.documented`.
         ratios: seed to bound over truth, one or several.
         at_most: what the median stays below; docs and tests state it.
         kind: "bound" is never below 1; "likely" may be, in one of a thousand draws; "mean" is 1 on average.
@@ -35,26 +35,20 @@ class Case:
 
 
 CASES = (
-    Case("rounding_bound", weights.rounding, 2.5),
     Case("int8_matmul_bound", weights.product, 100.0),
     Case("int8_matmul_likely_bound", weights.likely_product, 15.0, "likely"),
     Case("level_rounding_bound", weights.levels, 10.0),
-    Case("low_rank_rounding_bound", weights.branch, 20.0),
     Case("merged_share", weights.merged, 1.02, "mean"),
     Case("truncation_error", weights.truncation, 1.001, "mean"),
-    Case("weyl_bound", weights.weyl, 5.0),
     Case("sin_theta_bound", weights.angle, 10.0),
     Case("dropped_mass_bound", weights.dropped, 20.0),
     Case("hoeffding_margin", weights.sampled, 15.0, "likely"),
-    Case("replaced_block_bound", weights.replaced, 3.0),
     Case("forecast_bound", trajectories.forecast, 1.5),
     Case("forecast_bound, noise", trajectories.noisy_forecast, 3.0),
     Case("shrunken_forecast_bound", trajectories.shrunken_forecast, 3.0),
     Case("shrunken_error", trajectories.shrinkage, 1.02, "mean"),
     Case("average_bound", trajectories.average, 3.0),
-    Case("average_lag", trajectories.lag, 1.05, "mean"),
     Case("final_error_bound", trajectories.final, 10.0),
-    Case("stack_error_bound", trajectories.stacked, 15.0),
 )
 
 

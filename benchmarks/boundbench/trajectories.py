@@ -6,19 +6,12 @@ import math
 
 import torch
 
-from stack.bounds import (
-    average_bound,
-    average_lag,
-    final_error_bound,
-    forecast_bound,
-    shrunken_error,
-    shrunken_forecast_bound,
-    stack_error_bound,
-)
+from stack.bounds import final_error_bound
 from stack.caching.forecast import Forecast
 from stack.caching.predictor import Predictor
 from stack.caching.splits import ChannelBasis
 
+from .documented import average_bound, forecast_bound, shrunken_error, shrunken_forecast_bound
 from .weights import normal
 
 GAP, WIDTH, STEPS = 0.1, 16, 30
@@ -27,9 +20,9 @@ AT = 0.35
 FREQUENCY = 3.0
 
 
-def wave(x: float, compute_mode: float) -> torch.Tensor:
+def wave(x: float, phase: float) -> torch.Tensor:
     """A circle (1, 1, 2): its n-th derivative has norm FREQUENCY^n everywhere."""
-    angle = FREQUENCY * x + compute_mode
+    angle = FREQUENCY * x + phase
     return torch.tensor([[[math.cos(angle), math.sin(angle)]]], dtype=torch.float64)
 
 
@@ -60,26 +53,19 @@ def shrunken_forecast(seed: int) -> list[float]:
     return [bound / _forecast(seed, 1, 0.5, 0.02)]
 
 
-def _average(seed: int, weight: float, noise: float) -> tuple[float, float]:
-    """(error of an EMA over a long walk around the circle, its slope)."""
+def _average(seed: int, weight: float, noise: float) -> float:
+    """Error of an EMA over a long walk around the circle."""
     predictor, x = Predictor(Forecast(0, (1.0, 0.0), level=weight), ChannelBasis(1.0, found=torch.eye(2))), 0.0
     for number in range(60):
         x = -number * GAP / 10
         off = normal(seed * 100 + number, 1, 1, 2)
         predictor.update(wave(x, seed) + noise * off / off.norm(), x)
-    return float((predictor.predict(x - 0.01) - wave(x - 0.01, seed)).norm()), FREQUENCY
+    return float((predictor.predict(x - 0.01) - wave(x - 0.01, seed)).norm())
 
 
 def average(seed: int) -> list[float]:
     """EMA at weights 0.1 and 0.9, noise of 1 %."""
-    errors = {weight: _average(seed, weight, 0.01) for weight in (0.1, 0.9)}
-    return [average_bound(w, slope, GAP / 10, 0.01, 0.01) / error for w, (error, slope) in errors.items()]
-
-
-def lag(seed: int) -> list[float]:
-    """EMA at weight 0.5 of a slow walk: nearly a straight line."""
-    error, slope = _average(seed, 0.5, 0.0)
-    return [(average_lag(0.5, slope, GAP / 10) + slope * 0.01) / error]
+    return [average_bound(w, FREQUENCY, GAP / 10, 0.01, 0.01) / _average(seed, w, 0.01) for w in (0.1, 0.9)]
 
 
 def shrinkage(seed: int) -> list[float]:
@@ -89,33 +75,18 @@ def shrinkage(seed: int) -> list[float]:
     return [shrunken_error(4, 1, gain) / float((gain * (signal + noise) - signal).square().mean())]
 
 
-def _sampled(seed: int, passes: int) -> tuple[list[list[float]], list[float], float, float]:
-    """Errors of passes on every step in directions of their own, gaps, Lipschitz constant, error of the final sample.
+def final(seed: int) -> list[float]:
+    """30 Euler steps of a linear velocity, the symmetric part of a random matrix.
 
-    The velocity is linear with the symmetric part of a random matrix; errors keep two thirds of their direction from
-    step to step, as those of forecasts and of rounded weights do.
+    Errors keep two thirds of their direction from step to step, as those of forecasts and of rounded weights do.
     """
     matrix = normal(seed, WIDTH, WIDTH)
     matrix = (matrix + matrix.mT) / 2
     matrix /= float(torch.linalg.matrix_norm(matrix, 2))
     gaps, x = [-1 / STEPS] * STEPS, normal(seed + 1, WIDTH)
-    y, way = x.clone(), normal(seed + 2, passes, WIDTH)
-    sizes: list[list[float]] = [[] for _ in range(passes)]
+    y, way, sizes = x.clone(), normal(seed + 2, WIDTH), []
     for step, gap in enumerate(gaps):
-        way = (2 * way + normal(seed * 1000 + step, passes, WIDTH)) / 5**0.5
-        for number, error in enumerate(way):
-            sizes[number].append(0.02 * float(error.norm()))
-        x, y = x + gap * (matrix @ x), y + gap * (matrix @ y + 0.02 * way.sum(0))
-    return sizes, gaps, 1.0, float((x - y).norm())
-
-
-def final(seed: int) -> list[float]:
-    """One pass through 30 Euler steps."""
-    (sizes,), gaps, lipschitz, error = _sampled(seed, 1)
-    return [final_error_bound(sizes, gaps, lipschitz) / error]
-
-
-def stacked(seed: int) -> list[float]:
-    """Three passes through 30 Euler steps."""
-    sizes, gaps, lipschitz, error = _sampled(seed, 3)
-    return [stack_error_bound(sizes, gaps, lipschitz) / error]
+        way = (2 * way + normal(seed * 1000 + step, WIDTH)) / 5**0.5
+        sizes.append(0.02 * float(way.norm()))
+        x, y = x + gap * (matrix @ x), y + gap * (matrix @ y + 0.02 * way)
+    return [final_error_bound(sizes, gaps, 1.0) / float((x - y).norm())]

@@ -8,26 +8,13 @@ import torch
 
 from stack.attention.kernels import dense, gather_attention
 from stack.attention.maps import Grid, block_map, keep_mask
-from stack.bounds import (
-    dropped_mass_bound,
-    hoeffding_margin,
-    int8_matmul_bound,
-    int8_matmul_likely_bound,
-    level_rounding_bound,
-    low_rank_rounding_bound,
-    merged_share,
-    replaced_block_bound,
-    rounding_bound,
-    rounding_share,
-    sin_theta_bound,
-    truncation_error,
-    weyl_bound,
-)
+from stack.bounds import dropped_mass_bound, level_rounding_bound, merged_share, rounding_share, sin_theta_bound
 from stack.compat.subspace import principal_basis, split
 from stack.quant.formats import NF4_LEVELS, load, store
 from stack.quant.kernels.rows import ZERO, quantize_rows, quantize_weight
-from stack.quant.rounding.lowrank import leading
 from stack.quant.schemes import SCHEMES
+
+from .documented import hoeffding_margin, int8_matmul_bound, int8_matmul_likely_bound, truncation_error
 
 CHANCE = 1e-3
 INNER = 1024
@@ -38,14 +25,6 @@ GRID = Grid(text=16, image=256, key=16, group=2)
 def normal(seed: int, *shape: int) -> torch.Tensor:
     """Standard normal numbers in float64."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def rounding(seed: int) -> list[float]:
-    """Weights on 127 levels."""
-    weight = normal(seed, 8, 64).float()
-    values, step = quantize_weight(weight, 127)
-    error = (weight - values * step[:, None]).abs()
-    return (rounding_bound(step)[:, None] / error.clamp_min(1e-12)).flatten().tolist()
 
 
 def _product(seed: int) -> tuple[torch.Tensor, ...]:
@@ -79,15 +58,7 @@ def levels(seed: int) -> list[float]:
     stored = store(weight, NF4)
     wide = stored.step.repeat_interleave(NF4.group, 1)[:, :128]
     error = (load(stored, torch.float32) - weight).abs()
-    return (level_rounding_bound(LEVELS, wide) / error.clamp_min(1e-12)).flatten().tolist()
-
-
-def branch(seed: int) -> list[float]:
-    """A weight with a decaying spectrum in nf4, a branch of rank 4 beside it."""
-    weight = (normal(seed, 64, 128) * torch.logspace(0, -1, 128, dtype=torch.float64)).float()
-    beside = leading(weight, 4, torch.ones(128)).product
-    error = (beside + load(store(weight - beside, NF4), torch.float32) - weight).norm()
-    return [float(low_rank_rounding_bound(torch.linalg.svdvals(weight), 4, LEVELS, NF4.group) / error)]
+    return (level_rounding_bound(LEVELS) * wide / error.clamp_min(1e-12)).flatten().tolist()
 
 
 def merged(seed: int) -> list[float]:
@@ -113,13 +84,6 @@ def _disturbed(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return gram, noisy.mT @ noisy - gram
 
 
-def weyl(seed: int) -> list[float]:
-    """Eigenvalues of a feature's Gram matrix under noise."""
-    gram, noise = _disturbed(seed)
-    moved = (torch.linalg.eigvalsh(gram + noise) - torch.linalg.eigvalsh(gram)).abs().max()
-    return [weyl_bound(float(torch.linalg.matrix_norm(noise, 2))) / float(moved)]
-
-
 def angle(seed: int) -> list[float]:
     """Its four leading directions under noise."""
     gram, noise = _disturbed(seed)
@@ -140,16 +104,6 @@ def dropped(seed: int) -> list[float]:
     radius = (v - v.mean(1, keepdim=True)).norm(dim=-1).amax(1)[..., None]
     blocks = error > 1e-9  # text queries attend to everything
     return (dropped_mass_bound(mass, radius)[blocks] / error[blocks]).tolist()
-
-
-def replaced(seed: int) -> list[float]:
-    """A block that is nearly linear, replaced by its slope at a point near the input."""
-    weight, x, off = normal(seed, 16, 16) / 8, normal(seed + 1, 16), 0.1 * normal(seed + 2, 16)
-    truth = torch.tanh(weight @ x)
-    bound = replaced_block_bound(
-        float((weight @ x - truth).norm()), float(off.norm()), float(torch.linalg.matrix_norm(weight, 2))
-    )
-    return [bound / float((weight @ (x + off) - truth).norm())]
 
 
 def sampled(seed: int) -> list[float]:

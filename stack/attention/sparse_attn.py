@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..bounds import dropped_mass_bound
 from ..compat.rules.sparse import (
     FEW_DENSE_STEPS,
     FEWEST_DENSE,
@@ -96,6 +97,7 @@ class SparseAttention:
             f"{sparse} of {facts.steps} steps sparse: the first {first} and the last {self.dense_last} stay dense",
             _shapes(self.policy, facts),
             *self._anchors(facts),
+            _error_words(self.keep),
         ]
 
     def _anchors(self, facts: Facts) -> list[str]:
@@ -231,6 +233,15 @@ def _left_alone(layers: Sequence[Any], plain: Sequence[Any]) -> list[str]:
     )
     told += [f"sparse calls do not use {', '.join(sorted(backends))}, dense ones do"] if backends else []
     return [OTHER_PROCESSORS.annotate(text) for text in told]
+
+
+def _error_words(keep: float) -> str:
+    """What leaving blocks out may cost."""
+    most = dropped_mass_bound(1 - keep, 1.0)
+    return (
+        f"error: an output that loses {1 - keep:.0%} of its attention is off by at most {most:.2f} times the spread of "
+        "its values (bound); what scores lowest is left out"
+    )
 
 
 def _reporter(

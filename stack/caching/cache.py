@@ -21,6 +21,7 @@ from ..core.passes import Applied, Finding
 from ..models.sampler import planned_steps
 from ..runtime.report import FULL
 from ..runtime.target import Target
+from .amplification import amplification
 from .bases import load_bases
 from .candidate import Candidate
 from .cap import check_cap, offload, size_words
@@ -132,7 +133,17 @@ class Cache:
             kinds = p.kinds(facts.steps)
             lines += [f"{kinds.count('c')} steps conservative, {kinds.count('a')} aggressive: {kinds}", p.token_words]
         lines += ["full steps put right what forecasts left before them"] if p.corrected else []
+        lines += self._amplified(facts)
         return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {size_words(p, facts)}{_noise_words(p, facts)}"]
+
+    def _amplified(self, facts: Facts) -> list[str]:
+        """What becomes of full steps' errors where a schedule decides and nothing is known of noise."""
+        p, steps = self.policy, facts.steps
+        if p.gate or p.noise or not p.forecast.effective_order or p.coordinate not in ("step", "time"):
+            return []
+        xs = [float(step) if p.coordinate == "step" else 1 - step / steps for step in range(steps)]
+        most = amplification(p.forecast, xs, self.schedule_for(steps).full_steps(steps), lambda at: p.gain(at, steps))
+        return [f"error: what full steps are off by comes through at most {most:.1f} times (bound)"]
 
     def _when(self, facts: Facts) -> str:
         p = self.policy

@@ -60,8 +60,8 @@ def principal_basis(feature: torch.Tensor, energy: float, noise: float = 0.0) ->
 
     Returns:
         V (B, D, k) in the feature's dtype: orthonormal columns, and zeros where a sample needs fewer than k. The
-        projection F V V^T is the best approximation of its rank (Eckart-Young), so its error is
-        `bounds.truncation_error`.
+        projection F V V^T is the best approximation of its rank (Eckart-Young), so its squared error
+        is the sum of the discarded eigenvalues.
     """
     rows = feature.float()
     if rows.shape[-1] <= EXACT_WIDTH:

@@ -23,6 +23,7 @@ from ..runtime.call import DenoiserCall
 from ..runtime.target import Target
 from .backends import BACKENDS, pick
 from .backends.base import Backend
+from .errors import rounding_words
 from .linears.int8 import Int8Linear
 from .linears.two_precisions import Phase, TwoPrecisions, ends_of, near_ends
 from .prepared import Preparation
@@ -116,6 +117,7 @@ class Quantize:
             backend, why = self.backend_for(scheme, facts.machine)
             lines.append(f"{scheme.name}: {scheme.describe()}")
             lines.append(f"{scheme.name} by {backend.name}: {why}; {backend.kernel(scheme, facts.machine)}")
+            lines.append(rounding_words(scheme, facts))
         if self.ends:
             lines.append(_ends_line(self.ends, self.share, facts.steps))
         if self.prepared:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .final_error import final_error_words, summed_error
 from .readback import Stopwatch
 from .step_clock import StepContext
 
@@ -66,6 +67,8 @@ class Report:
         if errors:
             mean = sum(errors) / len(errors)
             lines.append(f"prediction error, measured at full steps: mean {mean:.2%}, worst {max(errors):.2%}")
+        if final := final_error_words(summed_error(self.steps, FULL), self.passes.get("cache", {})):
+            lines.append(final)
         lines += [f"{stage}: {text}" for stage, text in self.summaries.items()]
         lines += [f"warning: {text}" for text in self.warnings]
         return "\n".join(lines)

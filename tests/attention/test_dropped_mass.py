@@ -6,9 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.attention.kernels import dense, gather_attention
+from stack.attention.flex import Flex
+from stack.attention.kernels import dense, gather_attention, sparse_attention
 from stack.attention.maps import Grid, block_map, keep_mask
+from stack.attention.sparse_attn import SparseAttention
 from stack.bounds import dropped_mass_bound
+
+from ..test_plan import FACTS
 
 GRID = Grid(text=3, image=48, key=8, group=1)
 
@@ -54,6 +58,20 @@ def test_error_is_within_the_bound(seed: int, sharpness: float, outlier: float, 
 
 @settings(deadline=None, max_examples=40)
 @draws
+def test_error_of_what_runs_is_within_the_bound(
+    seed: int, sharpness: float, outlier: float, keep: float, adversarial: bool
+) -> None:
+    """`sparse_attention` also blends the dropped blocks' means back in: no worse than leaving them out may be."""
+    q, k, v = scene(seed, sharpness, outlier)
+    indices = a_map(q, k, keep, adversarial)
+    _, mass = dropped_mass(q, k, indices)
+    error = (sparse_attention(q, k, v, indices, GRID, Flex()) - dense(q, k, v)).norm(dim=-1).transpose(1, 2)
+    radius = (v - v.mean(1, keepdim=True)).norm(dim=-1).amax(1)[..., None]
+    assert (error <= dropped_mass_bound(mass, radius) + 1e-6 * radius).all()  # its log-sum-exp is float32
+
+
+@settings(deadline=None, max_examples=40)
+@draws
 def test_error_is_the_mass_times_the_distance_of_two_means(
     seed: int, sharpness: float, outlier: float, keep: float, adversarial: bool
 ) -> None:
@@ -76,3 +94,11 @@ def test_the_bound_is_reached() -> None:
     error = gather_attention(q, k, v, torch.tensor([[[[0], [1]]]]), grid) - dense(q, k, v)
     bound = dropped_mass_bound(torch.tensor(0.5, dtype=torch.float64), v[0, 0, 0].norm())
     torch.testing.assert_close(error.norm(dim=-1), bound.expand(1, 16, 1))
+
+
+def test_explain_says_what_leaving_blocks_out_may_cost() -> None:
+    lines = [line for line in SparseAttention(0.3).describe(FACTS) if line.startswith("error:")]
+    assert lines == [
+        "error: an output that loses 70% of its attention is off by at most 1.40 times the spread of its values "
+        "(bound); what scores lowest is left out"
+    ]

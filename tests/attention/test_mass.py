@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from boundbench.documented import hoeffding_margin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.attention.kernels import dense, gather_attention
 from stack.attention.maps import Grid, block_map, keep_mask
 from stack.attention.mass import SAMPLED, dropped_mass, sampled_queries
-from stack.bounds import dropped_mass_bound, hoeffding_margin
+from stack.bounds import dropped_mass_bound
 
 CPU = torch.device("cpu")
 GRIDS = (Grid(5, 512, 64, 2), Grid(9, 330, 64, 1, text_last=True), Grid(0, 256, 64, 4))

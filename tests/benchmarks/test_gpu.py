@@ -64,6 +64,7 @@ def row(name: str, work: Callable[[], dict[str, Any]], seconds: float = 1.0, **m
     return Row("flux", name, seconds, work, **more)
 
 
+@pytest.mark.slow
 def test_the_dry_run_from_the_command_line_to_the_page(tmp_path: Path) -> None:
     wanted = ["base", "int8 + sparse + predictor-corrector", "Sage*", "sparse*", HEADLINE, "base, eager"]
     wanted += ["compiled + cuDNN", "compiled + cuDNN + cache-dit*"]

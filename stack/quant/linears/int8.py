@@ -18,7 +18,7 @@ from .fixed import fixed_buffer
 class Int8Linear(nn.Module):
     """A linear with int8 weights (step per output channel) and int8 activations (step per row, found on the fly).
 
-    y = row_step * (rounded x . rounded W) * channel_step + b, within `bounds.int8_matmul_bound` of the float linear.
+    y = row_step * (rounded x . rounded W) * channel_step + b.
     Rows do not depend on each other: batched equals one by one. A row of zeros gives exactly the bias; a row with NaN
     or infinity gives NaN or infinity. Takes (..., K) of any float dtype and layout, returns (..., N) in that dtype.
 
