@@ -61,7 +61,8 @@ def options_of(method: str) -> dict[str, Any]:
     if method in MAPPED:
         return {"maps": made_up(), "warmup": 4}
     more = {"ratios": (1.0,) * STEPS} if method == "magcache" else {}
-    return {"warmup": 4, "interval": 2, "pace": "even", "threshold": 1.0, **more}
+    wanted = {"warmup": 4, "interval": 2, "pace": "even", "threshold": 1.0, **more}
+    return {name: value for name, value in wanted.items() if name in PRESETS[method].options()}
 
 
 @pytest.mark.parametrize("method", list(PRESETS))
