@@ -11,7 +11,6 @@ import pytest
 from stack import StackError
 from stack.caching.cache import Cache
 from stack.caching.contract import GATES, SITES
-from stack.caching.fastcache.maps import OLD_NAMES, _modern
 from stack.caching.gate_policies import BudgetPolicy, PrefixPolicy, SumPolicy
 from stack.caching.methods import PRESETS
 from stack.caching.policy import Policy, known_options
@@ -109,16 +108,6 @@ def test_old_names_mean_what_the_new_ones_do(
     assert not {"lean", "carry", *(v for v in old.values() if isinstance(v, str))} & {
         str(x) for pair in renewed.stages["cache"].items() for x in pair
     }
-
-
-def test_maps_files_written_before_keep_their_meaning() -> None:
-    assert OLD_NAMES == {"map": "static", "moved": "delta"}
-    assert [_modern(n) for n in ("map/0/image/bias", "tables/moved", "static/stack/0", "tables/delta")] == [
-        "static/0/image/bias",
-        "tables/delta",
-        "static/stack/0",
-        "tables/delta",
-    ]
 
 
 @pytest.mark.parametrize("method", list(PRESETS))

@@ -97,8 +97,8 @@ EVEN_STEPS = Rule(
             "[benchmarks](benchmarks.md#shapes-dit), SVD-Cache",
         ),
     ),
-    "Published settings stay as they are, and the plan says what to try: `schedule_power=2.0, corrected=True` at once, or "
-    "`calibrate(prompts, held_out)`.",
+    "Published settings stay as they are, and the plan says what to try: `schedule_power=2.0, corrected=True` at once, "
+    "or `calibrate(prompts, held_out)`.",
     "plan",
     ("cache",),
     {"most_even": MOST_EVEN},
