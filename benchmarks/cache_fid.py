@@ -33,7 +33,7 @@ from common import numbers, show
 from rich.console import Console
 from rich.progress import Progress
 
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 from stack.compare.record import save_json
 from stack.core.errors import StackError
 from stack.reference.clips import draw_clips
@@ -55,7 +55,7 @@ def rows_of(bench: Bench, record: Record, wanted: Callable[[str], bool]) -> Iter
                 bench, f"{method} calibrated, {full}", method, "ours", **calibrated(bench, record, full, method)
             )
     if wanted("fastcache"):
-        maps = {"maps": str(fitted_maps(bench))} if PRESETS["fastcache"].needs_maps else {}
+        maps = {"maps": str(fitted_maps(bench))}
         yield preset(bench, "fastcache", "fastcache", **maps)
     for name in filter(wanted, RIVALS):
         yield preset(bench, name, name, **_options(bench, record, name, full))

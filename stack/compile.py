@@ -17,7 +17,7 @@ from .compat.rules.compilers import RECOMPILE_LIMIT, ROUNDED_EAGERLY, SPARSE_BRE
 from .core.errors import StackError
 from .core.facts import Facts
 from .core.installer import Installer
-from .core.passes import Applied, Finding
+from .core.passes import Applied, Finding, field_options
 from .quant.backends import BACKENDS
 from .runtime.target import Target
 
@@ -46,6 +46,10 @@ class Compile:
         known = [*torch._inductor.list_mode_options(), OFF]
         if self.mode not in known:
             raise StackError(f"unknown compile mode {self.mode!r}: expected one of {', '.join(known)}")
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make an equal pass, those at their defaults left out."""
+        return field_options(self)
 
     def describe(self, facts: Facts) -> list[str]:
         if self.mode == OFF:

@@ -1,18 +1,17 @@
-"""The passes by stage, and passes as data: from a table of arguments, and back to one."""
+"""The passes by stage, and passes from a table of arguments."""
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from .attention.sparse_attn import SparseAttention
 from .caching.cache import FILES, Cache
-from .caching.cache import OPTIONS as CACHE_OPTIONS
-from .caching.policy import PRESETS
+from .caching.options import OLD_KEYS
+from .caching.policy import known_options
 from .compile import Compile
-from .core.errors import StackError, choose
+from .core.errors import StackError, choose, nearest
 from .core.passes import Pass
 from .distill.adapter import Adapter
 from .distill.distill import Distill
@@ -32,7 +31,7 @@ def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | No
     known = options_of(stage)
     for name in options:
         if name not in known:
-            raise choose(f"option of [{stage}] in recipe {where}", name, known)
+            raise nearest(f"option of [{stage}] in recipe {where}", name, known)
     plain: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
     }
@@ -50,26 +49,8 @@ def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | No
         raise StackError(f"recipe {where}, [{stage}]: {error}") from None
 
 
-def pass_options(made: Pass) -> dict[str, Any]:
-    """The arguments that make an equal pass, those at their defaults left out.
-
-    Raises:
-        StackError: the pass holds linear maps, which a recipe can only name the file of, or a calibrated mix.
-    """
-    if isinstance(made, Quantize) and made.prepared is not None:
-        raise StackError("a recipe cannot hold a calibrated mix of schemes: name max_error or max_bytes, and measure")
-    if isinstance(made, Cache):
-        if made.policy.maps is not None:
-            raise StackError("a recipe cannot hold FastCache's maps: write them with fit_maps(save=...), name the file")
-        preset = PRESETS[made.method]
-        own = {name: getattr(made.policy, name) for name in CACHE_OPTIONS}
-        return {"method": made.method, **{n: v for n, v in own.items() if v != getattr(preset, n)}}
-    assert is_dataclass(made)
-    return {f.name: getattr(made, f.name) for f in fields(made) if getattr(made, f.name) != f.default}
-
-
 def options_of(stage: str) -> list[str]:
-    """Names of a pass's arguments."""
+    """Names of a pass's arguments, old ones among them."""
     if stage == Cache.stage:
-        return ["method", "max_error", *CACHE_OPTIONS]
+        return ["method", "max_error", *known_options(), *OLD_KEYS]
     return list(inspect.signature(PASSES[stage]).parameters)

@@ -9,7 +9,6 @@ from torch import nn
 
 from .core.errors import StackError
 from .models.denoiser import denoiser_of
-from .passes import pass_options
 from .quant.saved import load_denoiser, save_denoiser
 from .recipe import Recipe, load_recipe, recipe_toml
 from .runtime.stack_like import StackLike
@@ -25,7 +24,7 @@ def save_stack(stack: StackLike, folder: str | Path) -> int:
     count = save_denoiser(stack.denoiser, folder)
     # What the weights hold already is not done again: adapters are fused, linears rounded.
     added = [p for p in stack.plan.passes() if p.stage in stack.plan.added]
-    above = {p.stage: pass_options(p) for p in (*stack.passes, *added) if p.stage not in ("distill", "quantize")}
+    above = {p.stage: p.options() for p in (*stack.passes, *added) if p.stage not in ("distill", "quantize")}
     recipe = Recipe(folder.name, "", stack.facts.family, stack.plan.facts_after.steps, above)
     (folder / RECIPE).write_text(recipe_toml(recipe))
     if stack.pipe is not None:

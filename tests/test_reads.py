@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import stack
 from stack import Stack
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 from stack.models.wiring import FLUX
 from stack.runtime import readback
 
@@ -71,7 +71,9 @@ def reads_by_step(preset: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[st
     monkeypatch.setattr(readback, "reads_are_free", lambda device: False)
     pipe = tiny_pipe()
     pipe.transformer = tiny_denoiser(double=2, single=2)
-    options = fitted(preset, FLUX, BLOCKS, pipe.transformer.inner_dim, STEPS) | EAGER.get(PRESETS[preset].gate, {})
+    options = fitted(preset, FLUX, BLOCKS, pipe.transformer.inner_dim, STEPS) | EAGER.get(
+        PRESETS[preset].options()["gate"], {}
+    )
     cached = Stack(pipe, steps=STEPS).cache(preset, **options).apply()
     counter, made, forward = Reads(monkeypatch), [], pipe.transformer.forward
 
@@ -104,4 +106,4 @@ def test_a_gate_reads_once_a_step_for_all_samples(preset: str, monkeypatch: pyte
 @pytest.mark.parametrize("preset", FASTCACHE)
 def test_fastcache_reads_for_every_block_and_sample(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = [len(lines) for _, lines in reads_by_step(preset, monkeypatch)]
-    assert max(counts[PRESETS[preset].warmup :]) == SAMPLES * FASTCACHE[preset]
+    assert max(counts[PRESETS[preset].schedule.warmup :]) == SAMPLES * FASTCACHE[preset]

@@ -6,7 +6,6 @@ import pytest
 
 from stack import Stack, StackError
 from stack.caching.cache import Cache
-from stack.passes import pass_options
 from stack.quant.quantize import Quantize
 from stack.recipe import Recipe, list_recipes, load_recipe, parse_recipe, recipe_toml
 
@@ -69,9 +68,9 @@ def test_unknown_recipes_and_broken_files(tmp_path: Path) -> None:
 def test_a_mixed_plan_survives_the_file(tmp_path: Path) -> None:
     plan = {"transformer_blocks.0.attn.to_q": "nf4", "transformer_blocks.0.ff.net.2": "keep"}
     wanted = Quantize("int8", layers=plan, skip=("*.to_k",), ends="int8-weight", share=0.2)
-    recipe = Recipe("mixed", "", "shapes-flux", 50, {"quantize": pass_options(wanted)})
+    recipe = Recipe("mixed", "", "shapes-flux", 50, {"quantize": wanted.options()})
     (tmp_path / "mixed.toml").write_text(recipe_toml(recipe))
     (got,) = load_recipe(str(tmp_path / "mixed.toml")).passes()
     assert got == wanted and hash(got) == hash(wanted)
     assert isinstance(got, Quantize) and got.plan == plan
-    assert pass_options(Cache("svd", interval=3)) == {"method": "svd", "interval": 3}
+    assert Cache("svd", interval=3).options() == {"method": "svd", "interval": 3}

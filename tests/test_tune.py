@@ -43,7 +43,7 @@ def test_a_calibrated_recipe_is_read_back_and_runs_its_schedule(tmp_path: Path) 
     assert read == found and read.notes["held_out"] == 1 and read.notes["calibrated_on"] == 2
     (cache,) = read.passes()
     assert isinstance(cache, Cache) and cache.full_steps == result.full_steps and len(cache.full_steps) == 5
-    assert cache.policy.interval == 4 and cache.policy.calibrated_for[0] == "family=flux"
+    assert cache.policy.schedule.interval == 4 and cache.policy.calibrated_for[0] == "family=flux"
     with Stack.from_recipe(read, pipe) as stack:
         picture(stack, STEPS)
         assert [r.step for r in stack.report().steps if r.kind == "full"] == list(result.full_steps)

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
+from stack.caching.sites.fastcache import FastCacheSite
 from stack.measure.metrics import psnr
 from stack.measure.multistep import multistep_of
 from stack.measure.timing import timed
@@ -67,10 +68,13 @@ def fastcache_rows(bench: Bench, wanted: Wanted) -> Iterator[Row]:
     """FastCache's presets as published, and the first of them at several thresholds."""
     for name, policy in PRESETS.items():
         for factor in FASTCACHE_FACTORS if name == "fastcache" else (1.0,):
-            row = name if factor == 1 else f"{name}, {policy.threshold * factor:g}"
-            if policy.site == "fastcache" and wanted(row):
-                options: dict[str, Any] = {} if factor == 1 else {"threshold": policy.threshold * factor}
-                maps = {"maps": str(fitted_maps(bench))} if policy.needs_maps else {}
+            site = policy.site
+            if not isinstance(site, FastCacheSite):
+                continue
+            row = name if factor == 1 else f"{name}, {site.threshold * factor:g}"
+            if wanted(row):
+                options: dict[str, Any] = {} if factor == 1 else {"threshold": site.threshold * factor}
+                maps = {"maps": str(fitted_maps(bench))} if site.needs_maps else {}
                 yield preset(bench, row, name, **options, **maps)
 
 

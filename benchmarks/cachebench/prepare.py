@@ -14,8 +14,8 @@ from rich.progress import Progress
 
 from benchmarks.placement import Times, place
 from stack import Stack
-from stack.caching.cache import OPTIONS, Cache
-from stack.caching.policy import PRESETS
+from stack.caching.cache import Cache
+from stack.caching.methods import PRESETS
 from stack.measure.metrics import psnr
 from stack.measure.multistep import multistep_of
 
@@ -32,9 +32,8 @@ def tuples(value: Any) -> Any:
 
 def options_of(cache: Cache) -> dict[str, Any]:
     """What sets a cache apart from its preset, fitted maps aside."""
-    known = PRESETS[cache.method]
-    named = {name: getattr(cache.policy, name) for name in OPTIONS if name != "maps"}
-    return {name: value for name, value in named.items() if value != getattr(known, name)}
+    own = cache.policy.differing(PRESETS[cache.method])
+    return {name: value for name, value in own.items() if name != "maps"}
 
 
 def _cache_of(stack: Stack) -> Cache:
@@ -59,7 +58,8 @@ def calibrated(bench: Bench, record: Record, full: int, method: str = "svd") -> 
 
 def gate_options(bench: Bench, record: Record, method: str) -> dict[str, Any]:
     """The measured numbers that a preset's gate needs; nothing for most."""
-    if PRESETS[method].gate not in ("magnitude", "polynomial"):
+    gate = PRESETS[method].gate
+    if gate is None or not gate.fitted_by:
         return {}
 
     def compute() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stack import Stack
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 from stack.measure.multistep import multistep_of
 
 from .bench import WARMUP, Bench, Run, interval_for
@@ -119,9 +119,9 @@ def rounding(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:
 def scheduled(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:
     """Every preset with a schedule at every count, and those with a pace of their own as published."""
     for name, policy in PRESETS.items():
-        if policy.gate or policy.site == "fastcache":
+        if not policy.scheduled:
             continue
-        if (policy.interval, policy.warmup) != (7, 3) and wanted(name):
+        if (policy.schedule.interval, policy.schedule.warmup) != (7, 3) and wanted(name):
             yield preset(bench, name, name)
         for full in bench.counts:
             if wanted(f"{name}, {full}"):
@@ -129,7 +129,12 @@ def scheduled(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:
     # What the plan advises where nobody calibrates (rule even-steps).
     for full in bench.counts:
         if wanted(f"svd corrected, {full}"):
-            options = {"interval": interval_for(full, bench.steps), "warmup": WARMUP, "lean": 2.0, "corrected": True}
+            options = {
+                "interval": interval_for(full, bench.steps),
+                "warmup": WARMUP,
+                "schedule_power": 2.0,
+                "corrected": True,
+            }
             yield preset(bench, f"svd corrected, {full}", "svd", family="svd corrected", **options)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 
 from .bench import Bench
 from .rows import Row, preset
@@ -25,11 +25,8 @@ def gate_rows(bench: Bench, fitted: Callable[[str], dict[str, Any]], wanted: Cal
         if not policy.gate or not wanted(name):
             continue
         for factor in FACTORS:
-            if policy.accept:
-                base, decay, floor = policy.accept
-                options: dict[str, Any] = {"accept": (base * factor, decay, floor * factor)}
-            else:
-                options = {"threshold": policy.threshold * factor}
+            loosened = policy.changed(gate=policy.gate.loosened(factor)).options()
+            options = {key: loosened[key] for key in ("threshold", "accept") if key in loosened}
             yield preset(bench, f"{name}, {factor:g} of its threshold", name, **options, **fitted(name))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from stack import Stack
 from stack.caching.cache import Cache
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 from stack.compat.noise import Floor
 from stack.core.facts import Facts
 from stack.core.passes import Finding
@@ -85,7 +85,7 @@ def _joined(
         policy = PRESETS[method]
         noisy = variant.name in COARSE and policy.forecast.effective_order
         return variant.build(pipe).cache(
-            method, **careful, **({"noise": measured(variant.name, policy.site)} if noisy else {})
+            method, **careful, **({"noise": measured(variant.name, policy.site.noise_feature)} if noisy else {})
         )
 
     found = [

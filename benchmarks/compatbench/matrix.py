@@ -102,12 +102,12 @@ class Matrix:
                 )
         return found
 
-    def noise(self, name: str, site: str) -> Floor:
-        """What a variant's features hold of noise at a site, measured on other prompts."""
+    def noise(self, name: str, feature: str) -> Floor:
+        """What a variant's features hold of noise, by `Site.noise_feature`, measured on other prompts."""
         if name not in self.floors:
             variant = next(v for v in variants(self.model) if v.name == name)
             self.floors[name] = variant.build(self.pipe).noise_floor(self.fit_texts[:2], FIT_SEED, progress=False)
-        return self.floors[name].at_site(site)
+        return self.floors[name].at_site(feature)
 
     def maps(self, name: str) -> str:
         """FastCache's maps fitted on a variant, in a file that later runs find again."""

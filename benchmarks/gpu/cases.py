@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stack import Stack
-from stack.caching.policy import PRESETS
+from stack.caching.gate_policies import MagnitudePolicy
+from stack.caching.methods import PRESETS
+from stack.caching.sites.fastcache import FastCacheSite
 from stack.core.facts import Machine
 from stack.quant.backends import BACKENDS
 from stack.quant.schemes import SCHEMES
@@ -56,7 +58,7 @@ def cached(preset: str) -> Case:
 
     def build(stack: Stack) -> Stack:
         stack.cache(preset)
-        if PRESETS[preset].gate == "magnitude":
+        if isinstance(PRESETS[preset].gate, MagnitudePolicy):
             stack.fit_gate([PROMPT])
         if needs_maps(preset):
             stack.fit_maps([PROMPT], progress=False)
@@ -67,8 +69,8 @@ def cached(preset: str) -> Case:
 
 def needs_maps(preset: str) -> bool:
     """Whether a preset replaces blocks by linear maps."""
-    policy = PRESETS[preset]
-    return policy.site == "fastcache" and preset != "fastcache-merge"
+    site = PRESETS[preset].site
+    return isinstance(site, FastCacheSite) and site.needs_maps
 
 
 def computed(scheme: str, backend: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from cachebench.rivals import put_cache_dit
 
 from stack import Stack
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 from stack.caching.schedules import Interval
 
 from .model import Flux
@@ -119,8 +119,8 @@ def sparse_by(keep: float) -> Callable[[Stack], Stack]:
 
 def even_steps(steps: int) -> tuple[int, ...]:
     """Full steps of our cache's own number, evenly spread: what cache-dit is given."""
-    policy = PRESETS[CACHE]
-    return tuple(Interval(policy.interval, policy.warmup).full_steps(steps))
+    own = PRESETS[CACHE].schedule
+    return tuple(Interval(own.interval, own.warmup).full_steps(steps))
 
 
 def cache_dit(pipe: Any, steps: int) -> Callable[[], None]:

@@ -19,7 +19,7 @@ from ..compat.rules.sparse import (
 from ..core.errors import StackError
 from ..core.facts import Facts
 from ..core.installer import Installer
-from ..core.passes import Applied, Finding
+from ..core.passes import Applied, Finding, field_options
 from ..runtime.target import Target
 from .maps import FINEST
 from .mass import SAMPLED
@@ -88,6 +88,10 @@ class SparseAttention:
         """The decisions this pass makes, as pure functions."""
         ends = (self.dense_first, self.dense_last)
         return SparsityPolicy(self.keep, self.block, *ends, self.even_if_slower, self.anchor_keep, self.reuse_maps)
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make an equal pass, those at their defaults left out."""
+        return field_options(self)
 
     def describe(self, facts: Facts) -> list[str]:
         first = self.policy.first_steps(facts.steps)

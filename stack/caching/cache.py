@@ -4,52 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..compat import preexisting as carried
-from ..compat.horizon import most_saved
-from ..compat.noise import rounding_floor
-from ..compat.rules.rounded_caches import NOISE_IN_DIFFERENCES
 from ..compat.rules.state import UNNAMED_BRANCHES
-from ..compile import compiled
-from ..core.errors import choose
+from ..core.errors import StackError, choose
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding
 from ..models.sampler import planned_steps
 from ..runtime.report import FULL
 from ..runtime.target import Target
-from .amplification import amplification
 from .bases import load_bases
 from .candidate import Candidate
-from .cap import check_cap, offload, size_words
+from .cap import check_cap, offload
 from .checks import judged
 from .constants import Constants
 from .controller import CacheController
 from .corrector import Corrector
-from .fastcache import planning as fastcache
+from .describe import described, noise_words
 from .fastcache.maps import load_maps
+from .gate_policies import BudgetPolicy
 from .gradients import without_gradients
 from .guard import OutputGuard
+from .methods import PRESETS
 from .placement import all_on_device, first_on_device
-from .policy import PRESETS, Policy
-from .repairs import always_running, can_correct
+from .policy import Policy
+from .repairs import can_correct
 from .sample_size import SampleSize
 from .schedules import Schedule
-from .sites.block_range import BlockRange
-from .sites.fastcache import FastCache
-from .sites.foreseen import Foreseen
-from .sites.per_module import PerBlock, PerModule
-from .sites.relational import RelationalModules
-from .sites.token_selector import TokenSelector
-from .sites.tokenwise import Tokenwise
-from .sites.whole_model import WholeModel
-from .sites.x0_prediction import X0Prediction
 
 FILES = {"maps": load_maps, "bases": load_bases}  # options that may be given as a file's path
-OPTIONS = tuple(f.name for f in fields(Policy))
+# Options that calibration and `fit_gate` choose.
+MEASURED = (
+    *(f.name for f in fields(Candidate)),
+    *("steps", "full_at", "threshold", "error_scale", "below_error", "measured_error", "accept", "calibrated_for"),
+)
+
+
+def _read(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as a policy takes them: files read, `max_error` as the gate that it stands for."""
+    made = {n: FILES[n](v) if n in FILES and isinstance(v, (str, Path)) else v for n, v in options.items()}
+    if "max_error" in made:
+        made |= {"gate": "budget", "threshold": made.pop("max_error")}
+    return made
 
 
 @dataclass(frozen=True, init=False)
@@ -57,10 +56,10 @@ class Cache:
     """A feature cache: a preset by name, any of its choices changed.
 
     Args:
-        method: a row of `stack.caching.policy.PRESETS`: "svd" (SVD-Cache, arXiv 2601.07396), "taylorseer", ...
-        options: any attribute of `stack.caching.policy.Policy`, instead of the preset's; `maps` and `bases` may
-            be a file's path. `max_error=0.02` spends a relative error of the final sample instead of following a
-            schedule (gate "budget"; `Stack.fit_gate` fits its estimate to finished samples).
+        method: a row of `stack.caching.methods.PRESETS`: "svd" (SVD-Cache, arXiv 2601.07396), "taylorseer", ...
+        options: any choice of `stack.caching.policy.Policy` and of its parts, instead of the preset's; `maps` and
+            `bases` may be a file's path. `max_error=0.02` spends a relative error of the final sample instead of
+            following a schedule (gate "budget"; `Stack.fit_gate` fits its estimate to finished samples).
 
     Raises:
         StackError: an unknown preset or option, or a value outside its range.
@@ -73,103 +72,82 @@ class Cache:
     def __init__(self, method: str = "svd", **options: Any):
         if method not in PRESETS:
             raise choose("cache", method, list(PRESETS))
-        if "max_error" in options:
-            options |= {"gate": "budget", "threshold": options.pop("max_error")}
-        for name in options:
-            if name not in OPTIONS:
-                raise choose("option of the cache", name, OPTIONS)
-        for name, load in FILES.items():
-            if isinstance(options.get(name), (str, Path)):
-                options[name] = load(options[name])
         object.__setattr__(self, "method", method)
-        object.__setattr__(self, "policy", replace(PRESETS[method], **options))
+        object.__setattr__(self, "policy", PRESETS[method].changed(**_read(options)))
+
+    def having(self, policy: Policy) -> Cache:
+        """The same cache with another policy."""
+        made = Cache(self.method)
+        object.__setattr__(made, "policy", policy)
+        return made
 
     def changed(self, **options: Any) -> Cache:
         """The same cache with other choices."""
-        mine = {name: getattr(self.policy, name) for name in OPTIONS}
-        return Cache(self.method, **{**mine, **options})
+        return self.having(self.policy.changed(**_read(options)))
 
     def uncalibrated(self, **options: Any) -> Cache:
         """The same cache without a schedule of its own, and with other choices."""
-        return self.changed(full_steps=(), full_at=(), segments=(), calibrated_for=(), **options)
+        return self.having(self.policy.uncalibrated).changed(**options)
 
     def within(self, max_error: float) -> Cache:
         """The same cache kept to this error of the final sample, or to its own where that is smaller."""
-        own = self.policy.threshold if self.policy.gate == "budget" else max_error
-        return self.uncalibrated(gate="budget", threshold=min(own, max_error))
+        gate = self.policy.gate
+        own = gate.threshold if isinstance(gate, BudgetPolicy) else max_error
+        return self.uncalibrated(max_error=min(own, max_error))
 
     def calibrated(self, candidate: Candidate, steps: int, sigmas: Sequence[float] = ()) -> Cache:
         """The same cache with a candidate's schedule for these steps, at these noise levels, and its forecast."""
         at = tuple(sigmas[step] for step in candidate.full_steps) if sigmas else ()
-        return self.changed(**vars(candidate), steps=steps, full_at=at)
+        return self.changed(**candidate.options(self.policy), steps=steps, full_at=at)
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make an equal cache, those of the preset left out.
+
+        Raises:
+            StackError: it holds linear maps, which a recipe can only name the file of.
+        """
+        if self.policy.site.fitted.get("maps"):
+            raise StackError("a recipe cannot hold FastCache's maps: write them with fit_maps(save=...), name the file")
+        return {"method": self.method, **self.policy.differing(PRESETS[self.method])}
 
     @property
     def measured(self) -> dict[str, Any]:
         """What calibration chose, as options for a recipe; what is as in the preset is left out."""
-        fitted = ("steps", "full_at", "threshold", "error_scale", "below_error", "measured_error", "accept")
-        chosen = (*(f.name for f in fields(Candidate)), *fitted, "calibrated_for")
-        return {n: v for n in chosen if (v := getattr(self.policy, n)) != getattr(PRESETS[self.method], n)}
+        differing = self.policy.differing(PRESETS[self.method])
+        return {name: differing[name] for name in MEASURED if name in differing}
 
     @property
     def full_steps(self) -> tuple[int, ...]:
         """The calibrated schedule; empty without one."""
-        return self.policy.full_steps
+        return self.policy.schedule.full_steps
 
     @property
     def steps(self) -> int:
         """The number of steps the schedule was calibrated for."""
-        return self.policy.steps
+        return self.policy.schedule.steps
 
     def schedule_for(self, steps: int, sigmas: Sequence[float] = ()) -> Schedule:
         """The schedule of a request with this many steps, at these noise levels if they are known."""
-        return self.policy.schedule(steps, sigmas)
+        return self.policy.schedule_for(steps, sigmas)
 
     def describe(self, facts: Facts) -> list[str]:
-        p = self.policy
-        if p.site == "fastcache":
-            return [self.method, *fastcache.describe(p, facts)]
-        lines = [f"{self.method}, {self._when(facts)}", f"{_forecast_words(p)}; coordinate: {p.coordinate}"]
-        if p.cycle:
-            kinds = p.kinds(facts.steps)
-            lines += [f"{kinds.count('c')} steps conservative, {kinds.count('a')} aggressive: {kinds}", p.token_words]
-        lines += ["full steps put right what forecasts left before them"] if p.corrected else []
-        lines += self._amplified(facts)
-        return [*lines, f"site: {_SITE_WORDS[p.site]}{_around(p)}; {size_words(p, facts)}{_noise_words(p, facts)}"]
-
-    def _amplified(self, facts: Facts) -> list[str]:
-        """What becomes of full steps' errors where a schedule decides and nothing is known of noise."""
-        p, steps = self.policy, facts.steps
-        if p.gate or p.noise or not p.forecast.effective_order or p.coordinate not in ("step", "time"):
-            return []
-        xs = [float(step) if p.coordinate == "step" else 1 - step / steps for step in range(steps)]
-        most = amplification(p.forecast, xs, self.schedule_for(steps).full_steps(steps), lambda at: p.gain(at, steps))
-        return [f"error: what full steps are off by comes through at most {most:.1f} times (bound)"]
-
-    def _when(self, facts: Facts) -> str:
-        p = self.policy
-        if p.gate == "budget":
-            fitted = f"estimate times {p.error_scale:.2g}, as fitted" if p.error_scale != 1 else "estimate not fitted"
-            return f"steps cached while the final error is estimated within {p.threshold:g} ({fitted})"
-        if p.gate:
-            return f"steps decided by a {p.gate} gate, threshold {p.threshold:g}: saving depends on the picture"
-        full = self.schedule_for(facts.steps).full_steps(facts.steps)
-        kind = "dense near the data" if p.lean else f"every {p.interval} steps"
-        kind = "calibrated" if p.full_steps and facts.steps == p.steps else kind
-        if p.full_steps and facts.steps != p.steps:
-            kind = f"carried from the {p.steps} steps it was calibrated for"
-        most = most_saved(len(full), facts.steps, always_running(p, facts))
-        return f"{len(full)} of {facts.steps} steps full ({kind}), at most {most:.2f}x"
+        return described(self.method, self.policy, facts)
 
     def check(self, facts: Facts) -> list[Finding]:
         p = self.policy
-        if p.front + p.back >= facts.blocks:
-            what = f"{p.front} front and {p.back} back blocks leave none of {facts.blocks} to cache"
+        front, back = p.site.front_blocks, p.site.back_blocks
+        if front + back >= facts.blocks:
+            what = f"{front} front and {back} back blocks leave none of {facts.blocks} to cache"
             return [Finding(self.stage, what, fatal=True)]
         capped = check_cap(p, facts, self.stage)
         carries = [*carried.compiled(facts, self.stage), *carried.cached(facts, self.stage)]
         if any(finding.fatal for finding in (*capped, *carries)):
             return [*capped, *carries]
-        return [*capped, *judged(self, facts)]
+        return [*capped, *(self._found(*told) for told in judged(p, facts, self.stage, self.method))]
+
+    def _found(self, finding: Finding, policy: Policy | None) -> Finding:
+        """A finding with the cache that it leaves."""
+        return finding if policy is None else replace(finding, replacement=self.having(policy))
 
     def facts_after(self, facts: Facts) -> Facts:
         return facts
@@ -184,16 +162,18 @@ class Cache:
             new_predictor=lambda key, placement: p.new_predictor(placement, target.grid() if p.banded else (), key),
             conditions=target.conditions,
             new_gate=p.new_gate if p.gate else None,
-            gain_at=p.gain,
-            coordinate=p.coordinate,
+            gain_at=p.schedule.gain,
+            coordinate=p.forecast.coordinate,
             noise=p.noise,
-            per_sample=p.site == "fastcache",
+            per_sample=p.site.per_sample,
             place=first_on_device(split.features) if split else all_on_device,
         )
 
     def install_site(self, controller: CacheController, target: Target, install: Installer) -> int:
         """Let this controller decide and predict where the policy says; returns the number of places."""
-        places = _site(self.policy, controller, target).install(target.denoiser, target.wiring, install)
+        places = self.policy.site.build(controller, target, self.policy).install(
+            target.denoiser, target.wiring, install
+        )
         self.correct(controller, target, install)
         return places
 
@@ -209,7 +189,7 @@ class Cache:
         places = self.install_site(controller, target, install)
         constants = Constants(target.clock, target.conditions)
         constants.install(target.denoiser, target.wiring, install)
-        if self.policy.gate == "budget" and _clean_is_known(target):
+        if isinstance(self.policy.gate, BudgetPolicy) and _clean_is_known(target):
             SampleSize(controller, planned_steps(target.pipe, lambda: target.clock.sigma_schedule)).install(
                 target.entrance, install
             )
@@ -223,7 +203,7 @@ class Cache:
             constants.clear()
             guard.reset()
 
-        noise = _noise_words(self.policy, target.now)
+        noise = noise_words(self.policy, target.now)
         return Applied(
             summary=f"{self.method} at {places} places, state kept per guidance branch{noise}",
             report=_reporter(self.policy, controller, constants, guard, target),
@@ -232,75 +212,9 @@ class Cache:
         )
 
 
-_SITE_WORDS = {
-    "output": "last hidden state before the head",
-    "residual": "what the blocks add",
-    "blocks": "what each block adds to each stream",
-    "modules": "every attention and MLP before its gate",
-    "related": "every attention and MLP before its gate, moved as far as its input tells",
-    "attention": "every attention before its gate; MLPs run",
-    "clean": "the denoiser's estimate of the clean sample; nothing of the model runs",
-    "denoiser": "what the whole denoiser adds to the latent",
-    "tokens": "every attention and MLP before its gate, and the last hidden state before the head",
-}
-
-
 def _clean_is_known(target: Target) -> bool:
     """Whether the clean sample can be read off the denoiser's output."""
     return target.pipe is not None and can_correct(target.now)
-
-
-def _around(p: Policy) -> str:
-    return f", {p.front} front and {p.back} back blocks always run" if p.front or p.back else ""
-
-
-def _forecast_words(p: Policy) -> str:
-    if p.level:
-        return f"principal part is its running average (weight {p.level:g} on the older), residual reused"
-    if not p.forecast.effective_order:
-        return "the last feature is reused"
-    part = f"energy {p.energy:g}" if p.split == "channels" else f"lowest {p.cutoff:.0%} of the token band"
-    return (
-        f"order {p.order} ({p.basis}); principal part ({part}) with gain {p.gains[0]:g}, residual with {p.gains[1]:g}"
-    )
-
-
-def _noise_words(p: Policy, facts: Facts) -> str:
-    """The noise that is reckoned with, and beside it what the bits alone would leave."""
-    if not p.noise:
-        return ""
-    floors = [error for _, error in p.noise]
-    bits = rounding_floor(facts.activation_bits, facts.width) if facts.rounds_activations else 0.0
-    text = f"differences shrunk to what stands out of {min(floors):.2%} to {max(floors):.2%} of noise"
-    text += f", {facts.activation_bits} bits alone leave {bits:.2%}" if bits else ""
-    return "; " + NOISE_IN_DIFFERENCES.annotate(text)
-
-
-def _site(
-    p: Policy, controller: CacheController, target: Target
-) -> BlockRange | Foreseen | PerBlock | PerModule | FastCache | Tokenwise | WholeModel | X0Prediction:
-    if p.site == "fastcache":
-        return FastCache(controller, p)
-    compile = partial(compiled, mode=target.now.compiled)
-    if p.site == "tokens":
-        chooser = TokenSelector(controller, p, target.facts.head_dim, target.wiring.halves, target.grid)
-        return Tokenwise(controller, p, chooser, target.entrance, compile)
-    if p.site == "blocks":
-        return PerBlock(controller)
-    if p.site == "denoiser":
-        return WholeModel(controller, target.entrance)
-    if p.site == "clean":
-        return X0Prediction(
-            controller, target.entrance, planned_steps(target.pipe, lambda: target.clock.sigma_schedule)
-        )
-    if p.site == "related":
-        return RelationalModules(controller, compile)
-    if p.site in ("modules", "attention"):
-        return PerModule(controller, ("attention",) if p.site == "attention" else ("attention", "mlp"), compile)
-    residual = p.site == "residual"
-    if not (p.gate or p.accept or p.front or p.back):
-        return Foreseen(controller, target.entrance, residual)
-    return BlockRange(controller, p.front, p.back, residual, p.accepts if p.accept else None)
 
 
 def _none_cached(target: Target) -> str:
@@ -321,8 +235,9 @@ def _reporter(
         figures: dict[str, Any] = {"bytes": controller.bytes, "host_bytes": controller.host_bytes}
         figures |= {"table_bytes": constants.bytes, "cached_steps": cached, "dropped": controller.dropped}
         figures |= controller.figures | controller.estimates
-        if p.gate == "budget":
-            figures |= {"allowed_error": p.threshold, "below_error": p.below_error, "fitted_error": p.measured_error}
+        if isinstance(gate := p.gate, BudgetPolicy):
+            fit = {"below_error": gate.below_error, "fitted_error": gate.measured_error}
+            figures |= {"allowed_error": gate.threshold, **fit}
         return figures | {"rolled_back": controller.rolled_back, "recomputed": guard.recomputed + controller.refused}
 
     return report

@@ -6,12 +6,12 @@ device is planned from policy and facts; nothing is moved because memory turned 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..core.facts import Facts
 from ..core.passes import Finding
-from .memory import DIVISIBLE, StateSize, state_size
+from .memory import StateSize, state_size
 from .policy import Policy
 
 
@@ -61,13 +61,9 @@ def size_words(p: Policy, facts: Facts) -> str:
 
 
 def _offload_words(p: Policy, split: Offload) -> str:
-    here = f"{_mb(split.device)} on the device with {split.units} of {split.units + split.away} {_noun(p)}s"
+    here = f"{_mb(split.device)} on the device with {split.units} of {split.units + split.away} {p.site.part}s"
     there = f"{_mb(split.host)} in pinned host memory with {split.away}"
     return f"{here}, {there}, of which at most {_mb(split.in_use)} are back at once"
-
-
-def _noun(p: Policy) -> str:
-    return "block" if p.site == "blocks" else "module"
 
 
 def _mb(number: int) -> str:
@@ -87,17 +83,17 @@ def check_cap(p: Policy, facts: Facts, stage: str) -> list[Finding]:
         return [Finding(stage, f"state is split: {_offload_words(p, split)}", why, note=True)]
     what = f"{size} per picture and guidance branch, max_bytes allows {_mb(p.max_bytes)}"
     if facts.machine.device == "cuda" and size.units:
-        what += f"; {_mb(_least(size))} have to be on the device even with one {_noun(p)} at a time"
+        what += f"; {_mb(_least(size))} have to be on the device even with one {p.site.part} at a time"
     return [Finding(stage, what, repair=" or ".join(_smaller(p, facts, size)), fatal=True)]
 
 
 def _smaller(p: Policy, facts: Facts, size: StateSize) -> list[str]:
     """Single choices that fit under the cap; the smallest possible cap where there are none."""
     tries: dict[str, dict[str, Any]] = {"state_dtype='bfloat16'": {"state_dtype": "bfloat16"}}
-    tries |= {f"order={order}": {"order": order} for order in range(p.order - 1, -1, -1)}
-    if p.site in DIVISIBLE and not p.gate:
+    tries |= {f"order={order}": {"order": order} for order in range(p.forecast.order - 1, -1, -1)}
+    if p.site.divisible and not p.gate:
         tries["site='output'"] = {"site": "output"}
-    fitting = [words for words, change in tries.items() if _fits(replace(p, **change), facts)]
+    fitting = [words for words, change in tries.items() if _fits(p.changed(**change), facts)]
     if fitting:
         return fitting
     movable = facts.machine.device == "cuda" and size.units

@@ -7,8 +7,7 @@ from collections.abc import Collection
 
 from torch._inductor import list_mode_options
 
-from ..attention.cost import ATTENTION_SHARE
-from ..bounds import best_speedup, lagrange_weights
+from ..bounds import lagrange_weights
 from ..compat.rules.compilers import CUDA_GRAPHS, GATE_READS_DEVICE
 from ..compat.rules.rounded_caches import (
     FITTED_ELSEWHERE,
@@ -18,7 +17,7 @@ from ..compat.rules.rounded_caches import (
     LARGEST_NOISE_GAIN,
     NARROW_GAPS,
 )
-from ..compat.rules.sparse import ATTENTION_CACHED_AND_SPARSE, SPARSE_UNDER_CACHE
+from ..compat.rules.sparse import SPARSE_UNDER_CACHE
 from ..compat.rules.steps import DISTILLED_TRAJECTORY, EVEN_STEPS, FEWEST_STEPS, MOST_EVEN
 from ..core.facts import Facts
 from ..core.passes import Finding
@@ -28,12 +27,11 @@ from .repairs import angle, can_correct
 
 # What a fitted map, basis, ratio or polynomial depends on, beside the model.
 FITTED_UNDER = ("adapters", "schedule", *MINOR)
-SELF_TIMED = ("budget",)  # gates whose threshold is an error that is measured in every request
 
 
 def clashes(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     """Findings on a cache that will run."""
-    found = [*_compiler(p, facts, stage), *_fitted(p, facts, stage), *_attention(p, facts, stage)]
+    found = [*_compiler(p, facts, stage), *_fitted(p, facts, stage), *p.site.clashes(facts, stage)]
     if p.calibrated_for and not differences(p.calibrated_for, facts, (*DECISIVE, *MINOR)):
         return found  # finished pictures of this very stack have decided
     found += [*_gate(p, facts, stage), *_forecast(p, facts, stage), *_even(p, facts, stage)]
@@ -41,7 +39,7 @@ def clashes(p: Policy, facts: Facts, stage: str) -> list[Finding]:
         what = f"full steps attend to {facts.attention_density:.0%}, and cached steps carry their error on"
         found.append(Finding.of(SPARSE_UNDER_CACHE, stage, what, note=True))
     if facts.distilled:
-        what = f"{p.site!r} cached on the trajectory of {facts.distilled}, where it has not been calibrated"
+        what = f"{p.site.name!r} cached on the trajectory of {facts.distilled}, where it has not been calibrated"
         found.append(Finding.of(DISTILLED_TRAJECTORY, stage, what, note=True))
     return found
 
@@ -51,8 +49,8 @@ def _compiler(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     if facts.machine.device == "cuda" and facts.compiled and records_graphs(facts.compiled):
         what, hint = f"blocks compiled in mode {facts.compiled!r}", "compile('max-autotune-no-cudagraphs')"
         found.append(Finding.of(CUDA_GRAPHS, stage, what, repair=hint, fatal=True))
-    if p.gate and facts.machine.device != "cpu":
-        what = f"gate {p.gate!r} waits for the device on {facts.steps} steps"
+    if p.gate and p.gate.reads_per_step and facts.machine.device != "cpu":
+        what = f"gate {p.gate.name!r} waits for the device on {facts.steps} steps"
         found.append(Finding.of(GATE_READS_DEVICE, stage, what, note=True))
     return found
 
@@ -64,10 +62,10 @@ def records_graphs(mode: str) -> bool:
 
 def _fitted(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     """What was fitted, each under what."""
-    fitted = {"maps": p.maps, "bases": None if angle(p, facts) is not None else p.bases}
+    fitted = {**p.site.fitted, "bases": None if angle(p, facts) is not None else p.split.found}
     under = {name: each.made_under for name, each in fitted.items() if each is not None}
-    if p.ratios or p.coefficients or p.error_scale != 1:
-        under[f"{p.gate} gate"] = p.calibrated_for
+    if p.gate and p.gate.fitted:
+        under[f"{p.gate.name} gate"] = p.calibrated_for
     found = []
     for name, conditions in under.items():
         if changed := differences(conditions, facts, FITTED_UNDER):
@@ -76,20 +74,11 @@ def _fitted(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     return found
 
 
-def _attention(p: Policy, facts: Facts, stage: str) -> list[Finding]:
-    if p.site != "attention" or facts.attention_density == 1:
-        return []
-    left = ATTENTION_SHARE * facts.attention_density
-    most = best_speedup([left / (1 - ATTENTION_SHARE + left)], [math.inf])
-    what = f"sparse attention has left {facts.attention_density:.0%} of attention: caching it saves at most {most:.2f}x"
-    return [Finding.of(ATTENTION_CACHED_AND_SPARSE, stage, what, note=True)]
-
-
 def _gate(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     rounded = facts.weight_bits < 16 or facts.rounds_activations
-    if not p.gate or p.gate in SELF_TIMED or not rounded:
+    if not p.gate or p.gate.self_timed or not rounded:
         return []
-    what = f"threshold {p.threshold:g} of gate {p.gate!r} is not of this stack, whose weights have {facts.weight_bits}"
+    what = f"{p.gate.bound} of gate {p.gate.name!r} is not of this stack, whose weights have {facts.weight_bits}"
     return [Finding.of(GATE_THRESHOLD, stage, f"{what} bits and activations {facts.activation_bits}", note=True)]
 
 
@@ -99,7 +88,7 @@ def _forecast(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     if not facts.rounds_activations or not order or p.noise:
         return []
     found = []
-    gain = 0.0 if p.gate else noise_gain(p.schedule(facts.steps).full_steps(facts.steps), facts.steps)
+    gain = 0.0 if p.gate else noise_gain(p.schedule_for(facts.steps).full_steps(facts.steps), facts.steps)
     if gain > LARGEST_NOISE_GAIN:
         what = f"this schedule's first differences gain {gain:.1f} times the noise of a step"
         found.append(Finding.of(NARROW_GAPS, stage, what, note=True))
@@ -112,12 +101,12 @@ def _forecast(p: Policy, facts: Facts, stage: str) -> list[Finding]:
 def _even(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     """Few full steps of a flow where published settings have them, though there are better places, and a corrector."""
     possible = facts.flow and p.correctable and can_correct(facts) and facts.steps >= FEWEST_STEPS
-    if p.full_steps or p.lean or not possible:
+    if p.schedule.full_steps or p.schedule.schedule_power or not possible:
         return []
-    full = len(p.schedule(facts.steps).full_steps(facts.steps))
+    full = len(p.schedule_for(facts.steps).full_steps(facts.steps))
     if full > MOST_EVEN * facts.steps:
         return []
-    what = f"{full} of {facts.steps} steps full, evenly spread: try lean=2.0, corrected=True, or calibrate()"
+    what = f"{full} of {facts.steps} steps full, evenly spread: try schedule_power=2.0, corrected=True, or calibrate()"
     return [Finding.of(EVEN_STEPS, stage, what, note=True)]
 
 

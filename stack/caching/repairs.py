@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from ..compat.horizon import partial_depth
 from ..compat.noise import rounding_floor
 from ..compat.rules.rounded_caches import HIGHEST_ORDER
 from ..core.facts import Facts
-from .policy import SPANS, Policy
+from .forecast import Forecast
+from .policy import Policy
+from .schedule_policy import SchedulePolicy
+from .sites.block_range import ResidualSite
 
 COARSE_BITS = 7  # with fewer, second differences are mostly noise
 
 
-def for_few_steps(p: Policy, facts: Facts) -> dict[str, Any]:
-    """What to change where no whole step can be forecast: partial depth.
+def for_few_steps(p: Policy, facts: Facts) -> Policy:
+    """The cache instead, where no whole step can be forecast: partial depth.
 
     Half of the steps run in full, the first and the last among them; on the others the front and back third of the
     blocks run, and what the blocks between them add is carried on by order 1. Measured on adapters of 4 and 8 steps:
@@ -25,19 +27,15 @@ def for_few_steps(p: Policy, facts: Facts) -> dict[str, Any]:
     44.1 to 46.4 (shapes-video), 34.9 to 35.3 (shapes-dit), on the adapters 43.1 to 44.8 and 43.3 to 44.0.
     """
     front, back = partial_depth(facts.blocks)
-    last = (1 - 1 / facts.steps,)
-    when = Policy(interval=2, warmup=1, switches=last)
-    plain = replace(
-        when,
-        site="residual",
-        front=front,
-        back=back,
-        order=1,
-        gains=(1.0, 1.0),
+    return Policy(
+        schedule=SchedulePolicy(interval=2, warmup=1, switches=(1 - 1 / facts.steps,)),
+        forecast=Forecast(order=1, gains=(1.0, 1.0)),
+        site=ResidualSite(front, back),
         corrected=facts.pipeline and can_correct(facts),
+        state_dtype=p.state_dtype,
+        max_bytes=p.max_bytes,
+        noise=p.noise,
     )
-    kept = ("state_dtype", "max_bytes", "noise")
-    return {**vars(plain), **{name: getattr(p, name) for name in kept}}
 
 
 def can_correct(facts: Facts) -> bool:
@@ -46,27 +44,26 @@ def can_correct(facts: Facts) -> bool:
     return into == out and not facts.sampler
 
 
-def for_noise(p: Policy, facts: Facts) -> dict[str, Any]:
-    """What to change where full steps are noisy: measured (`Policy.noise`), or activations rounded anew on every step.
+def for_noise(p: Policy, facts: Facts) -> Policy | None:
+    """The cache instead, where full steps are noisy: as measured (`Policy.noise`), or by activations rounded on each.
 
     Differences are Newton's, over real gaps in time, and are shrunk to what stands out of the noise: of what was
-    measured, else of the rounding error that the bits make (`rounding_floor`). {} where nothing is differenced, and
+    measured, else of the rounding error that the bits make (`rounding_floor`). None where nothing is differenced, and
     where nothing was measured and finished pictures chose full steps and gains: there shrinking costs as much as it
     gains (0.0 to -0.6 dB on shapes-flux).
     """
-    order = p.forecast.effective_order
-    unknown = not p.noise
-    if not order or (unknown and (p.full_steps or not facts.rounds_activations)):
-        return {}
-    changes: dict[str, Any] = {}
-    if p.coordinate == "step" and p.basis == "taylor":
-        changes |= {"coordinate": "time", "basis": "newton"}
+    forecast, noise = p.forecast, p.noise
+    order, unknown = forecast.effective_order, not noise
+    if not order or (unknown and (p.schedule.full_steps or not facts.rounds_activations)):
+        return None
+    if forecast.coordinate == "step" and forecast.basis == "taylor":
+        forecast = replace(forecast, coordinate="time", basis="newton")
     if unknown:
         floor = rounding_floor(facts.activation_bits, facts.width)
-        changes["noise"] = ((0.0, floor), (1.0, floor))
-    if unknown and facts.activation_bits < COARSE_BITS and order > HIGHEST_ORDER:
-        changes["order"] = HIGHEST_ORDER
-    return changes
+        noise = ((0.0, floor), (1.0, floor))
+        if facts.activation_bits < COARSE_BITS and order > HIGHEST_ORDER:
+            forecast = replace(forecast, order=HIGHEST_ORDER)
+    return replace(p, forecast=forecast, noise=noise) if (forecast, noise) != (p.forecast, p.noise) else None
 
 
 def angle(p: Policy, facts: Facts) -> float | None:
@@ -75,14 +72,14 @@ def angle(p: Policy, facts: Facts) -> float | None:
     Floating point counts as 16 bits. The relative error is the measured noise floor, or what rounding to the fewer bits
     leaves.
     """
-    now = (min(16, facts.weight_bits), min(16, facts.activation_bits))
-    if p.bases is None or now == p.bases.bits:
+    bases, now = p.split.found, (min(16, facts.weight_bits), min(16, facts.activation_bits))
+    if bases is None or now == bases.bits:
         return None
-    fewest = min(*now, *p.bases.bits)
+    fewest = min(*now, *bases.bits)
     noise = max((error for _, error in p.noise), default=0.0) or rounding_floor(fewest, facts.width)
-    return p.bases.turned(noise)
+    return bases.turned(noise)
 
 
 def always_running(p: Policy, facts: Facts) -> float:
     """Share of the blocks that runs on cached steps too."""
-    return (p.front + p.back) / facts.blocks if p.site in SPANS else 0.0
+    return (p.site.front_blocks + p.site.back_blocks) / facts.blocks

@@ -82,7 +82,7 @@ class PowerSchedule:
 
     def __post_init__(self) -> None:
         if self.power <= 0:
-            raise StackError(f"lean must be above 0, got {self.power}: 1 is even, 2 is dense near the data")
+            raise StackError(f"schedule_power must be above 0, got {self.power}: 1 is even, 2 is dense near the data")
 
     def full_steps(self, steps: int) -> frozenset[int]:
         """Step 0, and the others at times (1 - k / count) ** power."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 
 from ..compat.noise import shrunk, wiener
 from ..compat.subspace import principal_basis
 from ..core.errors import StackError, choose
+from .bases import Bases
 
 BASIS_LIVES = ("request", "warm")
 
@@ -140,3 +143,96 @@ def _low_pass(length: int, cutoff: float) -> torch.Tensor:
     waves = torch.cos(math.pi / length * (places + 0.5) * torch.arange(keep, dtype=torch.float64)[:, None])
     waves /= waves.norm(dim=1, keepdim=True)
     return waves.mT @ waves
+
+
+@dataclass(frozen=True)
+class SplitPolicy:
+    """Which split a cache uses. Its fields are the split's own choices.
+
+    Attributes:
+        name: as options and recipes have it.
+        needs_grid: it looks at the grid of the tokens.
+    """
+
+    name: ClassVar[str]
+    needs_grid: ClassVar[bool] = False
+
+    @property
+    def found(self) -> Bases | None:
+        """Bases that were found offline."""
+        return None
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """What is principal, for `explain()`."""
+
+    @abstractmethod
+    def new(self, grid: tuple[int, ...] = (), key: str = "") -> Split:
+        """A split for one feature of one request; see `Policy.new_predictor`."""
+
+
+@dataclass(frozen=True)
+class ChannelSplit(SplitPolicy):
+    """SVD-Cache's: leading directions of the channels, see `ChannelBasis`.
+
+    Attributes:
+        energy: share of the squared norm that the principal part holds.
+        basis_life: "request" or "warm".
+        bases: found offline by `Stack.fit_bases`; None finds them in each request.
+
+    Raises:
+        StackError: a value outside its range.
+    """
+
+    name: ClassVar[str] = "channels"
+
+    energy: float = 0.85
+    basis_life: str = "request"
+    bases: Bases | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.energy <= 1:
+            raise StackError(f"energy must be in (0, 1], got {self.energy}")
+        ChannelBasis(self.energy, self.basis_life)  # checks its own values
+
+    @property
+    def found(self) -> Bases | None:
+        return self.bases
+
+    @property
+    def words(self) -> str:
+        return f"energy {self.energy:g}"
+
+    def new(self, grid: tuple[int, ...] = (), key: str = "") -> Split:
+        return ChannelBasis(self.energy, self.basis_life, self.bases.of(key) if self.bases and key else None)
+
+
+@dataclass(frozen=True)
+class BandSplit(SplitPolicy):
+    """FreqCa's: the lowest cosines over the tokens, see `TokenBand`.
+
+    Attributes:
+        cutoff: share of the band that is principal.
+
+    Raises:
+        StackError: a value outside its range.
+    """
+
+    name: ClassVar[str] = "band"
+    needs_grid: ClassVar[bool] = True
+
+    cutoff: float = 0.1
+
+    def __post_init__(self) -> None:
+        TokenBand(self.cutoff)  # checks its own value
+
+    @property
+    def words(self) -> str:
+        return f"lowest {self.cutoff:.0%} of the token band"
+
+    def new(self, grid: tuple[int, ...] = (), key: str = "") -> Split:
+        return TokenBand(self.cutoff, grid)
+
+
+SPLITS: dict[str, type[SplitPolicy]] = {split.name: split for split in (ChannelSplit, BandSplit)}

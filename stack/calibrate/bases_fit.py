@@ -12,6 +12,7 @@ from ..caching.cache import Cache
 from ..caching.calibrated_for import conditions
 from ..caching.forecast import Forecast
 from ..caching.predictor import Predictor
+from ..caching.splits import ChannelSplit
 from ..compat.subspace import rank_by_energy
 from ..core.installer import Installer
 from ..core.passes import Applied
@@ -78,11 +79,13 @@ class Gathering(StandIn):
 
 def fit_bases(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int) -> Bases:
     """Bases of everything the cache predicts, from uncached runs of the prompts; rank by the cache's energy."""
+    split = cache.policy.split
+    assert isinstance(split, ChannelSplit)
     gathering = Gathering(cache.uncalibrated(interval=1, bases=None))
     stack.replace(gathering)
     for i, prompt in enumerate(prompts):
         stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")
-    found = {key: sums.basis(cache.policy.energy) for key, sums in gathering.sums.items()}
+    found = {key: sums.basis(split.energy) for key, sums in gathering.sums.items()}
     facts = stack.facts
     under = conditions(stack.plan.facts_after)
     vectors = {key: basis for key, (basis, _) in found.items()}

@@ -10,6 +10,7 @@ import torch
 
 from ..caching.cache import Cache
 from ..caching.calibrated_for import conditions
+from ..caching.gate_policies import BudgetPolicy
 from ..core.errors import StackError
 from ..runtime.stack_like import StackLike
 from .quant.recording import carrying, taken_off
@@ -45,9 +46,11 @@ def fitted_budget(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: 
     Raises:
         StackError: no prompt keeps to the budget, none has a step cached, or the passes below use all of it.
     """
-    plain = cache.uncalibrated(gate="", threshold=0.0, interval=1)
+    gate = cache.policy.gate
+    assert isinstance(gate, BudgetPolicy)
+    plain = cache.uncalibrated(gate="", interval=1)
     exact = _finals(stack, plain, prompts, seed)
-    below, allowed = 0.0, cache.policy.threshold
+    below, allowed = 0.0, gate.threshold
     if stack.max_error:
         below = MARGIN * max(map(_off, exact, _originals(stack, prompts, seed)))
         allowed = stack.max_error - below

@@ -79,13 +79,13 @@ class Calibration:
 
     def _chosen(self) -> str:
         p = self.cache.policy
-        if not p.full_steps:
-            bound = f"accept {' '.join(f'{x:.3g}' for x in p.accept)}" if p.accept else f"threshold {p.threshold:.3g}"
-            return f" on average; {bound}"
-        each = f", by segment {' '.join(f'{g:g}' for g in p.segments)}" if p.segments else ""
-        gains = f"order {p.order} in {p.coordinate}, gains {p.gains[0]:g} / {p.gains[1]:g}"
+        own, forecast = p.schedule, p.forecast
+        if not own.full_steps:
+            return f" on average; {p.gate.bound if p.gate else p.site.bound}"
+        each = f", by segment {' '.join(f'{g:g}' for g in own.segments)}" if own.segments else ""
+        gains = f"order {forecast.order} in {forecast.coordinate}, gains {forecast.gains[0]:g} / {forecast.gains[1]:g}"
         righted = ", corrected" if p.corrected else ""
-        return f": {' '.join(map(str, p.full_steps))}; {gains}{each}{righted}"
+        return f": {' '.join(map(str, own.full_steps))}; {gains}{each}{righted}"
 
 
 class SearchBudget:
@@ -139,8 +139,9 @@ def calibrate(
     refuse(stack, cache, prompts, held_out)
     assert cache is not None
     goal = goal.or_as_before(len(cache.schedule_for(steps).full_steps(steps)), steps)
-    if cache.policy.site == "fastcache" and goal.full_steps:
-        raise StackError("FastCache decides block by block, no step is full or cached: expected psnr= or seconds=")
+    if cache.policy.site.decides and goal.full_steps:
+        why = "decides block by block, no step is full or cached"
+        raise StackError(f"{cache.method} {why}: expected psnr= or seconds=")
     try:
         with BestSoFar(budget.trials, progress) as bar:
             trials = Trials(stack, cache, prompts, steps, seed)
@@ -259,16 +260,14 @@ class _Run:
         trials.restart()
         self.bar.says(f"{count} full steps")
         own = cache.policy
-        start = Candidate(
-            spread(count, steps, 1.0), own.gains, own.order, own.coordinate, own.energy, corrected=own.corrected
-        )
+        start = Candidate.of(own, spread(count, steps, 1.0))
         scored = Scored(trials.score, most, self.budget.left, lambda c, v: self.bar.scored(v))
-        varied = bool(own.forecast.effective_order) and not own.level
+        varied = bool(own.forecast.effective_order) and not own.forecast.level
         propose = self._proposer(start, varied)
         correctable = varied and trials.correctable
         # A corrector wants other schedules than a forecast alone.
         template = replace(start, gains=WHOLE, order=1, corrected=True) if correctable else start
-        families = openings(template, steps) if own.site == "clean" or correctable else ()
+        families = openings(template, steps) if own.site.forecasts_x0 or correctable else ()
 
         def enough() -> bool:
             return varied and refinable(scored.found().best) and not self.budget.left(MOVING)
@@ -295,7 +294,7 @@ def refuse(stack: StackLike, cache: Cache | None, prompts: Sequence[str], held_o
     """
     if cache is None:
         raise StackError("nothing to calibrate: expected a stack with a cache, add .cache('svd')")
-    if cache.policy.site == "fastcache" and not decides_by_threshold(cache):
+    if cache.policy.site.decides and not decides_by_threshold(cache):
         raise StackError(f"{cache.method} has nothing to calibrate: neither a schedule nor a threshold sets its pace")
     if stack.pipe is None:
         raise StackError("calibration judges finished pictures: expected Stack(pipeline), got a bare denoiser")

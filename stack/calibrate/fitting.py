@@ -12,6 +12,8 @@ from pathlib import Path
 from ..caching.bases import Bases
 from ..caching.cache import Cache
 from ..caching.fastcache.maps import LinearMaps
+from ..caching.sites.fastcache import FastCacheSite
+from ..caching.splits import ChannelSplit
 from ..core.errors import StackError
 from ..runtime.stack_like import StackLike
 from . import bases_fit, gate_fit
@@ -47,7 +49,7 @@ def fit_gate(stack: StackLike, prompts: Sequence[str], seed: int = 0) -> None:
     """
     _refit(
         stack,
-        lambda cache: cache.policy.gate in ("magnitude", "polynomial", "budget") and bool(prompts),
+        lambda cache: cache.policy.gate is not None and bool(cache.policy.gate.fitted_by and prompts),
         "prompts and a pipeline with .cache('magcache'), .cache('teacache') or .cache(..., max_error=...)",
         lambda cache: gate_fit.fit_gate(stack, cache, prompts, seed),
     )
@@ -57,7 +59,7 @@ def tell_noise(stack: StackLike, floor: NoiseFloor) -> None:
     """Put the random part of a measured noise floor into the cache, if there is one: that of what it keeps."""
     cache = next((p for p in stack.passes if isinstance(p, Cache)), None)
     if cache is not None:
-        stack.replace(cache.changed(noise=floor.at_site(cache.policy.site)))
+        stack.replace(cache.changed(noise=floor.at_site(cache.policy.site.noise_feature)))
 
 
 def fit_maps(
@@ -86,11 +88,12 @@ def fit_maps(
     stream = stack.wiring.output_stream
     cache = _refit(
         stack,
-        lambda cache: cache.policy.site == "fastcache",
+        lambda cache: isinstance(cache.policy.site, FastCacheSite),
         "a pipeline with .cache('fastcache'): maps are fitted for FastCache only",
         lambda cache: cache.changed(maps=maps_fit.fit(stack, stream, prompts, seed, ridge, rank, progress)),
     )
-    maps = cache.policy.maps
+    assert isinstance(cache.policy.site, FastCacheSite)
+    maps = cache.policy.site.maps
     assert maps is not None
     if save is not None:
         maps.save(save)
@@ -111,11 +114,11 @@ def fit_bases(stack: StackLike, prompts: Sequence[str], seed: int = 0, save: str
     """
     cache = _refit(
         stack,
-        lambda cache: cache.policy.forecast.splits and cache.policy.split == "channels" and bool(prompts),
+        lambda cache: cache.policy.forecast.splits and isinstance(cache.policy.split, ChannelSplit) and bool(prompts),
         "prompts and a pipeline with a cache that has a principal subspace, such as .cache('svd')",
         lambda cache: cache.changed(bases=bases_fit.fit_bases(stack, cache, prompts, seed)),
     )
-    bases = cache.policy.bases
+    bases = cache.policy.split.found
     assert bases is not None
     if save is not None:
         bases.save(save)

@@ -9,6 +9,7 @@ import torch
 
 from ..caching.cache import Cache
 from ..caching.calibrated_for import conditions
+from ..caching.gate_policies import BudgetPolicy, MagnitudePolicy
 from ..runtime.stack_like import StackLike
 from .budget_fit import fitted_budget
 from .trajectory import Recorder, Trajectory
@@ -18,14 +19,14 @@ DEGREE = 4  # of TeaCache's polynomial
 
 def fit_gate(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int) -> Cache:
     """The cache with its gate's ratios or polynomial, measured prompt by prompt on uncached runs."""
-    if cache.policy.gate == "budget":
+    if isinstance(cache.policy.gate, BudgetPolicy):
         return fitted_budget(stack, cache, prompts, seed)
     trajectory = Trajectory()
     stack.replace(Recorder(trajectory))
     for i, prompt in enumerate(prompts):
         stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")
     under = conditions(stack.plan.facts_after)
-    if cache.policy.gate == "magnitude":
+    if isinstance(cache.policy.gate, MagnitudePolicy):
         return cache.changed(ratios=residual_ratios(trajectory, len(prompts)), calibrated_for=under)
     return cache.changed(coefficients=output_polynomial(trajectory, len(prompts)), calibrated_for=under)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..caching.candidate import WHOLE, Candidate
@@ -75,9 +75,9 @@ def guess(psnr: float, trials: Trials) -> int:
 
     One trial relates predicted to measured errors; a searched schedule will need fewer.
     """
-    steps, policy = trials.steps, trials.cache.policy
+    steps, own = trials.steps, trials.cache.policy
     middle = max(2, steps // 5)
-    template = Candidate(spread(middle, steps, 1.0), WHOLE, 1, policy.coordinate, policy.energy)
+    template = replace(Candidate.of(own, spread(middle, steps, 1.0)), gains=WHOLE, order=1, corrected=False)
     errors = trials.errors(template)
     if errors is None:
         return middle

@@ -9,19 +9,19 @@ import torch
 
 from ..caching.calibrated_for import conditions
 from ..caching.fastcache.linear_map import GramSums, LinearMap
-from ..caching.fastcache.maps import CARRIES, WHOLE, LinearMaps
+from ..caching.fastcache.maps import APPROXIMATIONS, WHOLE, LinearMaps
 from ..caching.sites.calls import Streams
 from ..core.errors import StackError
 from ..runtime.stack_like import StackLike
 from ..runtime.step_clock import StepContext
 from .watch import See, Watch
 
-STRIDE = 5  # calls between the inputs that "moved" is measured from: gaps of 1 to 5 steps
+STRIDE = 5  # calls between the inputs that "delta" is measured from: gaps of 1 to 5 steps
 
 
 @dataclass
 class MapSums:
-    """What "moved" starts from: input and residual of a step 1 to STRIDE steps back, per guidance branch and key."""
+    """What "delta" starts from: input and residual of a step 1 to STRIDE steps back, per guidance branch and key."""
 
     held: dict[tuple[str, str], tuple[int, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ class Sums:
 
     blocks: int
     stream: str
-    grams: dict[str, dict[str, GramSums]] = field(default_factory=lambda: {carry: {} for carry in CARRIES})
+    grams: dict[str, dict[str, GramSums]] = field(default_factory=lambda: {name: {} for name in APPROXIMATIONS})
     bases: MapSums = field(default_factory=MapSums)
     entry: torch.Tensor | None = None
 
@@ -57,10 +57,10 @@ class Sums:
             self._add(WHOLE, self.entry, out[self.stream] - self.entry, tick)
 
     def _add(self, key: str, x: torch.Tensor, added: torch.Tensor, tick: StepContext) -> None:
-        self._gram("map", key, x).add(x, added)
+        self._gram("static", key, x).add(x, added)
         past = self.bases.past(tick, key, x, added)
         if past is not None:
-            self._gram("moved", key, x).add(x - past[0], added - past[1])
+            self._gram("delta", key, x).add(x - past[0], added - past[1])
 
     def _gram(self, carry: str, key: str, x: torch.Tensor) -> GramSums:
         if key not in self.grams[carry]:
@@ -68,8 +68,10 @@ class Sums:
         return self.grams[carry][key]
 
     def solve(self, ridge: float, rank: int) -> dict[str, dict[str, LinearMap]]:
-        """Carry to key to map. A slope has no bias: no change of the input changes nothing."""
-        return {c: {k: g.solve(ridge, rank, c == "map") for k, g in grams.items()} for c, grams in self.grams.items()}
+        """Approximation to key to map. A slope has no bias: no change of the input changes nothing."""
+        return {
+            c: {k: g.solve(ridge, rank, c == "static") for k, g in grams.items()} for c, grams in self.grams.items()
+        }
 
 
 @dataclass
@@ -88,8 +90,8 @@ class Costs:
         past = self.bases.past(tick, key, x, y - x)
         if past is not None:
             then, added = past
-            self._note("map", number, x, self.before[tick.branch, number], self.maps["map"][key](x), y)
-            self._note("moved", number, x, then, added + self.maps["moved"][key].slope(x - then), y)
+            self._note("static", number, x, self.before[tick.branch, number], self.maps["static"][key](x), y)
+            self._note("delta", number, x, then, added + self.maps["delta"][key].slope(x - then), y)
         self.before[tick.branch, number] = x
 
     def _note(
@@ -99,8 +101,10 @@ class Costs:
         self.rows.setdefault((carry, number), []).append(pair)
 
     def tables(self, blocks: int) -> dict[str, torch.Tensor]:
-        """Carry to (2, blocks, calls)."""
-        return {c: torch.stack([torch.stack(self.rows[c, n], 1) for n in range(blocks)], 1).cpu() for c in CARRIES}
+        """Approximation to (2, blocks, calls)."""
+        return {
+            c: torch.stack([torch.stack(self.rows[c, n], 1) for n in range(blocks)], 1).cpu() for c in APPROXIMATIONS
+        }
 
 
 def fit(

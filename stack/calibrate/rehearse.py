@@ -13,7 +13,8 @@ import torch
 from ..caching.cache import Cache
 from ..caching.candidate import Candidate
 from ..caching.controller import CacheController, CacheSlot
-from ..caching.sites.block_range import BlockRange
+from ..caching.policy import Policy
+from ..caching.sites.block_range import BlockRange, BlockRangeSite
 from ..core.errors import StackError
 from ..core.installer import Installer
 from ..core.passes import Applied
@@ -104,6 +105,11 @@ class Rehearsals:
             self._features.popitem(last=False)
 
 
+def rehearsable(policy: Policy) -> bool:
+    """Whether its trials can be rehearsed: a range of blocks under a schedule."""
+    return policy.gate is None and isinstance(policy.site, BlockRangeSite)
+
+
 @dataclass(frozen=True)
 class Rehearsal(StandIn):
     """A trial of a candidate, in the cache's place. Its pictures are those of `cache`, bit for bit at site "output".
@@ -118,14 +124,12 @@ class Rehearsal(StandIn):
 
     def apply(self, target: Target, install: Installer) -> Applied:
         """Stand where the cache would stand."""
-        policy = self.cache.policy
-        if policy.gate or policy.accept or policy.site not in ("output", "residual"):
+        site = self.cache.policy.site
+        if not rehearsable(self.cache.policy) or not isinstance(site, BlockRangeSite):
             raise StackError(f"{self.cache.method} cannot be rehearsed: expected a span of blocks under a schedule")
         controller = self.cache.controller(target)
         proxy = _Rehearsing(controller, self.candidate, self.shared)
-        BlockRange(proxy, policy.front, policy.back, policy.site == "residual").install(
-            target.denoiser, target.wiring, install
-        )
+        BlockRange(proxy, site.front, site.back, site.residual).install(target.denoiser, target.wiring, install)
         self.cache.correct(controller, target, install)
         install.on_rollback(controller.reset)
         return Applied("rehearsing")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..core.facts import Facts
 from ..core.passes import Finding
@@ -12,6 +12,10 @@ class StandIn:
     """A pass of the cache's stage, but for `apply`."""
 
     stage: ClassVar[str] = "cache"
+
+    def options(self) -> dict[str, Any]:
+        """A measuring run is no part of a recipe."""
+        return {}
 
     def describe(self, facts: Facts) -> list[str]:
         """A measuring run is never planned ahead."""

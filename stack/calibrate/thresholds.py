@@ -36,16 +36,15 @@ class Point:
 
 def decides_by_threshold(cache: Cache) -> bool:
     """Whether it is a threshold that sets the cache's pace, rather than a schedule."""
-    p = cache.policy
-    return bool(p.gate) or (p.site == "fastcache" and "gate" in p.parts)
+    return bool(cache.policy.gate) or cache.policy.site.threshold_scaled(1.0) is not None
 
 
 def loosened(cache: Cache, factor: float) -> Cache:
     """The cache with its threshold, or the bound on its drafts, multiplied."""
-    if cache.policy.accept:
-        base, decay, floor = cache.policy.accept
-        return cache.changed(accept=(base * factor, decay, floor * factor))
-    return cache.changed(threshold=cache.policy.threshold * factor)
+    gate, site = cache.policy.gate, cache.policy.site.threshold_scaled(factor)
+    if gate is not None:
+        return cache.changed(gate=gate.loosened(factor))
+    return cache if site is None else cache.changed(site=site)
 
 
 def boundary(accepts: Callable[[float], bool], above: bool, left: Callable[[], bool]) -> None:

@@ -12,14 +12,13 @@ import torch
 from ..caching.cache import Cache
 from ..caching.candidate import WHOLE, Candidate
 from ..caching.forecast import COORDINATES
-from ..caching.policy import SPANS
 from ..caching.repairs import can_correct
 from ..core.errors import StackError
 from ..measure.metrics import psnr
 from ..measure.timing import timed
 from ..models.sampler import error_weights, sampler_steps
 from ..runtime.stack_like import StackLike
-from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels
+from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels, rehearsable
 from .thresholds import Point
 from .trajectory import Recorder, SegmentErrors, Trajectory, growth
 from .x0_trials import X0Recorder, X0Rehearsal
@@ -48,8 +47,8 @@ class Trials:
 
     def __init__(self, stack: StackLike, cache: Cache, prompts: Sequence[str], steps: int, seed: int):
         self.stack, self.cache, self.prompts, self.steps, self.seed = stack, cache, prompts, steps, seed
-        self._clean = cache.policy.site == "clean"
-        self._recorder = X0Recorder if self._clean else Recorder
+        self._x0 = cache.policy.site.forecasts_x0
+        self._recorder = X0Recorder if self._x0 else Recorder
         self._device = torch.device(stack.facts.machine.device)
         plain = Trajectory()
         self.target, self.recording_s = timed(lambda: self.run(self._recorder(plain)), self._device)
@@ -61,7 +60,7 @@ class Trials:
     def correctable(self) -> bool:
         """Whether full steps could put right what this cache's forecasts leave."""
         facts, p = self.stack.plan.facts_after, self.cache.policy
-        return p.correctable and p.site in SPANS and can_correct(facts)
+        return p.correctable and p.site.calibrates_corrector and can_correct(facts)
 
     def run(self, in_place: Any, prompts: Sequence[str] = (), seed: int | None = None) -> torch.Tensor:
         """Pictures (B, 3, H, W) or videos (B, F, 3, H, W) in [0, 1] with this pass in the cache's place.
@@ -86,9 +85,9 @@ class Trials:
             Abandoned: it is not worth finishing.
         """
         cache = self.cache.calibrated(candidate, self.steps)
-        if self._clean:
+        if self._x0:
             return self.run(X0Rehearsal(cache, candidate, self.shared))
-        if cache.policy.site in ("output", "residual") and not cache.policy.accept:
+        if rehearsable(cache.policy):
             return self.run(Rehearsal(cache, candidate, self.shared))
         return self.run(cache)
 
@@ -143,10 +142,10 @@ class Trials:
     def errors(self, candidate: Candidate) -> SegmentErrors | None:
         """Predicted errors of the candidate's forecast; None where its order or the sampler allows no prediction.
 
-        Nor at the site "clean": there the errors of full steps, whose latents were forecast, outweigh those of cached
-        steps, and the best schedule by prediction was 13 dB worse than a plain spread.
+        Nor for forecasts of the clean sample: there the errors of full steps, whose latents were forecast, outweigh
+        those of cached steps, and the best schedule by prediction was 13 dB worse than a plain spread.
         """
-        if self._clean:
+        if self._x0:
             return None
         forecast = replace(
             self.cache.policy.forecast, gains=candidate.gains, order=candidate.order, coordinate=candidate.coordinate
@@ -161,7 +160,7 @@ class Trials:
 
     def coordinates(self, best: Candidate) -> list[str]:
         """Coordinates worth trying on the best candidate: the one that promises least error, if that is less."""
-        if self._clean:  # no prediction: the most likely ones are simply tried
+        if self._x0:  # no prediction: the most likely ones are simply tried
             return [name for name in ("time", "sigma") if name != best.coordinate]
         whole = replace(best, gains=WHOLE, order=min(best.order, 1), segments=())
         costs = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 from .facts import Facts
@@ -101,6 +101,11 @@ class Applied:
     warnings: list[str] = field(default_factory=list)
 
 
+def field_options(made: Any) -> dict[str, Any]:
+    """A frozen dataclass's arguments, those at their defaults left out."""
+    return {f.name: value for f in fields(made) if (value := vars(made)[f.name]) != f.default}
+
+
 class Pass(Protocol):
     """A stage of the stack. Implementations are frozen dataclasses; one file each in `stack/passes/`."""
 
@@ -108,6 +113,14 @@ class Pass(Protocol):
 
     def describe(self, facts: Facts) -> list[str]:
         """Lines for `explain()`: what it will do to a model with these facts, and what it costs."""
+        ...
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make an equal pass, for a recipe; those at their defaults are left out.
+
+        Raises:
+            StackError: it holds something that a recipe cannot.
+        """
         ...
 
     def check(self, facts: Facts) -> list[Finding]:

@@ -15,7 +15,7 @@ from ..compat.rules.adapters import ANOTHER_MODEL, MISSING_SCHEDULER, TWO_SCHEDU
 from ..core.errors import StackError
 from ..core.facts import Facts
 from ..core.installer import Installer
-from ..core.passes import Applied, Finding, TransformedCall
+from ..core.passes import Applied, Finding, TransformedCall, field_options
 from ..models.preexisting import CAST
 from ..models.sampler import why_not_plain
 from ..models.schedule import SigmaSchedule, uniform
@@ -107,6 +107,10 @@ class AdapterStage(ABC):
         if state not in self._digests:
             self._digests[state] = content(files)
         return self._digests[state]
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make an equal pass, those at their defaults left out."""
+        return field_options(self)
 
     def describe(self, facts: Facts) -> list[str]:
         card = self.card

@@ -16,7 +16,7 @@ from ..compile import OFF, Compile
 from ..core.errors import StackError, choose
 from ..core.facts import Facts, machine_of
 from ..core.installer import Installer
-from ..core.passes import Applied, Finding
+from ..core.passes import Applied, Finding, field_options
 from ..models.preexisting import COMPILED, execution_device
 from ..models.wiring import FAMILIES, Wiring
 from ..runtime.call import DenoiserCall
@@ -105,6 +105,17 @@ class Quantize:
         if scheme.name != self.scheme and self.backend != "auto" and BACKENDS[self.backend].refuses(scheme, machine):
             return pick(scheme, "auto", machine)
         return pick(scheme, self.backend, machine)
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make an equal pass, those at their defaults left out.
+
+        Raises:
+            StackError: it holds a calibrated mix of schemes.
+        """
+        if self.prepared is not None:
+            hint = "name max_error or max_bytes, and measure"
+            raise StackError(f"a recipe cannot hold a calibrated mix of schemes: {hint}")
+        return field_options(self)
 
     def describe(self, facts: Facts) -> list[str]:
         """What is rounded, by whom and why, what stays and why."""

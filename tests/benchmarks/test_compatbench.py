@@ -72,8 +72,8 @@ def test_interaction_and_efficiency_of_the_whole() -> None:
 def test_every_method_is_joined_three_ways_and_naively_past_the_plan() -> None:
     asked: list[tuple[str, str]] = []
 
-    def measured(name: str, site: str) -> Floor:
-        asked.append((name, site))
+    def measured(name: str, feature: str) -> Floor:
+        asked.append((name, feature))
         return ((1.0, 0.03),)
 
     calibrated = {"full_steps": (0, 4), "steps": 50, "gains": (1.0, 1.0)}
@@ -84,10 +84,11 @@ def test_every_method_is_joined_three_ways_and_naively_past_the_plan() -> None:
     assert not asked, "the noise is measured when a stack is put on, not before"
     found = by_name["2 % noise"]
     layered = next(c for c in found if (c.method, c.kind) == (PAIRS, "layer")).put(tiny_pipe()).plan.passes()[-1].policy
-    assert asked == [("2 % noise", "modules")] and (layered.basis, layered.noise) == ("newton", ((1.0, 0.03),))
-    assert layered.full_steps == IN_PAIRS["full_steps"]
+    assert asked == [("2 % noise", "blocks")] and layered.noise == ((1.0, 0.03),)
+    assert layered.forecast.basis == "newton"
+    assert layered.schedule.full_steps == IN_PAIRS["full_steps"]
     stack = Stack(tiny_pipe(), steps=8).add(Naive("svd", interval=2, warmup=1))
-    assert not stack.plan.findings and stack.plan.passes()[0].policy.site == "output"
+    assert not stack.plan.findings and stack.plan.passes()[0].policy.site.name == "output"
 
 
 def test_rounding_is_that_of_its_bits_and_comes_off() -> None:

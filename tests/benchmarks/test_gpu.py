@@ -27,7 +27,7 @@ from gpu_page import main as write_page
 from gpu_page import name_of, record_of
 
 from stack.attention.maps import cut
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 from stack.core.errors import StackError
 from stack.models.attention import FLUX
 from stack.quant.backends import BACKENDS

@@ -38,7 +38,7 @@ def test_the_base_in_fp32_is_a_row_where_the_base_is_not() -> None:
 
 def test_what_the_plan_advises_is_a_row_at_each_count() -> None:
     (row,) = scheduled(bench(), lambda name: name.startswith("svd corrected"))
-    told = {"method": "svd", "interval": 5, "warmup": 3, "lean": 2.0, "corrected": True}
+    told = {"method": "svd", "interval": 5, "warmup": 3, "schedule_power": 2.0, "corrected": True}
     assert (row.name, row.family, row.settings) == ("svd corrected, 12", "svd corrected", told)
 
 

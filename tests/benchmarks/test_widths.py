@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from widths import ROWS, targets_at, widened
 
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 
 from ..conftest import tiny_denoiser
 from .test_targets import line

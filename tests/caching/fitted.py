@@ -7,17 +7,20 @@ from typing import Any
 import torch
 
 from stack.caching.fastcache.linear_map import LinearMap
-from stack.caching.fastcache.maps import CARRIES, WHOLE, LinearMaps
-from stack.caching.policy import PRESETS, Policy
+from stack.caching.fastcache.maps import APPROXIMATIONS, WHOLE, LinearMaps
+from stack.caching.gate_policies import MagnitudePolicy
+from stack.caching.methods import PRESETS
+from stack.caching.policy import Policy
+from stack.caching.sites.fastcache import FastCacheSite
 from stack.models.wiring import Wiring
 
 
 def fitted(preset: str, wiring: Wiring, blocks: int, width: int, steps: int, device: str = "cpu") -> dict[str, Any]:
     """Options that a preset is refused without; {} for most."""
     policy: Policy = PRESETS[preset]
-    if policy.gate == "magnitude":
+    if isinstance(policy.gate, MagnitudePolicy):
         return {"ratios": (1.0,) * steps}
-    if policy.site == "fastcache" and policy.needs_maps:
+    if isinstance(policy.site, FastCacheSite) and policy.site.needs_maps:
         return {"maps": _maps(wiring, blocks, width, device)}
     return {}
 
@@ -33,6 +36,6 @@ def _maps(wiring: Wiring, blocks: int, width: int, device: str) -> LinearMaps:
         family=wiring.family,
         blocks=blocks,
         width=width,
-        maps=dict.fromkeys(CARRIES, maps),
-        tables=dict.fromkeys(CARRIES, table),
+        maps=dict.fromkeys(APPROXIMATIONS, maps),
+        tables=dict.fromkeys(APPROXIMATIONS, table),
     )

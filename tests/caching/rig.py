@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from stack.caching.cache import Cache
 from stack.caching.controller import CacheController
 from stack.caching.policy import Policy
 from stack.caching.sites.token_selector import TokenSelector
-from stack.caching.sites.tokenwise import Tokenwise
+from stack.caching.sites.tokenwise import TokenSite, Tokenwise
 from stack.core.installer import Installer
 from stack.models.schedule import uniform
 from stack.models.wiring import FLUX
@@ -36,11 +37,11 @@ def controller_of(policy: Policy, clock: Clock, weights: Callable[[], int] = lam
     return CacheController(
         clock=clock,
         journal=Journal(),
-        schedule_for=policy.schedule,
+        schedule_for=policy.schedule_for,
         new_predictor=lambda key, placement: policy.new_predictor(placement),
         conditions=lambda: Conditions(weights=weights()),
         new_gate=policy.new_gate if policy.gate else None,
-        coordinate=policy.coordinate,
+        coordinate=policy.forecast.coordinate,
     )
 
 
@@ -58,9 +59,13 @@ class Rig:
         self.denoiser, self.clock, self.weights = tiny_denoiser(), Clock(uniform(STEPS)), 0
         self.controller = controller_of(self.policy, self.clock, lambda: self.weights)
         self.grid: tuple[int, ...] = (8, 8)
-        chooser = TokenSelector(self.controller, self.policy, head_dim=64, halves=halves, grid=lambda: self.grid)
+        site, schedule = self.policy.site, self.policy.schedule
+        assert isinstance(site, TokenSite)
+        chooser = TokenSelector(self.controller, site, schedule.interval, 64, halves, grid=lambda: self.grid)
         self.entrance = Entrance()
-        Tokenwise(self.controller, self.policy, chooser, self.entrance).install(self.denoiser, FLUX, Installer())
+        Tokenwise(self.controller, partial(site.kinds, schedule), chooser, self.entrance).install(
+            self.denoiser, FLUX, Installer()
+        )
         self.head: torch.Tensor | None = None
         self.denoiser.norm_out.register_forward_pre_hook(self._see)
 

@@ -7,6 +7,7 @@ import torch
 
 from stack import Stack, StackError
 from stack.caching.cache import Cache
+from stack.caching.gate_policies import BudgetPolicy
 from tests.conftest import tiny_pipe
 
 STEPS, PROMPTS = 20, ["a red ring", "a blue star"]
@@ -29,7 +30,7 @@ def test_a_fitted_budget_is_kept_on_another_prompt(allowed: float) -> None:
     stack = stack_of(allowed)
     assert "estimate not fitted" in stack.explain()
     stack.fit_gate(PROMPTS)
-    scale = stack.passes[0].policy.error_scale
+    scale = stack.passes[0].policy.gate.error_scale
     assert scale > 0 and scale != 1 and "as fitted" in stack.explain()
     assert "weight_bits=32" in stack.passes[0].policy.calibrated_for
     with stack:
@@ -60,7 +61,7 @@ def test_batched_is_one_by_one() -> None:
 def test_the_error_survives_a_recipe() -> None:
     cache = Cache("svd", max_error=0.02)
     assert cache.changed(error_scale=2.0).measured == {"threshold": 0.02, "error_scale": 2.0}
-    assert (cache.policy.gate, cache.policy.threshold) == ("budget", 0.02)
+    assert cache.policy.gate == BudgetPolicy(0.02)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +75,9 @@ def test_what_cannot_have_a_budget(method: str, options: dict[str, float]) -> No
 def test_an_error_for_the_whole_stack_leaves_the_cache_what_the_others_do_not_use() -> None:
     pipe, allowed = tiny_pipe(), 0.05
     stack = Stack(pipe, steps=STEPS, max_error=allowed).quantize("int8", min_features=16).cache("svd", gains=(1.0, 1.0))
-    assert stack.passes[-1].policy.threshold == allowed
+    assert stack.passes[-1].policy.gate.threshold == allowed
     stack.fit_gate(PROMPTS)
-    policy = stack.passes[-1].policy
+    policy = stack.passes[-1].policy.gate
     assert policy.below_error > 0 and policy.threshold == pytest.approx(allowed - policy.below_error)
     with Stack(pipe, steps=STEPS) as plain:
         exact = latents(plain, OTHER, 7)

@@ -12,7 +12,7 @@ from stack import Stack, StackError
 from stack.caching.cache import Cache
 from stack.caching.cap import Offload, offload
 from stack.caching.memory import state_size
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 from stack.core.facts import Machine
 from stack.core.plan import explain, make_plan
 
@@ -85,7 +85,7 @@ def test_other_findings_are_still_made() -> None:
     plan = make_plan(replace(DEV, steps=10), [Cache("taylorseer", max_bytes=2 * 10**9)])
     assert [(f.note, f.rule) for f in plan.findings] == [(True, ""), (False, "few-steps")]
     (cache,) = plan.passes()
-    assert cache.policy.front > 0 and cache.policy.max_bytes == 2 * 10**9
+    assert cache.policy.site.front_blocks > 0 and cache.policy.max_bytes == 2 * 10**9
 
 
 def test_nothing_leaves_where_there_is_room_or_nowhere_to_go() -> None:

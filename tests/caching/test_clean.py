@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -95,7 +94,7 @@ class Sampler:
     """Euler's loop over a denoiser whose estimate of the clean sample is a given function of time, and ignores x."""
 
     def __init__(self, **options: Any):
-        policy = replace(Cache("predictor-corrector").policy, **options)
+        policy = Cache("predictor-corrector", **options).policy
         self.table = uniform(12, 3.0)
         self.clock, self.entrance, self.plan = Clock(self.table), Entrance(), flow_steps(self.table.sigmas)
         controller = controller_of(policy, self.clock)

@@ -20,7 +20,7 @@ UNEVEN = SigmaSchedule((1.0, 0.95, 0.8, 0.45, 0.4, 0.1), shift=3.0)
 def test_a_forecast_follows_the_coordinate_over_uneven_steps(name: str) -> None:
     """Features on a straight line in the coordinate are met exactly; counted in steps they are missed by far."""
     clock = Clock(UNEVEN)
-    controller = controller_of(Policy(warmup=3, interval=9, gains=(1.0, 1.0), coordinate=name), clock)
+    controller = controller_of(Policy.of(warmup=3, interval=9, gains=(1.0, 1.0), coordinate=name), clock)
     tokens = torch.ones(1, 4, 8, dtype=torch.float64)
     for sigma in UNEVEN.sigmas:
         tick = clock.advance(sigma, tuple(tokens.shape))
@@ -53,7 +53,7 @@ def test_a_switch_of_phase_is_no_drift_and_no_slope() -> None:
     for compute_modes in ((), (lambda tick: tick.step < 2,)):
         clock = Clock(UNEVEN)
         clock.compute_modes = compute_modes
-        controller = controller_of(Policy(warmup=3, interval=9, gains=(1.0, 1.0)), clock)
+        controller = controller_of(Policy.of(warmup=3, interval=9, gains=(1.0, 1.0)), clock)
         tokens = torch.ones(1, 4, 8, dtype=torch.float64)
         for step, sigma in enumerate(UNEVEN.sigmas[:4]):
             controller.journal.begin(clock.advance(sigma, tuple(tokens.shape)))

@@ -113,7 +113,7 @@ def test_a_sampler_without_plain_steps_has_none_and_is_told() -> None:
 def test_few_steps_are_corrected_behind_a_sampler_that_is_known(pipeline: bool, sampler: str) -> None:
     facts = replace(FACTS, steps=8, pipeline=pipeline, sampler=sampler)
     (cache,) = make_plan(facts, [Cache("svd")]).passes()
-    assert cache.policy.front > 0 and cache.policy.corrected == (pipeline and not sampler)
+    assert cache.policy.site.front_blocks > 0 and cache.policy.corrected == (pipeline and not sampler)
 
 
 def test_a_bare_denoiser_that_is_no_flow_is_not_taken_for_one() -> None:

@@ -14,7 +14,8 @@ from stack.caching.cache import Cache
 from stack.caching.cap import size_words
 from stack.caching.forecast import Forecast
 from stack.caching.memory import StateSize, state_size, tensors_of
-from stack.caching.policy import PRESETS, Policy
+from stack.caching.methods import PRESETS
+from stack.caching.policy import Policy
 from stack.caching.predictor import Predictor
 from stack.core.plan import explain, make_plan
 from stack.reference.shapes_flux import TRANSFORMER
@@ -60,7 +61,8 @@ def options_of(method: str) -> dict[str, Any]:
     if method in MAPPED:
         return {"maps": made_up(), "warmup": 4}
     more = {"ratios": (1.0,) * STEPS} if method == "magcache" else {}
-    return {"warmup": 4, "interval": 2, "pace": "even", "threshold": 1.0, **more}
+    wanted = {"warmup": 4, "interval": 2, "pace": "even", "threshold": 1.0, **more}
+    return {name: value for name, value in wanted.items() if name in PRESETS[method].options()}
 
 
 @pytest.mark.parametrize("method", list(PRESETS))
@@ -103,7 +105,7 @@ def test_half_the_bits_are_half_the_bytes(method: str) -> None:
 @pytest.mark.parametrize("gains", [(1.0, 1.0), (0.5, 0.5), (0.0, 0.0), (1.0, 0.0)])
 def test_tensors_of_every_forecast(order: int, more: dict[str, float], gains: tuple[float, float]) -> None:
     forecast = Forecast(order, gains, **more)
-    policy = Policy(order=order, gains=gains, **more)
+    policy = Policy.of(order=order, gains=gains, **more)
     predictor = Predictor(forecast, policy.new_split())
     for x in range(order + 3):
         predictor.update(torch.randn(1, 6, 4), 1 - 0.1 * x)

@@ -138,14 +138,14 @@ def test_every_tensor_is_moved_once(method: str, kept_in: str) -> None:
     policy = Cache(method, state_dtype=kept_in).policy
     there, here = Elsewhere(), policy.new_predictor(grid=(4, 4))
     order = policy.forecast.effective_order
-    needed = order + bool(policy.smoothing) if order else 0  # older differences in those of a full step
+    needed = order + bool(policy.forecast.smoothing) if order else 0  # older differences in those of a full step
     predictor = policy.new_predictor(there, (4, 4))
     for number in range(5):
         feature = torch.randn(1, 16, 8)
         here.update(feature, 1 - 0.1 * number)
         predictor.update(feature, 1 - 0.1 * number)
         assert len(there.put_in) == len({id(t) for t in there.put_in}) and len(there.got) == len(set(there.got))
-        assert policy.level or len(there.got) == min(number, needed)
+        assert policy.forecast.level or len(there.got) == min(number, needed)
         there.put_in, there.got = [], []
         assert torch.equal(predictor.predict(0.45), here.predict(0.45))
         assert len(there.got) == min(number, order) + 1 == len(set(there.got))

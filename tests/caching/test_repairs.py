@@ -1,108 +1,95 @@
-"""What a cache is changed to on the stack it meets: exact options, from facts alone."""
+"""What a cache is changed to on the stack below it, and what is said of it: pure functions of policy and facts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
-import torch
 
-from stack.caching.bases import Bases
 from stack.caching.cache import Cache
+from stack.caching.checks import judged
+from stack.caching.clashes import clashes
+from stack.caching.forecast import Forecast
+from stack.caching.methods import PRESETS
+from stack.caching.policy import Policy
+from stack.caching.repairs import always_running, for_few_steps, for_noise
+from stack.caching.schedule_policy import SchedulePolicy
+from stack.caching.sites.block_range import ResidualSite
 from stack.compat.noise import rounding_floor
 from stack.core.facts import Facts
-from stack.core.plan import make_plan
 
-from ..test_plan import FACTS
+from .test_memory import SHAPES_FLUX
 
-FLOOR8, FLOOR4 = rounding_floor(8, 192), rounding_floor(4, 192)
+FACTS = replace(SHAPES_FLUX, steps=50, pipeline=True)
 INT8 = replace(FACTS, weight_bits=8, activation_bits=8)
 
 
-def repaired(cache: Cache, facts: Facts) -> Cache:
-    """The cache that will run."""
-    (run,) = make_plan(facts, [cache]).passes()
-    assert isinstance(run, Cache)
-    return run
+def rules(policy: Policy, facts: Facts) -> list[str]:
+    return [finding.rule for finding, _ in judged(policy, facts, "cache", "svd")]
 
 
-def partial_depth(steps: int, front: int, back: int, **more: Any) -> Cache:
-    """The cache of a few-step schedule as it would be written by hand."""
-    options: dict[str, Any] = {"site": "residual", "front": front, "back": back, "order": 1, "gains": (1.0, 1.0)}
-    options |= {"interval": 2, "warmup": 1, "switches": (1 - 1 / steps,), "corrected": True}
-    return Cache("svd", **(options | more))
+def test_few_steps_get_partial_depth_and_keep_what_is_about_the_state() -> None:
+    kept = Policy.of(site="per-module", state_dtype="bfloat16", max_bytes=9, noise=((1.0, 0.01),), order=2)
+    assert for_few_steps(kept, replace(FACTS, steps=8)) == Policy(
+        schedule=SchedulePolicy(interval=2, warmup=1, switches=(0.875,)),
+        forecast=Forecast(order=1, gains=(1.0, 1.0)),
+        site=ResidualSite(2, 2),
+        corrected=True,
+        state_dtype="bfloat16",
+        max_bytes=9,
+        noise=((1.0, 0.01),),
+    )
+    assert always_running(for_few_steps(kept, FACTS), FACTS) == pytest.approx(4 / 6)
+    assert always_running(kept, FACTS) == 0
 
 
-@pytest.mark.parametrize("method", ["svd", "taylorseer", "first-block", "toca", "fora"])
-@pytest.mark.parametrize(("blocks", "front", "back"), [(6, 2, 2), (9, 3, 3), (2, 1, 0), (3, 1, 1)])
-def test_few_steps_run_a_third_of_the_blocks_on_either_side(method: str, blocks: int, front: int, back: int) -> None:
-    facts = replace(FACTS, steps=8, blocks=blocks)
-    assert repaired(Cache(method), facts).policy == partial_depth(8, front, back).policy
+def test_rounded_activations_change_the_forecast_and_name_their_floor() -> None:
+    floor = rounding_floor(8, FACTS.width)
+    quiet = for_noise(PRESETS["taylorseer"], INT8)
+    assert quiet is not None and quiet.noise == ((0.0, floor), (1.0, floor))
+    assert quiet.forecast == replace(PRESETS["taylorseer"].forecast, coordinate="time", basis="newton")
+    coarse = for_noise(PRESETS["taylorseer"], replace(INT8, activation_bits=6))
+    assert coarse is not None and coarse.forecast.order == 1
+    assert for_noise(PRESETS["fora"], INT8) is None, "nothing is differenced"
+    assert for_noise(PRESETS["svd"], FACTS) is None, "nothing is rounded"
+    assert for_noise(PRESETS["svd"].changed(full_steps=(0, 9), steps=50), INT8) is None, "pictures have decided"
+    assert for_noise(PRESETS["svd"].changed(noise=((1.0, 0.01),)), INT8) is None, "it is measured, and handled"
 
 
-@pytest.mark.parametrize(
-    ("changes", "corrected"),
-    [
-        ({"pipeline": True, "latent": (12, 12)}, True),
-        ({"pipeline": False, "latent": (12, 12)}, False),
-        ({"pipeline": True, "latent": (12, 24)}, False),
-        ({"pipeline": True, "latent": (12, 12), "sampler": "noise is added on every step"}, False),
-    ],
-)
-def test_few_steps_are_corrected_where_the_clean_sample_can_be_read(changes: dict[str, Any], corrected: bool) -> None:
-    facts = replace(FACTS, steps=4, **changes)
-    assert repaired(Cache("svd"), facts).policy == partial_depth(4, 2, 2, corrected=corrected).policy
+def test_repairs_build_on_one_another() -> None:
+    """A corrector that the sampler forbids goes first; the rest is told of the cache without it."""
+    policy = PRESETS["svd"].changed(corrected=True, full_steps=(0, 9), steps=50, calibrated_for=("family=dit",))
+    told = judged(policy, replace(FACTS, sampler="a sampler with noise"), "cache", "svd")
+    found = [finding.rule for finding, _ in told]
+    assert found[:2] == ["sampler-not-plain", "calibrated-elsewhere"]
+    (_, first), (_, second) = told[:2]
+    assert first == replace(policy, corrected=False)
+    assert second is not None and not second.corrected and not second.schedule.full_steps
+    assert second.schedule.interval == 25
 
 
-def test_few_steps_keep_what_the_user_has_said_of_memory_and_noise() -> None:
-    own: dict[str, Any] = {"state_dtype": "bfloat16", "max_bytes": 10**9, "noise": ((0.0, 0.01), (1.0, 0.02))}
-    found = repaired(Cache("svd", **own), replace(FACTS, steps=8))
-    assert found.policy == partial_depth(8, 2, 2, **own).policy
+def test_what_is_refused_ends_the_list() -> None:
+    ((finding, policy),) = judged(PRESETS["magcache"], FACTS, "cache", "magcache")
+    assert finding.fatal and policy is None and "magcache needs the ratios" in finding.what
+    ((finding, _),) = judged(PRESETS["predictor-corrector"], replace(FACTS, sampler="noise"), "cache", "x")
+    assert finding.fatal and finding.rule == "sampler-not-plain"
 
 
-@pytest.mark.parametrize(("steps", "changed"), [(11, True), (12, False)])
-def test_twelve_steps_are_enough_to_forecast_whole_ones(steps: int, changed: bool) -> None:
-    cache = Cache("svd")
-    assert (repaired(cache, replace(FACTS, steps=steps)) != cache) is changed
+def test_full_steps_move_to_where_the_way_of_computing_changes() -> None:
+    told = judged(PRESETS["svd"], replace(FACTS, switches=(0.5,)), "cache", "svd")
+    ((finding, moved),) = [each for each in told if each[1] is not None]
+    assert finding.rule == "switch-under-cache" and moved is not None and moved.schedule.switches == (0.5,)
+    assert 25 in moved.schedule_for(50).full_steps(50)
+    assert "switch-under-cache" not in rules(PRESETS["first-block"], replace(FACTS, switches=(0.5,)))
 
 
-@pytest.mark.parametrize(
-    ("method", "facts", "changes"),
-    [
-        ("svd", INT8, {"noise": ((0.0, FLOOR8), (1.0, FLOOR8))}),
-        (
-            "taylorseer",
-            INT8,
-            {"noise": ((0.0, FLOOR8), (1.0, FLOOR8)), "coordinate": "time", "basis": "newton"},
-        ),
-        ("hicache", INT8, {"noise": ((0.0, FLOOR8), (1.0, FLOOR8))}),  # its waves belong to steps
-        (
-            "taylorseer",
-            replace(INT8, activation_bits=4),
-            {"noise": ((0.0, FLOOR4), (1.0, FLOOR4)), "coordinate": "time", "basis": "newton", "order": 1},
-        ),
-        ("fora", INT8, {}),  # reuse differences nothing
-        ("svd", replace(FACTS, weight_bits=4), {}),  # weights alone are rounded once
-    ],
-)
-def test_forecasts_from_rounded_activations(method: str, facts: Facts, changes: dict[str, Any]) -> None:
-    cache = Cache(method)
-    assert repaired(cache, facts) == cache.changed(**changes)
-
-
-def test_measured_noise_stays_and_chosen_gains_are_left_alone() -> None:
-    measured = Cache("taylorseer", noise=((0.0, 0.01), (1.0, 0.02)))
-    assert repaired(measured, INT8) == measured.changed(coordinate="time", basis="newton")
-    chosen = Cache("svd", full_steps=(0, 5, 9, 20, 35), steps=50)
-    assert repaired(chosen, INT8) == chosen
-
-
-@pytest.mark.parametrize(("gap", "life"), [(0.5, "request"), (0.001, "warm")])
-def test_a_basis_that_may_have_turned_is_refreshed(gap: float, life: str) -> None:
-    """sin(theta) <= 2 (2 e sqrt(l) + e^2) / gap for the rounding error e of 8 bits: 0.06 and more than 1."""
-    bases = Bases("flux", 6, 192, {"image": torch.eye(192)}, {"image": (0.9, gap)}, made_under=("weight_bits=16",))
-    noise = 2 * FLOOR8 * 0.9**0.5 + FLOOR8**2
-    assert bases.turned(FLOOR8) == pytest.approx(min(1.0, 2 * noise / gap))
-    found = repaired(Cache("svd", bases=bases, noise=((0.0, FLOOR8), (1.0, FLOOR8))), INT8)
-    assert found == Cache("svd", bases=bases, noise=((0.0, FLOOR8), (1.0, FLOOR8)), basis_life=life)
+def test_sites_and_gates_speak_for_themselves() -> None:
+    sparse, cuda = replace(FACTS, attention_density=0.5), replace(FACTS, machine=replace(FACTS.machine, device="cuda"))
+    told = {name: {f.rule for f in clashes(PRESETS[name], sparse, "cache")} for name in ("pab", "fora")}
+    assert told["pab"] - told["fora"] == {"attention-cached-and-sparse"}
+    waiting = {n for n, p in PRESETS.items() if "gate-reads-device" in {f.rule for f in clashes(p, cuda, "cache")}}
+    assert waiting == {"first-block", "dbcache", "dbcache-taylor", "teacache", "speca", "easycache", "rfc"}
+    rounded = {n for n, p in PRESETS.items() if "gate-threshold" in {f.rule for f in clashes(p, INT8, "cache")}}
+    assert rounded == {n for n, p in PRESETS.items() if p.gate}
+    spent = Cache("svd", max_error=0.02).policy
+    assert "gate-threshold" not in {f.rule for f in clashes(spent, INT8, "cache")}, "it is measured in every request"

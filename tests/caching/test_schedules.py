@@ -33,19 +33,19 @@ def test_an_interval_never_leaves_more_than_interval_minus_one_cached(interval: 
 
 
 @given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 80), st.floats(0.5, 4))
-def test_a_leaning_schedule_has_as_many_full_steps(interval: int, warmup: int, steps: int, power: float) -> None:
+def test_a_power_schedule_has_as_many_full_steps(interval: int, warmup: int, steps: int, power: float) -> None:
     even = Interval(interval, warmup)
     full = PowerSchedule(even, power).full_steps(steps)
     assert 0 in full and max(full) < steps and len(full) == len(even.full_steps(steps))
 
 
-def test_leaning_is_dense_near_the_data() -> None:
+def test_a_power_schedule_is_dense_near_the_data() -> None:
     drawn = "".join("F" if step in PowerSchedule(Interval(7, 3), 2.0).full_steps(50) else "." for step in range(50))
     assert drawn == "F.........F.........F.......F......F....F...F...FF"
     assert dense_end(5, 50, 1.0) == (0, 10, 20, 30, 40)
     gaps = [b - a for a, b in pairwise(dense_end(8, 50, 2.0))]
     assert gaps == sorted(gaps, reverse=True)
-    with pytest.raises(StackError, match="lean must be above 0"):
+    with pytest.raises(StackError, match="schedule_power must be above 0"):
         PowerSchedule(Interval(), 0.0)
 
 

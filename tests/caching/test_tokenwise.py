@@ -10,7 +10,8 @@ import torch
 
 from stack import Stack
 from stack.caching.cache import Cache
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
+from stack.caching.sites.tokenwise import TokenSite
 from stack.caching.tokenwise.budgets import BUDGETS
 
 from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
@@ -269,17 +270,18 @@ def test_the_plan_says_what_will_happen() -> None:
     assert "0.2 MB of state per picture and guidance branch" in text
 
 
-@pytest.mark.parametrize("method", [name for name, policy in PRESETS.items() if policy.cycle])
+@pytest.mark.parametrize("method", [name for name, policy in PRESETS.items() if isinstance(policy.site, TokenSite)])
 def test_presets_name_known_budgets(method: str) -> None:
-    assert PRESETS[method].spread is BUDGETS[PRESETS[method].budget]
+    site = PRESETS[method].site
+    assert isinstance(site, TokenSite) and site.spread is BUDGETS[site.budget]
     assert PRESETS[method].forecast.effective_order == 0
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"cycle": ""}, "site 'tokens' needs a cycle"),
-        ({"site": "modules"}, "site 'tokens' needs a cycle"),
+        ({"cycle": ""}, "made of c"),
+        ({"site": "per-module", "cycle": "c"}, "'cycle' is an option of site 'tokens'"),
         ({"cycle": "cx"}, "made of c"),
         ({"cycle": "cx", "full_steps": (0, 5), "steps": 50}, "made of c"),
         ({"pace": "fast"}, "unknown pace"),

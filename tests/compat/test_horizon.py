@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.caching.policy import Policy
+from stack.caching.schedule_policy import SchedulePolicy
 from stack.compat.horizon import carried, forecast_cost, most_saved, partial_depth, uniform_levels
 from stack.compat.noise import rounding_floor
 
@@ -56,7 +56,7 @@ def test_running_one_more_step_never_costs(drawn: tuple[int, tuple[int, ...]]) -
 
 
 def test_segments_of_a_carried_schedule_stay_with_their_full_steps() -> None:
-    policy = Policy(full_steps=(0, 10, 20), steps=40, segments=(1.0, 0.5, 0.25))
+    policy = SchedulePolicy(full_steps=(0, 10, 20), steps=40, segments=(1.0, 0.5, 0.25))
     assert [policy.gain(step, 20) for step in (0, 5, 10)] == [1.0, 0.5, 0.25]
 
 

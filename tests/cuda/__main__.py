@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 
 from .run import preset
 from .test_fake_cuda import QUANTIZED, family_of, quantized

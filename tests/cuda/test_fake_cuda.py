@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 
 from ..test_reads import NONE
 from .fake import fake_cuda
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="fake CUDA te
 
 CALLS = 250  # of a step on which no block runs: about 2 ms of launches
 OVERHEAD = 3  # calls of an eager quantized step over those in bf16
-WHOLE = [name for name in NONE if PRESETS[name].site in ("output", "residual", "clean")]
+WHOLE = [name for name in NONE if PRESETS[name].site.name in ("output", "residual", "x0")]
 QUANTIZED = (
     ("int8", "native"), ("int8", "torchao"), ("fp8", "torchao"), ("int8-weight", "native"), ("int8-weight", "torchao"),
     ("fp8-weight", "torchao"), ("nf4", "native"),
@@ -27,7 +27,7 @@ OTHERS = ("svd", "predictor-corrector", "taylorseer", "rfc", "toca", "magcache",
 
 def family_of(name: str) -> str:
     """FLUX reads its grid off its positions, which hold no numbers here: caches that ask for it run on a video."""
-    return "hunyuan-video" if PRESETS[name].banded or PRESETS[name].grid[0] else "flux"
+    return "hunyuan-video" if PRESETS[name].banded or PRESETS[name].options().get("grid", (0,))[0] else "flux"
 
 
 @cache

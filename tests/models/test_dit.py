@@ -7,7 +7,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from stack import Stack
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 from stack.calibrate.trajectory import Recorder, Trajectory
 from stack.models.sampler import sampler_steps
 from stack.reference.dit_pipeline import ShapesDiTPipeline

@@ -11,7 +11,7 @@ from diffusers import FluxPipeline
 from stack import Stack
 from stack.caching.cache import Cache
 from stack.caching.memory import state_size
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 from stack.core.errors import StackError
 from stack.model_facts import facts_of
 from stack.models.grid import Grid, RequestGrid

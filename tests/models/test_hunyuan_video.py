@@ -12,7 +12,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 
 from stack import Stack
 from stack.caching.memory import state_size
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 from stack.caching.sites.calls import BlockCall
 from stack.calibrate.trajectory import Recorder, Trajectory
 from stack.core.errors import StackError

@@ -14,7 +14,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from stack import Stack
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 from stack.models.wiring import FLUX
 
 from ..caching.fitted import fitted
@@ -26,12 +26,12 @@ STEPS, DOUBLE, SINGLE = 12, 2, 2
 # modules cuts a block at each of them (3 in a double block, 3 in a single one), and each module is compiled for itself,
 # those of text and image once for each length; on cached steps norms are given no tokens, which is one version more of
 # the pieces behind them. ToCa and DuCa also cut at the norms before an MLP, "values" at the linears that make them.
-GRAPHS = {"blocks": 2, "fastcache": 4, "modules": 20, "attention": 7, "related": 16, "tokens": 36}
+GRAPHS = {"per-block": 2, "fastcache": 4, "per-module": 20, "attention": 7, "relational": 16, "tokens": 36}
 
 
 def site_of(preset: str) -> str:
-    site = PRESETS[preset].site
-    return "blocks" if site in ("output", "residual", "clean", "denoiser") else site
+    site = PRESETS[preset].site.name
+    return "per-block" if site in ("output", "residual", "x0", "whole-model") else site
 
 
 SITES = {site: list(presets) for site, presets in groupby(sorted(PRESETS, key=site_of), site_of)}

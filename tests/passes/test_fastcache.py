@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from stack import Stack, StackError
+from stack.caching.fastcache.choices import FastCacheChoices
 from stack.caching.fastcache.linear_map import LinearMap
-from stack.caching.fastcache.maps import CARRIES, WHOLE, LinearMaps, load_maps
+from stack.caching.fastcache.maps import APPROXIMATIONS, WHOLE, LinearMaps, load_maps
 from stack.caching.fastcache.replacement import Kept, Replacement
-from stack.caching.policy import Policy
 from stack.recipe import load_recipe, parse_recipe, recipe_toml
 
 from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
@@ -32,7 +32,7 @@ def made_up(scale: float = 1e9, **changes: Any) -> LinearMaps:
     }
     table = torch.tensor([[[scale]] * BLOCKS, [[0.0]] * BLOCKS])
     facts = {"family": "flux", "blocks": BLOCKS, "width": WIDTH, **changes}
-    return LinearMaps(**facts, maps=dict.fromkeys(CARRIES, maps), tables=dict.fromkeys(CARRIES, table))
+    return LinearMaps(**facts, maps=dict.fromkeys(APPROXIMATIONS, maps), tables=dict.fromkeys(APPROXIMATIONS, table))
 
 
 def kinds(stack: Stack) -> str:
@@ -73,11 +73,11 @@ def test_the_plan_says_what_it_will_do_and_what_that_was_worth() -> None:
         )
 
 
-@pytest.mark.parametrize("carry", CARRIES)
-def test_with_every_threshold_at_0_nothing_changes(carry: str) -> None:
+@pytest.mark.parametrize("approximation", APPROXIMATIONS)
+def test_with_every_threshold_at_0_nothing_changes(approximation: str) -> None:
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
-    options = {"threshold": 0.0, "moving": 0.0, "merged": 1.0, "carry": carry, "maps": made_up(0.0)}
+    options = {"threshold": 0.0, "moving": 0.0, "merged": 1.0, "approximation": approximation, "maps": made_up(0.0)}
     with Stack(pipe, steps=STEPS).cache("fastcache", **options) as stack:
         assert torch.equal(picture(stack, STEPS), before)
         assert kinds(stack) == "f" * STEPS and stack.report().passes["cache"]["block_share"] == 1
@@ -90,11 +90,13 @@ def test_with_every_block_skipped_the_maps_follow_each_other() -> None:
     seen: dict[str, torch.Tensor] = {}
     denoiser.x_embedder.register_forward_hook(lambda _, __, out: seen.update(entry=out))
     denoiser.norm_out.register_forward_hook(lambda _, given, __: seen.update(last=given[0]))
-    stack = Stack(denoiser, steps=STEPS).cache("fastcache-gate", maps=maps, carry="map", warmup=1, adaptive=())
+    stack = Stack(denoiser, steps=STEPS).cache(
+        "fastcache-gate", maps=maps, approximation="static", warmup=1, adaptive=()
+    )
     twice(stack, inputs(1 - 1 / STEPS))
     x = seen["entry"]
     for number in range(BLOCKS):
-        x = x + maps.maps["map"][f"{number}/image"](x)
+        x = x + maps.maps["static"][f"{number}/image"](x)
     torch.testing.assert_close(seen["last"], x)
     assert kinds(stack) == "fc" and stack.report().passes["cache"]["block_share"] == 0.5
 
@@ -103,24 +105,26 @@ def test_static_tokens_pass_by_the_map_of_the_whole_stack() -> None:
     denoiser, maps = tiny_denoiser(), made_up()
     seen: dict[str, torch.Tensor] = {}
     denoiser.norm_out.register_forward_hook(lambda _, given, __: seen.update(last=given[0]))
-    stack = Stack(denoiser, steps=STEPS).cache("fastcache-tokens", maps=maps, carry="map", warmup=1, moving=100.0)
+    stack = Stack(denoiser, steps=STEPS).cache(
+        "fastcache-tokens", maps=maps, approximation="static", warmup=1, moving=100.0
+    )
     second = inputs(1 - 1 / STEPS)
     second["hidden_states"] = second["hidden_states"] * 1.1
     twice(stack, second)
     entry = denoiser.x_embedder(second["hidden_states"])
-    torch.testing.assert_close(seen["last"], entry + maps.maps["map"][WHOLE](entry))
+    torch.testing.assert_close(seen["last"], entry + maps.maps["static"][WHOLE](entry))
     assert kinds(stack) == "fc"
 
 
-@pytest.mark.parametrize("carry", CARRIES)
-def test_moving_tokens_run_at_their_own_positions_without_the_static_ones(carry: str) -> None:
+@pytest.mark.parametrize("approximation", APPROXIMATIONS)
+def test_moving_tokens_run_at_their_own_positions_without_the_static_ones(approximation: str) -> None:
     """Tokens that run come out as if the model had been given them alone, with their own ids."""
     moving, second, alone = [3, 17, 40], inputs(1 - 1 / STEPS), inputs(1 - 1 / STEPS)
     second["hidden_states"][:, moving] += 1
     alone["hidden_states"], alone["img_ids"] = second["hidden_states"][:, moving], second["img_ids"][moving]
     with torch.no_grad():
         expected = tiny_denoiser()(**alone).sample
-    options = {"maps": made_up(), "warmup": 1, "moving": 1.0, "carry": carry}
+    options = {"maps": made_up(), "warmup": 1, "moving": 1.0, "approximation": approximation}
     stack = Stack(tiny_denoiser(), steps=STEPS).cache("fastcache-tokens", **options)
     out = twice(stack, second)
     torch.testing.assert_close(out[:, moving], expected, rtol=1e-4, atol=1e-5)
@@ -136,7 +140,7 @@ def test_moving_tokens_run_at_their_own_positions_without_the_static_ones(carry:
 
 def test_under_moved_the_last_run_is_carried_on() -> None:
     like, maps = torch.zeros(1), made_up(0.3)
-    policy = Policy(site="fastcache", carry="moved", threshold=0.1, maps=maps)
+    policy = FastCacheChoices(approximation="delta", threshold=0.1, maps=maps)
     use, kept, key = Replacement(policy, like), Kept(), "1/image"
     x, out = torch.randn(2, 1, TOKENS, WIDTH)
     assert not use.skips(kept, 1, key, x, None, 0.5)
@@ -144,7 +148,7 @@ def test_under_moved_the_last_run_is_carried_on() -> None:
     torch.testing.assert_close(use.output(kept, key, x, None), out)
     step = 0.1 * torch.randn_like(x)
     torch.testing.assert_close(
-        use.output(kept, key, x + step, None), out + step + step @ maps.maps["moved"][key].factors[0]
+        use.output(kept, key, x + step, None), out + step + step @ maps.maps["delta"][key].factors[0]
     )
     # What was replaced is not compared with: the change adds up until the block runs again.
     assert use.skips(kept, 1, key, 1.2 * x, None, 0.5)
@@ -156,8 +160,8 @@ def test_under_moved_the_last_run_is_carried_on() -> None:
 
 def test_the_published_map_compares_with_the_step_before_and_the_adaptive_threshold_caps_it() -> None:
     x, kept = torch.randn(1, TOKENS, WIDTH), Kept()
-    free = Replacement(Policy(site="fastcache", threshold=0.1, maps=made_up(0.3)), x)
-    capped = Replacement(Policy(site="fastcache", threshold=0.1, maps=made_up(0.3), adaptive=(0.01, 0.5, 0, 0)), x)
+    free = Replacement(FastCacheChoices(threshold=0.1, maps=made_up(0.3)), x)
+    capped = Replacement(FastCacheChoices(threshold=0.1, maps=made_up(0.3), adaptive=(0.01, 0.5, 0, 0)), x)
     free.remember(kept, "0/image", x, None, None)
     free.remember(kept, "0/image", 1.2 * x, None, None)
     assert free.skips(kept, 0, "0/image", 1.4 * x, None, 0.5) and not free.skips(kept, 0, "0/image", 1.6 * x, None, 0.5)
@@ -174,10 +178,10 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stack = Stack(pipe, steps=STEPS).cache("fastcache")
     maps = stack.fit_maps(["a green circle", "a cyan star"], save=path, progress=False)
     assert not stack.applied and torch.equal(picture(pipe, STEPS), before)
-    for carry in CARRIES:
-        assert maps.maps[carry].keys() == load_maps(path).maps[carry].keys()
-        assert len(maps.maps[carry]) == 2 * BLOCKS + 1
-        assert all(bool(each.bias.any()) == (carry == "map") for each in maps.maps[carry].values())
+    for approximation in APPROXIMATIONS:
+        assert maps.maps[approximation].keys() == load_maps(path).maps[approximation].keys()
+        assert len(maps.maps[approximation]) == 2 * BLOCKS + 1
+        assert all(bool(each.bias.any()) == (approximation == "static") for each in maps.maps[approximation].values())
     assert all(table.shape == (2, BLOCKS, 2 * (STEPS - 1)) for table in maps.tables.values())
     return path
 
@@ -191,19 +195,21 @@ def test_the_fit_predicts_what_it_says(fitted: Path) -> None:
         lambda _, __, given, out: seen.append((given["hidden_states"], out[1])), with_kwargs=True
     )
     picture(pipe, STEPS)
-    errors = [float((x + maps.maps["map"]["0/image"](x) - y).norm() / y.norm()) for x, y in seen]
+    errors = [float((x + maps.maps["static"]["0/image"](x) - y).norm() / y.norm()) for x, y in seen]
     nothing = [float((x - y).norm() / y.norm()) for x, y in seen]
-    told = maps.tables["map"][1, 0].mean()
+    told = maps.tables["static"][1, 0].mean()
     assert sum(errors) / len(errors) == pytest.approx(float(told), rel=0.5)
     assert sum(errors) < 0.75 * sum(nothing)
 
 
-@pytest.mark.parametrize("carry", CARRIES)
+@pytest.mark.parametrize("approximation", APPROXIMATIONS)
 @pytest.mark.parametrize("method", PRESETS)
-def test_it_saves_work_and_comes_off_again(method: str, carry: str, fitted: Path) -> None:
+def test_it_saves_work_and_comes_off_again(method: str, approximation: str, fitted: Path) -> None:
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
-    with Stack(pipe, steps=STEPS).cache(method, maps=fitted, carry=carry, threshold=0.05, adaptive=()) as stack:
+    with Stack(pipe, steps=STEPS).cache(
+        method, maps=fitted, approximation=approximation, threshold=0.05, adaptive=()
+    ) as stack:
         first = picture(stack, STEPS)
         assert stack.report().passes["cache"]["block_share"] < 1 and stack.report().passes["cache"]["dropped"] == 0
         assert 0 < float((first - before).abs().mean()) < 0.01
@@ -212,9 +218,11 @@ def test_it_saves_work_and_comes_off_again(method: str, carry: str, fitted: Path
     assert torch.equal(picture(pipe, STEPS), before)
 
 
-@pytest.mark.parametrize("carry", CARRIES)
-def test_batched_equals_one_by_one(carry: str, fitted: Path) -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("fastcache", maps=fitted, carry=carry, threshold=0.03, adaptive=())
+@pytest.mark.parametrize("approximation", APPROXIMATIONS)
+def test_batched_equals_one_by_one(approximation: str, fitted: Path) -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache(
+        "fastcache", maps=fitted, approximation=approximation, threshold=0.03, adaptive=()
+    )
     prompts = [PROMPT, "a green circle"]
     together = picture(stack, STEPS, prompt=prompts)
     for i, prompt in enumerate(prompts):
@@ -225,13 +233,13 @@ def test_batched_equals_one_by_one(carry: str, fitted: Path) -> None:
 def test_state_is_what_the_plan_says(fitted: Path) -> None:
     one = TOKENS * WIDTH * 4
     text = 16 * WIDTH * 4
-    for method, carry, expected in (
-        ("fastcache-gate", "map", (BLOCKS + 1) * one),
-        ("fastcache-gate", "moved", (2 * BLOCKS + 1) * one + 2 * BLOCKS * text),
-        ("fastcache-tokens", "moved", 2 * one),
-        ("fastcache-merge", "map", one),
+    for method, approximation, expected in (
+        ("fastcache-gate", "static", (BLOCKS + 1) * one),
+        ("fastcache-gate", "delta", (2 * BLOCKS + 1) * one + 2 * BLOCKS * text),
+        ("fastcache-tokens", "delta", 2 * one),
+        ("fastcache-merge", "static", one),
     ):
-        stack = Stack(tiny_pipe(), steps=STEPS).cache(method, maps=fitted, carry=carry)
+        stack = Stack(tiny_pipe(), steps=STEPS).cache(method, maps=fitted, approximation=approximation)
         picture(stack, STEPS)
         assert stack.report().cache_bytes == expected
         assert f"{expected / 1e6:.1f} MB of state" in stack.explain()
@@ -276,7 +284,7 @@ def test_a_fit_that_fails_leaves_model_and_stack_as_they_were() -> None:
     ("options", "words"),
     [
         ({"parts": ("gates",)}, "unknown part of FastCache 'gates'"),
-        ({"carry": "moving"}, "unknown carry of FastCache"),
+        ({"approximation": "moving"}, "unknown approximation of FastCache"),
         ({"alpha": 1.0}, "alpha in"),
         ({"merged": 0.0}, "merged in"),
         ({"moving": -1.0}, "moving and motion of at least 0"),

@@ -1,31 +1,32 @@
-"""FastCache's choices (arXiv 2505.20353), a part of every `Policy`."""
+"""FastCache's choices (arXiv 2505.20353)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ...core.errors import StackError, choose
-from .maps import CARRIES, LinearMaps
+from .maps import APPROXIMATIONS, LinearMaps
 
 PARTS = ("gate", "tokens", "merge")
 
 
 @dataclass(frozen=True)
 class FastCacheChoices:
-    """What of FastCache is on, and how far it goes; read by the site "fastcache" only.
+    """What of FastCache is on, and how far it goes.
 
     Attributes:
         parts: "gate" (blocks whose input has hardly changed become linear maps), "tokens" (so do all blocks for tokens
             that hardly move), "merge" (the tokens that run are merged).
-        alpha: significance level of the gate. The gate's `threshold` is the mean relative error of a block's output
-            that a replacement may cost; it sets each block's scale.
+        threshold: of the gate: the mean relative error of a block's output that a replacement may cost; it sets each
+            block's scale.
+        alpha: significance level of the gate.
         adaptive: coefficients b0..b3 of the paper's second threshold; none leaves it out.
         moving: a token runs when its saliency is at least this many times the mean; 0 runs them all.
         merged: share of the running tokens that is left after merging.
         neighbours, motion: K and lambda of the merging.
-        carry: "map" takes x W + b for what a block adds, as published; "moved" takes what it added when it last ran,
-            moved by (x - x_then) W with a W fitted on such changes, and compares with that input instead of the
-            previous step's.
+        approximation: "static" takes x W + b for what a block adds, as published; "delta" takes what it added when it
+            last ran, moved by (x - x_then) W with a W fitted on such changes, and compares with that input instead of
+            the previous step's.
         maps: the fitted maps.
 
     Raises:
@@ -33,21 +34,22 @@ class FastCacheChoices:
     """
 
     parts: tuple[str, ...] = PARTS
+    threshold: float = 0.0
     alpha: float = 0.05
     adaptive: tuple[float, ...] = ()
     moving: float = 0.5
     merged: float = 0.9
     neighbours: int = 5
     motion: float = 1.0
-    carry: str = "map"
+    approximation: str = "static"
     maps: LinearMaps | None = None
 
     def __post_init__(self) -> None:
         for part in self.parts:
             if part not in PARTS:
                 raise choose("part of FastCache", part, PARTS)
-        if self.carry not in CARRIES:
-            raise choose("carry of FastCache", self.carry, CARRIES)
+        if self.approximation not in APPROXIMATIONS:
+            raise choose("approximation of FastCache", self.approximation, APPROXIMATIONS)
         if not 0 < self.alpha < 1 or not 0 < self.merged <= 1:
             raise StackError(f"expected alpha in (0, 1) and merged in (0, 1], got {self.alpha} and {self.merged}")
         if self.moving < 0 or self.neighbours < 1 or self.motion < 0:

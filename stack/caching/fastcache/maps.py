@@ -14,7 +14,8 @@ from .chi_square import tolerated_scale
 from .linear_map import LinearMap
 
 WHOLE = "stack"  # key of the map from the first block's input to what all blocks add
-CARRIES = ("map", "moved")
+APPROXIMATIONS = ("static", "delta")
+OLD_NAMES = {"map": "static", "moved": "delta"}  # as files written before have them
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,27 +23,27 @@ class LinearMaps(Fitted):
     """Made by `Stack.fit_maps`, kept in a safetensors file beside the recipe.
 
     Attributes:
-        maps: per carry, "block number/stream" to its map, "stack" for the whole stack. Those of "map" give what is
-            added to an input; those of "moved" how much more is added when the input changes between steps.
-        tables: "map" and "moved" to (2, blocks, calls): delta of each calibration call, and the relative error that
+        maps: per approximation, "block number/stream" to its map, "stack" for the whole stack. Those of "static" give
+            what is added to an input; those of "delta" how much more is added when the input changes between steps.
+        tables: "static" and "delta" to (2, blocks, calls): delta of each calibration call, and the relative error that
             replacing the block would have caused in it.
     """
 
     maps: dict[str, dict[str, LinearMap]]
     tables: dict[str, torch.Tensor]
 
-    def scales(self, carry: str, allowed: float) -> list[float]:
+    def scales(self, approximation: str, allowed: float) -> list[float]:
         """`tolerated_scale` of every block."""
-        changes, errors = self.tables[carry].tolist()
+        changes, errors = self.tables[approximation].tolist()
         return [tolerated_scale(change, error, allowed) for change, error in zip(changes, errors, strict=True)]
 
     def save(self, path: str | Path) -> None:
         """Write them to a safetensors file."""
-        tensors = {f"tables/{carry}": table for carry, table in self.tables.items()}
-        for carry, maps in self.maps.items():
+        tensors = {f"tables/{name}": table for name, table in self.tables.items()}
+        for name, maps in self.maps.items():
             for key, each in maps.items():
-                tensors[f"{carry}/{key}/bias"] = each.bias
-                tensors |= {f"{carry}/{key}/{i}": factor for i, factor in enumerate(each.factors)}
+                tensors[f"{name}/{key}/bias"] = each.bias
+                tensors |= {f"{name}/{key}/{i}": factor for i, factor in enumerate(each.factors)}
         self._write(path, tensors)
 
 
@@ -53,16 +54,24 @@ def load_maps(path: str | Path) -> LinearMaps:
         StackError: no such file, or one that does not hold the maps of a model.
     """
     how = "stack.fit_maps(prompts, save=...)"
-    about, tensors = read(path, "linear maps", how)
-    if any(f"{carry}/{WHOLE}/bias" not in tensors for carry in CARRIES):
+    about, stored = read(path, "linear maps", how)
+    tensors = {_modern(name): tensor for name, tensor in stored.items()}
+    if any(f"{known}/{WHOLE}/bias" not in tensors for known in APPROXIMATIONS):
         raise StackError(f"{path} holds no linear maps: expected a file that {how} wrote")
-    maps: dict[str, dict[str, LinearMap]] = {carry: {} for carry in CARRIES}
+    maps: dict[str, dict[str, LinearMap]] = {known: {} for known in APPROXIMATIONS}
     for name in tensors:
-        carry, _, key = name.removesuffix("/bias").partition("/")
+        approximation, _, key = name.removesuffix("/bias").partition("/")
         if name.endswith("/bias"):
-            maps[carry][key] = _map(tensors, f"{carry}/{key}", about["width"], path)
+            maps[approximation][key] = _map(tensors, f"{approximation}/{key}", about["width"], path)
     tables = {name.removeprefix("tables/"): tensor for name, tensor in tensors.items() if name.startswith("tables/")}
     return LinearMaps(**about, maps=maps, tables=tables)
+
+
+def _modern(name: str) -> str:
+    """A tensor's name in a file, with the approximation as it is called today."""
+    parts = name.split("/")
+    at = 1 if parts[0] == "tables" else 0
+    return "/".join([*parts[:at], OLD_NAMES.get(parts[at], parts[at]), *parts[at + 1 :]])
 
 
 def _map(tensors: dict[str, torch.Tensor], name: str, width: int, path: str | Path) -> LinearMap:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..policy import Policy
 from .chi_square import adaptive_limit, largest_change
+from .choices import FastCacheChoices
 from .running import pick, put
 from .saliency import relative_change
 
@@ -13,21 +13,23 @@ Kept = dict[str, torch.Tensor]
 
 
 class Replacement:
-    """Works on what one sample keeps: per key the input (1, N, D) to compare with, and under "moved" what was added.
+    """Works on what one sample keeps: per key the input (1, N, D) to compare with, and under "delta" what was added.
 
-    Keys are those of the carry's `LinearMaps.maps`. Tokens are given with their places in the whole sequence; None is
-    all of them.
+    Keys are those of the approximation's `LinearMaps.maps`. Tokens are given with their places in the whole sequence;
+    None is all of them.
 
     Args:
-        policy: its `FastCacheChoices` and `threshold` are read.
+        choices: of FastCache.
         like: a tensor of the model, for dtype and device.
     """
 
-    def __init__(self, policy: Policy, like: torch.Tensor):
-        self.policy = policy
-        fitted = policy.maps
-        self._maps = {} if fitted is None else {k: each.to(like) for k, each in fitted.maps[policy.carry].items()}
-        self._scales = [] if fitted is None else fitted.scales(policy.carry, policy.threshold)
+    def __init__(self, choices: FastCacheChoices, like: torch.Tensor):
+        self.choices = choices
+        fitted = choices.maps
+        self._maps = (
+            {} if fitted is None else {k: each.to(like) for k, each in fitted.maps[choices.approximation].items()}
+        )
+        self._scales = [] if fitted is None else fitted.scales(choices.approximation, choices.threshold)
 
     def skips(
         self, kept: Kept, number: int, key: str, x: torch.Tensor, places: torch.Tensor | None, sigma: float
@@ -36,14 +38,14 @@ class Replacement:
         if not self._scales[number] or key not in kept:
             return False
         change = relative_change(x, pick(kept[key], places))
-        limit = largest_change(self._scales[number], self.policy.alpha, x.numel())
-        if self.policy.adaptive:
-            limit = min(limit, adaptive_limit(change, sigma, self.policy.adaptive))
+        limit = largest_change(self._scales[number], self.choices.alpha, x.numel())
+        if self.choices.adaptive:
+            limit = min(limit, adaptive_limit(change, sigma, self.choices.adaptive))
         return change <= limit
 
     def output(self, kept: Kept, key: str, x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
         """The input (1, n, D) and what the block is taken to add to it."""
-        if self.policy.carry == "map":
+        if self.choices.approximation == "static":
             return x + self._maps[key](x)
         moved = self._maps[key].slope(x - pick(kept[key], places))
         return x + (pick(kept[f"{key}/added"], places) + moved)
@@ -52,7 +54,7 @@ class Replacement:
         self, kept: Kept, key: str, x: torch.Tensor, out: torch.Tensor | None, places: torch.Tensor | None
     ) -> None:
         """A block has been passed with this input and output (1, n, D); no output where it was replaced."""
-        if self.policy.carry == "map":
+        if self.choices.approximation == "static":
             kept[key] = put(kept.get(key), places, x)
         elif out is not None:
             kept[key] = put(kept.get(key), places, x)

@@ -1,1 +1,12 @@
-"""Where a cache sits: the span of blocks, every block, or every module. A site asks its controller and answers."""
+"""Where a cache stands: one file per site, with what it tells of itself at the top and the site on a model below.
+
+Importing this package registers them all (`stack.caching.contract.SITES`).
+"""
+
+from . import block_range as block_range
+from . import fastcache as fastcache
+from . import per_module as per_module
+from . import relational as relational
+from . import tokenwise as tokenwise
+from . import whole_model as whole_model
+from . import x0_prediction as x0_prediction

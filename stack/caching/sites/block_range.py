@@ -4,17 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from ...core.errors import StackError
+from ...core.facts import Facts
 from ...core.installer import Installer
 from ...models.wiring import Wiring
-from ..controller import CacheSlot
+from ...runtime.target import Target
+from ..contract import Installs, PolicyLike, Site, SiteState, register_site
+from ..controller import CacheController, CacheSlot
+from ..gate_policies import DraftPolicy
 from .calls import BlockCall, Decides, Streams, before_blocks, take
 
 CHECK = "check"  # key of the feature that drafts are checked on
+
+
+@dataclass(frozen=True)
+class BlockRangeSite(Site):
+    """A range of blocks as one.
+
+    Attributes:
+        front, back: blocks that run on every step.
+
+    Raises:
+        StackError: a negative number.
+    """
+
+    calibrates_corrector: ClassVar[bool] = True
+    block_range: ClassVar[bool] = True
+    residual: ClassVar[bool] = False  # whether what the range adds is predicted, rather than its output
+
+    front: int = 0
+    back: int = 0
+
+    def __post_init__(self) -> None:
+        if self.front < 0 or self.back < 0:
+            raise StackError(f"front and back must be at least 0, got {self.front} and {self.back}")
+
+    @property
+    def front_blocks(self) -> int:
+        return self.front
+
+    @property
+    def back_blocks(self) -> int:
+        return self.back
+
+    def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
+        image, text = facts.image_tokens, facts.tokens - facts.image_tokens
+        streams = (text, image) if self.back and text else (image,)
+        return SiteState(((*streams, image) if _accepts(policy) else streams,))
+
+    def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
+        from .foreseen import Foreseen  # stands around a `BlockRange`
+
+        if policy.gate is None and not (self.front or self.back):
+            return Foreseen(controller, target.entrance, self.residual)
+        return BlockRange(controller, self.front, self.back, self.residual, _accepts(policy))
+
+
+@register_site
+@dataclass(frozen=True)
+class OutputSite(BlockRangeSite):
+    """What comes out of the range, of every stream that is read behind it."""
+
+    name: ClassVar[str] = "output"
+    words: ClassVar[str] = "last hidden state before the head"
+    noise_feature: ClassVar[str] = "last hidden state"
+
+
+@register_site
+@dataclass(frozen=True)
+class ResidualSite(BlockRangeSite):
+    """What the range adds."""
+
+    name: ClassVar[str] = "residual"
+    words: ClassVar[str] = "what the blocks add"
+    noise_feature: ClassVar[str] = "whole residual"
+    partial_depth: ClassVar[bool] = True
+    residual: ClassVar[bool] = True
+
+
+def _accepts(policy: PolicyLike) -> Callable[[int, int], float] | None:
+    """The bound on a draft's error, where drafts are checked."""
+    gate = policy.gate
+    return gate.accepts if isinstance(gate, DraftPolicy) and gate.accept else None
 
 
 @dataclass

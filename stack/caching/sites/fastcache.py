@@ -7,24 +7,96 @@ one, at the position of their cluster's centre, and move alike.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
 
+from ...compat.rules.rounded_caches import FITTED_ELSEWHERE
+from ...compat.rules.state import FEWER_TOKENS
+from ...core.facts import Facts
 from ...core.installer import Installer
+from ...core.passes import Finding
 from ...models.wiring import Wiring
 from ...runtime.report import CACHED, FULL, PARTIAL
 from ...runtime.step_clock import StepContext
+from ...runtime.target import Target
+from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
+from ..fastcache.choices import FastCacheChoices
 from ..fastcache.maps import WHOLE
 from ..fastcache.merging import group, importance
 from ..fastcache.replacement import Replacement
 from ..fastcache.running import Running, pick, put
 from ..fastcache.saliency import moving_tokens, saliency
-from ..policy import Policy
+from ..fitted import Fitted
 from .calls import BlockCall, Streams, before_blocks, take
+
+
+@register_site
+@dataclass(frozen=True)
+class FastCacheSite(FastCacheChoices, Site):
+    """Blocks and tokens on their own."""
+
+    name: ClassVar[str] = "fastcache"
+    words: ClassVar[str] = "every block, and tokens on their own"
+    correctable: ClassVar[bool] = False
+    decides: ClassVar[bool] = True
+    per_sample: ClassVar[bool] = True
+
+    @property
+    def bound(self) -> str:
+        return f"threshold {self.threshold:.3g}"
+
+    @property
+    def fitted(self) -> Mapping[str, Fitted | None]:
+        return {"maps": self.maps}
+
+    def lines(self, policy: PolicyLike, steps: int) -> list[str]:
+        found = []
+        if "gate" in self.parts and self.maps is not None:
+            scales = self.maps.scales(self.approximation, self.threshold)
+            cost, runs = f"{self.threshold:.1%} of a block's output on average", scales.count(0)
+            found.append(f"gate: maps that cost at most {cost} replace it; {runs} of {len(scales)} blocks always run")
+        if "gate" in self.parts and self.adaptive:
+            found.append(
+                "where its input changed by at most {:g} + {:g} delta + {:g} t + {:g} t^2".format(*self.adaptive)
+            )
+        if "tokens" in self.parts:
+            pass_by = "pass all blocks by one linear map"
+            found.append(f"tokens: those that move less than {self.moving:g} of the mean {pass_by}")
+        if "merge" in self.parts:
+            found.append(f"merge: the tokens that run are merged to {self.merged:.0%}")
+        return [*found, f"the first {policy.schedule.warmup} steps run whole; saving depends on the picture"]
+
+    def refuses(self, facts: Facts, stage: str) -> list[Finding]:
+        """Maps that are missing or of another model are refused: a default in their place would be noise."""
+        if self.needs_maps and self.maps is None:
+            what = "FastCache replaces blocks by linear maps, and none have been fitted"
+            return [Finding(stage, what, repair="stack.fit_maps(prompts), or maps='file.safetensors'", fatal=True)]
+        if self.needs_maps and self.maps is not None and (misfit := self.maps.misfit(facts)):
+            hint = "stack.fit_maps(prompts)"
+            return [Finding.of(FITTED_ELSEWHERE, stage, f"the maps were {misfit}", repair=hint, fatal=True)]
+        if self.fewer_tokens:
+            cost = "costs more than it saves: parts=('gate',) does not"
+            what = f"tokens that run lose the others as context, which {cost}"
+            return [Finding.of(FEWER_TOKENS, stage, what, note=True)]
+        return []
+
+    def threshold_scaled(self, factor: float) -> FastCacheSite | None:
+        return replace(self, threshold=self.threshold * factor) if "gate" in self.parts else None
+
+    def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
+        """Where it moves what a block added: that and the block's input, of every stream."""
+        image, moves = facts.image_tokens, self.approximation == "delta"
+        per_block = (2 * facts.tokens if moves else image) * ("gate" in self.parts)
+        tokens = per_block * facts.blocks + (2 * image if moves and "tokens" in self.parts else image)
+        return SiteState(kept=tokens * facts.width)
+
+    def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
+        return FastCache(controller, self, policy.schedule.warmup)
 
 
 @dataclass
@@ -52,11 +124,12 @@ class FastCache:
     """Decides per sample, step and block. Samples run one after the other: their tokens differ in number.
 
     Args:
-        policy: its `FastCacheChoices`, `threshold` and `warmup` are read.
+        choices: what of FastCache is on.
+        warmup: the first steps run whole.
     """
 
-    def __init__(self, controller: CacheController, policy: Policy):
-        self.controller, self.policy = controller, policy
+    def __init__(self, controller: CacheController, choices: FastCacheChoices, warmup: int):
+        self.controller, self.choices, self.warmup = controller, choices, warmup
         self._samples: list[_Sample] = []
         self._blocks = 0
         self._made_for: tuple[Hashable, ...] = ()
@@ -87,15 +160,15 @@ class FastCache:
         self._tick = controller.clock.tick
         made_for = (self._tick.request, tokens.dtype, tokens.device)
         if made_for != self._made_for:
-            self._made_for, self._use, self._work = made_for, Replacement(self.policy, tokens), []
+            self._made_for, self._use, self._work = made_for, Replacement(self.choices, tokens), []
         self._samples = [self._open(call, row, cell, stream) for row, cell in enumerate(controller.cells)]
         controller.clock.active_set.decide([not sample.settled for sample in self._samples])
 
     def _open(self, call: BlockCall, row: int, cell: CacheSlot, stream: str) -> _Sample:
         """Choose the tokens of a sample that run."""
-        p, running, streams = self.policy, Running(), take(call.streams, [row])
+        p, running, streams = self.choices, Running(), take(call.streams, [row])
         entry, before = streams[stream], cell.kept.get(WHOLE)
-        settled = before is not None and self._tick.step >= p.warmup
+        settled = before is not None and self._tick.step >= self.warmup
         if settled and before is not None:
             if "tokens" in p.parts:
                 running.only(moving_tokens(saliency(entry[0], before[0]), p.moving), of=entry.shape[1])
@@ -108,7 +181,7 @@ class FastCache:
         """Run one block, or replace it by its map."""
         use, kept, entry, sigma = self._use, sample.cell.kept, sample.streams, self._tick.sigma
         places = {name: sample.running.places if name == stream else None for name in entry}
-        gated, key = "gate" in self.policy.parts, f"{number}/{stream}"
+        gated, key = "gate" in self.choices.parts, f"{number}/{stream}"
         skip = gated and sample.settled and use.skips(kept, number, key, entry[stream], places[stream], sigma)
         if skip:
             sample.streams = {n: use.output(kept, f"{number}/{n}", x, places[n]) for n, x in entry.items()}
@@ -117,7 +190,7 @@ class FastCache:
             sample.ran += 1
             sample.work += entry[stream].shape[1] / sample.entry.shape[1]
         # Published maps need only what the gate compares; moved ones start from every stream.
-        for name in entry if self.policy.carry == "moved" else (stream,):
+        for name in entry if self.choices.approximation == "delta" else (stream,):
             if gated:
                 out = None if skip else sample.streams[name]
                 use.remember(kept, f"{number}/{name}", entry[name], out, places[name])
@@ -140,9 +213,9 @@ class FastCache:
         """The output stream (1, N, D) of a sample: what ran as it came out, what did not by the stack's own map."""
         running, kept, entry, use = sample.running, sample.cell.kept, sample.entry, self._use
         out = running.leave(sample.streams[stream], entry)
-        split = "tokens" in self.policy.parts
+        split = "tokens" in self.choices.parts
         whole = put(use.output(kept, WHOLE, entry, None), running.tokens, out) if running.tokens is not None else out
-        if split and self.policy.carry == "moved":
+        if split and self.choices.approximation == "delta":
             use.remember(kept, WHOLE, pick(entry, running.tokens), out, running.tokens)
         else:
             kept[WHOLE] = entry  # only compared with

@@ -2,21 +2,106 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from ...attention.cost import ATTENTION_SHARE
+from ...bounds import best_speedup
+from ...compat.rules.sparse import ATTENTION_CACHED_AND_SPARSE
+from ...compile import compiled
 from ...core.errors import StackError
+from ...core.facts import Facts
 from ...core.installer import Installer
-from ...models.wiring import CachedModule, Wiring
+from ...core.passes import Finding
+from ...models.wiring import FAMILIES, CachedModule, Wiring
 from ...runtime.arguments import Arguments
+from ...runtime.target import Target
+from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
 from .calls import BlockCall, Streams, before_blocks, returned, several
 from .inside import Forward, Inside, as_it_is
 
 Given = list[torch.Tensor]  # the tensors that a module was called with
+
+
+@register_site
+@dataclass(frozen=True)
+class PerBlockSite(Site):
+    """What each block adds to each stream."""
+
+    name: ClassVar[str] = "per-block"
+    words: ClassVar[str] = "what each block adds to each stream"
+    noise_feature: ClassVar[str] = "blocks"
+    divisible: ClassVar[bool] = True
+    part: ClassVar[str] = "block"
+
+    def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
+        text = facts.tokens - facts.image_tokens
+        return SiteState(((text, facts.image_tokens) if text else (facts.image_tokens,),) * facts.blocks)
+
+    def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
+        return PerBlock(controller)
+
+
+@register_site
+@dataclass(frozen=True)
+class PerModuleSite(Site):
+    """The output of every attention and MLP before its gate."""
+
+    name: ClassVar[str] = "per-module"
+    words: ClassVar[str] = "every attention and MLP before its gate"
+    noise_feature: ClassVar[str] = "blocks"
+    divisible: ClassVar[bool] = True
+    roles: ClassVar[tuple[str, ...]] = ("attention", "mlp")
+
+    def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
+        return SiteState(_module_units(facts, self.roles)) if facts.lists else None
+
+    def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
+        return PerModule(controller, self.roles, partial(compiled, mode=target.now.compiled))
+
+
+@register_site
+@dataclass(frozen=True)
+class AttentionSite(PerModuleSite):
+    """The output of every attention; MLPs run."""
+
+    name: ClassVar[str] = "attention"
+    words: ClassVar[str] = "every attention before its gate; MLPs run"
+    roles: ClassVar[tuple[str, ...]] = ("attention",)
+
+    def clashes(self, facts: Facts, stage: str) -> list[Finding]:
+        density = facts.attention_density
+        if density == 1:
+            return []
+        left = ATTENTION_SHARE * density
+        most = best_speedup([left / (1 - ATTENTION_SHARE + left)], [math.inf])
+        what = f"sparse attention has left {density:.0%} of attention: caching it saves at most {most:.2f}x"
+        return [Finding.of(ATTENTION_CACHED_AND_SPARSE, stage, what, note=True)]
+
+
+def _module_units(facts: Facts, roles: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """Tokens of every output of every cached module; facts that tell of block lists."""
+    wiring = FAMILIES[facts.family]
+    text, image = facts.tokens - facts.image_tokens, facts.image_tokens
+    per_list = [_outputs(wiring.modules[name], roles, text, image) for name in wiring.block_lists]
+    return tuple(u for count, units in zip(facts.lists, per_list, strict=True) for u in units * count)
+
+
+def _outputs(
+    modules: tuple[CachedModule, ...], roles: tuple[str, ...], text: int, image: int
+) -> tuple[tuple[int, ...], ...]:
+    """Tokens of every output of a block's modules: each role together has one for every token of the block."""
+    if len(roles) > 1 and any(module.role == "both" for module in modules):
+        return ((text + image,),)
+    streams = (text, image) if text else (image,)
+    return tuple(streams for role in roles if any(m.role == role for m in modules))
 
 
 class _Decided:

@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from ...compile import compiled
+from ...core.facts import Facts
 from ...core.installer import Installer
 from ...models.wiring import CachedModule, Wiring
+from ...runtime.target import Target
+from ..contract import Installs, PolicyLike, SiteState, register_site
 from ..controller import CacheController, CacheSlot, mean_ratios
 from .calls import BlockCall, Streams, before_blocks, take
 from .inside import Forward, as_it_is, untraced
-from .per_module import Given, PerModule
+from .per_module import Given, PerModule, PerModuleSite
 
 FIRST = "first"  # key of the first module's input
+
+
+@register_site
+@dataclass(frozen=True)
+class RelationalSite(PerModuleSite):
+    """Modules, with the inputs that tell how far they have moved."""
+
+    name: ClassVar[str] = "relational"
+    words: ClassVar[str] = "every attention and MLP before its gate, moved as far as its input tells"
+
+    def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
+        held = super().state(facts, policy)
+        if held is None:
+            return None
+        first = ((facts.image_tokens,),) if policy.gate else ()  # what its gate looks at is kept first
+        return replace(held, units=(*first, *held.units), stored=sum(held.features) * facts.width)
+
+    def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
+        return RelationalModules(controller, partial(compiled, mode=target.now.compiled))
 
 
 class RelationalModules(PerModule):

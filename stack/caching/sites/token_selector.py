@@ -11,8 +11,8 @@ import torch
 from ...runtime.readback import sent
 from ...runtime.step_clock import StepContext
 from ..controller import CacheController
-from ..policy import Policy
 from ..tokenwise.selection import flat_rows, older, random_scores, shared_by_halves, value_scores, with_bonus
+from ..tokenwise.tokens import TokenChoices
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Place:
 
 
 class TokenSelector:
-    """Chooses by a policy's `TokenChoices`.
+    """Chooses the tokens of every MLP.
 
     The branch that asks first in a step decides for all of them: guidance takes differences of branches, and different
     tokens would show in them. Ages and value scores are therefore kept once, in the controller's shared state.
 
     Args:
+        choices: by what, and how many.
+        interval: of full steps, in which a token's age is counted.
         head_dim: size of an attention head, for value scores.
         halves: whether the halves of a batch are guidance branches.
         grid: of the output stream's tokens in the current request; () where they lie on none.
@@ -47,20 +49,21 @@ class TokenSelector:
     def __init__(
         self,
         controller: CacheController,
-        policy: Policy,
+        choices: TokenChoices,
+        interval: int,
         head_dim: int,
         halves: bool,
         grid: Callable[[], tuple[int, ...]],
     ):
-        self.controller, self.policy, self.head_dim, self.halves = controller, policy, head_dim, halves
-        self.grid = grid
+        self.controller, self.choices, self.head_dim, self.halves = controller, choices, head_dim, halves
+        self.interval, self.grid = interval, grid
         self._at: tuple[int, int] = (-1, -1)  # request and step of the rows that are kept
         self._places: list[Place] = []
 
     @property
     def observes(self) -> bool:
         """Whether it wants to see attention values."""
-        return self.policy.select == "values"
+        return self.choices.select == "values"
 
     def add(self, place: Place) -> None:
         """An MLP whose tokens will be chosen."""
@@ -94,7 +97,7 @@ class TokenSelector:
         return shared[key]
 
     def _count(self, place: Place, tick: StepContext, like: torch.Tensor) -> int:
-        p = self.policy
+        p = self.choices
         return p.spread.tokens(like.shape[1], p.ratio, tick.step, tick.steps, place.depth, place.part)
 
     def _choose_all(self, tick: StepContext, device: torch.device) -> None:
@@ -121,7 +124,7 @@ class TokenSelector:
         if ages is None or ages.shape != scores.shape:
             ages = torch.zeros_like(scores)
         # The published bonus divides a token's age by the interval.
-        scores = self._raised(scores.add(ages, alpha=self.policy.stale / self.policy.interval), tokens)
+        scores = self._raised(scores.add(ages, alpha=self.choices.stale / self.interval), tokens)
         chosen = scores.topk(count, dim=1).indices
         shared[key] = older(ages, chosen)
         return flat_rows(chosen, tokens, batch)
@@ -136,7 +139,7 @@ class TokenSelector:
         return random_scores(like.shape[1], tick.step, place.number)
 
     def _raised(self, scores: torch.Tensor, tokens: int) -> torch.Tensor:
-        cell, bonus = self.policy.grid
+        cell, bonus = self.choices.grid
         if not cell:
             return scores
         grid = self.grid()

@@ -9,28 +9,74 @@ state to the head. No attention map is looked at, so that fused attention stays.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 from torch import nn
 
+from ...compile import compiled
+from ...core.facts import Facts
 from ...core.installer import Installer
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Entrance
+from ...runtime.target import Target
+from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController
-from ..policy import Policy
-from ..tokenwise.cycles import AGGRESSIVE, CONSERVATIVE, FULL_STEP
+from ..schedule_policy import SchedulePolicy
+from ..schedules import Schedule
+from ..tokenwise.cycles import AGGRESSIVE, CONSERVATIVE, FULL_STEP, Cycle, fill
+from ..tokenwise.tokens import TokenChoices
 from .calls import BlockCall, Streams, before_blocks
 from .inside import Forward, Inside, as_it_is
 from .modules import Modules
+from .shapes import element_bytes
 from .skip_embedders import SkipEmbedders
 from .token_selector import Place, TokenSelector
+
+
+@register_site
+@dataclass(frozen=True)
+class TokenSite(TokenChoices, Site):
+    """Modules, some tokens computed."""
+
+    name: ClassVar[str] = "tokens"
+    words: ClassVar[str] = "every attention and MLP before its gate, and the last hidden state before the head"
+    noise_feature: ClassVar[str] = "blocks"
+
+    def even_schedule(self, interval: int, warmup: int) -> Schedule:
+        return Cycle(interval, warmup, self.cycle, self.pace)
+
+    def kinds(self, schedule: SchedulePolicy, steps: int) -> str:
+        """What each step is, see `stack.caching.tokenwise.cycles`."""
+        made = schedule.of(steps, (), self.even_schedule)
+        return made.kinds(steps) if isinstance(made, Cycle) else fill(made.full_steps(steps), steps, self.cycle)
+
+    def lines(self, policy: PolicyLike, steps: int) -> list[str]:
+        kinds = self.kinds(policy.schedule, steps)
+        counted = f"{kinds.count('c')} steps conservative, {kinds.count('a')} aggressive: {kinds}"
+        return [counted, self.token_words]
+
+    def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
+        """Attention and MLP of every block; ages, and scores of values, per token of an MLP."""
+        if not facts.lists:
+            return None
+        tokens = facts.tokens * sum(facts.lists)
+        scores = tokens * (2 if self.select == "values" else 1) * 4 // element_bytes(facts)  # in float32
+        return SiteState(((facts.image_tokens,),), kept=2 * tokens * facts.width + scores)
+
+    def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
+        head_dim, halves = target.facts.head_dim, target.wiring.halves
+        chooser = TokenSelector(controller, self, policy.schedule.interval, head_dim, halves, target.grid)
+        kinds = partial(self.kinds, policy.schedule)
+        return Tokenwise(controller, kinds, chooser, target.entrance, partial(compiled, mode=target.now.compiled))
 
 
 class Tokenwise:
     """Stands before the denoiser, every block, and every module in it.
 
     Args:
-        policy: its cycle says what a step is, its `TokenChoices` what a conservative one computes.
+        kinds: of the steps of a request with so many, see `stack.caching.tokenwise.cycles`.
         chooser: chooses the tokens.
         entrance: where the denoiser's calls come by.
         compile: what the blocks are compiled with.
@@ -39,12 +85,12 @@ class Tokenwise:
     def __init__(
         self,
         controller: CacheController,
-        policy: Policy,
+        kinds: Callable[[int], str],
         chooser: TokenSelector,
         entrance: Entrance,
         compile: Callable[[Forward], Forward] = as_it_is,
     ):
-        self.controller, self.policy, self.chooser, self.entrance = controller, policy, chooser, entrance
+        self.controller, self.kinds, self.chooser, self.entrance = controller, kinds, chooser, entrance
         self.idle = SkipEmbedders()
         self.modules = Modules(controller, chooser)
         self.inside = Inside(compile, whole=lambda: not self.modules.conservative)
@@ -76,7 +122,7 @@ class Tokenwise:
     def _enter(self, call: DenoiserCall, run: Callable[[DenoiserCall], Any]) -> Any:
         controller = self.controller
         controller.begin(call.latent)
-        kind = self.policy.kinds(controller.now.steps)[controller.now.step]
+        kind = self.kinds(controller.now.steps)[controller.now.step]
         # Whatever the schedule says, nothing is reused where nothing is kept.
         self.kind = kind if all(controller.decide(partial=kind == CONSERVATIVE)) else FULL_STEP
         self.modules.conservative = self.kind == CONSERVATIVE

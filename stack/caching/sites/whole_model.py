@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from ...core.facts import Facts
 from ...core.installer import Installer
+from ...core.passes import Finding
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Entrance
+from ...runtime.target import Target
+from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot, mean_ratios
 from ..gates import SumGate
 from ..latent import returned_as
+from .shapes import unequal_latents
 
 Run = Callable[[DenoiserCall], Any]
 
 ADDED = "added"  # key of out - in, the feature that is predicted
 BEFORE, IN, OUT = "before", "in", "out"  # the latent of the step before; both ends of the last full step
+
+
+@register_site
+@dataclass(frozen=True)
+class WholeModelSite(Site):
+    """What the whole denoiser adds to the latent."""
+
+    name: ClassVar[str] = "whole-model"
+    words: ClassVar[str] = "what the whole denoiser adds to the latent"
+    correctable: ClassVar[bool] = False
+    measures_slope: ClassVar[bool] = True
+
+    def refuses(self, facts: Facts, stage: str) -> list[Finding]:
+        return unequal_latents(self.name, facts, stage)
+
+    def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
+        numbers = facts.image_tokens * facts.latent[0]
+        return SiteState(predicted=numbers, kept=3 * numbers if policy.gate else 0) if numbers else None
+
+    def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
+        return WholeModel(controller, target.entrance)
 
 
 class WholeModel:

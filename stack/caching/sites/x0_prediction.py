@@ -9,19 +9,50 @@ arXiv:2211.01095), on the steps of the model's own schedule.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
+from ...compat.rules.steps import SAMPLER_NOT_PLAIN
+from ...core.facts import Facts
 from ...core.installer import Installer
-from ...models.sampler import AffineStep
+from ...core.passes import Finding
+from ...models.sampler import AffineStep, planned_steps
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Entrance
+from ...runtime.target import Target
+from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController
 from ..latent import like, returned_as, x0_of
+from .shapes import fp32_numbers, unequal_latents
 
 CLEAN = "clean"  # key of x0
 Run = Callable[[DenoiserCall], Any]
+
+
+@register_site
+@dataclass(frozen=True)
+class X0Site(Site):
+    """The denoiser's estimate of the clean sample."""
+
+    name: ClassVar[str] = "x0"
+    words: ClassVar[str] = "the denoiser's estimate of the clean sample; nothing of the model runs"
+    forecasts_x0: ClassVar[bool] = True
+
+    def refuses(self, facts: Facts, stage: str) -> list[Finding]:
+        if facts.sampler:
+            return [Finding.of(SAMPLER_NOT_PLAIN, stage, facts.sampler, fatal=True)]
+        return unequal_latents(self.name, facts, stage)
+
+    def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
+        numbers = fp32_numbers(facts)  # always in fp32, whatever the model computes in
+        kept = facts.image_tokens * facts.latent[0] if policy.state_dtype else numbers
+        return SiteState(predicted=kept) if numbers else None
+
+    def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
+        steps = planned_steps(target.pipe, lambda: target.clock.sigma_schedule)
+        return X0Prediction(controller, target.entrance, steps)
 
 
 class X0Prediction:

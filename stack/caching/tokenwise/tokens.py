@@ -1,4 +1,4 @@
-"""The choices of ToCa and DuCa, a part of every `Policy`."""
+"""The choices of ToCa and DuCa."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from .selection import RULES
 
 @dataclass(frozen=True)
 class TokenChoices:
-    """How conservative and aggressive steps follow each other, and which tokens a conservative one recomputes; read by
-    the site "tokens" only.
+    """How conservative and aggressive steps follow each other, and which tokens a conservative one recomputes.
 
     Attributes:
-        cycle: kinds of the steps after a full one, repeated: "ca" is DuCa, "c" ToCa; "" for every other cache.
+        cycle: kinds of the steps after a full one, repeated: "ca" is DuCa, "c" ToCa.
         pace: how the interval changes over a request, a row of `stack.caching.tokenwise.cycles.PACES`.
         ratio: R, share of the tokens whose MLP a conservative step recomputes, before the budget's factors.
         budget: how R is spread over steps and blocks, a row of `stack.caching.tokenwise.budgets.BUDGETS`.
@@ -28,7 +27,7 @@ class TokenChoices:
         StackError: a value outside its range.
     """
 
-    cycle: str = ""
+    cycle: str = "ca"
     pace: str = "even"
     ratio: float = 0.1
     budget: str = "even"
@@ -45,8 +44,7 @@ class TokenChoices:
             raise choose("selection of tokens", self.select, RULES)
         if self.stale < 0 or len(self.grid) != 2 or min(self.grid) < 0:
             raise StackError(f"stale and grid must not be negative, got stale={self.stale}, grid={self.grid}")
-        if self.cycle:
-            Cycle(between=self.cycle, pace=self.pace)  # checks its own values, also where a calibrated schedule is used
+        Cycle(between=self.cycle, pace=self.pace)  # checks its own values, also where a calibrated schedule is used
 
     @property
     def spread(self) -> TokenBudget:

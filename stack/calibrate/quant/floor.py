@@ -23,9 +23,7 @@ from .recording import Recorded, below_quantization, carrying, record_calls, tak
 
 NEARNESS = 0.02  # of the latent: what one step of a 50-step schedule changes
 OUTPUT = "output"  # the denoiser's own; the other names are those of `SiteFeatures`
-# The measured feature that is nearest to what a cache keeps at a site; the denoiser's output stands for all others.
-FEATURE_AT = {"output": "last hidden state", "residual": "whole residual"}
-INSIDE = ("blocks", "modules", "related", "attention", "tokens")  # sites within the blocks
+BLOCKS = "blocks"  # stands for the mean over what each block adds
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,13 @@ class NoiseFloor:
         """(sigma, random relative error) of a feature, for `cache(noise=...)`."""
         return tuple((sigma, split.random) for sigma, split in zip(self.sigmas, self.features[feature], strict=True))
 
-    def at_site(self, site: str) -> tuple[tuple[float, float], ...]:
-        """The same of what a cache keeps at a site; within the blocks, the root mean square over what each adds.
+    def at_site(self, feature: str) -> tuple[tuple[float, float], ...]:
+        """The same of what a site keeps, by its `Site.noise_feature`; "blocks" is the root mean square over all blocks.
 
         Noise that all blocks add up to is small against the stream, and large against what one of them adds.
         """
-        if site not in INSIDE:
-            return self.random(FEATURE_AT.get(site, OUTPUT))
+        if feature != BLOCKS:
+            return self.random(feature)
         blocks = [self.random(name) for name in self.features if name.startswith(BLOCK)]
         squares = [[error**2 for _, error in block] for block in blocks]
         means = [sum(column) / len(blocks) for column in zip(*squares, strict=True)]

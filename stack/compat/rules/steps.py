@@ -97,8 +97,8 @@ EVEN_STEPS = Rule(
             "[benchmarks](benchmarks.md#shapes-dit), SVD-Cache",
         ),
     ),
-    "Published settings stay as they are, and the plan says what to try: `lean=2.0, corrected=True` at once, or "
-    "`calibrate(prompts, held_out)`.",
+    "Published settings stay as they are, and the plan says what to try: `schedule_power=2.0, corrected=True` at once, "
+    "or `calibrate(prompts, held_out)`.",
     "plan",
     ("cache",),
     {"most_even": MOST_EVEN},
@@ -114,7 +114,7 @@ SAMPLER_NOT_PLAIN = Rule(
             "[benchmarks](benchmarks.md#shapes-flux), at 12 full steps",
         ),
     ),
-    'A cache of hidden states runs without its corrector, site "clean" is refused; both by the sampler\'s name.',
+    'A cache of hidden states runs without its corrector, site "x0" is refused; both by the sampler\'s name.',
     "plan",
     ("distill", "cache"),
 )

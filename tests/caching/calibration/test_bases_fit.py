@@ -49,7 +49,7 @@ def test_a_stack_finds_saves_and_uses_them(pipe: Any, tmp_path: Path) -> None:
     with stack:
         own = latents(stack)
     bases = stack.fit_bases(PROMPTS, save=tmp_path / "bases.safetensors")
-    assert not stack.applied and stack.passes[0].policy.bases is bases
+    assert not stack.applied and stack.passes[0].policy.split.found is bases
     (vectors,) = bases.vectors.values()
     width = stack.facts.width
     assert len(vectors) == width and 0 < vectors.shape[1] < width
@@ -79,7 +79,7 @@ def test_what_cannot_have_bases_is_told_so(pipe: Any, tmp_path: Path) -> None:
         load_bases(tmp_path / "gone.safetensors")
     with pytest.raises(StackError, match=r"no basis for 'text': found for image"):
         Bases("flux", 2, 4, {"image": torch.eye(4)}).of("text")
-    assert Cache("svd").policy.bases is None
+    assert Cache("svd").policy.split.found is None
 
 
 def test_bases_are_carried_to_a_quantized_model_or_refreshed(pipe: Any) -> None:
@@ -95,7 +95,7 @@ def test_bases_are_carried_to_a_quantized_model_or_refreshed(pipe: Any) -> None:
     narrow = replace(bases, spectra={key: (0.5, 0.001) for key in bases.vectors})
     for found, life, words in ((wide, "request", "0.3 is carried"), (narrow, "warm", "refreshed on every full step")):
         quantized = Stack(pipe, steps=STEPS).quantize("int8", min_features=16).cache("svd", bases=found)
-        assert quantized.plan.passes()[-1].policy.basis_life == life
+        assert quantized.plan.passes()[-1].policy.options()["basis_life"] == life
         assert words in quantized.explain()
     assert "the bases were found" not in Stack(pipe, steps=STEPS).cache("svd", bases=narrow).explain()
 

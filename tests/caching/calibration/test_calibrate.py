@@ -89,7 +89,7 @@ def trials_of(site: str = "output") -> Trials:
     return Trials(Stack(tiny_pipe(), steps=STEPS).add(cache), cache, [PROMPT, OTHERS[0]], STEPS, 0)
 
 
-@pytest.mark.parametrize("site", ["output", "residual", "clean"])
+@pytest.mark.parametrize("site", ["output", "residual", "x0"])
 def test_a_rehearsal_draws_the_pictures_of_the_cache_itself(site: str) -> None:
     trials = trials_of(site)
     candidates = [

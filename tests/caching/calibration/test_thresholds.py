@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from stack import Stack, StackError
 from stack.caching.cache import Cache
+from stack.caching.gate_policies import PrefixPolicy
+from stack.caching.sites.tokenwise import TokenSite
 from stack.calibrate.goals import Goal
 from stack.calibrate.thresholds import CLOSE, Point, boundary, chosen, loosened
 
@@ -53,9 +55,9 @@ def test_the_best_of_those_that_serve() -> None:
 
 
 def test_a_drafts_bound_is_loosened_as_a_whole() -> None:
-    base, decay, floor = Cache("speca").policy.accept or (0, 0, 0)
-    assert loosened(Cache("speca"), 2.0).policy.accept == (2 * base, decay, 2 * floor)
-    assert loosened(Cache("first-block"), 0.5).policy.threshold == 0.04
+    base, decay, floor = Cache("speca").policy.options()["accept"]
+    assert loosened(Cache("speca"), 2.0).policy.options()["accept"] == (2 * base, decay, 2 * floor)
+    assert loosened(Cache("first-block"), 0.5).policy.gate == PrefixPolicy(0.04)
 
 
 @pytest.mark.parametrize("method", ["first-block", "easycache", "speca"])
@@ -72,7 +74,10 @@ def test_a_cycle_is_given_a_schedule() -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache("duca")
     found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=5, trials=4, progress=False)
     assert len(found.full_steps) == 5 and found.psnr_db >= found.start_psnr_db
-    assert found.cache.policy.kinds(STEPS).count("F") == 5 and set(found.cache.policy.kinds(STEPS)) == set("Fca")
+    policy = found.cache.policy
+    assert isinstance(policy.site, TokenSite)
+    kinds = policy.site.kinds(policy.schedule, STEPS)
+    assert kinds.count("F") == 5 and set(kinds) == set("Fca")
 
 
 def test_fastcache_is_calibrated_to_a_psnr_not_to_a_count() -> None:
@@ -81,4 +86,4 @@ def test_fastcache_is_calibrated_to_a_psnr_not_to_a_count() -> None:
     with pytest.raises(StackError, match="expected psnr= or seconds="):
         stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=5, progress=False)
     found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], psnr=35.0, trials=6, progress=False)
-    assert found.psnr_db >= 35.0 and found.cache.policy.maps is not None
+    assert found.psnr_db >= 35.0 and found.cache.policy.site.fitted["maps"] is not None

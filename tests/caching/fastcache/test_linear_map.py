@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stack.caching.fastcache.linear_map import GramSums
-from stack.caching.fastcache.maps import CARRIES, WHOLE, LinearMaps, load_maps
+from stack.caching.fastcache.maps import APPROXIMATIONS, WHOLE, LinearMaps, load_maps
 from stack.core.errors import StackError
 
 D = 6
@@ -91,9 +92,11 @@ UNDER = ("adapters=none", "weight_bits=16")
 
 def maps_of(rank: int = 0) -> LinearMaps:
     fitted = [summed(*rows(50, seed)).solve(rank=rank) for seed in range(3)]
-    tables = {carry: torch.tensor([[[0.1, 0.2]], [[0.01, 0.05]]]) for carry in CARRIES}
+    tables = {name: torch.tensor([[[0.1, 0.2]], [[0.01, 0.05]]]) for name in APPROXIMATIONS}
     maps = dict(zip(("0/image", "0/text", WHOLE), fitted, strict=True))
-    return LinearMaps("flux", 1, D, {"map": maps, "moved": {WHOLE: summed(*rows(9)).solve()}}, tables, made_under=UNDER)
+    return LinearMaps(
+        "flux", 1, D, {"static": maps, "delta": {WHOLE: summed(*rows(9)).solve()}}, tables, made_under=UNDER
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -102,11 +105,26 @@ def test_maps_survive_being_written_and_read(rank: int, tmp_path: Path) -> None:
     maps.save(tmp_path / "maps.safetensors")
     back = load_maps(tmp_path / "maps.safetensors")
     assert (back.family, back.blocks, back.width, back.made_under) == ("flux", 1, D, UNDER)
-    assert back.maps["map"].keys() == maps.maps["map"].keys()
+    assert back.maps["static"].keys() == maps.maps["static"].keys()
     x = torch.randn(3, D)
-    for carry, key in [("map", "0/image"), ("map", "0/text"), ("map", WHOLE), ("moved", WHOLE)]:
-        assert torch.equal(back.maps[carry][key](x), maps.maps[carry][key](x))
-    assert back.scales("moved", 0.02) == maps.scales("moved", 0.02) == [pytest.approx(0.02 / 0.22)]
+    for name, key in [("static", "0/image"), ("static", "0/text"), ("static", WHOLE), ("delta", WHOLE)]:
+        assert torch.equal(back.maps[name][key](x), maps.maps[name][key](x))
+    assert back.scales("delta", 0.02) == maps.scales("delta", 0.02) == [pytest.approx(0.02 / 0.22)]
+
+
+def test_files_with_the_old_names_of_the_approximations_are_read(tmp_path: Path) -> None:
+    new, old = tmp_path / "new.safetensors", tmp_path / "old.safetensors"
+    maps_of().save(new)
+    with safe_open(new, framework="pt") as file:
+        named = {name: file.get_tensor(name) for name in list(file.keys())}
+        renamed = {n.replace("static", "map").replace("delta", "moved"): tensor for n, tensor in named.items()}
+        save_file(renamed, old, metadata=file.metadata())
+    assert {"tables/map", "tables/moved", "map/0/image/bias", "moved/stack/bias"} <= renamed.keys()
+    ours, theirs, x = load_maps(new), load_maps(old), torch.randn(3, D)
+    for name in APPROXIMATIONS:
+        assert ours.maps[name].keys() == theirs.maps[name].keys()
+        assert torch.equal(ours.tables[name], theirs.tables[name])
+        assert all(torch.equal(ours.maps[name][key](x), theirs.maps[name][key](x)) for key in ours.maps[name])
 
 
 def test_files_that_hold_no_maps(tmp_path: Path) -> None:

@@ -156,7 +156,8 @@ def test_a_cache_inside_the_blocks_is_told_the_noise_of_what_they_add() -> None:
     blocks = [floor.features[f"block {number}"] for number in range(2)]
     wanted = [math.sqrt(sum(splits[i].random ** 2 for splits in blocks) / 2) for i in range(3)]
     assert [error for _, error in cache.policy.noise] == pytest.approx(wanted)
-    assert floor.at_site("denoiser") == floor.random("output") and floor.at_site("modules") == cache.policy.noise
+    assert floor.at_site("output") == floor.random("output") and floor.at_site("blocks") == cache.policy.noise
     ran = stack.plan.passes()[-1].policy
-    assert (ran.coordinate, ran.basis, ran.noise, ran.order) == ("time", "newton", cache.policy.noise, 2)
+    assert ran.forecast == replace(cache.policy.forecast, coordinate="time", basis="newton", order=2)
+    assert ran.noise == cache.policy.noise
     assert f"from measured features: about {max(wanted):.1%} is noise" in stack.explain()

@@ -14,7 +14,6 @@ from stack import Stack, StackError
 from stack.calibrate.quant.inputs import held_out, in_portions
 from stack.calibrate.quant.recording import record_calls
 from stack.calibrate.quant.sensitivity import LayerSensitivity, Sensitivity
-from stack.passes import pass_options
 from stack.quant.linears.weight_only import WeightOnlyLinear
 from stack.quant.prepared import Preparation
 from stack.quant.quantize import Quantize
@@ -110,7 +109,7 @@ def test_a_mix_with_branches_is_neither_saved_nor_written_into_a_recipe(tmp_path
     with stack.apply(), pytest.raises(StackError, match="with a low-rank branch"):
         stack.save(tmp_path)
     with pytest.raises(StackError, match="cannot hold a calibrated mix"):
-        pass_options(quantize)
+        quantize.options()
     with pytest.raises(StackError, match=r"what Stack\.sensitivity makes"):
         Quantize("nf4", prepared={"a": 1})
 

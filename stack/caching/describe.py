@@ -1,0 +1,75 @@
+"""A cache in words, for `explain()`. Pure."""
+
+from __future__ import annotations
+
+from ..compat.horizon import most_saved
+from ..compat.noise import rounding_floor
+from ..compat.rules.rounded_caches import NOISE_IN_DIFFERENCES
+from ..core.facts import Facts
+from .amplification import amplification
+from .cap import size_words
+from .policy import Policy
+from .repairs import always_running
+
+
+def described(method: str, p: Policy, facts: Facts) -> list[str]:
+    """Lines for `explain()`: when it runs in full, what it forecasts, where it stands, what it holds."""
+    site, lines = p.site, p.site.lines(p, facts.steps)
+    if site.decides:
+        return [method, *lines, size_words(p, facts)]
+    corrects = ["full steps put right what forecasts left before them"] if p.corrected else []
+    always = f", {site.front_blocks} front and {site.back_blocks} back blocks always run"
+    around = always if site.front_blocks or site.back_blocks else ""
+    return [
+        f"{method}, {_when(p, facts)}",
+        f"{_forecast_words(p)}; coordinate: {p.forecast.coordinate}",
+        *lines,
+        *corrects,
+        *_amplified(p, facts),
+        f"site: {site.words}{around}; {size_words(p, facts)}{noise_words(p, facts)}",
+    ]
+
+
+def _when(p: Policy, facts: Facts) -> str:
+    if p.gate:
+        return p.gate.words
+    own, steps = p.schedule, facts.steps
+    full = p.schedule_for(steps).full_steps(steps)
+    kind = "dense near the data" if own.schedule_power else f"every {own.interval} steps"
+    if own.full_steps:
+        carried = f"carried from the {own.steps} steps it was calibrated for"
+        kind = "calibrated" if steps == own.steps else carried
+    most = most_saved(len(full), steps, always_running(p, facts))
+    return f"{len(full)} of {steps} steps full ({kind}), at most {most:.2f}x"
+
+
+def _amplified(p: Policy, facts: Facts) -> list[str]:
+    """What becomes of full steps' errors where a schedule decides and nothing is known of noise."""
+    steps, coordinate = facts.steps, p.forecast.coordinate
+    if p.gate or p.noise or not p.forecast.effective_order or coordinate not in ("step", "time"):
+        return []
+    xs = [float(step) if coordinate == "step" else 1 - step / steps for step in range(steps)]
+    most = amplification(p.forecast, xs, p.schedule_for(steps).full_steps(steps), lambda at: p.schedule.gain(at, steps))
+    return [f"error: what full steps are off by comes through at most {most:.1f} times (bound)"]
+
+
+def _forecast_words(p: Policy) -> str:
+    forecast = p.forecast
+    if forecast.level:
+        return f"principal part is its running average (weight {forecast.level:g} on the older), residual reused"
+    if not forecast.effective_order:
+        return "the last feature is reused"
+    principal, residual = forecast.gains
+    gains = f"principal part ({p.split.words}) with gain {principal:g}, residual with {residual:g}"
+    return f"order {forecast.order} ({forecast.basis}); {gains}"
+
+
+def noise_words(p: Policy, facts: Facts) -> str:
+    """The noise that is reckoned with, and beside it what the bits alone would leave."""
+    if not p.noise:
+        return ""
+    floors = [error for _, error in p.noise]
+    bits = rounding_floor(facts.activation_bits, facts.width) if facts.rounds_activations else 0.0
+    text = f"differences shrunk to what stands out of {min(floors):.2%} to {max(floors):.2%} of noise"
+    text += f", {facts.activation_bits} bits alone leave {bits:.2%}" if bits else ""
+    return "; " + NOISE_IN_DIFFERENCES.annotate(text)

@@ -1,0 +1,208 @@
+"""The gates as choices: what each needs, where it suits, and how its state machine (`stack.caching.gates`) starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from ..compat.budget import ErrorBudget, weights_of
+from ..core.errors import StackError
+from ..core.passes import Finding
+from ..models.schedule import SigmaSchedule
+from .contract import GatePolicy, PolicyLike, register_gate
+from .forecast import coordinate
+from .gates import BudgetGate, DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
+
+BLOCK_RANGES = ("output", "residual")
+
+
+@dataclass(frozen=True)
+class _ThresholdPolicy(GatePolicy):
+    """A gate with one threshold."""
+
+    threshold: float = 0.0
+
+    @property
+    def bound(self) -> str:
+        return f"threshold {self.threshold:.3g}"
+
+    def loosened(self, factor: float) -> Self:
+        return replace(self, threshold=self.threshold * factor)
+
+
+@register_gate
+@dataclass(frozen=True)
+class PrefixPolicy(_ThresholdPolicy):
+    """By what the front blocks add, see `PrefixGate`; `longest` cached steps in a row, 0 is no limit."""
+
+    name: ClassVar[str] = "prefix"
+    sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
+    keeps_probe: ClassVar[bool] = True
+
+    longest: int = 0
+
+    def start(self, policy: PolicyLike, sigma_schedule: SigmaSchedule) -> Gate:
+        return PrefixGate(self.threshold, policy.schedule.warmup, self.longest)
+
+
+@register_gate
+@dataclass(frozen=True)
+class PolynomialPolicy(_ThresholdPolicy):
+    """By a polynomial of the change of the modulated input, see `PolynomialGate`."""
+
+    name: ClassVar[str] = "polynomial"
+    sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
+    keeps_probe: ClassVar[bool] = True
+    fitted_by: ClassVar[str] = "a polynomial"
+
+    coefficients: tuple[float, ...] = ()
+
+    @property
+    def fitted(self) -> bool:
+        return bool(self.coefficients)
+
+    def unfitted(self, method: str, stage: str) -> list[Finding]:
+        if self.coefficients:
+            return []
+        why = "the bare change is summed; call fit_gate(prompts) for it"
+        return [Finding(stage, f"{method} has no measured polynomial", why, note=True)]
+
+    def start(self, policy: PolicyLike, sigma_schedule: SigmaSchedule) -> Gate:
+        return PolynomialGate(self.threshold, self.coefficients or (1.0, 0.0))
+
+
+@register_gate
+@dataclass(frozen=True)
+class MagnitudePolicy(_ThresholdPolicy):
+    """By measured ratios of the residual's norm, see `MagnitudeGate`."""
+
+    name: ClassVar[str] = "magnitude"
+    sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
+    reads_per_step: ClassVar[int] = 0
+    fitted_by: ClassVar[str] = "ratios"
+
+    longest: int = 0
+    retention: float = 0.2
+    ratios: tuple[float, ...] = ()
+
+    @property
+    def fitted(self) -> bool:
+        return bool(self.ratios)
+
+    def unfitted(self, method: str, stage: str) -> list[Finding]:
+        if self.ratios:
+            return []
+        what = f"{method} needs the ratios of a measuring run: call fit_gate(prompts) first"
+        return [Finding(stage, what, fatal=True)]
+
+    def start(self, policy: PolicyLike, sigma_schedule: SigmaSchedule) -> Gate:
+        return MagnitudeGate(self.threshold, self.ratios, self.longest, self.retention)
+
+
+@register_gate
+@dataclass(frozen=True)
+class SumPolicy(_ThresholdPolicy):
+    """By the sum of the changes that the site measures, see `SumGate`."""
+
+    name: ClassVar[str] = "sum"
+    sites: ClassVar[tuple[str, ...]] = ("whole-model", "relational")
+
+    longest: int = 0
+
+    def start(self, policy: PolicyLike, sigma_schedule: SigmaSchedule) -> Gate:
+        measured = policy.site.measures_slope
+        slope = None if measured else 1.0
+        return SumGate(self.threshold, policy.schedule.warmup, self.longest, slope=slope, ends=measured)
+
+
+@register_gate
+@dataclass(frozen=True)
+class DraftPolicy(GatePolicy):
+    """Every step is a draft, see `DraftGate`.
+
+    Attributes:
+        longest: drafts in a row.
+        accept: (base, decay, floor) of SpeCa's bound on a draft's error, max(floor, base * decay^(step / steps)); None
+            checks nothing.
+    """
+
+    name: ClassVar[str] = "draft"
+    sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
+
+    longest: int = 0
+    accept: tuple[float, float, float] | None = None
+
+    @property
+    def bound(self) -> str:
+        if self.accept is None:
+            return "no draft checked"
+        return "drafts kept up to a relative error of {:g} * {:g}^(step / steps), at least {:g}".format(*self.accept)
+
+    def validate(self, policy: PolicyLike) -> None:
+        if self.accept and not policy.site.back_blocks:
+            raise StackError("drafts are checked on a back block: expected back=1 or more, got 0")
+
+    def loosened(self, factor: float) -> DraftPolicy:
+        if self.accept is None:
+            return self
+        base, decay, floor = self.accept
+        return replace(self, accept=(base * factor, decay, floor * factor))
+
+    def accepts(self, step: int, steps: int) -> float:
+        """The largest relative error of a draft's check on this step."""
+        assert self.accept is not None
+        base, decay, floor = self.accept
+        return max(floor, base * decay ** (step / steps))
+
+    def start(self, policy: PolicyLike, sigma_schedule: SigmaSchedule) -> Gate:
+        return DraftGate(policy.schedule.warmup, self.longest)
+
+
+@register_gate
+@dataclass(frozen=True)
+class BudgetPolicy(_ThresholdPolicy):
+    """By the estimated error of the final sample, which may reach `threshold`, see `BudgetGate`.
+
+    Attributes:
+        error_scale: measured error over the estimate, from `Stack.fit_gate`.
+        below_error, measured_error: what the passes below the cache took of the whole stack's error, and the worst that
+            the cache made of the rest, in that fit.
+    """
+
+    name: ClassVar[str] = "budget"
+    sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
+    fitted_by: ClassVar[str] = "the scale of its estimate"
+    self_timed: ClassVar[bool] = True
+
+    longest: int = 0
+    error_scale: float = 1.0
+    below_error: float = 0.0
+    measured_error: float = 0.0
+
+    @property
+    def words(self) -> str:
+        fitted = f"estimate times {self.error_scale:.2g}, as fitted" if self.fitted else "estimate not fitted"
+        return f"steps cached while the final error is estimated within {self.threshold:g} ({fitted})"
+
+    @property
+    def fitted(self) -> bool:
+        return self.error_scale != 1
+
+    def unfitted(self, method: str, stage: str) -> list[Finding]:
+        if self.fitted:
+            return []
+        what = "the error estimate has not been fitted to finished samples"
+        return [Finding(stage, what, "fit_gate(prompts) does it", note=True)]
+
+    def validate(self, policy: PolicyLike) -> None:
+        back = policy.site.back_blocks
+        if back or self.threshold <= 0:
+            given = f"back={back}, max_error={self.threshold:g}"
+            raise StackError(f"an error budget needs back=0 and a relative error above 0, such as 0.02: got {given}")
+
+    def start(self, policy: PolicyLike, sigma_schedule: SigmaSchedule) -> Gate:
+        forecast, sigmas = policy.forecast, sigma_schedule.sigmas
+        order = forecast.effective_order
+        xs = [coordinate(forecast.coordinate, i, sigma_schedule.time(s), s) for i, s in enumerate(sigmas)]
+        budget = ErrorBudget(self.threshold, xs, weights_of(sigmas), order, self.error_scale)
+        return BudgetGate(budget, max(policy.schedule.warmup, order + 2), self.longest)

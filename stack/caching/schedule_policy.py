@@ -1,0 +1,85 @@
+"""When a cache runs in full: the choices that make a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..compat.horizon import carried, uniform_levels
+from ..core.errors import StackError
+from .schedules import Aligned, Mask, PowerSchedule, Schedule
+
+
+@dataclass(frozen=True)
+class SchedulePolicy:
+    """Full steps of a request; under a gate only `warmup` is read.
+
+    Attributes:
+        interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
+        schedule_power: as many full steps as interval and warmup make, but dense near the data: 2 is best on the flow
+            models that ship (`PowerSchedule`); 0 leaves them evenly spread.
+        switches: shares of the schedule at which that one is full whatever happens; see `Aligned`.
+        full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
+        full_at: noise levels of those steps; () takes them as evenly spread in time. A request with other noise levels
+            gets its full steps where these are (`stack.compat.horizon`).
+        segments: a factor on the gains for each full step of that schedule, until the next one; empty is 1 throughout.
+
+    Raises:
+        StackError: a value outside its range.
+    """
+
+    interval: int = 7
+    warmup: int = 3
+    schedule_power: float = 0.0
+    switches: tuple[float, ...] = ()
+    full_steps: tuple[int, ...] = ()
+    steps: int = 0
+    full_at: tuple[float, ...] = ()
+    segments: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.full_steps, Sequence):
+            hint = f"calibrate(..., full_steps={self.full_steps}) chooses them"
+            raise StackError(f"full_steps: expected the steps to run in full, got {self.full_steps!r}; {hint}")
+        if self.schedule_power < 0:
+            known = "2 is dense near the data, 0 is even"
+            raise StackError(f"schedule_power must be at least 0, got {self.schedule_power}: {known}")
+        count = len(self.full_steps)
+        if self.full_at and len(self.full_at) != count:
+            raise StackError(f"expected a noise level per full step, {count}, got {len(self.full_at)}")
+        if self.segments and len(self.segments) != count:
+            raise StackError(f"expected a factor per full step, {count}, got {len(self.segments)}")
+
+    @property
+    def even(self) -> bool:
+        """Whether full steps are evenly spread."""
+        return not (self.full_steps or self.switches or self.schedule_power)
+
+    def of(self, steps: int, sigmas: Sequence[float], even_schedule: Callable[[int, int], Schedule]) -> Schedule:
+        """The calibrated full steps, carried to other noise levels or another number of steps; else the interval's.
+
+        Args:
+            sigmas: noise levels of the request; () where they are not known yet.
+            even_schedule: of an interval and a warm-up (`Site.even_schedule`).
+        """
+        if not self.full_steps:
+            even = even_schedule(self.interval, self.warmup)
+            even = PowerSchedule(even, self.schedule_power) if self.schedule_power else even
+            return Aligned(even, self.switches) if self.switches else even
+        if steps == self.steps and not (sigmas and self.full_at):
+            return Mask(tuple(self.full_steps), self.steps)
+        at, levels = self._levels(steps, sigmas)
+        return Mask(carried(at, levels), steps)
+
+    def gain(self, step: int, steps: int, sigmas: Sequence[float] = ()) -> float:
+        """The factor on the gains from this full step to the next."""
+        if not self.segments:
+            return 1.0
+        at, levels = self._levels(steps, sigmas)
+        return self.segments[min(range(len(at)), key=lambda i: abs(at[i] - levels[step]))]
+
+    def _levels(self, steps: int, sigmas: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+        """Where the calibrated full steps are, and the steps of a request, on one scale."""
+        if self.full_at and sigmas:
+            return self.full_at, sigmas
+        return uniform_levels(self.full_steps, self.steps), uniform_levels(range(steps), steps)

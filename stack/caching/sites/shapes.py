@@ -1,0 +1,28 @@
+"""Sizes of latents and elements, as facts tell them."""
+
+from __future__ import annotations
+
+import torch
+
+from ...compat.rules.steps import LEARNED_VARIANCE
+from ...core.facts import Facts
+from ...core.passes import Finding
+
+
+def unequal_latents(site: str, facts: Facts, stage: str) -> list[Finding]:
+    """A denoiser that returns other numbers than it is given, such as a learned variance, is refused."""
+    into, out = facts.latent
+    if into == out:
+        return []
+    what = f"site {site!r} adds to the latent: expected as many numbers out as in, got {out} for {into}"
+    return [Finding.of(LEARNED_VARIANCE, stage, what, repair="site='output'", fatal=True)]
+
+
+def element_bytes(facts: Facts) -> int:
+    """Bytes of a number as the model computes."""
+    return 4 if facts.dtype == "float32" else 2
+
+
+def fp32_numbers(facts: Facts) -> int:
+    """A latent in fp32, in numbers of the model's own dtype; 0 where the facts do not tell."""
+    return facts.image_tokens * facts.latent[0] * torch.float32.itemsize // element_bytes(facts)

@@ -1,0 +1,203 @@
+"""Policies and their parts: every range, every old name, and the errors' exact words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stack import StackError
+from stack.caching.cache import Cache
+from stack.caching.contract import GATES, SITES
+from stack.caching.gate_policies import BudgetPolicy, PrefixPolicy, SumPolicy
+from stack.caching.methods import PRESETS
+from stack.caching.policy import Policy, known_options
+from stack.caching.sites.block_range import OutputSite, ResidualSite
+from stack.caching.sites.per_module import PerModuleSite
+from stack.caching.splits import BandSplit, ChannelSplit
+from stack.models.schedule import uniform
+from stack.recipe import load_recipe, recipe_toml
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"interval": 0}, "interval and warmup must be at least 1, got interval=0, warmup=3"),
+        ({"warmup": 0}, "interval and warmup must be at least 1, got interval=7, warmup=0"),
+        ({"schedule_power": -1.0}, "schedule_power must be at least 0, got -1.0: 2 is dense near the data, 0 is even"),
+        ({"full_steps": 9}, "full_steps: expected the steps to run in full, got 9; calibrate(..., full_steps=9)"),
+        ({"full_steps": (1, 2), "steps": 9}, "full_steps must hold 0 and lie within 0..8, got [1, 2]"),
+        ({"full_steps": (0, 9), "steps": 9}, "full_steps must hold 0 and lie within 0..8, got [0, 9]"),
+        ({"full_steps": (0, 4), "steps": 9, "full_at": (1.0,)}, "expected a noise level per full step, 2, got 1"),
+        ({"full_steps": (0, 4), "steps": 9, "segments": (1.0,)}, "expected a factor per full step, 2, got 1"),
+        ({"order": 5}, "order must be in 0..4, got 5"),
+        ({"basis": "fourier"}, "unknown basis of a forecast 'fourier': expected one of hermite, newton, taylor"),
+        ({"gains": (1.0, 2.5)}, "gains must be (principal, residual), each in [0, 2], got (1.0, 2.5)"),
+        ({"level": 1.0}, "level must be in [0, 1), got 1.0: it is the weight of the older value"),
+        ({"smoothing": -0.1}, "smoothing must be in [0, 1), got -0.1: it is the weight of the older value"),
+        ({"coordinate": "t"}, "unknown coordinate 't': expected one of log-snr, sigma, step, time"),
+        ({"energy": 0.0}, "energy must be in (0, 1], got 0.0"),
+        ({"basis_life": "week"}, "unknown life of the basis 'week': expected one of request, warm"),
+        ({"split": "band", "cutoff": 0.0}, "cutoff must be in"),
+        ({"split": "rows"}, "unknown split of the cache 'rows': expected one of band, channels"),
+        ({"front": -1}, "front and back must be at least 0, got -1 and 0"),
+        ({"back": -1}, "front and back must be at least 0, got 0 and -1"),
+        ({"site": "head"}, "unknown site of the cache 'head': expected one of attention, "),
+        ({"gate": "coin"}, "unknown gate of the cache 'coin': expected one of , budget, "),
+        ({"state_dtype": "int8"}, "unknown state_dtype of the cache 'int8': expected one of , bfloat16, "),
+        ({"max_bytes": -1}, "max_bytes must be at least 0, got -1: 0 is no limit"),
+        ({"noise": ((1.0, 1.0),)}, "noise must be (sigma, relative error) pairs with errors in [0, 1)"),
+        ({"gate": "sum"}, "gate 'sum' cannot decide here: expected site 'relational' or 'whole-model', got 'output'"),
+        ({"gate": "budget", "threshold": 0.0}, "an error budget needs back=0 and a relative error above 0"),
+        ({"gate": "budget", "threshold": 0.1, "back": 1}, "such as 0.02: got back=1, max_error=0.1"),
+        ({"gate": "draft", "accept": (0.3, 0.3, 0.02)}, "drafts are checked on a back block: expected back=1 or more"),
+        (
+            {"gate": "prefix", "corrected": True},
+            "a corrector needs a schedule that holds for the whole batch, got gate",
+        ),
+        ({"site": "whole-model", "corrected": True}, "for the whole batch, got site 'whole-model'"),
+        ({"site": "fastcache", "parts": ("glue",)}, "unknown part of FastCache 'glue'"),
+        ({"site": "fastcache", "approximation": "spline"}, "unknown approximation of FastCache 'spline'"),
+        ({"site": "fastcache", "alpha": 0.0}, "expected alpha in (0, 1) and merged in (0, 1], got 0.0 and 0.9"),
+        ({"site": "fastcache", "merged": 1.1}, "expected alpha in (0, 1) and merged in (0, 1], got 0.05 and 1.1"),
+        ({"site": "fastcache", "neighbours": 0}, "neighbours of at least 1, got 0.5, 0 and 1.0"),
+        ({"site": "fastcache", "adaptive": (1.0,)}, "adaptive must be (b0, b1, b2, b3) or empty, got (1.0,)"),
+        ({"site": "tokens", "ratio": -0.1}, "ratio must be in [0, 1], got -0.1: it is a share of the tokens"),
+        ({"site": "tokens", "pace": "slow"}, "unknown pace of the cache 'slow'"),
+        ({"back": 1, "split": "band", "gains": (0.0, 1.0)}, "expected site 'output' or 'residual' and back=0, got"),
+        ({"interva": 3}, "unknown option of the cache 'interva': did you mean 'interval'?"),
+        ({"cutof": 3}, "unknown option of the cache 'cutof': did you mean 'cutoff'?"),
+        ({"cutoff": 0.2}, "'cutoff' is an option of split 'band': this cache has site 'output', no gate and split"),
+        ({"ratios": (1.0,)}, "'ratios' is an option of gate 'magnitude': this cache has site 'output', no gate and"),
+        ({"lean": 2.0, "schedule_power": 2.0}, "'lean' is the old name of 'schedule_power': expected one of them"),
+    ],
+)
+def test_every_range_has_its_error(options: dict[str, Any], error: str) -> None:
+    with pytest.raises(StackError) as raised:
+        Policy.of(**options)
+    assert error in str(raised.value) and "\n" not in str(raised.value)
+
+
+OLD_AND_NEW = [
+    ("svd", {"lean": 2.0}, {"schedule_power": 2.0}),
+    ("svd", {"site": "blocks"}, {"site": "per-block"}),
+    ("svd", {"site": "modules"}, {"site": "per-module"}),
+    ("taylorseer", {"site": "related"}, {"site": "relational"}),
+    ("reuse", {"site": "denoiser"}, {"site": "whole-model"}),
+    ("svd", {"site": "clean"}, {"site": "x0"}),
+    ("fastcache-merge", {"carry": "map"}, {"approximation": "static"}),
+    ("fastcache-merge", {"carry": "moved"}, {"approximation": "delta"}),
+]
+
+
+@pytest.mark.parametrize(("method", "old", "new"), OLD_AND_NEW)
+def test_old_names_mean_what_the_new_ones_do(
+    method: str, old: dict[str, Any], new: dict[str, Any], tmp_path: Path
+) -> None:
+    assert Cache(method, **old) == Cache(method, **new) == Cache(method).changed(**old)
+    ((key, value),) = old.items()
+    written = f"{key} = {value!r}".replace("'", '"')
+    (tmp_path / "old.toml").write_text(f'steps = 50\n[cache]\nmethod = "{method}"\n{written}\n')
+    recipe = load_recipe(str(tmp_path / "old.toml"))
+    assert recipe.passes() == [Cache(method, **new)]
+    renewed = replace(recipe, stages={"cache": recipe.passes()[0].options()})
+    (tmp_path / "new.toml").write_text(recipe_toml(renewed))
+    assert load_recipe(str(tmp_path / "new.toml")).passes() == [Cache(method, **new)]
+    assert not {"lean", "carry", *(v for v in old.values() if isinstance(v, str))} & {
+        str(x) for pair in renewed.stages["cache"].items() for x in pair
+    }
+
+
+@pytest.mark.parametrize("method", list(PRESETS))
+def test_flat_options_make_the_same_policy_again(method: str) -> None:
+    policy = PRESETS[method]
+    assert Policy().changed(**policy.options()) == policy
+    assert Cache(method).options() == {"method": method}
+    assert set(policy.options()) <= set(known_options())
+
+
+def test_options_that_differ_make_the_cache_again() -> None:
+    cache = Cache("dbcache", site="output", front=0, interval=5, threshold=0.1)
+    assert cache.options() == {"method": "dbcache", "site": "output", "front": 0, "interval": 5, "threshold": 0.1}
+    assert Cache(**cache.options()) == cache
+    spent = Cache("svd", max_error=0.02)
+    assert spent.options() == {"method": "svd", "gate": "budget", "threshold": 0.02}
+    assert Cache(**spent.options()) == spent
+
+
+def test_a_part_that_is_exchanged_hands_on_what_both_have() -> None:
+    dbcache = PRESETS["dbcache"]
+    assert dbcache.changed(site="output").site == OutputSite(front=2, back=1)
+    assert dbcache.changed(gate="magnitude").gate is not None
+    assert dbcache.changed(gate="magnitude").options()["threshold"] == 0.08
+    assert dbcache.changed(gate="").gate is None
+    assert dbcache.changed(gate="", site="per-module").site == PerModuleSite()
+    assert Policy.of(split="band").split == BandSplit() and Policy().split == ChannelSplit()
+    assert Policy.of(site=ResidualSite(1, 1), gate=PrefixPolicy(0.1)) == Policy.of(
+        site="residual", front=1, back=1, gate="prefix", threshold=0.1
+    )
+
+
+def test_who_decides() -> None:
+    by_schedule = {name for name, policy in PRESETS.items() if policy.scheduled}
+    assert {name for name, policy in PRESETS.items() if policy.gate} == {
+        "first-block", "dbcache", "dbcache-taylor", "teacache", "magcache", "speca", "easycache", "rfc",
+    }  # fmt: skip
+    assert {name for name in PRESETS if name.startswith("fastcache")} == {
+        name for name, policy in PRESETS.items() if policy.site.decides
+    }
+    assert not {name for name, policy in PRESETS.items() if policy.correctable} - by_schedule
+
+
+def test_what_sites_tell() -> None:
+    told = {name: (site.noise_feature, site.correctable, site.divisible) for name, site in SITES.items()}
+    assert {name: value for name, value in told.items() if name in OWN_SITES} == {
+        "output": ("last hidden state", True, False),
+        "residual": ("whole residual", True, False),
+        "per-block": ("blocks", True, True),
+        "per-module": ("blocks", True, True),
+        "attention": ("blocks", True, True),
+        "relational": ("blocks", True, True),
+        "tokens": ("blocks", True, False),
+        "fastcache": ("output", False, False),
+        "whole-model": ("output", False, False),
+        "x0": ("output", True, False),
+    }
+
+
+OWN_SITES = (
+    "output", "residual", "per-block", "per-module", "attention", "relational", "tokens", "fastcache", "whole-model",
+    "x0",
+)  # fmt: skip
+
+
+def test_what_gates_tell() -> None:
+    told = {n: (g.reads_per_step, bool(g.fitted_by), g.self_timed, g.keeps_probe) for n, g in GATES.items()}
+    assert told == {
+        "prefix": (1, False, False, True),
+        "polynomial": (1, True, False, True),
+        "magnitude": (0, True, False, False),
+        "sum": (1, False, False, False),
+        "draft": (1, False, False, False),
+        "budget": (1, True, True, False),
+    }
+
+
+def test_gates_are_loosened_by_a_factor() -> None:
+    assert BudgetPolicy(0.02, error_scale=3.0).loosened(2.0) == BudgetPolicy(0.04, error_scale=3.0)
+    speca = PRESETS["speca"].gate
+    assert speca is not None and speca.loosened(2.0) == replace(speca, accept=(0.6, 0.3, 0.04))
+    fast = PRESETS["fastcache"].site
+    assert fast.threshold_scaled(2.0) == replace(fast, threshold=0.1)
+    assert PRESETS["fastcache-merge"].site.threshold_scaled(2.0) is None
+
+
+def test_a_sum_gate_waits_for_the_slope_where_the_site_measures_one() -> None:
+    around, inside = (PRESETS[name].new_gate(uniform(10)) for name in ("easycache", "rfc"))
+    assert isinstance(PRESETS["rfc"].gate, SumPolicy)
+    assert vars(around) | {"total": 0.0} == {
+        "threshold": 0.025, "warmup": 5, "longest": 0, "slope": None, "ends": True, "total": 0.0,
+    }  # fmt: skip
+    assert (vars(inside)["slope"], vars(inside)["ends"]) == (1.0, False)
