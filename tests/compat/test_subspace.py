@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from boundbench.documented import truncation_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.bounds import truncation_error
 from stack.compat.subspace import principal_basis, rank_above_noise, rank_by_energy, split
 from stack.core.errors import StackError
 
