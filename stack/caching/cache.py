@@ -18,8 +18,9 @@ from ..core.errors import choose
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding
-from ..models.sampler import planned_steps
-from ..runtime.report import FULL
+from ..models.sampler import AffineStep, planned_steps
+from ..runtime.call import Interceptor
+from ..runtime.step_clock import FULL
 from ..runtime.target import Target
 from .bases import load_bases
 from .candidate import Candidate
@@ -30,16 +31,15 @@ from .controller import CacheController
 from .corrector import Corrector
 from .fastcache import planning as fastcache
 from .fastcache.maps import load_maps
-from .gradients import without_gradients
-from .guard import OutputGuard
+from .guard import NoGradients, OutputGuard
 from .placement import all_on_device, first_on_device
 from .policy import PRESETS, Policy
 from .repairs import always_running, can_correct
 from .sample_size import SampleSize
 from .schedules import Schedule
+from .sites.all_blocks import AllBlocks
 from .sites.block_range import BlockRange
 from .sites.fastcache import FastCache
-from .sites.foreseen import Foreseen
 from .sites.per_module import PerBlock, PerModule
 from .sites.relational import RelationalModules
 from .sites.token_selector import TokenSelector
@@ -180,31 +180,43 @@ class Cache:
             place=first_on_device(split.features) if split else all_on_device,
         )
 
-    def install_site(self, controller: CacheController, target: Target, install: Installer) -> int:
-        """Let this controller decide and predict where the policy says; returns the number of places."""
-        places = _site(self.policy, controller, target).install(target.denoiser, target.wiring, install)
-        self.correct(controller, target, install)
+    def install_site(
+        self, controller: CacheController, target: Target, install: Installer, *guards: Interceptor
+    ) -> int:
+        """Let this controller decide and predict where the policy says; returns the number of places.
+
+        Args:
+            guards: what sees outputs as the caller would get them.
+        """
+        site = _site(self.policy, controller, target)
+        places = site.install(target.denoiser, target.wiring, install)
+        # The first is the outermost. Every one of them sees what those behind it return.
+        target.chain.add(
+            install,
+            *guards,
+            *self.correctors(controller, target),  # correct what the site returned
+            *site.interceptors,  # call the model, or answer in its place
+        )
         return places
 
-    def correct(self, controller: CacheController, target: Target, install: Installer) -> None:
-        """Let full steps put right what this controller's forecasts left, if the policy says so."""
-        if self.policy.corrected:
-            Corrector(controller, planned_steps(target.pipe, lambda: target.clock.sigma_schedule)).install(
-                target.entrance, install
-            )
+    def correctors(self, controller: CacheController, target: Target) -> tuple[Interceptor, ...]:
+        """What lets full steps put right what this controller's forecasts left, if the policy says so."""
+        return (Corrector(controller, _steps_of(target)),) if self.policy.corrected else ()
 
     def apply(self, target: Target, install: Installer) -> Applied:
         controller = self.controller(target)
-        places = self.install_site(controller, target, install)
         constants = Constants(target.clock, target.conditions)
         constants.install(target.denoiser, target.wiring, install)
-        if self.policy.gate == "budget" and _clean_is_known(target):
-            SampleSize(controller, planned_steps(target.pipe, lambda: target.clock.sigma_schedule)).install(
-                target.entrance, install
-            )
-        guard = OutputGuard(controller, target.journal)
-        guard.install(target.entrance, install)
-        without_gradients(target.entrance, target.journal, install)
+        guard = OutputGuard(target.clock, target.journal, controller.empty)
+        budget = self.policy.gate == "budget" and _clean_is_known(target)
+        places = self.install_site(
+            controller,
+            target,
+            install,
+            NoGradients(target.journal),  # outermost: nothing that anybody keeps holds a graph
+            guard,  # judges what the caller would get, and has it made again by all that follow
+            *((SampleSize(controller, _steps_of(target)),) if budget else ()),  # reads outputs as they are corrected
+        )
         install.on_rollback(controller.reset)
 
         def reset() -> None:
@@ -232,6 +244,11 @@ _SITE_WORDS = {
     "denoiser": "what the whole denoiser adds to the latent",
     "tokens": "every attention and MLP before its gate, and the last hidden state before the head",
 }
+
+
+def _steps_of(target: Target) -> Callable[[], list[AffineStep]]:
+    """The sampler's steps of the current request."""
+    return planned_steps(target.pipe, lambda: target.clock.sigma_schedule)
 
 
 def _clean_is_known(target: Target) -> bool:
@@ -267,28 +284,26 @@ def _noise_words(p: Policy, facts: Facts) -> str:
 
 def _site(
     p: Policy, controller: CacheController, target: Target
-) -> BlockRange | Foreseen | PerBlock | PerModule | FastCache | Tokenwise | WholeModel | X0Prediction:
+) -> AllBlocks | BlockRange | PerBlock | PerModule | FastCache | Tokenwise | WholeModel | X0Prediction:
     if p.site == "fastcache":
         return FastCache(controller, p)
     compile = partial(compiled, mode=target.now.compiled)
     if p.site == "tokens":
         chooser = TokenSelector(controller, p, target.facts.head_dim, target.wiring.halves, target.grid)
-        return Tokenwise(controller, p, chooser, target.entrance, compile)
+        return Tokenwise(controller, p, chooser, compile)
     if p.site == "blocks":
         return PerBlock(controller)
     if p.site == "denoiser":
-        return WholeModel(controller, target.entrance)
+        return WholeModel(controller)
     if p.site == "clean":
-        return X0Prediction(
-            controller, target.entrance, planned_steps(target.pipe, lambda: target.clock.sigma_schedule)
-        )
+        return X0Prediction(controller, _steps_of(target))
     if p.site == "related":
         return RelationalModules(controller, compile)
     if p.site in ("modules", "attention"):
         return PerModule(controller, ("attention",) if p.site == "attention" else ("attention", "mlp"), compile)
     residual = p.site == "residual"
     if not (p.gate or p.accept or p.front or p.back):
-        return Foreseen(controller, target.entrance, residual)
+        return AllBlocks(controller, residual)
     return BlockRange(controller, p.front, p.back, residual, p.accepts if p.accept else None)
 
 

@@ -126,7 +126,7 @@ class Rehearsal(StandIn):
         BlockRange(proxy, policy.front, policy.back, policy.site == "residual").install(
             target.denoiser, target.wiring, install
         )
-        self.cache.correct(controller, target, install)
+        target.chain.add(install, *self.cache.correctors(controller, target))
         install.on_rollback(controller.reset)
         return Applied("rehearsing")
 

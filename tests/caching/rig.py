@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from stack.caching.sites.tokenwise import Tokenwise
 from stack.core.installer import Installer
 from stack.models.schedule import uniform
 from stack.models.wiring import FLUX
-from stack.runtime.call import DenoiserCall, Entrance
+from stack.runtime.call import DenoiserCall, InterceptorChain
 from stack.runtime.report import Journal
 from stack.runtime.stamp import Conditions
 from stack.runtime.step_clock import MAIN, Clock
@@ -59,8 +60,10 @@ class Rig:
         self.controller = controller_of(self.policy, self.clock, lambda: self.weights)
         self.grid: tuple[int, ...] = (8, 8)
         chooser = TokenSelector(self.controller, self.policy, head_dim=64, halves=halves, grid=lambda: self.grid)
-        self.entrance = Entrance()
-        Tokenwise(self.controller, self.policy, chooser, self.entrance).install(self.denoiser, FLUX, Installer())
+        self.chain, install = InterceptorChain(), Installer()
+        site = Tokenwise(self.controller, self.policy, chooser)
+        site.install(self.denoiser, FLUX, install)
+        self.chain.add(install, *site.interceptors)
         self.head: torch.Tensor | None = None
         self.denoiser.norm_out.register_forward_pre_hook(self._see)
 
@@ -75,7 +78,7 @@ class Rig:
             given["encoder_hidden_states"] = -given["encoder_hidden_states"]
         self.clock.branch = branch
         self.controller.journal.begin(self.clock.advance(at, tuple(given["hidden_states"].shape)))
-        return self.entrance.run(DenoiserCall(self.denoiser, (), given, given)).sample
+        return self.chain.run(DenoiserCall(partial(self.denoiser, **given), given)).sample
 
     @property
     def kept(self) -> dict[str, torch.Tensor]:

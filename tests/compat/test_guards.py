@@ -172,7 +172,7 @@ def test_what_was_put_off_on_an_accelerator_is_read_by_the_report() -> None:
     stack = Stack(tiny_denoiser(), steps=STEPS).cache("svd", warmup=3, interval=9)
     walk(stack, range(5))
     controller = stack._layers[-1].applied.details["controller"]
-    guard = OutputGuard(controller, stack._target.journal)
+    guard = OutputGuard(controller.clock, stack._target.journal, controller.empty)
     good, flat = (Readback(torch.tensor([[1.0], [spread]])) for spread in (0.5, 0.0))
     guard._late = [(controller.now.request, 3, flat, good), (controller.now.request - 1, 2, flat, good)]
     guard.settle()

@@ -11,6 +11,7 @@ from torch import nn
 from ...core.errors import StackError
 from ...core.installer import Installer
 from ...models.wiring import Wiring
+from ...runtime.call import Interceptor
 from ..controller import CacheSlot
 from .calls import BlockCall, Decides, Streams, before_blocks, take
 
@@ -38,7 +39,7 @@ class _Step:
 
 
 class BlockRange:
-    """Caches blocks `front` to `-back`; with 0 and 0 the whole stack.
+    """Caches blocks `front` to `-back`; with 0 and 0 all of them, as `AllBlocks` does where a schedule decides.
 
     Embedders, head, front and back blocks run on every step, with the current time.
 
@@ -47,6 +48,8 @@ class BlockRange:
         accept: for drafts: (step, steps) to the largest relative error of the check that is accepted; None checks
             nothing. Needs a back block, which is run on the predicted streams and compared with its own prediction.
     """
+
+    interceptors: tuple[Interceptor, ...] = ()
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from ...core.errors import StackError
 from ...core.installer import Installer
 from ...models.wiring import CachedModule, Wiring
 from ...runtime.arguments import Arguments
+from ...runtime.call import Interceptor
 from ..controller import CacheController, CacheSlot
 from .calls import BlockCall, Streams, before_blocks, returned, several
 from .inside import Forward, Inside, as_it_is
@@ -21,6 +22,8 @@ Given = list[torch.Tensor]  # the tensors that a module was called with
 
 class _Decided:
     """Both sites decide once per step, at the first block, for the whole batch."""
+
+    interceptors: tuple[Interceptor, ...] = ()
 
     def __init__(self, controller: CacheController):
         self.controller = controller

@@ -15,14 +15,14 @@ from torch import nn
 
 from ...core.installer import Installer
 from ...models.wiring import Wiring
-from ...runtime.call import DenoiserCall, Entrance
+from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ..controller import CacheController
 from ..policy import Policy
 from ..tokenwise.cycles import AGGRESSIVE, CONSERVATIVE, FULL_STEP
+from .bypass import Bypass
 from .calls import BlockCall, Streams, before_blocks
 from .inside import Forward, Inside, as_it_is
 from .modules import Modules
-from .skip_embedders import SkipEmbedders
 from .token_selector import Place, TokenSelector
 
 
@@ -32,7 +32,6 @@ class Tokenwise:
     Args:
         policy: its cycle says what a step is, its `TokenChoices` what a conservative one computes.
         chooser: chooses the tokens.
-        entrance: where the denoiser's calls come by.
         compile: what the blocks are compiled with.
     """
 
@@ -41,11 +40,11 @@ class Tokenwise:
         controller: CacheController,
         policy: Policy,
         chooser: TokenSelector,
-        entrance: Entrance,
         compile: Callable[[Forward], Forward] = as_it_is,
     ):
-        self.controller, self.policy, self.chooser, self.entrance = controller, policy, chooser, entrance
-        self.idle = SkipEmbedders()
+        self.controller, self.policy, self.chooser = controller, policy, chooser
+        self.interceptors: tuple[Interceptor, ...] = (self,)
+        self.bypass = Bypass()
         self.modules = Modules(controller, chooser)
         self.inside = Inside(compile, whole=lambda: not self.modules.conservative)
         self.kind = FULL_STEP
@@ -66,22 +65,20 @@ class Tokenwise:
                         self.chooser.add(place)
                     for path, wrapper in self.modules.wrappers(module, place, modules):
                         self.inside.wrap(block.get_submodule(path), wrapper, install)
-        install.wrap_call(self.entrance, "run", lambda inner: lambda call: self._enter(call, inner))
-        self.idle.install(denoiser, wiring, install)
+        self.bypass.install(map(denoiser.get_submodule, wiring.embedders.values()), install)
         last = len(wiring.blocks(denoiser)) - 1
         clock = self.controller.clock
         before_blocks(denoiser, wiring, install, clock, lambda number, call: self._visit(call, number == last))
         return count
 
-    def _enter(self, call: DenoiserCall, run: Callable[[DenoiserCall], Any]) -> Any:
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         controller = self.controller
         controller.begin(call.latent)
         kind = self.policy.kinds(controller.now.steps)[controller.now.step]
         # Whatever the schedule says, nothing is reused where nothing is kept.
         self.kind = kind if all(controller.decide(partial=kind == CONSERVATIVE)) else FULL_STEP
         self.modules.conservative = self.kind == CONSERVATIVE
-        with self.idle.during(controller.now.branch, self.kind == AGGRESSIVE):
-            return run(call)
+        return self.bypass.run(call, proceed, controller.now.branch, self.kind == AGGRESSIVE)
 
     def _visit(self, call: BlockCall, last: bool) -> Streams:
         controller, stream = self.controller, call.wiring.output_stream
