@@ -37,7 +37,7 @@ EAGER = {  # so that steps are cached on a model without training
     "draft": {"accept": (1e9, 1.0, 1e9)},
 }
 # What has come back already; and the timestep of a pipeline whose scheduler counts no steps.
-ELSEWHERE = ("readback.py, read", "follow.py")
+ELSEWHERE = ("runtime/readback.py, read", "runtime/hook.py")
 
 
 class Reads(TorchDispatchMode):

@@ -177,9 +177,10 @@ class Predictor:
         """
         if not self._terms:
             raise StackError("nothing to predict from: no full step has run in this request")
-        terms = list(map(self.placement.get, self._terms)) if self.placement.on_host else self._terms
-        out = terms[0].to(self._summed_in)
-        factors = weights(self.forecast, x, self._raw.nodes[: len(terms)])
-        for term, factor in zip(terms[1:], factors[1:], strict=True):
+        # One at a time is on the device: a map is lazy.
+        terms = iter(map(self.placement.get, self._terms) if self.placement.on_host else self._terms)
+        out = next(terms).to(self._summed_in)
+        factors = weights(self.forecast, x, self._raw.nodes[: len(self._terms)])
+        for term, factor in zip(terms, factors[1:], strict=True):
             out = torch.add(out, term, alpha=factor)
         return out.to(self._given)

@@ -39,13 +39,12 @@ class AllBlocks:
         # A forecast of what the blocks add is added to the output stream's own embedding.
         needed = wiring.output_stream if self.residual else ""
         unread = [name for stream, name in wiring.embedders.items() if stream != needed] + list(wiring.constants)
+        self._stream, name = wiring.output_stream, wiring.streams[wiring.output_stream]
+        first, last = (Arguments(blocks[i].forward) for i in (0, -1))
         self._bypass.install([*map(denoiser.get_submodule, unread), *blocks[:-1]], install)
-        self._stream, last = wiring.output_stream, Arguments(blocks[-1].forward)
-        name = wiring.streams[self._stream]
         self._index = [given for given in wiring.streams.values() if given in last.names].index(name)
         install.wrap_call(blocks[-1], "forward", self._last)
         if self.residual:
-            first = Arguments(blocks[0].forward)
             install.wrap_call(blocks[0], "forward", lambda inner: self._first(inner, first, name))
         return len(blocks)
 
