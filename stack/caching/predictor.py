@@ -166,7 +166,8 @@ class Predictor:
             return principal * loud if residual == 0 else torch.add(principal * loud, quiet, alpha=residual)
         if self.split is None or principal == residual:
             return difference if principal == 1 else principal * difference
-        excess = (principal - residual) * self.split.principal(difference)
+        excess = self.split.principal(difference)
+        excess = excess if principal - residual == 1 else (principal - residual) * excess
         return excess if residual == 0 else torch.add(excess, difference, alpha=residual)
 
     def predict(self, x: float) -> torch.Tensor:

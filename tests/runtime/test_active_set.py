@@ -11,8 +11,8 @@ from stack import Stack
 from stack.models.schedule import uniform
 from stack.runtime.step_clock import ActiveSet, Clock
 
-from .conftest import inputs, tiny_denoiser
-from .passes.test_fastcache import made_up
+from ..conftest import inputs, tiny_denoiser
+from ..passes.test_fastcache import made_up
 
 STEPS = 14
 Seen = tuple[int, bool, tuple[int, ...] | None, bool]
