@@ -95,8 +95,8 @@ def test_the_guard_says_what_is_wrong_once_it_is_known() -> None:
     controller = stack._layers[-1].applied.details["controller"]
     guard = OutputGuard(controller.clock, stack._target.journal, controller.empty)
     good = Readback(torch.tensor([[1.0], [0.5]]))
-    flat, event = late(torch.tensor([[1.0], [0.0]]))
-    guard._late = [(controller.now.request, 3, flat, good)]
+    flat, event = late(torch.tensor([[1.0], [1.0]]))  # the mean of its tokens is as long as it is itself
+    guard._late = [(controller.now.request, 3, 1, flat, good)]
     guard.settle()
     assert stack.report().warnings == [] and event.waits == 0
     event.happened = True

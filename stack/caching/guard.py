@@ -17,7 +17,7 @@ from ..runtime import readback
 from ..runtime.call import DenoiserCall, Proceed
 from ..runtime.readback import Readback
 from ..runtime.report import Journal
-from ..runtime.step_clock import FULL, Clock
+from ..runtime.step_clock import FULL, Clock, StepContext
 from .forecast import weights
 from .latent import tokens_of
 from .predictor import Predictor
@@ -56,13 +56,14 @@ class _LastFull:
     """The output of a branch's last full step.
 
     Attributes:
-        figures: see `figures_of`.
-        numbers: the same, read where reading is free; else None.
+        tokens: how many it has.
+        norms: see `norms_of`.
+        readback: the same on their way to the host, where reading is not free; else None.
     """
 
     request: int
-    figures: torch.Tensor
-    numbers: list[list[float]] | None
+    tokens: int
+    norms: list[list[float]]
     readback: Readback | None
 
 
@@ -70,7 +71,7 @@ class OutputGuard:
     """Compares every output with the last full step's of its branch: is it finite, of like norm, and not constant?
 
     In host memory looking costs microseconds: a cached step that fails is made again in full, in the same call. On an
-    accelerator a look would wait for the device. There the figures come back as they are ready, and what is wrong is
+    accelerator a look would wait for the device. There the norms come back as they are ready, and what is wrong is
     told at a later full step or by the report; forecasts that blow up are refused beforehand, see `ExtrapolationGuard`.
 
     Args:
@@ -81,7 +82,7 @@ class OutputGuard:
         self._clock, self._journal, self._drop = clock, journal, drop
         self.recomputed = 0
         self._full: dict[str, _LastFull] = {}  # by branch
-        self._late: list[tuple[int, int, Readback, Readback]] = []
+        self._late: list[tuple[int, int, int, Readback, Readback]] = []  # request, step, tokens, norms of both
 
     def reset(self) -> None:
         """Forget what outputs were like."""
@@ -92,73 +93,77 @@ class OutputGuard:
         result = proceed(call)
         now = self._clock.tick
         assert now is not None
-        figures = figures_of(result[0])
+        norms = norms_of(result[0])
         if now.active_set.kind == FULL:
             self.settle()
-            last = self._note(now.branch, now.request, figures)
+            last = self._note(now, result[0], norms)
             if now.is_last:  # no step comes that would notice
-                seen = last.readback or Readback(figures)
-                self._late.append((now.request, now.step, seen, seen))
+                seen = last.readback or Readback(norms)
+                self._late.append((now.request, now.step, last.tokens, seen, seen))
             return result
         full = self._full.get(now.branch)
-        if full is None or full.request != now.request or full.figures.shape != figures.shape:
+        if full is None or full.request != now.request:
             return result
         if full.readback is not None:
-            self._late.append((now.request, now.step, Readback(figures), full.readback))
+            self._late.append((now.request, now.step, full.tokens, Readback(norms), full.readback))
             return result
-        assert full.numbers is not None
-        if not (wrong := fault(figures.tolist(), full.numbers)):
+        if not (wrong := fault(norms.tolist(), full.norms, full.tokens)):
             return result
         self._drop()
         self.recomputed += 1
         self._journal.warn(f"output of cached step {now.step} was {wrong}: the step was made again in full")
         result = proceed(call)
-        self._note(now.branch, now.request, figures_of(result[0]))
+        self._note(now, result[0], norms_of(result[0]))
         return result
 
-    def _note(self, branch: str, request: int, figures: torch.Tensor) -> _LastFull:
-        """A full step of this branch had an output with these figures."""
-        free = readback.reads_are_free(figures.device)
-        last = _LastFull(request, figures, figures.tolist() if free else None, None if free else Readback(figures))
-        self._full[branch] = last
+    def _note(self, now: StepContext, output: torch.Tensor, norms: torch.Tensor) -> _LastFull:
+        """A full step had this output."""
+        tokens = output.shape[1] if output.ndim == 3 else output.shape[2:].numel()
+        free = readback.reads_are_free(norms.device)
+        last = _LastFull(now.request, tokens, norms.tolist() if free else [], None if free else Readback(norms))
+        self._full[now.branch] = last
         return last
 
     def settle(self, wait: bool = False) -> None:
-        """Say what is wrong with outputs whose figures have arrived, or with all of them."""
+        """Say what is wrong with outputs whose norms have arrived, or with all of them."""
         late, self._late = self._late, []
-        for request, step, figures, full in late:
+        for request, step, tokens, norms, full in late:
             if self._clock.tick is None or request != self._clock.tick.request:
                 continue
-            if not (wait or (figures.ready and full.ready)):
-                self._late.append((request, step, figures, full))
-            elif wrong := fault(figures.read(), full.read()):
+            if not (wait or (norms.ready and full.ready)):
+                self._late.append((request, step, tokens, norms, full))
+            elif wrong := fault(norms.read(), full.read(), tokens):
                 self._journal.warn(f"output of step {step} was {wrong}")
 
 
-def figures_of(output: torch.Tensor) -> torch.Tensor:
-    """(2, B): root mean square of every sample's tokens (their norms), and of their distances from their mean."""
+def norms_of(output: torch.Tensor) -> torch.Tensor:
+    """(2, B): the norm of every sample, and of the mean of its tokens."""
     tokens = output if output.ndim == 3 else tokens_of(output)
     wide = torch.promote_types(output.dtype, torch.float32)
     # A variance in one go takes torch ten times as long as these two sums.
-    power = torch.linalg.vector_norm(tokens, dim=(1, 2), dtype=wide).square() / tokens.shape[1]
-    spread = power - tokens.mean(1, dtype=wide).square().sum(-1)
-    return torch.stack([power, spread.clamp_min(0)]).sqrt()
+    norm = torch.linalg.vector_norm(tokens, dim=(1, 2), dtype=wide)
+    return torch.stack([norm, torch.linalg.vector_norm(tokens.mean(1, dtype=wide), dim=1)])
 
 
-def fault(figures: list[list[float]], full: list[list[float]]) -> str:
-    """What is wrong with an output, in words; "" if nothing is.
+def fault(norms: list[list[float]], full: list[list[float]], tokens: int) -> str:
+    """What is wrong with an output of so many tokens, in words; "" if nothing is.
 
     Args:
-        figures, full: (2, B) of the output and of the last full step's, from `figures_of`.
+        norms, full: (2, B) of the output and of the last full step's, from `norms_of`.
     """
-    for norm, spread, full_norm, full_spread in zip(*figures, *full, strict=True):
+    for norm, mean, full_norm, full_mean in zip(*norms, *full, strict=True):
         if norm - norm != 0:
             return NO_NUMBER
         if norm > SATURATED * full_norm:
             return LARGE
-        if spread < CONSTANT * full_spread:
+        if spread(norm, mean, tokens) < CONSTANT * spread(full_norm, full_mean, tokens):
             return FLAT
     return ""
+
+
+def spread(norm: float, mean: float, tokens: int) -> float:
+    """Root mean square of the distances of a sample's tokens from their mean."""
+    return max(0.0, norm * norm / tokens - mean * mean) ** 0.5
 
 
 @dataclass

@@ -72,7 +72,7 @@ class _Sigmas:
         """Noise level of a call with these tokens (B, N, ...)."""
         pipe, clock, scale = self._target.pipe, self._target.clock, self._target.wiring.timestep_scale
         if pipe is None:
-            return float(timestep.flatten()[0]) / scale
+            return _first(timestep) / scale
         scheduler = pipe.scheduler
         made = vars(scheduler).get("sigmas")
         if made is None:
@@ -85,14 +85,19 @@ class _Sigmas:
         sigmas = clock.sigma_schedule.sigmas
         if "_step_index" not in vars(scheduler):  # DDIM keeps no count of its steps
             index = _place(timestep, scheduler.timesteps)
-            return float(timestep.flatten()[0]) / scale if index is None else sigmas[index]
+            return _first(timestep) / scale if index is None else sigmas[index]
         index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index or 0
         known = sigmas[min(index, len(sigmas) - 1)]
         if timestep.device.type != "cpu":
             return known
         # A call around the pipeline's own loop: the scheduler's index is stale, the value is not.
-        value = float(timestep.flatten()[0]) / scale
+        value = _first(timestep) / scale
         return known if abs(known - value) <= NEAR * max(value, NEAR) else value
+
+
+def _first(timestep: torch.Tensor) -> float:
+    """One sample's timestep; all samples of a call have the same."""
+    return float(timestep if timestep.numel() == 1 else timestep.flatten()[0])
 
 
 def _place(timestep: torch.Tensor, timesteps: torch.Tensor) -> int | None:

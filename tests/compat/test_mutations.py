@@ -126,7 +126,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
     ],
     "outputs are not looked at": [
         Mutation(
-            "stack.caching.guard", "fault", lambda figures, full: "",
+            "stack.caching.guard", "fault", lambda norms, full, tokens: "",
             lambda: test_guards.test_a_cached_output_that_is_no_picture_is_made_again_in_full(0.0, FLAT),
         )
     ],
