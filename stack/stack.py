@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +32,7 @@ from .models.schedule import default_sigma_schedule
 from .models.wiring import Wiring, wiring_of
 from .quant.quantize import Quantize
 from .recipe import Recipe
-from .runtime.hook import follow
+from .runtime.hook import hook_denoiser
 from .runtime.layers import Layers
 from .runtime.report import Journal, Report
 from .runtime.step_clock import Clock
@@ -88,7 +90,7 @@ class Stack:
             facts=self._facts,
             clock=Clock(default_sigma_schedule(steps, shift)),
             journal=Journal(),
-            passes=lambda: self._layers.version,
+            passes=partial(attrgetter("version"), self._layers),
             pipe=self._pipe,
             lock=self.lock,
             abort=self._layers.let_go,
@@ -243,7 +245,7 @@ class Stack:
             if self.denoiser in _CARRYING:
                 raise StackError("this model already carries a stack: undo() that one first")
             base = Installer()
-            follow(self._target, base)
+            hook_denoiser(self._target, base)
             self._base = base
             _CARRYING.add(self.denoiser)
             self._push(plan.stages)

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from stack import Stack
-from stack.caching.extrapolation import ExtrapolationGuard, NormReader
-from stack.caching.guard import OutputGuard
+from stack.caching.guard import ExtrapolationGuard, NormReader, OutputGuard
 from stack.runtime.hook import _place
 from stack.runtime.readback import Readback, Stopwatch
 
@@ -58,15 +57,15 @@ def test_norms_are_taken_when_they_have_arrived_and_nothing_is_known_before(monk
         events.append(event)
         return readback
 
-    monkeypatch.setattr("stack.caching.extrapolation.Readback", slow)
+    monkeypatch.setattr("stack.caching.guard.Readback", slow)
     reach, other, reader = ExtrapolationGuard(), ExtrapolationGuard(), NormReader()
     reach.note(torch.tensor([float("nan")]))
     other.note(torch.tensor([1.0]))
     reader.poll([reach, other])
-    assert reach.sound and len(events) == 1
+    assert reach.finite and len(events) == 1
     events[0].happened = True
     reader.poll([reach, other])
-    assert not reach.sound and other.sound
+    assert not reach.finite and other.finite
     assert events[0].waits == 1  # read once, after it had happened
 
 
@@ -78,14 +77,14 @@ def test_norms_of_a_state_that_is_gone_say_nothing_of_the_next_one(monkeypatch: 
         pending.append(event)
         return readback
 
-    monkeypatch.setattr("stack.caching.extrapolation.Readback", slow)
+    monkeypatch.setattr("stack.caching.guard.Readback", slow)
     reach, reader = ExtrapolationGuard(), NormReader()
     reach.note(torch.tensor([float("inf")]))
     reader.poll([reach])
     reach.clear()
     pending[0].happened = True
     reader.poll([reach])
-    assert reach.sound
+    assert reach.finite
 
 
 def test_the_guard_says_what_is_wrong_once_it_is_known() -> None:
@@ -94,10 +93,10 @@ def test_the_guard_says_what_is_wrong_once_it_is_known() -> None:
         for step in range(5):
             stack(**inputs(1 - step / 14))
     controller = stack._layers[-1].applied.details["controller"]
-    guard = OutputGuard(controller, stack._target.journal)
+    guard = OutputGuard(controller.clock, stack._target.journal, controller.empty)
     good = Readback(torch.tensor([[1.0], [0.5]]))
-    flat, event = late(torch.tensor([[1.0], [0.0]]))
-    guard._late = [(controller.now.request, 3, flat, good)]
+    flat, event = late(torch.tensor([[1.0], [1.0]]))  # the mean of its tokens is as long as it is itself
+    guard._late = [(controller.now.request, 3, 1, flat, good)]
     guard.settle()
     assert stack.report().warnings == [] and event.waits == 0
     event.happened = True

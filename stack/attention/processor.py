@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import wraps
-from inspect import signature
 from typing import Any
 
 import torch
@@ -20,34 +18,19 @@ from .sparsity import ANCHOR, MASKED, NO_TEXT_LENGTH, SparsityPolicy, Tally
 
 
 @dataclass
-class TextLength:
-    """Text tokens of the current denoiser call. Single-stream blocks see one joint sequence and cannot tell."""
-
-    tokens: int | None = None
-
-    def recording(self, denoiser: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """`forward`, noting the length of its `encoder_hidden_states`."""
-        # The class's own signature: what is installed on the instance by now may take anything.
-        arguments = signature(type(denoiser).forward)
-
-        @wraps(forward)
-        def recorded(*args: Any, **kwargs: Any) -> Any:
-            text = arguments.bind(denoiser, *args, **kwargs).arguments.get("encoder_hidden_states")
-            self.tokens = None if text is None else text.shape[1]
-            return forward(*args, **kwargs)
-
-        return recorded
-
-
-@dataclass
 class Shared:
-    """What the processors of one model have in common."""
+    """What the processors of one model have in common.
+
+    Attributes:
+        given: arguments of the current denoiser call by name; empty outside of calls. They tell how long the text is:
+            single-stream blocks see one joint sequence and cannot.
+    """
 
     family: Family
     policy: SparsityPolicy
     tally: Tally
     maps: Maps
-    text: TextLength
+    given: Callable[[], Mapping[str, Any]]
     flex: Flex
 
 
@@ -94,7 +77,8 @@ class BlockSparseProcessor:
     ) -> Any:
         call = AttentionCall(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         self.shared.tally.begin()
-        lengths = self.shared.family.lengths(call, self.shared.text.tokens)
+        text = self.shared.given().get("encoder_hidden_states") if self.shared.family.joins_text else None
+        lengths = self.shared.family.lengths(call, None if text is None else text.shape[1])
         reason = self._dense_reason(call, lengths)
         if reason or lengths is None:
             self.shared.tally.note(reason)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..runtime.stamp import Conditions, Stamp, stamp_of
+from ..runtime.stamp import Conditions, Stamp
 from ..runtime.step_clock import Clock, StepContext
 from .maps import Grid, block_map, ranked_blocks
 from .mass import dropped_mass, sampled_queries
@@ -185,8 +185,12 @@ class Maps:
     def _stamp(self, hidden: torch.Tensor) -> Stamp:
         tick = self._tick
         if self._at is not tick or self._stamped is None:  # the same for all layers of a denoiser call
-            self._at, self._stamped = tick, stamp_of(tick, self._conditions(), self.clock.sigma_schedule, hidden)
-        return replace(self._stamped, shape=tick.shape, dtype=hidden.dtype, device=hidden.device)
+            of, schedule = hidden.dtype, self.clock.sigma_schedule
+            self._at = tick
+            self._stamped = Stamp(
+                tick.request, tick.branch, self._conditions(), schedule, tick.shape, of, hidden.device
+            )
+        return replace(self._stamped, dtype=hidden.dtype, device=hidden.device)
 
     @property
     def _tick(self) -> StepContext:

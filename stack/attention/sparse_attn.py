@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..bounds import dropped_mass_bound
@@ -169,15 +168,13 @@ class SparseAttention:
         # diffusers is wanted only once a model is there.
         from ..models.attention import FAMILIES as READINGS
         from .flex import Flex
-        from .processor import BlockSparseProcessor, Shared, TextLength
+        from .processor import BlockSparseProcessor, Shared
 
-        tally, text, flex, family = Tally(target.clock), TextLength(), Flex(), READINGS[target.wiring.family]
+        tally, flex, family = Tally(target.clock), Flex(), READINGS[target.wiring.family]
         maps = Maps(self.policy, target.clock, tally, target.conditions)
         layers = _attention_layers(target)
         plain = [attention for attention in layers if family.is_plain(attention)]
-        if plain and family.joins_text:
-            install.wrap_call(target.denoiser, "forward", partial(text.recording, target.denoiser))
-        shared = Shared(family, self.policy, tally, maps, text, flex)
+        shared = Shared(family, self.policy, tally, maps, lambda: target.conditions.given, flex)
         for number, attention in enumerate(plain):
             install.set_processor(attention, BlockSparseProcessor(attention.processor, number, shared))
         clock = target.clock

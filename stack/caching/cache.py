@@ -13,8 +13,9 @@ from ..core.errors import StackError, choose
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding
-from ..models.sampler import planned_steps
-from ..runtime.report import FULL
+from ..models.sampler import AffineStep, planned_steps
+from ..runtime.call import Interceptor
+from ..runtime.step_clock import FULL
 from ..runtime.target import Target
 from .bases import load_bases
 from .candidate import Candidate
@@ -26,8 +27,7 @@ from .corrector import Corrector
 from .describe import described, noise_words
 from .fastcache.maps import load_maps
 from .gate_policies import BudgetPolicy
-from .gradients import without_gradients
-from .guard import OutputGuard
+from .guard import NoGradients, OutputGuard
 from .methods import PRESETS
 from .placement import all_on_device, first_on_device
 from .policy import Policy
@@ -169,33 +169,43 @@ class Cache:
             place=first_on_device(split.features) if split else all_on_device,
         )
 
-    def install_site(self, controller: CacheController, target: Target, install: Installer) -> int:
-        """Let this controller decide and predict where the policy says; returns the number of places."""
-        places = self.policy.site.build(controller, target, self.policy).install(
-            target.denoiser, target.wiring, install
+    def install_site(
+        self, controller: CacheController, target: Target, install: Installer, *guards: Interceptor
+    ) -> int:
+        """Let this controller decide and predict where the policy says; returns the number of places.
+
+        Args:
+            guards: what sees outputs as the caller would get them.
+        """
+        site = self.policy.site.build(controller, target, self.policy)
+        places = site.install(target.denoiser, target.wiring, install)
+        # The first is the outermost. Every one of them sees what those behind it return.
+        target.chain.add(
+            install,
+            *guards,
+            *self.correctors(controller, target),  # correct what the site returned
+            *site.interceptors,  # call the model, or answer in its place
         )
-        self.correct(controller, target, install)
         return places
 
-    def correct(self, controller: CacheController, target: Target, install: Installer) -> None:
-        """Let full steps put right what this controller's forecasts left, if the policy says so."""
-        if self.policy.corrected:
-            Corrector(controller, planned_steps(target.pipe, lambda: target.clock.sigma_schedule)).install(
-                target.entrance, install
-            )
+    def correctors(self, controller: CacheController, target: Target) -> tuple[Interceptor, ...]:
+        """What lets full steps put right what this controller's forecasts left, if the policy says so."""
+        return (Corrector(controller, _steps_of(target)),) if self.policy.corrected else ()
 
     def apply(self, target: Target, install: Installer) -> Applied:
         controller = self.controller(target)
-        places = self.install_site(controller, target, install)
         constants = Constants(target.clock, target.conditions)
         constants.install(target.denoiser, target.wiring, install)
-        if isinstance(self.policy.gate, BudgetPolicy) and _clean_is_known(target):
-            SampleSize(controller, planned_steps(target.pipe, lambda: target.clock.sigma_schedule)).install(
-                target.entrance, install
-            )
-        guard = OutputGuard(controller, target.journal)
-        guard.install(target.entrance, install)
-        without_gradients(target.entrance, target.journal, install)
+        guard = OutputGuard(target.clock, target.journal, controller.empty)
+        budget = isinstance(self.policy.gate, BudgetPolicy) and _clean_is_known(target)
+        places = self.install_site(
+            controller,
+            target,
+            install,
+            NoGradients(target.journal),  # outermost: nothing that anybody keeps holds a graph
+            guard,  # judges what the caller would get, and has it made again by all that follow
+            *((SampleSize(controller, _steps_of(target)),) if budget else ()),  # reads outputs as they are corrected
+        )
         install.on_rollback(controller.reset)
 
         def reset() -> None:
@@ -210,6 +220,11 @@ class Cache:
             reset=reset,
             details={"controller": controller},
         )
+
+
+def _steps_of(target: Target) -> Callable[[], list[AffineStep]]:
+    """The sampler's steps of the current request."""
+    return planned_steps(target.pipe, lambda: target.clock.sigma_schedule)
 
 
 def _clean_is_known(target: Target) -> bool:

@@ -45,11 +45,13 @@ class Constants:
     def _standing(self, name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             tick = self._clock.tick
-            if tick is None or not self._conditions.calling:
+            if tick is None or not self._conditions.given:
                 return inner(*args, **kwargs)
-            given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
-            made_of = (tick.request, self._conditions(), *((x.shape, x.dtype, x.device) for x in given))
-            known, answer = self._held.get((name, tick.branch), (None, None))
+            made_of: tuple[object, ...] = (tick.request, self._conditions())
+            for x in (*args, *kwargs.values()):
+                if isinstance(x, torch.Tensor):
+                    made_of = (*made_of, x.shape, x.dtype, x.device)
+            known, answer = self._held.get((name, tick.branch)) or (None, None)
             if known != made_of:
                 answer = inner(*args, **kwargs)
                 self._held[name, tick.branch] = made_of, answer

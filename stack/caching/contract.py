@@ -19,6 +19,7 @@ from ..core.installer import Installer
 from ..core.passes import Finding
 from ..models.schedule import SigmaSchedule
 from ..models.wiring import Wiring
+from ..runtime.call import Interceptor
 from ..runtime.target import Target
 from .controller import CacheController
 from .fitted import Fitted
@@ -68,7 +69,13 @@ class SiteState:
 
 
 class Installs(Protocol):
-    """A site on a model."""
+    """A site on a model.
+
+    Attributes:
+        interceptors: what of it stands before the denoiser, the outermost first; () where it works on blocks alone.
+    """
+
+    interceptors: tuple[Interceptor, ...]
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Wrap what it has to; returns the number of places."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import not_
 
 import torch
 
 from ..compat.noise import Floor, floor_at
 from ..compat.rules.state import NOT_A_NUMBER, OTHER_CONDITIONS
 from ..models.schedule import SigmaSchedule
-from ..runtime.report import CACHED, FULL, PARTIAL, Journal
-from ..runtime.stamp import Conditions, Stamp, stamp_of
-from ..runtime.step_clock import Clock, StepContext
-from .extrapolation import FURTHEST, ExtrapolationGuard, NormReader
+from ..runtime.report import Journal
+from ..runtime.stamp import Conditions, Stamp
+from ..runtime.step_clock import CACHED, FULL, PARTIAL, Clock, StepContext
 from .forecast import coordinate
 from .gates import BudgetGate, Gate
+from .guard import FURTHEST, ExtrapolationGuard, NormReader
 from .placement import Place, Placement, all_on_device
 from .predictor import Predictor
 from .schedules import Schedule
@@ -33,17 +34,13 @@ class CacheSlot:
     reference: torch.Tensor | None = None  # the probe that the next one is compared with
     run: int = 0  # cached steps since the last full one
     kept: dict[str, torch.Tensor] = field(default_factory=dict)  # what a site holds besides predictors
-    reach: ExtrapolationGuard = field(default_factory=ExtrapolationGuard)
-
-    @property
-    def ready(self) -> bool:
-        return any(predictor.ready for predictor in self.predictors.values())
+    guard: ExtrapolationGuard = field(default_factory=ExtrapolationGuard)
 
     def clear(self) -> None:
         """Forget what was stored, not what was decided."""
         self.predictors.clear()
         self.kept.clear()
-        self.reach.clear()
+        self.guard.clear()
 
 
 @dataclass
@@ -72,6 +69,9 @@ class CacheController:
         dropped: states dropped within a request: their stamp no longer fitted, or they were no numbers.
         rolled_back: steps whose drafts failed their check.
         refused: steps that ran in full because their forecast would have gone too far.
+        now: the current denoiser call, once it has begun.
+        cells: those of its branch.
+        x: its coordinate.
     """
 
     clock: Clock
@@ -92,7 +92,10 @@ class CacheController:
     refused: int = 0
     _held: dict[str, _Held] = field(default_factory=dict)
     _reader: NormReader = field(default_factory=NormReader)
-    _tick: StepContext | None = None
+    _planned: tuple[SigmaSchedule, frozenset[int]] | None = None
+    now: StepContext = field(init=False)
+    cells: list[CacheSlot] = field(default_factory=list)
+    x: float = 0.0
 
     @property
     def bytes(self) -> int:
@@ -121,6 +124,7 @@ class CacheController:
     def reset(self) -> None:
         """Forget every request."""
         self._held.clear()
+        self.cells = []
         self._reader.clear()
         self.shared.clear()
 
@@ -137,25 +141,20 @@ class CacheController:
         cell = self.cells[0]
         return cell.gate.probe if cell.gate else ""
 
-    @property
-    def now(self) -> StepContext:
-        """The current denoiser call."""
-        assert self._tick is not None, "begin() comes first"
-        return self._tick
-
-    @property
-    def cells(self) -> list[CacheSlot]:
-        """The cells of the current branch."""
-        return self._held[self.now.branch].cells
-
     def begin(self, tokens: torch.Tensor) -> None:
         """A denoiser call reaches the blocks with these tokens (B, N, D)."""
-        tick = self.clock.tick
+        tick, schedule = self.clock.tick, self.clock.sigma_schedule
         if tick is None:
             raise RuntimeError("the clock has not been advanced: the denoiser was called around its stack")
-        self._tick = tick
-        self.clock.active_set.wait()
-        self._current(tick, stamp_of(tick, self.conditions(), self.clock.sigma_schedule, tokens))
+        self.now, self.x = tick, coordinate(self.coordinate, tick.step, tick.time, tick.sigma)
+        active = tick.active_set
+        active.cached, active.full = True, ()  # nothing is decided yet
+        shape, conditions = tuple(tokens.shape), self.conditions()
+        stamp = Stamp(tick.request, tick.branch, conditions, schedule, shape, tokens.dtype, tokens.device)
+        held = self._held.get(tick.branch)
+        if held is None or held.stamp != stamp:
+            held = self._renewed(tick, stamp, held)
+        self.cells = held.cells
 
     def decide(
         self,
@@ -171,38 +170,58 @@ class CacheController:
             changes: what each cell's gate is told, where the site measures it instead of handing over a probe.
             together: the batch can only run as a whole, so it is cached only where every cell would be.
         """
-        tick, cells = self.now, self.cells
-        self.drop_unsound()
-        if self.new_gate is None:
-            full = tick.step in self.schedule_for(tick.steps, self._sigmas).full_steps(tick.steps)
-            skips = [not full and cell.ready for cell in cells]
-        else:
-            told = changes if changes is not None else self._changes(probe)
-            rows = [None if probe is None else _row(probe, i) for i in range(len(cells))]
-            skips = [self._judge(cell, tick, row, change) for cell, row, change in zip(cells, rows, told, strict=True)]
-        skips = [skip and self._within_reach(cell) for cell, skip in zip(cells, skips, strict=True)]
+        cells, active = self.cells, self.now.active_set
+        self.drop_nonfinite()
+        skips = self._scheduled() if self.new_gate is None else self._gated(probe, changes)
+        for i, cell in enumerate(cells):
+            skips[i] = skips[i] and self._within_reach(cell)
         if together and not all(skips):
             skips = [False] * len(cells)
         for cell, skip in zip(cells, skips, strict=True):
             cell.run = cell.run + 1 if skip else 0
-        self._tell()
-        self.journal.mark(FULL if not any(skips) else CACHED if all(skips) and not partial else PARTIAL)
+        active.full = tuple(map(not_, skips))
+        active.kind = FULL if not any(skips) else CACHED if all(skips) and not partial else PARTIAL
         return skips
 
-    def _tell(self) -> None:
-        """Whose step is full."""
-        self.clock.active_set.decide([not cell.run for cell in self.cells])
+    def _scheduled(self) -> list[bool]:
+        """What the schedule says; a cell that holds nothing runs in full."""
+        schedule = self.clock.sigma_schedule
+        if self._planned is None or self._planned[0] is not schedule:
+            steps = self.now.steps
+            self._planned = schedule, self.schedule_for(steps, schedule.sigmas).full_steps(steps)
+        cached = self.now.step not in self._planned[1]
+        skips = [False] * len(self.cells)
+        for i, cell in enumerate(self.cells):
+            skips[i] = cached and bool(cell.predictors)
+        return skips
 
-    def drop_unsound(self) -> None:
+    def _gated(self, probe: torch.Tensor | None, changes: Sequence[float | None] | None) -> list[bool]:
+        """What each cell's gate says."""
+        cells, told = self.cells, changes if changes is not None else self._changes(probe)
+        rows = [None if probe is None else _row(probe, i) for i in range(len(cells))]
+        return [self._judge(cell, self.now, row, change) for cell, row, change in zip(cells, rows, told, strict=True)]
+
+    def read_norms(self) -> None:
+        """Read how large what was stored is, where that has arrived."""
+        waiting = bool(self._reader.coming)
+        for cell in self.cells:
+            waiting = waiting or bool(cell.guard.unread)
+        if waiting:
+            self._reader.poll([cell.guard for cell in self.cells])
+
+    def drop_nonfinite(self) -> None:
         """Forget what the branch's last full step stored if it is no number: nothing is forecast from it.
 
         On an accelerator that is known when the full step has run, which may be some steps later.
         """
-        self._reader.poll([cell.reach for cell in self.cells])
-        unsound = [cell for cell in self.cells if not cell.reach.sound]
-        if not unsound:
+        self.read_norms()
+        nonfinite = []
+        for cell in self.cells:
+            if not cell.guard.finite:
+                nonfinite.append(cell)
+        if not nonfinite:
             return
-        for cell in unsound:
+        for cell in nonfinite:
             cell.clear()
         self.dropped += 1
         text = f"NaN or infinity in a feature before step {self.now.step}: dropped, the step runs in full"
@@ -210,7 +229,7 @@ class CacheController:
 
     def _within_reach(self, cell: CacheSlot) -> bool:
         """Whether a cell's forecasts stay in the range of its features; where not, its step runs in full."""
-        distance = cell.reach.at(self.x)
+        distance = cell.guard.at(self.x)
         if distance <= FURTHEST:
             return True
         self.refused += 1
@@ -228,7 +247,7 @@ class CacheController:
 
     def _judge(self, cell: CacheSlot, tick: StepContext, probe: torch.Tensor | None, change: float | None) -> bool:
         assert cell.gate is not None
-        skip = cell.gate.skip(tick.step, tick.steps, change, cell.run) and cell.ready
+        skip = cell.gate.skip(tick.step, tick.steps, change, cell.run) and bool(cell.predictors)
         if probe is not None and not (skip and cell.gate.holds_reference):
             cell.reference = probe
         return skip
@@ -237,9 +256,10 @@ class CacheController:
         """Drafts of these cells failed their check: the step runs in full after all."""
         for cell in cells:
             cell.run = 0
-        self._tell()
+        active = self.now.active_set
+        active.full = tuple(not cell.run for cell in self.cells)
         self.rolled_back += 1
-        self.journal.mark(PARTIAL if any(cell.run for cell in self.cells) else FULL)
+        active.kind = PARTIAL if any(cell.run for cell in self.cells) else FULL
 
     def store(
         self, key: str, feature: torch.Tensor, cells: Sequence[CacheSlot], measure: bool = True, noise_gain: float = 1.0
@@ -248,7 +268,7 @@ class CacheController:
 
         Args:
             measure: note how far its prediction was off; not for a feature that is itself approximate.
-            louder: how much larger its relative noise is than that of the denoiser's output.
+            noise_gain: how much larger its relative noise is than that of the denoiser's output.
         """
         x, gain, error = self.x, self.gain_at(self.now.step, self.now.steps, self._sigmas), None
         noise = noise_gain * floor_at(self.noise, self.now.sigma)
@@ -259,38 +279,30 @@ class CacheController:
             predictor = cell.predictors[key]
             budget = cell.gate.budget if isinstance(cell.gate, BudgetGate) else None
             off = None
-            alike = (
-                predictor.compute_mode == self.clock.compute_mode
-            )  # else the feature jumps, and that says nothing of forecasts
+            # In another compute mode the feature jumps, and that says nothing of forecasts.
+            alike = predictor.compute_mode == self.now.compute_mode
             if measure and predictor.ready and alike and (i == 0 or budget):
                 off = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)
                 error = off if i == 0 else error
             if measure and budget:
                 budget.ran(self.now.step, None if off is None else float(off))
-            predictor.update(rows, x, gain, noise, self.clock.compute_mode)
-            cell.reach.note(predictor.norms, predictor)
+            predictor.update(rows, x, gain, noise, self.now.compute_mode)
+            cell.guard.note(predictor.norms, predictor)
         if error is not None:
             self.journal.measure(error)
 
     def predict(self, key: str, cells: Sequence[CacheSlot]) -> torch.Tensor:
         """The feature of these cells on the current step."""
-        parts = [cell.predictors[key].predict(self.x) for cell in cells]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(cells) == 1:
+            return cells[0].predictors[key].predict(self.x)
+        return torch.cat([cell.predictors[key].predict(self.x) for cell in cells])
 
     @property
     def _sigmas(self) -> Sequence[float]:
         return self.clock.sigma_schedule.sigmas
 
-    @property
-    def x(self) -> float:
-        """Coordinate of the current call."""
-        tick = self.now
-        return coordinate(self.coordinate, tick.step, tick.time, tick.sigma)
-
-    def _current(self, tick: StepContext, stamp: Stamp) -> None:
-        held = self._held.get(tick.branch)
-        if held is not None and held.stamp == stamp:
-            return
+    def _renewed(self, tick: StepContext, stamp: Stamp, held: _Held | None) -> _Held:
+        """Cells for this branch, in place of those that were made under another stamp."""
         if held is not None and held.stamp.request == stamp.request:
             self.dropped += 1
             changed = ", ".join(stamp.differing(held.stamp))
@@ -302,7 +314,8 @@ class CacheController:
         gates = [None if self.new_gate is None else self.new_gate(self.clock.sigma_schedule) for _ in range(count)]
         if held is not None and held.stamp.request == stamp.request:
             _carry_over([cell.gate for cell in held.cells], gates)
-        self._held[tick.branch] = _Held(stamp, [CacheSlot(gate=gate) for gate in gates])
+        self._held[tick.branch] = renewed = _Held(stamp, [CacheSlot(gate=gate) for gate in gates])
+        return renewed
 
 
 def _carry_over(old: Sequence[Gate | None], new: Sequence[Gate | None]) -> None:

@@ -1,11 +1,10 @@
 """Full steps put right what the forecasts before them left: a corrector, as multistep solvers have one.
 
 Every output m of a denoiser stands for an estimate of the clean sample, x0 = c x + d m. On a full step that estimate is
-known at both ends of the cached steps just behind. They are then taken again in thought, with estimates on the straight
-line between the ends instead of what was forecast; by how much that would have moved the latent x is added to the full
-step's output. Solvers call it a corrector (UniPC, Zhao et al. 2023, arXiv:2302.04867). It needs no call of the model,
-only a running sum of the estimates that were used, and asks nothing of what was forecast: a hidden state, the outputs
-of modules, or the estimate itself.
+known at both ends of the cached steps just before. Those are replayed with x0 interpolated between the two ends instead
+of forecast, and the shift of the latent x that results is added to the full step's output. Solvers call it a corrector
+(UniPC, Zhao et al. 2023, arXiv:2302.04867). It needs no call of the model, only a running sum of the estimates that
+were used, and asks nothing of what was forecast: a hidden state, the outputs of modules, or the estimate itself.
 """
 
 from __future__ import annotations
@@ -15,19 +14,16 @@ from typing import Any
 
 import torch
 
-from ..core.installer import Installer
 from ..models.sampler import AffineStep
-from ..runtime.call import DenoiserCall, Entrance
+from ..runtime.call import DenoiserCall, Proceed
 from .controller import CacheController, CacheSlot
 from .latent import like, returned_as, x0_of
-
-Run = Callable[[DenoiserCall], Any]
 
 USED, LAST = "corrector/used", "corrector/last"  # the running sum since the last full step, and its own estimate
 
 
 class Corrector:
-    """Stands between the denoiser's caller and the site of a cache.
+    """Intercepts calls before the site of a cache does.
 
     Whole batches under a schedule only. Guidance branches each correct themselves: whatever affine combination of
     branches the pipeline makes of the outputs, it makes of their corrections too.
@@ -41,12 +37,8 @@ class Corrector:
         self._segment: dict[str, list[tuple[int, float]]] = {}  # cached steps since the last full one, by branch
         self._full: dict[str, float] = {}  # coordinate of that one
 
-    def install(self, entrance: Entrance, install: Installer) -> None:
-        """Stand before what stands before the denoiser so far."""
-        install.wrap_call(entrance, "run", lambda inner: lambda call: self._visit(call, inner))
-
-    def _visit(self, call: DenoiserCall, run: Run) -> Any:
-        result = run(call)
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
+        result = proceed(call)
         now, (cell,) = self.controller.now, self.controller.cells
         step, x, out = self.steps()[now.step], call.latent.float(), result[0].float()
         clean = x0_of(step, x, out)

@@ -1,106 +1,256 @@
-"""The denoiser's output, looked at after every step: what is no picture is not handed on where that can be helped."""
+"""What a cache must not do: keep a graph, go on from what is no number, reach too far, hand on what is no picture.
+
+A forecast is a sum of terms with known weights, and the norm of every term is known since the full step that made it.
+By the triangle inequality it differs from the last feature by at most sum_(i>0) |w_i| |D_i|. So a forecast that blows
+up is refused before a block is skipped for it, and no cached step waits for the device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from ..core.installer import Installer
 from ..runtime import readback
-from ..runtime.call import DenoiserCall, Entrance
+from ..runtime.call import DenoiserCall, Proceed
 from ..runtime.readback import Readback
-from ..runtime.report import FULL, Journal
-from .controller import CacheController
+from ..runtime.report import Journal
+from ..runtime.step_clock import FULL, Clock, StepContext
+from .forecast import weights
 from .latent import tokens_of
+from .predictor import Predictor
 
+# Times the last feature's norm. On shapes-flux SVD-Cache may go 0.2, and TaylorSeer, the farthest of all presets, 3.4
+# times its norm (20 steps, interval 7).
+FURTHEST = 10.0
 SATURATED = 10.0  # times the last full step's norm
 CONSTANT = 1e-2  # of the last full step's spread over the tokens; rounding in float32 is 3e-4 of the norm
 NO_NUMBER, LARGE, FLAT = "NaN or infinity", "saturated", "constant over the tokens"
+LOST = "called with a latent that wants gradients: under a cache outputs have none; undo() the cache to have them"
+
+Norms = list[tuple[Predictor | None, torch.Tensor]]  # (k,) each
+
+
+class NoGradients:
+    """Calls the denoiser without gradients, whatever the caller's mode, and says so where they were asked for.
+
+    With them every kept feature would hold the graph of its step, and a cached step's would be those of a forecast.
+    """
+
+    def __init__(self, journal: Journal):
+        self._journal = journal
+
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
+        if not torch.is_grad_enabled():
+            return proceed(call)
+        if call.latent.requires_grad:
+            self._journal.warn(LOST)
+        with torch.no_grad():
+            return proceed(call)
+
+
+@dataclass
+class _LastFull:
+    """The output of a branch's last full step.
+
+    Attributes:
+        tokens: how many it has.
+        norms: see `norms_of`.
+        readback: the same on their way to the host, where reading is not free; else None.
+    """
+
+    request: int
+    tokens: int
+    norms: list[list[float]]
+    readback: Readback | None
 
 
 class OutputGuard:
     """Compares every output with the last full step's of its branch: is it finite, of like norm, and not constant?
 
     In host memory looking costs microseconds: a cached step that fails is made again in full, in the same call. On an
-    accelerator a look would wait for the device. There the figures come back as they are ready, and what is wrong is
-    told at a later full step or by the report; forecasts that blow up are refused beforehand, see
-    `stack.caching.extrapolation`.
+    accelerator a look would wait for the device. There the norms come back as they are ready, and what is wrong is
+    told at a later full step or by the report; forecasts that blow up are refused beforehand, see `ExtrapolationGuard`.
+
+    Args:
+        drop: lets go of what the cache keeps of this request, so that the next decision is for a full step.
     """
 
-    def __init__(self, controller: CacheController, journal: Journal):
-        self.controller, self.journal = controller, journal
+    def __init__(self, clock: Clock, journal: Journal, drop: Callable[[], None]):
+        self._clock, self._journal, self._drop = clock, journal, drop
         self.recomputed = 0
-        self._full: dict[str, tuple[int, Readback]] = {}  # of the last full step: its request, and its figures
-        self._late: list[tuple[int, int, Readback, Readback]] = []
-
-    def install(self, entrance: Entrance, install: Installer) -> None:
-        """Stand before the denoiser and before the cache."""
-        install.wrap_call(entrance, "run", lambda inner: lambda call: self._visit(call, inner))
+        self._full: dict[str, _LastFull] = {}  # by branch
+        self._late: list[tuple[int, int, int, Readback, Readback]] = []  # request, step, tokens, norms of both
 
     def reset(self) -> None:
         """Forget what outputs were like."""
         self._full.clear()
         self._late.clear()
 
-    def _visit(self, call: DenoiserCall, run: Callable[[DenoiserCall], Any]) -> Any:
-        result = run(call)
-        figures = Readback(figures_of(result[0]))
-        now = self.controller.now
-        if self.journal.entries[-1].kind == FULL:
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
+        result = proceed(call)
+        now = self._clock.tick
+        assert now is not None
+        norms = norms_of(result[0])
+        if now.active_set.kind == FULL:
             self.settle()
-            self._full[now.branch] = now.request, figures
+            last = self._note(now, result[0], norms)
             if now.is_last:  # no step comes that would notice
-                self._late.append((now.request, now.step, figures, figures))
+                seen = last.readback or Readback(norms)
+                self._late.append((now.request, now.step, last.tokens, seen, seen))
             return result
-        request, full = self._full.get(now.branch, (-1, figures))
-        if request != now.request or full.shape != figures.shape:
+        full = self._full.get(now.branch)
+        if full is None or full.request != now.request:
             return result
-        if not readback.reads_are_free(result[0].device):
-            self._late.append((now.request, now.step, figures, full))
+        if full.readback is not None:
+            self._late.append((now.request, now.step, full.tokens, Readback(norms), full.readback))
             return result
-        if not (wrong := fault(figures.read(), full.read())):
+        if not (wrong := fault(norms.tolist(), full.norms, full.tokens)):
             return result
-        self.controller.empty()
+        self._drop()
         self.recomputed += 1
-        self.journal.warn(f"output of cached step {now.step} was {wrong}: the step was made again in full")
-        result = run(call)
-        self._full[now.branch] = now.request, Readback(figures_of(result[0]))
+        self._journal.warn(f"output of cached step {now.step} was {wrong}: the step was made again in full")
+        result = proceed(call)
+        self._note(now, result[0], norms_of(result[0]))
         return result
 
+    def _note(self, now: StepContext, output: torch.Tensor, norms: torch.Tensor) -> _LastFull:
+        """A full step had this output."""
+        tokens = output.shape[1] if output.ndim == 3 else output.shape[2:].numel()
+        free = readback.reads_are_free(norms.device)
+        last = _LastFull(now.request, tokens, norms.tolist() if free else [], None if free else Readback(norms))
+        self._full[now.branch] = last
+        return last
+
     def settle(self, wait: bool = False) -> None:
-        """Say what is wrong with outputs whose figures have arrived, or with all of them."""
+        """Say what is wrong with outputs whose norms have arrived, or with all of them."""
         late, self._late = self._late, []
-        for request, step, figures, full in late:
-            if request != self.controller.now.request:
+        for request, step, tokens, norms, full in late:
+            if self._clock.tick is None or request != self._clock.tick.request:
                 continue
-            if not (wait or (figures.ready and full.ready)):
-                self._late.append((request, step, figures, full))
-            elif wrong := fault(figures.read(), full.read()):
-                self.journal.warn(f"output of step {step} was {wrong}")
+            if not (wait or (norms.ready and full.ready)):
+                self._late.append((request, step, tokens, norms, full))
+            elif wrong := fault(norms.read(), full.read(), tokens):
+                self._journal.warn(f"output of step {step} was {wrong}")
 
 
-def figures_of(output: torch.Tensor) -> torch.Tensor:
-    """(2, B): root mean square of every sample's tokens (their norms), and of their distances from their mean."""
-    tokens, wide = tokens_of(output), torch.promote_types(output.dtype, torch.float32)
+def norms_of(output: torch.Tensor) -> torch.Tensor:
+    """(2, B): the norm of every sample, and of the mean of its tokens."""
+    tokens = output if output.ndim == 3 else tokens_of(output)
+    wide = torch.promote_types(output.dtype, torch.float32)
     # A variance in one go takes torch ten times as long as these two sums.
-    power = torch.linalg.vector_norm(tokens, dim=(1, 2), dtype=wide).square() / tokens.shape[1]
-    spread = power - tokens.mean(1, dtype=wide).square().sum(-1)
-    return torch.stack([power, spread.clamp_min(0)]).sqrt()
+    norm = torch.linalg.vector_norm(tokens, dim=(1, 2), dtype=wide)
+    return torch.stack([norm, torch.linalg.vector_norm(tokens.mean(1, dtype=wide), dim=1)])
 
 
-def fault(figures: list[list[float]], full: list[list[float]]) -> str:
-    """What is wrong with an output, in words; "" if nothing is.
+def fault(norms: list[list[float]], full: list[list[float]], tokens: int) -> str:
+    """What is wrong with an output of so many tokens, in words; "" if nothing is.
 
     Args:
-        figures, full: (2, B) of the output and of the last full step's, from `figures_of`.
+        norms, full: (2, B) of the output and of the last full step's, from `norms_of`.
     """
-    for norm, spread, full_norm, full_spread in zip(*figures, *full, strict=True):
+    for norm, mean, full_norm, full_mean in zip(*norms, *full, strict=True):
         if norm - norm != 0:
             return NO_NUMBER
         if norm > SATURATED * full_norm:
             return LARGE
-        if spread < CONSTANT * full_spread:
+        if spread(norm, mean, tokens) < CONSTANT * spread(full_norm, full_mean, tokens):
             return FLAT
     return ""
+
+
+def spread(norm: float, mean: float, tokens: int) -> float:
+    """Root mean square of the distances of a sample's tokens from their mean."""
+    return max(0.0, norm * norm / tokens - mean * mean) ** 0.5
+
+
+@dataclass
+class ExtrapolationGuard:
+    """Norms of what the forecasts of one cell are made of.
+
+    Attributes:
+        finite: whether all of them are numbers.
+        unread: norms that have been noted and not sent for.
+    """
+
+    finite: bool = True
+    unread: Norms = field(default_factory=list)
+    _awaited: Norms = field(default_factory=list)
+    _squares: dict[tuple[float, ...], tuple[Predictor, list[float]]] = field(default_factory=dict)
+
+    def note(self, norms: torch.Tensor, predictor: Predictor | None = None) -> None:
+        """A step has stored terms with these norms (k,); of a predictor, or kept by a site itself."""
+        self.unread.append((predictor, norms))
+
+    def clear(self) -> None:
+        """Nothing is kept any more."""
+        self.finite = True
+        self.unread, self._awaited = [], []
+        self._squares.clear()
+
+    def send(self) -> Norms:
+        """The norms noted since the last call; until `take` is called for them nothing is known."""
+        if self.unread:
+            self._awaited, self.unread = self.unread, []
+            self._squares.clear()
+            return self._awaited
+        return []
+
+    def take(self, sent: Norms, numbers: Sequence[float]) -> None:
+        """The numbers of norms that were sent; passed over if others have been sent since."""
+        if sent is not self._awaited:
+            return
+        self.finite = all(number - number == 0 for number in numbers)
+        start = 0
+        for predictor, norms in sent:
+            mine, start = numbers[start : start + len(norms)], start + len(norms)
+            if predictor is not None:
+                _, squares = self._squares.setdefault(predictor.nodes, (predictor, [0.0] * len(norms)))
+                squares[:] = [a + b * b for a, b in zip(squares, mine, strict=True)]
+        self._awaited = []
+
+    def at(self, x: float) -> float:
+        """How far the forecasts at x may go from the last features, all features of a cell together, over their norm.
+
+        Together, because a module that adds next to nothing may well add ten times that.
+        """
+        distances = [0.0]
+        for nodes, (predictor, squares) in self._squares.items():
+            distance = 0.0
+            for weight, square in zip(weights(predictor.forecast, x, nodes)[1:], squares[1:], strict=True):
+                distance += abs(weight) * square**0.5
+            distances.append(distance / max(squares[0] ** 0.5, 1e-30))
+        return max(distances)
+
+
+class NormReader:
+    """Reads norms back without waiting for the device: asked at every step, it takes what has arrived.
+
+    On a CPU that is everything. On an accelerator the host runs ahead: a forecast that goes too far may be used once or
+    twice before that is known.
+
+    Attributes:
+        coming: what is on its way, and to whom.
+    """
+
+    def __init__(self) -> None:
+        self.coming: list[tuple[Readback, list[tuple[ExtrapolationGuard, Norms]]]] = []
+
+    def clear(self) -> None:
+        """Nothing is waited for any more."""
+        self.coming.clear()
+
+    def poll(self, guards: Sequence[ExtrapolationGuard]) -> None:
+        """Send what these have noted, and take what has arrived."""
+        parts = [(guard, sent) for guard in guards if (sent := guard.send())]
+        if parts:
+            self.coming.append((Readback(torch.cat([norms for _, sent in parts for _, norms in sent])), parts))
+        while self.coming and self.coming[0][0].ready:
+            arrived, parts = self.coming.pop(0)
+            numbers = arrived.read()
+            for guard, sent in parts:
+                count = sum(len(norms) for _, norms in sent)
+                guard.take(sent, numbers[:count])
+                numbers = numbers[count:]

@@ -8,8 +8,7 @@ import torch
 
 from ..compat.noise import NoiseLedger, shrunk
 from ..core.errors import StackError
-from .differences import NOTHING, Differences, differences, over_wide_gaps
-from .forecast import Forecast, weights
+from .forecast import NOTHING, Differences, Forecast, differences, over_wide_gaps, weights
 from .placement import ON_DEVICE, Placement
 from .splits import Split
 
@@ -28,7 +27,7 @@ class Predictor:
 
     Attributes:
         norms: (k,) float32 on the device, of all that forecasts are made of; infinite where it overflows.
-        phase: how the newest full step was computed.
+        compute_mode: how the newest full step was computed.
     """
 
     def __init__(
@@ -46,6 +45,7 @@ class Predictor:
         self._level: torch.Tensor | None = None
         self.dtype, self.placement = dtype, placement
         self._given = torch.float32  # the feature's dtype
+        self._summed_in = torch.float32
         self._ledger = NoiseLedger()
         self.norms = torch.zeros(0)
         self.compute_mode: Hashable = ()
@@ -99,11 +99,12 @@ class Predictor:
             gain: on all differences until the next full step, beside the forecast's own.
             noise: random error of the feature over its root mean square. Differences are then shrunk to what stands
                 out of it and taken over gaps wide enough for it; with 0 they are the plain ones, bit for bit.
-            compute_mode: how the step was computed (`Clock.compute_mode`). Where that changes the feature jumps, and
-                differences start anew.
+            compute_mode: see `StepContext.compute_mode`. Where that changes the feature jumps, and differences start
+                anew.
         """
         self._given = feature.dtype
-        feature = feature.to(self._wide)
+        self._summed_in = torch.promote_types(self._given, self.kept_in)
+        feature = feature.to(self._summed_in)
         if self.split:
             self.split.fit(feature, noise)
         old = self._before(x) if compute_mode == self.compute_mode else NOTHING
@@ -139,11 +140,6 @@ class Predictor:
         values = [self.placement.get(tensor) for tensor in raw.values] if self.forecast.effective_order else []
         return Differences(values, raw.nodes, raw.mixes)
 
-    @property
-    def _wide(self) -> torch.dtype:
-        """What sums are made in."""
-        return torch.promote_types(self._given, self.kept_in)
-
     def _stored(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """As they are kept; what was one tensor stays one."""
         distinct = {id(tensor): tensor for tensor in tensors}
@@ -170,7 +166,8 @@ class Predictor:
             return principal * loud if residual == 0 else torch.add(principal * loud, quiet, alpha=residual)
         if self.split is None or principal == residual:
             return difference if principal == 1 else principal * difference
-        excess = (principal - residual) * self.split.principal(difference)
+        excess = self.split.principal(difference)
+        excess = excess if principal - residual == 1 else (principal - residual) * excess
         return excess if residual == 0 else torch.add(excess, difference, alpha=residual)
 
     def predict(self, x: float) -> torch.Tensor:
@@ -179,10 +176,12 @@ class Predictor:
         Raises:
             StackError: no full step has run.
         """
-        if not self.ready:
+        if not self._terms:
             raise StackError("nothing to predict from: no full step has run in this request")
-        out = self.placement.get(self._terms[0]).to(self._wide)
+        # One at a time is on the device: a map is lazy.
+        terms = iter(map(self.placement.get, self._terms) if self.placement.on_host else self._terms)
+        out = next(terms).to(self._summed_in)
         factors = weights(self.forecast, x, self._raw.nodes[: len(self._terms)])
-        for term, factor in zip(self._terms[1:], factors[1:], strict=True):
-            out = torch.add(out, self.placement.get(term), alpha=factor)
+        for term, factor in zip(terms, factors[1:], strict=True):
+            out = torch.add(out, term, alpha=factor)
         return out.to(self._given)

@@ -7,13 +7,10 @@ from typing import Any
 
 import torch
 
-from ..core.installer import Installer
 from ..models.sampler import AffineStep
-from ..runtime.call import DenoiserCall, Entrance
+from ..runtime.call import DenoiserCall, Proceed
 from .controller import CacheController
 from .gates import BudgetGate
-
-Run = Callable[[DenoiserCall], Any]
 
 
 class SampleSize:
@@ -28,12 +25,8 @@ class SampleSize:
     def __init__(self, controller: CacheController, steps: Callable[[], list[AffineStep]]):
         self.controller, self.steps = controller, steps
 
-    def install(self, entrance: Entrance, install: Installer) -> None:
-        """Stand before the denoiser."""
-        install.wrap_call(entrance, "run", lambda inner: lambda call: self._visit(call, inner))
-
-    def _visit(self, call: DenoiserCall, run: Run) -> Any:
-        result = run(call)
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
+        result = proceed(call)
         budgets = {
             row: cell.gate.budget
             for row, cell in enumerate(self.controller.cells)

@@ -130,7 +130,7 @@ class Rehearsal(StandIn):
         controller = self.cache.controller(target)
         proxy = _Rehearsing(controller, self.candidate, self.shared)
         BlockRange(proxy, site.front, site.back, site.residual).install(target.denoiser, target.wiring, install)
-        self.cache.correct(controller, target, install)
+        target.chain.add(install, *self.cache.correctors(controller, target))
         install.on_rollback(controller.reset)
         return Applied("rehearsing")
 

@@ -14,13 +14,12 @@ from ..caching.latent import like, returned_as, tokens_of, x0_of
 from ..core.installer import Installer
 from ..core.passes import Applied
 from ..models.sampler import AffineStep, planned_steps
-from ..runtime.call import DenoiserCall
+from ..runtime.call import DenoiserCall, Proceed
+from ..runtime.step_clock import Clock
 from ..runtime.target import Target
 from .rehearse import Rehearsals, history
 from .standin import StandIn
 from .trajectory import Trajectory, sampled
-
-Run = Callable[[DenoiserCall], Any]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class X0Recorder(StandIn):
         writer = _X0Writer(
             target, planned_steps(target.pipe, lambda: target.clock.sigma_schedule), self.trajectory, self.reused
         )
-        install.wrap_call(target.entrance, "run", lambda inner: lambda call: writer.visit(call, inner))
+        target.chain.add(install, writer)
         return Applied("recording")
 
 
@@ -51,7 +50,7 @@ class _X0Writer:
     reused: tuple[int, ...]
     _last: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def visit(self, call: DenoiserCall, run: Run) -> Any:
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         tick = self.target.clock.tick
         assert tick is not None
         step, x = self.steps()[tick.step], call.latent.float()
@@ -61,7 +60,7 @@ class _X0Writer:
         if tick.step in self.reused:
             clean = self._last[tick.branch]
             return returned_as(call, ((like(clean, x) - step.c * x) / step.d).to(call.latent.dtype))
-        result = run(call)
+        result = proceed(call)
         self._last[tick.branch] = x0_of(step, x, result[0].float())
         return result
 
@@ -79,20 +78,25 @@ class X0Rehearsal(StandIn):
 
     def apply(self, target: Target, install: Installer) -> Applied:
         """The cache as it would stand, with a memory of full steps between it and the denoiser."""
-
-        def remembering(inner: Run) -> Run:
-            return lambda call: self._full(call, inner, target)
-
-        install.wrap_call(target.entrance, "run", remembering)
+        target.chain.add(install, _Remembering(target.clock, self.candidate, self.shared))
         return self.cache.apply(target, install)
 
-    def _full(self, call: DenoiserCall, run: Run, target: Target) -> Any:
-        tick = target.clock.tick
+
+@dataclass
+class _Remembering:
+    """Answers full steps that another trial has run already."""
+
+    clock: Clock
+    candidate: Candidate
+    shared: Rehearsals
+
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
+        tick = self.clock.tick
         assert tick is not None
         key = (tick.branch, *history(self.candidate, tick.step))
         known = self.shared.recall(key)
         if known is not None:
             return returned_as(call, known["out"])
-        result = run(call)
+        result = proceed(call)
         self.shared.remember(key, "out", result[0], len(self.candidate.full_steps))
         return result

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..measure.timing import RoundRobin, median, steps_that_fit
-from ..runtime.report import FULL
+from ..runtime.step_clock import FULL
 from .engine import Engine
 from .rows import BASE, Measured, Row, controls_of, whole_stacks
 

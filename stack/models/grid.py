@@ -14,24 +14,22 @@ class RequestGrid:
     Args:
         read: (arguments of the denoiser, by name) to the grid, see `Wiring.grid`.
         request: tells the current request from others, by what it is asked for too.
+        given: the arguments of the current call; empty outside of calls.
     """
 
-    def __init__(self, read: Callable[[Mapping[str, Any]], Grid], request: Callable[[], Hashable]):
-        self._read, self._request = read, request
-        self._given: Mapping[str, Any] | None = None
+    def __init__(
+        self,
+        read: Callable[[Mapping[str, Any]], Grid],
+        request: Callable[[], Hashable],
+        given: Callable[[], Mapping[str, Any]],
+    ):
+        self._read, self._request, self._given = read, request, given
         self._known: tuple[Hashable, Grid] | None = None
-
-    def begin(self, given: Mapping[str, Any]) -> None:
-        """A call of the denoiser begins."""
-        self._given = given
-
-    def end(self) -> None:
-        """The call is over: its arguments are let go."""
-        self._given = None
 
     def __call__(self) -> Grid:
         """(rows, columns) or (frames, rows, columns) of the output stream's tokens; () where they lie on no grid."""
-        assert self._given is not None, "asked outside of a call of the denoiser"
+        given = self._given()
+        assert given, "asked outside of a call of the denoiser"
         if self._known is None or self._known[0] != self._request():
-            self._known = self._request(), self._read(self._given)
+            self._known = self._request(), self._read(given)
         return self._known[1]

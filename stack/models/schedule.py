@@ -17,14 +17,14 @@ class SigmaSchedule:
 
     def step(self, sigma: float) -> int:
         """Index of the nearest noise level."""
-        known = self._indices.get(sigma)
-        if known is not None:
-            return known
+        if sigma in self.places:
+            return self.places[sigma][0]
         return min(range(len(self.sigmas)), key=lambda i: abs(self.sigmas[i] - sigma))
 
     @cached_property
-    def _indices(self) -> dict[float, int]:
-        return {sigma: index for index, sigma in reversed(list(enumerate(self.sigmas)))}
+    def places(self) -> dict[float, tuple[int, float]]:
+        """The schedule's own noise levels, each with its index and its unshifted time."""
+        return {sigma: (index, self.time(sigma)) for index, sigma in reversed(list(enumerate(self.sigmas)))}
 
     def time(self, sigma: float) -> float:
         """Unshifted time u: sigma = s u / (1 + (s - 1) u), solved for u."""

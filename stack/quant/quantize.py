@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -19,13 +20,12 @@ from ..core.installer import Installer
 from ..core.passes import Applied, Finding, field_options
 from ..models.preexisting import COMPILED, execution_device
 from ..models.wiring import FAMILIES, Wiring
-from ..runtime.call import DenoiserCall
 from ..runtime.target import Target
 from .backends import BACKENDS, pick
 from .backends.base import Backend
 from .errors import rounding_words
 from .linears.int8 import Int8Linear
-from .linears.two_precisions import Phase, TwoPrecisions, ends_of, near_ends
+from .linears.two_precisions import Phase, SwitchPrecision, TwoPrecisions, ends_of, near_ends
 from .prepared import Preparation
 from .rounding.calibrated import calibrated_bytes
 from .schemes import KEEP, SCHEMES, Scheme, scheme_named
@@ -253,11 +253,12 @@ class Quantize:
         else:
             other = [replace(c, scheme=SCHEMES[self.ends]) for c in choices]
             ends, held = _convert(target.denoiser, other, backends, device, None)
-        compute_mode = Phase()
-        install.wrap_call(target.entrance, "run", lambda inner: _told(inner, target, compute_mode, self.share))
+        phase = Phase()
         clock = target.clock
-        install.set_attribute(clock, "compute_modes", (*clock.compute_modes, lambda tick: near_ends(tick, self.share)))
-        return {path: TwoPrecisions(ends[path], module, compute_mode) for path, module in middle.items()}, held
+        target.chain.add(install, SwitchPrecision(clock, phase, len(clock.compute_modes)))
+        modes = (*clock.compute_modes, partial(near_ends, share=self.share))
+        install.set_attribute(clock, "compute_modes", modes)
+        return {path: TwoPrecisions(ends[path], module, phase) for path, module in middle.items()}, held
 
 
 def _compiled(facts: Facts, stage: str, schemes: list[str]) -> list[Finding]:
@@ -267,17 +268,6 @@ def _compiled(facts: Facts, stage: str, schemes: list[str]) -> list[Finding]:
     what = f"{' and '.join(schemes)} rounds activations in small operations, which cuda launches one by one"
     repair = "compile() is added; compile('off') leaves it out"
     return [Finding.of(ROUNDED_EAGERLY, stage, what, repair=repair, adds=Compile(), instead=Compile(OFF))]
-
-
-def _told(inner: Callable[..., Any], target: Target, compute_mode: Phase, share: float) -> Callable[..., Any]:
-    """The entrance, which first tells the linears where on the schedule the call is."""
-
-    def run(call: DenoiserCall) -> Any:
-        assert target.clock.tick is not None
-        compute_mode.at_ends = near_ends(target.clock.tick, share)
-        return inner(call)
-
-    return run
 
 
 def _ends_line(ends: str, share: float, steps: int) -> str:

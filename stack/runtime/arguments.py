@@ -18,18 +18,21 @@ class Arguments:
 
     Arguments that are not given are left out, as `bind` leaves them out. An argument too many, or one of an unknown
     name, is left for the function itself to refuse.
+
+    Attributes:
+        names: of the arguments that may be given by place, in order.
     """
 
     def __init__(self, function: Callable[..., Any]):
         self._signature = inspect.signature(function)
         parameters = self._signature.parameters.values()
         self._plain = all(p.kind in _NAMED for p in parameters)
-        self._names = tuple(p.name for p in parameters if p.kind is Parameter.POSITIONAL_OR_KEYWORD)
+        self.names = tuple(p.name for p in parameters if p.kind is Parameter.POSITIONAL_OR_KEYWORD)
 
     def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call, by parameter name."""
-        if self._plain and len(args) <= len(self._names):
-            return {**dict(zip(self._names, args, strict=False)), **kwargs}
+        if self._plain and len(args) <= len(self.names):
+            return {**dict(zip(self.names, args, strict=False)), **kwargs}
         return dict(self._signature.bind(*args, **kwargs).arguments)
 
     def call(self, function: Callable[..., Any], named: Mapping[str, Any]) -> Any:

@@ -1,12 +1,16 @@
-"""A call of the whole denoiser as data, and the place where a pass may answer it instead of the model."""
+"""A call of the whole denoiser as data, and the chain of interceptors that it passes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from operator import methodcaller
+from typing import Any, Protocol
 
 import torch
+
+from ..core.installer import Installer
 
 
 @dataclass(frozen=True)
@@ -14,24 +18,17 @@ class DenoiserCall:
     """One call of the denoiser, not made yet.
 
     Attributes:
-        inner: the denoiser's own forward.
-        args, kwargs: what it was called with.
-        given: the same by name.
+        run: the denoiser's own forward with the arguments of this call; `run()` calls the model.
+        given: those arguments by name.
     """
 
-    inner: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    run: partial[Any]
     given: Mapping[str, Any]
 
     @property
     def latent(self) -> torch.Tensor:
         """The noisy latent, batch first."""
         return self.given["hidden_states"]
-
-    def run(self) -> Any:
-        """Call the denoiser."""
-        return self.inner(*self.args, **self.kwargs)
 
     def separable(self, names: Sequence[str]) -> bool:
         """Whether it can be made for some samples only.
@@ -44,18 +41,61 @@ class DenoiserCall:
 
     def only(self, rows: Sequence[int], names: Sequence[str]) -> DenoiserCall:
         """The same call for these samples."""
-        batch, given = len(self.latent), dict(self.given)
-        for name in names:
-            value = given.get(name)
-            if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch:
-                given[name] = value[list(rows)]
+        given = some_rows(self.given, rows, names)
         # By name: diffusers' decorators look for some arguments among the named ones.
-        return DenoiserCall(self.inner, (), given, given)
+        return DenoiserCall(partial(self.run.func, **given), given)
 
 
-class Entrance:
-    """Every call passes `run` after the clock has been told of it; a pass wraps it to answer calls itself."""
+def some_rows(given: Mapping[str, Any], rows: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a denoiser call for these samples; `names` are those with a leading batch dimension."""
+    batch, cut = len(given["hidden_states"]), dict(given)
+    for name in names:
+        value = given.get(name)
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch:
+            cut[name] = value[list(rows)]
+    return cut
 
-    def run(self, call: DenoiserCall) -> Any:
-        """What the denoiser returns."""
-        return call.run()
+
+Proceed = Callable[[DenoiserCall], Any]
+
+
+class Interceptor(Protocol):
+    """Stands between the denoiser's caller and the model: looks at a call, changes it, or answers it."""
+
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
+        """What the denoiser returns for this call.
+
+        Args:
+            proceed: hands the call, or another in its place, to the next interceptor and in the end to the model.
+        """
+        ...
+
+
+class InterceptorChain:
+    """The interceptors of one model in order, the outermost first.
+
+    Attributes:
+        run: lets a call pass all of them and makes it. Linked when the chain changes, so that a call costs none of it.
+    """
+
+    run: Proceed
+
+    def __init__(self) -> None:
+        self.interceptors = ()
+
+    @property
+    def interceptors(self) -> tuple[Interceptor, ...]:
+        """Who intercepts; the first is asked first."""
+        return self._interceptors
+
+    @interceptors.setter
+    def interceptors(self, interceptors: tuple[Interceptor, ...]) -> None:
+        self._interceptors = interceptors
+        run: Proceed = methodcaller("run")
+        for each in reversed(interceptors):
+            run = partial(each.intercept, proceed=run)
+        self.run = run
+
+    def add(self, install: Installer, *interceptors: Interceptor) -> None:
+        """Put these, the outermost first, in front of those that are there; taken back with all of `install`."""
+        install.set_attribute(self, "interceptors", (*interceptors, *self.interceptors))

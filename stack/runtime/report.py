@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
 
 from .final_error import final_error_words, summed_error
 from .readback import Stopwatch
-from .step_clock import StepContext
+from .step_clock import CACHED, FULL, PARTIAL, StepContext
 
-FULL, CACHED, PARTIAL = "full", "cached", "partial"
 CPU = torch.device("cpu")
 
 
@@ -77,9 +77,18 @@ class Report:
 @dataclass
 class _Entry:
     tick: StepContext
-    watch: Stopwatch
-    kind: str = FULL
+    started: float
+    watch: Stopwatch | None  # on an accelerator
+    host_seconds: float = 0.0
     error: torch.Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.tick.active_set.kind
+
+    @property
+    def seconds(self) -> float:
+        return self.host_seconds if self.watch is None else self.watch.seconds
 
 
 @dataclass
@@ -93,11 +102,8 @@ class Journal:
         """A call begins on this device; a new request starts a new page."""
         if self.entries and self.entries[-1].tick.request != tick.request:
             self.entries, self.warnings = [], []
-        self.entries.append(_Entry(tick, Stopwatch(device)))
-
-    def mark(self, kind: str) -> None:
-        """What the current call turned out to be."""
-        self.entries[-1].kind = kind
+        watch = None if device.type == "cpu" else Stopwatch(device)
+        self.entries.append(_Entry(tick, perf_counter(), watch))
 
     def measure(self, error: torch.Tensor) -> None:
         """How far a prediction was off that the current call made unnecessary."""
@@ -110,7 +116,10 @@ class Journal:
 
     def end(self) -> None:
         """The current call is over."""
-        self.entries[-1].watch.stop()
+        entry = self.entries[-1]
+        entry.host_seconds = perf_counter() - entry.started
+        if entry.watch is not None:
+            entry.watch.stop()
 
     def records(self) -> list[StepRecord]:
         """The request so far."""
@@ -121,8 +130,8 @@ class Journal:
                 branch=e.tick.branch,
                 kind=e.kind,
                 error=None if e.error is None else float(e.error),
-                seconds=e.watch.seconds,
-                host_seconds=e.watch.host_seconds,
+                seconds=e.seconds,
+                host_seconds=e.host_seconds,
             )
             for e in self.entries
         ]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 import torch
 
 from ..models.schedule import SigmaSchedule
-from .step_clock import StepContext
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,3 @@ class Stamp:
         mine, theirs = ({**vars(s), **vars(s.conditions)} for s in (self, other))
         names = [f.name for f in (*fields(Stamp), *fields(Conditions)) if f.name != "conditions"]
         return [name for name in names if mine[name] != theirs[name]]
-
-
-def stamp_of(tick: StepContext, conditions: Conditions, schedule: SigmaSchedule, tokens: torch.Tensor) -> Stamp:
-    """The stamp of a feature made in this call from these tokens."""
-    return Stamp(tick.request, tick.branch, conditions, schedule, tuple(tokens.shape), tokens.dtype, tokens.device)

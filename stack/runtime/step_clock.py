@@ -1,14 +1,59 @@
-"""Which request, which guidance branch, which step: told to every pass, once per denoiser call."""
+"""The step that a denoiser call belongs to: built once per call, read by every pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 from ..models.schedule import SigmaSchedule
-from .active_set import ActiveSet
 
 MAIN = "main"  # the branch of a pipeline that does not name its guidance branches
+FULL, CACHED, PARTIAL = "full", "cached", "partial"
+
+
+@dataclass
+class ActiveSet:
+    """How much of a denoiser call runs. Written by the cache of a stack, read by the passes below it and the journal.
+
+    Attributes:
+        cached: whether a cache decides what runs. Without one every step is full.
+        full: whose step is full: one entry for each sample of the batch, or one for all. Empty until the cache has
+            decided: what runs before, runs on every step.
+        rows: the samples that the current call of a block is about; None for all.
+        whole: whether it is about all of their tokens.
+        kind: what the call turned out to be as a whole: FULL, CACHED or PARTIAL.
+    """
+
+    cached: bool = False
+    full: tuple[bool, ...] = (True,)
+    rows: tuple[int, ...] | None = None
+    whole: bool = True
+    kind: str = FULL
+
+    def wait(self) -> None:
+        """A cache is there, and has not decided."""
+        self.cached, self.full = True, ()
+
+    def decide(self, full: Sequence[bool]) -> None:
+        """Whose step is full."""
+        self.cached, self.full = True, tuple(full)
+
+    def is_full(self, row: int) -> bool:
+        """Whether this is a full step of a sample."""
+        if len(self.full) < 2:
+            return self.full == (True,)
+        return self.full[row] if row < len(self.full) else all(self.full)
+
+    @contextmanager
+    def part(self, rows: Sequence[int] | None, whole: bool = True) -> Iterator[None]:
+        """What runs inside is about these samples of the batch."""
+        before = self.rows, self.whole
+        self.rows, self.whole = None if rows is None else tuple(rows), whole
+        try:
+            yield
+        finally:
+            self.rows, self.whole = before
 
 
 @dataclass(frozen=True)
@@ -23,6 +68,9 @@ class StepContext:
         sigma: noise level.
         time: the schedule's own unshifted time u in [0, 1], the coordinate of every extrapolation.
         shape: shape of the latent tokens.
+        compute_mode: what passes that compute some steps otherwise say of this one: dense or sparse, in which
+            precision. Features of unlike modes differ by more than time.
+        active_set: which samples and tokens of the call run.
     """
 
     request: int
@@ -32,6 +80,8 @@ class StepContext:
     sigma: float
     time: float
     shape: tuple[int, ...]
+    compute_mode: tuple[Hashable, ...] = ()
+    active_set: ActiveSet = field(default_factory=ActiveSet, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -50,8 +100,9 @@ class Clock:
     continuation.
 
     Attributes:
-        extent: how much of the current call the blocks are working on.
-        compute_modes: what passes that compute some steps otherwise say of a step: dense or sparse, in which precision.
+        tick: the current call's step, or the last one's.
+        active_set: of the same call.
+        compute_modes: what makes the entries of `StepContext.compute_mode`, one function per pass.
     """
 
     def __init__(self, sigma_schedule: SigmaSchedule) -> None:
@@ -64,11 +115,6 @@ class Clock:
         self._at: dict[str, int] = {}
         self._shape: tuple[int, ...] = ()
 
-    @property
-    def compute_mode(self) -> tuple[Hashable, ...]:
-        """How the current step is computed: features of unlike phases differ by more than time."""
-        return tuple(of(self.tick) for of in self.compute_modes) if self.tick is not None else ()
-
     def schedule(self, sigmas: tuple[float, ...], shift: float) -> None:
         """Set the timetable of the coming calls."""
         self.sigma_schedule = SigmaSchedule(sigmas, shift)
@@ -79,22 +125,17 @@ class Clock:
 
     def advance(self, sigma: float, shape: tuple[int, ...]) -> StepContext:
         """A denoiser call at this noise level, on latent tokens of this shape, begins."""
-        step = self.sigma_schedule.step(sigma)
-        previous = self._at.get(self.branch)
+        schedule, branch = self.sigma_schedule, self.branch
+        step, time = schedule.places.get(sigma) or (schedule.step(sigma), schedule.time(sigma))
+        previous = self._at.get(branch)
         # A branch not seen yet joins when another branch is at this very step.
         continues = step in self._at.values() if previous is None else step == previous + 1
         if not continues or shape != self._shape:
             self._requests += 1
             self._at.clear()
-        self._at[self.branch], self._shape = step, shape
-        self.active_set = ActiveSet()
-        self.tick = StepContext(
-            request=self._requests,
-            branch=self.branch,
-            step=step,
-            steps=len(self.sigma_schedule.sigmas),
-            sigma=sigma,
-            time=self.sigma_schedule.time(sigma),
-            shape=shape,
-        )
-        return self.tick
+        self._at[branch], self._shape = step, shape
+        tick = StepContext(self._requests, branch, step, len(schedule.sigmas), sigma, time, shape)
+        if self.compute_modes:
+            tick = replace(tick, compute_mode=tuple(of(tick) for of in self.compute_modes))
+        self.tick, self.active_set = tick, tick.active_set
+        return tick

@@ -14,7 +14,7 @@ from torch import nn
 from ..core.facts import Facts
 from ..models.grid import RequestGrid
 from ..models.wiring import Wiring
-from .call import Entrance
+from .call import InterceptorChain
 from .conditions import ConditionsReader
 from .report import Journal
 from .step_clock import Clock
@@ -34,7 +34,7 @@ class Target:
         lock: held by whoever runs the model.
         abort: lets go of what passes keep between calls.
         conditions: what the current call's features depend on, for stamps.
-        entrance: where calls of the whole denoiser come by.
+        chain: what a call of the whole denoiser passes before the model.
         grid: what the output stream's tokens lie on in the current request.
     """
 
@@ -47,7 +47,7 @@ class Target:
     pipe: Any | None = None
     lock: AbstractContextManager[Any] = field(default_factory=RLock)
     abort: Callable[[], None] = lambda: None
-    entrance: Entrance = field(default_factory=Entrance)
+    chain: InterceptorChain = field(default_factory=InterceptorChain)
     conditions: ConditionsReader = field(init=False)
     grid: RequestGrid = field(init=False)
 
@@ -56,7 +56,11 @@ class Target:
     def __post_init__(self) -> None:
         self.now = self.facts
         self.conditions = ConditionsReader(self.denoiser, self.wiring.conditioning, self.passes)
-        self.grid = RequestGrid(partial(self.wiring.grid, self.denoiser), lambda: self.conditions.asked_for)
+        self.grid = RequestGrid(
+            partial(self.wiring.grid, self.denoiser),
+            lambda: self.conditions.asked_for,
+            lambda: self.conditions.given,
+        )
 
     def forget(self) -> None:
         """A call or a request has broken off: nothing of it is kept, and whatever comes next is a new request."""

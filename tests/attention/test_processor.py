@@ -13,7 +13,7 @@ from stack.attention import processor as subject
 from stack.attention.flex import Flex
 from stack.attention.kernels import dense
 from stack.attention.maps import Grid
-from stack.attention.processor import BlockSparseProcessor, Shared, TextLength
+from stack.attention.processor import BlockSparseProcessor, Shared
 from stack.attention.reuse import Maps
 from stack.attention.sparsity import MASKED, NO_TEXT_LENGTH, OUTSIDE, SparsityPolicy, Tally
 from stack.models.attention import FLUX
@@ -34,13 +34,13 @@ def clock() -> Clock:
     return clock
 
 
-def wrapped(model: FluxTransformer2DModel, clock: Clock, keep: float = 0.5) -> tuple[Tally, TextLength]:
-    policy, tally, text = SparsityPolicy(keep, block=64, even_if_slower=True), Tally(clock), TextLength()
-    shared = Shared(FLUX, policy, tally, Maps(policy, clock, tally, Conditions), text, Flex())
+def wrapped(model: FluxTransformer2DModel, clock: Clock, keep: float = 0.5) -> tuple[Tally, dict[str, Any]]:
+    """Counts of the calls, and the arguments that the denoiser is taken to have been called with."""
+    policy, tally, given = SparsityPolicy(keep, block=64, even_if_slower=True), Tally(clock), inputs()
+    shared = Shared(FLUX, policy, tally, Maps(policy, clock, tally, Conditions), lambda: given, Flex())
     for layer, block in enumerate([*model.transformer_blocks, *model.single_transformer_blocks]):
         block.attn.processor = BlockSparseProcessor(block.attn.processor, layer, shared)
-    model.forward = text.recording(model, model.forward)
-    return tally, text
+    return tally, given
 
 
 @torch.inference_mode()
@@ -113,24 +113,11 @@ def test_a_mask_goes_to_the_original_processor(clock: Clock) -> None:
 def test_unknown_text_length_in_a_single_block_is_dense(clock: Clock) -> None:
     model = tiny_denoiser()
     expected = run(model)
-    tally, text = wrapped(model, clock)
-    del model.forward  # nothing records the text length any more
-    text.tokens = None
+    tally, given = wrapped(model, clock)
+    given.clear()
     out = run(model)
     assert dict(tally.dense) == {NO_TEXT_LENGTH: 1} and tally.sparse == 1
     assert not torch.equal(out, expected)
-
-
-def test_text_length_is_read_through_any_wrapper_and_from_any_argument() -> None:
-    model, text, passed = tiny_denoiser(), TextLength(), []
-    forward = text.recording(model, lambda *args, **kwargs: passed.append((args, kwargs)))
-    latents, seven, five = torch.zeros(1, 4, 12), torch.zeros(1, 7, 64), torch.zeros(1, 5, 64)
-    forward(latents, seven)
-    assert text.tokens == 7 and len(passed[0][0]) == 2
-    forward(latents, encoder_hidden_states=five)
-    assert text.tokens == 5 and list(passed[1][1]) == ["encoder_hidden_states"]
-    forward(hidden_states=latents)
-    assert text.tokens is None
 
 
 def test_backend_settings_reach_the_original_processor(clock: Clock) -> None:

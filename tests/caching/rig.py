@@ -16,7 +16,7 @@ from stack.caching.sites.tokenwise import TokenSite, Tokenwise
 from stack.core.installer import Installer
 from stack.models.schedule import uniform
 from stack.models.wiring import FLUX
-from stack.runtime.call import DenoiserCall, Entrance
+from stack.runtime.call import DenoiserCall, InterceptorChain
 from stack.runtime.report import Journal
 from stack.runtime.stamp import Conditions
 from stack.runtime.step_clock import MAIN, Clock
@@ -62,10 +62,10 @@ class Rig:
         site, schedule = self.policy.site, self.policy.schedule
         assert isinstance(site, TokenSite)
         chooser = TokenSelector(self.controller, site, schedule.interval, 64, halves, grid=lambda: self.grid)
-        self.entrance = Entrance()
-        Tokenwise(self.controller, partial(site.kinds, schedule), chooser, self.entrance).install(
-            self.denoiser, FLUX, Installer()
-        )
+        self.chain, install = InterceptorChain(), Installer()
+        installed = Tokenwise(self.controller, partial(site.kinds, schedule), chooser)
+        installed.install(self.denoiser, FLUX, install)
+        self.chain.add(install, *installed.interceptors)
         self.head: torch.Tensor | None = None
         self.denoiser.norm_out.register_forward_pre_hook(self._see)
 
@@ -80,7 +80,7 @@ class Rig:
             given["encoder_hidden_states"] = -given["encoder_hidden_states"]
         self.clock.branch = branch
         self.controller.journal.begin(self.clock.advance(at, tuple(given["hidden_states"].shape)))
-        return self.entrance.run(DenoiserCall(self.denoiser, (), given, given)).sample
+        return self.chain.run(DenoiserCall(partial(self.denoiser, **given), given)).sample
 
     @property
     def kept(self) -> dict[str, torch.Tensor]:

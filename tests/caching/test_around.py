@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from stack.caching.sites.whole_model import WholeModel
 from stack.core.installer import Installer
 from stack.models.schedule import uniform
 from stack.models.wiring import DIT, FLUX, Wiring
-from stack.runtime.call import DenoiserCall, Entrance
+from stack.runtime.call import DenoiserCall, InterceptorChain
 from stack.runtime.step_clock import MAIN, Clock
 
 from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
@@ -41,8 +42,10 @@ class Rig:
         self.about: list[tuple[int, ...] | None] = []
         self.controller = controller_of(self.policy, self.clock)
         self.journal = self.controller.journal
-        self.entrance = Entrance()
-        WholeModel(self.controller, self.entrance).install(nn.Identity(), wiring, Installer())
+        self.chain = InterceptorChain()
+        site = WholeModel(self.controller)
+        site.install(nn.Identity(), wiring, Installer())
+        self.chain.add(Installer(), site)
 
     def _forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
         self.ran.append(len(hidden_states))
@@ -55,7 +58,7 @@ class Rig:
         self.clock.branch = branch
         self.journal.begin(self.clock.advance(self.clock.sigma_schedule.sigmas[step], tuple(latent.shape)))
         given = {"hidden_states": latent, "return_dict": False, **more}
-        out = self.entrance.run(DenoiserCall(self._forward, (), given, given))[0]
+        out = self.chain.run(DenoiserCall(partial(self._forward, **given), given))[0]
         assert out.shape == latent.shape
         return [float(sample.flatten()[0]) for sample in out]
 
@@ -150,7 +153,7 @@ def test_a_caller_that_writes_into_its_latent_changes_nothing() -> None:
     rig.clock.advance(1.0, (1, 1, 3, 3))
     assert rig.clock.tick is not None
     rig.journal.begin(rig.clock.tick)
-    out = rig.entrance.run(DenoiserCall(rig._forward, (), {"hidden_states": given}, {"hidden_states": given}))[0]
+    out = rig.chain.run(DenoiserCall(partial(rig._forward, hidden_states=given), {"hidden_states": given}))[0]
     kept = rig.controller.cells[0].kept
     given.zero_(), out.zero_()
     assert float(kept["in"].mean()) == float(kept["before"].mean()) == 10 and float(kept["out"].mean()) == 21

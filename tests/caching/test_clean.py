@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from stack import Stack, StackError
 from stack.caching.cache import Cache
@@ -18,8 +18,7 @@ from stack.caching.sites.x0_prediction import X0Prediction
 from stack.core.installer import Installer
 from stack.models.sampler import affine_steps, flow_steps, linear_step
 from stack.models.schedule import uniform
-from stack.models.wiring import FLUX
-from stack.runtime.call import DenoiserCall, Entrance
+from stack.runtime.call import DenoiserCall, InterceptorChain
 from stack.runtime.step_clock import Clock
 
 from ..conftest import PROMPT, picture, tiny_pipe
@@ -96,12 +95,12 @@ class Sampler:
     def __init__(self, **options: Any):
         policy = Cache("predictor-corrector", **options).policy
         self.table = uniform(12, 3.0)
-        self.clock, self.entrance, self.plan = Clock(self.table), Entrance(), flow_steps(self.table.sigmas)
+        self.clock, self.chain, self.plan = Clock(self.table), InterceptorChain(), flow_steps(self.table.sigmas)
         controller = controller_of(policy, self.clock)
         self.journal = controller.journal
-        X0Prediction(controller, self.entrance, lambda: self.plan).install(nn.Identity(), FLUX, Installer())
+        self.chain.add(Installer(), X0Prediction(controller, lambda: self.plan))
         if policy.corrected:
-            Corrector(controller, lambda: self.plan).install(self.entrance, Installer())
+            self.chain.add(Installer(), Corrector(controller, lambda: self.plan))
 
     def run(self, clean: Any, until: int = 12) -> torch.Tensor:
         x = torch.full((1, 2, 3), 0.5, dtype=torch.float64).float()
@@ -112,8 +111,8 @@ class Sampler:
                 return ((latent - clean(time)) / sigma,)
 
             self.journal.begin(self.clock.advance(sigma, tuple(x.shape)))
-            call = DenoiserCall(denoiser, (x,), {}, {"hidden_states": x, "return_dict": False})
-            x = step.a * x + step.b * self.entrance.run(call)[0]
+            call = DenoiserCall(partial(denoiser, x), {"hidden_states": x, "return_dict": False})
+            x = step.a * x + step.b * self.chain.run(call)[0]
         return x
 
 

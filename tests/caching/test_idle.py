@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from stack import Stack
+from stack.caching import cache
 from stack.caching.sites.block_range import BlockRange
-from stack.caching.sites.foreseen import Foreseen
-from stack.caching.sites.skip_embedders import SkipEmbedders
+from stack.caching.sites.bypass import Bypass
 from stack.models.wiring import wiring_of
 
 from ..conftest import PROMPT, inputs, picture, tiny_pipe
@@ -57,10 +57,7 @@ def test_embedders_run_on_full_steps_only_and_pictures_stay(
         needed = method == "teacache" and stream == wiring.output_stream
         assert len(heard[name]) == (STEPS if needed else PATTERN.count("f"))
 
-    def watching(self: Foreseen, denoiser: Any, wiring: Any, install: Any) -> int:
-        return BlockRange(self.controller, residual=self.residual).install(denoiser, wiring, install)
-
-    monkeypatch.setattr(Foreseen, "install", watching)
+    monkeypatch.setattr(cache, "AllBlocks", lambda controller, residual: BlockRange(controller, residual=residual))
     with Stack(make(), steps=STEPS).cache(method, **options) as stack:
         assert torch.equal(draw(stack), made)
 
@@ -85,7 +82,7 @@ def test_embedders_run_where_some_tokens_do(family: str, monkeypatch: pytest.Mon
         aggressive = sum(step.kind == "cached" for step in stack.report().steps)
     assert aggressive > 2
     assert {len(calls) for calls in heard.values()} == {STEPS - aggressive}
-    monkeypatch.setattr(SkipEmbedders, "install", lambda *_: None)
+    monkeypatch.setattr(Bypass, "install", lambda *_: None)
     with Stack(make(), steps=STEPS).cache("duca", **options) as stack:
         assert torch.equal(draw(stack), made)
 

@@ -19,6 +19,7 @@ from stack.caching.policy import Policy
 from stack.core.facts import Facts
 from stack.core.installer import Installer
 from stack.models.wiring import Wiring
+from stack.runtime.call import DenoiserCall, Interceptor, Proceed
 from stack.runtime.target import Target
 
 from ..conftest import PROMPT, picture, tiny_pipe
@@ -42,25 +43,25 @@ class RawOutputSite(Site):
         return SiteState(predicted=facts.image_tokens * facts.latent[1])
 
     def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
-        return RawOutput(controller, target)
+        return RawOutput(controller)
 
 
 class RawOutput:
     """Stands before the denoiser."""
 
-    def __init__(self, controller: CacheController, target: Target):
-        self.controller, self.target = controller, target
+    def __init__(self, controller: CacheController):
+        self.controller = controller
+        self.interceptors: tuple[Interceptor, ...] = (self,)
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
-        install.wrap_call(self.target.entrance, "run", lambda inner: lambda call: self._visit(call, inner))
         return 1
 
-    def _visit(self, call: Any, run: Any) -> Any:
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         controller = self.controller
         controller.begin(call.latent)
         if all(controller.decide()):
             return (controller.predict("raw", controller.cells),)
-        result = run(call)
+        result = proceed(call)
         controller.store("raw", result[0], controller.cells)
         return result
 

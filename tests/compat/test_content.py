@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stack.runtime.fingerprint import Content, WeightsWatch, fingerprint, leaves
+from stack.runtime.conditions import WeightsWatch
+from stack.runtime.fingerprint import Content, fingerprint, leaves
 
 from ..reads import CountReads
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stack import Stack
-from stack.caching.guard import OutputGuard, fault, figures_of
+from stack.caching.guard import OutputGuard, fault, norms_of, spread
 from stack.compat.rules.state import NOT_A_NUMBER
 from stack.runtime.readback import Readback
 
@@ -172,25 +172,26 @@ def test_what_was_put_off_on_an_accelerator_is_read_by_the_report() -> None:
     stack = Stack(tiny_denoiser(), steps=STEPS).cache("svd", warmup=3, interval=9)
     walk(stack, range(5))
     controller = stack._layers[-1].applied.details["controller"]
-    guard = OutputGuard(controller, stack._target.journal)
-    good, flat = (Readback(torch.tensor([[1.0], [spread]])) for spread in (0.5, 0.0))
-    guard._late = [(controller.now.request, 3, flat, good), (controller.now.request - 1, 2, flat, good)]
+    guard = OutputGuard(controller.clock, stack._target.journal, controller.empty)
+    good, flat = (Readback(torch.tensor([[1.0], [mean]])) for mean in (0.5, 1.0))
+    guard._late = [(controller.now.request, 3, 1, flat, good), (controller.now.request - 1, 2, 1, flat, good)]
     guard.settle()
     assert stack.report().warnings == ["output of step 3 was constant over the tokens"]
 
 
 @pytest.mark.parametrize(("shape"), [(2, 5, 3), (2, 3, 5), (2, 3, 5, 4), (2, 3, 2, 5, 4)])
-def test_figures_are_of_every_sample_by_itself(shape: tuple[int, ...]) -> None:
+def test_norms_are_of_every_sample_by_itself(shape: tuple[int, ...]) -> None:
     output = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     output[1] *= 3
-    norm, spread = figures_of(output)
-    tokens = output if output.ndim == 3 else output.flatten(2).mT
-    torch.testing.assert_close(norm, tokens.square().mean(1).sum(-1).sqrt())
-    torch.testing.assert_close(spread, (tokens - tokens.mean(1, keepdim=True)).square().mean(1).sum(-1).sqrt())
-    figures = figures_of(output).tolist()
-    assert fault(figures, figures) == ""
+    norms, tokens = norms_of(output), output if output.ndim == 3 else output.flatten(2).mT
+    torch.testing.assert_close(norms[0], tokens.flatten(1).norm(dim=1))
+    count = tokens.shape[1]
+    found = [spread(norm, mean, count) for norm, mean in zip(*norms.tolist(), strict=True)]
+    distances = (tokens - tokens.mean(1, keepdim=True)).square().mean(1).sum(-1).sqrt()
+    assert found == pytest.approx(distances.tolist(), rel=1e-5)
+    assert fault(norms.tolist(), norms.tolist(), count) == ""
     output[0] = math.inf
-    assert fault(figures_of(output).tolist(), torch.stack([norm, spread]).tolist()) == "NaN or infinity"
+    assert fault(norms_of(output).tolist(), norms.tolist(), count) == "NaN or infinity"
 
 
 @pytest.mark.parametrize("spoil", ["weights", "output"])

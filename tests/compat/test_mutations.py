@@ -15,10 +15,8 @@ from stack.caching.sites.block_range import BlockRange
 from stack.compat.budget import ErrorBudget
 from stack.compat.noise import NoiseLedger
 from stack.core.installer import Installer
-from stack.runtime.conditions import AttentionWatch, Conditioning
-from stack.runtime.fingerprint import WeightsWatch
+from stack.runtime.conditions import AttentionWatch, Conditioning, WeightsWatch
 from stack.runtime.stamp import Stamp
-from stack.runtime.step_clock import Clock
 from stack.runtime.target import Target
 
 from .. import test_undo
@@ -69,7 +67,10 @@ MUTATIONS: dict[str, list[Mutation]] = {
         )
     ],
     "steps of two kinds taken for one": [
-        Mutation(Clock, "compute_mode", (), test_controller.test_a_switch_of_phase_is_no_drift_and_no_slope)
+        Mutation(
+            "stack.runtime.step_clock", "replace", lambda tick, **_: tick,
+            test_controller.test_a_switch_of_phase_is_no_drift_and_no_slope,
+        )
     ],
     "no watch over adapters' scales": [
         Mutation(
@@ -119,19 +120,19 @@ MUTATIONS: dict[str, list[Mutation]] = {
     ],
     "what is no number is forecast from": [
         Mutation(
-            CacheController, "drop_unsound", lambda controller: None,
+            CacheController, "drop_nonfinite", lambda controller: None,
             lambda: test_guards.test_a_step_that_fails_spoils_no_other("svd"),
         )
     ],
     "outputs are not looked at": [
         Mutation(
-            "stack.caching.guard", "fault", lambda figures, full: "",
+            "stack.caching.guard", "fault", lambda norms, full, tokens: "",
             lambda: test_guards.test_a_cached_output_that_is_no_picture_is_made_again_in_full(0.0, FLAT),
         )
     ],
     "nothing is made again": [
         Mutation(
-            OutputGuard, "_visit", lambda guard, call, run: run(call),
+            OutputGuard, "intercept", lambda guard, call, proceed: proceed(call),
             lambda: test_guards.test_state_that_is_spoiled_in_memory_is_not_handed_on("svd"),
         )
     ],

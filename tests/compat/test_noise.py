@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.caching.differences import NOTHING, Differences, before_newest, differences
-from stack.caching.forecast import Forecast
+from stack.caching.forecast import NOTHING, Differences, Forecast, before_newest, differences
 from stack.caching.predictor import Predictor
 from stack.caching.splits import ChannelBasis, Split, TokenBand
 from stack.compat.noise import NoiseLedger, floor_at, wiener

@@ -76,11 +76,11 @@ def test_it_is_read_once_a_request_and_holds_no_tensor_between_calls() -> None:
         return (len(read), 1)
 
     requests = [0]
-    grid = RequestGrid(count, lambda: requests[0])
-    for requests[0], x in ((1, "a"), (1, "b"), (2, "c")):
-        grid.begin({"x": x})
+    given: dict[str, Any] = {}
+    grid = RequestGrid(count, lambda: requests[0], lambda: given)
+    for requests[0], given["x"] in ((1, "a"), (1, "b"), (2, "c")):
         assert grid() == grid() == (requests[0], 1)
-        grid.end()
+    given.clear()
     assert read == ["a", "c"]
     with pytest.raises(AssertionError, match="outside of a call"):
         grid()

@@ -13,10 +13,12 @@ from ...core.errors import StackError
 from ...core.facts import Facts
 from ...core.installer import Installer
 from ...models.wiring import Wiring
+from ...runtime.call import Interceptor
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
 from ..gate_policies import DraftPolicy
+from .all_blocks import AllBlocks
 from .calls import BlockCall, Decides, Streams, before_blocks, take
 
 CHECK = "check"  # key of the feature that drafts are checked on
@@ -58,10 +60,8 @@ class BlockRangeSite(Site):
         return SiteState(((*streams, image) if _accepts(policy) else streams,))
 
     def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
-        from .foreseen import Foreseen  # stands around a `BlockRange`
-
         if policy.gate is None and not (self.front or self.back):
-            return Foreseen(controller, target.entrance, self.residual)
+            return AllBlocks(controller, self.residual)
         return BlockRange(controller, self.front, self.back, self.residual, _accepts(policy))
 
 
@@ -114,7 +114,7 @@ class _Step:
 
 
 class BlockRange:
-    """Caches blocks `front` to `-back`; with 0 and 0 the whole stack.
+    """Caches blocks `front` to `-back`; with 0 and 0 all of them, as `AllBlocks` does where a schedule decides.
 
     Embedders, head, front and back blocks run on every step, with the current time.
 
@@ -123,6 +123,8 @@ class BlockRange:
         accept: for drafts: (step, steps) to the largest relative error of the check that is accepted; None checks
             nothing. Needs a back block, which is run on the predicted streams and compared with its own prediction.
     """
+
+    interceptors: tuple[Interceptor, ...] = ()
 
     def __init__(
         self,

@@ -20,8 +20,8 @@ from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
 from ...models.wiring import Wiring
-from ...runtime.report import CACHED, FULL, PARTIAL
-from ...runtime.step_clock import StepContext
+from ...runtime.call import Interceptor
+from ...runtime.step_clock import CACHED, FULL, PARTIAL, StepContext
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
@@ -128,6 +128,8 @@ class FastCache:
         warmup: the first steps run whole.
     """
 
+    interceptors: tuple[Interceptor, ...] = ()
+
     def __init__(self, controller: CacheController, choices: FastCacheChoices, warmup: int):
         self.controller, self.choices, self.warmup = controller, choices, warmup
         self._samples: list[_Sample] = []
@@ -155,14 +157,13 @@ class FastCache:
     def _begin(self, call: BlockCall, stream: str) -> None:
         tokens, controller = call.streams[stream], self.controller
         controller.begin(tokens)
-        controller.drop_unsound()
-        assert controller.clock.tick is not None
-        self._tick = controller.clock.tick
+        controller.drop_nonfinite()
+        self._tick = controller.now
         made_for = (self._tick.request, tokens.dtype, tokens.device)
         if made_for != self._made_for:
             self._made_for, self._use, self._work = made_for, Replacement(self.choices, tokens), []
         self._samples = [self._open(call, row, cell, stream) for row, cell in enumerate(controller.cells)]
-        controller.clock.active_set.decide([not sample.settled for sample in self._samples])
+        self._tick.active_set.decide([not sample.settled for sample in self._samples])
 
     def _open(self, call: BlockCall, row: int, cell: CacheSlot, stream: str) -> _Sample:
         """Choose the tokens of a sample that run."""
@@ -203,7 +204,7 @@ class FastCache:
         out[stream] = torch.cat([self._closed(sample, stream) for sample in samples])
         full = all(sample.ran == blocks and sample.running.whole for sample in samples)
         none = not any(sample.ran for sample in samples)
-        self.controller.journal.mark(FULL if full else CACHED if none else PARTIAL)
+        self._tick.active_set.kind = FULL if full else CACHED if none else PARTIAL
         self._work.append(sum(sample.work for sample in samples) / (len(samples) * blocks))
         self.controller.figures["block_share"] = sum(self._work) / len(self._work)
         self._samples = []
@@ -220,5 +221,5 @@ class FastCache:
         else:
             kept[WHOLE] = entry  # only compared with
         wide = torch.promote_types(whole.dtype, torch.float32)
-        sample.cell.reach.note(torch.linalg.vector_norm(whole, dtype=wide)[None])
+        sample.cell.guard.note(torch.linalg.vector_norm(whole, dtype=wide)[None])
         return whole

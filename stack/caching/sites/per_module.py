@@ -21,6 +21,7 @@ from ...core.installer import Installer
 from ...core.passes import Finding
 from ...models.wiring import FAMILIES, CachedModule, Wiring
 from ...runtime.arguments import Arguments
+from ...runtime.call import Interceptor
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
@@ -106,6 +107,8 @@ def _outputs(
 
 class _Decided:
     """Both sites decide once per step, at the first block, for the whole batch."""
+
+    interceptors: tuple[Interceptor, ...] = ()
 
     def __init__(self, controller: CacheController):
         self.controller = controller

@@ -19,7 +19,7 @@ from ...compile import compiled
 from ...core.facts import Facts
 from ...core.installer import Installer
 from ...models.wiring import Wiring
-from ...runtime.call import DenoiserCall, Entrance
+from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController
@@ -27,11 +27,11 @@ from ..schedule_policy import SchedulePolicy
 from ..schedules import Schedule
 from ..tokenwise.cycles import AGGRESSIVE, CONSERVATIVE, FULL_STEP, Cycle, fill
 from ..tokenwise.tokens import TokenChoices
+from .bypass import Bypass
 from .calls import BlockCall, Streams, before_blocks
 from .inside import Forward, Inside, as_it_is
 from .modules import Modules
 from .shapes import element_bytes
-from .skip_embedders import SkipEmbedders
 from .token_selector import Place, TokenSelector
 
 
@@ -69,7 +69,7 @@ class TokenSite(TokenChoices, Site):
         head_dim, halves = target.facts.head_dim, target.wiring.halves
         chooser = TokenSelector(controller, self, policy.schedule.interval, head_dim, halves, target.grid)
         kinds = partial(self.kinds, policy.schedule)
-        return Tokenwise(controller, kinds, chooser, target.entrance, partial(compiled, mode=target.now.compiled))
+        return Tokenwise(controller, kinds, chooser, partial(compiled, mode=target.now.compiled))
 
 
 class Tokenwise:
@@ -78,7 +78,6 @@ class Tokenwise:
     Args:
         kinds: of the steps of a request with so many, see `stack.caching.tokenwise.cycles`.
         chooser: chooses the tokens.
-        entrance: where the denoiser's calls come by.
         compile: what the blocks are compiled with.
     """
 
@@ -87,11 +86,11 @@ class Tokenwise:
         controller: CacheController,
         kinds: Callable[[int], str],
         chooser: TokenSelector,
-        entrance: Entrance,
         compile: Callable[[Forward], Forward] = as_it_is,
     ):
-        self.controller, self.kinds, self.chooser, self.entrance = controller, kinds, chooser, entrance
-        self.idle = SkipEmbedders()
+        self.controller, self.kinds, self.chooser = controller, kinds, chooser
+        self.interceptors: tuple[Interceptor, ...] = (self,)
+        self.bypass = Bypass()
         self.modules = Modules(controller, chooser)
         self.inside = Inside(compile, whole=lambda: not self.modules.conservative)
         self.kind = FULL_STEP
@@ -112,22 +111,20 @@ class Tokenwise:
                         self.chooser.add(place)
                     for path, wrapper in self.modules.wrappers(module, place, modules):
                         self.inside.wrap(block.get_submodule(path), wrapper, install)
-        install.wrap_call(self.entrance, "run", lambda inner: lambda call: self._enter(call, inner))
-        self.idle.install(denoiser, wiring, install)
+        self.bypass.install(map(denoiser.get_submodule, wiring.embedders.values()), install)
         last = len(wiring.blocks(denoiser)) - 1
         clock = self.controller.clock
         before_blocks(denoiser, wiring, install, clock, lambda number, call: self._visit(call, number == last))
         return count
 
-    def _enter(self, call: DenoiserCall, run: Callable[[DenoiserCall], Any]) -> Any:
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         controller = self.controller
         controller.begin(call.latent)
         kind = self.kinds(controller.now.steps)[controller.now.step]
         # Whatever the schedule says, nothing is reused where nothing is kept.
         self.kind = kind if all(controller.decide(partial=kind == CONSERVATIVE)) else FULL_STEP
         self.modules.conservative = self.kind == CONSERVATIVE
-        with self.idle.during(controller.now.branch, self.kind == AGGRESSIVE):
-            return run(call)
+        return self.bypass.run(call, proceed, controller.now.branch, self.kind == AGGRESSIVE)
 
     def _visit(self, call: BlockCall, last: bool) -> Streams:
         controller, stream = self.controller, call.wiring.output_stream

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,15 +12,13 @@ from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
 from ...models.wiring import Wiring
-from ...runtime.call import DenoiserCall, Entrance
+from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot, mean_ratios
 from ..gates import SumGate
 from ..latent import returned_as
 from .shapes import unequal_latents
-
-Run = Callable[[DenoiserCall], Any]
 
 ADDED = "added"  # key of out - in, the feature that is predicted
 BEFORE, IN, OUT = "before", "in", "out"  # the latent of the step before; both ends of the last full step
@@ -45,7 +42,7 @@ class WholeModelSite(Site):
         return SiteState(predicted=numbers, kept=3 * numbers if policy.gate else 0) if numbers else None
 
     def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
-        return WholeModel(controller, target.entrance)
+        return WholeModel(controller)
 
 
 class WholeModel:
@@ -57,25 +54,20 @@ class WholeModel:
     do not, the denoiser is called with those that run. Where its arguments cannot be split (`Wiring.inputs` is empty,
     or an adapter or control net hands over collections), the batch is cached only where every sample would be, and then
     a batched picture may differ from the same picture alone.
-
-    Args:
-        entrance: where the denoiser's calls come by.
     """
 
-    def __init__(self, controller: CacheController, entrance: Entrance):
-        self.controller, self.entrance = controller, entrance
+    def __init__(self, controller: CacheController):
+        self.controller = controller
+        self.interceptors: tuple[Interceptor, ...] = (self,)
+        self._inputs: tuple[str, ...] = ()
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
-        """Stand before the denoiser; returns 1, the number of places."""
-
-        def standing(inner: Run) -> Run:
-            return lambda call: self._visit(call, inner, wiring.inputs)
-
-        install.wrap_call(self.entrance, "run", standing)
+        """Nothing but its interceptor stands before the denoiser; returns 1, the number of places."""
+        self._inputs = wiring.inputs
         return 1
 
-    def _visit(self, call: DenoiserCall, run: Run, names: tuple[str, ...]) -> Any:
-        controller, latent = self.controller, call.latent
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
+        controller, latent, names = self.controller, call.latent, self._inputs
         controller.begin(latent)
         cells, gated = controller.cells, controller.new_gate is not None
         changes = mean_ratios([_moved(c, latent[i : i + 1]) for i, c in enumerate(cells)]) if gated else None
@@ -83,15 +75,15 @@ class WholeModel:
         for i, cell in enumerate(cells if gated else ()):
             cell.kept[BEFORE] = latent[i : i + 1].clone()  # the caller's memory may be written to
         if not any(skips):
-            result = run(call)
+            result = proceed(call)
             self._learn(latent, result[0], cells)
             return result
         skipped = [i for i, skip in enumerate(skips) if skip]
         if len(skipped) == len(skips):
             return returned_as(call, latent + controller.predict(ADDED, cells))
         ran = [i for i, skip in enumerate(skips) if not skip]
-        with controller.clock.active_set.part(ran):
-            out = run(call.only(ran, names))[0]
+        with controller.now.active_set.part(ran):
+            out = proceed(call.only(ran, names))[0]
         self._learn(latent[ran], out, [cells[i] for i in ran])
         whole = torch.empty_like(latent, dtype=out.dtype)
         whole[ran] = out

@@ -20,7 +20,7 @@ from ...core.installer import Installer
 from ...core.passes import Finding
 from ...models.sampler import AffineStep, planned_steps
 from ...models.wiring import Wiring
-from ...runtime.call import DenoiserCall, Entrance
+from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController
@@ -28,7 +28,6 @@ from ..latent import like, returned_as, x0_of
 from .shapes import fp32_numbers, unequal_latents
 
 CLEAN = "clean"  # key of x0
-Run = Callable[[DenoiserCall], Any]
 
 
 @register_site
@@ -52,7 +51,7 @@ class X0Site(Site):
 
     def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
         steps = planned_steps(target.pipe, lambda: target.clock.sigma_schedule)
-        return X0Prediction(controller, target.entrance, steps)
+        return X0Prediction(controller, steps)
 
 
 class X0Prediction:
@@ -64,22 +63,22 @@ class X0Prediction:
         steps: the sampler's steps of the current request.
     """
 
-    def __init__(self, controller: CacheController, entrance: Entrance, steps: Callable[[], list[AffineStep]]):
-        self.controller, self.entrance, self.steps = controller, entrance, steps
+    def __init__(self, controller: CacheController, steps: Callable[[], list[AffineStep]]):
+        self.controller, self.steps = controller, steps
+        self.interceptors: tuple[Interceptor, ...] = (self,)
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
-        """Stand before the denoiser; returns 1, the number of places."""
-        install.wrap_call(self.entrance, "run", lambda inner: lambda call: self._visit(call, inner))
+        """Nothing but its interceptor stands before the denoiser; returns 1, the number of places."""
         return 1
 
-    def _visit(self, call: DenoiserCall, run: Run) -> Any:
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         controller, latent = self.controller, call.latent
         controller.begin(latent)
         step, x = self.steps()[controller.now.step], latent.float()
         if all(controller.decide()):
             clean = controller.predict(CLEAN, controller.cells)
             return returned_as(call, ((like(clean, x) - step.c * x) / step.d).to(latent.dtype))
-        result = run(call)
+        result = proceed(call)
         out = result[0].float()
         clean = x0_of(step, x, out)
         # The latent is exact: all noise of the estimate is d times that of the output.

@@ -13,15 +13,11 @@ from ...core.errors import StackError
 from ...core.installer import Installer
 from ...core.passes import Applied, Pass
 from ...distill.distill import Distill
-from ...runtime.call import DenoiserCall
+from ...runtime.call import DenoiserCall, Proceed, some_rows
 from ...runtime.stack_like import StackLike
-from ...runtime.step_clock import StepContext
+from ...runtime.step_clock import Clock, StepContext
 from ...runtime.target import Target
 from ..standin import StandIn
-
-
-def _unasked(*_: Any, **__: Any) -> Any:
-    raise AssertionError("a recorded call is made on a denoiser")
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Recorded:
 
     def only(self, rows: Sequence[int], names: Sequence[str]) -> Recorded:
         """The same call for these samples; `names` are the arguments with a leading batch dimension."""
-        return Recorded(dict(DenoiserCall(_unasked, (), self.given, self.given).only(rows, names).given), self.tick)
+        return Recorded(some_rows(self.given, rows, names), self.tick)
 
     @torch.no_grad()
     def run(self, denoiser: Any) -> torch.Tensor:
@@ -70,19 +66,22 @@ class Record(StandIn):
     calls: list[Recorded] = field(default_factory=list)
 
     def apply(self, target: Target, install: Installer) -> Applied:
-        def standing(inner: Any) -> Any:
-            def run(call: DenoiserCall) -> Any:
-                tick = target.clock.tick
-                assert tick is not None
-                if tick.step in self.steps:
-                    copied = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in call.given.items()}
-                    self.calls.append(Recorded(copied, tick))
-                return inner(call)
-
-            return run
-
-        install.wrap_call(target.entrance, "run", standing)
+        target.chain.add(install, _Recording(self, target.clock))
         return Applied("recording")
+
+
+@dataclass(frozen=True)
+class _Recording:
+    record: Record
+    clock: Clock
+
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
+        tick = self.clock.tick
+        assert tick is not None
+        if tick.step in self.record.steps:
+            copied = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in call.given.items()}
+            self.record.calls.append(Recorded(copied, tick))
+        return proceed(call)
 
 
 def evenly(count: int, of: int) -> frozenset[int]:

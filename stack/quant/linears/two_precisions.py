@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from ...runtime.step_clock import StepContext
+from ...runtime.call import DenoiserCall, Proceed
+from ...runtime.step_clock import Clock, StepContext
 
 
 class Phase:
@@ -29,6 +32,22 @@ def near_ends(tick: StepContext, share: float) -> bool:
     return tick.step < steps or tick.step >= tick.steps - steps
 
 
+class SwitchPrecision:
+    """Tells the linears, before the model is called, where on the schedule the call is.
+
+    Args:
+        index: of their entry in `StepContext.compute_mode`.
+    """
+
+    def __init__(self, clock: Clock, phase: Phase, index: int):
+        self._clock, self._phase, self._index = clock, phase, index
+
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
+        assert self._clock.tick is not None
+        self._phase.at_ends = bool(self._clock.tick.compute_mode[self._index])
+        return proceed(call)
+
+
 class TwoPrecisions(nn.Module):
     """Forwards to one of two linears of the same shape.
 
@@ -36,9 +55,9 @@ class TwoPrecisions(nn.Module):
         ends, middle: for steps near the ends of the schedule, and for the others.
     """
 
-    def __init__(self, ends: nn.Module, middle: nn.Module, compute_mode: Phase):
+    def __init__(self, ends: nn.Module, middle: nn.Module, phase: Phase):
         super().__init__()
-        self.ends, self.middle, self._phase = ends, middle, compute_mode
+        self.ends, self.middle, self._phase = ends, middle, phase
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., K) to (..., N)."""

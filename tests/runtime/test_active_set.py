@@ -9,11 +9,10 @@ import torch
 
 from stack import Stack
 from stack.models.schedule import uniform
-from stack.runtime.active_set import ActiveSet
-from stack.runtime.step_clock import Clock
+from stack.runtime.step_clock import ActiveSet, Clock
 
-from .conftest import inputs, tiny_denoiser
-from .passes.test_fastcache import made_up
+from ..conftest import inputs, tiny_denoiser
+from ..passes.test_fastcache import made_up
 
 STEPS = 14
 Seen = tuple[int, bool, tuple[int, ...] | None, bool]

@@ -1,0 +1,95 @@
+"""All blocks as one under a schedule: that a step is cached is known before the model runs, and no block does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...core.installer import Installer
+from ...models.wiring import Wiring
+from ...runtime.arguments import Arguments
+from ...runtime.call import DenoiserCall, Interceptor, Proceed
+from ..controller import CacheController
+from .bypass import Bypass, shape_only
+
+
+class AllBlocks:
+    """Decides before the denoiser is called. On a cached step the last block answers with the forecast, all others and
+    what only they read are bypassed. `BlockRange` is for where the decision needs to see a block, or some blocks run.
+
+    Args:
+        residual: predict what the blocks add, or the last hidden state.
+    """
+
+    def __init__(self, controller: CacheController, residual: bool = False):
+        self.controller, self.residual = controller, residual
+        self.interceptors: tuple[Interceptor, ...] = (self,)
+        self._bypass = Bypass()
+        self._stream, self._index = "", 0
+        self._forecast: torch.Tensor | None = None  # of the current call, where it is cached
+        self._entry: torch.Tensor | None = None  # the output stream where the blocks begin
+        self._calling = False
+
+    def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
+        """Stand before the blocks and what they alone read; returns how many blocks can be skipped."""
+        blocks = [block for _, block in wiring.blocks(denoiser)]
+        # A forecast of what the blocks add is added to the output stream's own embedding.
+        needed = wiring.output_stream if self.residual else ""
+        unread = [name for stream, name in wiring.embedders.items() if stream != needed] + list(wiring.constants)
+        self._stream, name = wiring.output_stream, wiring.streams[wiring.output_stream]
+        first, last = (Arguments(blocks[i].forward) for i in (0, -1))
+        self._bypass.install([*map(denoiser.get_submodule, unread), *blocks[:-1]], install)
+        self._index = [given for given in wiring.streams.values() if given in last.names].index(name)
+        install.wrap_call(blocks[-1], "forward", self._last)
+        if self.residual:
+            install.wrap_call(blocks[0], "forward", lambda inner: self._first(inner, first, name))
+        return len(blocks)
+
+    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
+        """Decide for a call of the denoiser, and make it."""
+        controller = self.controller
+        controller.begin(call.given["hidden_states"])
+        cached = all(controller.decide())
+        self._forecast = controller.predict(self._stream, controller.cells) if cached else None
+        self._calling = True
+        try:
+            return self._bypass.run(call, proceed, controller.now.branch, cached)
+        finally:
+            self._calling, self._forecast, self._entry = False, None, None
+
+    def _first(self, inner: Callable[..., Any], arguments: Arguments, name: str) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._calling:
+                self._entry = arguments.named(args, kwargs)[name]
+            return inner(*args, **kwargs)
+
+        return forward
+
+    def _last(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        unread: dict[str, Any] = {}  # the other streams as the last block returns them, by branch
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not self._calling:
+                return inner(*args, **kwargs)
+            branch, forecast = self.controller.now.branch, self._forecast
+            if forecast is not None:
+                feature = forecast if self._entry is None else self._entry + forecast
+                return self._put(unread[branch], feature)
+            made = inner(*args, **kwargs)
+            feature = made[self._index] if isinstance(made, tuple) else made
+            added = feature if self._entry is None else feature - self._entry
+            self.controller.store(self._stream, added, self.controller.cells)
+            self.controller.read_norms()
+            unread[branch] = shape_only(made) if isinstance(made, tuple) else None
+            return made
+
+        return forward
+
+    def _put(self, unread: tuple[Any, ...] | None, feature: torch.Tensor) -> Any:
+        """The last block's answer with this feature, beside streams that nobody reads behind the blocks."""
+        if unread is None:
+            return feature
+        return (*unread[: self._index], feature, *unread[self._index + 1 :])
