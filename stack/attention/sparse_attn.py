@@ -179,7 +179,9 @@ class SparseAttention:
         for number, attention in enumerate(plain):
             install.set_processor(attention, BlockSparseProcessor(attention.processor, number, shared))
         clock = target.clock
-        install.set_attribute(clock, "phases", (*clock.compute_modes, lambda tick: bool(self.policy.dense_step(tick))))
+        install.set_attribute(
+            clock, "compute_modes", (*clock.compute_modes, lambda tick: bool(self.policy.dense_step(tick)))
+        )
         install.on_rollback(maps.reset)
         return Applied(
             summary=f"{len(plain)} of {len(layers)} attention layers, keeps {100 * self.keep:g} %: "

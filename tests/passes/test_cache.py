@@ -182,7 +182,7 @@ def test_a_single_step_has_nothing_to_cache() -> None:
 def test_rounded_activations_shrink_what_is_forecast() -> None:
     naive = Stack(tiny_pipe(), steps=STEPS).quantize("int8", min_features=16).cache("taylorseer")
     ran = naive.plan.passes()[-1].policy
-    assert (ran.coordinate, ran.basis) == ("time", "newton")
+    assert (ran.forecast.coordinate, ran.forecast.basis) == ("time", "newton")
     (low, floor), (high, _) = ran.noise
     assert (low, high) == (0.0, 1.0) and floor == pytest.approx(rounding_floor(8, 128))
     assert f"about {floor:.1%} is noise" in naive.explain()
