@@ -128,7 +128,9 @@ class Quantize:
             backend, why = self.backend_for(scheme, facts.machine)
             lines.append(f"{scheme.name}: {scheme.describe()}")
             lines.append(f"{scheme.name} by {backend.name}: {why}; {backend.kernel(scheme, facts.machine)}")
-            lines.append(rounding_words(scheme, facts))
+            lines += (
+                [] if self.prepared else [rounding_words(scheme, facts)]
+            )  # feedback may clip: the bound would not hold
         if self.ends:
             lines.append(_ends_line(self.ends, self.share, facts.steps))
         if self.prepared:
