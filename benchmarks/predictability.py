@@ -16,8 +16,8 @@ import torch
 import typer
 from common import show
 from matplotlib import pyplot
+from predictability_maps import Predictability, over_time
 
-from benchmarks.predictability_maps import Predictability, over_time
 from stack import Stack
 from stack.calibrate.watch import SiteFeatures, Watch
 from stack.loading import load_pipeline

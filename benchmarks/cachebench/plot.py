@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from curves import pareto_front
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.curves import pareto_front
 from stack.compare.chart import PLACES, Box, cost, place, top_of
 from stack.measure.style import FAINT, INK, LINE
 

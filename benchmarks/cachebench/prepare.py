@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from placement import Times, place
 from rich.progress import Progress
 
-from benchmarks.placement import Times, place
 from stack import Stack
 from stack.caching.cache import Cache
 from stack.caching.methods import PRESETS

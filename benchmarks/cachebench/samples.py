@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fid import frechet_distance
 
-from benchmarks.fid import frechet_distance
 from stack.core.errors import StackError
 
 from .record import plain

@@ -7,8 +7,7 @@ from itertools import product
 from typing import Any
 
 from common import Target
-
-from benchmarks.curves import Point, at_speedup, pareto_front
+from curves import Point, at_speedup, pareto_front
 
 from .rows import OURS
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from amdahl import gemm_rate, linear_shapes, linear_share
 from common import interleaved
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel
 from torch import nn
 
-from benchmarks.amdahl import gemm_rate, linear_shapes, linear_share
 from stack import Stack
 from stack.bounds import best_speedup
 from stack.compare.base import stand_in

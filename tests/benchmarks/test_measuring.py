@@ -13,8 +13,8 @@ from cachebench.measuring import Measured, count, full_steps, in_turn, line_of, 
 from cachebench.record import Record, finished, merge, plain
 from cachebench.rows import Live, Row, fewer, preset
 from cachebench.samples import Samples, distances, merged, motion
+from fid import frechet_distance
 
-from benchmarks.fid import frechet_distance
 from stack import Stack
 from stack.core.errors import StackError
 

@@ -3,10 +3,9 @@ from __future__ import annotations
 import math
 
 import pytest
+from curves import at_speedup, pareto_front
 from hypothesis import given
 from hypothesis import strategies as st
-
-from benchmarks.curves import at_speedup, pareto_front
 
 CURVE = [(8.0, 30.0), (2.0, 50.0), (4.0, 40.0)]
 POINTS = st.lists(st.tuples(st.integers(1, 6).map(float), st.integers(20, 30).map(float)), min_size=1, max_size=12)

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from fid import fid, frechet_distance, t_fid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.fid import fid, frechet_distance, t_fid
 from stack import StackError
 
 SEEDS = st.integers(0, 10_000)

@@ -5,8 +5,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from benchmarks.placement import Times, moved, place, shifted, warped
+from placement import Times, moved, place, shifted, warped
 
 BEST = (1.0, 0.62, 0.3, 0.1)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import amdahl
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import amdahl
 from stack.core.errors import StackError
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from predictability_maps import explained, over_time
 
-from benchmarks.predictability_maps import explained, over_time
 from stack.compat.subspace import principal_basis
 
 SHAPE = (2, 12, 8)
