@@ -21,6 +21,7 @@ from .core.facts import Facts
 from .core.installer import Installer
 from .core.passes import Pass
 from .core.plan import Plan, Planned, explain, in_order, make_plan
+from .core.removed import refuse_removed
 from .distill.adapter import Adapter
 from .distill.call import transformed_call
 from .distill.distill import Distill
@@ -116,6 +117,7 @@ class Stack:
 
     def sparse_attn(self, keep: float = 0.5, **options: Any) -> Stack:
         """Add block-sparse attention; see `stack.attention.sparse_attn.SparseAttention`."""
+        refuse_removed(SparseAttention.stage, options)
         return self.add(SparseAttention(keep, **options))
 
     def compile(self, mode: str = "default") -> Stack:

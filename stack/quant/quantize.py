@@ -243,7 +243,7 @@ class Quantize:
         compute_mode = Phase()
         install.wrap_call(target.entrance, "run", lambda inner: _told(inner, target, compute_mode, self.share))
         clock = target.clock
-        install.set_attribute(clock, "phases", (*clock.compute_modes, lambda tick: near_ends(tick, self.share)))
+        install.set_attribute(clock, "compute_modes", (*clock.compute_modes, lambda tick: near_ends(tick, self.share)))
         return {path: TwoPrecisions(ends[path], module, compute_mode) for path, module in middle.items()}, held
 
 

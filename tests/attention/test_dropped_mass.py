@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.attention.kernels import dense, gather_attention
 from stack.attention.maps import Grid, block_map, keep_mask
-from stack.bounds import dropped_mass_bound
+from stack.bounds import dropped_mass_bound, hoeffding_margin
 
 GRID = Grid(text=3, image=48, key=8, group=1)
 
@@ -76,3 +77,17 @@ def test_the_bound_is_reached() -> None:
     error = gather_attention(q, k, v, torch.tensor([[[[0], [1]]]]), grid) - dense(q, k, v)
     bound = dropped_mass_bound(torch.tensor(0.5, dtype=torch.float64), v[0, 0, 0].norm())
     torch.testing.assert_close(error.norm(dim=-1), bound.expand(1, 16, 1))
+
+
+def test_the_margin_fails_no_more_often_than_it_says_and_is_not_loose() -> None:
+    """Queries of mass 0 or 1, half of each, mixed within every run: the least favourable case."""
+    masses = (torch.arange(1024) % 2).float().view(16, -1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(masses.shape[1], (20_000, 16), generator=generator)
+    off = (masses[torch.arange(16), drawn].mean(-1) - 0.5).abs()
+    for failure in (0.1, 0.01):
+        margin = hoeffding_margin(16, failure)
+        assert (off > margin).float().mean() <= failure
+        assert margin <= 1.8 * torch.quantile(off, 1 - failure)
+    assert hoeffding_margin(16, 0.05) == pytest.approx(0.3395, abs=1e-4)
+    assert hoeffding_margin(64, 0.05) == pytest.approx(0.3395 / 2, abs=1e-4)

@@ -14,11 +14,9 @@ from stack.attention.flex import Flex
 from stack.attention.kernels import dense
 from stack.attention.maps import Grid
 from stack.attention.processor import BlockSparseProcessor, Shared, TextLength
-from stack.attention.reuse import Maps
 from stack.attention.sparsity import MASKED, NO_TEXT_LENGTH, OUTSIDE, SparsityPolicy, Tally
 from stack.models.attention import FLUX
 from stack.models.schedule import uniform
-from stack.runtime.stamp import Conditions
 from stack.runtime.step_clock import Clock
 
 from ..conftest import inputs, tiny_denoiser
@@ -36,9 +34,9 @@ def clock() -> Clock:
 
 def wrapped(model: FluxTransformer2DModel, clock: Clock, keep: float = 0.5) -> tuple[Tally, TextLength]:
     policy, tally, text = SparsityPolicy(keep, block=64, even_if_slower=True), Tally(clock), TextLength()
-    shared = Shared(FLUX, policy, tally, Maps(policy, clock, tally, Conditions), text, Flex())
-    for layer, block in enumerate([*model.transformer_blocks, *model.single_transformer_blocks]):
-        block.attn.processor = BlockSparseProcessor(block.attn.processor, layer, shared)
+    shared = Shared(FLUX, policy, tally, text, Flex())
+    for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
+        block.attn.processor = BlockSparseProcessor(block.attn.processor, shared)
     model.forward = text.recording(model, model.forward)
     return tally, text
 

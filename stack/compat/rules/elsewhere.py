@@ -84,7 +84,7 @@ ELSEWHERE = (
     NotHere(
         "block maps that grow stale over the steps that a cache skips",
         "methods that keep masks from step to step",
-        "maps are made anew in every call; with reuse_maps they are kept while the mass they drop stays within it",
+        "maps are made anew in every call",
     ),
     NotHere(
         "running a checkpoint trained with sparse attention densely",
