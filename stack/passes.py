@@ -56,10 +56,10 @@ def pass_options(made: Pass) -> dict[str, Any]:
     """The arguments that make an equal pass, those at their defaults left out.
 
     Raises:
-        StackError: the pass holds linear maps, which a recipe can only name the file of, or a calibrated mix.
+        StackError: the pass holds linear maps, which a recipe can only name the file of, or rounded weights.
     """
-    if isinstance(made, Quantize) and made.prepared is not None:
-        raise StackError("a recipe cannot hold a calibrated mix of schemes: name max_error or max_bytes, and measure")
+    if isinstance(made, Quantize) and made.rounded is not None:
+        raise StackError("a recipe cannot hold rounded weights: write feedback = true, and call fit_rounding(prompts)")
     if isinstance(made, Cache):
         if made.policy.maps is not None:
             raise StackError("a recipe cannot hold FastCache's maps: write them with fit_maps(save=...), name the file")

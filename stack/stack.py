@@ -113,6 +113,7 @@ class Stack:
 
     def quantize(self, scheme: str = "int8", **options: Any) -> Stack:
         """Add quantization of the blocks' linears; see `stack.quant.quantize.Quantize`."""
+        refuse_removed(Quantize.stage, options)
         return self.add(Quantize(scheme, **options))
 
     def sparse_attn(self, keep: float = 0.5, **options: Any) -> Stack:
@@ -219,7 +220,7 @@ class Stack:
     # ---- measuring: functions over `StackLike`
 
     calibrate = measuring.calibrate
-    sensitivity = measuring.sensitivity
+    fit_rounding = measuring.fit_rounding
     noise_floor = measuring.noise_floor
     fit_gate = measuring.fit_gate
     fit_maps = measuring.fit_maps

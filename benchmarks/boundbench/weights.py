@@ -26,7 +26,6 @@ from stack.bounds import (
 from stack.compat.subspace import principal_basis, split
 from stack.quant.formats import NF4_LEVELS, load, store
 from stack.quant.kernels.rows import ZERO, quantize_rows, quantize_weight
-from stack.quant.rounding.lowrank import leading
 from stack.quant.schemes import SCHEMES
 
 CHANCE = 1e-3
@@ -85,7 +84,8 @@ def levels(seed: int) -> list[float]:
 def branch(seed: int) -> list[float]:
     """A weight with a decaying spectrum in nf4, a branch of rank 4 beside it."""
     weight = (normal(seed, 64, 128) * torch.logspace(0, -1, 128, dtype=torch.float64)).float()
-    beside = leading(weight, 4, torch.ones(128)).product
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    beside = (u[:, :4] * s[:4]) @ vh[:4]
     error = (beside + load(store(weight - beside, NF4), torch.float32) - weight).norm()
     return [float(low_rank_rounding_bound(torch.linalg.svdvals(weight), 4, LEVELS, NF4.group) / error)]
 

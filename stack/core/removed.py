@@ -7,7 +7,13 @@ from collections.abc import Iterable
 from .errors import StackError
 
 _MAPS = "block maps are made in every call: a map is 1.2 % of a sparse call, and checking an old one cost more"
+_MIX = (
+    "error feedback alone gains 10.0 dB over nf4 in the same bytes, a mix of schemes beside it 0.0; "
+    "use quantize('nf4', feedback=True) and fit_rounding(prompts)"
+)
 REMOVED: dict[tuple[str, str], str] = {
+    ("quantize", "max_error"): _MIX,
+    ("quantize", "max_bytes"): _MIX,
     ("sparse_attn", "reuse_maps"): _MAPS,
     ("sparse_attn", "anchor_keep"): f"{_MAPS}; raise keep instead",
 }
