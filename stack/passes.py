@@ -13,6 +13,7 @@ from .caching.policy import known_options
 from .compile import Compile
 from .core.errors import StackError, choose, nearest
 from .core.passes import Pass
+from .core.removed import refuse_removed
 from .distill.adapter import Adapter
 from .distill.distill import Distill
 from .quant.quantize import Quantize
@@ -28,6 +29,7 @@ def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | No
     """
     if stage not in PASSES:
         raise choose(f"stage in recipe {where}", stage, list(PASSES))
+    refuse_removed(stage, options)
     known = options_of(stage)
     for name in options:
         if name not in known:

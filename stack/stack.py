@@ -23,6 +23,7 @@ from .core.facts import Facts
 from .core.installer import Installer
 from .core.passes import Pass
 from .core.plan import Plan, Planned, explain, in_order, make_plan
+from .core.removed import refuse_removed
 from .distill.adapter import Adapter
 from .distill.call import transformed_call
 from .distill.distill import Distill
@@ -114,10 +115,12 @@ class Stack:
 
     def quantize(self, scheme: str = "int8", **options: Any) -> Stack:
         """Add quantization of the blocks' linears; see `stack.quant.quantize.Quantize`."""
+        refuse_removed(Quantize.stage, options)
         return self.add(Quantize(scheme, **options))
 
     def sparse_attn(self, keep: float = 0.5, **options: Any) -> Stack:
         """Add block-sparse attention; see `stack.attention.sparse_attn.SparseAttention`."""
+        refuse_removed(SparseAttention.stage, options)
         return self.add(SparseAttention(keep, **options))
 
     def compile(self, mode: str = "default") -> Stack:
@@ -219,7 +222,7 @@ class Stack:
     # ---- measuring: functions over `StackLike`
 
     calibrate = measuring.calibrate
-    sensitivity = measuring.sensitivity
+    fit_rounding = measuring.fit_rounding
     noise_floor = measuring.noise_floor
     fit_gate = measuring.fit_gate
     fit_maps = measuring.fit_maps

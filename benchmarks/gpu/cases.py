@@ -103,7 +103,6 @@ TOGETHER = (
     Case("fp8 + svd", lambda s: s.quantize("fp8").cache("svd"), needs_gpu=True),
     Case("int8 torchao + svd", lambda s: s.quantize("int8", backend="torchao").cache("svd")),
     Case("sparse 0.5", lambda s: s.sparse_attn(**TILE)),
-    Case("sparse 0.5, maps reused", lambda s: s.sparse_attn(**TILE, reuse_maps=0.02)),
     Case("8-step adapter", lambda s: s.distill("shapes-flux-8"), "float32"),
     Case("8-step adapter, switchable", lambda s: s.distill("shapes-flux-8", switchable=True), "float32"),
     Case("int8, ends in bf16", lambda s: s.quantize("int8", backend="native", ends="keep")),

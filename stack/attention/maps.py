@@ -103,11 +103,6 @@ def block_map(q: torch.Tensor, k: torch.Tensor, grid: Grid, keep: float) -> torc
     Returns:
         (B, H, rows, kept) indices of key blocks, ascending.
     """
-    return ranked_blocks(q, k, grid, keep).sort(-1).values
-
-
-def ranked_blocks(q: torch.Tensor, k: torch.Tensor, grid: Grid, keep: float) -> torch.Tensor:
-    """The same, best block first: its first n are the map that keeps n."""
     span = slice(grid.start, grid.end)
     pooled_q, pooled_k = (x[:, span].unflatten(1, (-1, grid.key)).mean(2, dtype=torch.float32) for x in (q, k))
     missing = grid.rows * grid.group - grid.blocks
@@ -116,7 +111,7 @@ def ranked_blocks(q: torch.Tensor, k: torch.Tensor, grid: Grid, keep: float) -> 
     scores = pooled_q.permute(0, 2, 1, 3) @ pooled_k.permute(0, 2, 3, 1)
     blocks = torch.arange(grid.blocks, device=q.device)
     own = blocks // grid.group == torch.arange(grid.rows, device=q.device)[:, None]
-    return scores.masked_fill(own, math.inf).topk(grid.kept(keep), dim=-1).indices
+    return scores.masked_fill(own, math.inf).topk(grid.kept(keep), dim=-1).indices.sort(-1).values
 
 
 def keep_mask(indices: torch.Tensor, grid: Grid) -> torch.Tensor:

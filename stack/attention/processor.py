@@ -11,10 +11,9 @@ from torch import nn
 
 from ..models.attention import AttentionCall, Family
 from .flex import Flex
-from .kernels import dense, sparse_attention
-from .maps import Grid
-from .reuse import Group, Look, Maps, parts
-from .sparsity import ANCHOR, MASKED, NO_TEXT_LENGTH, SparsityPolicy, Tally
+from .kernels import sparse_attention
+from .maps import block_map
+from .sparsity import MASKED, NO_TEXT_LENGTH, SparsityPolicy, Tally
 
 
 @dataclass
@@ -29,7 +28,6 @@ class Shared:
     family: Family
     policy: SparsityPolicy
     tally: Tally
-    maps: Maps
     given: Callable[[], Mapping[str, Any]]
     flex: Flex
 
@@ -41,11 +39,10 @@ class BlockSparseProcessor:
 
     Args:
         inner: the processor in whose place it is.
-        layer: number of the attention layer.
     """
 
-    def __init__(self, inner: Any, layer: int, shared: Shared) -> None:
-        self.inner, self.layer, self.shared = inner, layer, shared
+    def __init__(self, inner: Any, shared: Shared) -> None:
+        self.inner, self.shared = inner, shared
 
     # diffusers sets these two on processors (`set_attention_backend`, context parallelism): they are the inner one's.
     @property
@@ -76,45 +73,20 @@ class BlockSparseProcessor:
         image_rotary_emb: Any = None,
     ) -> Any:
         call = AttentionCall(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        self.shared.tally.begin()
-        text = self.shared.given().get("encoder_hidden_states") if self.shared.family.joins_text else None
-        lengths = self.shared.family.lengths(call, None if text is None else text.shape[1])
+        shared = self.shared
+        shared.tally.begin()
+        text = shared.given().get("encoder_hidden_states") if shared.family.joins_text else None
+        lengths = shared.family.lengths(call, None if text is None else text.shape[1])
         reason = self._dense_reason(call, lengths)
         if reason or lengths is None:
-            self.shared.tally.note(reason)
+            shared.tally.note(reason)
             return call.made_by(self.inner)
-        grid = self.shared.policy.grid(*lengths, hidden_states.device.type, self.shared.family.text_last)
-        groups = self.shared.maps.groups(self.layer, hidden_states, grid)
-        full = all(group.anchor for group in groups)
-        why = self._dense_shape(call, lengths, anchor=True)
-        if full and why and groups[0].held is None:
-            self.shared.tally.note(ANCHOR, anchor=True)
-            return call.made_by(self.inner)
-        return self.shared.family.answer(call, self._attend(call, grid, groups, dense_anchors=bool(why)))
-
-    def _attend(self, call: AttentionCall, grid: Grid, groups: list[Group], dense_anchors: bool) -> torch.Tensor:
-        """Attention output (B, S, H D), every group of samples by its own maps."""
-        shared = self.shared
+        keep, device = shared.policy.keep, hidden_states.device.type
+        grid = shared.policy.grid(*lengths, device, shared.family.text_last)
         q, k, v = shared.family.qkv(call)
-        out = torch.empty_like(q) if len(groups) > 1 else q
-        density = 0.0
-        for group, look in parts(groups, Look(q, k, grid, call.seen)):
-            values = v if len(groups) == 1 else v[list(group.places)]
-            if group.anchor and dense_anchors:
-                shared.maps.keep(look, group)
-                part, computed = dense(look.q, look.k, values, look.seen), 1.0
-            else:
-                indices = shared.maps.of(look, group)
-                part = sparse_attention(look.q, look.k, values, indices, grid, shared.flex, look.seen)
-                computed = grid.density(shared.policy.kept(group.anchor))
-            density += computed * len(group.places) / len(q)
-            if len(groups) == 1:
-                out = part
-            else:
-                out[list(group.places)] = part
-        full = all(group.anchor for group in groups)
-        shared.tally.note(ANCHOR if full and dense_anchors else "", density, anchor=full)
-        return out.flatten(2, 3)
+        out = sparse_attention(q, k, v, block_map(q, k, grid, keep), grid, shared.flex, call.seen)
+        shared.tally.note("", grid.density(keep))
+        return shared.family.answer(call, out.flatten(2, 3))
 
     def _dense_reason(self, call: AttentionCall, lengths: tuple[int, int] | None) -> str:
         """Why this call is dense, or ""."""
@@ -128,6 +100,6 @@ class BlockSparseProcessor:
             return step
         return NO_TEXT_LENGTH if lengths is None else self._dense_shape(call, lengths)
 
-    def _dense_shape(self, call: AttentionCall, lengths: tuple[int, int], anchor: bool = False) -> str:
+    def _dense_shape(self, call: AttentionCall, lengths: tuple[int, int]) -> str:
         attn, device = call.attn, call.hidden.device.type
-        return self.shared.policy.dense_shape(*lengths, attn.heads, attn.inner_dim // attn.heads, device, anchor)
+        return self.shared.policy.dense_shape(*lengths, attn.heads, attn.inner_dim // attn.heads, device)

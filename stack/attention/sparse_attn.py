@@ -21,9 +21,7 @@ from ..core.installer import Installer
 from ..core.passes import Applied, Finding, field_options
 from ..runtime.target import Target
 from .maps import FINEST
-from .mass import SAMPLED
-from .reuse import Maps
-from .sparsity import EVERY, SparsityPolicy, Tally
+from .sparsity import SparsityPolicy, Tally
 
 if TYPE_CHECKING:
     from .flex import Flex
@@ -40,9 +38,6 @@ class SparseAttention:
     per sample and head. The first steps and the last one stay dense, and so does any call whose shapes a dense kernel
     handles faster.
 
-    With a cache above it, a full step is an anchor, and what is computed on the others (front and back blocks, some
-    tokens, drafts) is not. Without a cache every step is full; with `reuse_maps`, those on which maps are made.
-
     Attributes:
         keep: share of image key blocks that each query block attends to, in (0, 1].
         block: query block in tokens, a multiple of 64; None takes the device's best (256 on a CPU, 128 on CUDA).
@@ -50,9 +45,6 @@ class SparseAttention:
         dense_last: dense steps at the end.
         even_if_slower: skip the rule that keeps attention dense where sparsity would not pay; where not even one block
             could be dropped, query blocks are cut as short as they can be.
-        anchor_keep: the share kept on full steps, at least `keep`; None keeps `keep`, 1 computes them densely.
-        reuse_maps: maps are made on full steps and used between them while the softmax mass they drop, estimated on
-            sampled queries, has grown by no more than this, in [0, 1); 0 makes them in every call.
     """
 
     keep: float = 0.5
@@ -60,19 +52,11 @@ class SparseAttention:
     dense_first: int | None = None
     dense_last: int = 1
     even_if_slower: bool = False
-    anchor_keep: float | None = None
-    reuse_maps: float = 0.0
     stage: ClassVar[str] = "sparse_attn"
 
     def __post_init__(self) -> None:
         if not _is_number(self.keep) or not 0 < self.keep <= 1:
             raise StackError(f"keep must be in (0, 1], got {self.keep!r}: it is the share of key blocks attended to")
-        if self.anchor_keep is not None and not (_is_number(self.anchor_keep) and self.keep <= self.anchor_keep <= 1):
-            raise StackError(f"anchor_keep must be in [keep, 1], here [{self.keep:g}, 1], got {self.anchor_keep!r}")
-        if not _is_number(self.reuse_maps) or not 0 <= self.reuse_maps < 1:
-            raise StackError(
-                f"reuse_maps must be in [0, 1), got {self.reuse_maps!r}: a share of the attention, try 0.02"
-            )
         if self.block is not None and (not isinstance(self.block, int) or self.block < FINEST or self.block % FINEST):
             raise StackError(
                 f"block must be a multiple of {FINEST} tokens, got {self.block!r}: try 256, or leave it out"
@@ -85,8 +69,7 @@ class SparseAttention:
     @property
     def policy(self) -> SparsityPolicy:
         """The decisions this pass makes, as pure functions."""
-        ends = (self.dense_first, self.dense_last)
-        return SparsityPolicy(self.keep, self.block, *ends, self.even_if_slower, self.anchor_keep, self.reuse_maps)
+        return SparsityPolicy(self.keep, self.block, self.dense_first, self.dense_last, self.even_if_slower)
 
     def options(self) -> dict[str, Any]:
         """The arguments that make an equal pass, those at their defaults left out."""
@@ -99,22 +82,8 @@ class SparseAttention:
             f"keeps {100 * self.keep:g} % of the image key blocks per query block and head, chosen by pooled scores",
             f"{sparse} of {facts.steps} steps sparse: the first {first} and the last {self.dense_last} stay dense",
             _shapes(self.policy, facts),
-            *self._anchors(facts),
             _error_words(self.keep),
         ]
-
-    def _anchors(self, facts: Facts) -> list[str]:
-        """What full steps do differently."""
-        lines = []
-        if self.anchor_keep is not None:
-            lines.append(f"full steps keep {100 * self.anchor_keep:g} %")
-        if self.reuse_maps:
-            share = f", {SAMPLED / (2 * facts.tokens):.1%} of dense attention" if facts.tokens else ""
-            lines.append(
-                f"maps made on full steps (without a cache, every {EVERY} steps) and reused while they drop at most "
-                f"{self.reuse_maps:g} more, estimated on {SAMPLED} queries per head{share}"
-            )
-        return lines
 
     def check(self, facts: Facts) -> list[Finding]:
         if facts.family not in FAMILIES:
@@ -146,23 +115,19 @@ class SparseAttention:
         return [Finding.of(FEW_DENSE_STEPS, self.stage, what, repair=f"{wanted} are", replacement=more)]
 
     def facts_after(self, facts: Facts) -> Facts:
-        """`attention_density` becomes the mean over the planned steps, dense ones included.
-
-        Whether a cache comes above is not known here, so full steps are those there would be without one.
-        """
+        """`attention_density` becomes the mean over the planned steps, dense ones included."""
         policy, steps = self.policy, facts.steps
-        sparse, anchors = policy.sparse_steps(steps), policy.anchors(steps)
-        saved = anchors * (1 - self._density(facts, True)) + (sparse - anchors) * (1 - self._density(facts, False))
+        saved = policy.sparse_steps(steps) * (1 - self._density(facts))
         ends = (policy.first_steps(steps), steps - policy.last) if saved else ()
         switches = (*facts.switches, *(step / steps for step in ends if step < steps))
         return replace(facts, attention_density=facts.attention_density * (1 - saved / steps), switches=switches)
 
-    def _density(self, facts: Facts, anchor: bool) -> float:
+    def _density(self, facts: Facts) -> float:
         """Share of the scores that a sparse step computes."""
         if not facts.image_tokens:
-            return self.policy.kept(anchor)
+            return self.keep
         grid = self.policy.grid(facts.image_tokens, facts.text_tokens, facts.machine.device)
-        return 1.0 if self._dense_shape(facts, anchor) else grid.density(self.policy.kept(anchor))
+        return 1.0 if self._dense_shape(facts) else grid.density(self.keep)
 
     def apply(self, target: Target, install: Installer) -> Applied:
         # diffusers is wanted only once a model is there.
@@ -171,30 +136,27 @@ class SparseAttention:
         from .processor import BlockSparseProcessor, Shared
 
         tally, flex, family = Tally(target.clock), Flex(), READINGS[target.wiring.family]
-        maps = Maps(self.policy, target.clock, tally, target.conditions)
         layers = _attention_layers(target)
         plain = [attention for attention in layers if family.is_plain(attention)]
-        shared = Shared(family, self.policy, tally, maps, lambda: target.conditions.given, flex)
-        for number, attention in enumerate(plain):
-            install.set_processor(attention, BlockSparseProcessor(attention.processor, number, shared))
+        shared = Shared(family, self.policy, tally, lambda: target.conditions.given, flex)
+        for attention in plain:
+            install.set_processor(attention, BlockSparseProcessor(attention.processor, shared))
         clock = target.clock
         modes = (*clock.compute_modes, lambda tick: bool(self.policy.dense_step(tick)))
         install.set_attribute(clock, "compute_modes", modes)
-        install.on_rollback(maps.reset)
+        install.on_rollback(tally.reset)
         return Applied(
             summary=f"{len(plain)} of {len(layers)} attention layers, keeps {100 * self.keep:g} %: "
             + _shapes(self.policy, target.facts),
-            report=_reporter(self, tally, maps, flex, target),
-            reset=maps.reset,
-            details={"tally": tally, "maps": maps},
+            report=_reporter(tally, flex, target),
+            reset=tally.reset,
+            details={"tally": tally},
             warnings=_left_alone(layers, plain),
         )
 
-    def _dense_shape(self, facts: Facts, anchor: bool = False) -> str:
-        device = facts.machine.device
-        return self.policy.dense_shape(
-            facts.image_tokens, facts.text_tokens, facts.heads, facts.head_dim, device, anchor
-        )
+    def _dense_shape(self, facts: Facts) -> str:
+        tokens = facts.image_tokens, facts.text_tokens
+        return self.policy.dense_shape(*tokens, facts.heads, facts.head_dim, facts.machine.device)
 
 
 def _is_number(value: object) -> bool:
@@ -245,13 +207,8 @@ def _error_words(keep: float) -> str:
     )
 
 
-def _reporter(
-    wanted: SparseAttention, tally: Tally, maps: Maps, flex: Flex, target: Target
-) -> Callable[[], dict[str, Any]]:
+def _reporter(tally: Tally, flex: Flex, target: Target) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
-        only_full = wanted.anchor_keep is not None and 0 < tally.sparse == tally.anchors
-        if only_full:
-            target.journal.warn(f"keep={wanted.keep:g} was never used: every sparse call was on a full step")
         if target.journal.entries and not tally.sparse:
             reasons = ", ".join(f"{count} {why}" for why, count in tally.dense.items()) or "no attention ran"
             target.journal.warn(f"0 of {tally.calls} attention calls sparse: {reasons}")
@@ -259,6 +216,6 @@ def _reporter(
             target.journal.warn(
                 f"attention was compiled {flex.compiled} times, only {flex.most} shapes are kept: use fewer sizes"
             )
-        return {"bytes": maps.bytes, **tally.figures()}
+        return tally.figures()
 
     return report

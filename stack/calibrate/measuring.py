@@ -11,15 +11,13 @@ from pathlib import Path
 from ..caching.bases import Bases
 from ..caching.fastcache.maps import LinearMaps
 from ..runtime.stack_like import AnyStack, StackLike
-from . import fitting
+from . import fitting, rounding_fit
 from .calibrate import Calibration, SearchBudget
 from .calibrate import calibrate as search_cache
 from .goals import Goal
 from .memoized import MemoizedAnalysis
 from .quant.depends import APPROXIMATE, dependencies
 from .quant.floor import NoiseFloor, measure_floor
-from .quant.planning import analyse
-from .quant.sensitivity import Sensitivity
 
 
 def calibrate(
@@ -57,20 +55,13 @@ def calibrate(
         return search_cache(stack, prompts, held_out, goal, seed, spend, progress, theory)[1]
 
 
-def sensitivity(
-    stack: StackLike,
-    prompts: Sequence[str],
-    schemes: Sequence[str] = (),
-    seed: int = 0,
-    steps: int = 6,
-    progress: bool = True,
-) -> Sensitivity:
-    """Measure what rounding each linear costs; a pass with `max_error` or `max_bytes` gets the mix it asks for.
-
-    Arguments and errors are those of `stack.calibrate.quant.planning.analyse`.
-    """
+def fit_rounding(
+    stack: AnyStack, prompts: Sequence[str], seed: int = 0, steps: int = 6, progress: bool = True
+) -> AnyStack:
+    """Round 4-bit weights with error feedback; see `stack.calibrate.rounding_fit.fit_rounding`."""
     with stack.lock:
-        return analyse(stack, prompts, schemes, seed, steps, progress)
+        rounding_fit.fit_rounding(stack, prompts, seed, steps, progress)
+        return stack
 
 
 def noise_floor(

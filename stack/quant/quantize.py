@@ -12,7 +12,7 @@ from torch import nn
 
 from ..compat import preexisting as carried
 from ..compat.rules.compilers import ROUNDED_EAGERLY
-from ..compat.rules.quantization import MIX_MADE_ELSEWHERE, ROUNDED_TWICE, ROWS_TOO_FEW
+from ..compat.rules.quantization import ROUNDED_ELSEWHERE, ROUNDED_TWICE, ROWS_TOO_FEW
 from ..compile import OFF, Compile
 from ..core.errors import StackError, choose
 from ..core.facts import Facts, machine_of
@@ -22,12 +22,11 @@ from ..models.preexisting import COMPILED, execution_device
 from ..models.wiring import FAMILIES, Wiring
 from ..runtime.target import Target
 from .backends import BACKENDS, pick
-from .backends.base import Backend
+from .backends.base import Backend, storage_bytes
 from .errors import rounding_words
 from .linears.int8 import Int8Linear
 from .linears.two_precisions import Phase, SwitchPrecision, TwoPrecisions, ends_of, near_ends
-from .prepared import Preparation
-from .rounding.calibrated import calibrated_bytes
+from .rounding.calibrated import FeedbackRounding
 from .schemes import KEEP, SCHEMES, Scheme, scheme_named
 from .selection import Choice, Rules, choose_linears, grouped, row_gain, tell_kept, weight_bytes
 
@@ -49,13 +48,12 @@ class Quantize:
         ends: precision of the steps near both ends of the schedule: another scheme, or "keep" for the model's own;
             "" has one precision for all steps. Both weights are in memory then.
         share: of the schedule that counts as near, at either end; one step at least.
-        max_error: the smallest mix of schemes within this relative error of the denoiser's output, found by
-            `Stack.sensitivity`; 0 for none.
-        max_bytes: the most exact mix within these bytes, or within what a scheme by this name takes in every linear.
-        prepared: what `Stack.sensitivity` made for either.
+        feedback: 4-bit weights are rounded with error feedback (GPTQ, arXiv 2210.17323), by `Stack.fit_rounding`.
+        rounded: what that made.
 
     Raises:
-        StackError: unknown scheme or backend, a share outside (0, 0.5), or both an error and bytes asked for.
+        StackError: unknown scheme or backend, a share outside (0, 0.5), or feedback without 4-bit weights
+            or by another library.
     """
 
     stage: ClassVar[str] = "quantize"
@@ -66,9 +64,8 @@ class Quantize:
     min_features: int = 128
     ends: str = ""
     share: float = 0.1
-    max_error: float = 0.0
-    max_bytes: int | str = 0
-    prepared: Preparation | None = field(default=None, repr=False)
+    feedback: bool = False
+    rounded: FeedbackRounding | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         scheme_named(self.scheme)
@@ -78,12 +75,12 @@ class Quantize:
         for name in (*self.plan.values(), self.ends):
             if name not in (KEEP, ""):
                 scheme_named(name)
-        if self.prepared is not None and not isinstance(self.prepared, Preparation):
-            raise StackError("prepared is what Stack.sensitivity makes: name max_error or max_bytes, and measure")
         if not 0 < self.share < 0.5:
             raise StackError(f"share must be between 0 and 0.5, got {self.share!r}")
-        if self.max_error and self.max_bytes:
-            raise StackError("expected either max_error or max_bytes, got both: leave one out")
+        if self.feedback and self.backend not in ("auto", "native"):
+            raise StackError(f"feedback=True is computed by the native backend, got backend={self.backend!r}")
+        if self.feedback and not any(scheme.weight_bits == 4 for scheme in self.schemes):
+            raise StackError(f"feedback=True is for 4-bit weights, got {self.scheme!r}: try 'nf4' or 'int4-weight'")
 
     @property
     def plan(self) -> dict[str, str]:
@@ -102,6 +99,8 @@ class Quantize:
         Raises:
             StackError: nobody can.
         """
+        if self.feedback and scheme.weight_bits == 4:
+            return pick(scheme, "native", machine)
         if scheme.name != self.scheme and self.backend != "auto" and BACKENDS[self.backend].refuses(scheme, machine):
             return pick(scheme, "auto", machine)
         return pick(scheme, self.backend, machine)
@@ -110,11 +109,11 @@ class Quantize:
         """The arguments that make an equal pass, those at their defaults left out.
 
         Raises:
-            StackError: it holds a calibrated mix of schemes.
+            StackError: it holds rounded weights.
         """
-        if self.prepared is not None:
-            hint = "name max_error or max_bytes, and measure"
-            raise StackError(f"a recipe cannot hold a calibrated mix of schemes: {hint}")
+        if self.rounded is not None:
+            hint = "write feedback = true, and call fit_rounding(prompts)"
+            raise StackError(f"a recipe cannot hold rounded weights: {hint}")
         return field_options(self)
 
     def describe(self, facts: Facts) -> list[str]:
@@ -128,13 +127,12 @@ class Quantize:
             backend, why = self.backend_for(scheme, facts.machine)
             lines.append(f"{scheme.name}: {scheme.describe()}")
             lines.append(f"{scheme.name} by {backend.name}: {why}; {backend.kernel(scheme, facts.machine)}")
-            lines += (
-                [] if self.prepared else [rounding_words(scheme, facts)]
-            )  # feedback may clip: the bound would not hold
+            # Error feedback may clip: the bound would not hold.
+            lines += [] if self.rounded else [rounding_words(scheme, facts)]
         if self.ends:
             lines.append(_ends_line(self.ends, self.share, facts.steps))
-        if self.prepared:
-            lines.append(self.prepared.describe())
+        if self.rounded:
+            lines.append(f"{len(self.rounded.linears)} linears rounded with error feedback on {self.rounded.source}")
         family = FAMILIES.get(facts.family)
         kept = row_gain(facts.text_tokens, facts.width) if SCHEMES[self.scheme].rounds_activations else ""
         if family:
@@ -152,13 +150,12 @@ class Quantize:
             what = f"the model is already quantized{by} to {facts.weight_bits} bits"
             hint = "load it unquantized, or leave quantize() out"
             found.append(Finding.of(ROUNDED_TWICE, self.stage, what, repair=hint, fatal=True))
-        if (self.max_error or self.max_bytes) and not self.prepared:
-            why = "which linear may be rounded how far has to be measured"
-            found.append(Finding(self.stage, "no mix yet: call sensitivity(prompts) on the stack", why, fatal=True))
-        if self.prepared and (stale := self.prepared.stale(facts)):
-            found.append(
-                Finding.of(MIX_MADE_ELSEWHERE, self.stage, stale, repair="call sensitivity(prompts) again", fatal=True)
-            )
+        if self.feedback and not self.rounded:
+            what = "not rounded yet: call fit_rounding(prompts) on the stack"
+            found.append(Finding(self.stage, what, "error feedback needs to see what linears are given", fatal=True))
+        if self.rounded and (stale := self.rounded.stale(facts)):
+            hint = "call fit_rounding(prompts) again"
+            found.append(Finding.of(ROUNDED_ELSEWHERE, self.stage, stale, repair=hint, fatal=True))
         eager = []
         for scheme in self.schemes:
             try:
@@ -212,7 +209,7 @@ class Quantize:
         machine = machine_of(execution_device(target.denoiser))
         backends = {s.name: self.backend_for(s, machine)[0] for s in self.schemes}
         before = weight_bytes(target.denoiser, choices)
-        converted, after = _convert(target.denoiser, choices, backends, device, self.prepared)
+        converted, after = _convert(target.denoiser, choices, backends, device, self.rounded)
         if self.ends:
             converted, more = self._two_precisions(target, choices, backends, device, converted, install)
             after += more
@@ -296,14 +293,15 @@ def _convert(
     choices: list[Choice],
     backends: dict[str, Backend],
     device: torch.device,
-    prepared: Preparation | None,
+    rounded: FeedbackRounding | None,
 ) -> tuple[dict[str, nn.Module], int]:
     """New modules by path, and their bytes. Changes nothing."""
-    ready = {each.path: each.module for each in prepared.linears} if prepared else {}
+    known = rounded.linears if rounded else {}
+    ready = {c.path: known[c.path] for c in choices if c.kept is None and c.path in known}
     for name in dict.fromkeys(c.scheme.name for c in choices if c.kept is None):
         backends[name].prepare(SCHEMES[name], device)
     converted: dict[str, nn.Module] = dict(ready)
-    held = sum(calibrated_bytes(ready[c.path], backends[c.scheme.name].held_bytes) for c in choices if c.path in ready)
+    held = sum(storage_bytes(module.stored.tensors()) for module in ready.values())
     for group in grouped([c for c in choices if c.path not in ready]):
         backend = backends[group[0].scheme.name]
         modules = backend.convert([_linear(denoiser, c) for c in group], group[0].scheme)

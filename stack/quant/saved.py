@@ -18,7 +18,6 @@ from .backends.base import LibraryLinear
 from .formats import Stored
 from .kernels.product import Kernel, kernel_for, unpack
 from .kernels.shared import SharedRows
-from .linears.corrected import Balanced, Branched
 from .linears.int8 import Int8Linear
 from .linears.two_precisions import TwoPrecisions
 from .linears.weight_only import WeightOnlyLinear
@@ -29,8 +28,6 @@ Entry = dict[str, Any]
 UNSAVED: dict[type[nn.Module], str] = {
     LibraryLinear: "by another library",
     TwoPrecisions: "in two precisions",
-    Balanced: "with balanced inputs",
-    Branched: "with a low-rank branch",
 }
 
 

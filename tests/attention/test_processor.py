@@ -14,11 +14,9 @@ from stack.attention.flex import Flex
 from stack.attention.kernels import dense
 from stack.attention.maps import Grid
 from stack.attention.processor import BlockSparseProcessor, Shared
-from stack.attention.reuse import Maps
 from stack.attention.sparsity import MASKED, NO_TEXT_LENGTH, OUTSIDE, SparsityPolicy, Tally
 from stack.models.attention import FLUX
 from stack.models.schedule import uniform
-from stack.runtime.stamp import Conditions
 from stack.runtime.step_clock import Clock
 
 from ..conftest import inputs, tiny_denoiser
@@ -37,9 +35,9 @@ def clock() -> Clock:
 def wrapped(model: FluxTransformer2DModel, clock: Clock, keep: float = 0.5) -> tuple[Tally, dict[str, Any]]:
     """Counts of the calls, and the arguments that the denoiser is taken to have been called with."""
     policy, tally, given = SparsityPolicy(keep, block=64, even_if_slower=True), Tally(clock), inputs()
-    shared = Shared(FLUX, policy, tally, Maps(policy, clock, tally, Conditions), lambda: given, Flex())
-    for layer, block in enumerate([*model.transformer_blocks, *model.single_transformer_blocks]):
-        block.attn.processor = BlockSparseProcessor(block.attn.processor, layer, shared)
+    shared = Shared(FLUX, policy, tally, lambda: given, Flex())
+    for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
+        block.attn.processor = BlockSparseProcessor(block.attn.processor, shared)
     return tally, given
 
 

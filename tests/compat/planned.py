@@ -20,8 +20,8 @@ from stack.core.plan import explain, make_plan
 from stack.distill.adapter import Adapter
 from stack.distill.distill import Distill
 from stack.models.preexisting import CACHE, CAST, COMPILED, FUSED, LORA, OFFLOADED
-from stack.quant.prepared import Preparation
 from stack.quant.quantize import Quantize
+from stack.quant.rounding.calibrated import FeedbackRounding
 
 from ..test_plan import FACTS
 
@@ -33,7 +33,7 @@ FITTED = Cache("teacache", coefficients=(1.0, 0.0), calibrated_for=HERE)
 SPARSE = SparseAttention(0.35, block=128)
 EIGHT = Distill("shapes-flux-8")
 SIXTEEN = Distill("hyper-flux-16")
-MIX = Quantize(max_error=0.01, prepared=Preparation((), ("another adapter",), "cpu", 0, 0.01, 0.01))
+FED_BACK = Quantize("nf4", feedback=True, rounded=FeedbackRounding({}, ("another adapter",), "cpu", "1 prompt"))
 CUDA = Machine("cuda")
 
 PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
@@ -46,7 +46,7 @@ PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
     "another-model": ([Distill("accvideo-5")], {}),
     "rounded-twice": ([Quantize()], {"weight_bits": 4, "quantized_by": "bitsandbytes"}),
     "rows-too-few": ([Quantize()], {"image_tokens": 16}),
-    "mix-made-elsewhere": ([MIX], {}),
+    "rounded-elsewhere": ([FED_BACK], {}),
     "offloaded-modules": ([Quantize()], {"carries": (OFFLOADED,)}),
     "gate-threshold": ([Quantize("nf4"), Cache("first-block")], {}),
     "noise-in-differences": ([Quantize(), Cache("svd")], {}),

@@ -31,7 +31,7 @@ from .occurring import OCCURRING
 from .planned import CALIBRATED, EIGHT, PLANNED, SPARSE, told
 
 PAGE = Path(__file__).parents[2] / "docs" / "composability.md"
-CAUSED_BY_THE_PASS = {"missing-scheduler", "another-model", "mix-made-elsewhere", "fewer-tokens", "even-steps"}
+CAUSED_BY_THE_PASS = {"missing-scheduler", "another-model", "rounded-elsewhere", "fewer-tokens", "even-steps"}
 COUNTED = {"masked-attention"}  # a count by reason, where the rule's name has to do
 
 

@@ -19,5 +19,5 @@ def dependencies(stack: StackLike, kinds: tuple[str, ...] = (Quantize.stage,)) -
     for stage in stages:
         told[stage.run.stage] = str(stage.run)
         if isinstance(stage.run, Quantize):
-            told["mix"] = stage.run.prepared.describe() if stage.run.prepared else "none"
+            told["feedback"] = stage.run.rounded.source if stage.run.rounded else "none"
     return told

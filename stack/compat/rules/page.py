@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ...core.rule import WHEN, Rule
 from . import SUBJECTS
-from .elsewhere import ELSEWHERE
 
 INTRODUCTION = """# What clashes, and what is done about it
 
@@ -13,9 +12,9 @@ Written by `ditstack rules --write docs/composability.md` from the data that the
 
 A pass that meets a clash repairs it, refuses, or says it: `[repaired]`, `[refused]` and `[note]` in the plan. With
 `strict=True` repairs are refused as well. Figures of others are cited as they were published; those of this project
-name the page they are on. Nothing here was measured on a GPU.
+name the page they are on. Nothing here was measured on a GPU. Clashes of other projects that cannot occur here are on
+[a page of their own](not-here.md), with the reason.
 """
-TABLE_HEAD = "| clash | seen in | why not here |\n|---|---|---|"
 
 
 def section(rule: Rule) -> str:
@@ -30,7 +29,7 @@ def section(rule: Rule) -> str:
 
 
 def page() -> str:
-    """`docs/composability.md`: a table of contents, a heading per rule, and what cannot occur here."""
+    """`docs/composability.md`: a table of contents, and a heading per rule."""
     parts = [INTRODUCTION, "## Contents", ""]
     for subject, rules in SUBJECTS.items():
         parts += [f"- **{subject}**", *(f"  - [{rule.name}](#{rule.name}): {rule.title}" for rule in rules)]
@@ -38,5 +37,4 @@ def page() -> str:
         parts += ["", f"## {subject}"]
         for rule in rules:
             parts += ["", f"### {rule.name}", "", section(rule)]
-    rows = [f"| {each.clash} | {each.source} | {each.why} |" for each in ELSEWHERE]
-    return "\n".join([*parts, "", "## Cannot occur here", "", TABLE_HEAD, *rows]) + "\n"
+    return "\n".join(parts) + "\n"

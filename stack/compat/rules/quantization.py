@@ -37,20 +37,19 @@ ROWS_TOO_FEW = Rule(
     ("quantize",),
     {"rows_times_features": SMALLEST_GAINING_INPUT},
 )
-MIX_MADE_ELSEWHERE = Rule(
-    "mix-made-elsewhere",
+ROUNDED_ELSEWHERE = Rule(
+    "rounded-elsewhere",
     "calibrated rounding under another adapter",
-    "Error feedback, balance (SmoothQuant) and low-rank branches (SVDQuant) are computed from the weights and the "
-    "activations at hand. An adapter fused afterwards, or exchanged, changes both.",
+    "Error feedback is computed from the weights and the activations at hand. An adapter fused afterwards, or "
+    "exchanged, changes both.",
     (
         Evidence(
             "calibrated rounding is worth 10.0 dB over plain NF4 (46.7 against 36.7), on its own weights",
-            "[sensitivity](sensitivity.md#a-4-bit-mix-in-nf4s-bytes)",
+            "[sensitivity](sensitivity.md#error-feedback)",
         ),
     ),
-    "Refused under other adapters or on another device: `sensitivity(prompts)` again. A branch beside the weights "
-    "(`switchable=True`) comes after their rounding, takes its inputs before they are balanced, and leaves the mix as "
-    "it is.",
+    "Refused under other adapters or on another device: `fit_rounding(prompts)` again. A branch beside the weights "
+    "(`switchable=True`) comes after their rounding and leaves it as it is.",
     "plan",
     ("distill", "quantize"),
 )
@@ -74,4 +73,4 @@ OFFLOADED_MODULES = Rule(
     ("distill", "quantize", "adapter"),
 )
 
-QUANTIZATION = (ROUNDED_TWICE, ROWS_TOO_FEW, MIX_MADE_ELSEWHERE, OFFLOADED_MODULES)
+QUANTIZATION = (ROUNDED_TWICE, ROWS_TOO_FEW, ROUNDED_ELSEWHERE, OFFLOADED_MODULES)

@@ -1,1 +1,1 @@
-"""Weights rounded to a few bits with the help of calibration: grids, error feedback, balance, low-rank correction."""
+"""Weights rounded to a few bits with the help of calibration: grids and error feedback."""

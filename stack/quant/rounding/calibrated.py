@@ -1,112 +1,73 @@
-"""A linear converted with the help of what it was seen to be given."""
+"""4-bit linears rounded with error feedback on what they were seen to be given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..backends.base import storage_bytes
-from ..linears.corrected import Balanced, Branched
+from ...core.facts import Facts
 from ..linears.weight_only import WeightOnlyLinear
-from .candidates import RoundingCandidate
+from ..schemes import Scheme
 from .feedback import round_with_feedback
-from .grids import RoundingGrid, fitted
-from .lowrank import LowRankBranch, with_branch
-from .smoothing import balance
-
-Convert = Callable[[nn.Linear], nn.Module]
+from .grids import RoundingGrid
 
 
 @dataclass(frozen=True)
-class Seen:
+class InputMoments:
     """What a linear with K input features was given in calibration.
 
     Attributes:
-        moment: (K, K) float32, E[x x^T].
+        second: (K, K) float32, E[x x^T].
         mean: (K,) float32.
-        peak: (K,) float32, largest magnitude.
     """
 
-    moment: torch.Tensor
+    second: torch.Tensor
     mean: torch.Tensor
-    peak: torch.Tensor
 
     @property
     def covariance(self) -> torch.Tensor:
         """(K, K)."""
-        return self.moment - torch.outer(self.mean, self.mean)
-
-    def divided(self, by: torch.Tensor) -> Seen:
-        """The same with every channel divided."""
-        return Seen(self.moment / torch.outer(by, by), self.mean / by, self.peak / by)
+        return self.second - torch.outer(self.mean, self.mean)
 
 
 @torch.no_grad()
-def calibrated(linear: nn.Linear, candidate: RoundingCandidate, seen: Seen, convert: Convert) -> nn.Module:
-    """A new module for a linear; the linear itself is not touched.
+def rounded_with_feedback(linear: nn.Linear, scheme: Scheme, seen: InputMoments) -> WeightOnlyLinear:
+    """A new module for a linear, in a scheme of 4 bits. The linear itself is not touched.
 
-    Args:
-        convert: makes of a linear what the candidate's scheme says, without calibration.
+    Where there is a bias it takes up what the mean input shows of the error, and the weight is rounded for the rest.
     """
-    weight, divisor = linear.weight.detach().float(), None
-    if candidate.balance:
-        divisor = balance(seen.peak, weight)
-        weight, seen = weight * divisor, seen.divided(divisor)
-    branch = _branch(weight, candidate, seen, linear.weight.dtype) if candidate.rank else None
-    module = _converted(linear, weight - branch.product if branch else weight, candidate, seen, convert)
-    if branch:
-        dtype = torch.bfloat16 if linear.weight.dtype == torch.float32 else linear.weight.dtype
-        module = Branched(module, branch.left.to(dtype), branch.right.to(dtype))
-    return module if divisor is None else Balanced(module, divisor)
-
-
-def _branch(weight: torch.Tensor, candidate: RoundingCandidate, seen: Seen, dtype: torch.dtype) -> LowRankBranch:
-    def rounded(left: torch.Tensor) -> torch.Tensor:
-        if candidate.scheme.weight_bits == 4:
-            grid = RoundingGrid(candidate.scheme, dtype)
-            return grid.decoded(fitted(left, grid, seen.moment.diagonal()))
-        step = left.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
-        return (left / step).round() * step
-
-    return with_branch(weight, candidate.rank, seen.moment.diagonal(), rounded)
-
-
-def _converted(
-    linear: nn.Linear, weight: torch.Tensor, candidate: RoundingCandidate, seen: Seen, convert: Convert
-) -> nn.Module:
-    if candidate.scheme.weight_bits == 4:
-        return _on_a_grid(linear, weight, candidate, seen)
-    changed = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-    changed.weight = nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
-    changed.bias = linear.bias
-    return convert(changed)
-
-
-def _on_a_grid(linear: nn.Linear, weight: torch.Tensor, candidate: RoundingCandidate, seen: Seen) -> WeightOnlyLinear:
-    grid = RoundingGrid(candidate.scheme, linear.weight.dtype)
-    if not candidate.feedback:
-        return WeightOnlyLinear(linear, candidate.scheme, grid.stored(fitted(weight, grid, seen.moment.diagonal())))
-    rounded = round_with_feedback(weight, grid, seen.moment if linear.bias is None else seen.covariance)
-    module = WeightOnlyLinear(linear, candidate.scheme, grid.stored(rounded))
+    weight, grid = linear.weight.detach().float(), RoundingGrid(scheme, linear.weight.dtype)
+    rounded = round_with_feedback(weight, grid, seen.second if linear.bias is None else seen.covariance)
+    module = WeightOnlyLinear(linear, scheme, grid.stored(rounded))
     if linear.bias is not None:
         shift = (weight - grid.decoded(rounded)) @ seen.mean
         module.bias = nn.Parameter((linear.bias.float() + shift).to(linear.bias.dtype), requires_grad=False)
     return module
 
 
-def calibrated_bytes(module: nn.Module, held: Callable[[nn.Module], int]) -> int:
-    """Bytes of the storages behind a calibrated module; the bias is not counted.
+@dataclass(frozen=True)
+class FeedbackRounding:
+    """The linears of a model, rounded with error feedback.
 
-    Args:
-        held: bytes of a module that a backend made.
+    Attributes:
+        linears: by path in the denoiser.
+        adapters, device: in whose weights, and where, they were made.
+        source: the calls that it was calibrated on, in words.
     """
-    if isinstance(module, Balanced):
-        return storage_bytes([module.factor]) + calibrated_bytes(module.inner, held)
-    if isinstance(module, Branched):
-        return storage_bytes([module.left, module.right]) + calibrated_bytes(module.inner, held)
-    if isinstance(module, WeightOnlyLinear):
-        return storage_bytes(module.stored.tensors())
-    return held(module)
+
+    linears: Mapping[str, WeightOnlyLinear]
+    adapters: tuple[str, ...]
+    device: str
+    source: str
+
+    def stale(self, facts: Facts) -> str:
+        """Why it does not belong to a model with these facts; '' where it does."""
+        if facts.adapters != self.adapters:
+            names = ["no adapter" if not each else " and ".join(each) for each in (self.adapters, facts.adapters)]
+            return f"it was rounded for weights with {names[0]}, these have {names[1]}"
+        if facts.machine.device != self.device:
+            return f"it was rounded on {self.device}, the model is on {facts.machine.device}"
+        return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -75,11 +75,6 @@ class RoundingGrid:
         codes = torch.nn.functional.pad(rounded.codes, (0, -rounded.codes.shape[1] % self.scheme.group))
         low = None if self.scheme.kind == "nf4" else rounded.low.to(self.dtype)
         return Stored(self.scheme, pack_levels(codes), rounded.step.to(self.dtype), low, rounded.codes.shape[1])
-
-
-def with_group(scheme: Scheme, group: int) -> Scheme:
-    """The same scheme with another number of weights per step."""
-    return scheme if group == scheme.group else replace(scheme, group=group)
 
 
 def fitted(weight: torch.Tensor, grid: RoundingGrid, importance: torch.Tensor | None = None) -> Rounded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from stack.quant.formats import load
 from stack.quant.rounding.feedback import damped, output_error, round_with_feedback
-from stack.quant.rounding.grids import RoundingGrid, fitted, with_group
+from stack.quant.rounding.grids import RoundingGrid, fitted
 from stack.quant.schemes import SCHEMES
 
 
@@ -47,7 +48,7 @@ def test_it_is_never_worse_than_plain_rounding(
     rows: int, inner: int, rank: int, seed: int, name: str, group: int
 ) -> None:
     weight, moment = correlated(rows, inner, rank, seed)
-    grid = RoundingGrid(with_group(SCHEMES[name], group))
+    grid = RoundingGrid(replace(SCHEMES[name], group=group))
     plain = fitted(weight, grid, damped(moment).diagonal())
     found = round_with_feedback(weight, grid, moment)
     errors = [output_error(grid.decoded(r) - weight, damped(moment)) for r in (plain, found)]
@@ -59,7 +60,7 @@ def test_it_is_never_worse_than_plain_rounding(
 def test_rows_of_three_weights_come_near_the_best_codes_there_are() -> None:
     """Against every combination of 16 codes at the steps that were found."""
     weight, moment = correlated(20, 3, 2, 5)
-    grid = RoundingGrid(with_group(SCHEMES["nf4"], 4))
+    grid = RoundingGrid(replace(SCHEMES["nf4"], group=4))
     found = round_with_feedback(weight, grid, moment, sweeps=3)
     levels = torch.tensor(list(itertools.product(grid.levels(torch.device("cpu")).tolist(), repeat=3)))
     got = output_error(grid.decoded(found) - weight, damped(moment))
@@ -82,7 +83,7 @@ def test_uncorrelated_inputs_leave_nothing_to_feed_back() -> None:
 def test_channels_that_never_were_on_do_no_harm() -> None:
     weight, moment = correlated(8, 32, 4, 2)
     moment[:, 5] = moment[5] = 0
-    grid = RoundingGrid(with_group(SCHEMES["nf4"], 32))
+    grid = RoundingGrid(replace(SCHEMES["nf4"], group=32))
     found = grid.decoded(round_with_feedback(weight, grid, moment))
     assert float((found - weight).abs().max()) < 0.25
     nothing = grid.decoded(round_with_feedback(weight, grid, torch.zeros(32, 32)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from stack.quant.formats import load, store
-from stack.quant.rounding.grids import RoundingGrid, fitted, with_group
+from stack.quant.rounding.grids import RoundingGrid, fitted
 from stack.quant.schemes import SCHEMES
 
 
@@ -38,7 +40,7 @@ def test_smaller_groups_cost_bytes_and_save_error() -> None:
     weight = torch.randn(32, 192) * torch.linspace(0.1, 3, 192)
     errors, sizes = [], []
     for group in (192, 64, 16):
-        grid = RoundingGrid(with_group(SCHEMES["nf4"], group))
+        grid = RoundingGrid(replace(SCHEMES["nf4"], group=group))
         found = fitted(weight, grid)
         errors.append(float((grid.decoded(found) - weight).norm()))
         sizes.append(sum(t.nbytes for t in grid.stored(found).tensors()))

@@ -1,0 +1,99 @@
+"""Sparse attention in a stack: batches, requests, caches above, and steps that say how they are computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from stack import Stack
+from stack.models.schedule import uniform
+
+from ..attention.families.rig import EXACT, NAMES, STEPS, denoiser, given, sample
+from ..models.test_hunyuan_video import tiny_denoiser as tiny_video
+
+by_family = pytest.mark.parametrize("name", NAMES)
+
+
+def moving(name: str, batch: int = 1, steps: int = STEPS) -> list[dict[str, Any]]:
+    """A request whose latent goes from one draw to another."""
+    calls = [given(name, sigma, batch) for sigma in uniform(steps).sigmas]
+    to = torch.randn(calls[0]["hidden_states"].shape, generator=torch.Generator().manual_seed(8))
+    for number, call in enumerate(calls):
+        call["hidden_states"] = call["hidden_states"] + 0.1 * number * to
+    return calls
+
+
+def outputs(stack: Stack, calls: list[dict[str, Any]]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [stack(**call, return_dict=False)[0] for call in calls]
+
+
+def sparse(name: str, **options: Any) -> Stack:
+    return Stack(denoiser(name), steps=STEPS).sparse_attn(0.5, even_if_slower=True, **options)
+
+
+@by_family
+def test_batched_equals_one_by_one(name: str) -> None:
+    calls = moving(name, batch=2)
+    together = outputs(sparse(name), calls)
+    for i in range(2):
+        alone = outputs(sparse(name), [sample(call, i) for call in calls])
+        for one, both in zip(alone, together, strict=True):
+            torch.testing.assert_close(one, both[i : i + 1], atol=EXACT, rtol=EXACT)
+
+
+def test_a_second_request_starts_from_nothing() -> None:
+    stack, calls = sparse("flux"), moving("flux")
+    first, counted = outputs(stack, calls), stack.report().passes["sparse_attn"]
+    outputs(stack, moving("flux", batch=2)[:4])  # another shape, broken off
+    assert all(torch.equal(a, b) for a, b in zip(outputs(stack, calls), first, strict=True))
+    assert stack.report().passes["sparse_attn"] == counted
+
+
+def test_more_shapes_than_are_kept_compiled_is_a_warning() -> None:
+    stack = sparse("flux", block=64)
+    outputs(stack, moving("flux"))
+    assert stack.report().warnings == []
+    stack.denoiser.transformer_blocks[0].attn.processor.shared.flex.compiled = 33
+    expected = "attention was compiled 33 times, only 32 shapes are kept: use fewer sizes"
+    assert expected in stack.report().warnings
+
+
+def test_samples_of_a_batch_are_full_or_cached_each_on_its_own() -> None:
+    """A gate decides per sample; the back block then runs for both."""
+
+    def gated() -> Stack:
+        options = {"block": 64, "even_if_slower": True}
+        model = tiny_video(num_layers=1, num_single_layers=2)
+        stack = Stack(model, steps=14).sparse_attn(0.3, **options)
+        return stack.cache("dbcache", front=1, back=1, warmup=2, threshold=0.4)
+
+    calls, stack = moving("hunyuan-video", batch=2, steps=14), gated()
+    for number, call in enumerate(calls):  # the second sample moves faster
+        call["hidden_states"][1] += 0.03 * number * call["hidden_states"][0]
+    together = outputs(stack, calls)
+    kinds = [record.kind for record in stack.report().steps]
+    assert kinds.count("partial") >= 2 and kinds.count("cached") >= 1, kinds
+    for i in range(2):
+        alone = outputs(gated(), [sample(call, i) for call in calls])
+        for one, both in zip(alone, together, strict=True):
+            torch.testing.assert_close(one, both[i : i + 1], atol=EXACT, rtol=EXACT)
+
+
+@by_family
+def test_steps_tell_dense_from_sparse_while_the_pass_is_on(name: str) -> None:
+    stack = sparse(name).quantize("int8", min_features=8, ends="keep", share=0.3)
+    calls = moving(name)
+    told = []
+    with stack, torch.no_grad():
+        clock = stack._target.clock
+        for call in calls:
+            stack.denoiser(**call)
+            told.append(clock.compute_mode)
+    near = max(1, round(0.3 * STEPS))
+    ends = [step < near or step >= STEPS - near for step in range(STEPS)]
+    dense = [step in (0, STEPS - 1) for step in range(STEPS)]
+    assert told == list(zip(ends, dense, strict=True))
+    assert clock.compute_modes == ()
