@@ -23,7 +23,7 @@ from stack.caching.amplification import amplification
 from stack.caching.bases import Bases
 from stack.caching.cache import Cache
 from stack.caching.forecast import BASES, Forecast
-from stack.caching.policy import PRESETS
+from stack.caching.methods import PRESETS
 from stack.caching.predictor import Predictor
 from stack.caching.splits import ChannelBasis
 from stack.compat.noise import shrunk

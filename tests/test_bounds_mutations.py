@@ -122,7 +122,7 @@ MUTATIONS = {
         case(stacks.test_what_a_report_adds_up_holds_for_forecast_velocities, 1.0, 0, 1.0, {7}, 0),
     ),
     "a guard that forgets the differences": Mutation(
-        "stack.caching.extrapolation", "weights", lambda forecast, x, nodes: [1.0] + [0.0] * (len(nodes) - 1),
+        "stack.caching.guard", "weights", lambda forecast, x, nodes: [1.0] + [0.0] * (len(nodes) - 1),
         case(guards.test_no_forecast_goes_further_than_is_said, 1, "newton", (1.0, 1.0), 0.3, 0.3, 1.0, 0),
     ),
 }  # fmt: skip

@@ -69,13 +69,13 @@ def draw_phases(
     """
     rng = random.Random(seed)
     known = [_request(rng, prompts, steps, sizes) for _ in range(pool)]
-    compute_modes: list[Phase] = []
-    while sum(len(compute_mode.jobs) for compute_mode in compute_modes) < count:
+    phases: list[Phase] = []
+    while sum(len(phase.jobs) for phase in phases) < count:
         how = rng.choice(("in turn", "in turn", "threads", "asyncio"))
         workers = 1 if how == "in turn" else rng.randint(2, 4)
         jobs = tuple(_job(rng, known, prompts, steps, sizes, how) for _ in range(rng.randint(5, 10)))
-        compute_modes.append(Phase(how, workers, jobs, rng.choice(ADAPTERS), scaled=rng.random() < 0.2))
-    return compute_modes
+        phases.append(Phase(how, workers, jobs, rng.choice(ADAPTERS), scaled=rng.random() < 0.2))
+    return phases
 
 
 def _request(rng: random.Random, prompts: Sequence[str], steps: Sequence[int], sizes: Sequence[int]) -> Request:

@@ -55,51 +55,51 @@ class Server:
         self._fresh: dict[tuple[Request, str, bool], torch.Tensor] = {}
         self._lock = threading.Lock()
 
-    def prepare(self, compute_modes: Sequence[Phase]) -> None:
+    def prepare(self, phases: Sequence[Phase]) -> None:
         """Draw every whole request of these phases afresh."""
-        for compute_mode in compute_modes:
-            self._adapter, self._scaled = compute_mode.adapter, compute_mode.scaled
-            for job in compute_mode.jobs:
+        for phase in phases:
+            self._adapter, self._scaled = phase.adapter, phase.scaled
+            for job in phase.jobs:
                 if job.kind not in ERRORS:
                     self._expected(job.request)
         self._adapter = ""
 
-    def serve(self, compute_mode: Phase) -> None:
+    def serve(self, phase: Phase) -> None:
         """All jobs of a phase, and what they left behind."""
-        if compute_mode.adapter != self._adapter:
-            self.world.stack.swap_adapter(adapter_path(self.world, compute_mode.adapter))
-            self._adapter = compute_mode.adapter
-        self._scaled = compute_mode.scaled
-        if compute_mode.scaled:
+        if phase.adapter != self._adapter:
+            self.world.stack.swap_adapter(adapter_path(self.world, phase.adapter))
+            self._adapter = phase.adapter
+        self._scaled = phase.scaled
+        if phase.scaled:
             scale(self.world.weight, 2.0)
         try:
-            self._run(compute_mode)
+            self._run(phase)
         finally:
-            if compute_mode.scaled:
+            if phase.scaled:
                 scale(self.world.weight, 0.5)
         gc.collect()
         self.found.memory.append((sum(self.found.served.values()), psutil.Process().memory_info().rss))
 
-    def _run(self, compute_mode: Phase) -> None:
-        if compute_mode.how == "threads":
-            with ThreadPoolExecutor(compute_mode.workers) as workers:
-                list(workers.map(lambda job: self._one(job, compute_mode.how), compute_mode.jobs))
-        elif compute_mode.how == "asyncio":
-            asyncio.run(self._interleaved(compute_mode))
+    def _run(self, phase: Phase) -> None:
+        if phase.how == "threads":
+            with ThreadPoolExecutor(phase.workers) as workers:
+                list(workers.map(lambda job: self._one(job, phase.how), phase.jobs))
+        elif phase.how == "asyncio":
+            asyncio.run(self._interleaved(phase))
         else:
-            for job in compute_mode.jobs:
+            for job in phase.jobs:
                 before = self._figures().get("dropped", 0)
-                self._one(job, compute_mode.how)
+                self._one(job, phase.how)
                 self._look(job, self._figures(), before)
 
-    async def _interleaved(self, compute_mode: Phase) -> None:
-        limit = asyncio.Semaphore(compute_mode.workers)
+    async def _interleaved(self, phase: Phase) -> None:
+        limit = asyncio.Semaphore(phase.workers)
 
         async def one(job: Job) -> None:
             async with limit:
-                await asyncio.to_thread(self._one, job, compute_mode.how)
+                await asyncio.to_thread(self._one, job, phase.how)
 
-        await asyncio.gather(*(one(job) for job in compute_mode.jobs))
+        await asyncio.gather(*(one(job) for job in phase.jobs))
 
     def _one(self, job: Job, how: str) -> None:
         """A job: its answer is the one of a fresh stack, or its error the one that was asked for."""

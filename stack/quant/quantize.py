@@ -128,7 +128,7 @@ class Quantize:
             lines.append(f"{scheme.name}: {scheme.describe()}")
             lines.append(f"{scheme.name} by {backend.name}: {why}; {backend.kernel(scheme, facts.machine)}")
             # Error feedback may clip: the bound would not hold.
-            lines += [] if self.rounded else [rounding_words(scheme, facts)]
+            lines += [] if self.feedback and scheme.weight_bits == 4 else [rounding_words(scheme, facts)]
         if self.ends:
             lines.append(_ends_line(self.ends, self.share, facts.steps))
         if self.rounded:

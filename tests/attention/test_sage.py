@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from boundbench.documented import int8_matmul_bound
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.attention.kernels import dense
 from stack.attention.sage import KEYS, QUERIES, int8_scores, reference, rounded, sage_attention, smoothed, unfit
-from stack.bounds import int8_matmul_bound
 from stack.core.errors import StackError
 
 # queries, keys, head size, dtype: keys in whole tiles of 64, and not; queries in whole tiles of 128, and not.

@@ -29,11 +29,11 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.stack.undo()
 
 
-def serve(world: World, compute_modes: list[Phase]) -> Findings:
+def serve(world: World, phases: list[Phase]) -> Findings:
     server = Server(world)
-    server.prepare(compute_modes)
-    for compute_mode in compute_modes:
-        server.serve(compute_mode)
+    server.prepare(phases)
+    for phase in phases:
+        server.serve(phase)
     return server.found
 
 
@@ -41,12 +41,12 @@ def test_every_kind_of_phase_and_job_is_served_right(world: World) -> None:
     before = look_at(world.pipe.transformer)
     alone = (Job(ASKED), Job(ASKED, ABORTS, 3), Job(EDITED, TURNED), Job(ASKED, DEEP, 2), Job(ASKED, RAISES, 5))
     several = (Job(ASKED), Job(ASKED, DEEP, 2), Job(ASKED, RAISES, 4), Job(ASKED))
-    compute_modes = [
+    phases = [
         Phase("in turn", 1, alone, "one"),
         Phase("threads", 3, several, "two", scaled=True),
         Phase("asyncio", 2, several, "one"),
     ]
-    found = serve(world, compute_modes)
+    found = serve(world, phases)
     assert found.wrong == [] and found.drops == 1
     assert sum(found.served.values()) == 13 and found.served["threads", DEEP] == 1
     world.stack.undo()
@@ -71,26 +71,24 @@ def test_a_leak_is_found_out(world: World, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_another_answer_is_found_out(world: World) -> None:
     server = Server(world)
-    compute_mode = Phase("in turn", 1, (Job(ASKED),), "one")
-    server.prepare([compute_mode])
+    phase = Phase("in turn", 1, (Job(ASKED),), "one")
+    server.prepare([phase])
     key = (ASKED, "one", False)
     server._fresh[key] = server._fresh[key] + torch.finfo(torch.float32).eps
-    server.serve(compute_mode)
+    server.serve(phase)
     assert "another answer" in server.found.wrong[0]
 
 
 def test_the_mix_holds_everything_and_is_the_same_again() -> None:
-    compute_modes = draw_phases(300, ["a", "b"], STEPS, (0, 32), pool=4, seed=1)
-    assert compute_modes == draw_phases(300, ["a", "b"], STEPS, (0, 32), pool=4, seed=1)
-    jobs = [job for compute_mode in compute_modes for job in compute_mode.jobs]
+    phases = draw_phases(300, ["a", "b"], STEPS, (0, 32), pool=4, seed=1)
+    assert phases == draw_phases(300, ["a", "b"], STEPS, (0, 32), pool=4, seed=1)
+    jobs = [job for phase in phases for job in phase.jobs]
     assert len(jobs) >= 300 and {job.kind for job in jobs} == {WHOLE, TURNED, *BROKEN}
-    assert {compute_mode.how for compute_mode in compute_modes} == {"in turn", "threads", "asyncio"}
-    assert {compute_mode.workers for compute_mode in compute_modes} == {1, 2, 3, 4} and {
-        compute_mode.scaled for compute_mode in compute_modes
-    } == {True, False}
+    assert {phase.how for phase in phases} == {"in turn", "threads", "asyncio"}
+    assert {phase.workers for phase in phases} == {1, 2, 3, 4} and {phase.scaled for phase in phases} == {True, False}
     assert len({job.request for job in jobs if job.kind == WHOLE}) == 4
     # Ctrl-C and edits concern everybody: only where one job runs at a time.
-    assert all(job.kind not in (ABORTS, TURNED) for p in compute_modes if p.how != "in turn" for job in p.jobs)
+    assert all(job.kind not in (ABORTS, TURNED) for p in phases if p.how != "in turn" for job in p.jobs)
 
 
 def test_memory_that_grows_is_told_from_memory_that_has_grown() -> None:

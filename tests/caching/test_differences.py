@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stack.caching.differences import NOTHING, Differences, before_newest, differences, over_wide_gaps
-from stack.caching.forecast import Forecast
+from stack.caching.forecast import NOTHING, Differences, Forecast, before_newest, differences, over_wide_gaps
 from stack.compat.noise import NoiseLedger
 
 WHOLE = (1.0, 1.0)

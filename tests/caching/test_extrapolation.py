@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.caching.extrapolation import ExtrapolationGuard, NormReader
 from stack.caching.forecast import BASES, Forecast
+from stack.caching.guard import ExtrapolationGuard, NormReader
 from stack.caching.predictor import Predictor
 from stack.caching.splits import ChannelBasis
 
@@ -62,14 +62,14 @@ def test_norms_that_are_no_numbers_are_noticed_until_the_state_is_cleared(number
     guard, reader = ExtrapolationGuard(), NormReader()
     guard.note(torch.tensor([1.0, number]))
     reader.poll([guard])
-    assert not guard.sound
+    assert not guard.finite
     guard.clear()
-    assert guard.sound and guard.at(0.5) == 0.0
+    assert guard.finite and guard.at(0.5) == 0.0
 
 
 def test_nothing_noted_nothing_known() -> None:
     guard = ExtrapolationGuard()
-    assert guard.sound and guard.at(0.0) == 0.0 and guard.send() == []
+    assert guard.finite and guard.at(0.0) == 0.0 and guard.send() == []
 
 
 @settings(deadline=None, max_examples=60)

@@ -13,7 +13,6 @@ from torch import nn
 from stack import Stack, StackError
 from stack.calibrate.quant.recording import record_calls
 from stack.calibrate.rounding_fit import in_portions, listening
-from stack.passes import pass_options
 from stack.quant.quantize import Quantize
 from stack.recipe import parse_recipe
 from tests.conftest import PROMPT, picture, tiny_pipe
@@ -68,7 +67,7 @@ def test_a_recipe_names_it_and_cannot_hold_it(fitted: Stack) -> None:
     (quantize,) = parse_recipe({"quantize": {"scheme": "nf4", "feedback": True}}, "mine").passes()
     assert quantize == Quantize("nf4", feedback=True)
     with pytest.raises(StackError, match="a recipe cannot hold rounded weights: write feedback = true"):
-        pass_options(fitted.passes[0])
+        fitted.passes[0].options()
 
 
 def test_what_is_missing_is_said() -> None:

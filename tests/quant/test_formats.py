@@ -15,7 +15,7 @@ from stack.quant.backends.base import storage_bytes
 from stack.quant.formats import NF4_LEVELS, load, store
 from stack.quant.linears.weight_only import WeightOnlyLinear
 from stack.quant.schemes import SCHEMES
-from tests.test_bounds_int8 import adversarial, kinds, seeds
+from tests.test_bounds_product import adversarial, kinds, seeds
 
 NAMES = ("int8-weight", "int4-weight", "nf4", "fp8-weight")
 
