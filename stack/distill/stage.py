@@ -203,7 +203,7 @@ def install_schedule(card: Card, target: Target, install: Installer) -> None:
     if target.pipe is None:
         sigmas = card.sigmas()
         sigma_schedule = SigmaSchedule(sigmas) if sigmas else uniform(card.steps, target.clock.sigma_schedule.shift)
-        install.set_attribute(target.clock, "timetable", sigma_schedule)
+        install.set_attribute(target.clock, "sigma_schedule", sigma_schedule)
         return
     made = scheduler_of(card, target.pipe.scheduler, card.steps)
     if made is not None:
