@@ -41,9 +41,11 @@ def target_of(model: FluxTransformer2DModel, steps: int = 10) -> Target:
 
 def call(target: Target, sigma: float) -> torch.Tensor:
     tick = target.clock.advance(sigma, (1, SIDE * SIDE, 12))
+    given = inputs(sigma, SIDE)
     target.journal.begin(tick)
+    target.conditions.begin(tick, given)
     with torch.inference_mode():
-        return target.denoiser(**inputs(sigma, SIDE), return_dict=False)[0]
+        return target.denoiser(**given, return_dict=False)[0]
 
 
 def installed(steps: int = 10, wanted: SparseAttention = SMALL) -> tuple[Target, Installer, Applied]:
