@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stack import Stack
-from stack.caching import cache
+from stack.caching.sites import block_range
 from stack.caching.sites.block_range import BlockRange
 from stack.caching.sites.bypass import Bypass
 from stack.models.wiring import wiring_of
@@ -57,7 +57,7 @@ def test_embedders_run_on_full_steps_only_and_pictures_stay(
         needed = method == "teacache" and stream == wiring.output_stream
         assert len(heard[name]) == (STEPS if needed else PATTERN.count("f"))
 
-    monkeypatch.setattr(cache, "AllBlocks", lambda controller, residual: BlockRange(controller, residual=residual))
+    monkeypatch.setattr(block_range, "AllBlocks", lambda controller, residual: BlockRange(controller, residual=residual))
     with Stack(make(), steps=STEPS).cache(method, **options) as stack:
         assert torch.equal(draw(stack), made)
 
