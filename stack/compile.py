@@ -18,7 +18,6 @@ from .core.errors import StackError
 from .core.facts import Facts
 from .core.installer import Installer
 from .core.passes import Applied, Finding, field_options
-from .quant.backends import BACKENDS
 from .runtime.target import Target
 
 OFF = "off"
@@ -114,8 +113,7 @@ def _plain(value: Any) -> Any:
 
 def _eager(facts: Facts, stage: str) -> list[Finding]:
     """What it costs to compile nothing."""
-    backend = BACKENDS.get(facts.quantized_by)
-    if not (backend and backend.rounds_in_steps and facts.rounds_activations and facts.machine.device == "cuda"):
+    if not (facts.rounds_in_steps and facts.rounds_activations and facts.machine.device == "cuda"):
         return []
     return [Finding.of(ROUNDED_EAGERLY, stage, "activations are rounded without a compiler, as asked for", note=True)]
 

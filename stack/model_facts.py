@@ -12,6 +12,7 @@ from .core.facts import Facts, machine_of
 from .models.preexisting import execution_device, preexisting_on
 from .models.sampler import why_not_plain
 from .models.wiring import Wiring
+from .quant.backends import BACKENDS
 from .quant.prequantized import fewest_bits, quantized_by, rounded_to
 
 
@@ -46,6 +47,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         weight_bits=fewest_bits(denoiser, bits) if quantizer else bits,
         activation_bits=rounded_to(denoiser, bits),
         quantized_by=quantizer,
+        rounds_in_steps=quantizer in BACKENDS and BACKENDS[quantizer].rounds_in_steps,
         pipeline=pipe is not None,
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),

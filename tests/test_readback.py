@@ -11,8 +11,8 @@ import torch
 
 from stack import Stack
 from stack.caching.guard import ExtrapolationGuard, NormReader, OutputGuard
+from stack.core.readback import Readback, Stopwatch
 from stack.runtime.hook import _place
-from stack.runtime.readback import Readback, Stopwatch
 
 from .conftest import inputs, tiny_denoiser
 from .reads import CountReads

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import stack
 from stack import Stack
 from stack.caching.methods import PRESETS
+from stack.core import readback
 from stack.models.wiring import FLUX
-from stack.runtime import readback
 
 from .caching.fitted import fitted
 from .conftest import PROMPT, picture, tiny_denoiser, tiny_pipe
@@ -37,7 +37,7 @@ EAGER = {  # so that steps are cached on a model without training
     "draft": {"accept": (1e9, 1.0, 1e9)},
 }
 # What has come back already; and the timestep of a pipeline whose scheduler counts no steps.
-ELSEWHERE = ("runtime/readback.py, read", "runtime/hook.py")
+ELSEWHERE = ("core/readback.py, read", "runtime/hook.py")
 
 
 class Reads(TorchDispatchMode):

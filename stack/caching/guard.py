@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ..runtime import readback
+from ..core import readback
+from ..core.readback import Readback
 from ..runtime.call import DenoiserCall, Proceed
-from ..runtime.readback import Readback
 from ..runtime.report import Journal
 from ..runtime.step_clock import FULL, Clock, StepContext
 from .forecast import weights

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..caching.cache import Cache
 from ..core.errors import StackError
 from .goals import Goal
-
-if TYPE_CHECKING:
-    from .trials import Trials
+from .trials import Point, Trials
 
 WIDEST = 64.0  # times the preset's own threshold, and a share of it: beyond, a gate is always open or always shut
 CLOSE = 1.03  # two thresholds no further apart than this decide alike
-
-
-@dataclass(frozen=True)
-class Point:
-    """What a threshold gave.
-
-    Attributes:
-        factor: of the cache's own threshold.
-        psnr: in dB, over all prompts.
-        full: full steps of a picture, on average.
-        seconds: of a picture, on average.
-    """
-
-    factor: float
-    psnr: float
-    full: float
-    seconds: float
 
 
 def decides_by_threshold(cache: Cache) -> bool:

@@ -19,12 +19,28 @@ from ..measure.timing import timed
 from ..models.sampler import error_weights, sampler_steps
 from ..runtime.stack_like import StackLike
 from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels, rehearsable
-from .thresholds import Point
 from .trajectory import Recorder, SegmentErrors, Trajectory, growth
 from .x0_trials import X0Recorder, X0Rehearsal
 
 DISTURBED = (1, 2)  # steps that reuse step 0 in the run that shows how a difference grows
 WORTH = 0.9  # share of the predicted error that another coordinate has to get below to be tried
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a threshold gave.
+
+    Attributes:
+        factor: of the cache's own threshold.
+        psnr: in dB, over all prompts.
+        full: full steps of a picture, on average.
+        seconds: of a picture, on average.
+    """
+
+    factor: float
+    psnr: float
+    full: float
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class Facts:
         steps: denoiser steps the stack is planned for.
         guidance: "none", "embedded" or "cfg".
         weight_bits, activation_bits: precision inside the large linears.
+        rounds_in_steps: whether the library that rounds activations does it in operations of their own.
         attention_density: share of attention blocks that are computed.
         switches: shares of the schedule, in [0, 1], at which the way a step is computed changes: dense or sparse
             attention, one precision or another.
@@ -92,6 +93,7 @@ class Facts:
     distilled: str = ""
     origin: str = ""
     quantized_by: str = ""
+    rounds_in_steps: bool = False
     pipeline: bool = True
     grid: tuple[int, ...] = ()
     lists: tuple[int, ...] = ()

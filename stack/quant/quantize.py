@@ -177,11 +177,13 @@ class Quantize:
         """The fewest bits of any linear, and who rounded."""
         rounded = [s.activation_bits for s in self.schemes if s.rounds_activations]
         edge = ends_of(facts.steps, self.share) / facts.steps
+        backend = self.backend_for(SCHEMES[self.scheme], facts.machine)[0]
         return replace(
             facts,
             weight_bits=min(s.weight_bits for s in self.schemes),
             activation_bits=min(rounded, default=facts.activation_bits),
-            quantized_by=self.backend_for(SCHEMES[self.scheme], facts.machine)[0].name,
+            quantized_by=backend.name,
+            rounds_in_steps=backend.rounds_in_steps,
             switches=(*facts.switches, edge, 1 - edge) if self.ends else facts.switches,
         )
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ..core.readback import Stopwatch
 from .final_error import final_error_words, summed_error
-from .readback import Stopwatch
 from .step_clock import CACHED, FULL, PARTIAL, StepContext
 
 CPU = torch.device("cpu")

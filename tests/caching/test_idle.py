@@ -57,7 +57,9 @@ def test_embedders_run_on_full_steps_only_and_pictures_stay(
         needed = method == "teacache" and stream == wiring.output_stream
         assert len(heard[name]) == (STEPS if needed else PATTERN.count("f"))
 
-    monkeypatch.setattr(block_range, "AllBlocks", lambda controller, residual: BlockRange(controller, residual=residual))
+    monkeypatch.setattr(
+        block_range, "AllBlocks", lambda controller, residual: BlockRange(controller, residual=residual)
+    )
     with Stack(make(), steps=STEPS).cache(method, **options) as stack:
         assert torch.equal(draw(stack), made)
 

@@ -11,7 +11,7 @@ from torch import nn
 from stack import Stack
 from stack.caching.guard import OutputGuard, fault, norms_of, spread
 from stack.compat.rules.state import NOT_A_NUMBER
-from stack.runtime.readback import Readback
+from stack.core.readback import Readback
 
 from ..conftest import inputs, tiny_denoiser
 

@@ -19,6 +19,7 @@ from ...runtime.stack_like import StackLike
 from ..watch import BLOCK, SiteFeatures, Watch
 from .depends import APPROXIMATE, dependencies
 from .noise import ErrorSplit, errors_of, told_apart
+from .plots import plot_floor
 from .recording import Recorded, below_quantization, carrying, record_calls, taken_off
 
 NEARNESS = 0.02  # of the latent: what one step of a 50-step schedule changes
@@ -87,9 +88,7 @@ class NoiseFloor:
 
     def save_plot(self, path: str | Path) -> None:
         """Draw it; see `plots.plot_floor`."""
-        from .plots import plot_floor
-
-        plot_floor(self, Path(path))
+        plot_floor(self.sigmas, self.features, Path(path))
 
 
 def measure_floor(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...measure.style import FAINT, INK, LINE
-
-if TYPE_CHECKING:
-    from .floor import NoiseFloor
+from .noise import ErrorSplit
 
 RANDOM, BIAS = "#2f6db5", "#d98a00"
 SITES = ("output", "last hidden state", "whole residual")
@@ -30,17 +29,15 @@ def _figure(width: float, height: float, columns: int) -> tuple[Any, list[Any]]:
     return figure, list(axes)
 
 
-def plot_floor(floor: NoiseFloor, path: Path) -> None:
+def plot_floor(sigmas: Sequence[float], features: Mapping[str, Sequence[ErrorSplit]], path: Path) -> None:
     """Random part and bias over sigma, for the output and the two features of the whole stack of blocks."""
     figure, every = _figure(11, 3.6, len(SITES))
     for axes, name in zip(every, SITES, strict=True):
-        splits = floor.features[name]
+        splits = features[name]
         for part, colour in (("random", RANDOM), ("bias", BIAS)):
             values = [100 * getattr(s, part) for s in splits]
             bars = [100 * s.uncertainty for s in splits]
-            axes.errorbar(
-                floor.sigmas, values, yerr=bars, color=colour, marker="o", markersize=4, label=part, capsize=2
-            )
+            axes.errorbar(sigmas, values, yerr=bars, color=colour, marker="o", markersize=4, label=part, capsize=2)
         axes.set_title(name, fontsize=11, color=INK, loc="left")
         axes.set_xlabel("sigma", fontsize=10, color=INK)
         axes.set_ylim(bottom=0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...runtime.readback import reads_are_free
+from ...core.readback import reads_are_free
 
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
