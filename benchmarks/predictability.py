@@ -19,7 +19,8 @@ from matplotlib import pyplot
 from predictability_maps import Predictability, over_time
 
 from stack import Stack
-from stack.calibrate.watch import SiteFeatures, Watch
+from stack.calibrate.observe import watching_blocks
+from stack.calibrate.site_features import SiteFeatures
 from stack.loading import load_pipeline
 from stack.measure.style import INK
 from stack.reference.load import reference
@@ -33,7 +34,9 @@ def features_of(stack: Stack, prompts: list[str]) -> Features:
     """Per site, the feature of every step at some tokens: each block's residual, their sum, the last hidden state."""
     sites = SiteFeatures(stack.denoiser)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    stack.replace(Watch(sites.see))(prompts, num_inference_steps=STEPS, generator=generators, output_type="pt")
+    stack.replace(watching_blocks(sites.see))(
+        prompts, num_inference_steps=STEPS, generator=generators, output_type="pt"
+    )
     return sites.found
 
 

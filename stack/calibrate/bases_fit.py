@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -18,7 +18,7 @@ from ..core.installer import Installer
 from ..core.passes import Applied
 from ..runtime.stack_like import StackLike
 from ..runtime.target import Target
-from .standin import StandIn
+from .observe import Observe
 
 
 @dataclass
@@ -60,32 +60,30 @@ class GramSum:
         return vectors.flip(1)[:, :rank].float().contiguous(), (shares[0], shares[rank - 1] - shares[rank])
 
 
-@dataclass(frozen=True)
-class Gathering(StandIn):
+def gathering(cache: Cache, sums: dict[str, GramSum]) -> Observe:
     """The cache's sites with every step full, each feature summed up."""
 
-    cache: Cache
-    sums: dict[str, GramSum] = field(default_factory=dict)
-
-    def apply(self, target: Target, install: Installer) -> Applied:
-        controller = self.cache.controller(target)
+    def put_on(target: Target, install: Installer) -> Applied:
+        controller = cache.controller(target)
         controller.new_predictor = lambda key, placement: Predictor(
-            Forecast(1, (1.0, 0.0)), self.sums.setdefault(key, GramSum())
+            Forecast(1, (1.0, 0.0)), sums.setdefault(key, GramSum())
         )
-        self.cache.install_site(controller, target, install)
+        cache.install_site(controller, target, install)
         install.on_rollback(controller.reset)
         return Applied("every step runs in full; features are summed up", reset=controller.reset)
+
+    return Observe(put_on)
 
 
 def fit_bases(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int) -> Bases:
     """Bases of everything the cache predicts, from uncached runs of the prompts; rank by the cache's energy."""
     split = cache.policy.split
     assert isinstance(split, ChannelSplit)
-    gathering = Gathering(cache.uncalibrated(interval=1, bases=None))
-    stack.replace(gathering)
+    gathered: dict[str, GramSum] = {}
+    stack.replace(gathering(cache.uncalibrated(interval=1, bases=None), gathered))
     for i, prompt in enumerate(prompts):
         stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")
-    found = {key: sums.basis(split.energy) for key, sums in gathering.sums.items()}
+    found = {key: sums.basis(split.energy) for key, sums in gathered.items()}
     facts = stack.facts
     under = conditions(stack.plan.facts_after)
     vectors = {key: basis for key, (basis, _) in found.items()}

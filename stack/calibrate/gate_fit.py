@@ -12,7 +12,7 @@ from ..caching.calibrated_for import conditions
 from ..caching.gate_policies import BudgetPolicy, MagnitudePolicy
 from ..runtime.stack_like import StackLike
 from .budget_fit import fitted_budget
-from .trajectory import Recorder, Trajectory
+from .trajectory import Trajectory, recorder
 
 DEGREE = 4  # of TeaCache's polynomial
 
@@ -22,7 +22,7 @@ def fit_gate(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int) 
     if isinstance(cache.policy.gate, BudgetPolicy):
         return fitted_budget(stack, cache, prompts, seed)
     trajectory = Trajectory()
-    stack.replace(Recorder(trajectory))
+    stack.replace(recorder(trajectory))
     for i, prompt in enumerate(prompts):
         stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")
     under = conditions(stack.plan.facts_after)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..caching.candidate import Candidate
 from ..measure.metrics import psnr
 from .search import EARLY, Tried, spread
-from .trajectory import Recorder, Trajectory
+from .trajectory import Trajectory, recorder
 
 if TYPE_CHECKING:
     from ..caching.cache import Cache
@@ -29,7 +29,7 @@ class HeldOut:
 
     def __init__(self, trials: Trials, prompts: Sequence[str], check: int = 1):
         self.trials, self.prompts, self._seed = trials, prompts, trials.seed + check * AWAY
-        self.target = trials.run(Recorder(Trajectory()), prompts, self._seed)
+        self.target = trials.run(recorder(Trajectory()), prompts, self._seed)
 
     def psnr(self, cache: Cache) -> float:
         """PSNR in dB of a cache against the uncached pictures."""

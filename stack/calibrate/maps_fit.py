@@ -14,7 +14,7 @@ from ..caching.sites.calls import Streams
 from ..core.errors import StackError
 from ..runtime.stack_like import StackLike
 from ..runtime.step_clock import StepContext
-from .watch import See, Watch
+from .observe import SeeBlock, watching_blocks
 
 STRIDE = 5  # calls between the inputs that "delta" is measured from: gaps of 1 to 5 steps
 
@@ -129,11 +129,11 @@ def fit(
     return LinearMaps(facts.family, facts.blocks, facts.width, maps, tables, made_under=under)
 
 
-def _watched(stack: StackLike, see: See, prompts: Sequence[str], seed: int, title: str) -> None:
+def _watched(stack: StackLike, see: SeeBlock, prompts: Sequence[str], seed: int, title: str) -> None:
     """Run the prompts one by one, each with its own seed; a bar with this title, or none."""
     from rich.progress import track
 
-    stack.replace(Watch(see))
+    stack.replace(watching_blocks(see))
     for i, prompt in enumerate(track(prompts, title, transient=True, disable=not title)):
         generator = torch.Generator().manual_seed(seed + i)
         stack(prompt, num_inference_steps=stack.plan.facts_after.steps, generator=generator, output_type="pt")

@@ -19,7 +19,6 @@ from ..core.errors import StackError
 from ..core.installer import Installer
 from ..core.passes import Applied
 from ..runtime.target import Target
-from .standin import StandIn
 from .trajectory import Trajectory, sampled
 
 ASTRAY = 2.0  # times as far from the uncached run as the best trial was at that step: 6 dB are not made up for later
@@ -111,7 +110,7 @@ def rehearsable(policy: Policy) -> bool:
 
 
 @dataclass(frozen=True)
-class Rehearsal(StandIn):
+class Rehearsal:
     """A trial of a candidate, in the cache's place. Its pictures are those of `cache`, bit for bit at site "output".
 
     Attributes:
@@ -122,7 +121,7 @@ class Rehearsal(StandIn):
     candidate: Candidate
     shared: Rehearsals
 
-    def apply(self, target: Target, install: Installer) -> Applied:
+    def put_on(self, target: Target, install: Installer) -> Applied:
         """Stand where the cache would stand."""
         site = self.cache.policy.site
         if not rehearsable(self.cache.policy) or not isinstance(site, BlockRangeSite):

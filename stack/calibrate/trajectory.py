@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..caching.controller import CacheSlot
 from ..caching.forecast import Forecast, coordinate, gaps, weights
-from ..caching.sites.block_range import BlockRange
+from ..caching.sites.calls import BlockCall, Streams
 from ..core.installer import Installer
-from ..core.passes import Applied
 from ..models.wiring import Wiring
-from ..runtime.arguments import Arguments
-from ..runtime.step_clock import Clock, StepContext
+from ..runtime.step_clock import StepContext
 from ..runtime.target import Target
-from .standin import StandIn
+from .observe import Observe, answer_blocks
 
 SAMPLED_TOKENS = 128  # of the output stream: the head works token by token, and errors are averaged over them anyway
 
@@ -104,9 +101,9 @@ def segments(full_steps: Sequence[int], steps: int) -> list[tuple[int, int, int]
     return list(zip((-1, *full_steps), full_steps, (*full_steps[1:], steps), strict=False))
 
 
-@dataclass(frozen=True)
-class Recorder(StandIn):
-    """In a cache's place for one run: steps are full, and the last hidden state of each is written down.
+@dataclass
+class FeatureRecorder:
+    """Steps are full, and the last hidden state of each is written down. For one run.
 
     Attributes:
         reused: steps that reuse the last feature instead: a small disturbance, whose course is then seen.
@@ -114,76 +111,46 @@ class Recorder(StandIn):
 
     trajectory: Trajectory
     reused: tuple[int, ...] = ()
-
-    def apply(self, target: Target, install: Installer) -> Applied:
-        """Stand where a cache of the whole stack stands."""
-        writer = _Writer(target.clock, target.denoiser, target.wiring, self.trajectory, self.reused)
-        _, first = target.wiring.blocks(target.denoiser)[0]
-        reading = writer.reading(Arguments(first.forward))
-        BlockRange(writer).install(target.denoiser, target.wiring, install)
-        install.wrap_call(first, "forward", reading)
-        return Applied("recording")
-
-
-@dataclass
-class _Writer:
-    """Answers a site as a controller does, and writes down what it stores."""
-
-    clock: Clock
-    denoiser: nn.Module
-    wiring: Wiring
-    trajectory: Trajectory
-    reused: tuple[int, ...] = ()
-    cells: list[CacheSlot] = field(default_factory=lambda: [CacheSlot()])
-    probe: ClassVar[str] = ""
-    _given: Mapping[str, Any] = field(default_factory=dict)
     _last: dict[str, torch.Tensor] = field(default_factory=dict)
+    _given: Mapping[str, Any] = field(default_factory=dict)
 
-    def reading(self, arguments: Arguments) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """A wrapper that keeps the first block's arguments, which the head needs as well."""
+    def put_on(self, target: Target, install: Installer) -> None:
+        """Answer the blocks' calls."""
+        denoiser, wiring = target.denoiser, target.wiring
+        stream, last = wiring.output_stream, len(wiring.blocks(denoiser)) - 1
 
-        def wrapper(inner: Callable[..., Any]) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                self._given = arguments.named(args, kwargs)
-                return inner(*args, **kwargs)
+        def visit(number: int, call: BlockCall, tick: StepContext) -> Streams:
+            if number == 0:
+                self._begin(call, tick)
+            if tick.step in self.reused:
+                return call.streams if number < last else {**call.streams, stream: self._last[tick.branch]}
+            out = call.run()
+            if number == last:
+                self._end(out[stream], tick, denoiser, wiring)
+            return out
 
-            return forward
+        answer_blocks(target, install, visit)
 
-        return wrapper
+    def _begin(self, call: BlockCall, tick: StepContext) -> None:
+        """The first block is called; the head needs its arguments as well."""
+        self._given = call.given
+        if self.trajectory.holds(tick.branch):
+            self.trajectory.inputs.append(sampled(call.streams[call.wiring.output_stream]))
+            self.trajectory.modulated.append(sampled(call.wiring.modulated(call.block, call.given)))
 
-    def begin(self, tokens: torch.Tensor) -> None:
-        """A call reaches the blocks with these tokens (B, N, D)."""
-        assert self.clock.tick is not None
-        if not self.trajectory.holds(self.clock.tick.branch):
-            return
-        _, first = self.wiring.blocks(self.denoiser)[0]
-        self.trajectory.inputs.append(sampled(tokens))
-        self.trajectory.modulated.append(sampled(self.wiring.modulated(first, self._given)))
-
-    def decide(self, probe: torch.Tensor | None = None) -> list[bool]:
-        """Every step is full, but for the reused ones."""
-        assert self.clock.tick is not None
-        return [self.clock.tick.step in self.reused]
-
-    def predict(self, key: str, cells: Sequence[CacheSlot]) -> torch.Tensor:
-        """The last feature."""
-        assert self.clock.tick is not None and self._last, "the first step cannot be a reused one"
-        return self._last[self.clock.tick.branch]
-
-    def reject(self, cells: Sequence[CacheSlot]) -> None:
-        """Nothing is drafted here."""
-
-    def store(self, key: str, feature: torch.Tensor, cells: Sequence[CacheSlot]) -> None:
-        """Write the output stream's feature (B, N, D) down."""
-        tick, given = self.clock.tick, self._given
-        assert tick is not None
+    def _end(self, feature: torch.Tensor, tick: StepContext, denoiser: nn.Module, wiring: Wiring) -> None:
+        """The last block has returned the output stream's feature (B, N, D)."""
         self._last[tick.branch] = feature
-        if not self.trajectory.holds(tick.branch):
-            return
-        self.trajectory.features.append(sampled(feature))
-        self.trajectory.ticks.append(tick)
-        dtype = feature.dtype
-        self.trajectory.heads.append(lambda f: self.wiring.head(self.denoiser, f.to(dtype), given).float())
+        if self.trajectory.holds(tick.branch):
+            given, dtype = self._given, feature.dtype
+            self.trajectory.features.append(sampled(feature))
+            self.trajectory.ticks.append(tick)
+            self.trajectory.heads.append(lambda f: wiring.head(denoiser, f.to(dtype), given).float())
+
+
+def recorder(trajectory: Trajectory, reused: tuple[int, ...] = ()) -> Observe:
+    """A `FeatureRecorder` in the cache's place."""
+    return Observe(FeatureRecorder(trajectory, reused).put_on)
 
 
 def sampled(tokens: torch.Tensor) -> torch.Tensor:

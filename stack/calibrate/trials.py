@@ -18,9 +18,10 @@ from ..measure.metrics import psnr
 from ..measure.timing import timed
 from ..models.sampler import error_weights, sampler_steps
 from ..runtime.stack_like import StackLike
+from .observe import Observe
 from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels, rehearsable
-from .trajectory import Recorder, SegmentErrors, Trajectory, growth
-from .x0_trials import X0Recorder, X0Rehearsal
+from .trajectory import SegmentErrors, Trajectory, growth, recorder
+from .x0_trials import X0Rehearsal, x0_recorder
 
 DISTURBED = (1, 2)  # steps that reuse step 0 in the run that shows how a difference grows
 WORTH = 0.9  # share of the predicted error that another coordinate has to get below to be tried
@@ -64,7 +65,7 @@ class Trials:
     def __init__(self, stack: StackLike, cache: Cache, prompts: Sequence[str], steps: int, seed: int):
         self.stack, self.cache, self.prompts, self.steps, self.seed = stack, cache, prompts, steps, seed
         self._x0 = cache.policy.site.forecasts_x0
-        self._recorder = X0Recorder if self._x0 else Recorder
+        self._recorder = x0_recorder if self._x0 else recorder
         self._device = torch.device(stack.facts.machine.device)
         plain = Trajectory()
         self.target, self.recording_s = timed(lambda: self.run(self._recorder(plain)), self._device)
@@ -102,9 +103,9 @@ class Trials:
         """
         cache = self.cache.calibrated(candidate, self.steps)
         if self._x0:
-            return self.run(X0Rehearsal(cache, candidate, self.shared))
+            return self.run(Observe(X0Rehearsal(cache, candidate, self.shared).put_on))
         if rehearsable(cache.policy):
-            return self.run(Rehearsal(cache, candidate, self.shared))
+            return self.run(Observe(Rehearsal(cache, candidate, self.shared).put_on))
         return self.run(cache)
 
     def score(self, candidate: Candidate) -> float:
@@ -150,8 +151,8 @@ class Trials:
     @cached_property
     def _growth(self) -> list[float]:
         disturbed = Trajectory()
-        recorder = self._recorder(disturbed, DISTURBED)
-        _, self._disturbed_s = timed(partial(self.run, recorder, self.prompts[:1]), self._device)
+        observer = self._recorder(disturbed, DISTURBED)
+        _, self._disturbed_s = timed(partial(self.run, observer, self.prompts[:1]), self._device)
         self._disturbed = self.stack.report().steps
         return growth(self.shared.plain, disturbed, DISTURBED[-1] + 1)
 

@@ -8,7 +8,7 @@ from diffusers import DiTTransformer2DModel
 
 from stack import Stack
 from stack.caching.methods import PRESETS
-from stack.calibrate.trajectory import Recorder, Trajectory
+from stack.calibrate.trajectory import Trajectory, recorder
 from stack.models.sampler import sampler_steps
 from stack.reference.dit_pipeline import ShapesDiTPipeline
 from stack.reference.shapes_dit import TRANSFORMER, new_scheduler
@@ -63,7 +63,7 @@ def test_head_and_sampler_are_the_models_own() -> None:
     pipe, outputs = tiny(), []
     pipe.transformer.register_forward_hook(lambda module, args, out: outputs.append(out.sample))
     trajectory = Trajectory()
-    with Stack(pipe, steps=STEPS).cache("svd").replace(Recorder(trajectory)) as stack:
+    with Stack(pipe, steps=STEPS).cache("svd").replace(recorder(trajectory)) as stack:
         final = draw(stack)
     places = (torch.arange(16) * 7919) % 16
     for feature, head, output in zip(trajectory.features, trajectory.heads, outputs, strict=True):

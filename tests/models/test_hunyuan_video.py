@@ -14,7 +14,7 @@ from stack import Stack
 from stack.caching.memory import state_size
 from stack.caching.methods import PRESETS
 from stack.caching.sites.calls import BlockCall
-from stack.calibrate.trajectory import Recorder, Trajectory
+from stack.calibrate.trajectory import Trajectory, recorder
 from stack.core.errors import StackError
 from stack.model_facts import facts_of
 from stack.models.schedule import uniform
@@ -128,7 +128,7 @@ def test_head_is_the_models_own() -> None:
     pipe, outputs = tiny(), []
     pipe.transformer.register_forward_hook(lambda module, args, out: outputs.append(out[0]))
     trajectory = Trajectory()
-    with Stack(pipe, steps=STEPS).cache("svd").replace(Recorder(trajectory)) as stack:
+    with Stack(pipe, steps=STEPS).cache("svd").replace(recorder(trajectory)) as stack:
         draw(stack)
     places = (torch.arange(VIDEO) * 7919) % VIDEO
     assert len(outputs) == STEPS

@@ -16,7 +16,8 @@ from rich.progress import track
 from ...core.errors import StackError
 from ...core.passes import Pass
 from ...runtime.stack_like import StackLike
-from ..watch import BLOCK, SiteFeatures, Watch
+from ..observe import watching_blocks
+from ..site_features import BLOCK, SiteFeatures
 from .depends import APPROXIMATE, dependencies
 from .noise import ErrorSplit, errors_of, told_apart
 from .plots import plot_floor
@@ -136,7 +137,7 @@ def _features(
     """Per call and name, the feature at each neighbour, on the model as these passes make it."""
     found = []
     sites = SiteFeatures(stack.denoiser)
-    with carrying(stack, [*passes, Watch(sites.see)]) as other:
+    with carrying(stack, [*passes, watching_blocks(sites.see)]) as other:
         for group in track(near, title, transient=True, disable=not title):
             outputs = [call.run(other.denoiser).cpu() for call in group]
             found.append({OUTPUT: outputs, **sites.taken()})

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...core.errors import StackError
-from ...core.installer import Installer
-from ...core.passes import Applied, Pass
+from ...core.passes import Pass
 from ...distill.distill import Distill
-from ...runtime.call import DenoiserCall, Proceed, some_rows
+from ...runtime.call import DenoiserCall, some_rows
 from ...runtime.stack_like import StackLike
-from ...runtime.step_clock import Clock, StepContext
-from ...runtime.target import Target
-from ..standin import StandIn
+from ...runtime.step_clock import StepContext
+from ..observe import Observe, Run, answer_calls
 
 
 @dataclass(frozen=True)
@@ -53,35 +51,16 @@ class Recorded:
         return out
 
 
-@dataclass(frozen=True)
-class Record(StandIn):
-    """Stands in the cache's place and writes calls down.
+def recording(steps: frozenset[int], calls: list[Recorded]) -> Observe:
+    """Writes the calls of these steps down, all guidance branches of each."""
 
-    Attributes:
-        steps: those to write down, all guidance branches of each.
-        calls: where to.
-    """
-
-    steps: frozenset[int]
-    calls: list[Recorded] = field(default_factory=list)
-
-    def apply(self, target: Target, install: Installer) -> Applied:
-        target.chain.add(install, _Recording(self, target.clock))
-        return Applied("recording")
-
-
-@dataclass(frozen=True)
-class _Recording:
-    record: Record
-    clock: Clock
-
-    def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
-        tick = self.clock.tick
-        assert tick is not None
-        if tick.step in self.record.steps:
+    def visit(call: DenoiserCall, run: Run, tick: StepContext) -> Any:
+        if tick.step in steps:
             copied = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in call.given.items()}
-            self.record.calls.append(Recorded(copied, tick))
-        return proceed(call)
+            calls.append(Recorded(copied, tick))
+        return run(call)
+
+    return Observe(lambda target, install: answer_calls(target, install, visit))
 
 
 def evenly(count: int, of: int) -> frozenset[int]:
@@ -128,8 +107,8 @@ def record_calls(stack: StackLike, prompts: Sequence[str], seed: int, steps: int
         raise StackError(f"expected at least 1 prompt and 1 step, got {len(prompts)} prompts and {steps} steps")
     passes = below_quantization(stack)
     total = next((p.steps for p in passes if isinstance(p, Distill) and p.steps), stack.facts.steps)
-    record = Record(evenly(steps, total))
-    with carrying(stack, [*passes, record]) as other:
+    calls: list[Recorded] = []
+    with carrying(stack, [*passes, recording(evenly(steps, total), calls)]) as other:
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         other(list(prompts), num_inference_steps=total, generator=generators, output_type="latent")
-    return record.calls
+    return calls

@@ -10,6 +10,7 @@ from stack.caching.candidate import Candidate
 from stack.calibrate import calibrate
 from stack.calibrate.calibrate import SearchBudget
 from stack.calibrate.goals import Goal, count_in
+from stack.calibrate.observe import Observe
 from stack.calibrate.progress import BestSoFar
 from stack.calibrate.rehearse import Abandoned, Rehearsal, history
 from stack.calibrate.trials import Times, Trials
@@ -142,7 +143,7 @@ def test_a_trial_that_has_gone_astray_is_given_up() -> None:
     true = psnr(trials.undisturbed(bad), trials.target)
     best = trials.score(good)
     with pytest.raises(Abandoned):
-        trials.run(Rehearsal(trials.cache.calibrated(bad, STEPS), bad, trials.shared))
+        trials.run(Observe(Rehearsal(trials.cache.calibrated(bad, STEPS), bad, trials.shared).put_on))
     assert trials.score(bad) < best - 6.0 and true < best - 3.0
     assert psnr(trials.run(trials.cache.calibrated(good, STEPS)), trials.target) == pytest.approx(best)
 

@@ -15,7 +15,7 @@ from stack import Stack
 from stack.caching.forecast import Forecast
 from stack.calibrate.propose import learn_weights
 from stack.calibrate.theory import best_schedule
-from stack.calibrate.trajectory import Recorder, SegmentErrors, Trajectory, growth
+from stack.calibrate.trajectory import SegmentErrors, Trajectory, growth, recorder
 from stack.models.sampler import error_weights, sampler_steps
 
 from ...conftest import picture, tiny_pipe
@@ -52,7 +52,7 @@ def test_no_run_of_cached_steps_is_longer_than_asked_for() -> None:
 
 def record(pipe: object, reused: tuple[int, ...] = ()) -> Trajectory:
     trajectory = Trajectory()
-    stack = Stack(pipe, steps=STEPS).cache("svd").replace(Recorder(trajectory, reused))
+    stack = Stack(pipe, steps=STEPS).cache("svd").replace(recorder(trajectory, reused))
     picture(stack, STEPS)
     stack.undo()
     return trajectory

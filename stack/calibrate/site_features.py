@@ -1,47 +1,25 @@
-"""A pass that changes nothing and looks at every block, for what has to be fitted or measured on features."""
+"""What caches keep, written down call by call: for what has to be measured on features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from ..caching.sites.calls import BlockCall, Streams, before_blocks
-from ..core.installer import Installer
-from ..core.passes import Applied
+from ..caching.sites.calls import Streams
 from ..models.wiring import Wiring, wiring_of
 from ..runtime.step_clock import StepContext
-from ..runtime.target import Target
-from .standin import StandIn
 from .trajectory import sampled
 
 BLOCK = "block "  # name of what a block adds, before its number
-See = Callable[[int, Streams, Streams, StepContext], None]
-
-
-@dataclass(frozen=True)
-class Watch(StandIn):
-    """Stands in the cache's place. `see` is told the block's number, its input and output streams, and the tick."""
-
-    see: See
-
-    def apply(self, target: Target, install: Installer) -> Applied:
-        def visit(number: int, call: BlockCall) -> Streams:
-            out = call.run()
-            assert target.clock.tick is not None
-            self.see(number, call.streams, out, target.clock.tick)
-            return out
-
-        blocks = before_blocks(target.denoiser, target.wiring, install, target.clock, visit)
-        return Applied(summary=f"{blocks} blocks watched")
 
 
 @dataclass
 class SiteFeatures:
     """What caches keep of the output stream, call by call and at some tokens: "block 0" ... are what each block adds,
-    "whole residual" is their sum, "last hidden state" the stream behind them. Pass `see` to a `Watch`.
+    "whole residual" is their sum, "last hidden state" the stream behind them. Pass `see` to
+    `watching_blocks`.
 
     Attributes:
         found: one (B, n, D) float32 per name and call, on the host.
