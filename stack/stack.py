@@ -15,7 +15,7 @@ from torch import nn
 
 from .attention.sparse_attn import SparseAttention
 from .caching.cache import Cache
-from .calibrate import measuring
+from .calibrate import measuring, rounding_fit
 from .calibrate.quant.floor import NoiseFloor
 from .compile import Compile
 from .core.errors import StackError
@@ -222,7 +222,7 @@ class Stack:
     # ---- measuring: functions over `StackLike`
 
     calibrate = measuring.calibrate
-    fit_rounding = measuring.fit_rounding
+    fit_rounding = rounding_fit.fit_rounding
     noise_floor = measuring.noise_floor
     fit_gate = measuring.fit_gate
     fit_maps = measuring.fit_maps

@@ -31,6 +31,16 @@ def test_files_are_small() -> None:
     assert statistics.median(lengths.values()) <= MEDIAN
 
 
+def test_functions_are_short() -> None:
+    found = [
+        (file.name, node.name)
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize("file", ["docs/glossary.md"])
 def test_the_glossary_has_one_sentence_per_term(file: str) -> None:
     rows = [line for line in (ROOT.parent / file).read_text().splitlines() if line.startswith("| ")]

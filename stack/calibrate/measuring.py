@@ -5,13 +5,17 @@ Each function holds the stack's lock: one measurement or call goes on at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..caching.bases import Bases
+from ..caching.cache import Cache
 from ..caching.fastcache.maps import LinearMaps
+from ..caching.sites.fastcache import FastCacheSite
+from ..caching.splits import ChannelSplit
+from ..core.errors import StackError
 from ..runtime.stack_like import AnyStack, StackLike
-from . import fitting, rounding_fit
+from . import bases_fit, gate_fit, maps_fit
 from .calibrate import Calibration, SearchBudget
 from .calibrate import calibrate as search_cache
 from .goals import Goal
@@ -55,15 +59,6 @@ def calibrate(
         return search_cache(stack, prompts, held_out, goal, seed, spend, progress, theory)[1]
 
 
-def fit_rounding(
-    stack: AnyStack, prompts: Sequence[str], seed: int = 0, steps: int = 6, progress: bool = True
-) -> AnyStack:
-    """Round 4-bit weights with error feedback; see `stack.calibrate.rounding_fit.fit_rounding`."""
-    with stack.lock:
-        rounding_fit.fit_rounding(stack, prompts, seed, steps, progress)
-        return stack
-
-
 def noise_floor(
     stack: StackLike, prompts: Sequence[str], seed: int = 0, steps: int = 6, neighbours: int = 4, progress: bool = True
 ) -> NoiseFloor:
@@ -75,7 +70,9 @@ def noise_floor(
     with stack.lock:
         found = measure_floor(stack, prompts, seed, steps, neighbours, progress)
         stack.analyses.setdefault("noise floor", MemoizedAnalysis()).keep(found)
-        fitting.tell_noise(stack, found)
+        cache = next((p for p in stack.passes if isinstance(p, Cache)), None)
+        if cache is not None:
+            stack.replace(cache.changed(noise=found.at_site(cache.policy.site.noise_feature)))
         return found
 
 
@@ -86,9 +83,18 @@ def floor_of(stack: StackLike) -> NoiseFloor | None:
 
 
 def fit_gate(stack: AnyStack, prompts: Sequence[str], seed: int = 0) -> AnyStack:
-    """Measure what a "magnitude", "polynomial" or "budget" gate needs; see `stack.calibrate.fitting.fit_gate`."""
+    """Measure the ratios of MagCache, the polynomial of TeaCache, or the scale of an error budget's estimate.
+
+    Raises:
+        StackError: no such gate in the stack, no pipeline, or no prompts.
+    """
     with stack.lock:
-        fitting.fit_gate(stack, prompts, seed)
+        _refit(
+            stack,
+            lambda cache: cache.policy.gate is not None and bool(cache.policy.gate.fitted_by and prompts),
+            "prompts and a pipeline with .cache('magcache'), .cache('teacache') or .cache(..., max_error=...)",
+            lambda cache: gate_fit.fit_gate(stack, cache, prompts, seed),
+        )
         return stack
 
 
@@ -101,12 +107,82 @@ def fit_maps(
     save: str | Path | None = None,
     progress: bool = True,
 ) -> LinearMaps:
-    """Fit FastCache's linear maps; see `stack.calibrate.fitting.fit_maps`."""
+    """Fit FastCache's linear maps.
+
+    Every prompt is run twice: once to sum up what each block does, once to measure what each map costs. The sums take
+    2 D^2 numbers in float64 per block and stream.
+
+    Args:
+        prompts: 10 or more for maps that hold on others; each with its own seed from `seed` on.
+        ridge: see `GramSums.solve`.
+        rank: of every map; 0 is full.
+        save: a safetensors file to write them to, for the option `maps` of a recipe beside it.
+
+    Raises:
+        StackError: no FastCache in the stack, no pipeline, or no prompts.
+    """
     with stack.lock:
-        return fitting.fit_maps(stack, prompts, seed, ridge, rank, save, progress)
+        stream = stack.wiring.output_stream
+        cache = _refit(
+            stack,
+            lambda cache: isinstance(cache.policy.site, FastCacheSite),
+            "a pipeline with .cache('fastcache'): maps are fitted for FastCache only",
+            lambda cache: cache.changed(maps=maps_fit.fit(stack, stream, prompts, seed, ridge, rank, progress)),
+        )
+        assert isinstance(cache.policy.site, FastCacheSite)
+        maps = cache.policy.site.maps
+        assert maps is not None
+        if save is not None:
+            maps.save(save)
+        return maps
 
 
 def fit_bases(stack: StackLike, prompts: Sequence[str], seed: int = 0, save: str | Path | None = None) -> Bases:
-    """Find the cache's principal subspaces offline; see `stack.calibrate.fitting.fit_bases`."""
+    """Find the principal subspaces of all that the cache predicts (SVD-Cache's offline variant).
+
+    They take the place of those that each request finds in its first full step.
+
+    Args:
+        prompts: each with its own seed from `seed` on, run with every step full.
+        save: a safetensors file to write them to, for the option `bases` of a recipe beside it.
+
+    Raises:
+        StackError: no cache with a principal subspace in the stack, no pipeline, or no prompts.
+    """
     with stack.lock:
-        return fitting.fit_bases(stack, prompts, seed, save)
+        cache = _refit(
+            stack,
+            lambda cache: _has_subspace(cache) and bool(prompts),
+            "prompts and a pipeline with a cache that has a principal subspace, such as .cache('svd')",
+            lambda cache: cache.changed(bases=bases_fit.fit_bases(stack, cache, prompts, seed)),
+        )
+        bases = cache.policy.split.found
+        assert bases is not None
+        if save is not None:
+            bases.save(save)
+        return bases
+
+
+def _refit(stack: StackLike, suits: Callable[[Cache], bool], expected: str, fit: Callable[[Cache], Cache]) -> Cache:
+    """Exchange the stack's cache for one that `fit` makes of it; it may put other passes in its place meanwhile.
+
+    Raises:
+        StackError: the stack has no cache that suits.
+    """
+    cache = next((p for p in stack.passes if isinstance(p, Cache)), None)
+    if cache is None or not suits(cache) or stack.pipe is None:
+        got = "a bare denoiser" if stack.pipe is None else f"a cache {cache.method!r}" if cache else "no cache"
+        raise StackError(f"expected {expected}; got {got}")
+    applied = stack.applied
+    try:
+        cache = fit(cache)
+    finally:
+        if not applied:
+            stack.undo()
+        stack.replace(cache)
+    return cache
+
+
+def _has_subspace(cache: Cache) -> bool:
+    """Whether its forecasts treat a principal subspace of the channels apart."""
+    return cache.policy.forecast.splits and isinstance(cache.policy.split, ChannelSplit)

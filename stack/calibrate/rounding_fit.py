@@ -14,7 +14,7 @@ from torch import nn
 from ..core.errors import StackError
 from ..quant.quantize import Quantize
 from ..quant.rounding.calibrated import FeedbackRounding, InputMoments, rounded_with_feedback
-from ..runtime.stack_like import StackLike
+from ..runtime.stack_like import AnyStack, StackLike
 from .quant.recording import Recorded, below_quantization, carrying, record_calls, taken_off
 
 BUDGET = 1 << 30  # bytes of second moments that are held at a time
@@ -44,7 +44,9 @@ class MomentSums:
         return InputMoments(self.second / self.count, self.total / self.count)
 
 
-def fit_rounding(stack: StackLike, prompts: Sequence[str], seed: int, steps: int, progress: bool) -> None:
+def fit_rounding(
+    stack: AnyStack, prompts: Sequence[str], seed: int = 0, steps: int = 6, progress: bool = True
+) -> AnyStack:
     """Round the 4-bit linears of the quantize pass with error feedback, and put them into the pass.
 
     Second moments take 4 K^2 bytes per linear of K input features; linears are measured in portions of 1 GiB.
@@ -61,7 +63,7 @@ def fit_rounding(stack: StackLike, prompts: Sequence[str], seed: int, steps: int
     if quantize is None or not quantize.feedback:
         got = "quantize() without it" if quantize else "no quantize()"
         raise StackError(f"expected a stack with .quantize('nf4', feedback=True), got {got}")
-    with taken_off(stack):
+    with stack.lock, taken_off(stack):
         calls = record_calls(stack, prompts, seed, steps)
         with carrying(stack, below_quantization(stack)) as below:
             rounded = _rounded(below, quantize, calls, progress)
@@ -70,6 +72,7 @@ def fit_rounding(stack: StackLike, prompts: Sequence[str], seed: int, steps: int
         stack.replace(
             replace(quantize, rounded=FeedbackRounding(rounded, facts.adapters, facts.machine.device, source))
         )
+    return stack
 
 
 @torch.no_grad()
