@@ -140,8 +140,7 @@ def calibrate(
     assert cache is not None
     goal = goal.or_as_before(len(cache.schedule_for(steps).full_steps(steps)), steps)
     if cache.policy.site.decides and goal.full_steps:
-        why = "decides block by block, no step is full or cached"
-        raise StackError(f"{cache.method} {why}: expected psnr= or seconds=")
+        raise StackError(f"{cache.method} decides block by block, it has no full steps: expected psnr= or seconds=")
     try:
         with BestSoFar(budget.trials, progress) as bar:
             trials = Trials(stack, cache, prompts, steps, seed)
