@@ -106,10 +106,10 @@ class Bench:
             self.draw(stack)
             clock, controller = stack._target.clock, stack._layers[-1].applied.details["controller"]
             predictor = next(iter(controller.cells[0].predictors.values()))
-            tick, x, nodes = clock.tick, controller.x, predictor._raw.nodes
+            context, x, nodes = clock.context, controller.x, predictor._raw.nodes
 
             def again() -> None:
-                clock._at[tick.branch], clock.branch = tick.step - 1, tick.branch
+                clock._at[context.branch], clock.branch = context.step - 1, context.branch
                 # Else a full step at the very place of the last one takes no differences.
                 predictor._raw.nodes[0] = max(nodes[0], x + 0.1)
                 self.call()

@@ -39,7 +39,7 @@ def judged(name: str, stack: Stack, base: torch.Tensor, prompts: list[str], call
     stack.apply()
     got = [call.run(stack.denoiser).float() for call in calls]
     errors = {
-        f"error at sigma {call.tick.sigma:.2f}": float((g - w).norm() / w.norm())
+        f"error at sigma {call.context.sigma:.2f}": float((g - w).norm() / w.norm())
         for call, g, w in zip(calls, got, wanted, strict=True)
     }
     row = {

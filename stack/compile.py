@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from .compat import preexisting as carried
+from .compat import preexisting
 from .compat.rules.compilers import RECOMPILE_LIMIT, ROUNDED_EAGERLY, SPARSE_BREAKS_GRAPH
 from .core.errors import StackError
 from .core.facts import Facts
@@ -61,7 +61,7 @@ class Compile:
     def check(self, facts: Facts) -> list[Finding]:
         if self.mode == OFF:
             return _eager(facts, self.stage)
-        found = carried.compiled(facts, self.stage)
+        found = preexisting.compiled(facts, self.stage)
         if facts.attention_density < 1:
             what = f"{facts.blocks} blocks have sparse attention in them, which is not compiled with them"
             found.append(Finding.of(SPARSE_BREAKS_GRAPH, self.stage, what, note=True))

@@ -80,7 +80,7 @@ class Stack:
         self._passes: list[Pass] = []
         self._layers = Layers()
         self._base: Installer | None = None
-        self._told: list[str] = []  # what had to be put right in the last call
+        self._call_notes: list[str] = []  # what had to be put right in the last call
         self.lock = threading.RLock()
         self.analyses: dict[str, Any] = {}
         wiring = wiring_of(denoiser)
@@ -216,7 +216,7 @@ class Stack:
             cache_bytes=sum(int(figures.get("bytes", 0)) for figures in passes.values()),
             passes=passes,
             summaries={layer.wanted.stage: layer.applied.summary for layer in self._layers},
-            warnings=notes + standing + self._told + list(self._target.journal.warnings),
+            warnings=notes + standing + self._call_notes + list(self._target.journal.warnings),
         )
 
     # ---- measuring: functions over `StackLike`
@@ -303,7 +303,7 @@ class Stack:
             if self._pipe is None:
                 return self.denoiser(*args, **kwargs)
             call_transforms = [layer.applied.call for layer in self._layers if layer.applied.call]
-            args, kwargs, self._told = transformed_call(call_transforms, self._pipe, args, kwargs, self._strict)
+            args, kwargs, self._call_notes = transformed_call(call_transforms, self._pipe, args, kwargs, self._strict)
             steps = kwargs.setdefault("num_inference_steps", self.plan.facts_after.steps)
             if steps < 1:
                 raise StackError(f"num_inference_steps must be at least 1, got {steps}")

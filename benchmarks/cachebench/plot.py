@@ -70,8 +70,8 @@ def _frame(axes: Any, points: Sequence[tuple[float, float]], title: str) -> None
     speeds, levels = zip(*points, strict=True)
     axes.set_xscale("log")
     axes.set_xlim(min(0.95, 0.97 * min(speeds)), max(speeds) * 1.25)
-    ticks = [tick for tick in (1, 1.5, 2, 3, 4, 5, 6, 8) if tick <= max(speeds) * 1.25]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ticks = [context for context in (1, 1.5, 2, 3, 4, 5, 6, 8) if context <= max(speeds) * 1.25]
+    axes.set_xticks(ticks, [f"{context:g}" for context in ticks])
     axes.minorticks_off()
     axes.set_ylim(min(levels) - 2, max(levels) + 2)
     axes.set_xlabel("speedup, measured (times)", fontsize=11, color=INK)

@@ -95,7 +95,7 @@ class BlockSparseProcessor:
             return MASKED
         if family.dispatches and self._parallel_config is not None:
             return "context parallelism"
-        step = self.shared.policy.dense_step(self.shared.tally.clock.tick)
+        step = self.shared.policy.dense_step(self.shared.tally.clock.context)
         if step:
             return step
         return NO_TEXT_LENGTH if lengths is None else self._dense_shape(call, lengths)

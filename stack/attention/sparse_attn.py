@@ -142,7 +142,7 @@ class SparseAttention:
         for attention in plain:
             install.set_processor(attention, BlockSparseProcessor(attention.processor, shared))
         clock = target.clock
-        modes = (*clock.compute_modes, lambda tick: bool(self.policy.dense_step(tick)))
+        modes = (*clock.compute_modes, lambda context: bool(self.policy.dense_step(context)))
         install.set_attribute(clock, "compute_modes", modes)
         install.on_rollback(tally.reset)
         return Applied(
@@ -189,13 +189,13 @@ def _left_alone(layers: Sequence[Any], plain: Sequence[Any]) -> list[str]:
     others = [type(a.processor).__name__ for a in layers if a not in plain]
     chosen = (vars(a.processor).get("_attention_backend") for a in plain)  # not every processor has one
     backends = {str(backend) for backend in chosen if backend is not None}
-    told = (
+    notes = (
         [f"{len(others)} of {len(layers)} layers stay dense, they have {', '.join(sorted(set(others)))}"]
         if others
         else []
     )
-    told += [f"sparse calls do not use {', '.join(sorted(backends))}, dense ones do"] if backends else []
-    return [OTHER_PROCESSORS.annotate(text) for text in told]
+    notes += [f"sparse calls do not use {', '.join(sorted(backends))}, dense ones do"] if backends else []
+    return [OTHER_PROCESSORS.annotate(text) for text in notes]
 
 
 def _error_words(keep: float) -> str:

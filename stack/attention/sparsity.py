@@ -40,13 +40,13 @@ class SparsityPolicy:
         """Steps that may be sparse."""
         return max(0, steps - self.first_steps(steps) - self.last)
 
-    def dense_step(self, tick: StepContext | None) -> str:
+    def dense_step(self, context: StepContext | None) -> str:
         """Why this step is dense, or "" where it may be sparse."""
-        if tick is None:
+        if context is None:
             return OUTSIDE
-        if tick.step < self.first_steps(tick.steps):
+        if context.step < self.first_steps(context.steps):
             return FIRST
-        return LAST if tick.step >= tick.steps - self.last else ""
+        return LAST if context.step >= context.steps - self.last else ""
 
     def dense_shape(self, image: int, text: int, heads: int, head_dim: int, device: str) -> str:
         """Why these shapes are dense, or "" where sparse attention pays."""
@@ -84,10 +84,10 @@ class Tally:
 
     def begin(self) -> None:
         """An attention call begins; a new request starts a new page."""
-        tick = self.clock.tick
-        if tick is not None and tick.request != self._request:
+        context = self.clock.context
+        if context is not None and context.request != self._request:
             self.reset()
-            self._request = tick.request
+            self._request = context.request
 
     def reset(self) -> None:
         """Forget the request."""

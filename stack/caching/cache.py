@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..compat import preexisting as carried
+from ..compat import preexisting
 from ..compat.rules.state import UNNAMED_BRANCHES
 from ..core.errors import StackError, choose
 from ..core.facts import Facts
@@ -140,7 +140,7 @@ class Cache:
             what = f"{front} front and {back} back blocks leave none of {facts.blocks} to cache"
             return [Finding(self.stage, what, fatal=True)]
         capped = check_cap(p, facts, self.stage)
-        carries = [*carried.compiled(facts, self.stage), *carried.cached(facts, self.stage)]
+        carries = [*preexisting.compiled(facts, self.stage), *preexisting.cached(facts, self.stage)]
         if any(finding.fatal for finding in (*capped, *carries)):
             return [*capped, *carries]
         return [*capped, *(self._found(*told) for told in judged(p, facts, self.stage, self.method))]
@@ -233,9 +233,11 @@ def _clean_is_known(target: Target) -> bool:
 
 
 def _none_cached(target: Target) -> str:
-    made, tick = len(target.journal.entries), target.clock.tick
-    if made == 1 and tick is not None and tick.steps > 1:
-        return UNNAMED_BRANCHES.annotate(f"0 of 1 steps cached: the last call went on from none of {tick.steps} steps")
+    made, context = len(target.journal.entries), target.clock.context
+    if made == 1 and context is not None and context.steps > 1:
+        return UNNAMED_BRANCHES.annotate(
+            f"0 of 1 steps cached: the last call went on from none of {context.steps} steps"
+        )
     return f"0 of {made} steps cached: the schedule left none"
 
 

@@ -44,17 +44,17 @@ class Constants:
 
     def _standing(self, name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            tick = self._clock.tick
-            if tick is None or not self._conditions.given:
+            context = self._clock.context
+            if context is None or not self._conditions.given:
                 return inner(*args, **kwargs)
-            made_of: tuple[object, ...] = (tick.request, self._conditions())
+            made_of: tuple[object, ...] = (context.request, self._conditions())
             for x in (*args, *kwargs.values()):
                 if isinstance(x, torch.Tensor):
                     made_of = (*made_of, x.shape, x.dtype, x.device)
-            known, answer = self._held.get((name, tick.branch)) or (None, None)
+            known, answer = self._held.get((name, context.branch)) or (None, None)
             if known != made_of:
                 answer = inner(*args, **kwargs)
-                self._held[name, tick.branch] = made_of, answer
+                self._held[name, context.branch] = made_of, answer
             return answer
 
         return forward

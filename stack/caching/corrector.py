@@ -39,36 +39,36 @@ class Corrector:
 
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         result = proceed(call)
-        now, (cell,) = self.controller.now, self.controller.cells
+        now, (slot,) = self.controller.now, self.controller.slots
         step, x, out = self.steps()[now.step], call.latent.float(), result[0].float()
-        clean = x0_of(step, x, out)
-        if cell.run:
-            self._note(cell, step, clean)
+        x0 = x0_of(step, x, out)
+        if slot.run:
+            self._note(slot, step, x0)
             return result
-        moved = self._missed(cell, clean)
-        cell.kept[LAST], self._full[now.branch] = clean, self.controller.x
+        moved = self._missed(slot, x0)
+        slot.kept[LAST], self._full[now.branch] = x0, self.controller.x
         if moved is None:
             return result
         # The sampler starts its step from x, not from x + moved: the output makes up for both.
         out = out + (step.keeps / step.b) * like(moved, x)
         return returned_as(call, out.to(result[0].dtype))
 
-    def _note(self, cell: CacheSlot, step: AffineStep, clean: torch.Tensor) -> None:
+    def _note(self, slot: CacheSlot, step: AffineStep, x0: torch.Tensor) -> None:
         """A forecast was used."""
-        sum_so_far = cell.kept.get(USED)
-        added = step.adds * clean
-        cell.kept[USED] = added if sum_so_far is None else step.keeps * sum_so_far + added
+        sum_so_far = slot.kept.get(USED)
+        added = step.adds * x0
+        slot.kept[USED] = added if sum_so_far is None else step.keeps * sum_so_far + added
         now = self.controller.now
         self._segment.setdefault(now.branch, []).append((now.step, self.controller.x))
 
-    def _missed(self, cell: CacheSlot, clean: torch.Tensor) -> torch.Tensor | None:
+    def _missed(self, slot: CacheSlot, x0: torch.Tensor) -> torch.Tensor | None:
         """How far the cached steps just behind should have taken x elsewhere, (B, N, C); None where there were none."""
         branch = self.controller.now.branch
-        used, segment = cell.kept.pop(USED, None), self._segment.pop(branch, [])
+        used, segment = slot.kept.pop(USED, None), self._segment.pop(branch, [])
         if used is None:
             return None
         early, late = between(self.steps(), segment, self._full[branch], self.controller.x)
-        return early * cell.kept[LAST] + late * clean - used
+        return early * slot.kept[LAST] + late * x0 - used
 
 
 def between(steps: list[AffineStep], segment: list[tuple[int, float]], start: float, end: float) -> tuple[float, float]:

@@ -91,7 +91,7 @@ class OutputGuard:
 
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         result = proceed(call)
-        now = self._clock.tick
+        now = self._clock.context
         assert now is not None
         norms = norms_of(result[0])
         if now.active_set.kind == FULL:
@@ -128,7 +128,7 @@ class OutputGuard:
         """Say what is wrong with outputs whose norms have arrived, or with all of them."""
         late, self._late = self._late, []
         for request, step, tokens, norms, full in late:
-            if self._clock.tick is None or request != self._clock.tick.request:
+            if self._clock.context is None or request != self._clock.context.request:
                 continue
             if not (wait or (norms.ready and full.ready)):
                 self._late.append((request, step, tokens, norms, full))
@@ -168,7 +168,7 @@ def spread(norm: float, mean: float, tokens: int) -> float:
 
 @dataclass
 class ExtrapolationGuard:
-    """Norms of what the forecasts of one cell are made of.
+    """Norms of what the forecasts of one slot are made of.
 
     Attributes:
         finite: whether all of them are numbers.
@@ -212,7 +212,7 @@ class ExtrapolationGuard:
         self._awaited = []
 
     def at(self, x: float) -> float:
-        """How far the forecasts at x may go from the last features, all features of a cell together, over their norm.
+        """How far the forecasts at x may go from the last features, all features of a slot together, over their norm.
 
         Together, because a module that adds next to nothing may well add ten times that.
         """

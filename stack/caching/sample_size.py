@@ -28,14 +28,14 @@ class SampleSize:
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         result = proceed(call)
         budgets = {
-            row: cell.gate.budget
-            for row, cell in enumerate(self.controller.cells)
-            if isinstance(cell.gate, BudgetGate) and not cell.run
+            row: slot.gate.budget
+            for row, slot in enumerate(self.controller.slots)
+            if isinstance(slot.gate, BudgetGate) and not slot.run
         }
         if budgets:
             step = self.steps()[self.controller.now.step]
-            clean = step.c * call.latent.float() + step.d * result[0].float()
-            sizes = torch.linalg.vector_norm(clean.flatten(1), dim=1) / clean[0].numel() ** 0.5
+            x0 = step.c * call.latent.float() + step.d * result[0].float()
+            sizes = torch.linalg.vector_norm(x0.flatten(1), dim=1) / x0[0].numel() ** 0.5
             for budget, size in zip(budgets.values(), sizes[list(budgets)].tolist(), strict=True):
                 budget.resize(size)
         return result

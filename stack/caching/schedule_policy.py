@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..compat.horizon import carried, uniform_levels
+from ..compat.horizon import transfer_schedule, uniform_levels
 from ..core.errors import StackError
 from .schedules import Aligned, Mask, PowerSchedule, Schedule
 
@@ -69,7 +69,7 @@ class SchedulePolicy:
         if steps == self.steps and not (sigmas and self.full_at):
             return Mask(tuple(self.full_steps), self.steps)
         at, levels = self._levels(steps, sigmas)
-        return Mask(carried(at, levels), steps)
+        return Mask(transfer_schedule(at, levels), steps)
 
     def gain(self, step: int, steps: int, sigmas: Sequence[float] = ()) -> float:
         """The factor on the gains from this full step to the next."""

@@ -26,14 +26,14 @@ class MapSums:
     held: dict[tuple[str, str], tuple[int, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def past(
-        self, tick: StepContext, key: str, x: torch.Tensor, added: torch.Tensor
+        self, context: StepContext, key: str, x: torch.Tensor, added: torch.Tensor
     ) -> tuple[torch.Tensor, ...] | None:
         """(input, residual) to start from at this step; None on a request's first. Takes in those of this step."""
-        place = tick.branch, key
+        place = context.branch, key
         step, *then = self.held.get(place, (-1, x, added))
-        known = step >= 0 and not tick.is_first
-        if not known or tick.step - step >= STRIDE:
-            self.held[place] = tick.step, x, added
+        known = step >= 0 and not context.is_first
+        if not known or context.step - step >= STRIDE:
+            self.held[place] = context.step, x, added
         return tuple(then) if known else None
 
 
@@ -47,18 +47,18 @@ class Sums:
     bases: MapSums = field(default_factory=MapSums)
     entry: torch.Tensor | None = None
 
-    def see(self, number: int, streams: Streams, out: Streams, tick: StepContext) -> None:
+    def see(self, number: int, streams: Streams, out: Streams, context: StepContext) -> None:
         """One call of one block."""
         for name, x in streams.items():
-            self._add(f"{number}/{name}", x, out[name] - x, tick)
+            self._add(f"{number}/{name}", x, out[name] - x, context)
         if number == 0:
             self.entry = streams[self.stream]
         if number == self.blocks - 1 and self.entry is not None:
-            self._add(WHOLE, self.entry, out[self.stream] - self.entry, tick)
+            self._add(WHOLE, self.entry, out[self.stream] - self.entry, context)
 
-    def _add(self, key: str, x: torch.Tensor, added: torch.Tensor, tick: StepContext) -> None:
+    def _add(self, key: str, x: torch.Tensor, added: torch.Tensor, context: StepContext) -> None:
         self._gram("static", key, x).add(x, added)
-        past = self.bases.past(tick, key, x, added)
+        past = self.bases.past(context, key, x, added)
         if past is not None:
             self._gram("delta", key, x).add(x - past[0], added - past[1])
 
@@ -84,15 +84,15 @@ class Costs:
     before: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
     rows: dict[tuple[str, int], list[torch.Tensor]] = field(default_factory=dict)
 
-    def see(self, number: int, streams: Streams, out: Streams, tick: StepContext) -> None:
+    def see(self, number: int, streams: Streams, out: Streams, context: StepContext) -> None:
         """One call of one block."""
         x, y, key = streams[self.stream].float(), out[self.stream].float(), f"{number}/{self.stream}"
-        past = self.bases.past(tick, key, x, y - x)
+        past = self.bases.past(context, key, x, y - x)
         if past is not None:
             then, added = past
-            self._note("static", number, x, self.before[tick.branch, number], self.maps["static"][key](x), y)
+            self._note("static", number, x, self.before[context.branch, number], self.maps["static"][key](x), y)
             self._note("delta", number, x, then, added + self.maps["delta"][key].slope(x - then), y)
-        self.before[tick.branch, number] = x
+        self.before[context.branch, number] = x
 
     def _note(
         self, carry: str, number: int, x: torch.Tensor, then: torch.Tensor, added: torch.Tensor, y: torch.Tensor

@@ -71,9 +71,9 @@ def answer_blocks(target: Target, install: Installer, visit: Callable[[int, Bloc
 def watching_blocks(see: SeeBlock) -> Observe:
     """Blocks run as they are, and `see` is told of each call."""
 
-    def visit(number: int, call: BlockCall, tick: StepContext) -> Streams:
+    def visit(number: int, call: BlockCall, context: StepContext) -> Streams:
         out = call.run()
-        see(number, call.streams, out, tick)
+        see(number, call.streams, out, context)
         return out
 
     return Observe(lambda target, install: answer_blocks(target, install, visit))
@@ -81,5 +81,5 @@ def watching_blocks(see: SeeBlock) -> Observe:
 
 def now(target: Target) -> StepContext:
     """The step that is running."""
-    assert target.clock.tick is not None, "a measuring run goes through a pipeline"
-    return target.clock.tick
+    assert target.clock.context is not None, "a measuring run goes through a pipeline"
+    return target.clock.context

@@ -114,7 +114,7 @@ class Rehearsal:
     """A trial of a candidate, in the cache's place. Its pictures are those of `cache`, bit for bit at site "output".
 
     Attributes:
-        cache: the cache with the candidate's choices; a span of blocks under a schedule.
+        cache: the cache with the candidate's choices; a range of blocks under a schedule.
     """
 
     cache: Cache
@@ -125,7 +125,7 @@ class Rehearsal:
         """Stand where the cache would stand."""
         site = self.cache.policy.site
         if not rehearsable(self.cache.policy) or not isinstance(site, BlockRangeSite):
-            raise StackError(f"{self.cache.method} cannot be rehearsed: expected a span of blocks under a schedule")
+            raise StackError(f"{self.cache.method} cannot be rehearsed: expected a range of blocks under a schedule")
         controller = self.cache.controller(target)
         proxy = _Rehearsing(controller, self.candidate, self.shared)
         BlockRange(proxy, site.front, site.back, site.residual).install(target.denoiser, target.wiring, install)
@@ -145,13 +145,13 @@ class _Rehearsing:
         self._known: dict[str, torch.Tensor] | None = None
 
     @property
-    def cells(self) -> list[CacheSlot]:
-        return self.controller.cells
+    def slots(self) -> list[CacheSlot]:
+        return self.controller.slots
 
     @property
     def _key(self) -> tuple[object, ...]:
-        tick = self.controller.now
-        return (tick.branch, *history(self.candidate, tick.step))
+        context = self.controller.now
+        return (context.branch, *history(self.candidate, context.step))
 
     def begin(self, tokens: torch.Tensor) -> None:
         self.controller.begin(tokens)
@@ -163,17 +163,17 @@ class _Rehearsing:
         # A full step that is remembered looks cached to the site: its blocks need not run.
         return skips if self._known is None else [True] * len(skips)
 
-    def predict(self, key: str, cells: Sequence[CacheSlot]) -> torch.Tensor:
+    def predict(self, key: str, slots: Sequence[CacheSlot]) -> torch.Tensor:
         if self._known is None:
-            return self.controller.predict(key, cells)
-        self.controller.store(key, self._known[key], cells, measure=False)
+            return self.controller.predict(key, slots)
+        self.controller.store(key, self._known[key], slots, measure=False)
         return self._known[key]
 
-    def store(self, key: str, feature: torch.Tensor, cells: Sequence[CacheSlot]) -> None:
+    def store(self, key: str, feature: torch.Tensor, slots: Sequence[CacheSlot]) -> None:
         self.shared.remember(self._key, key, feature, len(self.candidate.full_steps))
-        self.controller.store(key, feature, cells, measure=False)
+        self.controller.store(key, feature, slots, measure=False)
 
-    def reject(self, cells: Sequence[CacheSlot]) -> None:
+    def reject(self, slots: Sequence[CacheSlot]) -> None:
         raise AssertionError("nothing is drafted here")
 
 

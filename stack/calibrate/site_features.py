@@ -33,7 +33,7 @@ class SiteFeatures:
         self._wiring: Wiring = wiring_of(self.denoiser)
         self._last = len(self._wiring.blocks(self.denoiser)) - 1
 
-    def see(self, number: int, entry: Streams, out: Streams, tick: StepContext) -> None:
+    def see(self, number: int, entry: Streams, out: Streams, context: StepContext) -> None:
         """One call of one block."""
         stream = self._wiring.output_stream
         if number == 0:

@@ -119,32 +119,32 @@ class FeatureRecorder:
         denoiser, wiring = target.denoiser, target.wiring
         stream, last = wiring.output_stream, len(wiring.blocks(denoiser)) - 1
 
-        def visit(number: int, call: BlockCall, tick: StepContext) -> Streams:
+        def visit(number: int, call: BlockCall, context: StepContext) -> Streams:
             if number == 0:
-                self._begin(call, tick)
-            if tick.step in self.reused:
-                return call.streams if number < last else {**call.streams, stream: self._last[tick.branch]}
+                self._begin(call, context)
+            if context.step in self.reused:
+                return call.streams if number < last else {**call.streams, stream: self._last[context.branch]}
             out = call.run()
             if number == last:
-                self._end(out[stream], tick, denoiser, wiring)
+                self._end(out[stream], context, denoiser, wiring)
             return out
 
         answer_blocks(target, install, visit)
 
-    def _begin(self, call: BlockCall, tick: StepContext) -> None:
+    def _begin(self, call: BlockCall, context: StepContext) -> None:
         """The first block is called; the head needs its arguments as well."""
         self._given = call.given
-        if self.trajectory.holds(tick.branch):
+        if self.trajectory.holds(context.branch):
             self.trajectory.inputs.append(sampled(call.streams[call.wiring.output_stream]))
             self.trajectory.modulated.append(sampled(call.wiring.modulated(call.block, call.given)))
 
-    def _end(self, feature: torch.Tensor, tick: StepContext, denoiser: nn.Module, wiring: Wiring) -> None:
+    def _end(self, feature: torch.Tensor, context: StepContext, denoiser: nn.Module, wiring: Wiring) -> None:
         """The last block has returned the output stream's feature (B, N, D)."""
-        self._last[tick.branch] = feature
-        if self.trajectory.holds(tick.branch):
+        self._last[context.branch] = feature
+        if self.trajectory.holds(context.branch):
             given, dtype = self._given, feature.dtype
             self.trajectory.features.append(sampled(feature))
-            self.trajectory.ticks.append(tick)
+            self.trajectory.ticks.append(context)
             self.trajectory.heads.append(lambda f: wiring.head(denoiser, f.to(dtype), given).float())
 
 

@@ -1,4 +1,4 @@
-"""Recording and trial runs for the site "clean", which stands before the denoiser rather than before its blocks."""
+"""Recording and trial runs for the site "x0", which stands before the denoiser rather than before its blocks."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def x0_recorder(trajectory: Trajectory, reused: tuple[int, ...] = ()) -> Observe
     def put_on(target: Target, install: Installer) -> None:
         steps = planned_steps(target.pipe, lambda: target.clock.sigma_schedule)
 
-        def visit(call: DenoiserCall, run: Run, tick: StepContext) -> Any:
-            step, x = steps()[tick.step], call.latent.float()
-            if trajectory.holds(tick.branch):
+        def visit(call: DenoiserCall, run: Run, context: StepContext) -> Any:
+            step, x = steps()[context.step], call.latent.float()
+            if trajectory.holds(context.branch):
                 trajectory.inputs.append(sampled(tokens_of(x)))
-                trajectory.ticks.append(tick)
-            if tick.step in reused:
-                return returned_as(call, ((like(last[tick.branch], x) - step.c * x) / step.d).to(call.latent.dtype))
+                trajectory.ticks.append(context)
+            if context.step in reused:
+                return returned_as(call, ((like(last[context.branch], x) - step.c * x) / step.d).to(call.latent.dtype))
             result = run(call)
-            last[tick.branch] = x0_of(step, x, result[0].float())
+            last[context.branch] = x0_of(step, x, result[0].float())
             return result
 
         answer_calls(target, install, visit)
@@ -50,7 +50,7 @@ def x0_recorder(trajectory: Trajectory, reused: tuple[int, ...] = ()) -> Observe
 
 @dataclass(frozen=True)
 class X0Rehearsal:
-    """A trial of a candidate at the site "clean"; see `stack.calibrate.rehearse.Rehearsal`.
+    """A trial of a candidate at the site "x0"; see `stack.calibrate.rehearse.Rehearsal`.
 
     None is given up on its way: correctors make up later for what was far off in the middle.
     """
@@ -64,8 +64,8 @@ class X0Rehearsal:
         answer_calls(target, install, self._full)
         return self.cache.apply(target, install)
 
-    def _full(self, call: DenoiserCall, run: Run, tick: StepContext) -> Any:
-        key = (tick.branch, *history(self.candidate, tick.step))
+    def _full(self, call: DenoiserCall, run: Run, context: StepContext) -> Any:
+        key = (context.branch, *history(self.candidate, context.step))
         known = self.shared.recall(key)
         if known is not None:
             return returned_as(call, known["out"])

@@ -55,7 +55,7 @@ def footnotes(record: Mapping[str, Any]) -> list[str]:
 
 def verdicts(record: Mapping[str, Any]) -> list[str]:
     """Each whole stack beside its better control: what it wins or loses against simply taking fewer steps."""
-    told = []
+    lines = []
     for row in visible(record):
         rivals = [
             r for r in visible(record) if r["role"] == "control" and r["recipe"] == row["recipe"] and r["speedup"]
@@ -66,8 +66,8 @@ def verdicts(record: Mapping[str, Any]) -> list[str]:
         margin = row["psnr_db"] - best["psnr_db"]
         side = "above" if margin >= 0 else "BELOW"
         rival = f"its better control, {best['name']}"
-        told.append(f"{row['name']} is {abs(margin):.1f} dB {side} {rival}: {_point(row)}, {_point(best)}")
-    return told
+        lines.append(f"{row['name']} is {abs(margin):.1f} dB {side} {rival}: {_point(row)}, {_point(best)}")
+    return lines
 
 
 def _point(row: Mapping[str, Any]) -> str:

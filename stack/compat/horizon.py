@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from .budget import weights_of
 
 
-def carried(at: Sequence[float], sigmas: Sequence[float]) -> tuple[int, ...]:
+def transfer_schedule(at: Sequence[float], sigmas: Sequence[float]) -> tuple[int, ...]:
     """The full steps of a schedule put where they belong on another one: at the step nearest in noise level.
 
     The trajectory is a function of the noise level, not of the number of a step. Full steps that fall together are one,

@@ -40,17 +40,17 @@ def transformed_call(
     Raises:
         StackError: `strict`, and something had to be put right.
     """
-    told: list[str] = []
+    notes: list[str] = []
     if call_transforms:
         args, given = (), {**dict(zip(parameters_of(pipe), args, strict=False)), **given}
     for correct in call_transforms:
         call = correct(given)
-        given, told = call.arguments, told + call.contradictions
-    if told and strict:
-        raise StackError("; ".join(told))
-    for text in told:
+        given, notes = call.arguments, notes + call.contradictions
+    if notes and strict:
+        raise StackError("; ".join(notes))
+    for text in notes:
         warnings.warn(text, stacklevel=3)
-    return args, given, told
+    return args, given, notes
 
 
 def corrected(card: Card, given: Mapping[str, Any], known: Collection[str], steps: int = 0) -> TransformedCall:

@@ -84,10 +84,10 @@ def read_lora(path: Path) -> LoraFile:
 
 def _header_alpha(header: Mapping[str, str], name: str) -> float | None:
     config: dict[str, Any] = json.loads(header.get(METADATA, "{}"))
-    told = {key.rpartition(".")[2]: value for key, value in config.items()}
-    if told.get("use_rslora") or told.get("alpha_pattern"):
+    values = {key.rpartition(".")[2]: value for key, value in config.items()}
+    if values.get("use_rslora") or values.get("alpha_pattern"):
         raise StackError(f"{name} has scaling of its own per module (rslora or alpha_pattern): expected one alpha")
-    alpha = told.get("lora_alpha")
+    alpha = values.get("lora_alpha")
     return None if alpha is None else float(alpha)
 
 
@@ -162,17 +162,17 @@ def _scalings(
 ) -> dict[str, float]:
     """alpha / rank by module: the card's alpha, or each module's own, or the header's, or the rank."""
     ranks = {path: len(parts[DOWN]) for path, parts in modules.items()}
-    told = {path: float(parts[ALPHA]) for path, parts in modules.items() if ALPHA in parts}
-    if alpha is None and told and (missing := sorted(ranks.keys() - told.keys())):
+    values = {path: float(parts[ALPHA]) for path, parts in modules.items() if ALPHA in parts}
+    if alpha is None and values and (missing := sorted(ranks.keys() - values.keys())):
         what = f"{len(missing)} of {len(ranks)} modules have no alpha: expected one for each, or alpha in the card"
         raise _misfit(file.name, what, missing)
-    if alpha is None and not told and file.alpha is None and len(set(ranks.values())) > 1:
+    if alpha is None and not values and file.alpha is None and len(set(ranks.values())) > 1:
         # Loaders disagree on what alpha is here: each module's rank, or the first one's.
         what = f"no alpha and ranks from {min(ranks.values())} to {max(ranks.values())}: expected alpha in the card"
         raise _misfit(file.name, what, sorted(ranks))
     common = alpha if alpha is not None else file.alpha
-    if alpha is None and told:
-        return {path: told[path] / rank for path, rank in ranks.items()}
+    if alpha is None and values:
+        return {path: values[path] / rank for path, rank in ranks.items()}
     return {path: common / rank if common else 1.0 for path, rank in ranks.items()}
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..compat import preexisting as carried
+from ..compat import preexisting
 from ..compat.rules.adapters import ANOTHER_MODEL, MISSING_SCHEDULER, TWO_SCHEDULES, UNSCALED_FP8
 from ..core.errors import StackError
 from ..core.facts import Facts
@@ -149,7 +149,7 @@ class AdapterStage(ABC):
     def _refusals(self, card: Card, facts: Facts) -> list[Finding]:
         refused: list[Finding] = []
         if card.weights:
-            refused += carried.under_linears(facts, self.stage) + carried.offloaded(facts, self.stage)
+            refused += preexisting.under_linears(facts, self.stage) + preexisting.offloaded(facts, self.stage)
         # A card with a pipeline and no family is for one that this project does not know.
         if (card.family or card.pipeline) not in ("", facts.family):
             what = f"{card.name} is made for {card.family or card.pipeline}: this model is {facts.family}"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..compat import preexisting as carried
+from ..compat import preexisting
 from ..compat.rules.compilers import ROUNDED_EAGERLY
 from ..compat.rules.quantization import ROUNDED_ELSEWHERE, ROUNDED_TWICE, ROWS_TOO_FEW
 from ..compile import OFF, Compile
@@ -144,7 +144,7 @@ class Quantize:
 
     def check(self, facts: Facts) -> list[Finding]:
         """Already quantized, no backend for the device, or nothing large enough to convert."""
-        found = [*carried.under_linears(facts, self.stage), *carried.offloaded(facts, self.stage)]
+        found = [*preexisting.under_linears(facts, self.stage), *preexisting.offloaded(facts, self.stage)]
         if facts.weight_bits < 16 or facts.quantized_by:
             by = f" by {facts.quantized_by}" if facts.quantized_by else ""
             what = f"the model is already quantized{by} to {facts.weight_bits} bits"

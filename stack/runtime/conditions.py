@@ -47,9 +47,9 @@ class ConditionsReader:
         self._known: Conditions | None = None
         self.given: Mapping[str, Any] = {}
 
-    def begin(self, tick: StepContext, given: Mapping[str, Any]) -> None:
+    def begin(self, context: StepContext, given: Mapping[str, Any]) -> None:
         """A call of the denoiser begins, with these arguments."""
-        self._request, self._branch, self.given, self._known = tick.request, tick.branch, given, None
+        self._request, self._branch, self.given, self._known = context.request, context.branch, given, None
 
     def end(self) -> None:
         """The call is over: its arguments are let go."""

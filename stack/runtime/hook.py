@@ -41,11 +41,11 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
             given = arguments.named(args, kwargs) if args else kwargs
             latent = given["hidden_states"]
             # Which step of which request this is, in what compute mode; which samples run is filled in on the way.
-            tick = clock.advance(sigmas.of(given["timestep"], latent), tuple(latent.shape))
+            context = clock.advance(sigmas.of(given["timestep"], latent), tuple(latent.shape))
             # Its time and, read off the step context in the end, what it turned out to be.
-            journal.begin(tick, latent.device)
+            journal.begin(context, latent.device)
             # What its features depend on. Read if a cache asks, to stamp what it keeps.
-            target.conditions.begin(tick, given)
+            target.conditions.begin(context, given)
             try:
                 # Guards, corrector, the cache's site, and what other passes put there. Last comes the model.
                 return chain.run(DenoiserCall(partial(inner, *args, **kwargs), given))
@@ -112,7 +112,7 @@ def _context(
 ) -> Callable[[str], AbstractContextManager[None]]:
     @contextmanager
     def context(name: str) -> Iterator[None]:
-        with target.lock:  # the branch is told once for all threads
+        with target.lock:  # the branch is set once for all threads
             before, target.clock.branch = target.clock.branch, name
             try:
                 with inner(name):

@@ -76,7 +76,7 @@ class Report:
 
 @dataclass
 class _Entry:
-    tick: StepContext
+    context: StepContext
     started: float
     watch: Stopwatch | None  # on an accelerator
     host_seconds: float = 0.0
@@ -84,7 +84,7 @@ class _Entry:
 
     @property
     def kind(self) -> str:
-        return self.tick.active_set.kind
+        return self.context.active_set.kind
 
     @property
     def seconds(self) -> float:
@@ -98,12 +98,12 @@ class Journal:
     entries: list[_Entry] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def begin(self, tick: StepContext, device: torch.device = CPU) -> None:
+    def begin(self, context: StepContext, device: torch.device = CPU) -> None:
         """A call begins on this device; a new request starts a new page."""
-        if self.entries and self.entries[-1].tick.request != tick.request:
+        if self.entries and self.entries[-1].context.request != context.request:
             self.entries, self.warnings = [], []
         watch = None if device.type == "cpu" else Stopwatch(device)
-        self.entries.append(_Entry(tick, perf_counter(), watch))
+        self.entries.append(_Entry(context, perf_counter(), watch))
 
     def measure(self, error: torch.Tensor) -> None:
         """How far a prediction was off that the current call made unnecessary."""
@@ -125,9 +125,9 @@ class Journal:
         """The request so far."""
         return [
             StepRecord(
-                step=e.tick.step,
-                sigma=e.tick.sigma,
-                branch=e.tick.branch,
+                step=e.context.step,
+                sigma=e.context.sigma,
+                branch=e.context.branch,
                 kind=e.kind,
                 error=None if e.error is None else float(e.error),
                 seconds=e.seconds,

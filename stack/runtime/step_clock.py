@@ -100,7 +100,7 @@ class Clock:
     continuation.
 
     Attributes:
-        tick: the current call's step, or the last one's.
+        step context: the current call's step, or the last one's.
         active_set: of the same call.
         compute_modes: what makes the entries of `StepContext.compute_mode`, one function per pass.
     """
@@ -108,7 +108,7 @@ class Clock:
     def __init__(self, sigma_schedule: SigmaSchedule) -> None:
         self.branch = MAIN
         self.compute_modes: tuple[Callable[[StepContext], Hashable], ...] = ()
-        self.tick: StepContext | None = None
+        self.context: StepContext | None = None
         self.active_set = ActiveSet()
         self.sigma_schedule = sigma_schedule
         self._requests = 0
@@ -134,8 +134,8 @@ class Clock:
             self._requests += 1
             self._at.clear()
         self._at[branch], self._shape = step, shape
-        tick = StepContext(self._requests, branch, step, len(schedule.sigmas), sigma, time, shape)
+        context = StepContext(self._requests, branch, step, len(schedule.sigmas), sigma, time, shape)
         if self.compute_modes:
-            tick = replace(tick, compute_mode=tuple(of(tick) for of in self.compute_modes))
-        self.tick, self.active_set = tick, tick.active_set
-        return tick
+            context = replace(context, compute_mode=tuple(of(context) for of in self.compute_modes))
+        self.context, self.active_set = context, context.active_set
+        return context

@@ -84,7 +84,7 @@ class Rig:
 
     @property
     def kept(self) -> dict[str, torch.Tensor]:
-        return self.controller.cells[0].kept
+        return self.controller.slots[0].kept
 
     @property
     def kind(self) -> str:

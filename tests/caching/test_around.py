@@ -93,7 +93,7 @@ def test_the_slope_is_of_the_last_two_full_steps() -> None:
     rig.factor = 0.2
     rig.call(4, 6.0)
     out, before = 0.2 * 6 + 1, 2 * 9 + 1
-    gate = rig.controller.cells[0].gate
+    gate = rig.controller.slots[0].gate
     assert gate is not None and vars(gate)["slope"] == pytest.approx((before - out) / (9 - 6))
     # 5.6 / 2.2 per step of 1: far above the threshold.
     rig.call(5, 5.0)
@@ -151,10 +151,10 @@ def test_another_request_starts_afresh() -> None:
 def test_a_caller_that_writes_into_its_latent_changes_nothing() -> None:
     rig, given = Rig(threshold=0.3), torch.full((1, 1, 3, 3), 10.0)
     rig.clock.advance(1.0, (1, 1, 3, 3))
-    assert rig.clock.tick is not None
-    rig.journal.begin(rig.clock.tick)
+    assert rig.clock.context is not None
+    rig.journal.begin(rig.clock.context)
     out = rig.chain.run(DenoiserCall(partial(rig._forward, hidden_states=given), {"hidden_states": given}))[0]
-    kept = rig.controller.cells[0].kept
+    kept = rig.controller.slots[0].kept
     given.zero_(), out.zero_()
     assert float(kept["in"].mean()) == float(kept["before"].mean()) == 10 and float(kept["out"].mean()) == 21
 

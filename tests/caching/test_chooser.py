@@ -44,8 +44,8 @@ def test_the_grid_bonus_spreads_the_tokens(grid: tuple[int, ...]) -> None:
     rig.call(1)
     rows = torch.tensor(changed(before[FF], rig.kept[FF]))
     places = torch.stack(torch.unravel_index(rows, (64 // grid[-2] // grid[-1], *grid[-2:])), 1)
-    cells = {(frame, row // 2, column // 2) for frame, row, column in places.tolist()}
-    assert len(cells) == len(rows) == 16
+    slots = {(frame, row // 2, column // 2) for frame, row, column in places.tolist()}
+    assert len(slots) == len(rows) == 16
 
 
 def test_without_a_grid_there_is_no_bonus_and_it_is_said() -> None:

@@ -23,14 +23,14 @@ def test_a_forecast_follows_the_coordinate_over_uneven_steps(name: str) -> None:
     controller = controller_of(Policy.of(warmup=3, interval=9, gains=(1.0, 1.0), coordinate=name), clock)
     tokens = torch.ones(1, 4, 8, dtype=torch.float64)
     for sigma in UNEVEN.sigmas:
-        tick = clock.advance(sigma, tuple(tokens.shape))
-        controller.journal.begin(tick)
+        context = clock.advance(sigma, tuple(tokens.shape))
+        controller.journal.begin(context)
         controller.begin(tokens)
-        feature = tokens * (2 + 5 * (tick.time if name == "time" else sigma))
+        feature = tokens * (2 + 5 * (context.time if name == "time" else sigma))
         if controller.decide() == [False]:
-            controller.store("image", feature, controller.cells)
+            controller.store("image", feature, controller.slots)
         else:
-            torch.testing.assert_close(controller.predict("image", controller.cells), feature, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(controller.predict("image", controller.slots), feature, rtol=1e-6, atol=1e-6)
     assert [entry.kind for entry in controller.journal.entries] == ["full"] * 3 + ["cached"] * 3
 
 
@@ -50,7 +50,7 @@ def test_a_draft_that_fails_its_check_is_taken_back() -> None:
 def test_a_switch_of_phase_is_no_drift_and_no_slope() -> None:
     """The same jump under one phase is measured and extrapolated; between two phases it is neither."""
     told = {}
-    for compute_modes in ((), (lambda tick: tick.step < 2,)):
+    for compute_modes in ((), (lambda context: context.step < 2,)):
         clock = Clock(UNEVEN)
         clock.compute_modes = compute_modes
         controller = controller_of(Policy.of(warmup=3, interval=9, gains=(1.0, 1.0)), clock)
@@ -59,8 +59,8 @@ def test_a_switch_of_phase_is_no_drift_and_no_slope() -> None:
             controller.journal.begin(clock.advance(sigma, tuple(tokens.shape)))
             controller.begin(tokens)
             if controller.decide() == [False]:
-                controller.store("image", tokens * (1 if step < 2 else 9), controller.cells)
+                controller.store("image", tokens * (1 if step < 2 else 9), controller.slots)
         errors = [entry.error for entry in controller.journal.entries]
-        told[len(compute_modes)] = (float(controller.predict("image", controller.cells).mean()), errors[2])
+        told[len(compute_modes)] = (float(controller.predict("image", controller.slots).mean()), errors[2])
     assert told[1] == (9.0, None)
     assert told[0][0] > 18 and told[0][1] == pytest.approx(8 / 9)

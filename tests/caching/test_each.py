@@ -25,7 +25,7 @@ def test_every_block_and_stream_has_a_basis_of_its_own() -> None:
         given = inputs(sigma)
         controller.journal.begin(clock.advance(sigma, tuple(given["hidden_states"].shape)))
         denoiser(**given)
-    predictors = controller.cells[0].predictors
+    predictors = controller.slots[0].predictors
     assert sorted(predictors) == ["0/image", "0/text", "1/image", "1/text"]
     splits = {key: predictor.split for key, predictor in predictors.items() if predictor.split}
     assert len({id(split) for split in splits.values()}) == 4

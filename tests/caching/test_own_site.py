@@ -60,9 +60,9 @@ class RawOutput:
         controller = self.controller
         controller.begin(call.latent)
         if all(controller.decide()):
-            return (controller.predict("raw", controller.cells),)
+            return (controller.predict("raw", controller.slots),)
         result = proceed(call)
-        controller.store("raw", result[0], controller.cells)
+        controller.store("raw", result[0], controller.slots)
         return result
 
 

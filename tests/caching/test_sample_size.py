@@ -29,9 +29,9 @@ def run(prompts: list[str], scale: float = 1.0) -> tuple[list[list[float]], list
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         out = made(*args, **kwargs)
-        latent, sigma = kwargs["hidden_states"], stack._target.clock.tick.sigma
+        latent, sigma = kwargs["hidden_states"], stack._target.clock.context.sigma
         clean.append(latent - sigma * out[0])
-        budgets: list[ErrorBudget] = [cell.gate.budget for cell in controller.cells]
+        budgets: list[ErrorBudget] = [slot.gate.budget for slot in controller.slots]
         sizes.append([budget.size for budget in budgets])
         return out
 

@@ -21,7 +21,7 @@ def test_blocks_are_seen_in_order_and_pictures_stay() -> None:
     stack = (
         Stack(pipe, steps=STEPS)
         .cache("svd")
-        .replace(watching_blocks(lambda n, x, y, tick: seen.append((tick.step, n))))
+        .replace(watching_blocks(lambda n, x, y, context: seen.append((context.step, n))))
     )
     assert torch.equal(picture(stack, STEPS), expected)
     assert seen == [(step, number) for step in range(STEPS) for number in range(BLOCKS)]
@@ -32,9 +32,9 @@ def test_blocks_are_seen_in_order_and_pictures_stay() -> None:
 def test_calls_can_be_answered() -> None:
     pipe, steps = tiny_pipe(), []
 
-    def visit(call: Any, run: Any, tick: Any) -> Any:
-        steps.append(tick.step)
-        return run(call) if tick.step else (torch.zeros_like(call.latent),)
+    def visit(call: Any, run: Any, context: Any) -> Any:
+        steps.append(context.step)
+        return run(call) if context.step else (torch.zeros_like(call.latent),)
 
     observer = Observe(lambda target, install: answer_calls(target, install, visit))
     stack = Stack(pipe, steps=STEPS).cache("svd").replace(observer)

@@ -141,7 +141,7 @@ def test_state_that_is_spoiled_in_memory_is_not_handed_on(method: str) -> None:
     stack = Stack(tiny_denoiser(), steps=STEPS).cache(method, warmup=3, **options)
     walk(stack, range(3))
     controller = stack._layers[-1].applied.details["controller"]
-    for cell in controller.cells:
+    for cell in controller.slots:
         for held in (cell.kept.values(), *(p._terms for p in cell.predictors.values())):
             for tensor in held:
                 tensor.fill_(math.nan)
@@ -205,7 +205,7 @@ def test_what_has_been_spent_of_an_error_stays_spent(spoil: str) -> None:
             if step == 14 and spoil == "weights":
                 denoiser.proj_out.weight.mul_(1.5)
             if step == 14 and spoil == "output":
-                for predictor in stack._layers[-1].applied.details["controller"].cells[0].predictors.values():
+                for predictor in stack._layers[-1].applied.details["controller"].slots[0].predictors.values():
                     predictor._terms[0].fill_(math.nan)
             stack(**{**inputs(1 - step / 50), "hidden_states": inputs()["hidden_states"] * (1 + step / 20) ** 2})
         spent.append(stack.report().passes["cache"]["estimated_error"])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stack.caching.schedule_policy import SchedulePolicy
-from stack.compat.horizon import carried, forecast_cost, most_saved, partial_depth, uniform_levels
+from stack.compat.horizon import forecast_cost, most_saved, partial_depth, transfer_schedule, uniform_levels
 from stack.compat.noise import rounding_floor
 
 full_steps = st.integers(2, 100).flatmap(
@@ -22,14 +22,14 @@ full_steps = st.integers(2, 100).flatmap(
 def test_a_schedule_carried_to_its_own_noise_levels_is_itself(drawn: tuple[int, tuple[int, ...]], shift: float) -> None:
     steps, full = drawn
     sigmas = [shift * u / (1 + (shift - 1) * u) for u in uniform_levels(range(steps), steps)]
-    assert carried([sigmas[i] for i in full], sigmas) == full
+    assert transfer_schedule([sigmas[i] for i in full], sigmas) == full
 
 
 @given(full_steps, st.integers(1, 100))
 def test_no_full_step_moves_by_more_than_half_a_step(drawn: tuple[int, tuple[int, ...]], other: int) -> None:
     steps, full = drawn
     at = uniform_levels(full, steps)
-    found = carried(at, uniform_levels(range(other), other))
+    found = transfer_schedule(at, uniform_levels(range(other), other))
     assert found[0] == 0 and len(found) <= len(full)
     for level in at:
         off = min(abs(1 - i / other - level) for i in found)
@@ -38,7 +38,7 @@ def test_no_full_step_moves_by_more_than_half_a_step(drawn: tuple[int, tuple[int
 
 def test_twice_the_steps_keep_the_full_ones_and_the_estimated_error() -> None:
     full = (0, 2, 5, 9, 14)
-    twice = carried(uniform_levels(full, 20), uniform_levels(range(40), 40))
+    twice = transfer_schedule(uniform_levels(full, 20), uniform_levels(range(40), 40))
     assert twice == tuple(2 * i for i in full)
     then = forecast_cost(full, uniform_levels(range(20), 20), 1)
     now = forecast_cost(twice, uniform_levels(range(40), 40), 1)

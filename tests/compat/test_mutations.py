@@ -68,7 +68,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
     ],
     "steps of two kinds taken for one": [
         Mutation(
-            "stack.runtime.step_clock", "replace", lambda tick, **_: tick,
+            "stack.runtime.step_clock", "replace", lambda context, **_: context,
             test_controller.test_a_switch_of_phase_is_no_drift_and_no_slope,
         )
     ],

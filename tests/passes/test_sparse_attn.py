@@ -40,10 +40,10 @@ def target_of(model: FluxTransformer2DModel, steps: int = 10) -> Target:
 
 
 def call(target: Target, sigma: float) -> torch.Tensor:
-    tick = target.clock.advance(sigma, (1, SIDE * SIDE, 12))
+    context = target.clock.advance(sigma, (1, SIDE * SIDE, 12))
     given = inputs(sigma, SIDE)
-    target.journal.begin(tick)
-    target.conditions.begin(tick, given)
+    target.journal.begin(context)
+    target.conditions.begin(context, given)
     with torch.inference_mode():
         return target.denoiser(**given, return_dict=False)[0]
 

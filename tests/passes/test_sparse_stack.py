@@ -91,7 +91,7 @@ def test_steps_tell_dense_from_sparse_while_the_pass_is_on(name: str) -> None:
         clock = stack._target.clock
         for call in calls:
             stack.denoiser(**call)
-            told.append(clock.tick.compute_mode)
+            told.append(clock.context.compute_mode)
     near = max(1, round(0.3 * STEPS))
     ends = [step < near or step >= STEPS - near for step in range(STEPS)]
     dense = [step in (0, STEPS - 1) for step in range(STEPS)]

@@ -114,5 +114,5 @@ def test_the_precision_of_a_step_is_switched_behind_the_cache() -> None:
             stack(**inputs(1 - step / 14))
     names = [type(each).__name__ for each in stack._target.chain.interceptors]
     assert names == ["NoGradients", "OutputGuard", "AllBlocks", "SwitchPrecision"]
-    modes = [entry.tick.compute_mode for entry in stack._target.journal.entries]
+    modes = [entry.context.compute_mode for entry in stack._target.journal.entries]
     assert modes[0] == (True,) and modes[-1] == (False,)

@@ -53,7 +53,7 @@ class AllBlocks:
         controller = self.controller
         controller.begin(call.given["hidden_states"])
         cached = all(controller.decide())
-        self._forecast = controller.predict(self._stream, controller.cells) if cached else None
+        self._forecast = controller.predict(self._stream, controller.slots) if cached else None
         self._calling = True
         try:
             return self._bypass.run(call, proceed, controller.now.branch, cached)
@@ -81,7 +81,7 @@ class AllBlocks:
             made = inner(*args, **kwargs)
             feature = made[self._index] if isinstance(made, tuple) else made
             added = feature if self._entry is None else feature - self._entry
-            self.controller.store(self._stream, added, self.controller.cells)
+            self.controller.store(self._stream, added, self.controller.slots)
             self.controller.read_norms()
             unread[branch] = shape_only(made) if isinstance(made, tuple) else None
             return made

@@ -1,4 +1,4 @@
-"""A span of blocks as one: some in front and behind always run, what lies between is predicted or run as a whole."""
+"""A range of blocks as one: some in front and behind always run, what lies between is predicted or run as a whole."""
 
 from __future__ import annotations
 
@@ -98,10 +98,10 @@ class _Step:
     """State of one denoiser call.
 
     Attributes:
-        entry: streams where the span begins.
+        entry: streams where the range begins.
         first: streams where the blocks begin.
-        calls: calls of the span's blocks, kept while they may have to be made after all.
-        skips: decision per cell.
+        calls: calls of the range's blocks, kept while they may have to be made after all.
+        skips: decision per slot.
     """
 
     first: Streams
@@ -119,7 +119,7 @@ class BlockRange:
     Embedders, head, front and back blocks run on every step, with the current time.
 
     Args:
-        residual: predict what the span adds (TeaCache, first-block cache), or its output (the last hidden state).
+        residual: predict what the range adds (TeaCache, first-block cache), or its output (the last hidden state).
         accept: for drafts: (step, steps) to the largest relative error of the check that is accepted; None checks
             nothing. Needs a back block, which is run on the predicted streams and compared with its own prediction.
     """
@@ -177,7 +177,7 @@ class BlockRange:
             if last:
                 self._store(step, out, call.wiring)
             return out
-        # Some samples only: the streams shrink to them at the span's first block and grow again behind its last.
+        # Some samples only: the streams shrink to them at the range's first block and grow again behind its last.
         rows = step.rows(skipped=False)
         out = call.run(take(call.streams, rows) if first else None, rows)
         if not last:
@@ -195,27 +195,27 @@ class BlockRange:
         return call.wiring.modulated(call.block, call.given) if kind == "modulated" else None
 
     def _features(self, wiring: Wiring) -> list[str]:
-        """Streams that somebody reads behind the span."""
+        """Streams that somebody reads behind the range."""
         return list(wiring.streams) if self.back else [wiring.output_stream]
 
     def _cells(self, step: _Step, skipped: bool) -> list[CacheSlot]:
-        return [cell for cell, skip in zip(self.controller.cells, step.skips, strict=True) if skip is skipped]
+        return [slot for slot, skip in zip(self.controller.slots, step.skips, strict=True) if skip is skipped]
 
     def _store(self, step: _Step, out: Streams, wiring: Wiring) -> None:
-        cells = self._cells(step, skipped=False)
+        slots = self._cells(step, skipped=False)
         entry = take(step.entry, step.rows(skipped=False)) if any(step.skips) else step.entry
         for stream in self._features(wiring):
             if stream in out:
-                self.controller.store(stream, out[stream] - entry[stream] if self.residual else out[stream], cells)
+                self.controller.store(stream, out[stream] - entry[stream] if self.residual else out[stream], slots)
 
     def _predicted(self, step: _Step, call: BlockCall) -> Streams:
-        """The span's output on a cached step; rows of samples that ran are whatever they were."""
-        cells, some = self._cells(step, skipped=True), not all(step.skips)
+        """The range's output on a cached step; rows of samples that ran are whatever they were."""
+        slots, some = self._cells(step, skipped=True), not all(step.skips)
         streams = dict(step.entry)
         for stream in self._features(call.wiring):
             if stream not in streams:
                 continue
-            predicted = self.controller.predict(stream, cells)
+            predicted = self.controller.predict(stream, slots)
             rows = step.rows(skipped=True)
             base = streams[stream][rows] if some else streams[stream]
             value = base + predicted if self.residual else predicted
@@ -234,16 +234,16 @@ class BlockRange:
     def _checked(self, step: _Step, call: BlockCall, out: Streams, stream: str) -> Streams:
         """Compare the last block's output with its own prediction; roll the step back for samples that fail."""
         assert self.accept is not None
-        cells, tick = self.controller.cells, self.controller.clock.tick
-        assert tick is not None
-        bound = self.accept(tick.step, tick.steps)
+        slots, context = self.controller.slots, self.controller.clock.context
+        assert context is not None
+        bound = self.accept(context.step, context.steps)
         drafted = step.rows(skipped=True)
-        expected = self.controller.predict(CHECK, [cells[i] for i in drafted])
+        expected = self.controller.predict(CHECK, [slots[i] for i in drafted])
         error = ((out[stream][drafted] - expected).abs() / (expected.abs() + 1e-10)).flatten(1).mean(1)
         failed = [row for row, e in zip(drafted, error.tolist(), strict=True) if not e <= bound]
         if not failed:
             return out
-        rejected = [cells[i] for i in failed]
+        rejected = [slots[i] for i in failed]
         self.controller.reject(rejected)
         streams = take(step.entry, failed)
         for skipped in step.calls:

@@ -111,7 +111,7 @@ class _Sample:
     """
 
     row: int
-    cell: CacheSlot
+    slot: CacheSlot
     entry: torch.Tensor
     streams: Streams
     running: Running
@@ -162,13 +162,13 @@ class FastCache:
         made_for = (self._tick.request, tokens.dtype, tokens.device)
         if made_for != self._made_for:
             self._made_for, self._use, self._work = made_for, Replacement(self.choices, tokens), []
-        self._samples = [self._open(call, row, cell, stream) for row, cell in enumerate(controller.cells)]
+        self._samples = [self._open(call, row, slot, stream) for row, slot in enumerate(controller.slots)]
         self._tick.active_set.decide([not sample.settled for sample in self._samples])
 
-    def _open(self, call: BlockCall, row: int, cell: CacheSlot, stream: str) -> _Sample:
+    def _open(self, call: BlockCall, row: int, slot: CacheSlot, stream: str) -> _Sample:
         """Choose the tokens of a sample that run."""
         p, running, streams = self.choices, Running(), take(call.streams, [row])
-        entry, before = streams[stream], cell.kept.get(WHOLE)
+        entry, before = streams[stream], slot.kept.get(WHOLE)
         settled = before is not None and self._tick.step >= self.warmup
         if settled and before is not None:
             if "tokens" in p.parts:
@@ -176,11 +176,11 @@ class FastCache:
             if "merge" in p.parts and not running.none:
                 x, past = pick(entry, running.tokens)[0], pick(before, running.tokens)[0]
                 running.merge(group(x, importance(x, past, p.neighbours, p.motion), p.merged))
-        return _Sample(row, cell, entry, {**streams, stream: running.enter(entry)}, running, settled)
+        return _Sample(row, slot, entry, {**streams, stream: running.enter(entry)}, running, settled)
 
     def _advance(self, sample: _Sample, number: int, call: BlockCall, stream: str) -> None:
         """Run one block, or replace it by its map."""
-        use, kept, entry, sigma = self._use, sample.cell.kept, sample.streams, self._tick.sigma
+        use, kept, entry, sigma = self._use, sample.slot.kept, sample.streams, self._tick.sigma
         places = {name: sample.running.places if name == stream else None for name in entry}
         gated, key = "gate" in self.choices.parts, f"{number}/{stream}"
         skip = gated and sample.settled and use.skips(kept, number, key, entry[stream], places[stream], sigma)
@@ -212,7 +212,7 @@ class FastCache:
 
     def _closed(self, sample: _Sample, stream: str) -> torch.Tensor:
         """The output stream (1, N, D) of a sample: what ran as it came out, what did not by the stack's own map."""
-        running, kept, entry, use = sample.running, sample.cell.kept, sample.entry, self._use
+        running, kept, entry, use = sample.running, sample.slot.kept, sample.entry, self._use
         out = running.leave(sample.streams[stream], entry)
         split = "tokens" in self.choices.parts
         whole = put(use.output(kept, WHOLE, entry, None), running.tokens, out) if running.tokens is not None else out
@@ -221,5 +221,5 @@ class FastCache:
         else:
             kept[WHOLE] = entry  # only compared with
         wide = torch.promote_types(whole.dtype, torch.float32)
-        sample.cell.guard.note(torch.linalg.vector_norm(whole, dtype=wide)[None])
+        sample.slot.guard.note(torch.linalg.vector_norm(whole, dtype=wide)[None])
         return whole

@@ -46,7 +46,7 @@ class Modules:
 
     @property
     def _kept(self) -> dict[str, torch.Tensor]:
-        return self.controller.cells[0].kept
+        return self.controller.slots[0].kept
 
     def _reused(self, inner: Forward, key: str) -> Forward:
         """Attention: as it was on the last full step."""

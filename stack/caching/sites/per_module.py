@@ -115,9 +115,9 @@ class _Decided:
         self.skip = False
 
     @property
-    def cells(self) -> list[CacheSlot]:
-        """The cells that the coming blocks work for."""
-        return self.controller.cells
+    def slots(self) -> list[CacheSlot]:
+        """The slots that the coming blocks work for."""
+        return self.controller.slots
 
     def begin(self, tokens: torch.Tensor) -> None:
         """The first block is reached with these tokens (B, N, D)."""
@@ -136,12 +136,12 @@ class PerBlock(_Decided):
         if number == 0:
             self.begin(call.streams[call.wiring.output_stream])
         controller, entry = self.controller, call.streams
-        cells = controller.cells
+        slots = controller.slots
         if self.skip:
-            return {name: tensor + controller.predict(f"{number}/{name}", cells) for name, tensor in entry.items()}
+            return {name: tensor + controller.predict(f"{number}/{name}", slots) for name, tensor in entry.items()}
         out = call.run()
         for name, tensor in out.items():
-            controller.store(f"{number}/{name}", tensor - entry[name], cells)
+            controller.store(f"{number}/{name}", tensor - entry[name], slots)
         return out
 
 
@@ -210,7 +210,7 @@ class PerModule(_Decided):
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = self._given(key, args, kwargs)
             if self.skip:
-                parts = [i for i in range(2) if f"{key}/{i}" in self.cells[0].predictors]
+                parts = [i for i in range(2) if f"{key}/{i}" in self.slots[0].predictors]
                 return returned(self._forecast(key, i, given) for i in parts)
             result = inner(*args, **kwargs)
             for i, value in enumerate(several(result)):
@@ -224,10 +224,10 @@ class PerModule(_Decided):
         return []
 
     def _keep(self, key: str, index: int, value: torch.Tensor, given: Given) -> None:
-        self.controller.store(f"{key}/{index}", value, self.cells)
+        self.controller.store(f"{key}/{index}", value, self.slots)
 
     def _forecast(self, key: str, index: int, given: Given) -> torch.Tensor:
-        return self.controller.predict(f"{key}/{index}", self.cells)
+        return self.controller.predict(f"{key}/{index}", self.slots)
 
     def _unread(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         """A norm nobody reads on a cached step: no tokens, only the gates it returns beside them."""

@@ -65,46 +65,46 @@ class RelationalModules(PerModule):
         self._inputs: dict[str, torch.Tensor] = {}
 
     @property
-    def cells(self) -> list[CacheSlot]:
+    def slots(self) -> list[CacheSlot]:
         return self._active
 
     def _open(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:
         before_blocks(denoiser, wiring, install, self.controller.clock, self._visit)
 
     def _visit(self, number: int, call: BlockCall) -> Streams:
-        cells = self.controller.cells if number else self._decide(call)
+        slots = self.controller.slots if number else self._decide(call)
         ran, skipped = self._rows
         if not (ran and skipped):
-            self._active, self.skip = cells, not ran
+            self._active, self.skip = slots, not ran
             return call.run()
         whole: Streams = {}
         for rows, self.skip in ((ran, False), (skipped, True)):
-            self._active = [cells[i] for i in rows]
+            self._active = [slots[i] for i in rows]
             for name, tensor in call.run(take(call.streams, rows), rows).items():
-                whole.setdefault(name, tensor.new_empty(len(cells), *tensor.shape[1:]))[rows] = tensor
+                whole.setdefault(name, tensor.new_empty(len(slots), *tensor.shape[1:]))[rows] = tensor
         return whole
 
     def _decide(self, call: BlockCall) -> list[CacheSlot]:
         controller = self.controller
         controller.begin(call.streams[call.wiring.output_stream])
-        cells, gated = controller.cells, controller.new_gate is not None
+        slots, gated = controller.slots, controller.new_gate is not None
         if not gated:
             skips = controller.decide()
         else:
             first = call.wiring.modulated(call.block, call.given)
-            missed = mean_ratios([self._missed(c, first[i : i + 1]) for i, c in enumerate(cells)])
+            missed = mean_ratios([self._missed(c, first[i : i + 1]) for i, c in enumerate(slots)])
             skips = controller.decide(changes=missed)
         ran, skipped = ([i for i, skip in enumerate(skips) if skip is wanted] for wanted in (False, True))
         self._rows = ran, skipped
         if gated and ran:
-            controller.store(FIRST, first[ran], [cells[i] for i in ran], measure=False)
-        return cells
+            controller.store(FIRST, first[ran], [slots[i] for i in ran], measure=False)
+        return slots
 
-    def _missed(self, cell: CacheSlot, first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _missed(self, slot: CacheSlot, first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """How far the forecast of the first module's input is off, and the input."""
-        if FIRST not in cell.predictors:
+        if FIRST not in slot.predictors:
             return None
-        return first - self.controller.predict(FIRST, [cell]), first
+        return first - self.controller.predict(FIRST, [slot]), first
 
     def _place(self, block: nn.Module, key: str, module: CachedModule, install: Installer) -> None:
         super()._place(block, key, module, install)
@@ -126,22 +126,22 @@ class RelationalModules(PerModule):
 
     def _keep(self, key: str, index: int, value: torch.Tensor, given: Given) -> None:
         part = f"{key}/{index}"
-        for i, cell in enumerate(self.cells):
-            mine, x, kept = self._of(value, i), self._of(_input(given, index, value.shape), i), cell.kept
-            past = cell.predictors.get(part)
+        for i, slot in enumerate(self.slots):
+            mine, x, kept = self._of(value, i), self._of(_input(given, index, value.shape), i), slot.kept
+            past = slot.predictors.get(part)
             if past is not None and past.ready:
                 kept[f"{part}/rate"] = _ratio(_size(mine - past.last), _size(x - kept[f"{part}/in"]))
         super()._keep(key, index, value, given)
-        for i, cell in enumerate(self.cells):
+        for i, slot in enumerate(self.slots):
             x = self._of(_input(given, index, value.shape), i)
-            cell.kept[f"{part}/in"] = x.to(cell.predictors[part].kept_in)
+            slot.kept[f"{part}/in"] = x.to(slot.predictors[part].kept_in)
 
     def _forecast(self, key: str, index: int, given: Given) -> torch.Tensor:
         part, values = f"{key}/{index}", []
-        for i, cell in enumerate(self.cells):
-            value, rate = self.controller.predict(part, [cell]), cell.kept.get(f"{part}/rate")
+        for i, slot in enumerate(self.slots):
+            value, rate = self.controller.predict(part, [slot]), slot.kept.get(f"{part}/rate")
             if rate is not None:
-                last, then = cell.predictors[part].last, cell.kept[f"{part}/in"]
+                last, then = slot.predictors[part].last, slot.kept[f"{part}/in"]
                 x = self._of(_input(given, index, self._whole(value.shape)), i)
                 longer = _ratio(rate * _size(x - then), _size(value - last))
                 value = (last + (value - last) * longer.to(value.dtype)).to(value.dtype)
@@ -149,12 +149,12 @@ class RelationalModules(PerModule):
         return values[0] if len(values) == 1 else torch.cat(values)
 
     def _of(self, tensor: torch.Tensor, i: int) -> torch.Tensor:
-        """What belongs to a cell."""
+        """What belongs to a slot."""
         return tensor if self.controller.new_gate is None else tensor[i : i + 1]
 
     def _whole(self, shape: torch.Size) -> torch.Size:
-        """Shape of all cells' features together."""
-        return shape if self.controller.new_gate is None else torch.Size((len(self.cells), *shape[1:]))
+        """Shape of all slots' features together."""
+        return shape if self.controller.new_gate is None else torch.Size((len(self.slots), *shape[1:]))
 
 
 def _input(given: Given, index: int, shape: torch.Size) -> torch.Tensor:

@@ -83,43 +83,43 @@ class TokenSelector:
         Args:
             like: the module's output (B, N, D) on the last full step.
         """
-        shared, tick = self.controller.shared, self.controller.now
-        if self._at != (tick.request, tick.step):
-            self._at = (tick.request, tick.step)
+        shared, context = self.controller.shared, self.controller.now
+        if self._at != (context.request, context.step):
+            self._at = (context.request, context.step)
             for key in [key for key in shared if "/rows/" in key]:
                 del shared[key]
-        if self._count(place, tick, like) == like.shape[1]:
+        if self._count(place, context, like) == like.shape[1]:
             self.refresh(place)
             return None
         key = _key(place, like)
         if key not in shared:
-            self._choose_all(tick, like.device)
+            self._choose_all(context, like.device)
         return shared[key]
 
-    def _count(self, place: Place, tick: StepContext, like: torch.Tensor) -> int:
+    def _count(self, place: Place, context: StepContext, like: torch.Tensor) -> int:
         p = self.choices
-        return p.spread.tokens(like.shape[1], p.ratio, tick.step, tick.steps, place.depth, place.part)
+        return p.spread.tokens(like.shape[1], p.ratio, context.step, context.steps, place.depth, place.part)
 
-    def _choose_all(self, tick: StepContext, device: torch.device) -> None:
+    def _choose_all(self, context: StepContext, device: torch.device) -> None:
         """Choose for every MLP of this branch that has not been chosen for.
 
         Random scores are made on the host and ranked there, so that every device computes the same tokens. All their
         rows go to the device together, at the step's first MLP: one transfer, that nobody waits for.
         """
-        shared, kept, chosen = self.controller.shared, self.controller.cells[0].kept, {}
+        shared, kept, chosen = self.controller.shared, self.controller.slots[0].kept, {}
         for place in self._places:
             like = kept.get(place.key)
             if like is not None and _key(place, like) not in shared:
-                count = self._count(place, tick, like)
+                count = self._count(place, context, like)
                 if count < like.shape[1]:
-                    chosen[_key(place, like)] = self._choose(place, count, tick, like)
+                    chosen[_key(place, like)] = self._choose(place, count, context, like)
         away = [key for key, rows in chosen.items() if rows.device != device]
         shared.update(chosen)
         shared.update(zip(away, sent([chosen[key] for key in away], device), strict=True))
 
-    def _choose(self, place: Place, count: int, tick: StepContext, like: torch.Tensor) -> torch.Tensor:
+    def _choose(self, place: Place, count: int, context: StepContext, like: torch.Tensor) -> torch.Tensor:
         shared, key, (batch, tokens) = self.controller.shared, f"{place.key}/ages", like.shape[:2]
-        scores = self._scores(place, tick, like)
+        scores = self._scores(place, context, like)
         ages = shared.get(key)
         if ages is None or ages.shape != scores.shape:
             ages = torch.zeros_like(scores)
@@ -129,24 +129,24 @@ class TokenSelector:
         shared[key] = older(ages, chosen)
         return flat_rows(chosen, tokens, batch)
 
-    def _scores(self, place: Place, tick: StepContext, like: torch.Tensor) -> torch.Tensor:
+    def _scores(self, place: Place, context: StepContext, like: torch.Tensor) -> torch.Tensor:
         """Scores (1 or B, N): of the tokens' values where they are wanted and known, else random."""
         if self.observes:
             known = self.controller.shared.get(f"{place.key}/values")
             if known is not None and known.shape == like.shape[:2]:
                 return shared_by_halves(known) if self.halves and len(known) % 2 == 0 else known
             self.controller.journal.warn(f"no attention values seen for {place.key}: tokens chosen at random")
-        return random_scores(like.shape[1], tick.step, place.number)
+        return random_scores(like.shape[1], context.step, place.number)
 
     def _raised(self, scores: torch.Tensor, tokens: int) -> torch.Tensor:
-        cell, bonus = self.choices.grid
-        if not cell:
+        slot, bonus = self.choices.grid
+        if not slot:
             return scores
         grid = self.grid()
         if not grid:
-            self.controller.journal.warn(f"the tokens lie on no known grid: no bonus for cells of {cell} x {cell}")
+            self.controller.journal.warn(f"the tokens lie on no known grid: no bonus for cells of {slot} x {slot}")
         # Other modules have other tokens: the text's, or those of both streams.
-        return with_bonus(scores, grid, cell, bonus) if grid and math.prod(grid) == tokens else scores
+        return with_bonus(scores, grid, slot, bonus) if grid and math.prod(grid) == tokens else scores
 
 
 def _key(place: Place, like: torch.Tensor) -> str:

@@ -129,8 +129,8 @@ class Tokenwise:
     def _visit(self, call: BlockCall, last: bool) -> Streams:
         controller, stream = self.controller, call.wiring.output_stream
         if self.kind == AGGRESSIVE:
-            return {**call.streams, stream: controller.predict(stream, controller.cells)} if last else call.streams
+            return {**call.streams, stream: controller.predict(stream, controller.slots)} if last else call.streams
         out = call.run()
         if last:
-            controller.store(stream, out[stream], controller.cells, measure=self.kind == FULL_STEP)
+            controller.store(stream, out[stream], controller.slots, measure=self.kind == FULL_STEP)
         return out

@@ -69,44 +69,44 @@ class WholeModel:
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         controller, latent, names = self.controller, call.latent, self._inputs
         controller.begin(latent)
-        cells, gated = controller.cells, controller.new_gate is not None
-        changes = mean_ratios([_moved(c, latent[i : i + 1]) for i, c in enumerate(cells)]) if gated else None
+        slots, gated = controller.slots, controller.new_gate is not None
+        changes = mean_ratios([_moved(c, latent[i : i + 1]) for i, c in enumerate(slots)]) if gated else None
         skips = controller.decide(changes=changes, together=not call.separable(names))
-        for i, cell in enumerate(cells if gated else ()):
-            cell.kept[BEFORE] = latent[i : i + 1].clone()  # the caller's memory may be written to
+        for i, slot in enumerate(slots if gated else ()):
+            slot.kept[BEFORE] = latent[i : i + 1].clone()  # the caller's memory may be written to
         if not any(skips):
             result = proceed(call)
-            self._learn(latent, result[0], cells)
+            self._learn(latent, result[0], slots)
             return result
         skipped = [i for i, skip in enumerate(skips) if skip]
         if len(skipped) == len(skips):
-            return returned_as(call, latent + controller.predict(ADDED, cells))
+            return returned_as(call, latent + controller.predict(ADDED, slots))
         ran = [i for i, skip in enumerate(skips) if not skip]
         with controller.now.active_set.part(ran):
             out = proceed(call.only(ran, names))[0]
-        self._learn(latent[ran], out, [cells[i] for i in ran])
+        self._learn(latent[ran], out, [slots[i] for i in ran])
         whole = torch.empty_like(latent, dtype=out.dtype)
         whole[ran] = out
-        whole[skipped] = (latent[skipped] + controller.predict(ADDED, [cells[i] for i in skipped])).to(out.dtype)
+        whole[skipped] = (latent[skipped] + controller.predict(ADDED, [slots[i] for i in skipped])).to(out.dtype)
         return returned_as(call, whole)
 
-    def _learn(self, latent: torch.Tensor, out: torch.Tensor, cells: list[CacheSlot]) -> None:
+    def _learn(self, latent: torch.Tensor, out: torch.Tensor, slots: list[CacheSlot]) -> None:
         """These samples have run."""
-        gated = [(i, cell, cell.gate) for i, cell in enumerate(cells) if isinstance(cell.gate, SumGate)]
-        slopes = mean_ratios([_slope(cell, out[i : i + 1]) for i, cell, _ in gated])
-        for (i, cell, gate), slope in zip(gated, slopes, strict=True):
+        gated = [(i, slot, slot.gate) for i, slot in enumerate(slots) if isinstance(slot.gate, SumGate)]
+        slopes = mean_ratios([_slope(slot, out[i : i + 1]) for i, slot, _ in gated])
+        for (i, slot, gate), slope in zip(gated, slopes, strict=True):
             gate.ran(slope)
-            cell.kept[IN], cell.kept[OUT] = cell.kept[BEFORE], out[i : i + 1].clone()
-        self.controller.store(ADDED, out - latent, cells)
+            slot.kept[IN], slot.kept[OUT] = slot.kept[BEFORE], out[i : i + 1].clone()
+        self.controller.store(ADDED, out - latent, slots)
 
 
-def _moved(cell: CacheSlot, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _moved(slot: CacheSlot, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """How far the latent has come in one step, and what that is relative to: the output of the last full step."""
-    kept = cell.kept
+    kept = slot.kept
     return (latent - kept[BEFORE], kept[OUT]) if OUT in kept else None
 
 
-def _slope(cell: CacheSlot, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _slope(slot: CacheSlot, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """How far the output has come since the last full step, and the latent."""
-    kept = cell.kept
+    kept = slot.kept
     return (out - kept[OUT], kept[BEFORE] - kept[IN]) if OUT in kept else None

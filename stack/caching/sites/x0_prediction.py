@@ -27,7 +27,7 @@ from ..controller import CacheController
 from ..latent import like, returned_as, x0_of
 from .shapes import fp32_numbers, unequal_latents
 
-CLEAN = "clean"  # key of x0
+X0 = "x0"  # key of x0
 
 
 @register_site
@@ -76,12 +76,12 @@ class X0Prediction:
         controller.begin(latent)
         step, x = self.steps()[controller.now.step], latent.float()
         if all(controller.decide()):
-            clean = controller.predict(CLEAN, controller.cells)
-            return returned_as(call, ((like(clean, x) - step.c * x) / step.d).to(latent.dtype))
+            x0 = controller.predict(X0, controller.slots)
+            return returned_as(call, ((like(x0, x) - step.c * x) / step.d).to(latent.dtype))
         result = proceed(call)
         out = result[0].float()
-        clean = x0_of(step, x, out)
+        x0 = x0_of(step, x, out)
         # The latent is exact: all noise of the estimate is d times that of the output.
-        noise_gain = float(abs(step.d) * out.norm() / clean.norm()) if controller.noise else 1.0
-        controller.store(CLEAN, clean, controller.cells, noise_gain=noise_gain)
+        noise_gain = float(abs(step.d) * out.norm() / x0.norm()) if controller.noise else 1.0
+        controller.store(X0, x0, controller.slots, noise_gain=noise_gain)
         return result

@@ -21,7 +21,7 @@ class TokenChoices:
         budget: how R is spread over steps and blocks, a row of `stack.caching.tokenwise.budgets.BUDGETS`.
         select: "random", or "values" (tokens whose attention values are small).
         stale: what a token gains in score by waiting a whole interval.
-        grid: (side, bonus): the best image token in every cell of side x side gains this share of its score.
+        grid: (side, bonus): the best image token in every slot of side x side gains this share of its score.
 
     Raises:
         StackError: a value outside its range.

@@ -15,9 +15,9 @@ def dependencies(stack: StackLike, kinds: tuple[str, ...] = (Quantize.stage,)) -
     plan = stack.plan
     stages = [stage for stage in plan.stages if stage.run.stage in kinds]
     facts = stages[-1].after if stages else plan.facts
-    told = {name: str(getattr(facts, name)) for name in FACTS}
+    values = {name: str(getattr(facts, name)) for name in FACTS}
     for stage in stages:
-        told[stage.run.stage] = str(stage.run)
+        values[stage.run.stage] = str(stage.run)
         if isinstance(stage.run, Quantize):
-            told["feedback"] = stage.run.rounded.source if stage.run.rounded else "none"
-    return told
+            values["feedback"] = stage.run.rounded.source if stage.run.rounded else "none"
+    return values

@@ -120,12 +120,12 @@ def measure_floor(
         below = below_quantization(stack)
         plain = _features(stack, below, near, "exact" if progress else "")
         rounded = _features(stack, [*below, *approximate], near, "approximate" if progress else "")
-    sigmas = tuple(sorted({call.tick.sigma for call in calls}, reverse=True))
+    sigmas = tuple(sorted({call.context.sigma for call in calls}, reverse=True))
     features: dict[str, tuple[ErrorSplit, ...]] = {}
     for name in plain[0]:
         errors = [errors_of(f[name], q[name]) for f, q in zip(plain, rounded, strict=True)]
         features[name] = tuple(
-            told_apart([e for e, call in zip(errors, calls, strict=True) if call.tick.sigma == sigma])
+            told_apart([e for e, call in zip(errors, calls, strict=True) if call.context.sigma == sigma])
             for sigma in sigmas
         )
     return NoiseFloor(sigmas, features, nearness, neighbours, dependencies(stack, APPROXIMATE))
@@ -147,7 +147,7 @@ def _features(
 def _neighbours(call: Recorded, count: int, nearness: float, seed: int) -> list[Recorded]:
     """The call on `count` latents around its own, each sample disturbed by white noise of its own size."""
     latent = call.latent
-    generator = torch.Generator().manual_seed(seed + 7919 * call.tick.step)
+    generator = torch.Generator().manual_seed(seed + 7919 * call.context.step)
     size = latent.float().square().flatten(1).mean(1).sqrt().mul(nearness).view(-1, *[1] * (latent.ndim - 1))
     noise = [torch.randn(latent.shape, generator=generator).to(latent.device) for _ in range(count)]
     return [call.at((latent.float() + size * each).to(latent.dtype)) for each in noise]

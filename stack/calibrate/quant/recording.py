@@ -24,11 +24,11 @@ class Recorded:
 
     Attributes:
         given: its arguments by name; tensors are copies.
-        tick: where in its request it was.
+        step context: where in its request it was.
     """
 
     given: dict[str, Any]
-    tick: StepContext
+    context: StepContext
 
     @property
     def latent(self) -> torch.Tensor:
@@ -38,11 +38,11 @@ class Recorded:
 
     def at(self, latent: torch.Tensor) -> Recorded:
         """The same call on another latent."""
-        return Recorded({**self.given, "hidden_states": latent}, self.tick)
+        return Recorded({**self.given, "hidden_states": latent}, self.context)
 
     def only(self, rows: Sequence[int], names: Sequence[str]) -> Recorded:
         """The same call for these samples; `names` are the arguments with a leading batch dimension."""
-        return Recorded(some_rows(self.given, rows, names), self.tick)
+        return Recorded(some_rows(self.given, rows, names), self.context)
 
     @torch.no_grad()
     def run(self, denoiser: Any) -> torch.Tensor:
@@ -54,10 +54,10 @@ class Recorded:
 def recording(steps: frozenset[int], calls: list[Recorded]) -> Observe:
     """Writes the calls of these steps down, all guidance branches of each."""
 
-    def visit(call: DenoiserCall, run: Run, tick: StepContext) -> Any:
-        if tick.step in steps:
+    def visit(call: DenoiserCall, run: Run, context: StepContext) -> Any:
+        if context.step in steps:
             copied = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in call.given.items()}
-            calls.append(Recorded(copied, tick))
+            calls.append(Recorded(copied, context))
         return run(call)
 
     return Observe(lambda target, install: answer_calls(target, install, visit))

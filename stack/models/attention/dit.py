@@ -17,7 +17,7 @@ def _is_plain(attn: Any) -> bool:
     return type(attn.processor) is AttnProcessor2_0 and not scaled and all(extra is None for extra in extras)
 
 
-def _lengths(call: AttentionCall, told: int | None) -> tuple[int, int] | None:
+def _lengths(call: AttentionCall, text_tokens: int | None) -> tuple[int, int] | None:
     return (call.hidden.shape[1], 0) if call.text is None else None
 
 

@@ -11,10 +11,10 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, _g
 from .base import QKV, AttentionCall, Family
 
 
-def _lengths(call: AttentionCall, told: int | None) -> tuple[int, int] | None:
+def _lengths(call: AttentionCall, text_tokens: int | None) -> tuple[int, int] | None:
     if call.text is not None:
         return call.hidden.shape[1], call.text.shape[1]
-    return None if told is None else (call.hidden.shape[1] - told, told)
+    return None if text_tokens is None else (call.hidden.shape[1] - text_tokens, text_tokens)
 
 
 def _qkv(call: AttentionCall) -> QKV:

@@ -19,7 +19,7 @@ def _is_plain(attn: Any) -> bool:
     return type(attn.processor) is HunyuanVideoAttnProcessor2_0 and attn.norm_q is not None
 
 
-def _lengths(call: AttentionCall, told: int | None) -> tuple[int, int] | None:
+def _lengths(call: AttentionCall, text_tokens: int | None) -> tuple[int, int] | None:
     return None if call.text is None else (call.hidden.shape[1], call.text.shape[1])
 
 

@@ -26,10 +26,10 @@ def ends_of(steps: int, share: float) -> int:
     return max(1, round(share * steps))
 
 
-def near_ends(tick: StepContext, share: float) -> bool:
+def near_ends(context: StepContext, share: float) -> bool:
     """Whether a step is among the first or the last `share` of its schedule."""
-    steps = ends_of(tick.steps, share)
-    return tick.step < steps or tick.step >= tick.steps - steps
+    steps = ends_of(context.steps, share)
+    return context.step < steps or context.step >= context.steps - steps
 
 
 class SwitchPrecision:
@@ -43,8 +43,8 @@ class SwitchPrecision:
         self._clock, self._phase, self._index = clock, phase, index
 
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
-        assert self._clock.tick is not None
-        self._phase.at_ends = bool(self._clock.tick.compute_mode[self._index])
+        assert self._clock.context is not None
+        self._phase.at_ends = bool(self._clock.context.compute_mode[self._index])
         return proceed(call)
 
 

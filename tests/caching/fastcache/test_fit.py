@@ -6,7 +6,7 @@ from stack.calibrate.maps_fit import STRIDE, MapSums
 from stack.runtime.step_clock import StepContext
 
 
-def tick(step: int, branch: str = "main") -> StepContext:
+def context(step: int, branch: str = "main") -> StepContext:
     return StepContext(
         request=1, branch=branch, step=step, steps=20, sigma=1 - step / 20, time=1 - step / 20, shape=(1, 4, 3)
     )
@@ -15,7 +15,7 @@ def tick(step: int, branch: str = "main") -> StepContext:
 def test_changes_are_measured_over_gaps_of_1_to_stride_steps() -> None:
     bases, gaps = MapSums(), []
     for step in range(12):
-        past = bases.past(tick(step), "0/image", torch.full((1,), float(step)), torch.full((1,), -float(step)))
+        past = bases.past(context(step), "0/image", torch.full((1,), float(step)), torch.full((1,), -float(step)))
         if past is not None:
             assert past[1] == -past[0]
             gaps.append(step - int(past[0]))
@@ -24,9 +24,9 @@ def test_changes_are_measured_over_gaps_of_1_to_stride_steps() -> None:
 
 def test_requests_branches_and_keys_do_not_meet() -> None:
     bases, one = MapSums(), torch.ones(1)
-    assert bases.past(tick(0), "0/image", one, one) is None
-    assert bases.past(tick(1), "0/text", one, one) is None
-    assert bases.past(tick(1, "uncond"), "0/image", one, one) is None
-    assert bases.past(tick(0), "0/image", 2 * one, one) is None
-    past = bases.past(tick(1), "0/image", one, one)
+    assert bases.past(context(0), "0/image", one, one) is None
+    assert bases.past(context(1), "0/text", one, one) is None
+    assert bases.past(context(1, "uncond"), "0/image", one, one) is None
+    assert bases.past(context(0), "0/image", 2 * one, one) is None
+    past = bases.past(context(1), "0/image", one, one)
     assert past is not None and past[0] == 2
