@@ -13,7 +13,7 @@ from ..compat.rules.rounded_caches import (
     FITTED_ELSEWHERE,
     GATE_THRESHOLD,
     HIGH_ORDER,
-    HIGHEST_ORDER,
+    HIGHEST_ROUNDED_ORDER,
     LARGEST_NOISE_GAIN,
     NARROW_GAPS,
 )
@@ -92,7 +92,7 @@ def _forecast(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     if gain > LARGEST_NOISE_GAIN:
         what = f"this schedule's first differences gain {gain:.1f} times the noise of a step"
         found.append(Finding.of(NARROW_GAPS, stage, what, note=True))
-    if order > HIGHEST_ORDER:
+    if order > HIGHEST_ROUNDED_ORDER:
         what = f"order {order} on {facts.activation_bits}-bit activations"
         found.append(Finding.of(HIGH_ORDER, stage, what, note=True))
     return found

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..compat.horizon import partial_depth
 from ..compat.noise import rounding_floor
-from ..compat.rules.rounded_caches import HIGHEST_ORDER
+from ..compat.rules.rounded_caches import HIGHEST_ROUNDED_ORDER
 from ..core.facts import Facts
 from .forecast import Forecast
 from .policy import Policy
@@ -61,8 +61,8 @@ def for_noise(p: Policy, facts: Facts) -> Policy | None:
     if unknown:
         floor = rounding_floor(facts.activation_bits, facts.width)
         noise = ((0.0, floor), (1.0, floor))
-        if facts.activation_bits < COARSE_BITS and order > HIGHEST_ORDER:
-            forecast = replace(forecast, order=HIGHEST_ORDER)
+        if facts.activation_bits < COARSE_BITS and order > HIGHEST_ROUNDED_ORDER:
+            forecast = replace(forecast, order=HIGHEST_ROUNDED_ORDER)
     return replace(p, forecast=forecast, noise=noise) if (forecast, noise) != (p.forecast, p.noise) else None
 
 

@@ -6,11 +6,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
+from .errors import StackError, choose
 from .facts import Facts
 from .installer import Installer
 from .rule import Rule
 
-ORDER = ("distill", "quantize", "adapter", "sparse_attn", "compile", "cache")
+# Stages in the order they run: a registry, see `register_stage`.
+ORDER = ["distill", "quantize", "adapter", "sparse_attn", "compile", "cache"]
+
+
+def register_stage(stage: str, before: str) -> None:
+    """Give a stage its place, in front of another.
+
+    Raises:
+        StackError: there is no stage `before`, or `stage` has its place already.
+    """
+    if before not in ORDER:
+        raise choose("stage", before, ORDER)
+    if stage in ORDER:
+        raise StackError(f"stage {stage!r} has its place already: {', '.join(ORDER)}")
+    ORDER.insert(ORDER.index(before), stage)
 
 
 @dataclass(frozen=True)

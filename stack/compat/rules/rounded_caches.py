@@ -6,7 +6,7 @@ from ...core.rule import Evidence, Rule
 
 LARGEST_NOISE_GAIN = 2.0  # of a first-order forecast at its longest reach
 WIDEST_ANGLE = 0.3  # sin(theta) up to which a basis is carried: 9 % of its energy may leave it
-HIGHEST_ORDER = 1  # of a forecast from rounded features whose noise is not known
+HIGHEST_ROUNDED_ORDER = 1  # of a forecast from rounded features whose noise is not known
 
 GATE_THRESHOLD = Rule(
     "gate-threshold",
@@ -87,7 +87,7 @@ HIGH_ORDER = Rule(
     "Each order is shrunk on its own; with fewer than 7 bits the order is lowered to the threshold.",
     "plan",
     ("quantize", "cache"),
-    {"highest_order": HIGHEST_ORDER},
+    {"highest_order": HIGHEST_ROUNDED_ORDER},
 )
 CALIBRATED_AT_OTHER_PRECISION = Rule(
     "calibrated-at-other-precision",
