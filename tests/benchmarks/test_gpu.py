@@ -151,7 +151,7 @@ def test_an_interrupted_run_keeps_its_rows_and_says_so(
         raise KeyboardInterrupt
 
     rows = [row("first", lambda: {"ms": 1.0}), row("second", stopped), row("third", lambda: {"ms": 3.0})]
-    monkeypatch.setitem(sys.modules["benchmarks.gpu_check"].PARTS, "flux", lambda setting: iter(rows))
+    monkeypatch.setitem(sys.modules["gpu_check"].PARTS, "flux", lambda setting: iter(rows))
     measure(CPU, ["flux"], Journal(tmp_path), 60.0, (), False)
     assert "stopped: 2 rows written now, 1 measurements" in capsys.readouterr().out
     with Journal(tmp_path).path.open("a") as file:
@@ -255,7 +255,7 @@ def test_late_rows_wait_for_every_part(tmp_path: Path, monkeypatch: pytest.Monke
         return lambda setting: iter(rows)
 
     for name in ("flux", "large"):
-        monkeypatch.setitem(sys.modules["benchmarks.gpu_check"].PARTS, name, part(name))
+        monkeypatch.setitem(sys.modules["gpu_check"].PARTS, name, part(name))
     measure(CPU, ["flux", "large"], Journal(tmp_path), 60.0, (), False)
     ran = [(line["part"], line["row"]) for line in Journal(tmp_path).lines() if "row" in line]
     assert ran == [("flux", "early"), ("large", "early"), ("flux", "late"), ("large", "late")]
