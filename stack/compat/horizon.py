@@ -29,7 +29,7 @@ def uniform_levels(full: Sequence[int], steps: int) -> tuple[float, ...]:
 def forecast_cost(full: Sequence[int], sigmas: Sequence[float], order: int) -> float:
     """The final error of a schedule up to the trajectory's own rate: sum over cached steps of w g^(p+1).
 
-    w is a step's share of the noise level and g its distance from the last full step (`stack.compat.budget.ErrorBudget`).
+    w is a step's share of the noise level, g its distance from the last full step (`stack.compat.budget.ErrorBudget`).
     """
     weights, last, total = weights_of(sigmas), 0, 0.0
     chosen = set(full)
