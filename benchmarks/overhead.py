@@ -105,7 +105,7 @@ class Bench:
         with Stack(self.pipe, steps=STEPS).cache("svd", **options) as stack:
             self.draw(stack)
             clock, controller = stack._target.clock, stack._layers[-1].applied.details["controller"]
-            predictor = next(iter(controller.cells[0].predictors.values()))
+            predictor = next(iter(controller.slots[0].predictors.values()))
             context, x, nodes = clock.context, controller.x, predictor._raw.nodes
 
             def again() -> None:
