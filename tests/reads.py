@@ -27,6 +27,7 @@ class CountReads(TorchDispatchMode):
             self.count += 1
             return original(tensor)
 
+        # Below the dispatcher's reach: only a replaced method sees it.
         torch.Tensor.tolist = tolist  # type: ignore[method-assign]
         super().__enter__()
         return self
