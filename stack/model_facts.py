@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_processor import Attention
+from torch import nn
 
 from .core.facts import Facts, machine_of
 from .models.preexisting import execution_device, preexisting_on
@@ -52,14 +55,30 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
         latent=_latent(config),
-        sampler=_why_not_plain(wiring, pipe),
+        sampler=sampler_of(wiring, pipe),
         flow=wiring.flow,
         origin=_origin(denoiser, pipe),
         carries=preexisting_on(denoiser),
     )
 
 
-def _why_not_plain(wiring: Wiring, pipe: Any | None) -> str:
+def facts_rest_on(denoiser: nn.Module, pipe: Any | None) -> dict[str, Any]:
+    """What facts are read from, by name: where an entry has changed they are read again.
+
+    Processors count: those that a pass has put before a user's own are lost when the user sets others.
+    """
+    processors = (m.processor for m in denoiser.modules() if isinstance(m, AttentionModuleMixin | Attention))
+    return {
+        "dtype": next(denoiser.parameters()).dtype,
+        "device": execution_device(denoiser),
+        "what other libraries put on it": preexisting_on(denoiser),
+        "attention processors": tuple(processors),
+        "scheduler": None if pipe is None else pipe.scheduler,
+    }
+
+
+def sampler_of(wiring: Wiring, pipe: Any | None) -> str:
+    """Why the sampler's steps are no plain sums; "" where they are."""
     if pipe is not None:
         return why_not_plain(pipe.scheduler)
     return "" if wiring.flow else f"a bare {wiring.family} denoiser does not tell its sampler: expected its pipeline"

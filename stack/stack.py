@@ -29,8 +29,9 @@ from .distill.call import transformed_call
 from .distill.distill import Distill
 from .model_facts import facts_of
 from .models.denoiser import denoiser_of
-from .models.schedule import default_sigma_schedule
+from .models.schedule import flow_timetable
 from .models.wiring import Wiring, wiring_of
+from .planner import SCHEDULER, Planner
 from .quant.quantize import Quantize
 from .recipe import Recipe
 from .runtime.hook import hook_denoiser
@@ -39,6 +40,11 @@ from .runtime.report import Journal, Report
 from .runtime.step_clock import Clock
 from .runtime.target import Target
 from .saving import load_weights, save_stack
+
+REPLACED = (
+    "pipe.transformer is no longer the model that carries this stack: undo() takes it off that one, "
+    "a new Stack(pipe) goes on the new one"
+)
 
 # Models that carry a stack right now. Two stacks on one model could not be undone in any order.
 _CARRYING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -75,26 +81,28 @@ class Stack:
             raise StackError(f"max_error must be in [0, 1), got {max_error!r}: 0.05 allows 5 % of the final latents")
         self.max_error = max_error
         self._pipe = None if isinstance(model, nn.Module) else model
-        denoiser = model if isinstance(model, nn.Module) else denoiser_of(model)
-        self._strict = strict
+        self._planner = Planner(steps, strict)
         self._passes: list[Pass] = []
         self._layers = Layers()
         self._base: Installer | None = None
         self._call_notes: list[str] = []  # what had to be put right in the last call
         self.lock = threading.RLock()
         self.analyses: dict[str, Any] = {}
+        self._target = self._aimed(model if isinstance(model, nn.Module) else denoiser_of(model), shift)
+
+    def _aimed(self, denoiser: nn.Module, shift: float) -> Target:
         wiring = wiring_of(denoiser)
-        self._facts = facts_of(denoiser, wiring, self._pipe, steps)
-        self._target = Target(
+        return Target(
             denoiser=denoiser,
             wiring=wiring,
-            facts=self._facts,
-            clock=Clock(default_sigma_schedule(steps, shift)),
+            facts=facts_of(denoiser, wiring, self._pipe, self._planner.steps),
+            clock=Clock(flow_timetable(self._planner.steps, shift)),
             journal=Journal(),
             passes=partial(attrgetter("version"), self._layers),
             pipe=self._pipe,
             lock=self.lock,
             abort=self._layers.let_go,
+            prepare=self._prepare,
         )
 
     @classmethod
@@ -165,7 +173,7 @@ class Stack:
         Raises:
             StackError: a pass cannot work on this model.
         """
-        return make_plan(self._facts, self._passes, self._strict)
+        return self._planner.plan(self.facts, self._passes)
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -174,8 +182,13 @@ class Stack:
 
     @property
     def facts(self) -> Facts:
-        """Facts of the untouched model."""
-        return self._facts
+        """Facts of the untouched model: as it is now, or as it was when the passes were put on."""
+        if not self.applied:
+            now = self.denoiser if self._pipe is None else denoiser_of(self._pipe)
+            if now is not self.denoiser:
+                self._target = self._aimed(now, self._target.clock.timetable.schedule.shift)
+            self._planner.read(self._target)
+        return self._target.facts
 
     @property
     def pipe(self) -> Any:
@@ -207,10 +220,13 @@ class Stack:
         return explain(self.plan)
 
     def report(self) -> Report:
-        """What happened in the last request."""
+        """What happened in the last pipeline call."""
         passes = {layer.wanted.stage: layer.applied.report() for layer in self._layers}
         standing = [text for layer in self._layers for text in layer.applied.warnings]
-        notes = [f"{f.stage}: {f.what}; {f.repair}{f.tag}" for f in self.plan.findings if f.repair]
+        findings = self._planner.carried.findings if self._planner.carried else ()
+        notes = [f"{f.stage}: {f.what}; {f.repair}{f.tag}" for f in findings if f.repair]
+        if self._pipe is not None and self._pipe.transformer is not self.denoiser:
+            notes.append(REPLACED)
         return Report(
             steps=self._target.journal.records(),
             cache_bytes=sum(int(figures.get("bytes", 0)) for figures in passes.values()),
@@ -252,7 +268,35 @@ class Stack:
             self._base = base
             _CARRYING.add(self.denoiser)
             self._push(plan.stages)
+            self._planner.carry(plan, self._target)
             return self
+
+    def _prepare(self, steps: int) -> None:
+        """A pipeline call of as many denoiser steps begins: what has changed is read again, and planned for.
+
+        Raises:
+            StackError: a pass cannot work on the model as it is now, or with so many steps.
+        """
+        planner, target = self._planner, self._target
+        changed = planner.changes(target)
+        if not changed and planner.fits(steps):
+            return
+        if any(name != SCHEDULER for name in changed):
+            self._layers.shrink(0)
+            planner.read(target)
+        plan = planner.of_call(target, self._passes, steps)
+        self._sync(plan.stages)
+        planner.carry(plan, target)
+        if changed:
+            what = ", ".join(changed)
+            self._call_notes.append(f"changed since the stack was put on, and planned for anew: {what}")
+
+    def _sync(self, stages: Sequence[Planned]) -> None:
+        kept = 0
+        while kept < min(len(stages), self._layers.below("cache")) and self._layers[kept].wanted is stages[kept].run:
+            kept += 1
+        self._layers.shrink(kept)
+        self._push(stages[kept:])
 
     def _push(self, stages: Sequence[Planned]) -> None:
         try:
@@ -302,14 +346,18 @@ class Stack:
             self.apply()
             if self._pipe is None:
                 return self.denoiser(*args, **kwargs)
+            if self._pipe.transformer is not self.denoiser:
+                raise StackError(REPLACED)
             call_transforms = [layer.applied.call for layer in self._layers if layer.applied.call]
-            args, kwargs, self._call_notes = transformed_call(call_transforms, self._pipe, args, kwargs, self._strict)
+            args, kwargs, self._call_notes = transformed_call(
+                call_transforms, self._pipe, args, kwargs, self._planner.strict
+            )
             steps = kwargs.setdefault("num_inference_steps", self.plan.facts_after.steps)
             if steps < 1:
                 raise StackError(f"num_inference_steps must be at least 1, got {steps}")
-            self._target.clock.restart()
             try:
-                return self._pipe(*args, **kwargs)
+                with self._target.clock.one_page():
+                    return self._pipe(*args, **kwargs)
             except BaseException:
                 self._target.forget()
                 raise
@@ -326,7 +374,7 @@ class Stack:
             if self._added(new.stage):
                 wanted = [*wanted, new]
             if self.applied:
-                make_plan(self._facts, wanted, self._strict)
+                make_plan(self.facts, wanted, self._planner.strict)
             self._depart(new.stage)
             self._passes = wanted
             try:
@@ -376,7 +424,9 @@ class Stack:
     def _refill(self) -> Stack:
         """Put back what a departure took off with it."""
         if self.applied:
-            self._push(self.plan.stages[len(self._layers) :])
+            plan = self.plan
+            self._push(plan.stages[len(self._layers) :])
+            self._planner.carry(plan, self._target)
         return self
 
     def _added(self, stage: str) -> Pass | None:

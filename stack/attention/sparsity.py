@@ -65,13 +65,13 @@ class SparsityPolicy:
 
 @dataclass
 class Tally:
-    """Attention calls of the current request. All figures follow from shapes: nothing is read back from the device."""
+    """Attention calls of the current pipeline call. All figures follow from shapes: nothing is read from the device."""
 
     clock: Clock
     sparse: int = 0
     dense: Counter[str] = field(default_factory=Counter)
     computed: float = 0.0
-    _request: int = -1
+    _page: int = -1
 
     def note(self, reason: str, density: float = 1.0) -> None:
         """One attention call: sparse where `reason` is empty, with its share of computed scores."""
@@ -83,15 +83,15 @@ class Tally:
             self.sparse += 1
 
     def begin(self) -> None:
-        """An attention call begins; a new request starts a new page."""
+        """An attention call begins; a new pipeline call starts a new page."""
         context = self.clock.context
-        if context is not None and context.request != self._request:
+        if context is not None and context.page != self._page:
             self.reset()
-            self._request = context.request
+            self._page = context.page
 
     def reset(self) -> None:
         """Forget the request."""
-        self.sparse, self.computed, self._request = 0, 0.0, -1
+        self.sparse, self.computed, self._page = 0, 0.0, -1
         self.dense.clear()
 
     @property

@@ -232,13 +232,17 @@ def _clean_is_known(target: Target) -> bool:
     return target.pipe is not None and can_correct(target.now)
 
 
-def _none_cached(target: Target) -> str:
-    made, context = len(target.journal.entries), target.clock.context
-    if made == 1 and context is not None and context.steps > 1:
-        return UNNAMED_BRANCHES.annotate(
-            f"0 of 1 steps cached: the last call went on from none of {context.steps} steps"
-        )
-    return f"0 of {made} steps cached: the schedule left none"
+def _none_cached(p: Policy, target: Target) -> str:
+    """Why no step of the last pipeline call was cached."""
+    contexts = [entry.context for entry in target.journal.entries]
+    said = f"0 of {len(contexts)} steps cached"
+    if not all(context.known for context in contexts):
+        return f"{said}: it is not known which steps they were"
+    if len(contexts) > 1 and len({context.request for context in contexts}) == len(contexts):
+        return UNNAMED_BRANCHES.annotate(f"{said}: none of them went on from the one before")
+    if contexts[-1].steps == 1:
+        return f"{said}: a single step has none to go on from"
+    return f"{said}: {'the schedule runs all of them in full' if p.scheduled else 'the gate let none pass'}"
 
 
 def _reporter(
@@ -248,7 +252,7 @@ def _reporter(
         guard.settle(wait=True)
         cached = sum(entry.kind != FULL for entry in target.journal.entries)
         if target.journal.entries and not cached:
-            target.journal.warn(_none_cached(target))
+            target.journal.warn(_none_cached(p, target))
         figures: dict[str, Any] = {"bytes": controller.bytes, "host_bytes": controller.host_bytes}
         figures |= {"table_bytes": constants.bytes, "cached_steps": cached, "dropped": controller.dropped}
         figures |= controller.figures | controller.estimates

@@ -40,6 +40,8 @@ class Corrector:
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         result = proceed(call)
         now, (slot,) = self.controller.now, self.controller.slots
+        if not now.known:
+            return result
         step, x, out = self.steps()[now.step], call.latent.float(), result[0].float()
         x0 = x0_of(step, x, out)
         if slot.run:

@@ -203,6 +203,7 @@ class BudgetPolicy(_ThresholdPolicy):
     def start(self, policy: PolicyLike, sigma_schedule: SigmaSchedule) -> Gate:
         forecast, sigmas = policy.forecast, sigma_schedule.sigmas
         order = forecast.effective_order
-        xs = [coordinate(forecast.coordinate, i, sigma_schedule.time(s), s) for i, s in enumerate(sigmas)]
+        places = zip(sigma_schedule.times, sigmas, strict=True)
+        xs = [coordinate(forecast.coordinate, i, time, sigma) for i, (time, sigma) in enumerate(places)]
         budget = ErrorBudget(self.threshold, xs, weights_of(sigmas), order, self.error_scale)
         return BudgetGate(budget, max(policy.schedule.warmup, order + 2), self.longest)

@@ -32,7 +32,7 @@ class SampleSize:
             for row, slot in enumerate(self.controller.slots)
             if isinstance(slot.gate, BudgetGate) and not slot.run
         }
-        if budgets:
+        if budgets and self.controller.now.known:
             step = self.steps()[self.controller.now.step]
             x0 = step.c * call.latent.float() + step.d * result[0].float()
             sizes = torch.linalg.vector_norm(x0.flatten(1), dim=1) / x0[0].numel() ** 0.5

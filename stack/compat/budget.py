@@ -95,6 +95,7 @@ class ErrorBudget:
 
 
 def weights_of(sigmas: Sequence[float]) -> list[float]:
-    """Each step's share of the whole change in noise level; the last one goes to 0."""
+    """Each step's share of the whole change in noise level; the last one goes to 0. Equal shares where none changes."""
     gaps = [abs(a - b) for a, b in zip(sigmas, [*sigmas[1:], 0.0], strict=True)]
+    gaps = gaps if any(gaps) else [1.0] * len(gaps)
     return [gap / sum(gaps) for gap in gaps]

@@ -51,6 +51,7 @@ class Facts:
         heads, head_dim: attention heads and their size.
         image_tokens, text_tokens: length of the two streams; 0 where unknown. A video's tokens are image tokens.
         steps: denoiser steps the stack is planned for.
+        called: steps of the call that the plan is for; 0 where it is made ahead of calls.
         guidance: "none", "embedded" or "cfg".
         weight_bits, activation_bits: precision inside the large linears.
         rounds_in_steps: whether the library that rounds activations does it in operations of their own.
@@ -83,6 +84,7 @@ class Facts:
     image_tokens: int
     text_tokens: int
     steps: int
+    called: int = 0
     guidance: str = "none"
     weight_bits: int = 16
     activation_bits: int = 16

@@ -10,8 +10,8 @@ from typing import Any
 from ..compat.rules.adapters import CALL_GUIDANCE, CALL_SCHEDULE, CALL_STEPS
 from ..core.errors import StackError
 from ..core.passes import CallTransform, TransformedCall
+from ..models.schedule import TRAINED
 from .card import Card
-from .schedules import TRAINED
 
 
 def parameters_of(pipe: Any) -> tuple[str, ...]:

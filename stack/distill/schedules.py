@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..core.errors import StackError, choose
-from ..models.schedule import uniform
+from ..models.schedule import TRAINED, uniform
 
-TRAINED = 1000  # time steps that flow models count their noise levels in
 KINDS = {
     "scheduler": (),
     "shift": ("shift",),

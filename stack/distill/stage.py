@@ -18,7 +18,7 @@ from ..core.installer import Installer
 from ..core.passes import Applied, Finding, TransformedCall, field_options
 from ..models.preexisting import CAST
 from ..models.sampler import why_not_plain
-from ..models.schedule import SigmaSchedule, uniform
+from ..models.schedule import SigmaSchedule, of_flow, uniform
 from ..runtime.target import Target
 from .call import corrected, parameters_of
 from .card import Card
@@ -169,7 +169,8 @@ class AdapterStage(ABC):
         if not card.steps:
             return after
         sampler = _sampler(card) if facts.pipeline and card.scheduler.name else facts.sampler
-        return replace(after, steps=card.steps, schedule=card.sigmas(), distilled=card.name, sampler=sampler)
+        steps = facts.called or card.steps
+        return replace(after, steps=steps, schedule=card.sigmas(steps), distilled=card.name, sampler=sampler)
 
     # ---- acting
 
@@ -206,8 +207,9 @@ def install_schedule(card: Card, target: Target, install: Installer) -> None:
     """
     if target.pipe is None:
         sigmas = card.sigmas()
-        sigma_schedule = SigmaSchedule(sigmas) if sigmas else uniform(card.steps, target.clock.sigma_schedule.shift)
-        install.set_attribute(target.clock, "sigma_schedule", sigma_schedule)
+        shift = target.clock.timetable.schedule.shift
+        made = of_flow(SigmaSchedule(sigmas) if sigmas else uniform(card.steps, shift))
+        install.set_attribute(target.clock, "timetable", made)
         return
     made = scheduler_of(card, target.pipe.scheduler, card.steps)
     if made is not None:

@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from ..core.errors import StackError
-from .schedule import SigmaSchedule, source_of
+from .schedule import SigmaSchedule
 
 
 def host_copy(scheduler: Any) -> Any:
@@ -162,10 +162,10 @@ def planned_steps(pipe: Any | None, schedule: Callable[[], SigmaSchedule]) -> Ca
     known: dict[str, Any] = {"made": None, "steps": []}
 
     def steps() -> list[AffineStep]:
-        made = schedule() if pipe is None else source_of(pipe.scheduler)
+        made = schedule()
         if made is not known["made"]:
-            known["steps"] = flow_steps(schedule().sigmas) if pipe is None else affine_steps(pipe.scheduler)
-            known["made"] = made
+            whole = flow_steps(made.sigmas) if pipe is None else affine_steps(pipe.scheduler)[made.begin :]
+            known["steps"], known["made"] = whole, made
         return known["steps"]
 
     if pipe is not None:

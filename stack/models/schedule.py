@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
+
+TRAINED = 1000  # training steps of a scheduler whose configuration does not say
+CLOSE = 1e-3  # relative: schedules of 500 steps still tell neighbours apart
+FLOW_MATCH = 1e-3  # of the training steps: a flow's timesteps are its noise levels to this, float32 rounding included
 
 
 @dataclass(frozen=True)
 class SigmaSchedule:
-    """The noise levels of a request, largest first and without the final 0, and the shift they were made with."""
+    """The noise levels of a request, largest first and without the final 0, and the shift they were made with.
+
+    Attributes:
+        begin: which step of the sampler's whole schedule the first one is: image to image starts in the middle.
+        known: whether it is the sampler's; else it is a single call whose place on a schedule is not known.
+    """
 
     sigmas: tuple[float, ...]
     shift: float = 1.0
-
-    def step(self, sigma: float) -> int:
-        """Index of the nearest noise level."""
-        if sigma in self.places:
-            return self.places[sigma][0]
-        return min(range(len(self.sigmas)), key=lambda i: abs(self.sigmas[i] - sigma))
+    begin: int = 0
+    known: bool = True
 
     @cached_property
-    def places(self) -> dict[float, tuple[int, float]]:
-        """The schedule's own noise levels, each with its index and its unshifted time."""
-        return {sigma: (index, self.time(sigma)) for index, sigma in reversed(list(enumerate(self.sigmas)))}
+    def times(self) -> tuple[float, ...]:
+        """Unshifted time of each step; the share of steps still to come where levels are none between 0 and 1."""
+        if any(not 0 <= sigma <= 1 for sigma in self.sigmas):
+            return tuple(1 - i / len(self.sigmas) for i in range(len(self.sigmas)))
+        return tuple(map(self.time, self.sigmas))
 
     def time(self, sigma: float) -> float:
         """Unshifted time u: sigma = s u / (1 + (s - 1) u), solved for u."""
         return sigma / (self.shift - (self.shift - 1) * sigma)
+
+    def since(self, begin: int) -> SigmaSchedule:
+        """What is left of it from this step on."""
+        return self if not begin else replace(self, sigmas=self.sigmas[begin:], begin=self.begin + begin)
 
 
 def uniform(steps: int, shift: float = 1.0) -> SigmaSchedule:
@@ -50,27 +62,57 @@ def shift_of(config: Any, image_tokens: int) -> float:
     return float(config.get("shift") or config.get("flow_shift") or 1.0)
 
 
-def source_of(scheduler: Any) -> Any:
-    """What `sigma_schedule_of` reads: the same object as long as the schedule is the same."""
-    made = vars(scheduler).get("sigmas")
-    return scheduler.timesteps if made is None else made
+@dataclass(frozen=True)
+class Timetable:
+    """A sampler's schedule, and the timesteps that it calls the denoiser with.
 
-
-def sigma_schedule_of(scheduler: Any, image_tokens: int) -> SigmaSchedule:
-    """The schedule that `scheduler.set_timesteps` has just made, kept on the host: no device sync.
-
-    A scheduler of discrete times (DDIM) has no noise levels: its times, as shares of the training's, stand for them.
+    Attributes:
+        schedule: noise levels of the calls. Samplers with two calls a step have an entry for each.
+        timesteps: over `TRAINED`, in the same order.
     """
-    made = vars(scheduler).get("sigmas")
-    if made is None:
-        times = [t / scheduler.config["num_train_timesteps"] for t in scheduler.timesteps.tolist()]
-        return SigmaSchedule(tuple(times))
-    sigmas = made.tolist()
-    if len(sigmas) > 1 and sigmas[-1] == 0:
-        sigmas = sigmas[:-1]
-    return SigmaSchedule(tuple(sigmas), shift_of(scheduler.config, image_tokens))
+
+    schedule: SigmaSchedule
+    timesteps: tuple[float, ...]
+
+    def nearest(self, timestep: float, precision: float) -> int | None:
+        """The call with this timestep, given over `TRAINED` and to this relative precision; None where none has it."""
+        at = min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - timestep))
+        return at if fits(self.timesteps[at], timestep, precision) else None
 
 
-def default_sigma_schedule(steps: int, shift: float = 1.0) -> SigmaSchedule:
+def fits(own: float, timestep: float, precision: float) -> bool:
+    """Whether a timestep is the sampler's own, rounded."""
+    return abs(own - timestep) <= max(precision, CLOSE) * max(abs(own), abs(timestep), CLOSE)
+
+
+def timetable_of(scheduler: Any, image_tokens: int) -> Timetable:
+    """The schedule that `scheduler.set_timesteps` has just made, kept on the host: read once per request.
+
+    Noise levels are a flow's sigmas. Of other samplers the timesteps stand for them, as shares of the training's:
+    their sigmas have no common scale (those of EDM reach 157), what the denoiser is told has.
+    """
+    timesteps = scheduler.timesteps.tolist()
+    trained = scheduler.config.get("num_train_timesteps") or TRAINED
+    made, levels = vars(scheduler).get("sigmas"), tuple(t / trained for t in timesteps)
+    if made is not None and len(made) >= len(timesteps):
+        sigmas = made.tolist()[: len(timesteps)]
+        if all(abs(s - level) <= FLOW_MATCH for s, level in zip(sigmas, levels, strict=True)):
+            levels = tuple(sigmas)
+    return Timetable(_schedule(levels, scheduler, image_tokens), tuple(t / TRAINED for t in timesteps))
+
+
+def _schedule(levels: tuple[float, ...], scheduler: Any, image_tokens: int) -> SigmaSchedule:
+    schedule = SigmaSchedule(levels, shift_of(scheduler.config, image_tokens))
+    falls = all(a >= b for a, b in pairwise(levels))
+    # A level that rises again has no time of its own.
+    return schedule if falls else SigmaSchedule(tuple(1 - i / len(levels) for i in range(len(levels))))
+
+
+def flow_timetable(steps: int, shift: float = 1.0) -> Timetable:
     """The timetable assumed for a bare denoiser."""
-    return uniform(steps, shift)
+    return of_flow(uniform(steps, shift))
+
+
+def of_flow(schedule: SigmaSchedule) -> Timetable:
+    """A flow's timetable: it is called with its noise levels."""
+    return Timetable(schedule, schedule.sigmas)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from diffusers.models.cache_utils import CacheMixin
 
+from ..compat.rules.state import OTHER_CONDITIONS, STEP_UNKNOWN
 from ..core.installer import BEHIND_HOOK, Installer
-from ..models.schedule import sigma_schedule_of, source_of
+from ..models.schedule import CLOSE, TRAINED, Timetable, fits, timetable_of
+from ..models.timestep import place_in, precision_of, same_for_all
 from .arguments import Arguments
 from .call import DenoiserCall
+from .step_clock import Place, unknown_place
 from .target import Target
-
-NEAR = 0.01  # a host-side timestep further than this from the scheduler's sigma did not come from the pipeline's loop
 
 
 def hook_denoiser(target: Target, install: Installer) -> None:
@@ -31,8 +33,8 @@ def hook_denoiser(target: Target, install: Installer) -> None:
 
 def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
     """The denoiser's forward with a stack on it: one call from top to bottom."""
-    arguments, sigmas = Arguments(inner), _Sigmas(target)
     clock, journal, chain = target.clock, target.journal, target.chain
+    arguments, steps = Arguments(inner), _StepReader(target)
 
     @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -40,10 +42,20 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
         with target.lock:
             given = arguments.named(args, kwargs) if args else kwargs
             latent = given["hidden_states"]
-            # Which step of which request this is, in what compute mode; which samples run is filled in on the way.
-            context = clock.advance(sigmas.of(given["timestep"], latent), tuple(latent.shape))
+            # Which step this is, asked of the scheduler.
+            place = steps.of(given["timestep"], latent)
+            before, turns_page = clock.context, clock.turns_page(place)
+            if turns_page:
+                # A pipeline call begins: the passes are planned for as many steps as it has.
+                target.prepare(len(place.timetable.timesteps) - place.at if not place.why else 0)
+            # Of which request, in what compute mode; which samples run is filled in on the way.
+            context = clock.advance(place, tuple(latent.shape))
             # Its time and, read off the step context in the end, what it turned out to be.
             journal.begin(context, latent.device)
+            if place.why:
+                journal.warn(STEP_UNKNOWN.annotate(f"{place.why}; the step runs in full"))
+            elif before and before.request != context.request and not turns_page:
+                journal.warn(OTHER_CONDITIONS.annotate("a step does not follow the one before it: it runs in full"))
             # What its features depend on. Read if a cache asks, to stamp what it keeps.
             target.conditions.begin(context, given)
             try:
@@ -60,51 +72,66 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-class _Sigmas:
-    """Noise levels of calls, without a host sync where the pipeline's scheduler knows them."""
+@dataclass
+class _StepReader:
+    """Which step a call is: asked of the scheduler that drives it, and checked against what the call says.
 
-    def __init__(self, target: Target):
-        self._target = target
-        self._made: Any = None  # what the schedule was last read from; schedulers make a new one for each request
-        self._version = 0
+    Nothing is read from an accelerator where the scheduler keeps count.
+    """
 
-    def of(self, timestep: torch.Tensor, tokens: torch.Tensor) -> float:
-        """Noise level of a call with these tokens (B, N, ...)."""
-        pipe, clock, scale = self._target.pipe, self._target.clock, self._target.wiring.timestep_scale
+    target: Target
+    _made: Any = None  # what the timetable was last read from; schedulers make a new one for each request
+    _version: int = 0
+
+    def of(self, timestep: torch.Tensor, latent: torch.Tensor) -> Place:
+        """The place of a call with this timestep argument, on latent tokens (B, N, ...)."""
+        clock, pipe = self.target.clock, self.target.pipe
+        if timestep.numel() > 1 and any(timestep.stride()) and not same_for_all(timestep):
+            level = float(timestep.max()) / self.target.wiring.timestep_scale
+            return unknown_place(level, "the samples of a call are at different timesteps")
         if pipe is None:
-            return _first(timestep) / scale
+            return self._checked(timestep, clock.timetable, clock.expected(clock.timetable), driven=False)
         scheduler = pipe.scheduler
-        made = vars(scheduler).get("sigmas")
-        if made is None:
-            made = source_of(scheduler)
+        own = vars(scheduler)
+        made = own.get("sigmas")
+        made = scheduler.timesteps if made is None else made
         # Some callers write noise levels of their own into what the scheduler has made.
         version = 0 if made.is_inference() else made._version
         if made is not self._made or version != self._version:
-            clock.sigma_schedule = sigma_schedule_of(scheduler, tokens.shape[1])
-            self._made, self._version = made, version
-        sigmas = clock.sigma_schedule.sigmas
-        if "_step_index" not in vars(scheduler):  # DDIM keeps no count of its steps
-            index = _place(timestep, scheduler.timesteps)
-            return _first(timestep) / scale if index is None else sigmas[index]
-        index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index or 0
-        known = sigmas[min(index, len(sigmas) - 1)]
-        if timestep.device.type != "cpu":
-            return known
-        # A call around the pipeline's own loop: the scheduler's index is stale, the value is not.
-        value = _first(timestep) / scale
-        return known if abs(known - value) <= NEAR * max(value, NEAR) else value
+            clock.timetable, self._made, self._version = timetable_of(scheduler, latent.shape[1]), made, version
+        timetable, at = clock.timetable, own.get("_step_index")
+        at = own.get("_begin_index") if at is None else at
+        if at is None and (at := place_in(timestep, scheduler.timesteps)) is not None:
+            return Place(timetable, at, driven=True)
+        if at is not None and timestep.device.type != "cpu" and clock.follows(timetable, at):
+            return Place(timetable, at, driven=True)  # reading the timestep would wait for the device
+        return self._checked(timestep, timetable, clock.expected(timetable) if at is None else at, driven=True)
 
+    def _checked(self, timestep: torch.Tensor, timetable: Timetable, at: int, driven: bool) -> Place:
+        """This step where it fits the call, else the one with this timestep."""
+        first = timestep if timestep.numel() == 1 else timestep.flatten()[0]
+        value, own = float(first) / self.target.wiring.timestep_scale, timetable.timesteps
+        there = 0 <= at < len(own)
+        if there and abs(own[at] - value) <= CLOSE * own[at]:
+            return Place(timetable, at, driven)
+        precision = precision_of(timestep)
+        if there and fits(own[at], value, precision):
+            return Place(timetable, at, driven)
+        found = timetable.nearest(value, precision)
+        if found is not None:
+            return Place(timetable, found, driven)
+        return unknown_place(value, self._why_unknown(value, timetable))
 
-def _first(timestep: torch.Tensor) -> float:
-    """One sample's timestep; all samples of a call have the same."""
-    return float(timestep if timestep.numel() == 1 else timestep.flatten()[0])
-
-
-def _place(timestep: torch.Tensor, timesteps: torch.Tensor) -> int | None:
-    """Which of the scheduler's timesteps a call's is a view of: known without a read. None where it is none."""
-    if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
-        return None
-    return int(timestep.storage_offset() - timesteps.storage_offset())
+    def _why_unknown(self, value: float, timetable: Timetable) -> str:
+        steps, pipe = len(timetable.timesteps), self.target.pipe
+        if pipe is None:
+            own = f"the {steps} steps of shift {timetable.schedule.shift:g} that this stack is built for"
+            return (
+                f"noise level {value:.4g} is none of {own}: build it with the loop's own, Stack(model, steps=, shift=)"
+            )
+        own = f"the {steps} that the pipeline's {type(pipe.scheduler).__name__} has made"
+        hint = "something else drives this call; build the stack on the pipeline that is called"
+        return f"timestep {TRAINED * value:.4g} is none of {own}: {hint}"
 
 
 def _context(

@@ -1,4 +1,4 @@
-"""What happened in the last request: per step what ran, how far the cache was off, how long it took."""
+"""What happened in the last pipeline call: per step what ran, how far the cache was off, how long it took."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StepRecord:
 
 @dataclass
 class Report:
-    """The last request of a stack.
+    """The last pipeline call of a stack.
 
     Attributes:
         passes: figures of each pass, by stage.
@@ -93,14 +93,14 @@ class _Entry:
 
 @dataclass
 class Journal:
-    """Collects the steps of the current request. Errors and times are read when the report is asked for, not before."""
+    """Collects the steps of the current pipeline call. Errors and times are read when the report is asked for."""
 
     entries: list[_Entry] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def begin(self, context: StepContext, device: torch.device = CPU) -> None:
-        """A call begins on this device; a new request starts a new page."""
-        if self.entries and self.entries[-1].context.request != context.request:
+        """A call begins on this device; a new pipeline call starts a new page."""
+        if self.entries and self.entries[-1].context.page != context.page:
             self.entries, self.warnings = [], []
         watch = None if device.type == "cpu" else Stopwatch(device)
         self.entries.append(_Entry(context, perf_counter(), watch))
@@ -125,7 +125,7 @@ class Journal:
         """The request so far."""
         return [
             StepRecord(
-                step=e.context.step,
+                step=e.context.at,
                 sigma=e.context.sigma,
                 branch=e.context.branch,
                 kind=e.kind,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from ..models.schedule import SigmaSchedule
+from ..models.schedule import SigmaSchedule, Timetable
 
 MAIN = "main"  # the branch of a pipeline that does not name its guidance branches
 FULL, CACHED, PARTIAL = "full", "cached", "partial"
@@ -57,29 +57,59 @@ class ActiveSet:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Which step a denoiser call is.
+
+    Attributes:
+        timetable: that the call is on; of one entry where its step is not known.
+        at: index of its entry.
+        driven: whether the pipeline's scheduler says so, and not only the call's timestep.
+        why: why the step is not known; "" where it is.
+    """
+
+    timetable: Timetable
+    at: int
+    driven: bool = False
+    why: str = ""
+
+
+def unknown_place(level: float, why: str) -> Place:
+    """Of a call at this timestep, over the training's, whose step is not known: a schedule of its own."""
+    return Place(Timetable(SigmaSchedule((level,), known=False), (level,)), 0, why=why)
+
+
+@dataclass(frozen=True)
 class StepContext:
     """One denoiser call.
 
     Attributes:
-        request: number of the request, unique within a stack.
-        branch: guidance branch by name ("cond", "uncond").
-        step: index in the request's schedule; for display and for calibrated masks.
+        request: number of the request, unique within a stack: cached state never outlives it.
+        page: number of the pipeline call that it belongs to, for the report. A request that breaks off in the middle
+            of one is followed by another on the same page.
+        branch: guidance branch by name ("cond", "uncond"). Where a step of an unnamed branch has several calls, those
+            after the first have a number.
+        step: index in the request's schedule; for calibrated masks.
         steps: length of the schedule.
         sigma: noise level.
         time: the schedule's own unshifted time u in [0, 1], the coordinate of every extrapolation.
         shape: shape of the latent tokens.
+        at: index in the sampler's whole schedule, for display: image to image begins in its middle.
+        known: whether it is known which step it is. Where not, it is a request of one step.
         compute_mode: what passes that compute some steps otherwise say of this one: dense or sparse, in which
             precision. Features of unlike modes differ by more than time.
         active_set: which samples and tokens of the call run.
     """
 
     request: int
+    page: int
     branch: str
     step: int
     steps: int
     sigma: float
     time: float
     shape: tuple[int, ...]
+    at: int = 0
+    known: bool = True
     compute_mode: tuple[Hashable, ...] = ()
     active_set: ActiveSet = field(default_factory=ActiveSet, compare=False)
 
@@ -100,42 +130,109 @@ class Clock:
     continuation.
 
     Attributes:
-        step context: the current call's step, or the last one's.
+        context: the current call's step, or the last one's.
         active_set: of the same call.
+        timetable: of the sampler, as last read.
+        sigma_schedule: of the current request: the timetable's from the step on that the request began with.
         compute_modes: what makes the entries of `StepContext.compute_mode`, one function per pass.
     """
 
-    def __init__(self, sigma_schedule: SigmaSchedule) -> None:
+    def __init__(self, timetable: Timetable) -> None:
         self.branch = MAIN
         self.compute_modes: tuple[Callable[[StepContext], Hashable], ...] = ()
         self.context: StepContext | None = None
         self.active_set = ActiveSet()
-        self.sigma_schedule = sigma_schedule
+        self.timetable = timetable
+        self.sigma_schedule = timetable.schedule
+        self._on = timetable  # what the current request's calls are on
         self._requests = 0
         self._at: dict[str, int] = {}
         self._shape: tuple[int, ...] = ()
-
-    def schedule(self, sigmas: tuple[float, ...], shift: float) -> None:
-        """Set the timetable of the coming calls."""
-        self.sigma_schedule = SigmaSchedule(sigmas, shift)
+        self._pages = 0
+        self._last: Place | None = None  # of the page's last call
+        self._kept_open = False
 
     def restart(self) -> None:
-        """The next call starts a request, whatever its noise level."""
+        """The next call starts a request, whatever its step."""
         self._at.clear()
+        self._last = self._last if self._kept_open else None
 
-    def advance(self, sigma: float, shape: tuple[int, ...]) -> StepContext:
-        """A denoiser call at this noise level, on latent tokens of this shape, begins."""
-        schedule, branch = self.sigma_schedule, self.branch
-        step, time = schedule.places.get(sigma) or (schedule.step(sigma), schedule.time(sigma))
-        previous = self._at.get(branch)
-        # A branch not seen yet joins when another branch is at this very step.
-        continues = step in self._at.values() if previous is None else step == previous + 1
-        if not continues or shape != self._shape:
+    @contextmanager
+    def one_page(self) -> Iterator[None]:
+        """All calls inside are of one pipeline call."""
+        self._kept_open, self._last = True, None
+        self.restart()
+        try:
+            yield
+        finally:
+            self._kept_open, self._last = False, None
+
+    def expected(self, timetable: Timetable) -> int:
+        """The step that would continue the current branch's request."""
+        return self._at.get(self.branch, -1) + 1 if timetable is self._on else 0
+
+    def follows(self, timetable: Timetable, at: int) -> bool:
+        """Whether a call is known to be the next one of a branch."""
+        return timetable is self._on and self._at.get(self._named(at)) == at - 1
+
+    def turns_page(self, place: Place) -> bool:
+        """Whether a call is the first of its pipeline call: of a schedule just made, or of more noise than before."""
+        last = self._last
+        if last is None or self._kept_open:
+            return last is None
+        other = place.driven and last.driven and place.timetable is not last.timetable
+        # Noise levels may be written into a scheduler in mid-run.
+        return (other and place.at != last.at + 1) or place.timetable.timesteps[place.at] > last.timetable.timesteps[
+            last.at
+        ]
+
+    def advance(self, place: Place, shape: tuple[int, ...]) -> StepContext:
+        """A denoiser call at this place, on latent tokens of this shape, begins."""
+        if self.turns_page(place):
+            self._pages += 1
+        self._last = place
+        at, branch = place.at, self.branch
+        if place.driven and self._at.get(branch) == at:
+            branch = self._named(at)
+        if not self._continues(place, branch) or shape != self._shape:
             self._requests += 1
             self._at.clear()
-        self._at[branch], self._shape = step, shape
-        context = StepContext(self._requests, branch, step, len(schedule.sigmas), sigma, time, shape)
+            self._on, self.sigma_schedule = place.timetable, place.timetable.schedule.since(at)
+        self._at[branch], self._shape = at, shape
+        schedule = self.sigma_schedule
+        step = at - schedule.begin
+        context = StepContext(
+            request=self._requests,
+            page=self._pages,
+            branch=branch,
+            step=step,
+            steps=len(schedule.sigmas),
+            sigma=schedule.sigmas[step],
+            time=schedule.times[step],
+            shape=shape,
+            at=at,
+            known=schedule.known,
+        )
         if self.compute_modes:
             context = replace(context, compute_mode=tuple(of(context) for of in self.compute_modes))
         self.context, self.active_set = context, context.active_set
         return context
+
+    def _continues(self, place: Place, branch: str) -> bool:
+        if place.timetable is not self._on or place.why:
+            return False
+        previous = self._at.get(branch)
+        # A branch not seen yet joins when another branch is at this very step.
+        return place.at in self._at.values() if previous is None else place.at == previous + 1
+
+    def _named(self, at: int) -> str:
+        """The current branch; with a number where it has had this step already.
+
+        Only where a scheduler drives the calls: it is made anew for every request, so that a step seen twice is a
+        second call of that step, and not the start of another request.
+        """
+        name, number = self.branch, 1
+        while self._at.get(name) == at:
+            number += 1
+            name = f"{self.branch} ({number})"
+        return name

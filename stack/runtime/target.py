@@ -33,6 +33,7 @@ class Target:
         pipe: the pipeline, if there is one.
         lock: held by whoever runs the model.
         abort: lets go of what passes keep between calls.
+        prepare: told at the start of a pipeline call how many denoiser steps it has, 0 where that is not known.
         conditions: what the current call's features depend on, for stamps.
         chain: what a call of the whole denoiser passes before the model.
         grid: what the output stream's tokens lie on in the current request.
@@ -47,6 +48,7 @@ class Target:
     pipe: Any | None = None
     lock: AbstractContextManager[Any] = field(default_factory=RLock)
     abort: Callable[[], None] = lambda: None
+    prepare: Callable[[int], None] = lambda steps: None
     chain: InterceptorChain = field(default_factory=InterceptorChain)
     conditions: ConditionsReader = field(init=False)
     grid: RequestGrid = field(init=False)

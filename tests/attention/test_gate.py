@@ -6,12 +6,13 @@ import pytest
 
 from stack.attention.sparsity import FIRST, LAST, OUTSIDE, SparsityPolicy, Tally
 from stack.models.schedule import uniform
-from stack.runtime.step_clock import Clock
+
+from ..clocks import advance, clock_of
 
 
 def reasons(policy: SparsityPolicy, steps: int) -> list[str]:
-    clock = Clock(uniform(steps))
-    return [policy.dense_step(clock.advance(sigma, (1, 4, 4))) for sigma in clock.sigma_schedule.sigmas]
+    clock = clock_of(uniform(steps))
+    return [policy.dense_step(advance(clock, sigma, (1, 4, 4))) for sigma in clock.timetable.schedule.sigmas]
 
 
 def test_dense_at_both_ends() -> None:
@@ -42,14 +43,14 @@ def test_where_nothing_can_be_dropped_nothing_is_even_if_told() -> None:
 
 
 def test_tally_counts_one_request() -> None:
-    clock = Clock(uniform(4))
+    clock = clock_of(uniform(4))
     tally = Tally(clock)
     for sigma in (1.0, 0.75):
-        clock.advance(sigma, (1, 4, 4))
+        advance(clock, sigma, (1, 4, 4))
         tally.note(FIRST if sigma == 1.0 else "", 1.0 if sigma == 1.0 else 0.5)
         tally.note("", 0.25)
     assert tally.figures().items() >= {"sparse_calls": 3, "dense_calls": {FIRST: 1}, "density": 0.5}.items()
-    clock.advance(1.0, (1, 4, 4))  # the next request
+    advance(clock, 1.0, (1, 4, 4))  # the next request
     tally.note(LAST)
     assert tally.figures().items() >= {"sparse_calls": 0, "dense_calls": {LAST: 1}, "density": 1.0}.items()
     tally.reset()

@@ -19,6 +19,7 @@ from stack.models.attention import FLUX
 from stack.models.schedule import uniform
 from stack.runtime.step_clock import Clock
 
+from ..clocks import advance, clock_of
 from ..conftest import inputs, tiny_denoiser
 
 SIDE = 18  # 324 image tokens: five key blocks of 64 and a tail
@@ -26,9 +27,9 @@ SIDE = 18  # 324 image tokens: five key blocks of 64 and a tail
 
 @pytest.fixture
 def clock() -> Clock:
-    clock = Clock(uniform(10))
-    for sigma in clock.sigma_schedule.sigmas[:5]:
-        clock.advance(sigma, (1, SIDE * SIDE, 12))
+    clock = clock_of(uniform(10))
+    for sigma in clock.timetable.schedule.sigmas[:5]:
+        advance(clock, sigma, (1, SIDE * SIDE, 12))
     return clock
 
 
@@ -92,7 +93,7 @@ def test_batched_equals_one_by_one(clock: Clock) -> None:
 def test_dense_outside_a_request_is_bit_identical() -> None:
     model = tiny_denoiser()
     expected = run(model)
-    tally, _ = wrapped(model, Clock(uniform(10)))
+    tally, _ = wrapped(model, clock_of(uniform(10)))
     assert torch.equal(run(model), expected)
     assert dict(tally.dense) == {OUTSIDE: 2}
 
@@ -153,8 +154,8 @@ def test_compiled_blocks_break_around_attention_once(clock: Clock) -> None:
     block.forward = torch.compile(block.forward, backend=backend, dynamic=False)
     torch.testing.assert_close(run(model), expected, atol=1e-5, rtol=0)
     compiled = len(graphs)
-    for sigma in clock.sigma_schedule.sigmas[5:8]:
-        clock.advance(sigma, (1, SIDE * SIDE, 12))
+    for sigma in clock.timetable.schedule.sigmas[5:8]:
+        advance(clock, sigma, (1, SIDE * SIDE, 12))
         run(model)
     assert compiled > 0 and len(graphs) == compiled
     assert tally.sparse == 10

@@ -21,6 +21,7 @@ from stack.runtime.report import Journal
 from stack.runtime.stamp import Conditions
 from stack.runtime.step_clock import MAIN, Clock
 
+from ..clocks import advance, clock_of
 from ..conftest import inputs, tiny_denoiser
 
 STEPS = 14
@@ -56,7 +57,7 @@ class Rig:
 
     def __init__(self, halves: bool = False, **options: Any):
         self.policy: Policy = Cache("toca", **{"budget": "even", "warmup": 1, **options}).policy
-        self.denoiser, self.clock, self.weights = tiny_denoiser(), Clock(uniform(STEPS)), 0
+        self.denoiser, self.clock, self.weights = tiny_denoiser(), clock_of(uniform(STEPS)), 0
         self.controller = controller_of(self.policy, self.clock, lambda: self.weights)
         self.grid: tuple[int, ...] = (8, 8)
         site, schedule = self.policy.site, self.policy.schedule
@@ -74,12 +75,12 @@ class Rig:
 
     @torch.no_grad()
     def call(self, step: int, branch: str = MAIN, batch: int = 1, sigma: float | None = None) -> torch.Tensor:
-        at = self.clock.sigma_schedule.sigmas[step]
+        at = self.clock.timetable.schedule.sigmas[step]
         given = inputs(at if sigma is None else sigma, batch=batch)
         if branch == "uncond":
             given["encoder_hidden_states"] = -given["encoder_hidden_states"]
         self.clock.branch = branch
-        self.controller.journal.begin(self.clock.advance(at, tuple(given["hidden_states"].shape)))
+        self.controller.journal.begin(advance(self.clock, at, tuple(given["hidden_states"].shape)))
         return self.chain.run(DenoiserCall(partial(self.denoiser, **given), given)).sample
 
     @property

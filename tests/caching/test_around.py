@@ -18,8 +18,9 @@ from stack.core.installer import Installer
 from stack.models.schedule import uniform
 from stack.models.wiring import DIT, FLUX, Wiring
 from stack.runtime.call import DenoiserCall, InterceptorChain
-from stack.runtime.step_clock import MAIN, Clock
+from stack.runtime.step_clock import MAIN
 
+from ..clocks import advance, clock_of
 from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
 from ..models.test_dit import draw, tiny
 from .rig import controller_of
@@ -38,7 +39,7 @@ class Rig:
 
     def __init__(self, wiring: Wiring = DIT, steps: int = 8, factor: float = 2.0, **options: Any):
         self.policy: Policy = Cache("easycache", **{"warmup": 2, **options}).policy
-        self.clock, self.factor, self.ran = Clock(uniform(steps)), factor, list[int]()
+        self.clock, self.factor, self.ran = clock_of(uniform(steps)), factor, list[int]()
         self.about: list[tuple[int, ...] | None] = []
         self.controller = controller_of(self.policy, self.clock)
         self.journal = self.controller.journal
@@ -56,7 +57,7 @@ class Rig:
         """One call with a sample of each value; the samples that come out."""
         latent = torch.stack([torch.full((1, 2, 3, 3), value) for value in values])  # 5-D, as of a video
         self.clock.branch = branch
-        self.journal.begin(self.clock.advance(self.clock.sigma_schedule.sigmas[step], tuple(latent.shape)))
+        self.journal.begin(advance(self.clock, self.clock.timetable.schedule.sigmas[step], tuple(latent.shape)))
         given = {"hidden_states": latent, "return_dict": False, **more}
         out = self.chain.run(DenoiserCall(partial(self._forward, **given), given))[0]
         assert out.shape == latent.shape
@@ -150,7 +151,7 @@ def test_another_request_starts_afresh() -> None:
 
 def test_a_caller_that_writes_into_its_latent_changes_nothing() -> None:
     rig, given = Rig(threshold=0.3), torch.full((1, 1, 3, 3), 10.0)
-    rig.clock.advance(1.0, (1, 1, 3, 3))
+    advance(rig.clock, 1.0, (1, 1, 3, 3))
     assert rig.clock.context is not None
     rig.journal.begin(rig.clock.context)
     out = rig.chain.run(DenoiserCall(partial(rig._forward, hidden_states=given), {"hidden_states": given}))[0]

@@ -19,8 +19,8 @@ from stack.core.installer import Installer
 from stack.models.sampler import affine_steps, flow_steps, linear_step
 from stack.models.schedule import uniform
 from stack.runtime.call import DenoiserCall, InterceptorChain
-from stack.runtime.step_clock import Clock
 
+from ..clocks import advance, clock_of
 from ..conftest import PROMPT, picture, tiny_pipe
 from .rig import controller_of
 
@@ -95,7 +95,7 @@ class Sampler:
     def __init__(self, **options: Any):
         policy = Cache("predictor-corrector", **options).policy
         self.table = uniform(12, 3.0)
-        self.clock, self.chain, self.plan = Clock(self.table), InterceptorChain(), flow_steps(self.table.sigmas)
+        self.clock, self.chain, self.plan = clock_of(self.table), InterceptorChain(), flow_steps(self.table.sigmas)
         controller = controller_of(policy, self.clock)
         self.journal = controller.journal
         self.chain.add(Installer(), X0Prediction(controller, lambda: self.plan))
@@ -110,7 +110,7 @@ class Sampler:
             def denoiser(latent: torch.Tensor, time: float = time, sigma: float = sigma) -> tuple[torch.Tensor]:
                 return ((latent - clean(time)) / sigma,)
 
-            self.journal.begin(self.clock.advance(sigma, tuple(x.shape)))
+            self.journal.begin(advance(self.clock, sigma, tuple(x.shape)))
             call = DenoiserCall(partial(denoiser, x), {"hidden_states": x, "return_dict": False})
             x = step.a * x + step.b * self.chain.run(call)[0]
         return x

@@ -8,8 +8,8 @@ import torch
 from stack import Stack
 from stack.caching.policy import Policy
 from stack.models.schedule import SigmaSchedule
-from stack.runtime.step_clock import Clock
 
+from ..clocks import advance, clock_of
 from ..conftest import inputs, tiny_denoiser
 from .rig import controller_of
 
@@ -19,11 +19,11 @@ UNEVEN = SigmaSchedule((1.0, 0.95, 0.8, 0.45, 0.4, 0.1), shift=3.0)
 @pytest.mark.parametrize("name", ["time", "sigma"])
 def test_a_forecast_follows_the_coordinate_over_uneven_steps(name: str) -> None:
     """Features on a straight line in the coordinate are met exactly; counted in steps they are missed by far."""
-    clock = Clock(UNEVEN)
+    clock = clock_of(UNEVEN)
     controller = controller_of(Policy.of(warmup=3, interval=9, gains=(1.0, 1.0), coordinate=name), clock)
     tokens = torch.ones(1, 4, 8, dtype=torch.float64)
     for sigma in UNEVEN.sigmas:
-        context = clock.advance(sigma, tuple(tokens.shape))
+        context = advance(clock, sigma, tuple(tokens.shape))
         controller.journal.begin(context)
         controller.begin(tokens)
         feature = tokens * (2 + 5 * (context.time if name == "time" else sigma))
@@ -51,12 +51,12 @@ def test_a_switch_of_phase_is_no_drift_and_no_slope() -> None:
     """The same jump under one phase is measured and extrapolated; between two phases it is neither."""
     told = {}
     for compute_modes in ((), (lambda context: context.step < 2,)):
-        clock = Clock(UNEVEN)
+        clock = clock_of(UNEVEN)
         clock.compute_modes = compute_modes
         controller = controller_of(Policy.of(warmup=3, interval=9, gains=(1.0, 1.0)), clock)
         tokens = torch.ones(1, 4, 8, dtype=torch.float64)
         for step, sigma in enumerate(UNEVEN.sigmas[:4]):
-            controller.journal.begin(clock.advance(sigma, tuple(tokens.shape)))
+            controller.journal.begin(advance(clock, sigma, tuple(tokens.shape)))
             controller.begin(tokens)
             if controller.decide() == [False]:
                 controller.store("image", tokens * (1 if step < 2 else 9), controller.slots)

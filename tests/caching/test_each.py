@@ -9,8 +9,8 @@ from stack.caching.sites.per_module import PerBlock
 from stack.core.installer import Installer
 from stack.models.schedule import uniform
 from stack.models.wiring import FLUX
-from stack.runtime.step_clock import Clock
 
+from ..clocks import advance, clock_of
 from ..conftest import inputs, tiny_denoiser
 from .rig import STEPS, controller_of
 
@@ -18,12 +18,12 @@ from .rig import STEPS, controller_of
 @torch.no_grad()
 def test_every_block_and_stream_has_a_basis_of_its_own() -> None:
     """Text and image span different subspaces: what one basis keeps of its own feature, no other keeps."""
-    denoiser, clock = tiny_denoiser(), Clock(uniform(STEPS))
+    denoiser, clock = tiny_denoiser(), clock_of(uniform(STEPS))
     controller = controller_of(Cache("svd-blocks", warmup=3).policy, clock)
     PerBlock(controller).install(denoiser, FLUX, Installer())
-    for sigma in clock.sigma_schedule.sigmas[:3]:
+    for sigma in clock.timetable.schedule.sigmas[:3]:
         given = inputs(sigma)
-        controller.journal.begin(clock.advance(sigma, tuple(given["hidden_states"].shape)))
+        controller.journal.begin(advance(clock, sigma, tuple(given["hidden_states"].shape)))
         denoiser(**given)
     predictors = controller.slots[0].predictors
     assert sorted(predictors) == ["0/image", "0/text", "1/image", "1/text"]

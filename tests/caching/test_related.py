@@ -15,8 +15,8 @@ from stack.caching.sites.relational import RelationalModules
 from stack.core.installer import Installer
 from stack.models.schedule import uniform
 from stack.models.wiring import CachedModule, Wiring
-from stack.runtime.step_clock import Clock
 
+from ..clocks import advance, clock_of
 from ..conftest import PROMPT, picture, tiny_pipe
 from ..models.test_dit import draw, tiny
 from .rig import controller_of
@@ -74,14 +74,14 @@ class Rig:
 
     def __init__(self, **options: Any):
         self.policy: Policy = Cache("rfc", **{"order": 1, "warmup": 2, **options}).policy
-        self.model, self.clock = Model(), Clock(uniform(12))
+        self.model, self.clock = Model(), clock_of(uniform(12))
         self.controller = controller_of(self.policy, self.clock)
         self.journal = self.controller.journal
         RelationalModules(self.controller).install(self.model, WIRING, Installer())
 
     def call(self, step: int, *values: float) -> list[float]:
         x = torch.stack([torch.full((2, 2), value) for value in values])
-        self.journal.begin(self.clock.advance(self.clock.sigma_schedule.sigmas[step], tuple(x.shape)))
+        self.journal.begin(advance(self.clock, self.clock.timetable.schedule.sigmas[step], tuple(x.shape)))
         return [float(sample[0, 0]) for sample in self.model(x)]
 
     @property

@@ -23,7 +23,8 @@ from stack.quant.linears.int8 import Int8Linear
 from stack.reference.shapes_video import TRANSFORMER, new_prompt_encoder, new_scheduler
 from stack.reference.video_pipeline import ShapesVideoPipeline
 from stack.runtime.arguments import Arguments
-from stack.runtime.step_clock import Clock
+
+from ..clocks import clock_of
 
 STEPS = 14
 PROMPTS = ("a red ring moving left", "a blue star moving down on a white background")
@@ -116,7 +117,7 @@ def test_a_block_given_some_tokens_cuts_positions_and_mask(index: int) -> None:
     with torch.no_grad():
         hidden, words = block(video, text, temb, only, tables)
         given = arguments.named((video, text, temb, seen, tables, None, 16), {})
-        call = BlockCall(block, block.forward, arguments, given, HUNYUAN_VIDEO, Clock(uniform(STEPS)))
+        call = BlockCall(block, block.forward, arguments, given, HUNYUAN_VIDEO, clock_of(uniform(STEPS)))
         some = call.run({"video": video[:, tokens], "text": text}, tokens=tokens)
         rows = call.run({"video": video[1:, tokens], "text": text[1:]}, [1], tokens)
     torch.testing.assert_close(some["video"], hidden[:, tokens], atol=1e-5, rtol=1e-4)

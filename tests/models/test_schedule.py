@@ -5,7 +5,7 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from stack.models.schedule import shift_of, sigma_schedule_of
+from stack.models.schedule import shift_of, timetable_of
 
 
 @pytest.mark.parametrize("tokens", [256, 1024, 4096])
@@ -13,7 +13,7 @@ from stack.models.schedule import shift_of, sigma_schedule_of
 def test_flux_timetables_have_uniform_unshifted_time(tokens: int, steps: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)  # FLUX.1-dev's own ranges
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=calculate_shift(tokens))
-    table = sigma_schedule_of(scheduler, tokens)
+    table = timetable_of(scheduler, tokens).schedule
     assert len(table.sigmas) == steps
     times = [table.time(sigma) for sigma in table.sigmas]
     assert times == pytest.approx([1 - i / steps for i in range(steps)], abs=1e-5)

@@ -229,9 +229,9 @@ def test_the_content_of_the_file_is_part_of_what_a_cache_is_calibrated_for(card:
 
 def test_a_bare_denoiser_follows_the_cards_noise_levels(card: Path) -> None:
     stack = Stack(tiny_denoiser()).distill(str(card)).apply()
-    assert stack._target.clock.sigma_schedule.sigmas == tuple(SIGMAS)
+    assert stack._target.clock.timetable.schedule.sigmas == tuple(SIGMAS)
     stack.undo()
-    assert len(stack._target.clock.sigma_schedule.sigmas) == 50
+    assert len(stack._target.clock.timetable.schedule.sigmas) == 50
 
 
 def test_fuse_before_quantize_survives_rounding(tmp_path: Path) -> None:

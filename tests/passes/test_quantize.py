@@ -14,16 +14,17 @@ from stack.core.errors import StackError
 from stack.core.facts import Facts, Machine
 from stack.core.installer import Installer
 from stack.core.passes import Applied
-from stack.models.schedule import default_sigma_schedule
+from stack.models.schedule import uniform
 from stack.models.wiring import FLUX
 from stack.quant.linears.int8 import Int8Linear
 from stack.quant.quantize import Quantize
 from stack.quant.schemes import SCHEMES
 from stack.quant.selection import Reason, Rules, choose_linears
 from stack.runtime.report import Journal
-from stack.runtime.step_clock import Clock
 from stack.runtime.target import Target
 from tests.conftest import inputs
+
+from ..clocks import clock_of
 
 AVX2 = Machine("cpu", "AVX2", fast_bf16=False)
 FACTS = Facts("flux", AVX2, "float32", 2, 128, 2, 64, 1024, 16, 50, weight_bits=32, activation_bits=32)
@@ -47,7 +48,7 @@ SINGLE = [
 
 def target(denoiser: nn.Module, text_tokens: int | None = None) -> Target:
     facts = replace(FACTS, text_tokens=text_tokens or 0)
-    return Target(denoiser, FLUX, facts, Clock(default_sigma_schedule(50, 1.0)), Journal(), lambda: 0)
+    return Target(denoiser, FLUX, facts, clock_of(uniform(50)), Journal(), lambda: 0)
 
 
 def verdicts(denoiser: nn.Module, scheme: str = "int8", **rules: Any) -> dict[str, str]:

@@ -22,9 +22,9 @@ from stack.models.schedule import uniform
 from stack.models.wiring import FLUX
 from stack.recipe import parse_recipe
 from stack.runtime.report import Journal
-from stack.runtime.step_clock import Clock
 from stack.runtime.target import Target
 
+from ..clocks import advance, clock_of
 from ..conftest import inputs, tiny_denoiser
 
 SIDE = 18
@@ -36,11 +36,11 @@ SMALL = SparseAttention(0.5, block=64, even_if_slower=True)
 
 
 def target_of(model: FluxTransformer2DModel, steps: int = 10) -> Target:
-    return Target(model, FLUX, facts_of(model, FLUX, None, steps), Clock(uniform(steps)), Journal(), lambda: 0)
+    return Target(model, FLUX, facts_of(model, FLUX, None, steps), clock_of(uniform(steps)), Journal(), lambda: 0)
 
 
 def call(target: Target, sigma: float) -> torch.Tensor:
-    context = target.clock.advance(sigma, (1, SIDE * SIDE, 12))
+    context = advance(target.clock, sigma, (1, SIDE * SIDE, 12))
     given = inputs(sigma, SIDE)
     target.journal.begin(context)
     target.conditions.begin(context, given)
@@ -157,7 +157,7 @@ def test_installs_on_every_attention_layer_and_rolls_back() -> None:
 def test_dense_steps_are_bit_identical_and_sparse_ones_are_not() -> None:
     target, _, applied = installed()
     plain = target_of(tiny_denoiser())
-    same = [torch.equal(call(target, s), call(plain, s)) for s in target.clock.sigma_schedule.sigmas]
+    same = [torch.equal(call(target, s), call(plain, s)) for s in target.clock.timetable.schedule.sigmas]
     assert same == [True] + [False] * 8 + [True]
     report = applied.report()
     assert report["sparse_calls"] == 16 and report["dense_calls"] == {FIRST: 2, LAST: 2}
@@ -189,13 +189,13 @@ def test_error_falls_as_more_is_kept() -> None:
 
 def test_same_request_twice_gives_the_same_bits() -> None:
     target, _, _ = installed(steps=4)
-    first, second = ([call(target, s) for s in target.clock.sigma_schedule.sigmas] for _ in range(2))
+    first, second = ([call(target, s) for s in target.clock.timetable.schedule.sigmas] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_a_request_without_a_sparse_call_is_warned_about() -> None:
     target, _, applied = installed(steps=2, wanted=SMALL)
-    for sigma in target.clock.sigma_schedule.sigmas:
+    for sigma in target.clock.timetable.schedule.sigmas:
         call(target, sigma)
     assert applied.report()["sparse_calls"] == 0
     assert target.journal.warnings == [f"0 of 4 attention calls sparse: 2 {FIRST}, 2 {LAST}"]

@@ -9,8 +9,9 @@ import torch
 
 from stack import Stack
 from stack.models.schedule import uniform
-from stack.runtime.step_clock import ActiveSet, Clock
+from stack.runtime.step_clock import ActiveSet
 
+from ..clocks import advance, clock_of
 from ..conftest import inputs, tiny_denoiser
 from ..passes.test_fastcache import made_up
 
@@ -42,10 +43,10 @@ def test_a_part_ends_where_it_ends_also_after_an_exception() -> None:
 
 
 def test_every_call_has_its_own() -> None:
-    clock = Clock(uniform(4))
-    clock.advance(1.0, (1, 4, 4))
+    clock = clock_of(uniform(4))
+    advance(clock, 1.0, (1, 4, 4))
     clock.active_set.wait()
-    clock.advance(0.75, (1, 4, 4))
+    advance(clock, 0.75, (1, 4, 4))
     assert clock.active_set == ActiveSet()
 
 

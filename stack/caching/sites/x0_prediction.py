@@ -74,8 +74,11 @@ class X0Prediction:
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         controller, latent = self.controller, call.latent
         controller.begin(latent)
+        cached = all(controller.decide())
+        if not controller.now.known:
+            return proceed(call)
         step, x = self.steps()[controller.now.step], latent.float()
-        if all(controller.decide()):
+        if cached:
             x0 = controller.predict(X0, controller.slots)
             return returned_as(call, ((like(x0, x) - step.c * x) / step.d).to(latent.dtype))
         result = proceed(call)

@@ -33,11 +33,27 @@ NOT_A_NUMBER = Rule(
 UNNAMED_BRANCHES = Rule(
     "unnamed-branches",
     "guidance branches that a pipeline does not name",
-    "Two denoiser calls per step that say nothing of their branch look like two requests: there is never a step to go "
-    "on from.",
+    "Two calls of a bare denoiser per step that say nothing of their branch look like two requests: there is never a "
+    "step to go on from.",
     (Evidence("0 steps are cached where the two calls of a step have no `cache_context`", "diffusers, issue 12760"),),
     "Nothing is mixed up: every call runs in full, and the report says why. Name the branches with "
     "`transformer.cache_context('cond')`, or run them as one batch.",
+    "run",
+    ("cache",),
+)
+STEP_UNKNOWN = Rule(
+    "step-unknown",
+    "a call whose step is not known",
+    "Where full steps are, what is extrapolated and what a corrector adds all rest on the place of a call on the "
+    "schedule. A loop of another length, another pipeline's scheduler, or samples at different timesteps have none "
+    "that is known here.",
+    (
+        Evidence(
+            "14 calls were taken for 11 requests where EDM noise levels were compared with timesteps",
+            "DiT behind DPM-Solver++, before the step was asked of the scheduler",
+        ),
+    ),
+    "The call runs in full, nothing is kept of it, and the report says which and why.",
     "run",
     ("cache",),
 )
@@ -58,4 +74,4 @@ FEWER_TOKENS = Rule(
     ("cache",),
 )
 
-STATE = (OTHER_CONDITIONS, NOT_A_NUMBER, UNNAMED_BRANCHES, FEWER_TOKENS)
+STATE = (OTHER_CONDITIONS, NOT_A_NUMBER, UNNAMED_BRANCHES, STEP_UNKNOWN, FEWER_TOKENS)

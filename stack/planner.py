@@ -1,0 +1,69 @@
+"""When a stack's plan is made anew: for a call of other steps, and where what facts rest on has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .core.facts import Facts
+from .core.passes import Pass
+from .core.plan import Plan, make_plan
+from .model_facts import facts_of, facts_rest_on, sampler_of
+from .runtime.target import Target
+
+SCHEDULER = "scheduler"  # the one entry of `facts_rest_on` that is no property of the model
+
+
+@dataclass
+class Planner:
+    """Makes the plans of one stack, and knows the one that its model carries.
+
+    Args:
+        steps: denoiser steps to plan for ahead of a call.
+        strict: raise where a plan would repair.
+
+    Attributes:
+        carried: the plan that the model carries; None where it carries none.
+    """
+
+    steps: int
+    strict: bool
+    carried: Plan | None = None
+    _seen: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, target: Target) -> None:
+        """Read the facts of a model that carries no passes."""
+        target.facts = facts_of(target.denoiser, target.wiring, target.pipe, self.steps)
+
+    def plan(self, facts: Facts, passes: Sequence[Pass]) -> Plan:
+        """The plan for these facts.
+
+        Raises:
+            StackError: a pass cannot work on this model.
+        """
+        return make_plan(facts, passes, self.strict)
+
+    def of_call(self, target: Target, passes: Sequence[Pass], steps: int) -> Plan:
+        """The plan for a call of as many steps, behind the scheduler that the pipeline has now; 0 where not known.
+
+        Raises:
+            StackError: a pass cannot work with so many steps, or behind this scheduler.
+        """
+        target.facts = replace(target.facts, sampler=sampler_of(target.wiring, target.pipe))
+        ahead = self.plan(target.facts, passes)
+        if steps in (0, ahead.facts_after.steps):
+            return ahead
+        return self.plan(replace(target.facts, steps=steps, called=steps), passes)
+
+    def carry(self, plan: Plan, target: Target) -> None:
+        """The model carries this plan from now on."""
+        self.carried, self._seen = plan, facts_rest_on(target.denoiser, target.pipe)
+
+    def fits(self, steps: int) -> bool:
+        """Whether what the model carries is planned for a call of as many steps; 0 where that is not known."""
+        return self.carried is not None and steps in (0, self.carried.facts_after.steps)
+
+    def changes(self, target: Target) -> list[str]:
+        """What facts rest on and has changed since the plan was put on, by name."""
+        return [n for n, value in facts_rest_on(target.denoiser, target.pipe).items() if value != self._seen[n]]
