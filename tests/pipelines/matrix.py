@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -66,7 +68,7 @@ def _verdict(tiny: Tiny, column: str, plain: torch.Tensor, calls: int) -> str:
     try:
         told = _CELLS[column](tiny, stack, plain, calls, wrong)
     except StackError as error:
-        told = f"refused: {_in_short(error)}"
+        told = f"refused: {_named(str(error))}"
     except Exception as error:  # a crash is a verdict too
         told = ""
         wrong.append(_in_short(error))
@@ -93,7 +95,7 @@ class Complaints(list[str]):
 
 def _nothing(tiny: Tiny, stack: Stack, plain: torch.Tensor, calls: int, wrong: Complaints) -> str:
     """Called through the stack and past it, the outputs are those of the bare pipeline."""
-    for run in (stack, stack, tiny.pipe):
+    for run in (stack, tiny.pipe):
         wrong.unless(same(tiny.call(run), plain), "other outputs than the bare pipeline")
         wrong.unless(tiny.seen["middle"] == calls, f"{tiny.seen['middle']} of {calls} calls in full")
         wrong.of_report(tiny, stack, calls)
@@ -111,7 +113,7 @@ def _svd(tiny: Tiny, stack: Stack, plain: torch.Tensor, calls: int, wrong: Compl
     full, report = tiny.seen["middle"], stack.report()
     wrong.of_report(tiny, stack, calls)
     if full != planned and full == calls and report.warnings:
-        told = f"full {full} of {calls}, said: {report.warnings[0].split(':')[0]}"
+        told = f"full {full} of {calls}, said: {_named(report.warnings[0])}"
     else:
         told = f"full {full} of {calls}"
         wrong.unless(full == planned, f"full {full} of {calls}, planned {planned}")
@@ -145,15 +147,17 @@ def _planned(tiny: Tiny, steps: int) -> int:
 
 
 def _in_short(error: Exception) -> str:
-    """The kind of an error and its first words, without names of classes in brackets."""
+    """The kind of an error and its first words."""
     words = " ".join(str(error).split()).replace("|", "/")
-    text = words.split("<class")[0].split(">'s")[-1] if "<class" not in words else _of_class(words)
-    return f"{type(error).__name__}: {text}"[:110].rstrip()
+    # "The current scheduler class <class '...'>'s `set_timesteps` does not support custom ... schedules. Please ..."
+    words = words.split(">'s ", 1)[-1].split(". ")[0]
+    return shorten(f"{type(error).__name__}: {words}", 90, placeholder=" ...")
 
 
-def _of_class(words: str) -> str:
-    """Of "The current scheduler class <class '...'>'s `set_timesteps` does not support ...": what comes after it."""
-    return words.split(">'s ", 1)[-1].split(". ")[0]
+def _named(text: str) -> str:
+    """The rule that a message names, or its first words."""
+    rule = re.search(r"\(rule ([\w-]+)\)", text)
+    return rule[1] if rule else shorten(text.replace("|", "/"), 60, placeholder=" ...")
 
 
 def pipeline_rows(pipeline: str, columns: tuple[str, ...] = COLUMNS) -> list[Row]:
