@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,12 +51,17 @@ class Damped(FluxAttnProcessor):
         return tuple(each * 0.9 for each in out) if isinstance(out, tuple) else out * 0.9
 
 
+@cache
+def _prototype(kind: str) -> Tiny:
+    return PIPELINES[kind]()
+
+
 class User:
     """A pipeline and what its user has done to it, which can be done again to another one like it."""
 
     def __init__(self, kind: str):
         self.kind = kind
-        self.tiny: Tiny = PIPELINES[kind]()
+        self.tiny = copy.deepcopy(_prototype(kind))
         self.done: list[tuple[str, Any]] = []
 
     @classmethod
