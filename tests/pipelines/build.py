@@ -56,7 +56,7 @@ class Tiny:
     steps: int = STEPS
     branches: int = 1
     named: bool = True
-    seen: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=lambda: {"denoiser": 0, "middle": 0})
 
     def call(self, run: Any = None, steps: int | None = None, **more: Any) -> torch.Tensor:
         """The latents (or the image of a DiT) that `run`, the pipeline or a stack over it, makes from a fixed seed.
