@@ -176,15 +176,15 @@ class Clock:
         return timetable is self._on and self._at.get(self._named(at)) == at - 1
 
     def turns_page(self, place: Place) -> bool:
-        """Whether a call is the first of its pipeline call: of a schedule just made, or of more noise than before."""
+        """Whether a call is the first of its pipeline call: of a schedule just made, or further back than the last."""
         last = self._last
         if last is None or self._kept_open:
             return last is None
-        other = place.driven and last.driven and place.timetable is not last.timetable
-        # Noise levels may be written into a scheduler in mid-run.
-        return (other and place.at != last.at + 1) or place.timetable.timesteps[place.at] > last.timetable.timesteps[
-            last.at
-        ]
+        if place.timetable is last.timetable:
+            return place.at < last.at
+        if place.driven and last.driven:
+            return place.at != last.at + 1  # noise levels may be written into a scheduler in mid-run
+        return place.timetable.timesteps[place.at] > last.timetable.timesteps[last.at]
 
     def advance(self, place: Place, shape: tuple[int, ...]) -> StepContext:
         """A denoiser call at this place, on latent tokens of this shape, begins."""
