@@ -23,7 +23,6 @@ from .core.facts import Facts
 from .core.installer import Installer
 from .core.passes import Pass
 from .core.plan import Plan, Planned, explain, in_order, make_plan
-from .core.removed import refuse_removed
 from .distill.adapter import Adapter
 from .distill.call import transformed_call
 from .distill.distill import Distill
@@ -31,6 +30,7 @@ from .model_facts import facts_of
 from .models.denoiser import denoiser_of
 from .models.schedule import default_sigma_schedule
 from .models.wiring import Wiring, wiring_of
+from .passes import made
 from .quant.quantize import Quantize
 from .recipe import Recipe
 from .runtime.hook import hook_denoiser
@@ -111,17 +111,15 @@ class Stack:
 
         See `stack.distill.distill.Distill` and `stack.distill.adapter.Adapter`.
         """
-        return self.add(Adapter(adapter, **options) if switchable else Distill(adapter, **options))
+        return self.add(made(Adapter if switchable else Distill, adapter=adapter, **options))
 
     def quantize(self, scheme: str = "int8", **options: Any) -> Stack:
         """Add quantization of the blocks' linears; see `stack.quant.quantize.Quantize`."""
-        refuse_removed(Quantize.stage, options)
-        return self.add(Quantize(scheme, **options))
+        return self.add(made(Quantize, scheme=scheme, **options))
 
     def sparse_attn(self, keep: float = 0.5, **options: Any) -> Stack:
         """Add block-sparse attention; see `stack.attention.sparse_attn.SparseAttention`."""
-        refuse_removed(SparseAttention.stage, options)
-        return self.add(SparseAttention(keep, **options))
+        return self.add(made(SparseAttention, keep=keep, **options))
 
     def compile(self, mode: str = "default") -> Stack:
         """Compile the blocks as the other passes leave them, or not at all ("off", which also keeps the plan from
@@ -131,7 +129,7 @@ class Stack:
 
     def cache(self, method: str = "svd", **options: Any) -> Stack:
         """Add a feature cache; see `stack.caching.cache.Cache`."""
-        return self.add(Cache(method, **options))
+        return self.add(made(Cache, method=method, **options))
 
     def add(self, new: Pass) -> Stack:
         """Add any pass.

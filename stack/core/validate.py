@@ -16,16 +16,19 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import annotated_types as limits
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 
-from .errors import StackError
+from .errors import StackError, nearest
 
 LONGEST = 10_000  # entries of a list or table
 LARGEST = 2**63 - 1  # of a whole number, as TOML has it
 MOST_STEPS = 10_000
+LARGEST_SETTING = 1_000_000  # a whole number that is handed on to another library
 MOST_SHOWN = 60  # characters of a refused value
 
+RunSteps = Annotated[int, limits.Ge(1), limits.Le(MOST_STEPS)]
 Steps = Annotated[int, limits.Ge(0), limits.Le(MOST_STEPS)]
 Count = Annotated[int, limits.Ge(0)]
 AtLeastOne = Annotated[int, limits.Ge(1)]
+Setting = bool | Annotated[int, limits.Ge(-LARGEST_SETTING), limits.Le(LARGEST_SETTING)] | float | str
 Share = Annotated[float, limits.Ge(0), limits.Le(1)]
 NotNegative = Annotated[float, limits.Ge(0)]
 
@@ -59,6 +62,24 @@ def check_fields(instance: Any, where: str) -> None:
         taken = checked(hint, value, f"{where}.{name}")
         if type(value) not in (bool, int, float, str):
             object.__setattr__(instance, name, taken)
+
+
+def check_table(kind: Any, table: Mapping[str, Any], where: str, what: str = "") -> dict[str, Any]:
+    """Entries of a file against the annotations of the dataclass that takes them, by name.
+
+    Args:
+        kind: the dataclass, or annotations by name.
+        where: the file or the table, in front of the entry's name: "recipe x: " gives "recipe x: steps".
+        what: the table in words; the same by default.
+
+    Raises:
+        StackError: an unknown entry, or a value of another type or outside its bounds.
+    """
+    hints = kind if isinstance(kind, Mapping) else hints_of(kind)
+    for name in table:
+        if name not in hints:
+            raise nearest(f"entry of {what or where.rstrip(':. ')}", name, hints)
+    return {name: checked(hints[name], value, f"{where}{name}") for name, value in table.items()}
 
 
 def checked(hint: Any, value: Any, where: str) -> Any:
@@ -104,6 +125,11 @@ def words(hint: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, Mapping):
         return f"a table, each {words(inner[1])}"
     return f"a {hint.__name__}" if isinstance(hint, type) else "another value"
+
+
+def hints_of(kind: Any) -> dict[str, Any]:
+    """Annotations of a dataclass's arguments, by name."""
+    return {name: hint for name, hint, _ in _annotations(kind)}
 
 
 @cache

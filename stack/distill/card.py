@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import StackError, choose
+from ..core.validate import Steps
 from .schedules import AdapterSchedule
 
 GUIDANCE = {
@@ -135,10 +136,10 @@ class Card:
     family: str = ""
     model: str = ""
     pipeline: str = ""
-    steps: int = 0
-    fewest: int = 0
-    most: int = 0
-    switch: int = 0
+    steps: Steps = 0
+    fewest: Steps = 0
+    most: Steps = 0
+    switch: Steps = 0
     weights: Weights | None = None
     schedule: AdapterSchedule = field(default_factory=AdapterSchedule)
     second: AdapterSchedule | None = None
