@@ -97,6 +97,26 @@ def checked(hint: Any, value: Any, where: str) -> Any:
     raise StackError(f"{where}{at}: expected {words(hint)}, got {shown(value)}") from None
 
 
+def prompts_of(given: Any, what: str = "prompts") -> list[Any]:
+    """Prompts (or class numbers) as a list; a single one stands for a list of one.
+
+    Raises:
+        StackError: none, or something else among them.
+    """
+    prompts = [given] if isinstance(given, (str, int)) else list(given) if isinstance(given, Sequence) else None
+    if prompts is None or not all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in prompts):
+        raise StackError(f"{what}: expected a list of texts, got {shown(given)}")
+    return prompts
+
+
+def some_prompts(given: Any) -> list[Any]:
+    """The same, where there has to be one."""
+    prompts = prompts_of(given)
+    if not prompts:
+        raise StackError("prompts: expected at least one, got none")
+    return prompts
+
+
 def shown(value: Any) -> str:
     """A value in an error: on one line, and not too long."""
     try:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import annotated_types as limits
 
 from ..core.errors import StackError, choose
 from ..core.validate import Steps
@@ -45,7 +47,7 @@ class Weights:
     files: Mapping[str, str]
     repo: str = ""
     scale: float = 1.0
-    alpha: float | None = None
+    alpha: Annotated[float, limits.Ge(0), limits.Le(1e5)] | None = None
 
 
 @dataclass(frozen=True)

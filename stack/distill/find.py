@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from ..core.errors import StackError
+from ..core.files import whole
 from ..core.validate import shown
 from .card import Card, Weights
 from .parse import read_card
@@ -73,6 +75,24 @@ def _only_one(folder: Path) -> Path:
         if found:
             raise StackError(f"{len(found)} {pattern[1:]} files in {folder}: expected one; name the file itself")
     raise StackError(f"no adapter in {folder}: expected one .toml card or one .safetensors file, found 0")
+
+
+def carry(adapter: str, folder: Path) -> str:
+    """Copy a card and its files, or a file of weights, into a folder; returns the name that finds it there.
+
+    What ships, or is fetched from the hub, is left where it is.
+    """
+    if is_shipped(adapter):
+        return adapter
+    path = _only_one(Path(adapter)) if os.path.isdir(adapter) else Path(adapter)
+    card = find_card(str(path))
+    here = {name: path.parent / name for name in (path.name, *(card.weights.files.values() if card.weights else ()))}
+    for name, source in here.items():
+        if source.is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with whole(folder / name) as made:
+                shutil.copyfile(source, made)
+    return path.name
 
 
 def on_this_machine(card: Card) -> dict[str, Path] | None:
