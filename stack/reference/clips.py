@@ -46,7 +46,8 @@ def parse_clip(caption: str) -> Clip:
     match = _GRAMMAR.match(plain_words(caption))
     if match is None:
         raise StackError(
-            f"cannot read the prompt {shown(caption)}: expected 'a COLOUR SHAPE moving DIRECTION [on a GROUND background]' "
+            f"cannot read the prompt {shown(caption)}: "
+            "expected 'a COLOUR SHAPE moving DIRECTION [on a GROUND background]' "
             f"with colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; directions {', '.join(DIRECTIONS)}; "
             f"grounds {', '.join(BACKGROUNDS)}"
         )

@@ -85,7 +85,8 @@ def parse(caption: str) -> Scene:
     match = _GRAMMAR.match(plain_words(caption))
     if match is None:
         raise StackError(
-            f"cannot read the prompt {shown(caption)}: expected 'a COLOUR SHAPE [in the PLACE | RELATION a COLOUR SHAPE] "
+            f"cannot read the prompt {shown(caption)}: "
+            "expected 'a COLOUR SHAPE [in the PLACE | RELATION a COLOUR SHAPE] "
             f"[on a GROUND background]' with colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; "
             f"places {', '.join(PLACES)}; relations left of, right of, above, below; grounds {', '.join(BACKGROUNDS)}"
         )
