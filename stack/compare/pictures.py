@@ -38,9 +38,8 @@ def check_run(folder: Path, run: str, option: str) -> None:
     """
     if found := _others(folder, run):
         path, told = found
-        raise StackError(
-            f"{option}: {folder} holds pictures of another run ({path.name}: {told}): choose another folder"
-        )
+        what = f"{folder} holds pictures of another run ({path.name}: {told})"
+        raise StackError(f"{option}: {what}: choose another folder")
 
 
 def free_folder(base: Path, run: str) -> Path:

@@ -95,7 +95,11 @@ def test_a_good_card(tmp_path: Path) -> None:
 BAD = {
     "no toml": ("steps = 4", "steps =", "is not valid TOML"),
     "no steps": ("steps = 4\n", "", "expected steps"),
-    "steps not a number": ("steps = 4", 'steps = "four"', "card mine: steps: expected a whole number of at least 0 and at most 10000, got 'four'"),
+    "steps not a number": (
+        "steps = 4",
+        'steps = "four"',
+        "card mine: steps: expected a whole number of at least 0 and at most 10000, got 'four'",
+    ),
     "true is no number": ("scale = 0.5", "scale = true", "weights.scale: expected a finite number, got True"),
     "unknown entry": ("steps = 4", "steps = 4\ncolour = 1", "unknown entry of the card 'colour'"),
     "unknown entry below": ("scale = 0.5", "skale = 0.5", "unknown entry of weights 'skale': did you mean 'scale'?"),
