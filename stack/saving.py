@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import nn
 
 from .caching.cache import FILES
 from .core.errors import StackError
-from .core.files import check_folder, inside, read_text, reason, write_text
+from .core.files import check_folder, inside, read_text, read_toml, reason, write_text
 from .core.validate import checked, shown
 from .distill.find import carry
 from .models.denoiser import denoiser_of
@@ -69,7 +70,10 @@ def load_weights(folder: str | Path, model: Any) -> Recipe:
     folder = Path(folder)
     if not os.path.isfile(folder / RECIPE):
         raise StackError(f"expected a folder written by Stack.save(), but {shown(str(folder))} has no {RECIPE}")
-    recipe = load_recipe(str(inside(folder, RECIPE, str(folder), links=False)))
+    path = inside(folder, RECIPE, str(folder), links=False)
+    recipe = load_recipe(str(path))
+    if lacking := [name for name in ("model", "steps", "notes") if name not in read_toml(path, str(path))]:
+        raise StackError(f"{path}: expected {lacking[0]}, got none: it is damaged, save() the stack again")
     _check_links(recipe, folder)
     bare = isinstance(model, nn.Module)
     denoiser = model if bare else denoiser_of(model)
@@ -99,6 +103,10 @@ def _scheduler(kind: Any, folder: Path) -> Any:
         return None
     try:
         config = checked(dict[str, Any], json.loads(read_text(source, str(source))), str(source))
+        for name, parameter in inspect.signature(kind.__init__).parameters.items():
+            hint = type(parameter.default) if type(parameter.default) in (bool, int, float, str) else None
+            if name in config and hint is not None:
+                checked(hint, config[name], f"{source}: {name}")
         return kind.from_config(config)
     except StackError:
         raise

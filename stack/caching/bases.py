@@ -47,8 +47,9 @@ class Bases(Fitted):
     @property
     def bits(self) -> tuple[int, int]:
         """Of weights and activations that the features were made under; floating point is 16."""
-        told = dict(entry.split("=", 1) for entry in self.made_under)
-        weights, activations = (min(16, int(told.get(f"{name}_bits", 16))) for name in ("weight", "activation"))
+        told = dict(entry.partition("=")[::2] for entry in self.made_under)
+        found = (told.get(f"{name}_bits", "") for name in ("weight", "activation"))
+        weights, activations = (min(16, int(bits)) if bits.isdecimal() else 16 for bits in found)
         return weights, activations
 
     def turned(self, noise: float) -> float:

@@ -35,7 +35,7 @@ def cards_in(folder: Path) -> list[Card]:
         StackError: no folder, or a card that is none.
     """
     if not os.path.isdir(folder):
-        raise StackError(f"no folder of adapter cards at {folder}")
+        raise StackError(f"no folder of adapter cards at {shown(str(folder))}")
     return [read_card(path) for path in sorted(folder.glob("*.toml"))]
 
 

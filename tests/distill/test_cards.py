@@ -98,7 +98,7 @@ BAD = {
     "steps not a number": (
         "steps = 4",
         'steps = "four"',
-        "card mine: steps: expected a whole number of at least 0 and at most 10000, got 'four'",
+        "steps: expected a whole number of at least 0 and at most 10000, got 'four'",
     ),
     "true is no number": ("scale = 0.5", "scale = true", "weights.scale: expected a finite number, got True"),
     "unknown entry": ("steps = 4", "steps = 4\ncolour = 1", "unknown entry of the card 'colour'"),

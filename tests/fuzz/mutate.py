@@ -11,7 +11,8 @@ import tomli_w
 
 VALUES: tuple[Any, ...] = (
     True, False, 0, 1, -1, 2, 3, 64, 2.5, 0.5, 1e-300, 1e300, -1e300, 10**6, 10**18, 2**63, 10**30, float("nan"),
-    float("inf"), float("-inf"), "", "x", "yes", "3", "auto", "keep", "budget", "output", 'a"b\\\n\x00\x7f\t', "é\u2028",
+    float("inf"), float("-inf"), "", "x", "yes", "3", "auto", "keep", "budget", "output", "\u2028",
+    'a"b\\\n\x00\x7f\t',
     "../../etc/x", "/etc/passwd", "C:\\x", "x" * 5000, [], [0, "a"], [1.0, 0.5, 0.25], [1, 2, 3], [[1.0, 2.0]],
     [["a", "nf4"]], [True], [float("nan"), 1.0], [3, 2, 1], [0] * 20_000, {}, {"a": 1}, {"a": "nf4"}, [{"a": 1}],
 )  # fmt: skip
