@@ -49,9 +49,7 @@ def _read(options: dict[str, Any]) -> dict[str, Any]:
     made = {n: FILES[n](v) if n in FILES and isinstance(v, (str, Path)) else v for n, v in options.items()}
     if "max_error" in made:
         if also := [repr(name) for name in ("gate", "threshold") if name in made]:
-            raise StackError(
-                f"max_error is gate 'budget' with its threshold: expected it alone, got {also[0]} beside it"
-            )
+            raise StackError(f"max_error is a gate of its own: expected it alone, got {also[0]} beside it")
         made |= {"gate": "budget", "threshold": checked(NotNegative, made.pop("max_error"), "cache.max_error")}
     return made
 

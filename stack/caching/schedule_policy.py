@@ -39,6 +39,12 @@ class SchedulePolicy(Options):
     full_at: tuple[float, ...] = ()
     segments: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        if type(self.full_steps) is int:  # a likely slip: their number
+            hint = f"calibrate(..., full_steps={self.full_steps}) chooses them"
+            raise StackError(f"full_steps: expected the steps to run in full, got {self.full_steps}; {hint}")
+        super().__post_init__()
+
     def check_values(self) -> None:
         if self.schedule_power < 0:
             known = "2 is dense near the data, 0 is even"
