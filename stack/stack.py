@@ -21,7 +21,7 @@ from .compile import Compile
 from .core.errors import StackError
 from .core.facts import Facts
 from .core.installer import Installer
-from .core.passes import Pass
+from .core.passes import Pass, stage_of
 from .core.plan import Plan, Planned, explain, in_order, make_plan
 from .distill.adapter import Adapter
 from .distill.call import transformed_call
@@ -138,7 +138,7 @@ class Stack:
             StackError: its stage is taken, or the stack is applied already.
         """
         if self.applied:
-            raise StackError(f"cannot add {new.stage!r} to an applied stack: undo() it first")
+            raise StackError(f"cannot add {stage_of(new)!r} to an applied stack: undo() it first")
         if self.max_error and isinstance(new, Cache):
             new = new.within(self.max_error)
         in_order([*self._passes, new])
@@ -320,12 +320,13 @@ class Stack:
                 stack as it was; a pass that fails while it is put on takes the whole stack off.
         """
         with self.lock:
-            before, wanted = self._passes, [new if p.stage == new.stage else p for p in self._passes]
-            if self._added(new.stage):
+            stage, before = stage_of(new), self._passes
+            wanted = [new if p.stage == stage else p for p in before]
+            if self._added(stage):
                 wanted = [*wanted, new]
             if self.applied:
                 make_plan(self._facts, wanted, self._strict)
-            self._depart(new.stage)
+            self._depart(stage)
             self._passes = wanted
             try:
                 return self._refill()

@@ -13,7 +13,7 @@ from ..core.errors import StackError, choose
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding
-from ..core.validate import checked
+from ..core.validate import NotNegative, checked
 from ..models.sampler import AffineStep, planned_steps
 from ..runtime.call import Interceptor
 from ..runtime.step_clock import FULL
@@ -49,7 +49,9 @@ def _read(options: dict[str, Any]) -> dict[str, Any]:
     made = dict(options)
     made |= {n: read(made[n]) for n, read in FILES.items() if isinstance(made.get(n), (str, Path))}
     if "max_error" in made:
-        made |= {"gate": "budget", "threshold": checked(float, made.pop("max_error"), "cache.max_error")}
+        if also := [repr(name) for name in ("gate", "threshold") if name in made]:
+            raise StackError(f"max_error is a gate of its own: expected it alone, got {also[0]} beside it")
+        made |= {"gate": "budget", "threshold": checked(NotNegative, made.pop("max_error"), "cache.max_error")}
     return made
 
 

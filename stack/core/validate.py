@@ -161,6 +161,8 @@ def _annotations(kind: Any) -> list[tuple[str, Any, Any]]:
 
 @cache
 def _adapter(hint: Any) -> TypeAdapter[Any]:
+    if is_dataclass(hint):  # an instance as it is: pydantic would refuse the config
+        return TypeAdapter(InstanceOf.__class_getitem__(hint))
     read: Any = Annotated[_schema(hint), Field()]  # without the Field, a dataclass would refuse the config
     return TypeAdapter(read, config=_STRICT)
 
