@@ -50,6 +50,8 @@ class SchedulePolicy(Options):
             known = "2 is dense near the data, 0 is even"
             raise StackError(f"schedule_power must be at least 0, got {self.schedule_power}: {known}")
         count = len(self.full_steps)
+        if count and not self.steps:
+            raise StackError(f"full_steps={self.full_steps[:5]} need steps=, the number of steps that they are of")
         if self.full_at and len(self.full_at) != count:
             raise StackError(f"expected a noise level per full step, {count}, got {len(self.full_at)}")
         if self.segments and len(self.segments) != count:
