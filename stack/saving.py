@@ -46,7 +46,7 @@ def save_stack(stack: StackLike, folder: str | Path) -> int:
     if stack.pipe is not None:
         _save_scheduler(stack.pipe.scheduler, folder / SCHEDULER)
     # Last: until it is there, this is no saved stack, or it is told that the weights are not those it was written with.
-    text = recipe_toml(replace(recipe, notes={WEIGHTS: digest(folder / FILE)}))
+    text = recipe_toml(replace(recipe, stages=above, notes={WEIGHTS: digest(folder / FILE)}))
     write_text(folder / RECIPE, text)
     return count
 

@@ -75,6 +75,8 @@ def toml_text(table: Mapping[str, Any], what: str) -> str:
 
 
 def _writable(value: Any, where: str) -> None:
+    if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
+        raise StackError(f"{where}: a file cannot hold {shown(value)}: its names have to be texts")
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
     for part in parts:
         _writable(part, where)

@@ -119,7 +119,8 @@ class Applied:
 
 def field_options(made: Any) -> dict[str, Any]:
     """A frozen dataclass's arguments, those at their defaults left out."""
-    return {f.name: value for f in fields(made) if (value := vars(made)[f.name]) != f.default}
+    given = [f for f in fields(made) if f.init]
+    return {f.name: value for f in given if (value := vars(made)[f.name]) != f.default}
 
 
 class Pass(Protocol):

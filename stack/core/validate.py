@@ -143,7 +143,7 @@ def words(hint: Any) -> str:
     if kind is tuple:
         return f"a list of {len(inner)}, {', '.join(dict.fromkeys(f'each {words(each)}' for each in inner))}"
     if isinstance(kind, type) and issubclass(kind, Mapping):
-        return f"a table, each {words(inner[1])}"
+        return "a table" if inner[1] is Any else f"a table, each {words(inner[1])}"
     return f"a {hint.__name__}" if isinstance(hint, type) else "another value"
 
 

@@ -99,7 +99,7 @@ def test_a_number_of_too_many_digits_for_python_to_write() -> None:
         (lambda s: s.distill("shapes-flux-4", True, shift=float("nan")), "adapter.shift: expected a finite number"),
         (lambda s: s.compile(3), "compile.mode: expected a text, got 3"),
         (lambda s: s.cache(["svd"]), "cache.method: expected a text, got ['svd']"),
-        (lambda s: s.cache("svd", max_error="x"), "cache.max_error: expected a finite number, got 'x'"),
+        (lambda s: s.cache("svd", max_error="x"), "cache.max_error: expected a finite number of at least 0, got 'x'"),
     ],
 )
 def test_python_calls_give_the_line_that_a_file_gives(build: Any, told: str) -> None:
