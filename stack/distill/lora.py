@@ -84,6 +84,10 @@ def read_lora(path: Path) -> LoraFile:
         raise StackError(f"{path.name} holds no tensors: expected a LoRA")
     if odd := [key for key in state if any(kind in key for kind in UNKNOWN_KINDS)]:
         raise StackError(f"{path.name} is a DoRA ({odd[0]}): expected a plain LoRA; merge it with peft first")
+    for key, tensor in state.items():
+        # In whatever layout: converters multiply the factors with it.
+        if key.endswith(ALPHA) and (tensor.numel() != 1 or not 0 < abs(float(tensor)) <= LARGEST_ALPHA):
+            raise _misfit(path.name, f"expected one alpha other than 0, at most {LARGEST_ALPHA:g}", [key])
     return LoraFile(path.name, state, _header_alpha(header, path.name))
 
 
@@ -159,8 +163,6 @@ def _check(name: str, path: str, parts: Mapping[str, torch.Tensor], linear: nn.M
             raise _misfit(name, f"expected floating-point factors, found {tensor.dtype}", [path + part])
         if not bool(tensor.float().isfinite().all()):
             raise _misfit(name, "expected finite numbers, found NaN or infinity", [path + part])
-    if ALPHA in parts and (parts[ALPHA].numel() != 1 or not 0 < abs(float(parts[ALPHA])) <= LARGEST_ALPHA):
-        raise _misfit(name, f"expected one alpha other than 0, at most {LARGEST_ALPHA:g}", [path])
 
 
 def _size(shape: tuple[Any, Any]) -> str:

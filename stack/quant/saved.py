@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..core.errors import StackError
 from ..core.facts import machine_of
 from ..core.files import inside, reason, whole
 from ..core.validate import checked
+from ..distill.side import SideLinear
 from .backends.base import LibraryLinear
 from .fits import FILE, Entry, check_fit, entry_of
 from .formats import Stored
@@ -62,10 +64,23 @@ def save_denoiser(denoiser: nn.Module, folder: Path) -> int:
         raise StackError("0 linears are quantized here: apply() a stack with quantize() before save()")
     tensors |= {name: tensor for name, tensor in denoiser.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    named = _without_branches(denoiser)
+    plain = {named(name): tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    about = {"linears": json.dumps({named(path): entry for path, entry in entries.items()})}
     with whole(folder / FILE) as made:
-        save_file(plain, made, metadata={"linears": json.dumps(entries)})
+        save_file(plain, made, metadata=about)
     return len(entries)
+
+
+def _without_branches(denoiser: nn.Module) -> Callable[[str], str]:
+    """Names as they are without the adapters that stand beside linears: those are put beside them again."""
+    beside = {f"{path}.base": path for path, module in denoiser.named_modules() if isinstance(module, SideLinear)}
+
+    def named(name: str) -> str:
+        base = next((base for base in (name, name.rpartition(".")[0]) if base in beside), None)
+        return name if base is None else beside[base] + name[len(base) :]
+
+    return named
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from stack import Stack, StackError
 from stack.quant.linears.int8 import Int8Linear
 from stack.quant.saved import read_denoiser
-from tests.conftest import tiny_denoiser, tiny_pipe
+from tests.conftest import picture, tiny_denoiser, tiny_pipe
 from tests.fuzz.saved import bits, same
 from tests.lora import save_lora
 
@@ -157,8 +157,10 @@ def test_an_adapter_of_ones_own_comes_along(tmp_path: Path) -> None:
     stack = Stack(pipe, steps=6).quantize("int8", min_features=64)
     stack.distill(str(tmp_path / "mine.safetensors"), switchable=True)
     with stack:
+        wanted = picture(stack, 6)
         stack.save(tmp_path / "saved")
     os.remove(tmp_path / "mine.safetensors")
     other = tiny_pipe()
     loaded = Stack.load(tmp_path / "saved", other).apply()
     assert [p.options()["adapter"] for p in loaded.passes] == [str(tmp_path / "saved" / "mine.safetensors")]
+    assert torch.equal(picture(loaded, 6), wanted)
