@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,10 @@ def updates(
     for path, parts in modules.items():
         _check(file.name, path, parts, linears[path])
     scaling = _scalings(file, modules, alpha)
+    for path, parts in modules.items():
+        largest = math.prod(float(parts[part].abs().max()) for part in (DOWN, UP)) * len(parts[DOWN])
+        if largest * abs(scaling[path]) > torch.finfo(torch.float32).max:
+            raise _misfit(file.name, "expected factors whose product float32 can hold", [path])
     return {p: LowRank(m[DOWN], m[UP], scaling[p], m.get(BIAS)) for p, m in modules.items()}
 
 

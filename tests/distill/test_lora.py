@@ -18,6 +18,7 @@ from ..lora import save_lora
 
 State = dict[str, torch.Tensor]
 FILE = "pytorch_lora_weights.safetensors"
+LORA = ("lora_A", "lora_B")
 Q = "transformer.transformer_blocks.0.attn.to_q"
 
 
@@ -50,8 +51,8 @@ BAD: dict[str, tuple[Callable[[State], None], str]] = {
         "expected one alpha other than 0, at most 100000",
     ),
     "an update beyond the weights": (
-        lambda s: s.update({key: torch.full_like(value, 3e38) for key, value in s.items() if key.startswith(Q)}),
-        "is beyond torch.float32: expected a smaller scale",
+        lambda s: s.update({f"{Q}.{part}.weight": torch.full_like(s[f"{Q}.{part}.weight"], 3e38) for part in LORA}),
+        "expected factors whose product float32 can hold; found transformer_blocks.0.attn.to_q",
     ),
     "foreign keys": (
         lambda s: s.update({"transformer.blocks.0.q.lora_A.weight": torch.zeros(1, 1)}),

@@ -23,6 +23,9 @@ from .mutate import mutant
 from .tally import Tally, main
 
 RECIPE = 'name = "mine"\nsteps = 3\n[cache]\ninterval = 2\nwarmup = 1\n'
+CARD = (
+    'model = "a/b"\nsteps = 4\n[schedule]\nkind = "sigmas"\nsigmas = [1.0, 0.7, 0.5, 0.2]\n[licence]\nweights = "MIT"\n'
+)
 COMMANDS = ("compare", "run", "explain", "calibrate", "models", "recipes", "adapters", "rules")
 NUMBERS = (
     "0", "-1", "1.5", "nan", "inf", "-inf", "1e400", "many", "", "9" * 30, "9" * 5000, "0x10", "\u0663", "1_0", "true",
@@ -58,6 +61,7 @@ def fuzz(count: int, seed: int) -> Tally:
             for number in range(count):
                 (inner / "mine.toml").write_text(RECIPE)  # an earlier line may have been told to write there
                 (inner / "mutant.toml").write_bytes(mutant(RECIPE, rng))
+                (inner / "cards" / "mutant.toml").write_bytes(mutant(CARD, rng))
                 _run(tally, number, _line(rng))
         finally:
             os.chdir(before)
@@ -72,6 +76,7 @@ def _things(folder: Path) -> None:
     (folder / "latin.toml").write_bytes('name = "\u00e9"'.encode("latin-1"))
     (folder / "empty.toml").write_text("")
     (folder / "folder.toml").mkdir()
+    (folder / "cards").mkdir()
     (folder / "prompts.txt").write_text("a red ring\na blue star\na green circle\n")
     (folder / "cats.txt").write_text("a cat\na dog\na cow\n")
     (folder / "bytes.txt").write_bytes(b"\xff\xfe\x00\xd8")
@@ -110,7 +115,20 @@ def _value(option: str, rng: random.Random) -> str:
     if option == "--device":
         return rng.choice(DEVICES)
     if option in PATHS:
-        return rng.choice(("mine.toml", "mine.toml/x", "/nope/x", "/proc/x", "model", "cats.txt", "bytes.txt", *TEXTS))
+        return rng.choice(
+            (
+                "mine.toml",
+                "mine.toml/x",
+                "/nope/x",
+                "/proc/x",
+                "model",
+                "cards",
+                "cards",
+                "cats.txt",
+                "bytes.txt",
+                *TEXTS,
+            )
+        )
     return rng.choice(TEXTS if option == "--prompt" else NUMBERS)
 
 
