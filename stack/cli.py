@@ -17,17 +17,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bar
 
 from .core.errors import StackError
+from .core.files import check_file, check_folder, claimed, reason, write_text
+from .core.validate import MOST_STEPS, shown
 
 if TYPE_CHECKING:
     from .compare.loop import Progress
     from .recipe import Recipe
+    from .stack import Stack
 
 # The parent of every error about how a command was called; typer names only its youngest child.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 INTERRUPTED, MISUSED = 130, 2
 DEFAULT_RECIPE, DEFAULT_MODEL = "balanced", "shapes-flux"
 DEFAULT_PROMPT = "a red ring left of a blue star"
-FRAME_MS = 125  # how long a frame of a video is shown
+DEFAULT_PICTURES = Path("ditstack-run")
+MOST_PROMPTS, MOST_DECIBELS, LONGEST_RUN = 1000, 100.0, 86_400.0
+LARGEST_SEED = 2**62
 
 app = typer.Typer(
     help="Composable acceleration for diffusion transformers.", pretty_exceptions_enable=False,
@@ -61,18 +66,23 @@ def compare(
     ] = True,
 ) -> None:
     """Measure what each pass gives alone, together and left out, against the model as it is."""
-    _at_least("prompts", prompts, 1)
-    _at_least("steps", steps, 2)
+    _within("prompts", prompts, 1, MOST_PROMPTS)
+    _within("steps", steps, 2, MOST_STEPS)
+    _within("seed", seed, 0, LARGEST_SEED)
     chosen = _recipes(recipes or [DEFAULT_RECIPE])
+    check_folder(out, "--out")
+    if json is not None and json.parent != out:
+        check_file(json, "--json")
     from .compare.compare import compare as run_compare
     from .compare.console import console
     from .compare.files import save_outcome
     from .compare.table import print_table
 
     pipe = _pipeline(model, device)
-    with _progress() as tell:
-        outcome = run_compare(pipe, chosen, model, prompts, steps, seed, compile_base, tell)
-    written = save_outcome(outcome, out, json)
+    with claimed(out, "--out"):
+        with _progress() as tell:
+            outcome = run_compare(pipe, chosen, model, prompts, steps, seed, compile_base, tell)
+        written = save_outcome(outcome, out, json)
     print_table(outcome.record, console())
     typer.echo(f"written: {', '.join(str(path) for path in written)}")
     if outcome.record["partial"]:
@@ -86,29 +96,41 @@ def run(
     recipe: RecipeOption = DEFAULT_RECIPE,
     model: ModelOption = DEFAULT_MODEL,
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; may be given several times.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("ditstack-run"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures; by default ditstack-run, or the next free number.")
+    ] = None,
     steps: StepsOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")] = 0,
     device: DeviceOption = None,
 ) -> None:
     """Make pictures with a stack, and say what each step did. A video becomes an animated PNG."""
-    _at_least("steps", steps, 1)
+    _within("steps", steps, 1, MOST_STEPS)
+    _within("seed", seed, 0, LARGEST_SEED)
     (chosen,) = _recipes([recipe])
+    if out is not None:
+        check_folder(out, "--out")
     import torch
 
+    from .compare.pictures import check_run, free_folder, path_of, run_words, save_picture
     from .stack import Stack
 
     pipe = _pipeline(model, device)
     texts = _readable(prompt or [], pipe)
     stack = Stack.from_recipe(chosen, pipe, steps=steps)
-    _ = stack.plan  # a clash is told before the first picture
-    out.mkdir(parents=True, exist_ok=True)
-    for number, text in enumerate(texts):
-        generator = torch.Generator("cpu").manual_seed(seed + number)
-        drawn = stack(text, generator=generator, return_dict=False)[0][0]
-        path = out / f"{number:03d}-{re.sub('[^a-z0-9]+', '-', text.lower()).strip('-')[:60]}.png"
-        _save(drawn, path)
-        typer.echo(f"{path}\n{stack.report()}")
+    words = run_words(chosen, model, stack.plan.facts_after.steps, seed, texts)  # a clash is told before any picture
+    folder, done = out or free_folder(DEFAULT_PICTURES, words), 0
+    with claimed(folder, "--out"):
+        check_run(folder, words, "--out")
+        try:
+            for number, text in enumerate(texts):
+                generator = torch.Generator("cpu").manual_seed(seed + number)
+                path = path_of(folder, number, text)
+                save_picture(_drawn(stack, text, generator), path, words)
+                done += 1
+                typer.echo(f"{path}\n{stack.report()}")
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted: the first {done} of {len(texts)} pictures are kept in {folder}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
@@ -119,7 +141,7 @@ def explain(
     device: DeviceOption = None,
 ) -> None:
     """Say what a stack would do to a model: order, reasons, clashes and repairs. Nothing is touched."""
-    _at_least("steps", steps, 1)
+    _within("steps", steps, 1, MOST_STEPS)
     (chosen,) = _recipes([recipe])
     from .stack import Stack
 
@@ -146,12 +168,23 @@ def calibrate(
     from .recipe import recipe_toml
     from .tune import calibrated, read_prompts
 
+    _within("full-steps", full_steps, 0, MOST_STEPS)
+    _within("psnr", psnr, 0, MOST_DECIBELS)
+    _within("seconds", seconds, 0, LONGEST_RUN)
+    _within("budget", budget, 0.1, LONGEST_RUN)
+    _within("seed", seed, 0, LARGEST_SEED)
     goal = Goal(full_steps, psnr, seconds)
     (chosen,) = _recipes([recipe])
+    path = out or Path(f"{re.sub('[^A-Za-z0-9._-]+', '-', chosen.name)[:100]}-calibrated.toml")
+    check_file(path, "--out")
     texts = read_prompts(prompts) if prompts else _own_prompts(model)
-    found, result = calibrated(chosen, _pipeline(model, device), texts, goal, seed, budget)
-    path = out or Path(f"{chosen.name}-calibrated.toml")
-    path.write_text(recipe_toml(found))
+    pipe = _pipeline(model, device)
+    try:
+        found, result = calibrated(chosen, pipe, _readable(texts, pipe), goal, seed, budget)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: nothing is written, recipe {chosen.name} is as it was", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    write_text(path, recipe_toml(found))
     typer.echo(f"{result}\nwritten: {path}")
 
 
@@ -206,7 +239,8 @@ def rules(
     from .compat.rules.page import page, section
 
     if write is not None:
-        write.write_text(page())
+        check_file(write, "--write")
+        write_text(write, page())
         typer.echo(f"written: {write}")
     elif name is not None:
         typer.echo(section(rule_named(name)))
@@ -230,10 +264,12 @@ def _main(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except _USAGE_ERROR as error:
         return _refuse(error.format_message())
+    except OSError as error:  # a full disk, a folder that went away
+        return _refuse(f"{reason(error)}: {error.filename}" if error.filename else reason(error))
 
 
-def _refuse(reason: str) -> int:
-    typer.echo("error: " + " ".join(reason.split()), err=True)
+def _refuse(why: str) -> int:
+    typer.echo(f"error: {StackError(why)}", err=True)
     return MISUSED
 
 
@@ -250,9 +286,11 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise StackError(f"--{name} must be at least {least}, got {value}")
+def _within(name: str, value: float | None, least: float, most: float) -> None:
+    """Refuse an option's value outside its range; NaN is in none."""
+    if value is not None and not least <= value <= most:
+        bound = f"at least {least:g}" if value < least else f"a number of at most {most:g}"
+        raise StackError(f"--{name} must be {bound}, got {value}")
 
 
 def _recipes(names: Sequence[str]) -> list[Recipe]:
@@ -295,19 +333,21 @@ def _readable(texts: Sequence[str], pipe: Any) -> list[str]:
     if name is None:
         return list(texts or [DEFAULT_PROMPT])
     known = reference(name)
+    return [text for text in texts or [known.example] if known.parse(text)]
+
+
+def _drawn(stack: Stack, text: str, generator: Any) -> Any:
+    """One picture, or the frames of one video.
+
+    Raises:
+        StackError: the pipeline refuses the prompt.
+    """
     try:
-        return [text for text in texts or [known.example] if known.parse(text)]
-    except ValueError as error:
-        raise StackError(str(error)) from None
-
-
-def _save(drawn: Any, path: Path) -> None:
-    """Write a picture, or the list of a video's frames."""
-    first, *rest = drawn if isinstance(drawn, list) else [drawn]
-    if rest:
-        first.save(path, save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
-    else:
-        first.save(path)
+        return stack(text, generator=generator, return_dict=False)[0][0]
+    except (ValueError, TypeError) as error:
+        if isinstance(error, StackError):
+            raise
+        raise StackError(f"the pipeline refuses the prompt {shown(text)}: {reason(error)}") from None
 
 
 def _list(lines: Any) -> None:

@@ -14,10 +14,11 @@ from torch import nn
 
 from .compat import preexisting
 from .compat.rules.compilers import RECOMPILE_LIMIT, ROUNDED_EAGERLY, SPARSE_BREAKS_GRAPH
-from .core.errors import StackError
+from .core.errors import StackError, choose
 from .core.facts import Facts
 from .core.installer import Installer
 from .core.passes import Applied, Finding, field_options
+from .core.validate import check_fields
 from .runtime.target import Target
 
 OFF = "off"
@@ -42,9 +43,10 @@ class Compile:
     stage: ClassVar[str] = "compile"
 
     def __post_init__(self) -> None:
+        check_fields(self, self.stage)
         known = [*torch._inductor.list_mode_options(), OFF]
         if self.mode not in known:
-            raise StackError(f"unknown compile mode {self.mode!r}: expected one of {', '.join(known)}")
+            raise choose("compile mode", self.mode, known)
 
     def options(self) -> dict[str, Any]:
         """The arguments that make an equal pass, those at their defaults left out."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,11 @@ import torch
 
 from .core.errors import StackError
 from .core.facts import best_dtype
+from .core.files import read_text, reason
+from .core.validate import checked, shown
 from .reference.load import MODELS, REFERENCES, load
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Pipelines that are ours rather than diffusers'; a saved folder names them in model_index.json.
 _OWN = {known.pipeline.__name__: known.pipeline for known in REFERENCES.values()}
 
@@ -35,13 +41,13 @@ def device_of(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise StackError(f"unknown device {name!r}: expected cpu, cuda or cuda:N") from None
+    except (RuntimeError, ValueError):
+        raise StackError(f"unknown device {shown(name)}: expected cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise StackError(
             f"device {name!r} is not here: expected cpu, or one of {torch.cuda.device_count()} CUDA devices"
         )
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise StackError(f"device {name!r} is not supported: expected cpu or cuda")
     return device
 
@@ -49,17 +55,22 @@ def device_of(name: str | None) -> torch.device:
 def _from_pretrained(name: str, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
-    folder = Path(name)
-    if folder.is_dir():
-        index = folder / "model_index.json"
+    if os.path.isdir(name):
+        index = Path(name) / "model_index.json"
         if not index.is_file():
             raise StackError(f"{name} is no diffusers pipeline: expected a folder with model_index.json")
-        own = _OWN.get(json.loads(index.read_text()).get("_class_name", ""))
+        try:
+            about = checked(dict[str, Any], json.loads(read_text(index, str(index))), str(index))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise StackError(f"{index} is no JSON: {reason(error)}") from None
+        own = _OWN.get(str(about.get("_class_name", "")))
         return _guarded(own or DiffusionPipeline, name, dtype)
-    if name.count("/") != 1:
+    if not _HUB_ID.fullmatch(name):
+        like = get_close_matches(name, MODELS, 1)
+        hint = f"; did you mean {like[0]!r}?" if like else ""
         raise StackError(
-            f"unknown model {name!r}: expected one of {', '.join(MODELS)}, "
-            "a local diffusers folder, or a hub id OWNER/NAME"
+            f"unknown model {shown(name)}: expected one of {', '.join(MODELS)}, "
+            f"a local diffusers folder, or a hub id OWNER/NAME{hint}"
         )
     return _guarded(DiffusionPipeline, name, dtype)
 
@@ -67,6 +78,6 @@ def _from_pretrained(name: str, dtype: torch.dtype) -> Any:
 def _guarded(cls: Any, name: str, dtype: torch.dtype) -> Any:
     try:
         return cls.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise StackError(f"cannot load {name!r}: expected a diffusers pipeline, got: {reason}") from None
+    except Exception as error:  # a damaged folder makes each of the loaders stumble in its own way
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StackError(f"cannot load {name!r}: expected a diffusers pipeline, got: {first}") from None

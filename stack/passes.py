@@ -12,10 +12,12 @@ from .caching.options import OLD_KEYS
 from .caching.policy import known_options
 from .compile import Compile
 from .core.errors import StackError, choose, nearest
+from .core.files import inside
 from .core.passes import Pass
-from .core.removed import refuse_removed
+from .core.removed import refuse_removed, removed
 from .distill.adapter import Adapter
 from .distill.distill import Distill
+from .distill.find import is_shipped
 from .quant.quantize import Quantize
 
 PASSES: dict[str, type[Any]] = {p.stage: p for p in (Distill, Quantize, Adapter, SparseAttention, Compile, Cache)}
@@ -29,26 +31,50 @@ def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | No
     """
     if stage not in PASSES:
         raise choose(f"stage in recipe {where}", stage, list(PASSES))
-    refuse_removed(stage, options)
-    known = options_of(stage)
-    for name in options:
-        if name not in known:
-            raise nearest(f"option of [{stage}] in recipe {where}", name, known)
-    plain: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
-    }
-    for name in FILES if folder is not None else ():
-        if isinstance(plain.get(name), str):
-            plain[name] = folder / plain[name]
-    adapter = plain.get("adapter")
-    if folder is not None and isinstance(adapter, str) and (folder / adapter).is_file():
-        plain["adapter"] = str(folder / adapter)
+    known = [*options_of(stage), *removed(stage)]
     try:
-        return PASSES[stage](**plain)
-    except TypeError as error:
-        raise StackError(f"recipe {where}, [{stage}]: {error}") from None
+        for name in options:
+            if name not in known:
+                raise nearest(f"option of [{stage}] in recipe {where}", name, known)
+        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        if folder is not None:
+            plain |= _located(stage, plain, folder)
+        return made(PASSES[stage], **plain)
     except StackError as error:
-        raise StackError(f"recipe {where}, [{stage}]: {error}") from None
+        told = str(error)
+        if f"recipe {where}" in told:
+            raise
+        raise StackError(f"recipe {where}: {told if told.startswith(stage) else f'{stage}: {told}'}") from None
+
+
+def made(kind: type[Any], **options: Any) -> Any:
+    """A pass from its class and its arguments by name.
+
+    Raises:
+        StackError: an argument that the pass has not, has no more, or needs; or a value that it refuses.
+    """
+    stage = kind.stage
+    refuse_removed(stage, options)
+    parameters = inspect.signature(kind).parameters
+    open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    for name in options:
+        if name not in parameters and not open_ended:
+            raise nearest(f"option of {stage}", name, parameters)
+    for name, each in parameters.items():
+        if name not in options and each.default is each.empty and each.kind is not each.VAR_KEYWORD:
+            raise StackError(f"{stage}: expected {name}, got none")
+    return kind(**options)
+
+
+def _located(stage: str, options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Where the files are that options name: in the recipe's folder; an adapter may also be one that ships."""
+    found: dict[str, Any] = {
+        name: inside(folder, options[name], f"{stage}.{name}") for name in FILES if isinstance(options.get(name), str)
+    }
+    adapter = options.get("adapter")
+    if isinstance(adapter, str) and adapter and not is_shipped(adapter):
+        found["adapter"] = str(inside(folder, adapter, f"{stage}.adapter"))
+    return found
 
 
 def options_of(stage: str) -> list[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .core.errors import StackError, choose
+from .core.files import read_toml, toml_text
 from .core.passes import ORDER, Pass
+from .core.validate import RunSteps, check_fields, check_table, checked, shown
 from .passes import PASSES, make_pass
+
+HEAD = ("name", "description", "model", "steps", "notes")
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,25 @@ class Recipe:
         stages: stage name to the pass's arguments, in running order.
         notes: how its calibration was measured; shown, never interpreted.
         folder: where the files are that its options name; the file's own.
+        file: what errors call it; "" for its name.
     """
 
     name: str
-    description: str
-    model: str
-    steps: int
-    stages: dict[str, dict[str, Any]]
+    description: str = ""
+    model: str = "shapes-flux"
+    steps: RunSteps = 50
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
+    file: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"recipe {self.file or self.name}")
 
     def passes(self, stages: Iterable[str] | None = None) -> list[Pass]:
         """The passes, or those of some stages only."""
         wanted = list(self.stages) if stages is None else list(stages)
-        return [make_pass(s, self.stages[s], self.name, self.folder) for s in self.stages if s in wanted]
+        return [make_pass(s, self.stages[s], self.file or self.name, self.folder) for s in self.stages if s in wanted]
 
 
 def _shipped() -> dict[str, Any]:
@@ -57,62 +66,45 @@ def load_recipe(name: str) -> Recipe:
         StackError: no such recipe, or a file that is none.
     """
     shipped = _shipped()
-    source = shipped.get(name) or (Path(name) if name.endswith(".toml") and Path(name).is_file() else None)
+    source = shipped.get(name) or (Path(name) if name.endswith(".toml") else None)
     if source is None:
-        raise StackError(
-            f"unknown recipe {name!r}: expected one of {', '.join(sorted(shipped))} or the path of a .toml file"
-        )
-    try:
-        data = tomllib.loads(source.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise StackError(f"recipe {name} is not valid TOML: {error}") from None
-    return parse_recipe(data, Path(name).stem, Path(str(source)).parent)
+        like = get_close_matches(name, shipped, 1)
+        hint = f"; did you mean {like[0]!r}?" if like else ""
+        known = ", ".join(sorted(shipped))
+        raise StackError(f"unknown recipe {shown(name)}: expected one of {known} or the path of a .toml file{hint}")
+    path = Path(str(source))
+    data = read_toml(path, f"recipe {name}")
+    return parse_recipe(data, path.stem, path.parent, name)
 
 
-def parse_recipe(data: dict[str, Any], name: str, folder: Path | None = None) -> Recipe:
-    """Check a recipe's table and make it a `Recipe`. Every pass is built once, so that a bad value is found here."""
-    plain = {key: data[key] for key in data if not isinstance(data[key], dict)}
-    tables = {key: dict(data[key]) for key in data if isinstance(data[key], dict)}
-    notes = tables.pop("notes", {})
-    for key in plain:
-        if key not in ("name", "description", "model", "steps"):
-            raise choose(f"entry in recipe {name}", key, ["name", "description", "model", "steps", "notes", *ORDER])
-    for stage in tables:
-        if stage not in PASSES:
-            raise choose(f"stage in recipe {name}", stage, list(PASSES))
-    recipe = Recipe(
-        name=plain.get("name", name),
-        description=plain.get("description", ""),
-        model=plain.get("model", "shapes-flux"),
-        steps=plain.get("steps", 50),
-        stages={stage: tables[stage] for stage in ORDER if stage in tables},
-        notes=notes,
-        folder=folder,
-    )
+def parse_recipe(data: dict[str, Any], name: str, folder: Path | None = None, file: str = "") -> Recipe:
+    """Check a recipe's table and make it a `Recipe`. Every pass is built once, so that a bad value is found here.
+
+    Args:
+        file: what errors call it; its name by default.
+
+    Raises:
+        StackError: an unknown entry, stage or option, or a value of another type or outside its range.
+    """
+    where = f"recipe {file or name}"
+    head = {key: value for key, value in data.items() if key not in PASSES}
+    stages = {stage: checked(dict[str, Any], data[stage], f"{where}: {stage}") for stage in ORDER if stage in data}
+    for key, value in head.items():
+        if key not in HEAD:
+            kind = "stage" if isinstance(value, (dict, list)) else "entry"
+            raise choose(f"{kind} in {where}", key, list(PASSES) if kind == "stage" else [*HEAD, *PASSES])
+    given = {"name": name, **check_table(Recipe, head, f"{where}: ")}
+    recipe = Recipe(**given, stages=stages, folder=folder, file=file or name)
     recipe.passes()
     return recipe
 
 
 def recipe_toml(recipe: Recipe) -> str:
-    """The recipe as a file that `load_recipe` reads back to an equal recipe."""
+    """The recipe as a file that `load_recipe` reads back to an equal recipe.
+
+    Raises:
+        StackError: it holds something that TOML has no word for.
+    """
     head = {"name": recipe.name, "description": recipe.description, "model": recipe.model, "steps": recipe.steps}
-    blocks = [_table(head)]
-    blocks += [f"[{stage}]\n{_table(options)}" for stage, options in recipe.stages.items()]
-    if recipe.notes:
-        blocks.append(f"[notes]\n{_table(recipe.notes)}")
-    return "\n\n".join(blocks) + "\n"
-
-
-def _table(values: dict[str, Any]) -> str:
-    return "\n".join(f"{key} = {_value(value)}" for key, value in values.items())
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_value(v) for v in value) + "]"
-    return repr(value)
+    notes = {"notes": recipe.notes} if recipe.notes else {}
+    return toml_text({**head, **recipe.stages, **notes}, f"recipe {recipe.name}")

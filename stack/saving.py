@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from .caching.cache import FILES
 from .core.errors import StackError
+from .core.files import check_folder, inside, read_text, read_toml, reason, write_text
+from .core.validate import checked, shown
+from .distill.find import carry
 from .models.denoiser import denoiser_of
-from .quant.saved import load_denoiser, save_denoiser
+from .models.wiring import wiring_of
+from .quant.fits import FILE
+from .quant.saved import read_denoiser, save_denoiser
 from .recipe import Recipe, load_recipe, recipe_toml
 from .runtime.stack_like import StackLike
 
-RECIPE, SCHEDULER = "recipe.toml", "scheduler"
+RECIPE, SCHEDULER, SCHEDULER_FILE = "recipe.toml", "scheduler", "scheduler_config.json"
+WEIGHTS = "weights"  # note of a saved recipe: the digest of the weights it was written with
 
 
 def save_stack(stack: StackLike, folder: str | Path) -> int:
@@ -21,25 +33,82 @@ def save_stack(stack: StackLike, folder: str | Path) -> int:
     folder = Path(folder)
     if not stack.applied:
         raise StackError("save() writes an applied stack: call apply() first")
-    count = save_denoiser(stack.denoiser, folder)
+    check_folder(folder, "save()")
     # What the weights hold already is not done again: adapters are fused, linears rounded.
     added = [p for p in stack.plan.passes() if p.stage in stack.plan.added]
     above = {p.stage: p.options() for p in (*stack.passes, *added) if p.stage not in ("distill", "quantize")}
-    recipe = Recipe(folder.name, "", stack.facts.family, stack.plan.facts_after.steps, above)
-    (folder / RECIPE).write_text(recipe_toml(recipe))
+    recipe = Recipe(folder.absolute().name, "", stack.facts.family, stack.plan.facts_after.steps, above)
+    recipe_toml(recipe)  # whatever it cannot hold is told before anything is written
+    count = save_denoiser(stack.denoiser, folder)
+    for options in above.values():
+        if "adapter" in options:
+            options["adapter"] = carry(options["adapter"], folder)
     if stack.pipe is not None:
-        stack.pipe.scheduler.save_pretrained(folder / SCHEDULER)
+        _save_scheduler(stack.pipe.scheduler, folder / SCHEDULER)
+    # Last: until it is there, this is no saved stack, or it is told that the weights are not those it was written with.
+    text = recipe_toml(replace(recipe, stages=above, notes={WEIGHTS: digest(folder / FILE)}))
+    write_text(folder / RECIPE, text)
     return count
 
 
+def _save_scheduler(scheduler: Any, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / SCHEDULER_FILE, scheduler.to_json_string())
+
+
+def digest(path: Path) -> str:
+    """The first 32 digits of the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
 def load_weights(folder: str | Path, model: Any) -> Recipe:
-    """Give a model the saved weights; returns the recipe of the passes above them. See `Stack.load`."""
+    """Give a model the saved weights; returns the recipe of the passes above them. See `Stack.load`.
+
+    Everything is read and checked before the model is touched.
+    """
     folder = Path(folder)
-    if not (folder / RECIPE).is_file():
-        raise StackError(f"expected a folder written by Stack.save(), but {folder} has no {RECIPE}")
-    recipe = load_recipe(str(folder / RECIPE))
+    if not os.path.isfile(folder / RECIPE):
+        raise StackError(f"expected a folder written by Stack.save(), but {shown(str(folder))} has no {RECIPE}")
+    path = inside(folder, RECIPE, str(folder), links=False)
+    recipe = load_recipe(str(path))
+    if lacking := [name for name in ("model", "steps", "notes") if name not in read_toml(path, str(path))]:
+        raise StackError(f"{path}: expected {lacking[0]}, got none: it is damaged, save() the stack again")
+    _check_links(recipe, folder)
     bare = isinstance(model, nn.Module)
-    load_denoiser(model if bare else denoiser_of(model), folder)
-    if not bare and (folder / SCHEDULER).is_dir():
-        model.scheduler = type(model.scheduler).from_pretrained(folder / SCHEDULER)
+    denoiser = model if bare else denoiser_of(model)
+    wiring_of(denoiser)
+    weights = read_denoiser(denoiser, folder)
+    if recipe.notes.get(WEIGHTS, "") not in ("", digest(folder / FILE)):
+        raise StackError(f"{folder / FILE} is not the file that {RECIPE} was written with: save() the stack again")
+    scheduler = None if bare else _scheduler(type(model.scheduler), folder)
+    weights.put_on(denoiser)
+    if scheduler is not None:
+        model.scheduler = scheduler
     return recipe
+
+
+def _check_links(recipe: Recipe, folder: Path) -> None:
+    """Files that the recipe names lie in the folder itself, even where a name in it is a link."""
+    for stage, options in recipe.stages.items():
+        for name in ("adapter", *FILES):
+            if isinstance(options.get(name), str):
+                inside(folder, options[name], f"{folder}: {stage}.{name}", links=False)
+
+
+def _scheduler(kind: Any, folder: Path) -> Any:
+    """The saved scheduler; None where the folder has none."""
+    source = inside(folder, f"{SCHEDULER}/{SCHEDULER_FILE}", str(folder), links=False)
+    if not os.path.isfile(source):
+        return None
+    try:
+        config = checked(dict[str, Any], json.loads(read_text(source, str(source))), str(source))
+        for name, parameter in inspect.signature(kind.__init__).parameters.items():
+            hint = type(parameter.default) if type(parameter.default) in (bool, int, float, str) else None
+            if name in config and hint is not None:
+                checked(hint, config[name], f"{source}: {name}")
+        return kind.from_config(config)
+    except StackError:
+        raise
+    except Exception as error:  # every scheduler refuses its settings in its own way
+        raise StackError(f"{source} is no configuration of {kind.__name__} ({reason(error)})") from None

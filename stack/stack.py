@@ -21,9 +21,8 @@ from .compile import Compile
 from .core.errors import StackError
 from .core.facts import Facts
 from .core.installer import Installer
-from .core.passes import Pass
+from .core.passes import Pass, stage_of
 from .core.plan import Plan, Planned, explain, in_order, make_plan
-from .core.removed import refuse_removed
 from .distill.adapter import Adapter
 from .distill.call import transformed_call
 from .distill.distill import Distill
@@ -31,6 +30,7 @@ from .model_facts import facts_of
 from .models.denoiser import denoiser_of
 from .models.schedule import flow_timetable
 from .models.wiring import Wiring, wiring_of
+from .passes import made
 from .planner import SCHEDULER, Planner
 from .quant.quantize import Quantize
 from .recipe import Recipe
@@ -119,17 +119,15 @@ class Stack:
 
         See `stack.distill.distill.Distill` and `stack.distill.adapter.Adapter`.
         """
-        return self.add(Adapter(adapter, **options) if switchable else Distill(adapter, **options))
+        return self.add(made(Adapter if switchable else Distill, adapter=adapter, **options))
 
     def quantize(self, scheme: str = "int8", **options: Any) -> Stack:
         """Add quantization of the blocks' linears; see `stack.quant.quantize.Quantize`."""
-        refuse_removed(Quantize.stage, options)
-        return self.add(Quantize(scheme, **options))
+        return self.add(made(Quantize, scheme=scheme, **options))
 
     def sparse_attn(self, keep: float = 0.5, **options: Any) -> Stack:
         """Add block-sparse attention; see `stack.attention.sparse_attn.SparseAttention`."""
-        refuse_removed(SparseAttention.stage, options)
-        return self.add(SparseAttention(keep, **options))
+        return self.add(made(SparseAttention, keep=keep, **options))
 
     def compile(self, mode: str = "default") -> Stack:
         """Compile the blocks as the other passes leave them, or not at all ("off", which also keeps the plan from
@@ -139,7 +137,7 @@ class Stack:
 
     def cache(self, method: str = "svd", **options: Any) -> Stack:
         """Add a feature cache; see `stack.caching.cache.Cache`."""
-        return self.add(Cache(method, **options))
+        return self.add(made(Cache, method=method, **options))
 
     def add(self, new: Pass) -> Stack:
         """Add any pass.
@@ -148,7 +146,7 @@ class Stack:
             StackError: its stage is taken, or the stack is applied already.
         """
         if self.applied:
-            raise StackError(f"cannot add {new.stage!r} to an applied stack: undo() it first")
+            raise StackError(f"cannot add {stage_of(new)!r} to an applied stack: undo() it first")
         if self.max_error and isinstance(new, Cache):
             new = new.within(self.max_error)
         in_order([*self._passes, new])
@@ -370,12 +368,13 @@ class Stack:
                 stack as it was; a pass that fails while it is put on takes the whole stack off.
         """
         with self.lock:
-            before, wanted = self._passes, [new if p.stage == new.stage else p for p in self._passes]
-            if self._added(new.stage):
+            stage, before = stage_of(new), self._passes
+            wanted = [new if p.stage == stage else p for p in before]
+            if self._added(stage):
                 wanted = [*wanted, new]
             if self.applied:
                 make_plan(self.facts, wanted, self._planner.strict)
-            self._depart(new.stage)
+            self._depart(stage)
             self._passes = wanted
             try:
                 return self._refill()

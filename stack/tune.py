@@ -10,9 +10,12 @@ from typing import Any
 from .calibrate.calibrate import Calibration
 from .calibrate.goals import Goal
 from .core.errors import StackError
+from .core.files import read_text
+from .core.validate import prompts_of, shown
 from .recipe import Recipe
 from .stack import Stack
 
+MOST_PROMPTS, LONGEST_PROMPT = 1000, 10_000
 HELD_OUT = 3  # every third prompt is kept for the check
 
 
@@ -20,13 +23,17 @@ def read_prompts(path: Path) -> list[str]:
     """Prompts of a text file, one per line; empty lines are left out.
 
     Raises:
-        StackError: no such file.
+        StackError: no such file, no text, or more or longer prompts than a file may have.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StackError(f"cannot read prompts from {path}: expected a text file, one per line ({error})") from None
-    return [line.strip() for line in lines if line.strip()]
+    lines = read_text(path, f"cannot read prompts from {path}").splitlines()
+    found = [line.strip() for line in lines if line.strip()]
+    for number, line in enumerate(found, 1):
+        if len(line) > LONGEST_PROMPT or not line.isprintable():
+            expected = f"expected printable text of at most {LONGEST_PROMPT} letters"
+            raise StackError(f"{path}: prompt {number}: {expected}, got {shown(line)}")
+    if len(found) > MOST_PROMPTS:
+        raise StackError(f"{path}: expected at most {MOST_PROMPTS} prompts, got {len(found)}")
+    return found
 
 
 def held_apart(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -35,7 +42,7 @@ def held_apart(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         StackError: fewer than three different prompts.
     """
-    known = list(dict.fromkeys(prompts))
+    known = list(dict.fromkeys(prompts_of(prompts)))
     if len(known) < HELD_OUT:
         raise StackError(
             f"expected at least {HELD_OUT} different prompts, 2 to search on and 1 to check, got {len(known)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -158,8 +159,116 @@ BAD = {
         ["run", "{}/mine.toml", "--model", "{}/model", "--prompt", "a photo of a cat"],
         "cannot read the prompt 'a photo of a cat'",
     ),
+    "like a command": (["compar"], "No such command 'compar'. Did you mean 'compare'?"),
+    "like a recipe": (["explain", "balancd"], "did you mean 'balanced'?"),
+    "like a model": (["explain", "{}/mine.toml", "--model", "shapes-flx"], "did you mean 'shapes-flux'?"),
+    "like a rule": (["rules", "few-step"], "did you mean 'few-steps'?"),
+    "huge steps": (["compare", "--steps", "10001"], "--steps must be a number of at most 10000, got 10001"),
+    "no psnr": (["calibrate", "--psnr", "nan"], "--psnr must be a number of at most 100, got nan"),
+    "seed": (["run", "--seed", "-1"], "--seed must be at least 0, got -1"),
+    "huge seed": (["run", "--seed", "9" * 30], "--seed must be a number of at most"),
+    "bytes": (["explain", "{}/latin.toml"], "latin.toml: expected UTF-8 text, got other bytes at 8"),
+    "interval": (
+        ["explain", "{}/interval.toml"],
+        "interval.toml: cache.interval: expected a whole number",
+    ),
+    "cats": (
+        ["calibrate", "{}/mine.toml", "--model", "{}/model", "--prompts", "{}/cats.txt"],
+        "cannot read the prompt 'a cat'",
+    ),
+    "index": (["explain", "{}/mine.toml", "--model", "{}/odd"], "model_index.json is no JSON"),
     "twice": (["compare", "{}/mine.toml", "{}/mine.toml"], "recipe 'mine' is given 2 times"),
 }
+
+
+OUTPUTS = (
+    ["compare", "mine.toml", "--out", "mine.toml"], ["compare", "mine.toml", "--json", "gone/x.json"],
+    ["run", "mine.toml", "--out", "mine.toml/x"], ["run", "mine.toml", "--out", "mine.toml"],
+    ["calibrate", "mine.toml", "--out", "gone/x.toml"], ["calibrate", "mine.toml", "--out", "model"],
+    ["rules", "--write", "gone/x.md"], ["rules", "--write", "model"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", OUTPUTS, ids=" ".join)
+def test_outputs_are_checked_before_a_model_is_loaded(
+    run: Run, folder: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("stack.loading.load_pipeline", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    code, out, err = run(*arguments, *(["--model", "model"] if arguments[0] != "rules" else []))
+    assert (code, out) == (2, "") and re.fullmatch(r"error: --(out|json|write): [^\n]+\n", err), err
+    assert sorted(path.name for path in folder.iterdir()) == ["mine.toml", "model"]
+
+
+def test_pictures_of_two_runs_do_not_mix(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    first = ["run", "mine.toml", "--model", "model", "--steps", "3", "--prompt", "a red ring"]
+    assert run(*first, "--out", "pictures")[0] == 0
+    drawn = (folder / "pictures" / "000-a-red-ring.png").read_bytes()
+    assert run(*first, "--out", "pictures")[0] == 0  # the same run again goes on where it was
+    assert (folder / "pictures" / "000-a-red-ring.png").read_bytes() == drawn
+    code, _, err = run(*first, "--out", "pictures", "--seed", "5")
+    told = "pictures holds pictures of another run (000-a-red-ring.png: recipe mine, model model, 3 steps, seed 0"
+    assert code == 2 and told in err
+    assert run(*first)[0] == run(*first, "--seed", "5")[0] == run(*first, "--seed", "5")[0] == 0
+    assert sorted(path.name for path in folder.glob("ditstack-run*")) == ["ditstack-run", "ditstack-run-2"]
+    assert (folder / "ditstack-run" / "000-a-red-ring.png").read_bytes() == drawn
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_two_runs_at_a_time_do_not_share_a_folder(run: Run, folder: Path, command: str) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / ".ditstack-lock").write_text(str(os.getpid()))
+    line = [command, folder / "mine.toml", "--model", folder / "model", "--out", folder / "out", "--steps", "3"]
+    code, _, err = run(*line)
+    assert code == 2 and f"--out: process {os.getpid()} is writing to" in err
+    assert [path.name for path in (folder / "out").iterdir()] == [".ditstack-lock"]
+
+
+def test_ctrl_c_in_run_says_what_was_kept(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, seeds = Stack.__call__, []
+
+    def interrupted(self: Stack, *args: Any, **kwargs: Any) -> Any:
+        seeds.append(kwargs["generator"].initial_seed())
+        if len(seeds) == 3:
+            raise KeyboardInterrupt
+        return inner(self, *args, **kwargs)
+
+    monkeypatch.setattr(Stack, "__call__", interrupted)
+    prompts = [part for text in ("a red ring", "a blue star", "a green circle") for part in ("--prompt", text)]
+    line = ["run", folder / "mine.toml", "--model", folder / "model", "--out", folder / "out", "--steps", "3", *prompts]
+    code, _, err = run(*line)
+    assert code == 130 and err == f"interrupted: the first 2 of 3 pictures are kept in {folder / 'out'}\n"
+    assert sorted(os.listdir(folder / "out")) == ["000-a-red-ring.png", "001-a-blue-star.png"]
+    monkeypatch.setattr(Stack, "__call__", inner)
+    assert run(*line)[0] == 0 and len(os.listdir(folder / "out")) == 3
+
+
+def test_ctrl_c_in_calibrate_writes_nothing(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stack.tune.calibrated", interrupted)
+    (folder / "prompts.txt").write_text("a red ring\na blue star\na green circle\n")
+    line = ["calibrate", folder / "mine.toml", "--model", folder / "model", "--prompts", folder / "prompts.txt"]
+    code, _, err = run(*line, "--out", folder / "new.toml")
+    assert (code, err) == (130, "interrupted: nothing is written, recipe mine is as it was\n")
+    assert not (folder / "new.toml").exists()
+
+
+def test_an_interrupted_comparison_leaves_no_pictures_of_the_one_before(folder: Path) -> None:
+    from stack.compare.compare import Outcome
+    from stack.compare.files import save_outcome
+
+    for name in ("grid.png", "chart.png"):
+        (folder / name).write_text("of a run before")
+    record = {"rows": [], "model": "m", "partial": True}
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("stack.compare.files.report_html", lambda *args: "page")
+    written = save_outcome(Outcome(record, {}), folder)
+    monkey.undo()
+    assert [path.name for path in written] == ["compare.json", "report.html"]
+    assert not (folder / "grid.png").exists() and not (folder / "chart.png").exists()
 
 
 @pytest.mark.parametrize(("arguments", "expected"), BAD.values(), ids=BAD.keys())
@@ -167,6 +276,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
     run: Run, folder: Path, tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
     (tmp_path / "broken.toml").write_text("name = ")
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
+    (tmp_path / "interval.toml").write_text("[cache]\ninterval = 2.5\n")
+    (tmp_path / "cats.txt").write_text("a cat\na dog\na cow\n")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "model_index.json").write_text("{")
     (tmp_path / "keep.toml").write_text("[sparse_attn]\nkeep = 0\n")
     code, out, err = run(*(argument.format(tmp_path) for argument in arguments))
     assert code == 2

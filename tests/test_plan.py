@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stack import Stack
 from stack.caching.cache import Cache
 from stack.caching.sites.block_range import ResidualSite
 from stack.core.errors import StackError
@@ -143,3 +145,11 @@ def test_explain_numbers_stages_in_running_order() -> None:
     texts = {explain(make_plan(FACTS, list(order))) for order in stages}
     assert len(texts) == 1
     assert [line[:2] for line in texts.pop().splitlines()[2:]] == ["1.", "2.", "3."]
+
+
+@pytest.mark.parametrize("new", [3, "svd", None, Cache])
+def test_what_is_no_pass_is_refused(new: Any, denoiser: Any) -> None:
+    for stack in (Stack(denoiser, steps=14), Stack(denoiser, steps=14).cache("svd")):
+        for method in (stack.add, stack.replace):
+            with pytest.raises(StackError, match="expected a pass, one object with its options, got"):
+                method(new)

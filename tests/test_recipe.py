@@ -45,7 +45,7 @@ def test_a_recipe_builds_its_stack_or_a_part_of_it() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"sparse_attn": {"keep": 0}}, r"recipe x, \[sparse_attn\].*keep"),
+        ({"sparse_attn": {"keep": 0}}, "^recipe x: sparse_attn: keep must be"),
         ({"quantise": {}}, "unknown stage in recipe x 'quantise'"),
         ({"cache": {"methd": "svd"}}, r"unknown option of \[cache\] in recipe x 'methd'"),
         ({"cach": 3}, "unknown entry in recipe x 'cach'"),
@@ -74,3 +74,56 @@ def test_a_mixed_plan_survives_the_file(tmp_path: Path) -> None:
     assert got == wanted and hash(got) == hash(wanted)
     assert isinstance(got, Quantize) and got.plan == plan
     assert Cache("svd", interval=3).options() == {"method": "svd", "interval": 3}
+
+
+WRONG = {
+    '[cache]\nfull_steps = [0, "a"]': "cache.full_steps[1]: expected a whole number",
+    "[cache]\nfull_steps = [0, 2.5, 5]": "cache.full_steps[1]: expected a whole number",
+    "[cache]\nbases = 3": "cache.bases: expected",
+    '[cache]\nmethod = "fastcache"\nmaps = 3': "cache.maps: expected",
+    "[cache]\ninterval = 2.5": "cache.interval: expected a whole number",
+    "[cache]\norder = 1.5": "cache.order: expected a whole number",
+    '[cache]\ncalibrated_for = "x"': "cache.calibrated_for: expected a list",
+    '[cache]\ncorrected = "yes"': "cache.corrected: expected true or false, got 'yes'",
+    "[cache]\ngains = [nan, 1.0]": "cache.gains[0]: expected a finite number",
+    "[cache]\nmax_error = inf": "cache.max_error: expected a finite number",
+    '[quantize]\nmin_features = "a"': "quantize.min_features: expected a whole number of at least 0, got 'a'",
+    '[quantize]\nrounded = "x"': "quantize.rounded: expected a FeedbackRounding, got 'x'",
+    "[quantize]\nmax_error = 0.1": "quantize: max_error= of quantize was removed",
+    '[distill]\nadapter = "shapes-flux-4"\nsigmas = 3': "distill.sigmas: expected a list, each a finite number, got 3",
+    '[distill]\nadapter = "shapes-flux-4"\nmerge = 3': "distill.merge: expected true or false, got 3",
+    "[distill]\nsteps = 4": "distill: expected adapter, got none",
+    '[distill]\nadapter = "../x"': "distill.adapter: expected a file of its own folder, got '../x'",
+    '[cache]\nmaps = "../../etc/x"': "cache.maps: expected a file of its own folder, got '../../etc/x'",
+    '[cache]\nbases = "/etc/x"': "cache.bases: expected a file of its own folder, got '/etc/x'",
+    "[[cache]]\ninterval = 2": "cache: expected a table",
+    "cache = 3": "cache: expected a table, got 3",
+    "notes = 3": "notes: expected a table, got 3",
+    "steps = true": "steps: expected a whole number of at least 1 and at most 10000, got True",
+    "steps = 10001": "steps: expected a whole number of at least 1 and at most 10000, got 10001",
+    "steps = 0": "steps: expected a whole number of at least 1 and at most 10000, got 0",
+    "steps = 2.0": "steps: expected a whole number of at least 1 and at most 10000, got 2.0",
+    "name = 3": "name: expected a text, got 3",
+    "stepps = 3": "did you mean 'steps'?",
+    "[cach]\ninterval = 2": "did you mean 'cache'?",
+    "[cache]\nintervall = 2": "did you mean 'interval'?",
+}
+
+
+@pytest.mark.parametrize(("text", "told"), WRONG.items(), ids=WRONG.keys())
+def test_a_wrong_value_is_one_line_with_file_key_and_what_came(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with pytest.raises(StackError) as error:
+        load_recipe(str(path))
+    line = str(error.value)
+    assert str(path) in line and told in line and line.isprintable()
+
+
+def test_files_beside_a_recipe_and_below_it_are_found(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name in ("x.safetensors", "below/x.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+        (tmp_path / "x.toml").write_text(f'[distill]\nadapter = "{name}"\n')
+        (found,) = load_recipe(str(tmp_path / "x.toml")).passes()
+        assert found.options() == {"adapter": str(tmp_path / name)}

@@ -19,6 +19,7 @@ from ..core.errors import StackError
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding, field_options
+from ..core.validate import RunSteps, Steps, check_fields
 from ..runtime.target import Target
 from .maps import FINEST
 from .sparsity import SparsityPolicy, Tally
@@ -49,22 +50,19 @@ class SparseAttention:
 
     keep: float = 0.5
     block: int | None = None
-    dense_first: int | None = None
-    dense_last: int = 1
+    dense_first: RunSteps | None = None
+    dense_last: Steps = 1
     even_if_slower: bool = False
     stage: ClassVar[str] = "sparse_attn"
 
     def __post_init__(self) -> None:
-        if not _is_number(self.keep) or not 0 < self.keep <= 1:
+        check_fields(self, self.stage)
+        if not 0 < self.keep <= 1:
             raise StackError(f"keep must be in (0, 1], got {self.keep!r}: it is the share of key blocks attended to")
-        if self.block is not None and (not isinstance(self.block, int) or self.block < FINEST or self.block % FINEST):
+        if self.block is not None and (self.block < FINEST or self.block % FINEST):
             raise StackError(
                 f"block must be a multiple of {FINEST} tokens, got {self.block!r}: try 256, or leave it out"
             )
-        if self.dense_first is not None and (not isinstance(self.dense_first, int) or self.dense_first < 1):
-            raise StackError(f"dense_first must be a whole number of at least 1, got {self.dense_first!r}")
-        if not isinstance(self.dense_last, int) or self.dense_last < 0:
-            raise StackError(f"dense_last must be a whole number of at least 0, got {self.dense_last!r}")
 
     @property
     def policy(self) -> SparsityPolicy:
@@ -157,10 +155,6 @@ class SparseAttention:
     def _dense_shape(self, facts: Facts) -> str:
         tokens = facts.image_tokens, facts.text_tokens
         return self.policy.dense_shape(*tokens, facts.heads, facts.head_dim, facts.machine.device)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _shapes(policy: SparsityPolicy, facts: Facts) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from ..bounds import sin_theta_bound
 from ..core.errors import StackError
+from ..core.validate import checked
 from .fitted import Fitted, read
 
 
@@ -46,8 +47,9 @@ class Bases(Fitted):
     @property
     def bits(self) -> tuple[int, int]:
         """Of weights and activations that the features were made under; floating point is 16."""
-        told = dict(entry.split("=", 1) for entry in self.made_under)
-        weights, activations = (min(16, int(told.get(f"{name}_bits", 16))) for name in ("weight", "activation"))
+        told = dict(entry.partition("=")[::2] for entry in self.made_under)
+        found = (told.get(f"{name}_bits", "") for name in ("weight", "activation"))
+        weights, activations = (min(16, int(bits)) if bits.isdecimal() else 16 for bits in found)
         return weights, activations
 
     def turned(self, noise: float) -> float:
@@ -72,5 +74,14 @@ def load_bases(path: str | Path) -> Bases:
         StackError: no such file, or one of something else.
     """
     about, vectors = read(path, "bases", "stack.fit_bases(prompts, save=...)")
-    spectra = {key: (one[0], one[1]) for key, one in json.loads(about.pop("spectra", "{}")).items()}
-    return Bases(**about, vectors=vectors, spectra=spectra)
+    try:
+        told = json.loads(about.pop("spectra", "{}"))
+    except (ValueError, RecursionError):
+        raise StackError(f"{path}: spectra: expected JSON") from None
+    spectra = checked(dict[str, tuple[float, float]], told, f"{path}: spectra")
+    if flat := [key for key, one in vectors.items() if one.ndim != 2 or not one.is_floating_point()]:
+        raise StackError(
+            f"{path}: {flat[0]}: expected a basis of D rows and k columns, got {tuple(vectors[flat[0]].shape)}"
+        )
+    known = {name: about[name] for name in ("family", "blocks", "width", "made_under")}
+    return Bases(**known, vectors=vectors, spectra=spectra)

@@ -13,6 +13,7 @@ from ..core.errors import StackError, choose
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding
+from ..core.validate import NotNegative, checked
 from ..models.sampler import AffineStep, planned_steps
 from ..runtime.call import Interceptor
 from ..runtime.step_clock import FULL
@@ -45,9 +46,12 @@ MEASURED = (
 
 def _read(options: dict[str, Any]) -> dict[str, Any]:
     """Options as a policy takes them: files read, `max_error` as the gate that it stands for."""
-    made = {n: FILES[n](v) if n in FILES and isinstance(v, (str, Path)) else v for n, v in options.items()}
+    made = dict(options)
+    made |= {n: read(made[n]) for n, read in FILES.items() if isinstance(made.get(n), (str, Path))}
     if "max_error" in made:
-        made |= {"gate": "budget", "threshold": made.pop("max_error")}
+        if also := [repr(name) for name in ("gate", "threshold") if name in made]:
+            raise StackError(f"max_error is a gate of its own: expected it alone, got {also[0]} beside it")
+        made |= {"gate": "budget", "threshold": checked(NotNegative, made.pop("max_error"), "cache.max_error")}
     return made
 
 
@@ -70,6 +74,7 @@ class Cache:
     stage: ClassVar[str] = "cache"
 
     def __init__(self, method: str = "svd", **options: Any):
+        checked(str, method, "cache.method")
         if method not in PRESETS:
             raise choose("cache", method, list(PRESETS))
         object.__setattr__(self, "method", method)

@@ -20,7 +20,7 @@ def conditions(facts: Facts) -> tuple[str, ...]:
 def differences(calibrated_for: tuple[str, ...], facts: Facts, names: tuple[str, ...]) -> list[str]:
     """In which of these facts a stack differs from the one calibrated on, in words; empty where nothing was noted."""
     now = dict(entry.split("=", 1) for entry in conditions(facts))
-    then = dict(entry.split("=", 1) for entry in calibrated_for)
+    then = dict(entry.partition("=")[::2] for entry in calibrated_for)
     return [f"{n} {then[n] or 'none'}, now {now[n] or 'none'}" for n in names if n in then and then[n] != now[n]]
 
 

@@ -25,6 +25,7 @@ from .controller import CacheController
 from .fitted import Fitted
 from .forecast import Forecast
 from .gates import Gate
+from .options import Options
 from .schedule_policy import SchedulePolicy
 from .schedules import Interval, Schedule
 
@@ -83,7 +84,7 @@ class Installs(Protocol):
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(Options):
     """Where a cache stands. Its fields are the site's own choices.
 
     Attributes:
@@ -169,7 +170,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class GatePolicy:
+class GatePolicy(Options):
     """What decides step by step instead of a schedule. Its fields are the gate's own choices.
 
     Attributes:

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from ..core.errors import StackError
 from ..core.facts import Facts
+from ..core.files import reason, whole
+from ..core.validate import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,9 @@ class Fitted:
     def _write(self, path: str | Path, tensors: dict[str, torch.Tensor], **more: str) -> None:
         about = {"family": self.family, "blocks": str(self.blocks), "width": str(self.width), **more}
         about["made_under"] = "\n".join(self.made_under)
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=about)
+        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        with whole(Path(path)) as made:
+            save_file(plain, made, metadata=about)
 
 
 def read(path: str | Path, what: str, how: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -56,10 +60,14 @@ def read(path: str | Path, what: str, how: str) -> tuple[dict[str, Any], dict[st
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-    except (OSError, SafetensorError) as error:
-        raise StackError(f"no {what} in {path} ({error}): {how} writes them") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise StackError(f"no {what} in {path} ({reason(error)}): {how} writes them") from None
     if {"family", "blocks", "width"} - about.keys():
         raise StackError(f"{path} holds no {what}: expected a file that {how} wrote")
     made_under = tuple(about["made_under"].split("\n")) if about.get("made_under") else ()
+    if not (about["blocks"].isdecimal() and about["width"].isdecimal()):
+        raise StackError(f"{path}: expected whole numbers of blocks and width, got {shown(about)}")
+    if broken := [name for name, each in tensors.items() if not bool(each.float().isfinite().all())]:
+        raise StackError(f"{path}: {broken[0]}: expected finite numbers, got NaN or infinity")
     numbers = {name: int(about[name]) for name in ("blocks", "width")}
     return {**about, **numbers, "made_under": made_under}, tensors

@@ -25,6 +25,7 @@ import torch
 
 from ..compat.noise import Mix, NoiseLedger, blend, combine, drowned, without
 from ..core.errors import StackError, choose
+from .options import Options
 
 BASES = ("newton", "taylor", "hermite")
 COORDINATES = ("time", "step", "sigma", "log-snr")
@@ -33,7 +34,7 @@ HERMITE_SCALE = 0.5  # HiCache's contraction (arXiv 2508.16984)
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Forecast(Options):
     """How a feature is carried on.
 
     Attributes:
@@ -56,7 +57,7 @@ class Forecast:
     smoothing: float = 0.0
     coordinate: str = "time"
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         if not 0 <= self.order <= HIGHEST_ORDER:
             raise StackError(f"order must be in 0..{HIGHEST_ORDER}, got {self.order}")
         if self.basis not in BASES:

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 from ..compat.budget import ErrorBudget, weights_of
 from ..core.errors import StackError
 from ..core.passes import Finding
+from ..core.validate import Count, NotNegative, Share
 from ..models.schedule import SigmaSchedule
 from .contract import GatePolicy, PolicyLike, register_gate
 from .forecast import coordinate
@@ -20,7 +21,7 @@ BLOCK_RANGES = ("output", "residual")
 class _ThresholdPolicy(GatePolicy):
     """A gate with one threshold."""
 
-    threshold: float = 0.0
+    threshold: NotNegative = 0.0
 
     @property
     def bound(self) -> str:
@@ -39,7 +40,7 @@ class PrefixPolicy(_ThresholdPolicy):
     sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
     keeps_probe: ClassVar[bool] = True
 
-    longest: int = 0
+    longest: Count = 0
 
     def start(self, policy: PolicyLike, sigma_schedule: SigmaSchedule) -> Gate:
         return PrefixGate(self.threshold, policy.schedule.warmup, self.longest)
@@ -81,8 +82,8 @@ class MagnitudePolicy(_ThresholdPolicy):
     reads_per_step: ClassVar[int] = 0
     fitted_by: ClassVar[str] = "ratios"
 
-    longest: int = 0
-    retention: float = 0.2
+    longest: Count = 0
+    retention: Share = 0.2
     ratios: tuple[float, ...] = ()
 
     @property
@@ -107,7 +108,7 @@ class SumPolicy(_ThresholdPolicy):
     name: ClassVar[str] = "sum"
     sites: ClassVar[tuple[str, ...]] = ("whole-model", "relational")
 
-    longest: int = 0
+    longest: Count = 0
 
     def start(self, policy: PolicyLike, sigma_schedule: SigmaSchedule) -> Gate:
         measured = policy.site.measures_slope
@@ -129,8 +130,8 @@ class DraftPolicy(GatePolicy):
     name: ClassVar[str] = "draft"
     sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
 
-    longest: int = 0
-    accept: tuple[float, float, float] | None = None
+    longest: Count = 0
+    accept: tuple[NotNegative, NotNegative, NotNegative] | None = None
 
     @property
     def bound(self) -> str:
@@ -174,10 +175,10 @@ class BudgetPolicy(_ThresholdPolicy):
     fitted_by: ClassVar[str] = "the scale of its estimate"
     self_timed: ClassVar[bool] = True
 
-    longest: int = 0
-    error_scale: float = 1.0
-    below_error: float = 0.0
-    measured_error: float = 0.0
+    longest: Count = 0
+    error_scale: NotNegative = 1.0
+    below_error: NotNegative = 0.0
+    measured_error: NotNegative = 0.0
 
     @property
     def words(self) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
 from ..core.errors import StackError, nearest
+from ..core.validate import check_fields
 
+NEAREST = 4  # names that are told where none is like the given one
 OLD_KEYS = {"lean": "schedule_power", "carry": "approximation"}
 OLD_VALUES: dict[str, dict[str, str]] = {
     "site": {
@@ -19,6 +22,26 @@ OLD_VALUES: dict[str, dict[str, str]] = {
     },
     "approximation": {"map": "static", "moved": "delta"},
 }
+
+
+@dataclass(frozen=True)
+class Options:
+    """A part of a cache: its values are checked against their annotations when it is made.
+
+    Raises:
+        StackError: a value of another type, or outside its range.
+    """
+
+    def __post_init__(self) -> None:
+        check_fields(self, "cache")
+        self.check_values()
+
+    def check_values(self) -> None:
+        """Check what annotations cannot say.
+
+        Raises:
+            StackError: a value outside its range, or values that do not go together.
+        """
 
 
 def modern(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,4 +76,14 @@ def unknown(key: str, now: str, owners: Mapping[str, list[str]], known: Iterable
     """
     if key in owners:
         return StackError(f"{key!r} is an option of {', '.join(owners[key])}: this cache has {now}")
-    return nearest("option of the cache", key, {*known, *owners})
+    every = sorted({*known, *owners})
+    if get_close_matches(key, every, 1):
+        return nearest("option of the cache", key, every)
+    like = ", ".join(map(repr, get_close_matches(key, every, NEAREST, 0.0)))
+    return StackError(f"unknown option of the cache {key!r}: the nearest are {like}")
+
+
+def by_old_name(error: StackError, options: Mapping[str, Any]) -> StackError:
+    """The same error for whoever gave an option by its old name."""
+    old = [f"{name!r} is {OLD_KEYS[name]!r} today" for name in options if OLD_KEYS.get(name, "\0") in str(error)]
+    return StackError(f"{', '.join(old)}: {error}") if old else error

@@ -10,13 +10,14 @@ import torch
 
 from ..compat.noise import Floor
 from ..core.errors import StackError, choose
+from ..core.validate import shown
 from ..models.schedule import SigmaSchedule
 from . import gate_policies as gate_policies  # fills GATES
 from . import sites as sites  # fills SITES
 from .contract import GATES, SITES, GatePolicy, Site, suiting
 from .forecast import Forecast
 from .gates import Gate
-from .options import field_names, modern, unknown
+from .options import Options, by_old_name, field_names, modern, unknown
 from .placement import ON_DEVICE, Placement
 from .predictor import Predictor
 from .schedule_policy import SchedulePolicy
@@ -27,11 +28,14 @@ from .splits import SPLITS, ChannelSplit, Split, SplitPolicy
 DTYPES = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PARTS = ("schedule", "gate", "forecast", "split", "site")
 KINDS: Mapping[str, Mapping[str, type[Any]]] = {"site": SITES, "gate": GATES, "split": SPLITS}
+CLASSES: Mapping[str, type[Any]] = {
+    "schedule": SchedulePolicy, "gate": GatePolicy, "forecast": Forecast, "split": SplitPolicy, "site": Site,
+}  # fmt: skip
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(Options):
     """When, what and where to cache.
 
     Attributes:
@@ -65,7 +69,7 @@ class Policy:
     max_bytes: int = 0
     noise: Floor = ()
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         if self.state_dtype not in DTYPES:
             raise choose("state_dtype of the cache", self.state_dtype, list(DTYPES))
         if not all(0 <= error < 1 for _, error in self.noise):
@@ -100,9 +104,14 @@ class Policy:
         Where a part is exchanged, the new one takes over the choices that both have.
 
         Raises:
-            StackError: an option that this policy does not have, or a value outside its range.
+            StackError: an option that this policy does not have, or a value of another type or outside its range.
         """
-        given = modern(options)
+        try:
+            return self._changed(modern(options))
+        except StackError as error:
+            raise by_old_name(error, options) from None
+
+    def _changed(self, given: dict[str, Any]) -> Policy:
         parts: dict[str, Any] = {name: _taken(given, name, vars(self)[name]) for name in PARTS}
         kinds = {name: _kind(name, given.pop(name, None), parts[name]) for name in KINDS}
         made: dict[str, Any] = {}
@@ -183,7 +192,14 @@ class Policy:
 
 def _taken(given: dict[str, Any], name: str, now: Any) -> Any:
     """A part that is given as an object, else the one there is."""
-    return given.pop(name) if name in given and not isinstance(given[name], str) else now
+    if name not in given or (name in KINDS and isinstance(given[name], str)):
+        return now
+    part, kind = given.pop(name), CLASSES[name]
+    if not isinstance(part, kind) and not (name == "gate" and part is None):
+        named = f"one of {', '.join(sorted(KINDS[name]))}, or " if name in KINDS else ""
+        choices = "" if name in KINDS else f"; try its choices by name: {', '.join(field_names(kind)[:3])}, ..."
+        raise StackError(f"cache.{name}: expected {named}a {kind.__name__}, got {shown(part)}{choices}")
+    return part
 
 
 def _kind(name: str, wanted: str | None, now: Any) -> type[Any] | None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from ..compat.horizon import transfer_schedule, uniform_levels
 from ..core.errors import StackError
+from ..core.validate import Share, Steps
+from .options import Options
 from .schedules import Aligned, Mask, PowerSchedule, Schedule
 
 
 @dataclass(frozen=True)
-class SchedulePolicy:
+class SchedulePolicy(Options):
     """Full steps of a request; under a gate only `warmup` is read.
 
     Attributes:
@@ -31,20 +33,25 @@ class SchedulePolicy:
     interval: int = 7
     warmup: int = 3
     schedule_power: float = 0.0
-    switches: tuple[float, ...] = ()
-    full_steps: tuple[int, ...] = ()
-    steps: int = 0
+    switches: tuple[Share, ...] = ()
+    full_steps: tuple[Steps, ...] = ()
+    steps: Steps = 0
     full_at: tuple[float, ...] = ()
     segments: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.full_steps, Sequence):
+        if type(self.full_steps) is int:  # a likely slip: their number
             hint = f"calibrate(..., full_steps={self.full_steps}) chooses them"
-            raise StackError(f"full_steps: expected the steps to run in full, got {self.full_steps!r}; {hint}")
+            raise StackError(f"full_steps: expected the steps to run in full, got {self.full_steps}; {hint}")
+        super().__post_init__()
+
+    def check_values(self) -> None:
         if self.schedule_power < 0:
             known = "2 is dense near the data, 0 is even"
             raise StackError(f"schedule_power must be at least 0, got {self.schedule_power}: {known}")
         count = len(self.full_steps)
+        if count and not self.steps:
+            raise StackError(f"full_steps={self.full_steps[:5]} need steps=, the number of steps that they are of")
         if self.full_at and len(self.full_at) != count:
             raise StackError(f"expected a noise level per full step, {count}, got {len(self.full_at)}")
         if self.segments and len(self.segments) != count:

@@ -13,6 +13,7 @@ from ..compat.noise import shrunk, wiener
 from ..compat.subspace import principal_basis
 from ..core.errors import StackError, choose
 from .bases import Bases
+from .options import Options
 
 BASIS_LIVES = ("request", "warm")
 
@@ -146,7 +147,7 @@ def _low_pass(length: int, cutoff: float) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class SplitPolicy:
+class SplitPolicy(Options):
     """Which split a cache uses. Its fields are the split's own choices.
 
     Attributes:
@@ -191,7 +192,7 @@ class ChannelSplit(SplitPolicy):
     basis_life: str = "request"
     bases: Bases | None = None
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         if not 0 < self.energy <= 1:
             raise StackError(f"energy must be in (0, 1], got {self.energy}")
         ChannelBasis(self.energy, self.basis_life)  # checks its own values
@@ -224,7 +225,7 @@ class BandSplit(SplitPolicy):
 
     cutoff: float = 0.1
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         TokenBand(self.cutoff)  # checks its own value
 
     @property

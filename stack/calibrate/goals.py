@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..caching.candidate import WHOLE, Candidate
 from ..core.errors import StackError
+from ..core.validate import check_fields
 from .search import spread
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Goal:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self, "goal")
         given = [f"{name}={value:g}" for name, value in vars(self).items() if value]
         if len(given) > 1:
             raise StackError(f"expected one of full_steps, psnr and seconds, got {' and '.join(given)}")

@@ -14,6 +14,8 @@ from ..caching.fastcache.maps import LinearMaps
 from ..caching.sites.fastcache import FastCacheSite
 from ..caching.splits import ChannelSplit
 from ..core.errors import StackError
+from ..core.files import check_file
+from ..core.validate import prompts_of
 from ..runtime.stack_like import AnyStack, StackLike
 from . import bases_fit, gate_fit, maps_fit
 from .calibrate import Calibration, SearchBudget
@@ -54,6 +56,7 @@ def calibrate(
     Raises:
         StackError: see `stack.calibrate.calibrate.calibrate`.
     """
+    prompts, held_out = prompts_of(prompts), prompts_of(held_out, "held_out")
     with stack.lock:
         goal, spend = Goal(full_steps, psnr, seconds), SearchBudget(trials, budget)
         return search_cache(stack, prompts, held_out, goal, seed, spend, progress, theory)[1]
@@ -67,6 +70,7 @@ def noise_floor(
 
     The random part is put into the stack's cache, which then forecasts no further than what stands out of it.
     """
+    prompts = prompts_of(prompts)
     with stack.lock:
         found = measure_floor(stack, prompts, seed, steps, neighbours, progress)
         stack.analyses.setdefault("noise floor", MemoizedAnalysis()).keep(found)
@@ -88,6 +92,7 @@ def fit_gate(stack: AnyStack, prompts: Sequence[str], seed: int = 0) -> AnyStack
     Raises:
         StackError: no such gate in the stack, no pipeline, or no prompts.
     """
+    prompts = prompts_of(prompts)
     with stack.lock:
         _refit(
             stack,
@@ -121,6 +126,9 @@ def fit_maps(
     Raises:
         StackError: no FastCache in the stack, no pipeline, or no prompts.
     """
+    prompts = prompts_of(prompts)
+    if save is not None:
+        check_file(Path(save), "save")
     with stack.lock:
         stream = stack.wiring.output_stream
         cache = _refit(
@@ -149,6 +157,9 @@ def fit_bases(stack: StackLike, prompts: Sequence[str], seed: int = 0, save: str
     Raises:
         StackError: no cache with a principal subspace in the stack, no pipeline, or no prompts.
     """
+    prompts = prompts_of(prompts)
+    if save is not None:
+        check_file(Path(save), "save")
     with stack.lock:
         cache = _refit(
             stack,

@@ -12,6 +12,7 @@ from rich.progress import track
 from torch import nn
 
 from ..core.errors import StackError
+from ..core.validate import prompts_of
 from ..quant.quantize import Quantize
 from ..quant.rounding.calibrated import FeedbackRounding, InputMoments, rounded_with_feedback
 from ..runtime.stack_like import AnyStack, StackLike
@@ -59,6 +60,7 @@ def fit_rounding(
     Raises:
         StackError: no `quantize(feedback=True)` in the stack, no pipeline, or no prompts. The stack is left as it was.
     """
+    prompts = prompts_of(prompts)
     quantize = next((p for p in stack.passes if isinstance(p, Quantize)), None)
     if quantize is None or not quantize.feedback:
         got = "quantize() without it" if quantize else "no quantize()"

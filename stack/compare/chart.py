@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.files import whole
 from ..measure.metrics import CAP_DB
 from ..measure.style import FAINT, GROUPS, INK, LINE, colour_of
 from .record import visible
@@ -33,7 +34,8 @@ def save_chart(record: Mapping[str, Any], path: Path) -> None:
         axes.scatter([x], [y], s=size, marker=MARKS[group], color=colour_of(row), zorder=3, clip_on=False, linewidths=0)
     figure.canvas.draw()
     _label(axes, rows, points)
-    figure.savefig(path)
+    with whole(path) as made:
+        figure.savefig(made)
 
 
 def top_of(values: Sequence[float]) -> float:

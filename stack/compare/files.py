@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..core.files import whole, write_text
 from .chart import save_chart
 from .compare import Outcome
 from .grid import draw_grid
@@ -26,10 +27,14 @@ def save_outcome(outcome: Outcome, folder: Path, json: Path | None = None) -> li
         save_json(outcome.record, path)
     grid, chart = folder / "grid.png", folder / "chart.png"
     if outcome.pictures:
-        draw_grid(outcome.record, outcome.pictures).save(grid)
+        with whole(grid) as made:
+            draw_grid(outcome.record, outcome.pictures).save(made)
         save_chart(outcome.record, chart)
         written += [grid, chart]
+    else:  # those of a run before would pass for this one's
+        for path in (grid, chart):
+            path.unlink(missing_ok=True)
     drawn = bool(outcome.pictures)
     page = folder / "report.html"
-    page.write_text(report_html(outcome.record, outcome.plans, grid if drawn else None, chart if drawn else None))
+    write_text(page, report_html(outcome.record, outcome.plans, grid if drawn else None, chart if drawn else None))
     return [*written, page]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..core.facts import machine_of
+from ..core.files import write_text
 from ..measure.flops import Work, row_work
 from ..measure.metrics import CAP_DB, efficiency, interaction_db, picture_warnings, psnr, ssim
 from ..measure.timing import median, ratio
@@ -200,7 +201,7 @@ def decibels(value: float | None) -> str:
 def save_json(record: Mapping[str, Any], path: Path) -> None:
     """Write strict JSON: a figure that is not finite becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

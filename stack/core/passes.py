@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from .errors import StackError, choose
 from .facts import Facts
 from .installer import Installer
 from .rule import Rule
+from .validate import shown
 
 # Stages in the order they run: a registry, see `register_stage`.
 ORDER = ["distill", "quantize", "adapter", "sparse_attn", "compile", "cache"]
@@ -118,7 +119,8 @@ class Applied:
 
 def field_options(made: Any) -> dict[str, Any]:
     """A frozen dataclass's arguments, those at their defaults left out."""
-    return {f.name: value for f in fields(made) if (value := vars(made)[f.name]) != f.default}
+    given = [f for f in fields(made) if f.init]
+    return {f.name: value for f in given if (value := vars(made)[f.name]) != f.default}
 
 
 class Pass(Protocol):
@@ -149,3 +151,20 @@ class Pass(Protocol):
     def apply(self, target: Any, install: Installer) -> Applied:
         """Do it to a `stack.runtime.target.Target`. Every change goes through `install`, which can take it back."""
         ...
+
+
+@runtime_checkable
+class _Staged(Protocol):
+    stage: str
+
+
+def stage_of(given: Any) -> str:
+    """The stage of a pass.
+
+    Raises:
+        StackError: something else.
+    """
+    if isinstance(given, type) or not isinstance(given, _Staged):
+        hint = "try quantize(...), cache(...), or Cache('svd')"
+        raise StackError(f"expected a pass, one object with its options, got {shown(given)}; {hint}")
+    return given.stage

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .errors import StackError
 from .facts import Facts
-from .passes import ORDER, Finding, Pass
+from .passes import ORDER, Finding, Pass, stage_of
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def in_order(passes: Sequence[Pass]) -> list[Pass]:
     so that a cache is always calibrated on, and stamped with, the numbers it will meet.
 
     Raises:
-        StackError: a stage is given twice.
+        StackError: a stage is given twice, or something that is no pass.
     """
-    stages = [p.stage for p in passes]
+    stages = [stage_of(p) for p in passes]
     for stage in stages:
         if stages.count(stage) > 1:
             raise StackError(

@@ -19,6 +19,11 @@ REMOVED: dict[tuple[str, str], str] = {
 }
 
 
+def removed(stage: str) -> list[str]:
+    """Names of the options that a stage once had."""
+    return [name for known, name in REMOVED if known == stage]
+
+
 def refuse_removed(stage: str, options: Iterable[str]) -> None:
     """Check the names of the options given to a stage.
 

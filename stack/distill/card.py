@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import annotated_types as limits
 
 from ..core.errors import StackError, choose
+from ..core.validate import Steps
 from .schedules import AdapterSchedule
 
 GUIDANCE = {
@@ -44,7 +47,7 @@ class Weights:
     files: Mapping[str, str]
     repo: str = ""
     scale: float = 1.0
-    alpha: float | None = None
+    alpha: Annotated[float, limits.Ge(0), limits.Le(1e5)] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,10 @@ class Card:
     family: str = ""
     model: str = ""
     pipeline: str = ""
-    steps: int = 0
-    fewest: int = 0
-    most: int = 0
-    switch: int = 0
+    steps: Steps = 0
+    fewest: Steps = 0
+    most: Steps = 0
+    switch: Steps = 0
     weights: Weights | None = None
     schedule: AdapterSchedule = field(default_factory=AdapterSchedule)
     second: AdapterSchedule | None = None

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from ..core.errors import StackError
+from ..core.files import whole
+from ..core.validate import shown
 from .card import Card, Weights
 from .parse import read_card
 
@@ -18,14 +23,19 @@ def shipped_folder() -> Path:
     return Path(str(resources.files("stack.adapters")))
 
 
+def is_shipped(adapter: str) -> bool:
+    """Whether this is the name of a shipped card."""
+    return Path(adapter).name == adapter and os.path.isfile(shipped_folder() / f"{adapter}.toml")
+
+
 def cards_in(folder: Path) -> list[Card]:
     """Every card of a folder, by name.
 
     Raises:
         StackError: no folder, or a card that is none.
     """
-    if not folder.is_dir():
-        raise StackError(f"no folder of adapter cards at {folder}")
+    if not os.path.isdir(folder):
+        raise StackError(f"no folder of adapter cards at {shown(str(folder))}")
     return [read_card(path) for path in sorted(folder.glob("*.toml"))]
 
 
@@ -37,20 +47,23 @@ def find_card(adapter: str) -> Card:
     Raises:
         StackError: nothing by this name, or a folder that holds several.
     """
-    shipped, path = shipped_folder() / f"{adapter}.toml", Path(adapter)
-    if adapter and path.name == adapter and shipped.is_file():
-        return read_card(shipped)
-    if adapter and path.is_dir():
+    path = Path(adapter)
+    if adapter and is_shipped(adapter):
+        return read_card(shipped_folder() / f"{adapter}.toml")
+    # os.path, because a Path raises for names that no file can have.
+    if adapter and os.path.isdir(path):
         path = _only_one(path)
-    if path.suffix == ".toml" and path.is_file():
+    if path.suffix == ".toml" and os.path.isfile(path):
         return read_card(path)
     if path.suffix == ".safetensors":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise StackError(f"no adapter weights at {path}: expected a .safetensors file")
         return Card(path.stem, weights=Weights({"transformer": path.name}), folder=path.parent)
+    like = get_close_matches(path.name, [each.stem for each in shipped_folder().glob("*.toml")], 1)
+    hint = f"; did you mean {like[0]!r}?" if like else ""
     raise StackError(
-        f"unknown adapter {adapter!r}: expected a .toml card, a .safetensors file, a folder that holds one, "
-        "or a shipped card ('ditstack adapters' lists them)"
+        f"unknown adapter {shown(adapter)}: expected a .toml card, a .safetensors file, a folder that holds one, "
+        f"or a shipped card ('ditstack adapters' lists them){hint}"
     )
 
 
@@ -62,6 +75,24 @@ def _only_one(folder: Path) -> Path:
         if found:
             raise StackError(f"{len(found)} {pattern[1:]} files in {folder}: expected one; name the file itself")
     raise StackError(f"no adapter in {folder}: expected one .toml card or one .safetensors file, found 0")
+
+
+def carry(adapter: str, folder: Path) -> str:
+    """Copy a card and its files, or a file of weights, into a folder; returns the name that finds it there.
+
+    What ships, or is fetched from the hub, is left where it is.
+    """
+    if is_shipped(adapter):
+        return adapter
+    path = _only_one(Path(adapter)) if os.path.isdir(adapter) else Path(adapter)
+    card = find_card(str(path))
+    here = {name: path.parent / name for name in (path.name, *(card.weights.files.values() if card.weights else ()))}
+    for name, source in here.items():
+        if source.is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with whole(folder / name) as made:
+                shutil.copyfile(source, made)
+    return path.name
 
 
 def on_this_machine(card: Card) -> dict[str, Path] | None:

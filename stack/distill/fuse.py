@@ -38,8 +38,8 @@ def fuse(root: nn.Module, updates: Mapping[str, LowRank], scale: float, install:
     """Add updates to the weights of a model, in fp32, and round once to the weights' own type.
 
     Raises:
-        StackError: a weight is packed by a quantization library, or has fewer than 16 bits and the update would be
-            rounded away. Nothing is changed then.
+        StackError: an update goes beyond the weights' type, a weight is packed by a quantization library, or has fewer
+            than 16 bits and the update would be rounded away. Nothing is changed then.
     """
     done: list[tuple[torch.Tensor, torch.Tensor]] = []
     asked, left, dtype = 0.0, 0.0, torch.float32
@@ -50,6 +50,8 @@ def fuse(root: nn.Module, updates: Mapping[str, LowRank], scale: float, install:
             raise _packed(path, linear, weight, update.delta() * scale)
         dtype, delta = weight.dtype, update.delta(weight.device) * scale
         new = (weight.data.float() + delta).to(dtype)
+        if not bool(new.float().isfinite().all()):
+            raise StackError(f"the update of {path} at scale {scale:g} is beyond {dtype}: expected a smaller scale")
         energy = float(delta.square().sum())
         asked += energy
         left += energy * float(rounding_share(weight.data, new, delta))

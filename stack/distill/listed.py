@@ -12,6 +12,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_flow_match_lcm import FlowMatchLCMScheduler
 
 from ..core.errors import StackError
+from ..core.files import reason
 from .card import CUSTOM, Card
 
 
@@ -95,7 +96,10 @@ def scheduler_of(card: Card, base: Any, steps: int) -> Any | None:
     settings = dict(choice.overrides)
     if unknown := sorted(settings.keys() - kind._get_init_keys(kind)):
         raise StackError(f"card {card.name}: {choice.name} knows no {', '.join(unknown)}")
-    made = kind.from_config(base.config, **settings) if choice.from_base else kind(**settings)
+    try:
+        made = kind.from_config(base.config, **settings) if choice.from_base else kind(**settings)
+    except Exception as error:  # every scheduler refuses its settings in its own way
+        raise StackError(f"card {card.name}: {choice.name} refuses its settings ({reason(error)})") from None
     if sigmas:
         made.listed = sigmas
     return made

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import annotated_types as limits
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..core.errors import StackError
+from ..core.files import reason
+from ..core.validate import checked
 
 DOWN, UP, BIAS, ALPHA = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias", ".alpha"
 PARTS = (DOWN, UP, BIAS, ALPHA)
 UNKNOWN_KINDS = ("dora_scale", "lora_magnitude_vector")
+LARGEST_ALPHA = 1e5  # published ones are at most a few times their rank
+Alpha = Annotated[float, limits.Ge(-LARGEST_ALPHA), limits.Le(LARGEST_ALPHA)]
 METADATA = "lora_adapter_metadata"  # where diffusers and peft keep a LoRA's configuration
 
 
@@ -73,22 +79,30 @@ def read_lora(path: Path) -> LoraFile:
     try:
         with safe_open(path, "pt") as file:
             state, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118  # no dict: not iterable
-    except (OSError, SafetensorError) as error:
-        raise StackError(f"cannot read {path.name} as safetensors: {error}") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise StackError(f"cannot read {path.name} as safetensors: {reason(error)}") from None
     if not state:
         raise StackError(f"{path.name} holds no tensors: expected a LoRA")
     if odd := [key for key in state if any(kind in key for kind in UNKNOWN_KINDS)]:
         raise StackError(f"{path.name} is a DoRA ({odd[0]}): expected a plain LoRA; merge it with peft first")
+    for key, tensor in state.items():
+        # In whatever layout: converters multiply the factors with it. NaN and infinity are told with all others.
+        odd = key.endswith(ALPHA) and (tensor.numel() != 1 or not 0 < abs(float(tensor)) <= LARGEST_ALPHA)
+        if odd and bool(tensor.float().isfinite().all()):
+            raise _misfit(path.name, f"expected one alpha other than 0, at most {LARGEST_ALPHA:g}", [key])
     return LoraFile(path.name, state, _header_alpha(header, path.name))
 
 
 def _header_alpha(header: Mapping[str, str], name: str) -> float | None:
-    config: dict[str, Any] = json.loads(header.get(METADATA, "{}"))
+    try:
+        config = checked(dict[str, Any], json.loads(header.get(METADATA, "{}")), f"{name}: {METADATA}")
+    except (ValueError, RecursionError) as error:
+        raise StackError(str(error) if name in str(error) else f"{name}: {METADATA} is no JSON ({error})") from None
     values = {key.rpartition(".")[2]: value for key, value in config.items()}
     if values.get("use_rslora") or values.get("alpha_pattern"):
         raise StackError(f"{name} has scaling of its own per module (rslora or alpha_pattern): expected one alpha")
     alpha = values.get("lora_alpha")
-    return None if alpha is None else float(alpha)
+    return None if alpha is None else checked(Alpha, alpha, f"{name}: lora_alpha")
 
 
 def linears_of(denoiser: nn.Module) -> dict[str, nn.Module]:
@@ -130,6 +144,10 @@ def updates(
     for path, parts in modules.items():
         _check(file.name, path, parts, linears[path])
     scaling = _scalings(file, modules, alpha)
+    for path, parts in modules.items():
+        largest = math.prod(float(parts[part].abs().max()) for part in (DOWN, UP)) * len(parts[DOWN])
+        if largest * abs(scaling[path]) > torch.finfo(torch.float32).max:
+            raise _misfit(file.name, "expected factors whose product float32 can hold", [path])
     return {p: LowRank(m[DOWN], m[UP], scaling[p], m.get(BIAS)) for p, m in modules.items()}
 
 
@@ -146,9 +164,9 @@ def _check(name: str, path: str, parts: Mapping[str, torch.Tensor], linear: nn.M
         raise _misfit(name, what, [path])
     if BIAS in parts and (linear.bias is None or parts[BIAS].shape != (len(up),)):
         raise _misfit(name, f"expected no {BIAS} or one per output of a linear with a bias", [path])
-    if ALPHA in parts and (parts[ALPHA].numel() != 1 or not float(parts[ALPHA])):
-        raise _misfit(name, "expected one alpha other than 0", [path])
     for part, tensor in parts.items():
+        if part != ALPHA and not tensor.is_floating_point():
+            raise _misfit(name, f"expected floating-point factors, found {tensor.dtype}", [path + part])
         if not bool(tensor.float().isfinite().all()):
             raise _misfit(name, "expected finite numbers, found NaN or infinity", [path + part])
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..core.errors import StackError
 from ..core.installer import Installer
 from .lora import LowRank
 
@@ -49,9 +50,18 @@ def put_beside(root: nn.Module, updates: Mapping[str, LowRank], scale: float, in
 
     Returns:
         The number of linears that have one.
+
+    Raises:
+        StackError: an update goes beyond the weights' type. Nothing is changed then.
     """
     # Weights cast to 8 bits are no type to compute in.
     like = next(p for p in root.parameters() if p.is_floating_point() and torch.finfo(p.dtype).bits >= 16)
-    for path, update in updates.items():
-        install.replace_module(root, path, SideLinear(root.get_submodule(path), update, scale, like.data))
-    return len(updates)
+    made = {p: SideLinear(root.get_submodule(p), update, scale, like.data) for p, update in updates.items()}
+    for path, side in made.items():
+        if not all(bool(tensor.isfinite().all()) for tensor in side.buffers(recurse=False)):
+            raise StackError(
+                f"the update of {path} at scale {scale:g} is beyond {like.dtype}: expected a smaller scale"
+            )
+    for path, side in made.items():
+        install.replace_module(root, path, side)
+    return len(made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from ..core.errors import StackError
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding, TransformedCall, field_options
+from ..core.validate import RunSteps, check_fields
 from ..models.preexisting import CAST
 from ..models.sampler import why_not_plain
 from ..models.schedule import SigmaSchedule, of_flow, uniform
@@ -47,7 +47,7 @@ class AdapterStage(ABC):
 
     adapter: str
     scale: float | None = None
-    steps: int | None = None
+    steps: RunSteps | None = None
     shift: float | None = None
     sigmas: tuple[float, ...] = ()
     second: bool = False
@@ -55,10 +55,7 @@ class AdapterStage(ABC):
     stage: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise StackError(f"steps must be at least 1, got {self.steps}")
-        if self.scale is not None and not math.isfinite(self.scale):
-            raise StackError(f"scale must be a finite number, got {self.scale}")
+        check_fields(self, self.stage)
         if self.shift is not None and self.sigmas:
             raise StackError("expected a shift or sigmas, got both: sigmas are used as they are")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ..core.readback import reads_are_free
-
 
 def precision_of(timestep: torch.Tensor) -> float:
     """Relative precision of its number format; whole numbers are exact."""
@@ -13,8 +11,13 @@ def precision_of(timestep: torch.Tensor) -> float:
 
 
 def same_for_all(timestep: torch.Tensor) -> bool:
-    """Whether all samples are at one timestep, as far as that is known without waiting for an accelerator."""
-    if timestep.numel() == 1 or not any(timestep.stride()) or not reads_are_free(timestep.device):
+    """Whether every entry of a timestep tensor (), (1,) or (B, ...) is the same.
+
+    One element, and an expanded one (a view of stride 0), are told without a look at their values. Others are compared,
+    which waits for an accelerator if they lie on one. A NaN is as no other entry.
+    """
+    spread = [stride for size, stride in zip(timestep.shape, timestep.stride(), strict=True) if size > 1]
+    if not any(spread):
         return True
     return bool((timestep == timestep.flatten()[0]).all())
 

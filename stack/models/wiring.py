@@ -69,7 +69,8 @@ class Wiring:
         grid: (denoiser, its arguments) to the grid of the output stream's tokens in this very call: (rows, columns), or
             (frames, rows, columns) of a video; () where they lie on none. The last axis runs fastest.
         inputs: arguments of the denoiser with a leading batch dimension; () where a batch can only run as a whole.
-        conditioning: arguments of the denoiser that are the same on every step of a request.
+        residuals: arguments of the denoiser that a control net makes anew on every step; all others but the latent and
+            its time count as the same on every step of a request.
         batched: other arguments of a block with a leading batch dimension.
         constants: modules of the denoiser whose output is the same on every step of a request.
         embedders: stream name to the module of the denoiser that makes it; only blocks read what these make.
@@ -94,7 +95,7 @@ class Wiring:
     tokens: Callable[[Any, Mapping[str, Any]], tuple[tuple[int, ...], int]]
     grid: Callable[[Any, Mapping[str, Any]], tuple[int, ...]]
     inputs: tuple[str, ...] = ()
-    conditioning: tuple[str, ...] = ()
+    residuals: tuple[str, ...] = ()
     batched: tuple[str, ...] = ("temb",)
     constants: tuple[str, ...] = ()
     embedders: Mapping[str, str] = field(default_factory=dict)
@@ -193,7 +194,7 @@ FLUX = Wiring(
     tokens=_flux_tokens,
     grid=_flux_grid,
     inputs=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"),
-    conditioning=("encoder_hidden_states", "pooled_projections", "guidance", "img_ids", "txt_ids"),
+    residuals=("controlnet_block_samples", "controlnet_single_block_samples"),
     constants=("pos_embed",),
     embedders={"text": "context_embedder", "image": "x_embedder"},
     along={"image_rotary_emb": Along(("text", "image"))},
@@ -251,7 +252,6 @@ DIT = Wiring(
     tokens=_dit_tokens,
     grid=_patches,
     inputs=("hidden_states", "timestep", "class_labels"),
-    conditioning=("class_labels",),
     embedders={"image": "pos_embed"},
     batched=("timestep", "class_labels"),
     timestep_scale=1000.0,
@@ -288,7 +288,7 @@ HUNYUAN_VIDEO = replace(
     tokens=_video_tokens,
     grid=_patches,
     inputs=(*FLUX.inputs, "encoder_attention_mask"),
-    conditioning=(*FLUX.conditioning, "encoder_attention_mask"),
+    residuals=(),
     batched=("temb", "attention_mask"),
     constants=("rope",),
     embedders={"text": "context_embedder", "video": "x_embedder"},

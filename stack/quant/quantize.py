@@ -18,6 +18,7 @@ from ..core.errors import StackError, choose
 from ..core.facts import Facts, machine_of
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding, field_options
+from ..core.validate import Count, check_fields
 from ..models.preexisting import COMPILED, execution_device
 from ..models.wiring import FAMILIES, Wiring
 from ..runtime.target import Target
@@ -61,13 +62,14 @@ class Quantize:
     backend: str = "auto"
     skip: tuple[str, ...] = ()
     layers: tuple[tuple[str, str], ...] | Mapping[str, str] | None = None
-    min_features: int = 128
+    min_features: Count = 128
     ends: str = ""
     share: float = 0.1
     feedback: bool = False
     rounded: FeedbackRounding | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        check_fields(self, self.stage)
         scheme_named(self.scheme)
         if self.backend not in ("auto", *BACKENDS):
             raise choose("quantization backend", self.backend, ("auto", *BACKENDS))

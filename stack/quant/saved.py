@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from ..core.errors import StackError
 from ..core.facts import machine_of
+from ..core.files import inside, reason, whole
+from ..core.validate import checked
+from ..distill.side import SideLinear
 from .backends.base import LibraryLinear
+from .fits import FILE, Entry, check_fit, entry_of
 from .formats import Stored
 from .kernels.product import Kernel, kernel_for, unpack
 from .kernels.shared import SharedRows
@@ -23,8 +28,6 @@ from .linears.two_precisions import TwoPrecisions
 from .linears.weight_only import WeightOnlyLinear
 from .schemes import SCHEMES
 
-FILE = "quantized.safetensors"
-Entry = dict[str, Any]
 UNSAVED: dict[type[nn.Module], str] = {
     LibraryLinear: "by another library",
     TwoPrecisions: "in two precisions",
@@ -37,7 +40,7 @@ def save_denoiser(denoiser: nn.Module, folder: Path) -> int:
     Raises:
         StackError: none was, or some were converted by another library, or are kept in two precisions.
     """
-    entries: dict[str, Entry] = {}
+    entries: dict[str, dict[str, Any]] = {}
     tensors: dict[str, torch.Tensor] = {}
     groups: dict[int, int] = {}
     for path, module in denoiser.named_modules():
@@ -61,60 +64,82 @@ def save_denoiser(denoiser: nn.Module, folder: Path) -> int:
         raise StackError("0 linears are quantized here: apply() a stack with quantize() before save()")
     tensors |= {name: tensor for name, tensor in denoiser.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, folder / FILE, metadata={"linears": json.dumps(entries)})
+    named = _without_branches(denoiser)
+    plain = {named(name): tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    about = {"linears": json.dumps({named(path): entry for path, entry in entries.items()})}
+    with whole(folder / FILE) as made:
+        save_file(plain, made, metadata=about)
     return len(entries)
 
 
-def load_denoiser(denoiser: nn.Module, folder: Path) -> int:
-    """Give a denoiser the weights of a file, for good; returns how many linears are quantized.
+def _without_branches(denoiser: nn.Module) -> Callable[[str], str]:
+    """Names as they are without the adapters that stand beside linears: those are put beside them again."""
+    beside = {f"{path}.base": path for path, module in denoiser.named_modules() if isinstance(module, SideLinear)}
 
-    The denoiser may be on the meta device: full-precision weights of the quantized linears are never made.
+    def named(name: str) -> str:
+        base = next((base for base in (name, name.rpartition(".")[0]) if base in beside), None)
+        return name if base is None else beside[base] + name[len(base) :]
+
+    return named
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The linears and tensors of a file, checked against one denoiser and not on it yet."""
+
+    linears: dict[str, nn.Module]
+    tensors: dict[str, torch.Tensor]
+
+    def put_on(self, denoiser: nn.Module) -> None:
+        """Give the denoiser these weights, for good; an exception leaves it as it was."""
+        parts = list(denoiser.modules())
+        before = [(dict(m._modules), dict(m._parameters), dict(m._buffers)) for m in parts]
+        try:
+            for path, module in self.linears.items():
+                parent, _, name = path.rpartition(".")
+                denoiser.get_submodule(parent)._modules[name] = module
+            denoiser.load_state_dict(self.tensors, assign=True)
+        except BaseException:
+            for part, (modules, parameters, buffers) in zip(parts, before, strict=True):
+                part._modules, part._parameters, part._buffers = modules, parameters, buffers
+            raise
+
+
+def read_denoiser(denoiser: nn.Module, folder: Path) -> Restored:
+    """The weights of a file for a denoiser, which may be on the meta device. Nothing is changed.
 
     Raises:
-        StackError: the file is missing or does not fit. The denoiser is left as it was.
+        StackError: the file is missing, damaged or of another model, or the denoiser is rounded already.
     """
-    source = folder / FILE
+    source = inside(folder, FILE, str(folder), links=False)
     if not source.is_file():
         raise StackError(f"expected {FILE} in {folder}: write it with Stack.save()")
     device = next(denoiser.parameters()).device
     place = torch.device("cpu") if device.type == "meta" else device
-    with safe_open(source, "pt", str(place)) as file:
-        entries: dict[str, Entry] = json.loads((file.metadata() or {}).get("linears", "{}"))
-        # Copied: a file's tensors begin anywhere, and products of floats depend on where in a cache line rows begin.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no dict: not iterable
-    _check_fit(denoiser, entries, tensors)
+    try:
+        with safe_open(source, "pt", str(place)) as file:
+            header = json.loads((file.metadata() or {}).get("linears", "{}"))
+            # Copied: a file's tensors begin anywhere, and products of floats depend on where in a cache line
+            # rows begin.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no dict: not iterable
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise StackError(f"cannot read {source} ({reason(error)}): it is damaged, save() it again") from None
+    tables = checked(dict[str, dict[str, Any]], header, f"{FILE}: linears")
+    entries = {path: entry_of(path, table) for path, table in tables.items()}
+    check_fit(denoiser, entries, tensors)
     kernel, shared = kernel_for(machine_of(place)), _shared(entries)
-    new = {path: _restored(path, entry, tensors, kernel, shared) for path, entry in entries.items()}
-    for path, module in new.items():
-        parent, _, name = path.rpartition(".")
-        denoiser.get_submodule(parent)._modules[name] = module
-    own = {name: tensor for name, tensor in tensors.items() if name in denoiser.state_dict()}
-    denoiser.load_state_dict(own, assign=True)
-    return len(new)
-
-
-def _check_fit(denoiser: nn.Module, entries: dict[str, Entry], tensors: dict[str, torch.Tensor]) -> None:
-    linears = {path for path, module in denoiser.named_modules() if type(module) is nn.Linear}
-    if not entries or not set(entries) <= linears:
-        odd = sorted(set(entries) - linears)
-        raise StackError(f"expected a file for this model, but {odd[0] if odd else 'nothing'} is no linear of it")
-    weights = {f"{path}.weight" for path in entries}
-    for name, tensor in denoiser.state_dict().items():
-        if name in weights:
-            continue
-        if name not in tensors or tensors[name].shape != tensor.shape:
-            raise StackError(
-                f"expected {name} of shape {tuple(tensor.shape)} in {FILE}: it was saved from another model"
-            )
+    linears = {path: _restored(path, entry, tensors, kernel, shared) for path, entry in entries.items()}
+    rounded = {f"{path}.weight" for path in entries}
+    own = {name: tensors[name] for name in denoiser.state_dict() if name not in rounded}
+    return Restored(linears, own)
 
 
 def _shared(entries: dict[str, Entry]) -> dict[int, tuple[SharedRows, list[str]]]:
     """Rounded rows by group, and its members in order."""
     members: dict[int, list[str]] = {}
     for path, entry in entries.items():
-        if entry["scheme"] == "int8":
-            members.setdefault(entry["group"], []).append(path)
+        if entry.scheme == "int8":
+            members.setdefault(entry.group, []).append(path)
     return {group: (SharedRows(len(paths)), paths) for group, paths in members.items()}
 
 
@@ -126,17 +151,17 @@ def _restored(
     shared: dict[int, tuple[SharedRows, list[str]]],
 ) -> nn.Module:
     values, step = tensors[f"{path}.values"], tensors[f"{path}.step"]
-    features = values.shape[1] if entry["scheme"] == "int8" else entry["features"]
+    features = values.shape[1] if entry.scheme == "int8" else entry.features
     linear = nn.Linear(features, len(values), bias=False, device="meta")
     if (bias := tensors.get(f"{path}.bias")) is not None:
         linear.bias = nn.Parameter(bias, requires_grad=False)
-    if entry["scheme"] != "int8":
-        scheme = replace(SCHEMES[entry["scheme"]], group=entry["group_size"])
+    if entry.scheme != "int8":
+        scheme = replace(SCHEMES[entry.scheme], group=entry.group_size)
         stored = Stored(scheme, values, step, tensors.get(f"{path}.low"), features)
         return WeightOnlyLinear(linear, scheme, stored)
-    if int(values.abs().max()) > kernel.weight_levels:
+    if int(values.short().abs().max()) > kernel.weight_levels:
         raise StackError(
             f"{path} was saved with 127 levels, which this machine multiplies wrongly ({kernel.why}): quantize it here"
         )
-    rows, members = shared[entry["group"]]
+    rows, members = shared[entry.group]
     return Int8Linear(linear, kernel, rows, members.index(path), (values, step))

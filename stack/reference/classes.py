@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import re
 
-from .scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, Scene
+from ..core.errors import StackError
+from ..core.validate import shown
+from .scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, Scene, plain_words
 
 CLASSES = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 NULL = len(CLASSES)  # the label of no class at all, in which the unguided branch is asked
@@ -29,12 +31,12 @@ def parse_class(prompt: str) -> Scene:
     """A scene of the class that "a red ring" or "red ring" asks for; its place and background are of no account.
 
     Raises:
-        ValueError: other words.
+        StackError: other words.
     """
-    match = _WORDS.match(" ".join(prompt.lower().strip().rstrip(".").split()))
+    match = _WORDS.match(plain_words(prompt))
     if match is None:
-        raise ValueError(
-            f"cannot read the prompt {prompt!r}: expected 'a COLOUR SHAPE' with colours {', '.join(COLOURS)} "
+        raise StackError(
+            f"cannot read the prompt {shown(prompt)}: expected 'a COLOUR SHAPE' with colours {', '.join(COLOURS)} "
             f"and shapes {', '.join(SHAPES)}; this model draws one shape, and is not told where"
         )
     return Scene(((match[1], match[2]),), "center")

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .scenes import BACKGROUNDS, COLOURS, DEFAULT_BACKGROUND, RADIUS, SHAPES, jitter_of, paint
+from ..core.errors import StackError
+from ..core.validate import shown
+from .scenes import BACKGROUNDS, COLOURS, DEFAULT_BACKGROUND, RADIUS, SHAPES, jitter_of, paint, plain_words
 
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}  # of motion, (x, y)
 FRAMES = 8
@@ -39,12 +41,13 @@ def parse_clip(caption: str) -> Clip:
     """Read a caption such as "a red ring moving left on a white background".
 
     Raises:
-        ValueError: the caption is outside the small language that `shapes-video` knows.
+        StackError: the caption is outside the small language that `shapes-video` knows.
     """
-    match = _GRAMMAR.match(" ".join(caption.lower().strip().rstrip(".").split()))
+    match = _GRAMMAR.match(plain_words(caption))
     if match is None:
-        raise ValueError(
-            f"cannot read the prompt {caption!r}: expected 'a COLOUR SHAPE moving DIRECTION [on a GROUND background]' "
+        raise StackError(
+            f"cannot read the prompt {shown(caption)}: "
+            "expected 'a COLOUR SHAPE moving DIRECTION [on a GROUND background]' "
             f"with colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; directions {', '.join(DIRECTIONS)}; "
             f"grounds {', '.join(BACKGROUNDS)}"
         )

@@ -7,6 +7,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel, I
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..core.errors import StackError
+from ..core.validate import shown, some_prompts
 from .classes import NULL, label_of, parse_class
 
 Label = int | str
@@ -34,13 +36,12 @@ class ShapesDiTPipeline(DiffusionPipeline):
         """Class numbers of labels given as numbers, as words ("a red ring"), or as a list of either.
 
         Raises:
-            ValueError: words or a number that name no class.
+            StackError: words or a number that name no class.
         """
-        given = labels if isinstance(labels, list) else [labels]
-        ids = [label_of(parse_class(label)) if isinstance(label, str) else label for label in given]
+        ids = [label_of(parse_class(one)) if isinstance(one, str) else one for one in some_prompts(labels)]
         for number in ids:
             if not 0 <= number < NULL:
-                raise ValueError(f"unknown class {number}: expected a number from 0 to {NULL - 1}, or words")
+                raise StackError(f"unknown class {shown(number)}: expected a number from 0 to {NULL - 1}, or words")
         return ids
 
     @torch.no_grad()
@@ -62,7 +63,7 @@ class ShapesDiTPipeline(DiffusionPipeline):
             output_type: "pil", "pt", "np" or "latent" (pixels in [-1, 1], not clamped).
 
         Raises:
-            ValueError: a label that names no class.
+            StackError: a label that names no class.
         """
         # diffusers goes through all modules for the dtype, which takes as long as a cached step.
         device, dtype, size = self._execution_device, self.transformer.dtype, self.config.size

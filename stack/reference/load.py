@@ -48,7 +48,7 @@ class Reference:
         pipeline: the class its folder is loaded with.
         sample: draws a scene of the kind it was trained on.
         prompt: the words that ask it for a scene.
-        parse: the scene that words ask for; a ValueError says which words it knows.
+        parse: the scene that words ask for; a StackError says which words it knows.
         example: a prompt, for where none is given.
         asked: the questions whose answers those words give; the rest of the scene is the model's own choice.
         answers: the right answer to every question about a scene.

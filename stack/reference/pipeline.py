@@ -9,6 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
+from ..core.validate import some_prompts
 from .prompt import PromptEncoder, tokenize
 
 PATCH = 2
@@ -65,7 +66,7 @@ class ShapesFluxPipeline(FluxPipeline):
         embeds, pooled = kwargs.get("prompt_embeds"), kwargs.get("pooled_prompt_embeds")
         dtype = self.transformer.dtype
         if embeds is None or pooled is None:
-            tokens = tokenize([prompt] if isinstance(prompt, str) else list(prompt))
+            tokens = tokenize(some_prompts(prompt))
             embeds, pooled = self.prompt_encoder(tokens.to(self.prompt_encoder.device))
         embeds, pooled = (x.to(dtype).repeat_interleave(num_images_per_prompt, 0) for x in (embeds, pooled))
         return embeds, pooled, torch.zeros(embeds.shape[1], 3, device=embeds.device, dtype=dtype)
@@ -78,7 +79,13 @@ class ShapesFluxPipeline(FluxPipeline):
 
     @torch.no_grad()
     def __call__(self, prompt: Any = None, *args: Any, max_sequence_length: int = 16, **kwargs: Any) -> Any:
-        """See `FluxPipeline.__call__`; `output_type` is "pil" (default), "pt", "np" or "latent" (packed tokens)."""
+        """See `FluxPipeline.__call__`; `output_type` is "pil" (default), "pt", "np" or "latent" (packed tokens).
+
+        Raises:
+            StackError: a prompt outside the known language, or none.
+        """
+        if kwargs.get("prompt_embeds") is None:
+            tokenize(some_prompts(prompt))  # what cannot be read is told before diffusers looks at it
         output_type = kwargs.pop("output_type", "pil")
         return_dict = kwargs.pop("return_dict", True)
         height = kwargs.setdefault("height", self.config.size)

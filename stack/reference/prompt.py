@@ -49,7 +49,7 @@ def tokenize(prompts: list[str]) -> torch.Tensor:
     """Token numbers of the captions, (B, 16) int64. Every prompt is brought to its canonical wording first.
 
     Raises:
-        ValueError: a prompt outside the known language (see `stack.reference.scenes.parse`).
+        StackError: a prompt outside the known language (see `stack.reference.scenes.parse`).
     """
     return tokenize_scenes([parse(prompt) for prompt in prompts])
 

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..core.errors import StackError
+from ..core.validate import shown
+
 SHAPES = ("circle", "square", "triangle", "ring", "star")
 COLOURS = {
     "red": (0.90, 0.18, 0.16),
@@ -68,16 +71,22 @@ class Scene:
         return first + where + ground
 
 
+def plain_words(prompt: object) -> str:
+    """A prompt in small letters, one space between words, without its full stop; "" for what is no text."""
+    return " ".join(prompt.lower().strip().rstrip(".").split()) if isinstance(prompt, str) else ""
+
+
 def parse(caption: str) -> Scene:
     """Read a caption such as "a red ring left of a blue star on a white background".
 
     Raises:
-        ValueError: the caption is outside the small language the reference models know.
+        StackError: the caption is outside the small language the reference models know.
     """
-    match = _GRAMMAR.match(" ".join(caption.lower().strip().rstrip(".").split()))
+    match = _GRAMMAR.match(plain_words(caption))
     if match is None:
-        raise ValueError(
-            f"cannot read the prompt {caption!r}: expected 'a COLOUR SHAPE [in the PLACE | RELATION a COLOUR SHAPE] "
+        raise StackError(
+            f"cannot read the prompt {shown(caption)}: "
+            "expected 'a COLOUR SHAPE [in the PLACE | RELATION a COLOUR SHAPE] "
             f"[on a GROUND background]' with colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; "
             f"places {', '.join(PLACES)}; relations left of, right of, above, below; grounds {', '.join(BACKGROUNDS)}"
         )

@@ -9,8 +9,18 @@ from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline, Hun
 from diffusers.pipelines.hunyuan_video.pipeline_output import HunyuanVideoPipelineOutput
 from diffusers.video_processor import VideoProcessor
 
+from ..core.validate import some_prompts
 from .clips import FRAMES, parse_clip
 from .prompt import VIDEOS, PromptEncoder
+
+
+def tokenize(prompts: Any) -> torch.Tensor:
+    """Token numbers (B, 9) int64 of prompts, each brought to its canonical wording first.
+
+    Raises:
+        StackError: a prompt outside the known language, or none.
+    """
+    return VIDEOS.tokens([parse_clip(text).caption() for text in some_prompts(prompts)])
 
 
 class ShapesVideoPipeline(HunyuanVideoPipeline):
@@ -42,8 +52,7 @@ class ShapesVideoPipeline(HunyuanVideoPipeline):
         """Embeddings (B, 9, 64), pooled vector (B, 128) and mask (B, 9) of the prompts; every word counts."""
         embeds, pooled = kwargs.get("prompt_embeds"), kwargs.get("pooled_prompt_embeds")
         if embeds is None or pooled is None:
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-            tokens = VIDEOS.tokens([parse_clip(text).caption() for text in prompts])
+            tokens = tokenize(prompt)
             embeds, pooled = self.prompt_encoder(tokens.to(self.prompt_encoder.device))
         embeds, pooled = (x.repeat_interleave(num_videos_per_prompt, 0) for x in (embeds, pooled))
         return embeds, pooled, torch.ones(embeds.shape[:2], device=embeds.device)
@@ -55,8 +64,10 @@ class ShapesVideoPipeline(HunyuanVideoPipeline):
         "pt" is (B, F, 3, H, W) in [0, 1]; "latent" is (B, 3, F, H, W) in [-1, 1], not clamped.
 
         Raises:
-            ValueError: a prompt outside the known language.
+            StackError: a prompt outside the known language, or none.
         """
+        if kwargs.get("prompt_embeds") is None:
+            tokenize(prompt)  # what cannot be read is told before diffusers looks at it
         output_type = kwargs.pop("output_type", "pil")
         return_dict = kwargs.pop("return_dict", True)
         for name, value in (("height", "size"), ("width", "size"), ("num_frames", "frames")):

@@ -9,40 +9,42 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import is_dataclass
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..models.preexisting import moved_by_hooks
-from .fingerprint import Content, leaves, version_of
+from .conditioning import Conditioning
+from .fingerprint import leaves, version_of
 from .stamp import Conditions
 from .step_clock import StepContext
+from .values import Seen, settled
 
-PLAIN = (str, int, float, bool, type(None))
+MODULE = frozenset(vars(nn.Module()))  # what every module has; its weights are looked at as such
+NESTED = (list, tuple, dict, torch.Tensor, np.ndarray)  # may change while the object stays the same
 
 
 class ConditionsReader:
     """The conditions of the current denoiser call, read when somebody asks and once per call.
 
     Args:
-        conditioning: arguments of the denoiser that are the same on every step of a request.
+        residuals: arguments of the denoiser that a control net makes anew on every step, see `Conditioning`.
         passes: how often passes have changed so far.
 
     Attributes:
         given: arguments of the current call of the denoiser by name; empty outside of calls.
     """
 
-    def __init__(self, denoiser: nn.Module, conditioning: tuple[str, ...], passes: Callable[[], int]):
+    def __init__(self, denoiser: nn.Module, residuals: tuple[str, ...], passes: Callable[[], int]):
         self._weights, self._attention = WeightsWatch(denoiser), AttentionWatch(denoiser)
-        self._prompt, self._passes = Conditioning(conditioning), passes
+        self._prompt, self._passes = Conditioning(residuals), passes
         self._request, self._branch = -1, ""
         self._known: Conditions | None = None
         self.given: Mapping[str, Any] = {}
@@ -71,7 +73,7 @@ class ConditionsReader:
                 adapters=self._weights.adapters,
                 attention=self._attention(self._request),
                 precision=autocast(),
-                conditioning=self._prompt(self._branch, self.given),
+                conditioning=self._prompt(self._request, self._branch, self.given),
                 caller=caller(),
             )
         return self._known
@@ -156,14 +158,16 @@ def _switches(layer: Any) -> Hashable:
 class AttentionWatch:
     """Tells attention processors and their settings apart.
 
-    A step whose processors and attributes are the very objects of the step before has its settings. Those are
-    compared, by value, only where one of the objects is another.
+    A step whose processors and attributes are the very objects of the step before has its settings: lists such as an
+    IP-adapter's scales are looked into, and tensors compared by their versions. Settings are compared, by value, only
+    where one of these is another. Weights of a processor that is a module are `WeightsWatch`'s.
     """
 
     def __init__(self, denoiser: nn.Module):
         self._denoiser, self._request = denoiser, -1
         self._layers: list[Any] = []
         self._dicts: list[dict[str, Any]] = []
+        self._nested: list[tuple[dict[str, Any], str, Seen]] = []
         self._held: list[Any] = []
         self._settings: Hashable = ()
 
@@ -174,13 +178,20 @@ class AttentionWatch:
             self._layers = [m for m in self._denoiser.modules() if isinstance(m, AttentionModuleMixin | Attention)]
         processors = map(attrgetter("processor"), self._layers)
         now = [*processors, *chain.from_iterable(self._dicts), *chain.from_iterable(map(dict.values, self._dicts))]
-        if not (self._held and _same(now, self._held)):
+        still = self._held and _same(now, self._held) and all(seen.still(own[name]) for own, name, seen in self._nested)
+        if not still:
             self._look()
         return self._settings
 
     def _look(self) -> None:
         processors = [layer.processor for layer in self._layers]
         self._dicts = [own for processor in processors for own in _attributes(processor)]
+        self._nested = [
+            (own, name, Seen.of(value))
+            for own in self._dicts
+            for name, value in own.items()
+            if name not in MODULE and isinstance(value, NESTED)
+        ]
         names, values = chain.from_iterable(self._dicts), chain.from_iterable(map(dict.values, self._dicts))
         self._held = [*processors, *names, *values]
         self._settings = tuple(map(_settings, processors))
@@ -193,42 +204,10 @@ def _attributes(processor: Any) -> list[dict[str, Any]]:
 
 
 def _settings(processor: Any) -> Hashable:
-    """A processor's class and its plain attributes, and those of the one it stands before."""
+    """A processor's class and its attributes, and those of the one it stands before."""
     own = vars(processor)
-    plain = tuple(sorted((name, value) for name, value in own.items() if _is_plain(value)))
+    plain = tuple(sorted((name, settled(value)) for name, value in own.items() if name not in MODULE | {"inner"}))
     return type(processor), plain, _settings(own["inner"]) if "inner" in own else ()
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, PLAIN) or (is_dataclass(value) and type(value).__hash__ is not None)
-
-
-class Conditioning:
-    """Tells what a request is asked for apart: by content, read only where other tensors come than before."""
-
-    def __init__(self, names: tuple[str, ...]):
-        self._names = names
-        # By branch: tensors with their versions, and their shapes and content.
-        self._known: dict[str, tuple[list[tuple[weakref.ref[torch.Tensor], int]], Hashable, Content]] = {}
-
-    def __call__(self, branch: str, given: Mapping[str, Any]) -> Hashable:
-        """Shapes and content of a call's constant arguments, and its plain settings."""
-        tensors = []
-        for name in self._names:
-            if isinstance(value := given.get(name), torch.Tensor):
-                tensors.append(value)
-        seen, shapes, content = self._known.get(branch) or ([], (), None)
-        same = content is not None and len(seen) == len(tensors)
-        for (ref, version), tensor in zip(seen, tensors, strict=False):
-            same = same and ref() is tensor and version == (0 if tensor.is_inference() else tensor._version)
-        if not same:
-            content, shapes = Content(tensors), tuple(x.shape for x in tensors)
-            self._known[branch] = [(weakref.ref(x), version_of(x)) for x in tensors], shapes, content
-        settings: tuple[Hashable, ...] = ()
-        for name, value in given.items():
-            if isinstance(value, dict) and value:
-                settings = (*settings, (name, repr(value)))
-        return shapes, settings, content
 
 
 def autocast() -> str:

@@ -86,9 +86,6 @@ class _StepReader:
     def of(self, timestep: torch.Tensor, latent: torch.Tensor) -> Place:
         """The place of a call with this timestep argument, on latent tokens (B, N, ...)."""
         clock, pipe = self.target.clock, self.target.pipe
-        if timestep.numel() > 1 and any(timestep.stride()) and not same_for_all(timestep):
-            level = float(timestep.max()) / self.target.wiring.timestep_scale
-            return unknown_place(level, "the samples of a call are at different timesteps")
         if pipe is None:
             return self._checked(timestep, clock.timetable, clock.expected(clock.timetable), driven=False)
         scheduler = pipe.scheduler
@@ -101,7 +98,8 @@ class _StepReader:
             clock.timetable, self._made, self._version = timetable_of(scheduler, latent.shape[1]), made, version
         timetable, at = clock.timetable, own.get("_step_index")
         at = own.get("_begin_index") if at is None else at
-        if at is None and (at := place_in(timestep, scheduler.timesteps)) is not None:
+        spread = timestep.numel() > 1 and any(timestep.stride())
+        if at is None and not spread and (at := place_in(timestep, scheduler.timesteps)) is not None:
             return Place(timetable, at, driven=True)
         if at is not None and timestep.device.type != "cpu" and clock.follows(timetable, at):
             return Place(timetable, at, driven=True)  # reading the timestep would wait for the device
@@ -109,8 +107,12 @@ class _StepReader:
 
     def _checked(self, timestep: torch.Tensor, timetable: Timetable, at: int, driven: bool) -> Place:
         """This step where it fits the call, else the one with this timestep."""
-        first = timestep if timestep.numel() == 1 else timestep.flatten()[0]
-        value, own = float(first) / self.target.wiring.timestep_scale, timetable.timesteps
+        scale, own = self.target.wiring.timestep_scale, timetable.timesteps
+        if timestep.numel() > 1:
+            if not same_for_all(timestep):
+                return unknown_place(float(timestep.max()) / scale, "the samples of a call are at different timesteps")
+            timestep = timestep.flatten()[0]
+        value = float(timestep) / scale
         there = 0 <= at < len(own)
         if there and abs(own[at] - value) <= CLOSE * own[at]:
             return Place(timetable, at, driven)

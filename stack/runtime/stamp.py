@@ -20,7 +20,8 @@ class Conditions:
         adapters: scales and switches of peft's adapters, which are no tensors.
         attention: who computes attention, with its settings.
         precision: what autocast computes in; "" where it is off.
-        conditioning: content of the prompt, the guidance and the positions, see `stack.runtime.fingerprint.Content`.
+        conditioning: every argument of the call but the latent and its time, by name, see
+            `stack.runtime.conditioning.Conditioning`.
         caller: thread and asyncio task. Two loops over one model may be told apart by nothing else.
     """
 
@@ -29,7 +30,7 @@ class Conditions:
     adapters: Hashable = ()
     attention: Hashable = ()
     precision: str = ""
-    conditioning: Hashable = ()
+    conditioning: tuple[tuple[str, Hashable], ...] = ()
     caller: Hashable = ()
 
 
@@ -56,4 +57,8 @@ class Stamp:
         """What is not as in another stamp, by name."""
         mine, theirs = ({**vars(s), **vars(s.conditions)} for s in (self, other))
         names = [f.name for f in (*fields(Stamp), *fields(Conditions)) if f.name != "conditions"]
-        return [name for name in names if mine[name] != theirs[name]]
+        found = [name for name in names if mine[name] != theirs[name]]
+        asked, before = dict(self.conditions.conditioning), dict(other.conditions.conditioning)
+        if arguments := [name for name in {**before, **asked} if asked.get(name) != before.get(name)]:
+            found[found.index("conditioning")] = f"conditioning ({', '.join(arguments)})"
+        return found

@@ -57,7 +57,7 @@ class Target:
 
     def __post_init__(self) -> None:
         self.now = self.facts
-        self.conditions = ConditionsReader(self.denoiser, self.wiring.conditioning, self.passes)
+        self.conditions = ConditionsReader(self.denoiser, self.wiring.residuals, self.passes)
         self.grid = RequestGrid(
             partial(self.wiring.grid, self.denoiser),
             lambda: self.conditions.asked_for,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stack import StackError
@@ -201,3 +202,49 @@ def test_a_sum_gate_waits_for_the_slope_where_the_site_measures_one() -> None:
         "threshold": 0.025, "warmup": 5, "longest": 0, "slope": None, "ends": True, "total": 0.0,
     }  # fmt: skip
     assert (vars(inside)["slope"], vars(inside)["ends"]) == (1.0, False)
+
+
+OTHER_TYPES: list[tuple[dict[str, Any], str]] = [
+    ({"lean": "2"}, "'lean' is 'schedule_power' today: cache.schedule_power: expected a finite number, got '2'"),
+    ({"site": 3}, "or a Site, got 3"),
+    ({"site": None}, "or a Site, got None"),
+    ({"gate": 1}, "expected one of budget, draft, magnitude, polynomial, prefix, sum, or a GatePolicy, got 1"),
+    ({"gains": 0.9}, "cache.gains: expected a list of 2, each a finite number, got 0.9"),
+    ({"noise": 0.1}, "cache.noise: expected a list"),
+    ({"max_bytes": "1GB"}, "cache.max_bytes: expected a whole number, got '1GB'"),
+    ({"front": "a"}, "cache.front: expected a whole number, got 'a'"),
+    ({"site": "tokens", "cycle": 3}, "cache.cycle: expected a text, got 3"),
+    ({"schedule": "even"}, "cache.schedule: expected a SchedulePolicy, got 'even'; try its choices by name: interval"),
+    ({"forecast": None}, "cache.forecast: expected a Forecast, got None"),
+    ({"full_steps": (0, 2.5, 5)}, "cache.full_steps[1]: expected a whole number of at least 0"),
+    ({"corrected": "yes"}, "cache.corrected: expected true or false, got 'yes'"),
+    ({"interval": True}, "cache.interval: expected a whole number, got True"),
+    ({"energy": float("nan")}, "cache.energy: expected a finite number, got nan"),
+    ({"noise": ((1.0, float("inf")),)}, "cache.noise[0][1]: expected a finite number, got inf"),
+    ({"switches": (2.0,)}, "cache.switches[0]: expected a finite number of at least 0 and at most 1, got 2.0"),
+    ({"site": "residual", "gate": "prefix", "threshold": -1.0}, "cache.threshold: expected a finite number of at"),
+    ({"max_error": "small"}, "cache.max_error: expected a finite number of at least 0, got 'small'"),
+    ({"max_error": 0.1, "gate": "prefix"}, "max_error is a gate of its own: expected it alone, got 'gate' beside it"),
+    ({"max_error": 0.1, "threshold": 0.1}, "got 'threshold' beside it"),
+    ({"reuse_maps": 1}, "option of the cache 'reuse_maps': the nearest are 'maps', 'steps', 'segments', 'full_steps'"),
+    ({"site": "fastcache", "carry": "nope"}, "'carry' is 'approximation' today: unknown approximation"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "message"), OTHER_TYPES)
+def test_a_value_of_another_type_is_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(StackError) as error:
+        Cache("svd", **options)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", [["svd"], 3, None])
+def test_a_method_is_a_text(method: Any) -> None:
+    with pytest.raises(StackError, match=r"cache\.method: expected a text, got"):
+        Cache(method)
+
+
+def test_lists_and_numpys_numbers_are_taken_for_what_they_stand_for() -> None:
+    policy = Cache("svd", gains=[1, 0.5], full_steps=[0, 3], steps=9, interval=np.int64(4)).policy
+    assert policy.forecast.gains == (1, 0.5) and policy.schedule.full_steps == (0, 3)
+    assert type(policy.schedule.full_steps) is tuple and policy.schedule.interval == 4

@@ -15,7 +15,8 @@ from stack.caching.sites.block_range import BlockRange
 from stack.compat.budget import ErrorBudget
 from stack.compat.noise import NoiseLedger
 from stack.core.installer import Installer
-from stack.runtime.conditions import AttentionWatch, Conditioning, WeightsWatch
+from stack.runtime.conditioning import Conditioning
+from stack.runtime.conditions import AttentionWatch, WeightsWatch
 from stack.runtime.stamp import Stamp
 from stack.runtime.target import Target
 
@@ -86,7 +87,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
     ],
     "prompts are not told apart": [
         Mutation(
-            Conditioning, "__call__", lambda watch, branch, given: 0,
+            Conditioning, "__call__", lambda watch, request, branch, given: (),
             lambda: test_stamp.test_another_prompt_or_grid_on_the_same_model("img_ids", "svd"),
         )
     ],

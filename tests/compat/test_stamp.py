@@ -120,7 +120,7 @@ def check(method: str, said: str, before: Change, change: Change, given: Given |
 @pytest.mark.parametrize("method", ["svd", "predictor-corrector"])
 def test_another_prompt_or_grid_on_the_same_model(name: str, method: str) -> None:
     """Two loops that take turns: the other's step comes next, and is of the same shape."""
-    check(method, "conditioning", lambda d: None, lambda d: None, {name: at(0)[name].flip(0) + 0.5})
+    check(method, f"conditioning ({name})", lambda d: None, lambda d: None, {name: at(0)[name].flip(0) + 0.5})
 
 
 def test_the_same_prompt_in_other_memory_is_the_same() -> None:
@@ -220,5 +220,6 @@ def test_every_attribute_of_the_tokens_counts(name: str) -> None:
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Conditions)])
 def test_every_condition_counts(name: str) -> None:
-    other = replace(STAMP, conditions=replace(Conditions(), **{name: "another"}))
-    assert other != STAMP and other.differing(STAMP) == [name]
+    asked = name == "conditioning"
+    other = replace(STAMP, conditions=replace(Conditions(), **{name: (("guidance", 2),) if asked else "another"}))
+    assert other != STAMP and other.differing(STAMP) == ["conditioning (guidance)" if asked else name]

@@ -18,6 +18,7 @@ from ..lora import save_lora
 
 State = dict[str, torch.Tensor]
 FILE = "pytorch_lora_weights.safetensors"
+LORA = ("lora_A", "lora_B")
 Q = "transformer.transformer_blocks.0.attn.to_q"
 
 
@@ -36,6 +37,19 @@ def poison(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 # What is done to a good file, and what the error says.
 BAD: dict[str, tuple[Callable[[State], None], str]] = {
+    "whole numbers": (changed("lora_A.weight", torch.Tensor.int), "expected floating-point factors, found torch.int32"),
+    "rank 0": (
+        lambda s: s.update({f"{Q}.lora_A.weight": torch.zeros(0, 128), f"{Q}.lora_B.weight": torch.zeros(128, 0)}),
+        "of one rank R, found (0, 128) and (128, 0)",
+    ),
+    "huge alpha": (
+        lambda s: s.update({f"{Q}.alpha": torch.tensor(1e30)}),
+        "expected one alpha other than 0, at most 100000",
+    ),
+    "an update beyond the weights": (
+        lambda s: s.update({f"{Q}.{part}.weight": torch.full_like(s[f"{Q}.{part}.weight"], 3e38) for part in LORA}),
+        "expected factors whose product float32 can hold; found transformer_blocks.0.attn.to_q",
+    ),
     "foreign keys": (
         lambda s: s.update({"transformer.blocks.0.q.lora_A.weight": torch.zeros(1, 1)}),
         "expected LoRA keys of its linears; found blocks.0.q",
@@ -139,3 +153,22 @@ def test_several_ranks_need_an_alpha(tmp_path: Path) -> None:
         updates(file, denoiser)
     assert {u.scaling for u in updates(file, denoiser, alpha=0).values()} == {1.0}
     assert {u.scaling for u in updates(file, denoiser, alpha=8).values()} == {1.0, 2.0}
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("[[", "lora_adapter_metadata is no JSON"),
+        ("[1]", "lora_adapter_metadata: expected a table, got [1]"),
+        ('{"transformer.lora_alpha": "a"}', "lora_alpha: expected a finite number"),
+        ('{"transformer.lora_alpha": NaN}', "lora_alpha: expected a finite number"),
+        ('{"transformer.lora_alpha": 1e30}', "lora_alpha: expected a finite number of at least -100000"),
+        ('{"transformer.lora_alpha": true}', "lora_alpha: expected a finite number"),
+    ],
+)
+def test_a_header_that_says_nonsense(tmp_path: Path, header: str, told: str) -> None:
+    save_lora(tiny_denoiser(), tmp_path)
+    save_file(load_file(tmp_path / FILE), tmp_path / FILE, metadata={"lora_adapter_metadata": header})
+    with pytest.raises(StackError) as error:
+        read_lora(tmp_path / FILE)
+    assert told in str(error.value)

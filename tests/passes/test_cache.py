@@ -227,7 +227,7 @@ def test_a_bare_denoiser_caches_by_noise_level() -> None:
         ({"interval": 0}, "at least 1"),
         ({"energy": 0.0}, "energy must be in"),
         ({"smoothing": 1.0}, "smoothing must be in"),
-        ({"gains": (1.0,)}, "principal, residual"),
+        ({"gains": (1.0,)}, "cache.gains: expected a list of 2"),
         ({"full_steps": (1, 2), "steps": 50}, "must hold 0"),
     ],
 )

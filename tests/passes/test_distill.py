@@ -127,8 +127,8 @@ def test_what_is_given_to_distill_wins_over_the_card(card: Path) -> None:
     stack("a green circle")
     assert sigmas(stack) == [1.0, 0.5]
     for options, said in (
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"scale": math.nan}, "scale must be a finite number"),
+        ({"steps": 0}, "distill.steps: expected a whole number of at least 1 .* got 0"),
+        ({"scale": math.nan}, "distill.scale: expected a finite number, got nan"),
         ({"shift": 2.0, "sigmas": (1.0,)}, "expected a shift or sigmas, got both"),
         ({"steps": 3}, "4 noise levels are 4 steps, no others; got 3"),
         ({"second": True}, "has no second stage"),

@@ -255,7 +255,7 @@ def test_a_recipe_names_the_file_beside_it(fitted: Path) -> None:
     direct = picture(Stack(tiny_pipe(), steps=STEPS).cache("fastcache", threshold=0.02, maps=fitted), STEPS)
     assert torch.equal(picture(Stack.from_recipe(back, tiny_pipe()), STEPS), direct)
     path.write_text(recipe_toml(recipe).replace(fitted.name, "gone.safetensors"))
-    with pytest.raises(StackError, match=r"recipe own, \[cache\]: no linear maps in .*gone"):
+    with pytest.raises(StackError, match=r"recipe .*own.toml: cache: no linear maps in .*gone"):
         load_recipe(str(path))
 
 

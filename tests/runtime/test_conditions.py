@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from stack.runtime import conditions
-from stack.runtime.conditions import AttentionWatch, Conditioning, ConditionsReader
+from stack.runtime.conditions import AttentionWatch, ConditionsReader
 from stack.runtime.step_clock import StepContext
 
 from ..conftest import tiny_denoiser
@@ -45,18 +43,6 @@ def test_a_processor_that_is_exchanged_or_added_to_is_seen() -> None:
     attention.processor = kept
     assert watch(1) == before
     assert watch(2) == before
-
-
-def test_a_prompt_s_content_is_made_once_while_its_tensors_stay() -> None:
-    read, prompt = Conditioning(("prompt",)), torch.ones(2, 3)
-    _, _, content = first = read("cond", {"prompt": prompt, "options": {"scale": 1}})
-    again = read("cond", {"prompt": prompt, "options": {"scale": 1}})
-    assert again == first and again[2] is content
-    assert read("cond", {"prompt": prompt, "options": {"scale": 2}}) != first
-    prompt[0] += 1
-    changed = read("cond", {"prompt": prompt, "options": {"scale": 1}})
-    assert changed[2] is not content and changed != first
-    assert read("cond", {"prompt": prompt[:1]})[0] == ((1, 3),)
 
 
 def test_conditions_are_read_once_a_call_and_again_after_a_pass_has_changed() -> None:

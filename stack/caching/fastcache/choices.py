@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...core.errors import StackError, choose
+from ...core.validate import NotNegative
+from ..options import Options
 from .maps import APPROXIMATIONS, LinearMaps
 
 PARTS = ("gate", "tokens", "merge")
 
 
 @dataclass(frozen=True)
-class FastCacheChoices:
+class FastCacheChoices(Options):
     """What of FastCache is on, and how far it goes.
 
     Attributes:
@@ -34,7 +36,7 @@ class FastCacheChoices:
     """
 
     parts: tuple[str, ...] = PARTS
-    threshold: float = 0.0
+    threshold: NotNegative = 0.0
     alpha: float = 0.05
     adaptive: tuple[float, ...] = ()
     moving: float = 0.5
@@ -44,7 +46,7 @@ class FastCacheChoices:
     approximation: str = "static"
     maps: LinearMaps | None = None
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         for part in self.parts:
             if part not in PARTS:
                 raise choose("part of FastCache", part, PARTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from .linear_map import LinearMap
 
 WHOLE = "stack"  # key of the map from the first block's input to what all blocks add
 APPROXIMATIONS = ("static", "delta")
+_NAME = re.compile(r"tables/(static|delta)|(static|delta)/.+/(bias|0|1)")
 OLD_NAMES = {"map": "static", "moved": "delta"}  # as files written before have them
 
 
@@ -56,7 +58,9 @@ def load_maps(path: str | Path) -> LinearMaps:
     how = "stack.fit_maps(prompts, save=...)"
     about, stored = read(path, "linear maps", how)
     tensors = {_modern(name): tensor for name, tensor in stored.items()}
-    if any(f"{known}/{WHOLE}/bias" not in tensors for known in APPROXIMATIONS):
+    wanted = [f"{known}/{WHOLE}/bias" for known in APPROXIMATIONS] + [f"tables/{known}" for known in APPROXIMATIONS]
+    odd = [name for name in tensors if not _NAME.fullmatch(name)]
+    if odd or any(name not in tensors for name in wanted):
         raise StackError(f"{path} holds no linear maps: expected a file that {how} wrote")
     maps: dict[str, dict[str, LinearMap]] = {known: {} for known in APPROXIMATIONS}
     for name in tensors:
@@ -64,20 +68,28 @@ def load_maps(path: str | Path) -> LinearMaps:
         if name.endswith("/bias"):
             maps[approximation][key] = _map(tensors, f"{approximation}/{key}", about["width"], path)
     tables = {name.removeprefix("tables/"): tensor for name, tensor in tensors.items() if name.startswith("tables/")}
-    return LinearMaps(**about, maps=maps, tables=tables)
+    if any(table.ndim != 3 or table.shape[:2] != (2, about["blocks"]) for table in tables.values()):
+        raise StackError(f"{path}: expected tables of 2 x {about['blocks']} blocks x calls")
+    known = {name: about[name] for name in ("family", "blocks", "width", "made_under")}
+    return LinearMaps(**known, maps=maps, tables=tables)
 
 
 def _modern(name: str) -> str:
     """A tensor's name in a file, with the approximation as it is called today."""
     parts = name.split("/")
-    at = 1 if parts[0] == "tables" else 0
+    at = 1 if parts[0] == "tables" and len(parts) > 1 else 0
     return "/".join([*parts[:at], OLD_NAMES.get(parts[at], parts[at]), *parts[at + 1 :]])
+
+
+def _joined(shapes: list[tuple[int, ...]]) -> bool:
+    """Whether each factor takes what the one before gives."""
+    return all(left[1] == right[0] for left, right in pairwise(shapes))
 
 
 def _map(tensors: dict[str, torch.Tensor], name: str, width: int, path: str | Path) -> LinearMap:
     factors = tuple(tensors[f"{name}/{i}"] for i in range(2) if f"{name}/{i}" in tensors)
     shapes = [tuple(factor.shape) for factor in factors]
-    joined = all(left[1] == right[0] for left, right in pairwise(shapes))
-    if not shapes or not joined or (shapes[0][0], shapes[-1][1]) != (width, width):
+    fits = all(len(shape) == 2 for shape in shapes) and tensors[f"{name}/bias"].shape == (width,)
+    if not shapes or not fits or not _joined(shapes) or (shapes[0][0], shapes[-1][1]) != (width, width):
         raise StackError(f"{path}: {name} has factors of shapes {shapes}: expected a map of width {width}")
     return LinearMap(factors, tensors[f"{name}/bias"])

@@ -42,7 +42,7 @@ class BlockRangeSite(Site):
     front: int = 0
     back: int = 0
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         if self.front < 0 or self.back < 0:
             raise StackError(f"front and back must be at least 0, got {self.front} and {self.back}")
 

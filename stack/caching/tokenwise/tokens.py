@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...core.errors import StackError, choose
+from ..options import Options
 from .budgets import BUDGETS, TokenBudget
 from .cycles import Cycle
 from .selection import RULES
 
 
 @dataclass(frozen=True)
-class TokenChoices:
+class TokenChoices(Options):
     """How conservative and aggressive steps follow each other, and which tokens a conservative one recomputes.
 
     Attributes:
@@ -35,7 +36,7 @@ class TokenChoices:
     stale: float = 0.25
     grid: tuple[int, float] = (0, 0.0)
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         if not 0 <= self.ratio <= 1:
             raise StackError(f"ratio must be in [0, 1], got {self.ratio}: it is a share of the tokens")
         if self.budget not in BUDGETS:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...core.files import whole
 from ...measure.style import FAINT, INK, LINE
 from .noise import ErrorSplit
 
@@ -43,4 +44,5 @@ def plot_floor(sigmas: Sequence[float], features: Mapping[str, Sequence[ErrorSpl
         axes.set_ylim(bottom=0)
     every[0].set_ylabel("relative error (%)", fontsize=10, color=INK)
     every[0].legend(frameon=False, fontsize=9)
-    figure.savefig(path)
+    with whole(path) as made:
+        figure.savefig(made)

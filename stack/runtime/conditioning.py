@@ -1,0 +1,95 @@
+"""What a request is asked for: every argument of a denoiser call but the latent and its time."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .values import Seen, flat
+
+# The latent and its time change on every step and are looked at elsewhere; the last is how the answer is wrapped.
+ELSEWHERE = frozenset({"hidden_states", "timestep", "return_dict"})
+SAMPLES = 64  # numbers of every residual that are compared with those of the step before
+STEADY = 0.1  # a relative change of residuals from one step to the next that is never a jump
+GROWTH = 3.0  # a change of more than this times the one before is a jump
+FIRST = 0.2  # stands for the change before the first
+
+Asked = tuple[tuple[str, Hashable], ...]  # arguments by name, each with what it is
+
+
+class Conditioning:
+    """Tells what requests are asked for apart, argument by argument, by content.
+
+    Content is made anew only where other objects come than before, or objects that may change without a trace.
+
+    Args:
+        residuals: arguments that a control net makes anew on every step. Of these their number, shapes and dtypes
+            count, and how often they have jumped, see `ResidualWatch`.
+    """
+
+    def __init__(self, residuals: Sequence[str] = ()):
+        self._apart = ELSEWHERE.union(residuals)
+        self._residuals = {name: ResidualWatch() for name in residuals}
+        self._seen: dict[str, dict[str, Seen]] = {}  # by branch and argument
+        self._asked: dict[str, Asked] = {}
+
+    def __call__(self, request: int, branch: str, given: Mapping[str, Any]) -> Asked:
+        """What the arguments of a call are; those that are None are left out."""
+        seen = self._seen.setdefault(branch, {})
+        names, changed = [], False
+        for name, value in given.items():
+            if value is None or name in self._apart:
+                continue
+            names.append(name)
+            known = seen.get(name)
+            if known is None or not known.still(value):
+                seen[name], changed = Seen.of(value), True
+        if changed or len(seen) != len(names):
+            self._seen[branch] = {name: seen[name] for name in names}
+            self._asked[branch] = tuple(sorted((name, seen[name].settled) for name in names))
+        asked = self._asked.setdefault(branch, ())
+        for name, watch in self._residuals.items():
+            if given.get(name) is not None:
+                asked = (*asked, (name, watch(request, branch, given[name])))
+        return asked
+
+
+class ResidualWatch:
+    """Notices residuals of a control net that change by more than the step from one noise level to the next explains.
+
+    They come anew on every step. A net whose guidance ends, begins, is scaled otherwise or sees another picture makes
+    them jump. A sample of their numbers is compared with that of the step before: one number is read from the device
+    per step, beside a control net that has run on it. A jump is a relative change above `STEADY` and above `GROWTH`
+    times the change before. Not seen: changes that come step by step.
+    """
+
+    def __init__(self) -> None:
+        self._jumps = 0
+        self._last: dict[str, tuple[int, list[Any], torch.Tensor, float]] = {}  # request, layout, sample, change
+
+    def __call__(self, request: int, branch: str, given: Any) -> Hashable:
+        """Number, shapes and dtypes of the residuals, and how often they have jumped so far."""
+        tensors = [x for x in flat((given,)) if isinstance(x, torch.Tensor)]
+        layout = [(x.shape, x.dtype, x.device) for x in tensors]
+        now = _sample(tensors)
+        before = self._last.get(branch)
+        change = FIRST
+        if before is not None and before[:2] == (request, layout):
+            _, _, sample, change = before
+            moved = float((now - sample).norm() / sample.norm().clamp_min(torch.finfo(now.dtype).tiny))
+            if moved > max(STEADY, GROWTH * change):
+                self._jumps += 1
+            else:
+                change = moved
+        self._last[branch] = request, layout, now, change
+        return tuple(layout), self._jumps
+
+
+def _sample(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Numbers from all over the tensors, in one row of fp32."""
+    if not tensors:
+        return torch.zeros(0)
+    rows = [x.detach().reshape(-1)[:: max(1, x.numel() // SAMPLES)].float() for x in tensors]
+    return torch.cat([row.to(rows[0].device) for row in rows])
