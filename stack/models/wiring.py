@@ -319,7 +319,7 @@ def wiring_of(denoiser: Any) -> Wiring:
             _refuse_other(denoiser, wiring)
             return wiring
     known = [cls for wiring in FAMILIES.values() for cls in wiring.classes]
-    raise StackError(f"cannot accelerate a {name}: expected a diffusers pipeline or one of {', '.join(known)}")
+    raise StackError(f"cannot accelerate a {name}: expected one of {', '.join(known)}, or a pipeline with one")
 
 
 def _refuse_other(denoiser: Any, wiring: Wiring) -> None:
