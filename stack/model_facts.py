@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .core.facts import Facts, machine_of
 from .models.preexisting import execution_device, preexisting_on
@@ -22,6 +23,11 @@ def _latent(config: Any) -> tuple[int, int]:
         return 0, 0
     patch = config.get("patch_size", 1) ** 2 * config.get("patch_size_t", 1)
     return config["in_channels"] * patch, (config.get("out_channels") or config["in_channels"]) * patch
+
+
+def _linears(denoiser: nn.Module) -> tuple[tuple[str, int, int], ...]:
+    found = ((path, m) for path, m in denoiser.named_modules() if isinstance(m, nn.Linear))
+    return tuple((path, linear.out_features, linear.in_features) for path, linear in found)
 
 
 def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Facts:
@@ -51,6 +57,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         pipeline=pipe is not None,
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
+        linears=_linears(denoiser),
         latent=_latent(config),
         sampler=_why_not_plain(wiring, pipe),
         flow=wiring.flow,

@@ -114,6 +114,14 @@ class Wiring:
             for index, block in enumerate(denoiser.get_submodule(name).children())
         ]
 
+    def block_of(self, path: str) -> str:
+        """The path of the block that a module of this path is in; "" outside of blocks."""
+        for name in self.block_lists:
+            index, _, inside = path.removeprefix(f"{name}.").partition(".")
+            if path.startswith(f"{name}.") and inside:
+                return f"{name}.{index}"
+        return ""
+
     def modulated(self, block: nn.Module, given: Mapping[str, Any]) -> torch.Tensor:
         """The modulated input of a block, which TeaCache looks at."""
         return self.modulation(block, given)
