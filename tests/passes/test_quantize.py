@@ -258,8 +258,8 @@ def test_describe_names_kernel_reason_and_rows() -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"layers": {"nope": "nf4"}}, "expected paths of linears in layers, got 'nope'; the nearest is "),
-    ({"skip": ("*",)}, "0 of 18 linears can be converted to int8: 18 x asked for: skipped"),
-    ({"min_features": 10**6, "layers": {DOUBLE[1]: "keep"}}, "0 of 18 linears can be converted to int8"),
+    ({"skip": ("*",)}, "0 of 28 linears can be converted to int8: 28 x asked for: skipped"),
+    ({"min_features": 10**6, "layers": {DOUBLE[1]: "keep"}}, "0 of 28 linears can be converted to int8"),
 ]
 
 
