@@ -183,7 +183,8 @@ class CacheController:
         skips = self._scheduled() if self.new_gate is None else self._gated(probe, changes)
         for i, slot in enumerate(slots):
             skips[i] = skips[i] and self._within_reach(slot)
-        indivisible = holds_collections(self.given())
+        # One slot without drafts runs as a whole anyway.
+        indivisible = (self.drafts or len(slots) > 1) and holds_collections(self.given())
         if self.drafts and indivisible and any(skips):
             # What is added between blocks, and an image of all samples, would be missing where a draft is taken back.
             skips = [False] * len(slots)

@@ -48,8 +48,8 @@ class DenoiserCall:
 
 def holds_collections(given: Mapping[str, Any]) -> bool:
     """Whether adapters or control nets hand over collections of tensors, whose layout nothing tells."""
-    inside = flat(value for value in given.values() if isinstance(value, (dict, list, tuple)))
-    return any(isinstance(value, torch.Tensor) for value in inside)
+    some = [value for value in given.values() if isinstance(value, (dict, list, tuple)) and value]
+    return bool(some) and any(isinstance(value, torch.Tensor) for value in flat(some))
 
 
 def some_rows(given: Mapping[str, Any], rows: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
