@@ -27,6 +27,11 @@ def _latent(config: Any) -> tuple[int, int]:
     return config["in_channels"] * patch, (config.get("out_channels") or config["in_channels"]) * patch
 
 
+def _linears(denoiser: nn.Module) -> tuple[tuple[str, int, int], ...]:
+    found = ((path, m) for path, m in denoiser.named_modules() if isinstance(m, nn.Linear))
+    return tuple((path, linear.out_features, linear.in_features) for path, linear in found)
+
+
 def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Facts:
     """What is known before anything runs."""
     config = denoiser.config
@@ -54,6 +59,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         pipeline=pipe is not None,
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
+        linears=_linears(denoiser),
         latent=_latent(config),
         sampler=sampler_of(wiring, pipe),
         flow=wiring.flow,

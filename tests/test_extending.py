@@ -141,7 +141,7 @@ def test_they_are_short(extension: type) -> None:
 
 def test_a_method_is_a_row() -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache("mine")
-    assert "mine, 5 of 14 steps full (every 4 steps)" in stack.explain()
+    assert "mine, 5 of 14 steps full (" in stack.explain()
     with stack:
         picture(stack, STEPS)
         assert "".join(step.kind[0] for step in stack.report().steps) == "fffcccfcccfccc"

@@ -83,7 +83,7 @@ def test_a_repair_replaces_or_drops_and_strict_raises() -> None:
     drop = Fake("cache", Finding("cache", "useless", repair="drop"))
     plan = make_plan(FACTS, [swap, drop])
     assert plan.passes() == (other,)
-    assert "[repaired] quantize: clash (why); try: swap" in explain(plan)
+    assert "[repaired] quantize: clash (why); done: swap" in explain(plan)
     with pytest.raises(StackError, match="useless"):
         make_plan(FACTS, [drop], strict=True)
 
@@ -96,7 +96,7 @@ def test_a_repair_adds_a_later_pass_unless_its_stage_is_there() -> None:
     assert [p.stage for p in plan.passes()] == ["quantize", "compile", "cache"] and plan.passes()[1] is new
     assert plan.added == {"compile": none} and plan.stages[1].before.adapters == ("quantize",)
     assert plan.facts_after.adapters == ("quantize", "compile", "cache")
-    assert "[repaired] quantize: slow (why); try: compile is added" in explain(plan)
+    assert "[repaired] quantize: slow (why); done: compile is added" in explain(plan)
     with pytest.raises(StackError, match="quantize: slow"):
         make_plan(FACTS, [needy], strict=True)
     for asked in (none, new):

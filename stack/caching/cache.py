@@ -27,7 +27,7 @@ from .controller import CacheController
 from .corrector import Corrector
 from .describe import described, noise_words
 from .fastcache.maps import load_maps
-from .gate_policies import BudgetPolicy
+from .gate_policies import BudgetPolicy, DraftPolicy
 from .guard import NoGradients, OutputGuard
 from .methods import PRESETS
 from .placement import all_on_device, first_on_device
@@ -172,6 +172,9 @@ class Cache:
             noise=p.noise,
             per_sample=p.site.per_sample,
             place=first_on_device(split.features) if split else all_on_device,
+            given=lambda: target.conditions.given,
+            residuals=target.wiring.residuals,
+            drafts=isinstance(p.gate, DraftPolicy) and bool(p.gate.accept),
         )
 
     def install_site(

@@ -63,7 +63,7 @@ def _uncorrectable(p: Policy, facts: Facts, stage: str) -> Judged | None:
     plain, repair = replace(p, corrected=False), "full steps correct nothing; calibrate again"
     if facts.sampler:
         return Finding.of(SAMPLER_NOT_PLAIN, stage, facts.sampler, repair=repair), plain
-    what = f"a corrector reads the latent off the output: expected as many numbers out as in, got {out} for {into}"
+    what = f"a corrector reads the latent off the output: expected no more numbers out than in, got {out} for {into}"
     return Finding.of(LEARNED_VARIANCE, stage, what, repair=repair), plain
 
 

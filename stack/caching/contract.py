@@ -175,6 +175,7 @@ class GatePolicy(Options):
 
     Attributes:
         name: as options and recipes have it.
+        looks_at: what it decides by, in words.
         sites: names of sites that it suits, beside those that name the gate themselves.
         reads_per_step: numbers that it waits for on every step.
         fitted_by: what `Stack.fit_gate` measures for it, in words; "" for nothing.
@@ -183,6 +184,7 @@ class GatePolicy(Options):
     """
 
     name: ClassVar[str]
+    looks_at: ClassVar[str] = ""
     sites: ClassVar[tuple[str, ...]] = ()
     reads_per_step: ClassVar[int] = 1
     fitted_by: ClassVar[str] = ""
@@ -201,7 +203,8 @@ class GatePolicy(Options):
     @property
     def words(self) -> str:
         """How steps are decided, for `explain()`."""
-        return f"steps decided by a {self.name} gate, {self.bound}: saving depends on the picture"
+        by = f"{self.looks_at} (gate {self.name!r})" if self.looks_at else f"gate {self.name!r}"
+        return f"steps decided one by one by {by}, {self.bound}: saving depends on the picture"
 
     @property
     def fitted(self) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import not_
+from typing import Any
 
 import torch
 
 from ..compat.noise import Floor, floor_at
 from ..compat.rules.state import NOT_A_NUMBER, OTHER_CONDITIONS
 from ..models.schedule import SigmaSchedule
+from ..runtime.call import holds_collections
 from ..runtime.report import Journal
 from ..runtime.stamp import Conditions, Stamp
 from ..runtime.step_clock import CACHED, FULL, PARTIAL, Clock, StepContext
@@ -64,6 +66,9 @@ class CacheController:
         per_sample: a slot for every sample although there is no gate.
         noise: random error of what full steps produce, over sigma; empty takes them as exact.
         place: where the state of a slot's next feature lies, by the number of those it has, and their device.
+        given: the arguments of the current denoiser call, by name.
+        residuals: names of those that are added between blocks, see `Wiring.residuals`.
+        drafts: whether steps are taken back that fail their check.
         figures: what a site has to tell in the report.
         shared: what a site holds for all branches of the request.
         dropped: states dropped within a request: their stamp no longer fitted, or they were no numbers.
@@ -85,6 +90,9 @@ class CacheController:
     per_sample: bool = False
     noise: Floor = ()
     place: Place = all_on_device
+    given: Callable[[], Mapping[str, Any]] = dict
+    residuals: tuple[str, ...] = ()
+    drafts: bool = False
     figures: dict[str, float] = field(default_factory=dict)
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
     dropped: int = 0
@@ -175,13 +183,24 @@ class CacheController:
         skips = self._scheduled() if self.new_gate is None else self._gated(probe, changes)
         for i, slot in enumerate(slots):
             skips[i] = skips[i] and self._within_reach(slot)
-        if together and not all(skips):
+        # One slot without drafts runs as a whole anyway.
+        indivisible = (self.drafts or len(slots) > 1) and holds_collections(self.given())
+        if self.drafts and indivisible and any(skips):
+            # What is added between blocks, and an image of all samples, would be missing where a draft is taken back.
+            skips = [False] * len(slots)
+            self.journal.warn("no drafts where control residuals or an image come with the call: steps run in full")
+        if (together or indivisible) and not all(skips):
             skips = [False] * len(slots)
         for slot, skip in zip(slots, skips, strict=True):
             slot.run = slot.run + 1 if skip else 0
         active.full = tuple(map(not_, skips))
         active.kind = FULL if not any(skips) else CACHED if all(skips) and not partial else PARTIAL
         return skips
+
+    @property
+    def adds_between(self) -> bool:
+        """Whether the current call brings residuals that are added between blocks."""
+        return any(self.given().get(name) is not None for name in self.residuals)
 
     def _scheduled(self) -> list[bool]:
         """What the schedule says; a slot that holds nothing runs in full."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from ..compat.horizon import most_saved
 from ..compat.noise import rounding_floor
 from ..compat.rules.rounded_caches import NOISE_IN_DIFFERENCES
@@ -35,12 +38,22 @@ def _when(p: Policy, facts: Facts) -> str:
         return p.gate.words
     own, steps = p.schedule, facts.steps
     full = p.schedule_for(steps).full_steps(steps)
-    kind = "dense near the data" if own.schedule_power else f"every {own.interval} steps"
+    kind = "dense near the data" if own.schedule_power else spacing(sorted(full))
     if own.full_steps:
         carried = f"carried from the {own.steps} steps it was calibrated for"
         kind = "calibrated" if steps == own.steps else carried
     most = most_saved(len(full), steps, always_running(p, facts))
     return f"{len(full)} of {steps} steps full ({kind}), at most {most:.2f}x"
+
+
+def spacing(full: Sequence[int]) -> str:
+    """How full steps lie: the first of them in a row, and how far apart the others are."""
+    lead = next((i for i, (a, b) in enumerate(pairwise(full), 1) if b - a > 1), len(full))
+    gaps = sorted({b - a for a, b in pairwise(full[lead - 1 :])})
+    if not gaps:
+        return f"the first {lead}" if lead > 1 else "the first alone"
+    apart = f"every {gaps[0]} steps" if len(gaps) == 1 else f"{gaps[0]} to {gaps[-1]} steps apart"
+    return f"the first {lead}, then {apart}" if lead > 1 else apart
 
 
 def _amplified(p: Policy, facts: Facts) -> list[str]:

@@ -37,6 +37,7 @@ class PrefixPolicy(_ThresholdPolicy):
     """By what the front blocks add, see `PrefixGate`; `longest` cached steps in a row, 0 is no limit."""
 
     name: ClassVar[str] = "prefix"
+    looks_at: ClassVar[str] = "how far what the front blocks add has changed since the last full step"
     sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
     keeps_probe: ClassVar[bool] = True
 
@@ -52,6 +53,7 @@ class PolynomialPolicy(_ThresholdPolicy):
     """By a polynomial of the change of the modulated input, see `PolynomialGate`."""
 
     name: ClassVar[str] = "polynomial"
+    looks_at: ClassVar[str] = "the changes of the first block's modulated input, summed since the last full step"
     sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
     keeps_probe: ClassVar[bool] = True
     fitted_by: ClassVar[str] = "a polynomial"
@@ -78,6 +80,7 @@ class MagnitudePolicy(_ThresholdPolicy):
     """By measured ratios of the residual's norm, see `MagnitudeGate`."""
 
     name: ClassVar[str] = "magnitude"
+    looks_at: ClassVar[str] = "measured ratios of what the blocks add from step to step"
     sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
     reads_per_step: ClassVar[int] = 0
     fitted_by: ClassVar[str] = "ratios"
@@ -106,6 +109,7 @@ class SumPolicy(_ThresholdPolicy):
     """By the sum of the changes that the site measures, see `SumGate`."""
 
     name: ClassVar[str] = "sum"
+    looks_at: ClassVar[str] = "the changes that are measured on every step, summed since the last full one"
     sites: ClassVar[tuple[str, ...]] = ("whole-model", "relational")
 
     longest: Count = 0
@@ -128,6 +132,7 @@ class DraftPolicy(GatePolicy):
     """
 
     name: ClassVar[str] = "draft"
+    looks_at: ClassVar[str] = "a check of every forecast on a block behind it"
     sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
 
     longest: Count = 0

@@ -21,9 +21,19 @@ def like(tokens: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
     return tokens if latent.ndim == 3 else tokens.mT.reshape(latent.shape)
 
 
+def noisy_part(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The noisy latent in what a denoiser is given: as many channels as it returns, (B, N, C) or (B, C, ...).
+
+    Pictures that it is conditioned on may follow in further channels (FLUX Control and Fill): diffusers' pipelines put
+    the noisy latent first.
+    """
+    axis = 2 if x.ndim == 3 else 1
+    return x.narrow(axis, 0, out.shape[axis]) if x.shape[axis] > out.shape[axis] else x
+
+
 def x0_of(step: AffineStep, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """The estimate of the clean sample (B, N, C) that an output at x stands for: x0 = c x + d m."""
-    return tokens_of(step.c * x + step.d * out)
+    return tokens_of(step.c * noisy_part(x, out) + step.d * out)
 
 
 def returned_as(call: DenoiserCall, sample: torch.Tensor) -> Any:

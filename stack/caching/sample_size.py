@@ -11,6 +11,7 @@ from ..models.sampler import AffineStep
 from ..runtime.call import DenoiserCall, Proceed
 from .controller import CacheController
 from .gates import BudgetGate
+from .latent import x0_of
 
 
 class SampleSize:
@@ -34,7 +35,7 @@ class SampleSize:
         }
         if budgets and self.controller.now.known:
             step = self.steps()[self.controller.now.step]
-            x0 = step.c * call.latent.float() + step.d * result[0].float()
+            x0 = x0_of(step, call.latent.float(), result[0].float())
             sizes = torch.linalg.vector_norm(x0.flatten(1), dim=1) / x0[0].numel() ** 0.5
             for budget, size in zip(budgets.values(), sizes[list(budgets)].tolist(), strict=True):
                 budget.resize(size)

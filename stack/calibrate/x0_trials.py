@@ -9,7 +9,7 @@ import torch
 
 from ..caching.cache import Cache
 from ..caching.candidate import Candidate
-from ..caching.latent import like, returned_as, tokens_of, x0_of
+from ..caching.latent import like, noisy_part, returned_as, tokens_of, x0_of
 from ..core.installer import Installer
 from ..core.passes import Applied
 from ..models.sampler import planned_steps
@@ -38,7 +38,8 @@ def x0_recorder(trajectory: Trajectory, reused: tuple[int, ...] = ()) -> Observe
                 trajectory.inputs.append(sampled(tokens_of(x)))
                 trajectory.ticks.append(context)
             if context.step in reused:
-                return returned_as(call, ((like(last[context.branch], x) - step.c * x) / step.d).to(call.latent.dtype))
+                x0 = like(last[context.branch], x)
+                return returned_as(call, ((x0 - step.c * noisy_part(x, x0)) / step.d).to(call.latent.dtype))
             result = run(call)
             last[context.branch] = x0_of(step, x, result[0].float())
             return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -71,6 +71,7 @@ class Facts:
         flow: whether the denoiser's output is a velocity, noise - x0.
         carries: what other libraries have put on the model, see `stack.models.preexisting`.
         compiled: mode its blocks are compiled in; "" where they are not.
+        linears: path, outputs and inputs of every linear of the denoiser; () where unknown.
         latent: numbers per image token in the denoiser's input and in its output; 0 where unknown.
     """
 
@@ -99,6 +100,7 @@ class Facts:
     pipeline: bool = True
     grid: tuple[int, ...] = ()
     lists: tuple[int, ...] = ()
+    linears: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)
     latent: tuple[int, int] = (0, 0)
     sampler: str = ""
     flow: bool = True

@@ -99,10 +99,11 @@ def make_plan(facts: Facts, passes: Sequence[Pass], strict: bool = False) -> Pla
 def explain(plan: Plan) -> str:
     """The plan in words: the model, each stage with its reasons, then what was noticed."""
     f = plan.facts
+    asked = "" if plan.facts_after.steps == f.steps else f", as the weights below are made for; asked for {f.steps}"
     lines = [
         f"{f.family} denoiser: {f.blocks} blocks, width {f.width}, {f.heads} heads of {f.head_dim}, "
         f"{f.image_tokens or 'unknown'} image tokens, {f.dtype} on {f.machine.device} {f.machine.vector}".rstrip(),
-        f"planned for {f.steps} steps",
+        f"planned for {plan.facts_after.steps} steps{asked}",
     ]
     for number, stage in enumerate(plan.stages, 1):
         first, *rest = stage.run.describe(stage.before)
@@ -111,5 +112,5 @@ def explain(plan: Plan) -> str:
         lines.append("no passes: the model runs as it is")
     for finding in plan.findings:
         mark = "note" if finding.note else "repaired" if finding.repair else "refused"
-        lines.append(f"[{mark}] {finding}")
+        lines.append(f"[{mark}] {finding.told('done' if mark == 'repaired' else 'try')}")
     return "\n".join(lines)

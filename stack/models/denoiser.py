@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import nn
@@ -16,12 +15,17 @@ def denoiser_of(pipe: Any) -> nn.Module:
     Raises:
         StackError: no diffusers pipeline, or one without a transformer.
     """
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModularPipeline
 
+    name = type(pipe).__name__
+    if isinstance(pipe, ModularPipeline):
+        raise StackError(f"{name} is a modular pipeline, expected a DiffusionPipeline: try Stack(pipe.transformer)")
     if not isinstance(pipe, DiffusionPipeline):
-        raise StackError(
-            f"cannot accelerate a {type(pipe).__name__}: expected a diffusers pipeline or its transformer module"
-        )
-    if "transformer" not in inspect.signature(type(pipe).__init__).parameters:
-        raise StackError(f"{type(pipe).__name__} has no transformer: expected a pipeline of a diffusion transformer")
+        raise StackError(f"cannot accelerate a {name}: expected a diffusers pipeline or its transformer module")
+    if "transformer" not in vars(pipe):
+        other = next((part for part in ("unet", "prior", "decoder") if part in vars(pipe)), "")
+        denoises = f", its denoiser is a {other}" if other else ""
+        raise StackError(f"{name} has no transformer{denoises}: expected a pipeline of a diffusion transformer")
+    if pipe.transformer is None:
+        raise StackError(f"the transformer of this {name} is None: load the pipeline with it, or set pipe.transformer")
     return pipe.transformer

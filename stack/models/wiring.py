@@ -114,6 +114,14 @@ class Wiring:
             for index, block in enumerate(denoiser.get_submodule(name).children())
         ]
 
+    def block_of(self, path: str) -> str:
+        """The path of the block that a module of this path is in; "" outside of blocks."""
+        for name in self.block_lists:
+            index, _, inside = path.removeprefix(f"{name}.").partition(".")
+            if path.startswith(f"{name}.") and inside:
+                return f"{name}.{index}"
+        return ""
+
     def modulated(self, block: nn.Module, given: Mapping[str, Any]) -> torch.Tensor:
         """The modulated input of a block, which TeaCache looks at."""
         return self.modulation(block, given)
@@ -319,7 +327,7 @@ def wiring_of(denoiser: Any) -> Wiring:
             _refuse_other(denoiser, wiring)
             return wiring
     known = [cls for wiring in FAMILIES.values() for cls in wiring.classes]
-    raise StackError(f"cannot accelerate a {name}: expected a diffusers pipeline or one of {', '.join(known)}")
+    raise StackError(f"cannot accelerate a {name}: expected one of {', '.join(known)}, or a pipeline with one")
 
 
 def _refuse_other(denoiser: Any, wiring: Wiring) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from ..compat.rules.compilers import ROUNDED_EAGERLY
 from ..compat.rules.quantization import ROUNDED_ELSEWHERE, ROUNDED_TWICE, ROWS_TOO_FEW
 from ..compile import OFF, Compile
 from ..core.errors import StackError, choose
-from ..core.facts import Facts, machine_of
+from ..core.facts import Facts, Machine, machine_of
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding, field_options
 from ..core.validate import Count, check_fields
@@ -29,7 +30,7 @@ from .linears.int8 import Int8Linear
 from .linears.two_precisions import Phase, SwitchPrecision, TwoPrecisions, ends_of, near_ends
 from .rounding.calibrated import FeedbackRounding
 from .schemes import KEEP, SCHEMES, Scheme, scheme_named
-from .selection import Choice, Rules, choose_linears, grouped, row_gain, tell_kept, weight_bytes
+from .selection import Choice, Rules, choose_linears, choose_named, grouped, row_gain, tell_kept, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,10 @@ class Quantize:
         if family and "text" in family.streams:
             lines.append("the text stream's own linears " + (f"stay: no gain: {kept}" if kept else "are converted too"))
         lines.append(f"linears under {self.min_features} features stay: no gain")
+        if self.skip:
+            hit = sum(any(fnmatchcase(path, pattern) for pattern in self.skip) for path, *_ in facts.linears)
+            count = f"{hit} linears" if facts.linears else "linears"
+            lines.append(f"{count} called {' or '.join(self.skip)} stay: asked for")
         return lines
 
     def check(self, facts: Facts) -> list[Finding]:
@@ -173,7 +178,7 @@ class Quantize:
         if facts.width < self.min_features and not self.plan:
             what = f"no linear would be converted: the model is {facts.width} wide, min_features is {self.min_features}"
             found.append(Finding(self.stage, what, why=f"try min_features={facts.width}", fatal=True))
-        return found
+        return found if any(finding.fatal for finding in found) else [*found, *self._selected(facts)]
 
     def facts_after(self, facts: Facts) -> Facts:
         """The fewest bits of any linear, and who rounded."""
@@ -191,13 +196,27 @@ class Quantize:
 
     def choices(self, denoiser: nn.Module, wiring: Wiring, facts: Facts) -> list[Choice]:
         """Every linear of a denoiser with its verdict. Changes nothing."""
-        machine = machine_of(execution_device(denoiser))
+        return choose_linears(denoiser, wiring, self._rules(machine_of(execution_device(denoiser)), facts))
 
+    def _rules(self, machine: Machine, facts: Facts) -> Rules:
         def multiple(scheme: Scheme) -> int:
             return self.backend_for(scheme, machine)[0].multiple(scheme, machine)
 
-        rules = Rules(SCHEMES[self.scheme], self.min_features, facts.text_tokens, self.skip, self.plan, multiple)
-        return choose_linears(denoiser, wiring, rules)
+        return Rules(SCHEMES[self.scheme], self.min_features, facts.text_tokens, self.skip, self.plan, multiple)
+
+    def _selected(self, facts: Facts) -> list[Finding]:
+        """What speaks against the selection, by the names and sizes of the linears."""
+        family = FAMILIES.get(facts.family)
+        if not facts.linears or family is None:
+            return []
+        try:
+            choices = choose_named(facts.linears, family, self._rules(facts.machine, facts))
+        except StackError as error:
+            return [Finding(self.stage, str(error), fatal=True)]
+        if all(choice.kept for choice in choices):
+            return [Finding(self.stage, _none_converted(self.scheme, choices), fatal=True)]
+        idle = [pattern for pattern in self.skip if not any(fnmatchcase(c.path, pattern) for c in choices)]
+        return [Finding(self.stage, f"skip: no linear is called {pattern!r}", note=True) for pattern in idle]
 
     def apply(self, target: Target, install: Installer) -> Applied:
         """Replace the linears.
@@ -208,7 +227,7 @@ class Quantize:
         choices = self.choices(target.denoiser, target.wiring, target.facts)
         chosen = [c for c in choices if c.kept is None]
         if not chosen:
-            raise StackError(f"0 of {len(choices)} linears can be converted to {self.scheme}: {tell_kept(choices)}")
+            raise StackError(_none_converted(self.scheme, choices))
         device = next(target.denoiser.parameters()).device
         machine = machine_of(execution_device(target.denoiser))
         backends = {s.name: self.backend_for(s, machine)[0] for s in self.schemes}
@@ -325,3 +344,7 @@ def _linear(denoiser: nn.Module, choice: Choice) -> nn.Linear:
     module = denoiser.get_submodule(choice.path)
     assert isinstance(module, nn.Linear)
     return module
+
+
+def _none_converted(scheme: str, choices: Sequence[Choice]) -> str:
+    return f"0 of {len(choices)} linears can be converted to {scheme}: {tell_kept(choices)}"

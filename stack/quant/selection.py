@@ -6,7 +6,8 @@ import enum
 import fnmatch
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 import torch
 from torch import nn
@@ -99,31 +100,40 @@ def choose_linears(denoiser: nn.Module, wiring: Wiring, rules: Rules) -> list[Ch
     Raises:
         StackError: `rules.layers` names no linear of this denoiser.
     """
-    blocks = [path for path, _ in wiring.blocks(denoiser)]
     linears = {path: module for path, module in denoiser.named_modules() if isinstance(module, nn.Linear)}
-    if missing := [path for path in rules.layers or {} if path not in linears]:
-        raise StackError(f"expected paths of linears in layers, got {missing[0]!r}: see explain() of quantize() alone")
-    choices = []
-    for path, module in linears.items():
-        block = next((b for b in blocks if path.startswith(b + ".")), "")
-        inside = path[len(block) + 1 :] if block else ""
-        choices.append(_judge(path, module, wiring, rules, block, inside))
-    return choices
+    shapes = [(path, linear.out_features, linear.in_features) for path, linear in linears.items()]
+    choices = choose_named(shapes, wiring, rules)
+    return [_unless_illegal(choice, linears[choice.path]) for choice in choices]
 
 
-def _judge(path: str, module: nn.Linear, wiring: Wiring, rules: Rules, block: str, inside: str) -> Choice:
+def choose_named(linears: Sequence[tuple[str, int, int]], wiring: Wiring, rules: Rules) -> list[Choice]:
+    """The verdict on linears of which no more is known than path, outputs and inputs: before there is a model.
+
+    Raises:
+        StackError: `rules.layers` names none of them.
+    """
+    paths = [path for path, *_ in linears]
+    if missing := [path for path in rules.layers or {} if path not in paths]:
+        like = get_close_matches(missing[0], paths, 1, 0.0)
+        hint = f"; the nearest is {like[0]!r}" if like else ""
+        raise StackError(f"expected paths of linears in layers, got {missing[0]!r}{hint}")
+    return [_judge(path, (outputs, inputs), wiring, rules) for path, outputs, inputs in linears]
+
+
+def _judge(path: str, shape: tuple[int, int], wiring: Wiring, rules: Rules) -> Choice:
     planned = (rules.layers or {}).get(path)
     scheme = SCHEMES[planned] if planned not in (None, KEEP) else rules.scheme
+    block = wiring.block_of(path)
+    inside = path[len(block) + 1 :] if block else ""
     role = wiring.role(inside) if block else None
-    kept = _illegal(module, rules.multiple(scheme))
+    kept = _uneven(shape, rules.multiple(scheme))
     if planned == KEEP or (planned is None and _matches(path, rules.skip)):
         kept = Kept(Reason.ASKED, "kept by the plan of layers" if planned == KEEP else "skipped")
     elif kept is None and planned is None:
-        kept = _gainless(module, inside, rules)
+        kept = _gainless(shape, inside, rules)
         if role is None:
             kept = Kept(Reason.AMPLIFICATION, wiring.sensitivity(path))
     group = next((f"{block}/{i}" for i, patterns in enumerate(wiring.same_input) if _matches(inside, patterns)), "")
-    shape = (module.out_features, module.in_features)
     return Choice(path, role, shape, scheme, kept, "" if kept else group)
 
 
@@ -131,22 +141,31 @@ def _matches(path: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def _illegal(linear: nn.Linear, multiple: int) -> Kept | None:
-    """Why no kernel can take this linear."""
+def _unless_illegal(choice: Choice, linear: nn.Linear) -> Choice:
+    """The verdict, but that a linear which no kernel takes stays for that reason, or because it was asked to."""
     weight = linear.weight
-    if type(linear) is not nn.Linear or type(weight) is not nn.Parameter or not weight.is_floating_point():
-        what = f"not a plain linear but {type(linear).__name__} of {type(weight).__name__}"
-        return Kept(Reason.LEGALITY, what)
-    if linear.in_features % multiple or linear.out_features % multiple:
-        return Kept(Reason.LEGALITY, f"{linear.in_features} x {linear.out_features} is no multiple of {multiple}")
+    if type(linear) is nn.Linear and type(weight) is nn.Parameter and weight.is_floating_point():
+        return choice
+    if choice.kept is not None and choice.kept.reason is Reason.ASKED:
+        return choice
+    what = f"not a plain linear but {type(linear).__name__} of {type(weight).__name__}"
+    return replace(choice, kept=Kept(Reason.LEGALITY, what), group="")
+
+
+def _uneven(shape: tuple[int, int], multiple: int) -> Kept | None:
+    """Why no kernel can take a linear of this shape."""
+    outputs, inputs = shape
+    if inputs % multiple or outputs % multiple:
+        return Kept(Reason.LEGALITY, f"{inputs} x {outputs} is no multiple of {multiple}")
     return None
 
 
-def _gainless(linear: nn.Linear, inside: str, rules: Rules) -> Kept | None:
-    """Why quantization would not make this linear faster, or its memory much smaller."""
-    narrowest = min(linear.in_features, linear.out_features)
+def _gainless(shape: tuple[int, int], inside: str, rules: Rules) -> Kept | None:
+    """Why quantization would not make a linear of this shape faster, or its memory much smaller."""
+    outputs, inputs = shape
+    narrowest = min(shape)
     if narrowest < rules.min_features:
-        what = f"{linear.in_features} x {linear.out_features} is under {rules.min_features} features"
+        what = f"{inputs} x {outputs} is under {rules.min_features} features"
         return Kept(Reason.NO_GAIN, what)
     if rules.scheme.rounds_activations and _matches(inside, TEXT_STREAM):
         few = row_gain(rules.text_tokens, narrowest)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from ..core.installer import Installer
+from .values import flat
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,19 @@ class DenoiserCall:
         Args:
             names: its arguments with a leading batch dimension; none where they are not known.
         """
-        # Adapters and control nets hand over collections of tensors whose layout nothing tells.
-        return bool(names) and not any(isinstance(value, (dict, list)) and value for value in self.given.values())
+        return bool(names) and not holds_collections(self.given)
 
     def only(self, rows: Sequence[int], names: Sequence[str]) -> DenoiserCall:
         """The same call for these samples."""
         given = some_rows(self.given, rows, names)
         # By name: diffusers' decorators look for some arguments among the named ones.
         return DenoiserCall(partial(self.run.func, **given), given)
+
+
+def holds_collections(given: Mapping[str, Any]) -> bool:
+    """Whether adapters or control nets hand over collections of tensors, whose layout nothing tells."""
+    some = [value for value in given.values() if isinstance(value, (dict, list, tuple)) and value]
+    return bool(some) and any(isinstance(value, torch.Tensor) for value in flat(some))
 
 
 def some_rows(given: Mapping[str, Any], rows: Sequence[int], names: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -21,14 +21,18 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..models.preexisting import moved_by_hooks
-from .conditioning import Conditioning
 from .fingerprint import leaves, version_of
+from .residuals import ResidualWatch
 from .stamp import Conditions
 from .step_clock import StepContext
 from .values import Seen, settled
 
 MODULE = frozenset(vars(nn.Module()))  # what every module has; its weights are looked at as such
+# The latent and its time change on every step and are looked at elsewhere; the last is how the answer is wrapped.
+ELSEWHERE = frozenset({"hidden_states", "timestep", "return_dict"})
 NESTED = (list, tuple, dict, torch.Tensor, np.ndarray)  # may change while the object stays the same
+
+Asked = tuple[tuple[str, Hashable], ...]  # arguments by name, each with what it is
 
 
 class ConditionsReader:
@@ -178,10 +182,12 @@ class AttentionWatch:
             self._layers = [m for m in self._denoiser.modules() if isinstance(m, AttentionModuleMixin | Attention)]
         processors = map(attrgetter("processor"), self._layers)
         now = [*processors, *chain.from_iterable(self._dicts), *chain.from_iterable(map(dict.values, self._dicts))]
-        still = self._held and _same(now, self._held) and all(seen.still(own[name]) for own, name, seen in self._nested)
-        if not still:
+        if not (self._held and _same(now, self._held)) or (self._nested and not self._still()):
             self._look()
         return self._settings
+
+    def _still(self) -> bool:
+        return all(seen.still(own[name]) for own, name, seen in self._nested)
 
     def _look(self) -> None:
         processors = [layer.processor for layer in self._layers]
@@ -208,6 +214,48 @@ def _settings(processor: Any) -> Hashable:
     own = vars(processor)
     plain = tuple(sorted((name, settled(value)) for name, value in own.items() if name not in MODULE | {"inner"}))
     return type(processor), plain, _settings(own["inner"]) if "inner" in own else ()
+
+
+class Conditioning:
+    """Tells what requests are asked for apart, argument by argument, by content.
+
+    Content is made anew only where other objects come than before, or objects that may change without a trace.
+
+    Args:
+        residuals: arguments that a control net makes anew on every step. Of these their number, shapes and dtypes
+            count, and how often they have jumped, see `ResidualWatch`.
+    """
+
+    def __init__(self, residuals: Sequence[str] = ()):
+        self._apart = ELSEWHERE.union(residuals)
+        self._residuals = {name: ResidualWatch() for name in residuals}
+        self._seen: dict[str, dict[str, Seen]] = {}  # by branch and argument
+        self._asked: dict[str, Asked] = {}
+
+    def __call__(self, request: int, branch: str, given: Mapping[str, Any]) -> Asked:
+        """What the arguments of a call are; those that are None or empty are left out."""
+        seen = self._seen.setdefault(branch, {})
+        names, changed = [], False
+        for name, value in given.items():
+            if value is None or name in self._apart or (isinstance(value, dict) and not value):
+                continue
+            names.append(name)
+            known = seen.get(name)
+            if known is None:
+                seen[name], changed = Seen.of(value), True
+            elif known.ref is not None and isinstance(value, torch.Tensor):  # most are: as `still`, without a call
+                if known.ref() is not value or known.version != value._version:
+                    seen[name], changed = Seen.of(value), True
+            elif not known.still(value):
+                seen[name], changed = Seen.of(value), True
+        if changed or len(seen) != len(names):
+            self._seen[branch] = {name: seen[name] for name in names}
+            self._asked[branch] = tuple(sorted((name, seen[name].settled) for name in names))
+        asked = self._asked.setdefault(branch, ())
+        for name, watch in self._residuals.items():
+            if given.get(name) is not None:
+                asked = (*asked, (name, watch(request, branch, given[name])))
+        return asked
 
 
 def autocast() -> str:

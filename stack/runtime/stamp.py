@@ -21,7 +21,7 @@ class Conditions:
         attention: who computes attention, with its settings.
         precision: what autocast computes in; "" where it is off.
         conditioning: every argument of the call but the latent and its time, by name, see
-            `stack.runtime.conditioning.Conditioning`.
+            `stack.runtime.conditions.Conditioning`.
         caller: thread and asyncio task. Two loops over one model may be told apart by nothing else.
     """
 

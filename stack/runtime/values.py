@@ -63,6 +63,7 @@ class Seen:
     Attributes:
         objects: what `flat` finds in it; of tensors weak references, with their versions.
         settled: see `settled`.
+        ref, version: of a tensor that torch counts the changes of; None and 0 of anything else.
         mutable: whether something in it may change without a trace: numpy arrays, and inference tensors, of which
             torch counts no changes.
     """
@@ -70,13 +71,17 @@ class Seen:
     objects: tuple[Any, ...]
     settled: Hashable
     mutable: bool
+    ref: weakref.ref[torch.Tensor] | None = None
+    version: int = 0
 
     @classmethod
     def of(cls, value: Any) -> Seen:
         """A value as it is now."""
         objects = flat((value,))
         traceless = any(isinstance(x, np.ndarray) or _is_inference(x) for x in objects)
-        return cls(tuple(map(_mark, objects)), settled(value), traceless)
+        alone = isinstance(value, torch.Tensor) and not traceless
+        ref, version = (weakref.ref(value), value._version) if alone else (None, 0)
+        return cls(tuple(map(_mark, objects)), settled(value), traceless, ref, version)
 
     def still(self, value: Any) -> bool:
         """Whether this value is made of the very same objects, unchanged; False where that cannot be told."""

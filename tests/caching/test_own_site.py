@@ -80,7 +80,10 @@ def row() -> Iterator[None]:
 def test_it_runs_and_the_plan_says_what_it_holds() -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache("raw")
     text = stack.explain()
-    assert "raw, 6 of 14 steps full (every 3 steps)" in text and "site: what the denoiser returns; " in text
+    assert (
+        "raw, 6 of 14 steps full (the first 3, then every 3 steps)" in text
+        and "site: what the denoiser returns; " in text
+    )
     with stack:
         picture(stack, STEPS)
         report = stack.report()

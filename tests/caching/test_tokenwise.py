@@ -264,7 +264,7 @@ def test_bytes_are_those_of_the_tensors_held(select: str) -> None:
 
 def test_the_plan_says_what_will_happen() -> None:
     text = Stack(tiny_pipe(), steps=50).cache("duca").explain()
-    assert "12 of 50 steps full (every 5 steps)" in text
+    assert "12 of 50 steps full (the first 3, then every 5 steps)" in text
     assert "19 steps conservative, 19 aggressive: FFFcacaFcacaF" in text
     assert "MLPs of 10% of the tokens (budget flux), chosen at random" in text
     assert "0.2 MB of state per picture and guidance branch" in text

@@ -15,8 +15,7 @@ from stack.caching.sites.block_range import BlockRange
 from stack.compat.budget import ErrorBudget
 from stack.compat.noise import NoiseLedger
 from stack.core.installer import Installer
-from stack.runtime.conditioning import Conditioning
-from stack.runtime.conditions import AttentionWatch, WeightsWatch
+from stack.runtime.conditions import AttentionWatch, Conditioning, WeightsWatch
 from stack.runtime.stamp import Stamp
 from stack.runtime.target import Target
 

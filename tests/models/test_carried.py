@@ -140,3 +140,11 @@ def test_a_stack_stands_behind_the_hook_of_a_whole_model_and_comes_off_wherever_
         with torch.no_grad():
             assert torch.equal(denoiser(**given)[0], expected)
         assert moved == []
+
+
+def test_weights_stored_in_fp8_are_no_rounded_activations() -> None:
+    denoiser = tiny_denoiser()
+    denoiser.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    stack = Stack(denoiser, steps=14).cache("svd")
+    assert stack.facts.activation_bits == 16 and not stack.facts.rounds_activations
+    assert "8-bit activations" not in stack.explain()

@@ -10,6 +10,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
+from stack import Stack
 from stack.core.errors import StackError
 from stack.core.facts import Facts, Machine
 from stack.core.installer import Installer
@@ -254,3 +255,26 @@ def test_describe_names_kernel_reason_and_rows() -> None:
     vnni = replace(FACTS, machine=Machine("cpu", "AVX512", vnni=True), text_tokens=512)
     text = "\n".join(Quantize(backend="native").describe(vnni))
     assert "asked for; oneDNN, AVX512 with VNNI" in text and "text stream's own linears are converted too" in text
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"layers": {"nope": "nf4"}}, "expected paths of linears in layers, got 'nope'; the nearest is "),
+    ({"skip": ("*",)}, "0 of 28 linears can be converted to int8: 28 x asked for: skipped"),
+    ({"min_features": 10**6, "layers": {DOUBLE[1]: "keep"}}, "0 of 28 linears can be converted to int8"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_explain_refuses_what_apply_refuses(options: dict[str, Any], message: str, denoiser: Any) -> None:
+    stack = Stack(denoiser, steps=14).quantize(**{"min_features": 64, **options})
+    for ask in (stack.explain, stack.apply):
+        with pytest.raises(StackError) as error:
+            ask()
+        assert message in str(error.value)
+
+
+def test_what_is_skipped_is_shown_and_a_pattern_that_meets_nothing_is_said(denoiser: Any) -> None:
+    text = Stack(denoiser, steps=14).quantize(min_features=64, skip=("*.attn.*", "nowhere.*")).explain()
+    hit = sum(".attn." in path and isinstance(m, torch.nn.Linear) for path, m in denoiser.named_modules())
+    assert f"{hit} linears called *.attn.* or nowhere.* stay: asked for" in text
+    assert "[note] quantize: skip: no linear is called 'nowhere.*'" in text

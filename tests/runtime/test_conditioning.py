@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from stack.runtime.conditioning import Conditioning, ResidualWatch
+from stack.runtime.conditions import Conditioning
+from stack.runtime.residuals import ResidualWatch
 from stack.runtime.values import Seen, settled
 
 from ..reads import CountReads

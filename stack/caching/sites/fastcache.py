@@ -20,7 +20,7 @@ from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
 from ...models.wiring import Wiring
-from ...runtime.call import Interceptor
+from ...runtime.call import Interceptor, holds_collections
 from ...runtime.step_clock import CACHED, FULL, PARTIAL, StepContext
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
@@ -133,6 +133,7 @@ class FastCache:
     def __init__(self, controller: CacheController, choices: FastCacheChoices, warmup: int):
         self.controller, self.choices, self.warmup = controller, choices, warmup
         self._samples: list[_Sample] = []
+        self._plain = False
         self._blocks = 0
         self._made_for: tuple[Hashable, ...] = ()
         self._work: list[float] = []
@@ -147,18 +148,32 @@ class FastCache:
     def _visit(self, number: int, call: BlockCall) -> Streams:
         stream = call.wiring.output_stream
         if number == 0:
+            self._plain = self._unaware(len(call.streams[stream]))
             self._begin(call, stream)
+        if self._plain:
+            return call.run()
         for sample in self._samples:
             if not sample.running.none:
                 self._advance(sample, number, call, stream)
         # Between the blocks the samples are kept here: what the model carries along is not read again.
         return self._end(stream) if number == self._blocks - 1 else call.streams
 
+    def _unaware(self, batch: int) -> bool:
+        """Whether the call brings what samples that are kept here would miss: then its blocks run as they are."""
+        controller = self.controller
+        if not controller.adds_between and (batch == 1 or not holds_collections(controller.given())):
+            return False
+        controller.journal.warn("FastCache knows of no control residuals, nor of images of a batch: steps run in full")
+        return True
+
     def _begin(self, call: BlockCall, stream: str) -> None:
         tokens, controller = call.streams[stream], self.controller
         controller.begin(tokens)
         controller.drop_nonfinite()
         self._tick = controller.now
+        if self._plain:
+            self._tick.active_set.decide([True])
+            return
         made_for = (self._tick.request, tokens.dtype, tokens.device)
         if made_for != self._made_for:
             self._made_for, self._use, self._work = made_for, Replacement(self.choices, tokens), []

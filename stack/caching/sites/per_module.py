@@ -28,6 +28,7 @@ from ..controller import CacheController, CacheSlot
 from .calls import BlockCall, Streams, before_blocks, returned, several
 from .inside import Forward, Inside, as_it_is
 
+OUTPUTS = 3  # at most: an attention's two streams, and what an IP-adapter adds
 Given = list[torch.Tensor]  # the tensors that a module was called with
 
 
@@ -210,7 +211,7 @@ class PerModule(_Decided):
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = self._given(key, args, kwargs)
             if self.skip:
-                parts = [i for i in range(2) if f"{key}/{i}" in self.slots[0].predictors]
+                parts = [i for i in range(OUTPUTS) if f"{key}/{i}" in self.slots[0].predictors]
                 return returned(self._forecast(key, i, given) for i in parts)
             result = inner(*args, **kwargs)
             for i, value in enumerate(several(result)):

@@ -9,12 +9,15 @@ from ...core.facts import Facts
 from ...core.passes import Finding
 
 
-def unequal_latents(site: str, facts: Facts, stage: str) -> list[Finding]:
-    """A denoiser that returns other numbers than it is given, such as a learned variance, is refused."""
+def more_than_the_latent(site: str, facts: Facts, stage: str) -> list[Finding]:
+    """A denoiser that returns more numbers than it is given, such as a learned variance, is refused.
+
+    Where it is given more than it returns, the latent is the first part of that (`stack.caching.latent.noisy_part`).
+    """
     into, out = facts.latent
-    if into == out:
+    if into >= out:
         return []
-    what = f"site {site!r} adds to the latent: expected as many numbers out as in, got {out} for {into}"
+    what = f"site {site!r} adds to the latent: expected no more numbers out than in, got {out} for {into}"
     return [Finding.of(LEARNED_VARIANCE, stage, what, repair="site='output'", fatal=True)]
 
 
@@ -25,4 +28,4 @@ def element_bytes(facts: Facts) -> int:
 
 def fp32_numbers(facts: Facts) -> int:
     """A latent in fp32, in numbers of the model's own dtype; 0 where the facts do not tell."""
-    return facts.image_tokens * facts.latent[0] * torch.float32.itemsize // element_bytes(facts)
+    return facts.image_tokens * facts.latent[1] * torch.float32.itemsize // element_bytes(facts)

@@ -17,8 +17,8 @@ from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot, mean_ratios
 from ..gates import SumGate
-from ..latent import returned_as
-from .shapes import unequal_latents
+from ..latent import noisy_part, returned_as
+from .shapes import more_than_the_latent
 
 ADDED = "added"  # key of out - in, the feature that is predicted
 BEFORE, IN, OUT = "before", "in", "out"  # the latent of the step before; both ends of the last full step
@@ -35,11 +35,11 @@ class WholeModelSite(Site):
     measures_slope: ClassVar[bool] = True
 
     def refuses(self, facts: Facts, stage: str) -> list[Finding]:
-        return unequal_latents(self.name, facts, stage)
+        return more_than_the_latent(self.name, facts, stage)
 
     def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
-        numbers = facts.image_tokens * facts.latent[0]
-        return SiteState(predicted=numbers, kept=3 * numbers if policy.gate else 0) if numbers else None
+        into, out = (facts.image_tokens * numbers for numbers in facts.latent)
+        return SiteState(predicted=out, kept=2 * into + out if policy.gate else 0) if into else None
 
     def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
         return WholeModel(controller)
@@ -80,14 +80,14 @@ class WholeModel:
             return result
         skipped = [i for i, skip in enumerate(skips) if skip]
         if len(skipped) == len(skips):
-            return returned_as(call, latent + controller.predict(ADDED, slots))
+            return returned_as(call, _onto(latent, controller.predict(ADDED, slots)))
         ran = [i for i, skip in enumerate(skips) if not skip]
         with controller.now.active_set.part(ran):
             out = proceed(call.only(ran, names))[0]
         self._learn(latent[ran], out, [slots[i] for i in ran])
-        whole = torch.empty_like(latent, dtype=out.dtype)
+        whole = out.new_empty(len(latent), *out.shape[1:])
         whole[ran] = out
-        whole[skipped] = (latent[skipped] + controller.predict(ADDED, [slots[i] for i in skipped])).to(out.dtype)
+        whole[skipped] = _onto(latent[skipped], controller.predict(ADDED, [slots[i] for i in skipped])).to(out.dtype)
         return returned_as(call, whole)
 
     def _learn(self, latent: torch.Tensor, out: torch.Tensor, slots: list[CacheSlot]) -> None:
@@ -97,7 +97,12 @@ class WholeModel:
         for (i, slot, gate), slope in zip(gated, slopes, strict=True):
             gate.ran(slope)
             slot.kept[IN], slot.kept[OUT] = slot.kept[BEFORE], out[i : i + 1].clone()
-        self.controller.store(ADDED, out - latent, slots)
+        self.controller.store(ADDED, out - noisy_part(latent, out), slots)
+
+
+def _onto(latent: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """The output that what was added stands for."""
+    return noisy_part(latent, added) + added
 
 
 def _moved(slot: CacheSlot, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:

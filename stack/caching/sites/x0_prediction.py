@@ -24,8 +24,8 @@ from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController
-from ..latent import like, returned_as, x0_of
-from .shapes import fp32_numbers, unequal_latents
+from ..latent import like, noisy_part, returned_as, x0_of
+from .shapes import fp32_numbers, more_than_the_latent
 
 X0 = "x0"  # key of x0
 
@@ -42,11 +42,11 @@ class X0Site(Site):
     def refuses(self, facts: Facts, stage: str) -> list[Finding]:
         if facts.sampler:
             return [Finding.of(SAMPLER_NOT_PLAIN, stage, facts.sampler, fatal=True)]
-        return unequal_latents(self.name, facts, stage)
+        return more_than_the_latent(self.name, facts, stage)
 
     def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
         numbers = fp32_numbers(facts)  # always in fp32, whatever the model computes in
-        kept = facts.image_tokens * facts.latent[0] if policy.state_dtype else numbers
+        kept = facts.image_tokens * facts.latent[1] if policy.state_dtype else numbers
         return SiteState(predicted=kept) if numbers else None
 
     def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
@@ -79,8 +79,8 @@ class X0Prediction:
             return proceed(call)
         step, x = self.steps()[controller.now.step], latent.float()
         if cached:
-            x0 = controller.predict(X0, controller.slots)
-            return returned_as(call, ((like(x0, x) - step.c * x) / step.d).to(latent.dtype))
+            x0 = like(controller.predict(X0, controller.slots), x)
+            return returned_as(call, ((x0 - step.c * noisy_part(x, x0)) / step.d).to(latent.dtype))
         result = proceed(call)
         out = result[0].float()
         x0 = x0_of(step, x, out)

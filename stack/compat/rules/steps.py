@@ -121,8 +121,8 @@ SAMPLER_NOT_PLAIN = Rule(
 LEARNED_VARIANCE = Rule(
     "learned-variance",
     "a denoiser that returns more than the latent",
-    "Around the whole denoiser what is cached is added to the latent, and a corrector reads it off the output: as many "
-    "numbers have to come out as go in.",
+    "Around the whole denoiser what is cached is added to the latent, and a corrector reads it off the output: no "
+    "more numbers may come out than go in. Conditions that go in behind the latent (FLUX Control) do not matter.",
     (Evidence("a DiT with a learned variance returns 8 channels for 4", "DiT-XL/2's configuration"),),
     "Refused, with a site that does not mind; a corrector is left out.",
     "plan",

@@ -1,59 +1,18 @@
-"""What a request is asked for: every argument of a denoiser call but the latent and its time."""
+"""Whether a control net still does what it did on the step before."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 
-from .values import Seen, flat
+from .values import flat
 
-# The latent and its time change on every step and are looked at elsewhere; the last is how the answer is wrapped.
-ELSEWHERE = frozenset({"hidden_states", "timestep", "return_dict"})
 SAMPLES = 64  # numbers of every residual that are compared with those of the step before
 STEADY = 0.1  # a relative change of residuals from one step to the next that is never a jump
 GROWTH = 3.0  # a change of more than this times the one before is a jump
 FIRST = 0.2  # stands for the change before the first
-
-Asked = tuple[tuple[str, Hashable], ...]  # arguments by name, each with what it is
-
-
-class Conditioning:
-    """Tells what requests are asked for apart, argument by argument, by content.
-
-    Content is made anew only where other objects come than before, or objects that may change without a trace.
-
-    Args:
-        residuals: arguments that a control net makes anew on every step. Of these their number, shapes and dtypes
-            count, and how often they have jumped, see `ResidualWatch`.
-    """
-
-    def __init__(self, residuals: Sequence[str] = ()):
-        self._apart = ELSEWHERE.union(residuals)
-        self._residuals = {name: ResidualWatch() for name in residuals}
-        self._seen: dict[str, dict[str, Seen]] = {}  # by branch and argument
-        self._asked: dict[str, Asked] = {}
-
-    def __call__(self, request: int, branch: str, given: Mapping[str, Any]) -> Asked:
-        """What the arguments of a call are; those that are None are left out."""
-        seen = self._seen.setdefault(branch, {})
-        names, changed = [], False
-        for name, value in given.items():
-            if value is None or name in self._apart:
-                continue
-            names.append(name)
-            known = seen.get(name)
-            if known is None or not known.still(value):
-                seen[name], changed = Seen.of(value), True
-        if changed or len(seen) != len(names):
-            self._seen[branch] = {name: seen[name] for name in names}
-            self._asked[branch] = tuple(sorted((name, seen[name].settled) for name in names))
-        asked = self._asked.setdefault(branch, ())
-        for name, watch in self._residuals.items():
-            if given.get(name) is not None:
-                asked = (*asked, (name, watch(request, branch, given[name])))
-        return asked
 
 
 class ResidualWatch:
