@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .calibrate.calibrate import Calibration
+from .calibrate.calibration import Calibration
 from .calibrate.goals import Goal
 from .core.errors import StackError
 from .recipe import Recipe
