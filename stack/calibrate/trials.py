@@ -148,11 +148,12 @@ class Trials:
         return self._points[factor]
 
     def _measured(self, cache: Cache, factor: float) -> Point:
-        made, full, spent, count = [], 0, 0.0, len(self.prompts)
+        made, full, spent, count = [], 0.0, 0.0, len(self.prompts)
         for number, prompt in enumerate(self.prompts):
             picture, seconds = timed(partial(self.run, cache, [prompt], self.seed + number), self._device)
             made.append(picture)
-            full, spent = full + self.stack.report().full_steps, spent + seconds
+            report = self.stack.report()
+            full, spent = full + report.full_steps / report.branches, spent + seconds
         return Point(factor, psnr(torch.cat(made), self.target), full / count, spent / count)
 
     def restart(self) -> None:

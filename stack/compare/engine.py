@@ -132,10 +132,12 @@ class PipelineEngine:
                 drawn, seconds = timed(lambda: stack(prompt, generator=_noise(seed), **AS_TENSOR)[0], self.device)
             report = stack.report()
             branch = report.steps[0].branch if report.steps else ""
+            steps = [step for step in report.steps if step.branch == branch]
             return Generation(
                 picture=_picture(drawn),
                 seconds=seconds,
-                kinds=tuple(step.kind for step in report.steps if step.branch == branch),
+                kinds=tuple(step.kind for step in steps),
+                computed=tuple(step.computed for step in steps),
                 density=_density(stack, report),
                 cache_bytes=report.cache_bytes,
                 peak_bytes=peak.bytes,
