@@ -11,6 +11,7 @@ from .calibrate.calibration import Calibration
 from .calibrate.goals import Goal
 from .core.errors import StackError
 from .recipe import Recipe
+from .runtime.pipeline_calls import Call, listed
 from .stack import Stack
 
 HELD_OUT = 3  # every third prompt is kept for the check
@@ -29,13 +30,13 @@ def read_prompts(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def held_apart(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+def held_apart(prompts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Prompts to search on, and every third one to check on.
 
     Raises:
         StackError: fewer than three different prompts.
     """
-    known = list(dict.fromkeys(prompts))
+    known = list(dict.fromkeys(listed(prompts)))
     if len(known) < HELD_OUT:
         raise StackError(
             f"expected at least {HELD_OUT} different prompts, 2 to search on and 1 to check, got {len(known)}"
@@ -45,12 +46,20 @@ def held_apart(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def calibrated(
-    recipe: Recipe, pipe: Any, prompts: Sequence[str], goal: Goal, seed: int = 0, budget: float = 60.0
+    recipe: Recipe,
+    pipe: Any,
+    prompts: Sequence[Any],
+    goal: Goal,
+    seed: int = 0,
+    budget: float = 60.0,
+    progress: bool = True,
+    call: Call | None = None,
 ) -> tuple[Recipe, Calibration]:
     """The recipe with the schedule and the forecast that its own stack wants on this model, which is left as it was.
 
     Args:
         prompts: three or more; see `held_apart`.
+        progress, call: see `stack.calibrate.measuring`.
 
     Raises:
         StackError: see `Stack.calibrate`.
@@ -58,7 +67,7 @@ def calibrated(
     search, held = held_apart(prompts)
     stack = Stack.from_recipe(recipe, pipe)
     try:
-        result = stack.calibrate(search, held, **vars(goal), seed=seed, budget=budget)
+        result = stack.calibrate(search, held, **vars(goal), seed=seed, budget=budget, progress=progress, call=call)
     finally:
         stack.undo()
     # As TOML has them, so that the recipe equals the one that is read back.
@@ -70,7 +79,7 @@ def calibrated(
         "calibrated_on": len(search),
         "held_out": len(held),
         "psnr_db": round(result.psnr_db, 1),
-        "held_out_psnr_db": round(result.held_out_psnr_db, 1),
+        **({"held_out_psnr_db": round(result.held_out_psnr_db, 1)} if result.checked else {}),
         "start_psnr_db": round(result.start_psnr_db, 1),
         "trials": result.trials,
     }

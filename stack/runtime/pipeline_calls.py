@@ -65,6 +65,9 @@ class PipelineCalls:
     def arguments(self, prompts: Sequence[Any], seed: int, steps: int, output: str = "pt") -> dict[str, Any]:
         """The arguments of one call: prompt i has the seed `seed` + i.
 
+        Args:
+            steps: of the denoiser; 0 where they are not known yet.
+
         Raises:
             StackError: an argument that the pipeline does not take or that is set here, or a prompt that is no text.
         """
@@ -74,8 +77,9 @@ class PipelineCalls:
         if place not in more and EMBEDS not in more:
             given[place] = self._prompts(prompts, place)
         for name in ("sigmas", "timesteps"):
-            if more.get(name) is not None and len(more[name]) != steps:
+            if steps and more.get(name) is not None and len(more[name]) != steps:
                 raise StackError(f"call= has {len(more[name])} {name}, planned are {steps} steps: {OWN[STEPS]}")
+        steps = steps or 1
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         given |= {"generator": generators if len(prompts) > 1 else generators[0], STEPS: steps}
         given |= {"output_type": output, "return_dict": False}

@@ -49,6 +49,16 @@ class NoiseFloor:
     neighbours: int
     depends: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        output = self.features[OUTPUT]
+        parts = (
+            f"{name} {min(s):.2%} to {max(s):.2%}"
+            for name, s in (("random", [split.random for split in output]), ("bias", [split.bias for split in output]))
+        )
+        return (
+            f"NoiseFloor(output: {', '.join(parts)} at {len(self.sigmas)} noise levels, {self.neighbours} neighbours)"
+        )
+
     def holds_for(self, depends: Mapping[str, str]) -> bool:
         """Whether it is still true under these facts."""
         return dict(self.depends) == dict(depends)
