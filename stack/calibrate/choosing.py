@@ -104,8 +104,9 @@ class Search:
         try:
             picture = picture_seconds(self.stack, self.calls, prompts[0], seed, steps, budget)
         except OutOfTime:
-            raise too_short(steps * budget.spent, budget.seconds, share) from None
-        searched, held = fitting(prompts, held_out, picture, share, budget.seconds - budget.spent)
+            what = f"the first steps of one picture take longer than budget={budget.seconds:g}"
+            raise StackError(f"{what}: give it more seconds or plan fewer steps") from None
+        searched, held = fitting(prompts, held_out, picture, share, budget.seconds, budget.spent)
         self.used = len(searched) + len(held)
         try:
             self.bar.says(f"recording {counted(len(searched), 'picture')}")

@@ -140,15 +140,15 @@ def least_seconds(picture: float, prompts: int, held_out: int, share: float) -> 
 
 
 def fitting(
-    prompts: Sequence[Any], held_out: Sequence[Any], picture: float, share: float, seconds: float
+    prompts: Sequence[Any], held_out: Sequence[Any], picture: float, share: float, seconds: float, spent: float = 0.0
 ) -> tuple[list[Any], list[Any]]:
-    """As many of the prompts as a calibration of these seconds has time for, the first ones. Pure.
+    """As many of the prompts as a calibration of these seconds, some of them spent, has time for. Pure.
 
     Raises:
         StackError: not even the fewest.
     """
     searched, held = list(prompts), list(held_out)
-    while least_seconds(picture, len(searched), len(held), share) > seconds:
+    while least_seconds(picture, len(searched), len(held), share) > seconds - spent:
         if len(searched) > max(FEWEST, len(held)) or (len(searched) > FEWEST and len(held) == FEWEST_HELD):
             searched.pop()
         elif len(held) > FEWEST_HELD:
