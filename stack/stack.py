@@ -34,6 +34,7 @@ from .passes import made
 from .planner import SCHEDULER, Planner
 from .quant.quantize import Quantize
 from .recipe import Recipe
+from .runtime.call_arguments import named_arguments
 from .runtime.hook import hook_denoiser
 from .runtime.layers import Layers
 from .runtime.report import Journal, Report
@@ -341,21 +342,18 @@ class Stack:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the pipeline (or the bare denoiser) through the stack, applying it first if need be."""
         with self.lock:
-            self.apply()
             if self._pipe is None:
-                return self.denoiser(*args, **kwargs)
-            if self._pipe.transformer is not self.denoiser:
+                return self.apply().denoiser(*args, **kwargs)
+            given = named_arguments(self._pipe, args, kwargs)
+            if self.applied and self._pipe.transformer is not self.denoiser:
                 raise StackError(REPLACED)
+            self.apply()
             call_transforms = [layer.applied.call for layer in self._layers if layer.applied.call]
-            args, kwargs, self._call_notes = transformed_call(
-                call_transforms, self._pipe, args, kwargs, self._planner.strict
-            )
-            steps = kwargs.setdefault("num_inference_steps", self.plan.facts_after.steps)
-            if steps < 1:
-                raise StackError(f"num_inference_steps must be at least 1, got {steps}")
+            given, self._call_notes = transformed_call(call_transforms, given, self._planner.strict)
+            given.setdefault("num_inference_steps", self.plan.facts_after.steps)
             try:
                 with self._target.clock.one_page():
-                    return self._pipe(*args, **kwargs)
+                    return self._pipe(**given)
             except BaseException:
                 self._target.forget()
                 raise

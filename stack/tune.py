@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .calibrate.calibrate import Calibration
+from .calibrate.calibration import Calibration
 from .calibrate.goals import Goal
 from .core.errors import StackError
 from .core.files import read_text
 from .core.validate import prompts_of, shown
 from .recipe import Recipe
+from .runtime.pipeline_calls import Call
 from .stack import Stack
 
 MOST_PROMPTS, LONGEST_PROMPT = 1000, 10_000
@@ -36,7 +37,7 @@ def read_prompts(path: Path) -> list[str]:
     return found
 
 
-def held_apart(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+def held_apart(prompts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Prompts to search on, and every third one to check on.
 
     Raises:
@@ -52,12 +53,20 @@ def held_apart(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def calibrated(
-    recipe: Recipe, pipe: Any, prompts: Sequence[str], goal: Goal, seed: int = 0, budget: float = 60.0
+    recipe: Recipe,
+    pipe: Any,
+    prompts: Sequence[Any],
+    goal: Goal,
+    seed: int = 0,
+    budget: float = 60.0,
+    progress: bool = True,
+    call: Call | None = None,
 ) -> tuple[Recipe, Calibration]:
     """The recipe with the schedule and the forecast that its own stack wants on this model, which is left as it was.
 
     Args:
         prompts: three or more; see `held_apart`.
+        progress, call: see `stack.calibrate.measuring`.
 
     Raises:
         StackError: see `Stack.calibrate`.
@@ -65,7 +74,7 @@ def calibrated(
     search, held = held_apart(prompts)
     stack = Stack.from_recipe(recipe, pipe)
     try:
-        result = stack.calibrate(search, held, **vars(goal), seed=seed, budget=budget)
+        result = stack.calibrate(search, held, **vars(goal), seed=seed, budget=budget, progress=progress, call=call)
     finally:
         stack.undo()
     # As TOML has them, so that the recipe equals the one that is read back.
@@ -77,7 +86,7 @@ def calibrated(
         "calibrated_on": len(search),
         "held_out": len(held),
         "psnr_db": round(result.psnr_db, 1),
-        "held_out_psnr_db": round(result.held_out_psnr_db, 1),
+        **({"held_out_psnr_db": round(result.held_out_psnr_db, 1)} if result.checked else {}),
         "start_psnr_db": round(result.start_psnr_db, 1),
         "trials": result.trials,
     }

@@ -29,6 +29,10 @@ class Bases(Fitted):
     vectors: dict[str, torch.Tensor]
     spectra: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        ranks = {key: basis.shape[1] for key, basis in self.vectors.items()}
+        return f"Bases(family={self.family!r}, blocks={self.blocks}, width={self.width}, ranks={ranks})"
+
     def of(self, key: str) -> torch.Tensor:
         """The basis of a feature.
 

@@ -15,7 +15,7 @@ from ..models.schedule import SigmaSchedule
 from ..runtime.call import holds_collections
 from ..runtime.report import Journal
 from ..runtime.stamp import Conditions, Stamp
-from ..runtime.step_clock import CACHED, FULL, PARTIAL, Clock, StepContext
+from ..runtime.step_clock import ALL, CACHED, FULL, NO_BLOCK, PARTIAL, Clock, Computed, StepContext
 from .forecast import coordinate
 from .gates import BudgetGate, Gate
 from .guard import FURTHEST, ExtrapolationGuard, NormReader
@@ -74,6 +74,7 @@ class CacheController:
         dropped: states dropped within a request: their stamp no longer fitted, or they were no numbers.
         rolled_back: steps whose drafts failed their check.
         refused: steps that ran in full because their forecast would have gone too far.
+        cached_work: what a cached step computes nevertheless, told by the site.
         now: the current denoiser call, once it has begun.
         slots: those of its branch.
         x: its coordinate.
@@ -98,6 +99,7 @@ class CacheController:
     dropped: int = 0
     rolled_back: int = 0
     refused: int = 0
+    cached_work: Computed = NO_BLOCK
     _held: dict[str, _Held] = field(default_factory=dict)
     _reader: NormReader = field(default_factory=NormReader)
     _planned: tuple[SigmaSchedule, frozenset[int]] | None = None
@@ -194,7 +196,12 @@ class CacheController:
         for slot, skip in zip(slots, skips, strict=True):
             slot.run = slot.run + 1 if skip else 0
         active.full = tuple(map(not_, skips))
-        active.kind = FULL if not any(skips) else CACHED if all(skips) and not partial else PARTIAL
+        if not any(skips):
+            active.kind, active.computed = FULL, ALL
+        elif all(skips):
+            active.kind, active.computed = PARTIAL if partial else CACHED, self.cached_work
+        else:
+            active.kind, active.computed = PARTIAL, self.cached_work.beside(skips.count(False) / len(skips))
         return skips
 
     @property
@@ -279,6 +286,7 @@ class CacheController:
         active.full = tuple(not slot.run for slot in self.slots)
         self.rolled_back += 1
         active.kind = PARTIAL if any(slot.run for slot in self.slots) else FULL
+        active.computed = self.cached_work.beside(active.full.count(True) / len(active.full))
 
     def store(
         self, key: str, feature: torch.Tensor, slots: Sequence[CacheSlot], measure: bool = True, noise_gain: float = 1.0

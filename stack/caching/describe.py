@@ -83,6 +83,7 @@ def noise_words(p: Policy, facts: Facts) -> str:
         return ""
     floors = [error for _, error in p.noise]
     bits = rounding_floor(facts.activation_bits, facts.width) if facts.rounds_activations else 0.0
-    text = f"differences shrunk to what stands out of {min(floors):.2%} to {max(floors):.2%} of noise"
+    least, most = f"{min(floors):.2%}", f"{max(floors):.2%}"
+    text = f"differences shrunk to what stands out of {least if least == most else f'{least} to {most}'} of noise"
     text += f", {facts.activation_bits} bits alone leave {bits:.2%}" if bits else ""
     return "; " + NOISE_IN_DIFFERENCES.annotate(text)

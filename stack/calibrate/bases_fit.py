@@ -16,6 +16,8 @@ from ..caching.splits import ChannelSplit
 from ..compat.subspace import rank_by_energy
 from ..core.installer import Installer
 from ..core.passes import Applied
+from ..core.progress import ProgressLine
+from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from ..runtime.target import Target
 from .observe import Observe
@@ -75,14 +77,16 @@ def gathering(cache: Cache, sums: dict[str, GramSum]) -> Observe:
     return Observe(put_on)
 
 
-def fit_bases(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int) -> Bases:
+def fit_bases(
+    stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int, calls: PipelineCalls, bar: ProgressLine
+) -> Bases:
     """Bases of everything the cache predicts, from uncached runs of the prompts; rank by the cache's energy."""
     split = cache.policy.split
     assert isinstance(split, ChannelSplit)
     gathered: dict[str, GramSum] = {}
     stack.replace(gathering(cache.uncalibrated(interval=1, bases=None), gathered))
-    for i, prompt in enumerate(prompts):
-        stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")
+    for _ in calls.each(stack, prompts, seed, stack.plan.facts_after.steps, bar, "prompt"):
+        pass
     found = {key: sums.basis(split.energy) for key, sums in gathered.items()}
     facts = stack.facts
     under = conditions(stack.plan.facts_after)

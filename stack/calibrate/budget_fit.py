@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -12,6 +13,8 @@ from ..caching.cache import Cache
 from ..caching.calibrated_for import conditions
 from ..caching.gate_policies import BudgetPolicy
 from ..core.errors import StackError
+from ..core.progress import ProgressLine
+from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from .quant.recording import carrying, taken_off
 
@@ -34,7 +37,9 @@ class Round:
     worst: float
 
 
-def fitted_budget(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int) -> Cache:
+def fitted_budget(
+    stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int, calls: PipelineCalls, bar: ProgressLine
+) -> Cache:
     """The cache with the scale at which the worst prompt uses what is allowed, less a margin.
 
     Errors are |difference| / |final latents| against the same stack uncached. An estimate is a sum of absolute values
@@ -49,10 +54,11 @@ def fitted_budget(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: 
     gate = cache.policy.gate
     assert isinstance(gate, BudgetPolicy)
     plain = cache.uncalibrated(gate="", interval=1)
-    exact = _finals(stack, plain, prompts, seed)
+    finals = partial(_finals, stack, prompts=prompts, seed=seed, calls=calls, bar=bar)
+    exact = finals(plain, phase="uncached prompt")
     below, allowed = 0.0, gate.threshold
     if stack.max_error:
-        below = MARGIN * max(map(_off, exact, _originals(stack, prompts, seed)))
+        below = MARGIN * max(map(_off, exact, _originals(stack, prompts, seed, calls, bar)))
         allowed = stack.max_error - below
         if allowed <= 0:
             what = f"the passes below the cache are off by {below:.2g} (margin included)"
@@ -60,7 +66,7 @@ def fitted_budget(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: 
     cache = cache.changed(threshold=allowed)
 
     def worst_at(scale: float) -> float:
-        made = _finals(stack, cache.changed(error_scale=scale), prompts, seed)
+        made = finals(cache.changed(error_scale=scale), phase=f"scale {scale:.3g}, prompt")
         return MARGIN * max(map(_off, made, exact)) / allowed
 
     best = on_the_edge(worst_at)
@@ -96,26 +102,28 @@ def on_the_edge(worst_at: Callable[[float], float], rounds: int = ROUNDS) -> Rou
     return max(kept, key=lambda r: (r.worst, -r.scale)) if kept else min(tried, key=lambda r: r.worst)
 
 
-def _finals(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int) -> list[torch.Tensor]:
+def _finals(
+    stack: StackLike,
+    cache: Cache,
+    prompts: Sequence[str],
+    seed: int,
+    calls: PipelineCalls,
+    bar: ProgressLine,
+    phase: str,
+) -> list[torch.Tensor]:
     """Final latents of every prompt."""
     stack.replace(cache)
-    return _made(stack, prompts, seed, stack.plan.facts_after.steps)
+    return list(calls.each(stack, prompts, seed, stack.plan.facts_after.steps, bar, phase, "latent"))
 
 
-def _made(stack: StackLike, prompts: Sequence[str], seed: int, steps: int) -> list[torch.Tensor]:
-    made = []
-    for i, prompt in enumerate(prompts):
-        call = {"num_inference_steps": steps, "output_type": "latent", "return_dict": False}
-        made.append(stack(prompt, generator=torch.Generator().manual_seed(seed + i), **call)[0])
-    return made
-
-
-def _originals(stack: StackLike, prompts: Sequence[str], seed: int) -> list[torch.Tensor]:
+def _originals(
+    stack: StackLike, prompts: Sequence[str], seed: int, calls: PipelineCalls, bar: ProgressLine
+) -> list[torch.Tensor]:
     """Final latents of every prompt without the passes that only compute differently: adapters stay."""
     weights = [p for p in stack.passes if p.stage in ("distill", "adapter")]
     steps = stack.plan.facts_after.steps
     with taken_off(stack), carrying(stack, weights) as other:
-        return _made(other, prompts, seed, steps)
+        return list(calls.each(other, prompts, seed, steps, bar, "original prompt", "latent"))
 
 
 def _off(run: torch.Tensor, truth: torch.Tensor) -> float:

@@ -10,6 +10,8 @@ import torch
 from ..caching.cache import Cache
 from ..caching.calibrated_for import conditions
 from ..caching.gate_policies import BudgetPolicy, MagnitudePolicy
+from ..core.progress import ProgressLine
+from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from .budget_fit import fitted_budget
 from .trajectory import Trajectory, recorder
@@ -17,14 +19,16 @@ from .trajectory import Trajectory, recorder
 DEGREE = 4  # of TeaCache's polynomial
 
 
-def fit_gate(stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int) -> Cache:
+def fit_gate(
+    stack: StackLike, cache: Cache, prompts: Sequence[str], seed: int, calls: PipelineCalls, bar: ProgressLine
+) -> Cache:
     """The cache with its gate's ratios or polynomial, measured prompt by prompt on uncached runs."""
     if isinstance(cache.policy.gate, BudgetPolicy):
-        return fitted_budget(stack, cache, prompts, seed)
+        return fitted_budget(stack, cache, prompts, seed, calls, bar)
     trajectory = Trajectory()
     stack.replace(recorder(trajectory))
-    for i, prompt in enumerate(prompts):
-        stack(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="pt")
+    for _ in calls.each(stack, prompts, seed, stack.plan.facts_after.steps, bar, "prompt"):
+        pass
     under = conditions(stack.plan.facts_after)
     if isinstance(cache.policy.gate, MagnitudePolicy):
         return cache.changed(ratios=residual_ratios(trajectory, len(prompts)), calibrated_for=under)

@@ -40,16 +40,24 @@ class Goal:
         if min(vars(self).values()) < 0:
             raise StackError(f"a goal must be positive, got {given[0]}")
 
-    def or_as_before(self, full_steps: int, steps: int) -> Goal:
-        """This goal, or as many full steps as there are now where nothing is asked for.
+    @property
+    def words(self) -> str:
+        """What is asked for, as it was given."""
+        return ", ".join(f"{name}={value:g}" for name, value in vars(self).items() if value)
+
+    def checked(self, steps: int) -> Goal:
+        """This goal, for a request of so many steps.
 
         Raises:
             StackError: an impossible number of full steps.
         """
-        goal = self if any(vars(self).values()) else Goal(full_steps=full_steps)
-        if goal.full_steps and not 2 <= goal.full_steps < steps:
-            raise StackError(f"full_steps must be in 2..{steps - 1}, got {goal.full_steps}")
-        return goal
+        if self.full_steps and not 2 <= self.full_steps < steps:
+            raise StackError(f"full_steps must be in 2..{steps - 1}, got {self.full_steps}")
+        return self
+
+    def or_as_before(self, full_steps: float) -> Goal:
+        """This goal, or as many full steps as there are now where nothing is asked for."""
+        return self if self.words else Goal(full_steps=math.ceil(full_steps))
 
 
 def count_in(seconds: float, times: Times, steps: int) -> int:

@@ -12,6 +12,8 @@ from ..caching.fastcache.linear_map import GramSums, LinearMap
 from ..caching.fastcache.maps import APPROXIMATIONS, WHOLE, LinearMaps
 from ..caching.sites.calls import Streams
 from ..core.errors import StackError
+from ..core.progress import ProgressLine
+from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from ..runtime.step_clock import StepContext
 from .observe import SeeBlock, watching_blocks
@@ -108,32 +110,42 @@ class Costs:
 
 
 def fit(
-    stack: StackLike, stream: str, prompts: Sequence[str], seed: int, ridge: float, rank: int, progress: bool
+    stack: StackLike,
+    prompts: Sequence[str],
+    seed: int,
+    ridge: float,
+    rank: int,
+    calls: PipelineCalls,
+    bar: ProgressLine,
 ) -> LinearMaps:
     """Maps of a stack whose cache pass this replaces; the caller puts the cache back.
 
     Raises:
-        StackError: no pipeline, or no prompts.
+        StackError: no prompts.
     """
-    if stack.pipe is None:
-        raise StackError("maps are fitted on pictures: expected Stack(pipeline), got a bare denoiser")
     if not prompts:
         raise StackError("expected at least 1 prompt to fit the maps on, got none")
-    facts, sums = stack.facts, Sums(stack.facts.blocks, stream)
-    _watched(stack, sums.see, prompts, seed, "summing" if progress else "")
+    facts, stream = stack.facts, stack.wiring.output_stream
+    sums = Sums(facts.blocks, stream)
+    _watched(stack, sums.see, calls, prompts, seed, bar, "summing up prompt")
     maps = sums.solve(ridge, rank)
     costs = Costs(stream, maps)
-    _watched(stack, costs.see, prompts, seed, "measuring" if progress else "")
+    _watched(stack, costs.see, calls, prompts, seed, bar, "measuring prompt")
     under = conditions(stack.plan.facts_after)
     tables = costs.tables(facts.blocks)
     return LinearMaps(facts.family, facts.blocks, facts.width, maps, tables, made_under=under)
 
 
-def _watched(stack: StackLike, see: SeeBlock, prompts: Sequence[str], seed: int, title: str) -> None:
-    """Run the prompts one by one, each with its own seed; a bar with this title, or none."""
-    from rich.progress import track
-
+def _watched(
+    stack: StackLike,
+    see: SeeBlock,
+    calls: PipelineCalls,
+    prompts: Sequence[str],
+    seed: int,
+    bar: ProgressLine,
+    phase: str,
+) -> None:
+    """Run the prompts one by one, each with its own seed."""
     stack.replace(watching_blocks(see))
-    for i, prompt in enumerate(track(prompts, title, transient=True, disable=not title)):
-        generator = torch.Generator().manual_seed(seed + i)
-        stack(prompt, num_inference_steps=stack.plan.facts_after.steps, generator=generator, output_type="pt")
+    for _ in calls.each(stack, prompts, seed, stack.plan.facts_after.steps, bar, phase):
+        pass

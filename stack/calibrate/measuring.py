@@ -1,6 +1,9 @@
 """What is measured on a stack as it is, and put back into its passes: the methods of `Stack` that take a while.
 
-Each function holds the stack's lock: one measurement or call goes on at a time.
+Each function holds the stack's lock: one measurement or call goes on at a time. `call` are further arguments of every
+call of the pipeline (an image, a size, a negative prompt, ...), see `stack.runtime.pipeline_calls.PipelineCalls`. A
+single text stands for a list of one. `progress` shows one line on stderr. Ctrl-C leaves the stack as it was, or, where
+a calibration has found something better, with that.
 """
 
 from __future__ import annotations
@@ -15,15 +18,18 @@ from ..caching.sites.fastcache import FastCacheSite
 from ..caching.splits import ChannelSplit
 from ..core.errors import StackError
 from ..core.files import check_file
+from ..core.progress import ProgressLine
 from ..core.validate import prompts_of
+from ..runtime.pipeline_calls import Call, PipelineCalls
 from ..runtime.stack_like import AnyStack, StackLike
 from . import bases_fit, gate_fit, maps_fit
-from .calibrate import Calibration, SearchBudget
 from .calibrate import calibrate as search_cache
+from .calibration import Calibration
 from .goals import Goal
 from .memoized import MemoizedAnalysis
 from .quant.depends import APPROXIMATE, dependencies
 from .quant.floor import NoiseFloor, measure_floor
+from .time_budget import SearchBudget
 
 
 def calibrate(
@@ -38,6 +44,7 @@ def calibrate(
     budget: float = 60.0,
     progress: bool = True,
     theory: bool = True,
+    call: Call | None = None,
 ) -> Calibration:
     """Search the cache's full steps and forecast on finished pictures, check them on other prompts, keep the best.
 
@@ -56,23 +63,28 @@ def calibrate(
     Raises:
         StackError: see `stack.calibrate.calibrate.calibrate`.
     """
-    prompts, held_out = prompts_of(prompts), prompts_of(held_out, "held_out")
+    searched, held = prompts_of(prompts), prompts_of(held_out, "held_out")
     with stack.lock:
         goal, spend = Goal(full_steps, psnr, seconds), SearchBudget(trials, budget)
-        return search_cache(stack, prompts, held_out, goal, seed, spend, progress, theory)[1]
+        return search_cache(stack, searched, held, goal, seed, spend, progress, theory, call)[1]
 
 
 def noise_floor(
-    stack: StackLike, prompts: Sequence[str], seed: int = 0, steps: int = 6, neighbours: int = 4, progress: bool = True
+    stack: StackLike,
+    prompts: Sequence[str],
+    seed: int = 0,
+    steps: int = 6,
+    neighbours: int = 4,
+    progress: bool = True,
+    call: Call | None = None,
 ) -> NoiseFloor:
     """Measure what quantization and sparse attention add to one forward pass; see
     `stack.calibrate.quant.floor.measure_floor`.
 
     The random part is put into the stack's cache, which then forecasts no further than what stands out of it.
     """
-    prompts = prompts_of(prompts)
     with stack.lock:
-        found = measure_floor(stack, prompts, seed, steps, neighbours, progress)
+        found = measure_floor(stack, prompts, seed, steps, neighbours, progress, call=call)
         stack.analyses.setdefault("noise floor", MemoizedAnalysis()).keep(found)
         cache = next((p for p in stack.passes if isinstance(p, Cache)), None)
         if cache is not None:
@@ -86,19 +98,21 @@ def floor_of(stack: StackLike) -> NoiseFloor | None:
     return kept.current(dependencies(stack, APPROXIMATE))
 
 
-def fit_gate(stack: AnyStack, prompts: Sequence[str], seed: int = 0) -> AnyStack:
+def fit_gate(
+    stack: AnyStack, prompts: Sequence[str], seed: int = 0, progress: bool = True, call: Call | None = None
+) -> AnyStack:
     """Measure the ratios of MagCache, the polynomial of TeaCache, or the scale of an error budget's estimate.
 
     Raises:
         StackError: no such gate in the stack, no pipeline, or no prompts.
     """
-    prompts = prompts_of(prompts)
-    with stack.lock:
+    texts, calls = prompts_of(prompts), PipelineCalls(stack.pipe, call)
+    with stack.lock, ProgressLine("fit_gate", progress) as bar:
         _refit(
             stack,
-            lambda cache: cache.policy.gate is not None and bool(cache.policy.gate.fitted_by and prompts),
+            lambda cache: cache.policy.gate is not None and bool(cache.policy.gate.fitted_by and texts),
             "prompts and a pipeline with .cache('magcache'), .cache('teacache') or .cache(..., max_error=...)",
-            lambda cache: gate_fit.fit_gate(stack, cache, prompts, seed),
+            lambda cache: gate_fit.fit_gate(stack, cache, texts, seed, calls, bar),
         )
         return stack
 
@@ -111,6 +125,7 @@ def fit_maps(
     rank: int = 0,
     save: str | Path | None = None,
     progress: bool = True,
+    call: Call | None = None,
 ) -> LinearMaps:
     """Fit FastCache's linear maps.
 
@@ -126,16 +141,15 @@ def fit_maps(
     Raises:
         StackError: no FastCache in the stack, no pipeline, or no prompts.
     """
-    prompts = prompts_of(prompts)
+    texts, calls = prompts_of(prompts), PipelineCalls(stack.pipe, call)
     if save is not None:
         check_file(Path(save), "save")
-    with stack.lock:
-        stream = stack.wiring.output_stream
+    with stack.lock, ProgressLine("fit_maps", progress) as bar:
         cache = _refit(
             stack,
             lambda cache: isinstance(cache.policy.site, FastCacheSite),
             "a pipeline with .cache('fastcache'): maps are fitted for FastCache only",
-            lambda cache: cache.changed(maps=maps_fit.fit(stack, stream, prompts, seed, ridge, rank, progress)),
+            lambda cache: cache.changed(maps=maps_fit.fit(stack, texts, seed, ridge, rank, calls, bar)),
         )
         assert isinstance(cache.policy.site, FastCacheSite)
         maps = cache.policy.site.maps
@@ -145,7 +159,14 @@ def fit_maps(
         return maps
 
 
-def fit_bases(stack: StackLike, prompts: Sequence[str], seed: int = 0, save: str | Path | None = None) -> Bases:
+def fit_bases(
+    stack: StackLike,
+    prompts: Sequence[str],
+    seed: int = 0,
+    save: str | Path | None = None,
+    progress: bool = True,
+    call: Call | None = None,
+) -> Bases:
     """Find the principal subspaces of all that the cache predicts (SVD-Cache's offline variant).
 
     They take the place of those that each request finds in its first full step.
@@ -157,15 +178,15 @@ def fit_bases(stack: StackLike, prompts: Sequence[str], seed: int = 0, save: str
     Raises:
         StackError: no cache with a principal subspace in the stack, no pipeline, or no prompts.
     """
-    prompts = prompts_of(prompts)
+    texts, calls = prompts_of(prompts), PipelineCalls(stack.pipe, call)
     if save is not None:
         check_file(Path(save), "save")
-    with stack.lock:
+    with stack.lock, ProgressLine("fit_bases", progress) as bar:
         cache = _refit(
             stack,
-            lambda cache: _has_subspace(cache) and bool(prompts),
+            lambda cache: _has_subspace(cache) and bool(texts),
             "prompts and a pipeline with a cache that has a principal subspace, such as .cache('svd')",
-            lambda cache: cache.changed(bases=bases_fit.fit_bases(stack, cache, prompts, seed)),
+            lambda cache: cache.changed(bases=bases_fit.fit_bases(stack, cache, texts, seed, calls, bar)),
         )
         bases = cache.policy.split.found
         assert bases is not None

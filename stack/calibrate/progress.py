@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+
+from ..core.progress import ProgressLine
+from .time_budget import SearchBudget
 
 
 class BestSoFar:
-    """A progress bar with the best score so far; the terminal is left as it was when it ends."""
+    """The progress of a calibration on one line: what is done, which trial this is, the best score so far."""
 
-    def __init__(self, trials: int, shown: bool):
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("best {task.fields[best]}")]
-        self._progress = Progress(*columns, TimeRemainingColumn(), transient=True, disable=not shown)
-        self._best = -math.inf
-        self._task = self._progress.add_task("recording", total=trials, best="-")
+    def __init__(self, budget: SearchBudget, shown: bool):
+        self._budget, self._line = budget, ProgressLine("calibrate", shown)
+        self._best, self._made, self._phase = -math.inf, 0, "starting"
 
     def __enter__(self) -> BestSoFar:
-        self._progress.start()
+        self._line.__enter__()
         return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.__exit__()
 
     def says(self, what: str) -> None:
         """What is being done now."""
-        self._progress.update(self._task, description=what)
+        self._phase = what
+        self._show()
 
     def scored(self, value: float) -> None:
         """A trial was scored, in dB."""
-        self._best = max(self._best, value)
-        self._progress.update(self._task, advance=1, best=f"{self._best:.1f} dB")
+        self._best, self._made = max(self._best, value), self._made + 1
+        self._show()
 
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    def _show(self) -> None:
+        note = f"{self._made} of at most {self._budget.trials} trials" if self._made else ""
+        note += f", best {self._best:.1f} dB" if self._made else ""
+        left = max(0.0, self._budget.seconds - self._budget.spent)
+        self._line.says(self._phase, note=note, left=left)

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import nn
 
 from ..core.errors import StackError
+from ..core.progress import ProgressLine, counted
 from ..core.validate import prompts_of
 from ..quant.quantize import Quantize
 from ..quant.rounding.calibrated import FeedbackRounding, InputMoments, rounded_with_feedback
+from ..runtime.pipeline_calls import Call
 from ..runtime.stack_like import AnyStack, StackLike
 from .quant.recording import Recorded, below_quantization, carrying, record_calls, taken_off
 
@@ -46,7 +47,12 @@ class MomentSums:
 
 
 def fit_rounding(
-    stack: AnyStack, prompts: Sequence[str], seed: int = 0, steps: int = 6, progress: bool = True
+    stack: AnyStack,
+    prompts: Sequence[str],
+    seed: int = 0,
+    steps: int = 6,
+    progress: bool = True,
+    call: Call | None = None,
 ) -> AnyStack:
     """Round the 4-bit linears of the quantize pass with error feedback, and put them into the pass.
 
@@ -56,21 +62,24 @@ def fit_rounding(
         prompts: of one recorded request; a dozen or more for a rounding that holds on others.
         seed: of the first prompt, the next one has the next.
         steps: recorded ones, evenly spread over the schedule.
+        progress: one line on stderr; Ctrl-C leaves the stack as it was.
+        call: further arguments of the request, see `stack.runtime.pipeline_calls.PipelineCalls`.
 
     Raises:
         StackError: no `quantize(feedback=True)` in the stack, no pipeline, or no prompts. The stack is left as it was.
     """
-    prompts = prompts_of(prompts)
     quantize = next((p for p in stack.passes if isinstance(p, Quantize)), None)
     if quantize is None or not quantize.feedback:
         got = "quantize() without it" if quantize else "no quantize()"
         raise StackError(f"expected a stack with .quantize('nf4', feedback=True), got {got}")
-    with stack.lock, taken_off(stack):
-        calls = record_calls(stack, prompts, seed, steps)
+    prompts = prompts_of(prompts)
+    with stack.lock, taken_off(stack), ProgressLine("fit_rounding", progress) as bar:
+        bar.says("recording")
+        calls = record_calls(stack, prompts, seed, steps, call)
         with carrying(stack, below_quantization(stack)) as below:
-            rounded = _rounded(below, quantize, calls, progress)
+            rounded = _rounded(below, quantize, calls, bar)
             facts = below.plan.facts_after
-        source = f"{len(prompts)} prompts from seed {seed}, {steps} steps of each"
+        source = f"{counted(len(prompts), 'prompt')} from seed {seed}, {counted(steps, 'step')} of each"
         stack.replace(
             replace(quantize, rounded=FeedbackRounding(rounded, facts.adapters, facts.machine.device, source))
         )
@@ -78,14 +87,14 @@ def fit_rounding(
 
 
 @torch.no_grad()
-def _rounded(stack: StackLike, quantize: Quantize, calls: Sequence[Recorded], progress: bool) -> dict[str, Any]:
+def _rounded(stack: StackLike, quantize: Quantize, calls: Sequence[Recorded], bar: ProgressLine) -> dict[str, Any]:
     choices = quantize.choices(stack.denoiser, stack.wiring, stack.facts)
     schemes = {c.path: c.scheme for c in choices if c.kept is None and c.scheme.weight_bits == 4}
     linears = {path: stack.denoiser.get_submodule(path) for path in schemes}
     plain = {path: linear for path, linear in linears.items() if isinstance(linear, nn.Linear)}
     found: dict[str, Any] = {}
     portions = list(in_portions(plain, BUDGET))
-    for portion in track(portions, "rounding with feedback", transient=True, disable=not progress):
+    for portion in bar.each(portions, "rounding portion"):
         with listening({path: plain[path] for path in portion}) as sums:
             for call in calls:
                 call.run(stack.denoiser)

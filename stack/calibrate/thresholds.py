@@ -7,15 +7,11 @@ from collections.abc import Callable
 from ..caching.cache import Cache
 from ..core.errors import StackError
 from .goals import Goal
+from .time_budget import STOPPED
 from .trials import Point, Trials
 
 WIDEST = 64.0  # times the preset's own threshold, and a share of it: beyond, a gate is always open or always shut
 CLOSE = 1.03  # two thresholds no further apart than this decide alike
-
-
-def decides_by_threshold(cache: Cache) -> bool:
-    """Whether it is a threshold that sets the cache's pace, rather than a schedule."""
-    return bool(cache.policy.gate) or cache.policy.site.threshold_scaled(1.0) is not None
 
 
 def loosened(cache: Cache, factor: float) -> Cache:
@@ -52,13 +48,18 @@ def boundary(accepts: Callable[[float], bool], above: bool, left: Callable[[], b
 
 
 def tuned(
-    trials: Trials, goal: Goal, left: Callable[[int], bool], tell: Callable[[float], None]
+    trials: Trials,
+    goal: Goal,
+    left: Callable[[int], bool],
+    tell: Callable[[float], None],
+    stopped: Callable[[BaseException], None],
 ) -> tuple[Cache, list[Point]]:
     """The cache with the threshold that serves the goal best, and every threshold tried, the cache's own first.
 
     Args:
         left: whether another one may be tried after so many.
         tell: told each PSNR.
+        stopped: told of what ended the search with what was tried; before anything was, that is raised.
 
     Raises:
         StackError: no threshold that was tried serves the goal.
@@ -70,7 +71,12 @@ def tuned(
         tell(points[-1].psnr)
         return serves(points[-1], goal)
 
-    boundary(accepts, above=not goal.psnr, left=lambda: left(len(points)))
+    try:
+        boundary(accepts, above=not goal.psnr, left=lambda: left(len(points)))
+    except STOPPED as stop:
+        if not points:
+            raise
+        stopped(stop)
     best = chosen(points, goal)
     return loosened(trials.cache, best.factor), points
 

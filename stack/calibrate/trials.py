@@ -17,6 +17,7 @@ from ..core.errors import StackError
 from ..measure.metrics import psnr
 from ..measure.timing import timed
 from ..models.sampler import error_weights, sampler_steps
+from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from .observe import Observe
 from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels, rehearsable
@@ -44,6 +45,11 @@ class Point:
     seconds: float
 
 
+def decides_by_threshold(cache: Cache) -> bool:
+    """Whether it is a threshold that sets the cache's pace, rather than a schedule."""
+    return bool(cache.policy.gate) or cache.policy.site.threshold_scaled(1.0) is not None
+
+
 @dataclass(frozen=True)
 class Times:
     """Seconds of one picture's run: a full step, a cached step, and the uncached run as a whole."""
@@ -60,18 +66,29 @@ class Trials:
 
     Args:
         seed: of the first prompt; the others follow.
+        calls: how the pipeline is called; by default with prompts and seeds alone.
     """
 
-    def __init__(self, stack: StackLike, cache: Cache, prompts: Sequence[str], steps: int, seed: int):
+    def __init__(
+        self,
+        stack: StackLike,
+        cache: Cache,
+        prompts: Sequence[str],
+        steps: int,
+        seed: int,
+        calls: PipelineCalls | None = None,
+    ):
+        self.calls = calls or PipelineCalls(stack.pipe)
         self.stack, self.cache, self.prompts, self.steps, self.seed = stack, cache, prompts, steps, seed
         self._x0 = cache.policy.site.forecasts_x0
         self._recorder = x0_recorder if self._x0 else recorder
         self._device = torch.device(stack.facts.machine.device)
         plain = Trajectory()
-        self.target, self.recording_s = timed(lambda: self.run(self._recorder(plain)), self._device)
+        self.target = self.run(self._recorder(plain))
         self.sigmas = stack.sigmas
         self.shared = Rehearsals(plain)
         self._best = float("-inf")
+        self._points: dict[float, Point] = {}  # by factor
 
     @property
     def correctable(self) -> bool:
@@ -87,9 +104,7 @@ class Trials:
         """
         self.stack.replace(in_place)
         which, first = prompts or self.prompts, self.seed if seed is None else seed
-        generators = [torch.Generator().manual_seed(first + i) for i in range(len(which))]
-        call = {"num_inference_steps": self.steps, "generator": generators, "output_type": "pt", "return_dict": False}
-        return self.stack(list(which), **call)[0]
+        return self.calls.make(self.stack, which, first, self.steps)
 
     def calibrated(self, candidate: Candidate) -> Cache:
         """The cache with a candidate's choices, for the sampler's own times."""
@@ -118,13 +133,27 @@ class Trials:
             self._best, self.shared.bar = value, list(self.shared.deviations)
         return value
 
+    def as_it_is(self) -> Point:
+        """What the cache makes of the prompts as it was given: all at once under a schedule."""
+        if decides_by_threshold(self.cache):
+            return self.measured(self.cache, 1.0)
+        made, seconds = timed(partial(self.run, self.cache), self._device)
+        full = len(self.cache.schedule_for(self.steps, self.sigmas).full_steps(self.steps))
+        return Point(1.0, psnr(made, self.target), full, seconds / len(self.prompts))
+
     def measured(self, cache: Cache, factor: float) -> Point:
         """What a cache with a gate makes of every prompt, one by one: gates decide picture by picture."""
-        made, full, spent, count = [], 0, 0.0, len(self.prompts)
+        if factor not in self._points:
+            self._points[factor] = self._measured(cache, factor)
+        return self._points[factor]
+
+    def _measured(self, cache: Cache, factor: float) -> Point:
+        made, full, spent, count = [], 0.0, 0.0, len(self.prompts)
         for number, prompt in enumerate(self.prompts):
             picture, seconds = timed(partial(self.run, cache, [prompt], self.seed + number), self._device)
             made.append(picture)
-            full, spent = full + self.stack.report().full_steps, spent + seconds
+            report = self.stack.report()
+            full, spent = full + report.full_steps / report.branches, spent + seconds
         return Point(factor, psnr(torch.cat(made), self.target), full / count, spent / count)
 
     def restart(self) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core.errors import StackError
+from ..core.validate import prompts_of
 from ..reference.load import REFERENCES, Reference, load_reader, name_of
+from ..runtime.pipeline_calls import Call, PipelineCalls
 from .engine import PipelineEngine
 from .loop import Measurement, Progress, measure
 from .record import Accuracy, Header, build_record
@@ -58,40 +60,46 @@ def compare(
     pipe: Any,
     recipes: Sequence[Recipe],
     model: str,
-    prompts: int = 3,
+    prompts: int | Sequence[Any] = 3,
     steps: int = 50,
     seed: int = 0,
     compile_base: bool = True,
     tell: Callable[[Progress], None] = lambda progress: None,
+    call: Call | None = None,
 ) -> Outcome:
     """Measure recipes on a pipeline: what each pass gives alone, together and left out, beside two controls.
 
     Args:
         model: the name for the record; accuracy is read back for reference models.
         compile_base: also try the base with compiled blocks, and take the faster.
+        prompts: how many captions of the reference model, or prompts of your own; a text stands for a list of one.
         tell: called before every piece of work.
+        call: further arguments of every call, see `stack.runtime.pipeline_calls.PipelineCalls`.
 
     Raises:
         StackError: a recipe cannot work on this model, or `prompts` or `steps` is below what can be measured.
     """
-    if prompts < 1:
-        raise StackError(f"prompts must be at least 1, got {prompts}")
+    count = prompts if isinstance(prompts, int) else len(prompts_of(prompts))
+    if count < 1:
+        raise StackError(f"prompts must be at least 1, got {count}")
     if steps < 2:
         raise StackError(f"steps must be at least 2, got {steps}: the controls need room below the base")
     by_name = {recipe.name: recipe for recipe in recipes}
-    texts = captions(prompts, seed, model if model in REFERENCES else name_of(pipe) or DEFAULT)
+    known = model if model in REFERENCES else name_of(pipe) or DEFAULT
+    texts = captions(prompts, seed, known) if isinstance(prompts, int) else prompts_of(prompts)
+    PipelineCalls(pipe, call).check(texts, 0)
     rows = plan_rows({name: tuple(recipe.stages) for name, recipe in by_name.items()}, steps)
-    engine = PipelineEngine(pipe, by_name, steps)
+    engine = PipelineEngine(pipe, by_name, steps, call)
     rows = share(rows, engine.effective)
     plans = {name: engine.explain(name) for name in by_name}
-    reader, notes = _reader(model, texts)
+    reader, notes = _reader(model, texts) if isinstance(prompts, int) else (lambda pictures: None, [])
     own = sum(not row.same_as for row in rows)
     doing = "compiling its blocks and timing them" if compile_base else "first steps"
-    tell(Progress(0, own * prompts, f"base: {doing}", None))
+    tell(Progress(0, own * count, f"base: {doing}", None))
     try:
         engine.prepare(texts[0], compile_base)
     except KeyboardInterrupt:
-        measurement = Measurement({BASE: Measured(rows[0])}, prompts, partial=True)
+        measurement = Measurement({BASE: Measured(rows[0])}, count, partial=True)
     else:
         measurement = measure(engine, [*rows, *_reference_row(engine, steps)], texts, seed, tell)
     measurement.warnings += engine.base.warnings + notes
@@ -100,8 +108,8 @@ def compare(
     for m in measurement.rows.values():
         m.warnings += engine.repairs(m.row) if m.row.same_as and m.row.passes else []
     header = Header(
-        model, engine.device.type, str(pipe.transformer.dtype).removeprefix("torch."), tuple(texts), steps, seed,
-        tuple(by_name),
+        model, engine.device.type, str(pipe.transformer.dtype).removeprefix("torch."), tuple(map(str, texts)), steps,
+        seed, tuple(by_name),
     )  # fmt: skip
     record = build_record(header, measurement, engine.work, reader)
     record["base_mode"] = engine.base.mode

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from ..compat.rules.steps import FEWEST_STEPS
 from ..compile import Compile
 from ..core.installer import Installer
 from ..measure.flops import Work, counting
@@ -15,6 +16,7 @@ from ..measure.memory import PeakMemory
 from ..measure.multistep import multistep_of
 from ..measure.timing import timed
 from ..models.wiring import wiring_of
+from ..runtime.pipeline_calls import Call, PipelineCalls
 from ..stack import Stack
 from .base import Base, choose_base
 from .rows import BASE_EAGER, Generation, Row, is_multistep
@@ -28,8 +30,6 @@ WARM_UP_STEPS = 2
 # Short runs after a compiled stack has been put on an accelerator, outside the timed part: kernels are tuned in the
 # first, graphs captured in the second.
 CAPTURES = 2
-# Pipelines name what they return after what it is, images or frames; as a tuple it comes first.
-AS_TENSOR: dict[str, Any] = {"output_type": "pt", "return_dict": False}
 
 
 class Engine(Protocol):
@@ -60,8 +60,9 @@ class PipelineEngine:
         work: multiply-accumulates of one denoiser call; set by `prepare`.
     """
 
-    def __init__(self, pipe: Any, recipes: Mapping[str, Recipe], steps: int):
+    def __init__(self, pipe: Any, recipes: Mapping[str, Recipe], steps: int, call: Call | None = None):
         self.pipe = pipe
+        self.calls = PipelineCalls(pipe, call)
         self.steps = steps
         self.device = torch.device(pipe.device)
         self.base = Base(pipe.transformer, "eager", {}, [])
@@ -106,7 +107,7 @@ class PipelineEngine:
         if row.role == "stack" and row.passes:
             stack = self._stack(row)
             try:
-                _short(stack, prompt)
+                self._short(stack, prompt)
             finally:
                 stack.undo()
         else:
@@ -127,15 +128,18 @@ class PipelineEngine:
         try:
             if self.device.type != "cpu" and stack.plan.facts_after.compiled:
                 for _ in range(CAPTURES):
-                    _short(stack, prompt)
+                    self._short(stack, prompt)
+            planned = stack.plan.facts_after.steps
             with PeakMemory(self.device) as peak:
-                drawn, seconds = timed(lambda: stack(prompt, generator=_noise(seed), **AS_TENSOR)[0], self.device)
+                drawn, seconds = timed(lambda: self.calls.make(stack, [prompt], seed, planned), self.device)
             report = stack.report()
             branch = report.steps[0].branch if report.steps else ""
+            steps = [step for step in report.steps if step.branch == branch]
             return Generation(
                 picture=_picture(drawn),
                 seconds=seconds,
-                kinds=tuple(step.kind for step in report.steps if step.branch == branch),
+                kinds=tuple(step.kind for step in steps),
+                computed=tuple(step.computed for step in steps),
                 density=_density(stack, report),
                 cache_bytes=report.cache_bytes,
                 peak_bytes=peak.bytes,
@@ -143,6 +147,10 @@ class PipelineEngine:
             )
         finally:
             stack.undo()
+
+    def _short(self, stack: Stack, prompt: str) -> None:
+        """As few steps as run what a whole call runs: with fewer the plan is another one."""
+        self.calls.make(stack, [prompt], 0, min(stack.plan.facts_after.steps, FEWEST_STEPS))
 
     def _plain(self, denoiser: nn.Module, prompt: str, seed: int, steps: int, multistep: bool = False) -> torch.Tensor:
         """A picture without any pass."""
@@ -152,7 +160,7 @@ class PipelineEngine:
                 install.set_attribute(self.pipe, "transformer", denoiser)
             if multistep:
                 install.set_attribute(self.pipe, "scheduler", self._solver)
-            return self.pipe(prompt, num_inference_steps=steps, generator=_noise(seed), **AS_TENSOR)[0]
+            return self.calls.make(self.pipe, [prompt], seed, steps)
         finally:
             install.rollback()
 
@@ -169,22 +177,10 @@ class PipelineEngine:
         return self._stacks[key]
 
 
-def _short(stack: Stack, prompt: str) -> None:
-    """As few steps as the stack's schedule allows."""
-    facts = stack.plan.facts_after
-    steps = facts.steps if facts.distilled else WARM_UP_STEPS  # a few-step schedule has no shorter one
-    stack(prompt, num_inference_steps=steps, generator=_noise(0), output_type="pt")
-
-
 def _density(stack: Stack, report: Report) -> float:
     """Share of the attention that was computed, as counted while it ran; as planned where nothing counted."""
     counted = report.passes.get("sparse_attn", {}).get("density")
     return stack.plan.facts_after.attention_density if counted is None else float(counted)
-
-
-def _noise(seed: int) -> torch.Generator:
-    """The same noise on every device."""
-    return torch.Generator("cpu").manual_seed(seed)
 
 
 def _picture(drawn: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -90,20 +90,27 @@ def _table(record: Mapping[str, Any]) -> str:
 def _strips(record: Mapping[str, Any]) -> str:
     key = "".join(f'<span class=key style="background:{colour}"></span>{kind}' for kind, colour in STEPS.items())
     lines = [
-        f'<tr style="--mark:{colour_of(row)}"><td>{escape(row["name"])}</td><td>{strip(row["kinds"])}</td></tr>'
+        f'<tr style="--mark:{colour_of(row)}"><td>{escape(row["name"])}</td>'
+        f"<td>{strip(row['kinds'], row['computed'])}</td></tr>"
         for row in visible(record)
     ]
     return f"<p>{key}</p><table class=strip>" + "\n".join(lines) + "</table>"
 
 
-def strip(kinds: list[str], step: int = 13, height: int = 15) -> str:
-    """One coloured box per step, as inline SVG."""
+def strip(kinds: Sequence[str], computed: Sequence[float], step: int = 13, height: int = 15) -> str:
+    """One coloured box per step, as inline SVG; a partial step's is filled from below by what it computed."""
     boxes = "".join(
-        f'<rect x="{i * step}" width="{step - 1}" height="{height}" fill="{STEPS[kind]}">'
-        f"<title>step {i}: {kind}</title></rect>"
-        for i, kind in enumerate(kinds)
+        "<g>"
+        + _box(i * step, step - 1, 0, height, "cached" if kind == "partial" else kind)
+        + (_box(i * step, step - 1, height - share * height, share * height, kind) if kind == "partial" else "")
+        + f"<title>step {i}: {kind}{f', {share:.0%} computed' if kind == 'partial' else ''}</title></g>"
+        for i, (kind, share) in enumerate(zip(kinds, computed, strict=True))
     )
     return f'<svg width="{len(kinds) * step}" height="{height}">{boxes}</svg>'
+
+
+def _box(x: float, width: float, y: float, height: float, kind: str) -> str:
+    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="{STEPS[kind]}"/>'
 
 
 def _image(path: Path, title: str) -> str:

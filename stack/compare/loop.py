@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..measure.timing import RoundRobin, median, steps_that_fit
-from ..runtime.step_clock import FULL
+from ..runtime.report import steps_worth
 from .engine import Engine
 from .rows import BASE, Measured, Row, controls_of, whole_stacks
 
@@ -106,11 +106,11 @@ class _Loop:
         """A whole stack has its first time: its controls join.
 
         One disturbed picture must not leave a control with less than is its due: it gets at least as many steps as the
-        stack ran in full.
+        stack's steps are worth, partial ones by what they computed.
         """
         base, stack = self.result.rows[BASE], self.result.rows[name]
         fitting = steps_that_fit(stack.seconds[0], base.seconds[0], base.row.steps)
-        steps = max(fitting, min(stack.generations[0].kinds.count(FULL), base.row.steps))
+        steps = max(fitting, min(int(steps_worth(stack.generations[0].work)), base.row.steps))
         for control in controls_of(stack.row, steps, single, self.engine.multistep):
             self.expected -= 1
             self.result.rows[control.name] = Measured(control)

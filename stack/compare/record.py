@@ -18,6 +18,7 @@ from ..core.files import write_text
 from ..measure.flops import Work, row_work
 from ..measure.metrics import CAP_DB, efficiency, interaction_db, picture_warnings, psnr, ssim
 from ..measure.timing import median, ratio
+from ..runtime.report import steps_worth
 from .loop import Measurement
 from .rows import ALL, BASE, BASE_EAGER, Generation, Measured, Row, uncached_partner
 
@@ -109,7 +110,7 @@ def _row(m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy) 
         "psnr_db": None if pictures is None or truth is None else psnr(pictures, truth),
         "ssim": None if pictures is None or truth is None else ssim(pictures, truth),
         "accuracy": accuracy(m.pictures) if done else None,
-        "full_steps": kinds.count("full") if done else None,
+        "full_steps": steps_worth(done[0].work) if done else None,
         "steps": len(kinds) if done else None,
         "cache_bytes": max((g.cache_bytes for g in done), default=None),
         "peak_bytes": max((g.peak_bytes for g in done if g.peak_bytes is not None), default=None),
@@ -121,6 +122,7 @@ def _row(m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy) 
         "seconds_all": m.seconds,
         "prompts_done": len(done),
         "kinds": list(kinds),
+        "computed": [each.linears for each in done[0].work] if done else [],
         "attention_density": done[0].density if done else None,
         "psnr_vs_uncached_db": None if partner is None else _against(m, measurement, partner),
     }
@@ -130,8 +132,8 @@ def _flops_speedup(work: Work, steps: int, done: Sequence[Generation]) -> float 
     """Work of the base / work of the row, mean over its pictures."""
     if not done or not work.step():
         return None
-    mean = sum(row_work(work, g.kinds, g.density) for g in done) / len(done)
-    return row_work(work, ("full",) * steps, 1.0) / mean if mean else None
+    mean = sum(row_work(work, g.work, g.density) for g in done) / len(done)
+    return steps * work.step() / mean if mean else None
 
 
 def _against(m: Measured, measurement: Measurement, partner: Row) -> float | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ..core.errors import StackError
+from ..runtime.step_clock import ALL as ALL_COMPUTED
+from ..runtime.step_clock import CACHED, NO_BLOCK, Computed
 
 BASE, BASE_EAGER, ALL = "base", "base-eager", "all"
 FEWER, MULTISTEP = "fewer-steps", "fewer-steps-multistep"
@@ -42,7 +44,8 @@ class Generation:
     Attributes:
         picture: (3, H, W) or (F, 3, H, W) float32 on the CPU, in [0, 1].
         kinds: what each step was: "full", "cached" or "partial".
-        density: share of the attention that was computed.
+        density: share of the attention that was computed, where it was.
+        computed: how much of a full step's work each step did; empty where `kinds` says all.
     """
 
     picture: torch.Tensor
@@ -52,6 +55,12 @@ class Generation:
     cache_bytes: int = 0
     peak_bytes: int | None = None
     warnings: tuple[str, ...] = ()
+    computed: tuple[Computed, ...] = ()
+
+    @property
+    def work(self) -> tuple[Computed, ...]:
+        """How much of a full step's work each step did."""
+        return self.computed or tuple(NO_BLOCK if kind == CACHED else ALL_COMPUTED for kind in self.kinds)
 
 
 @dataclass

@@ -29,7 +29,7 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         decibels(row["psnr_db"]) if row["role"] != "base" else "-",
         "-" if row["ssim"] is None or row["role"] == "base" else f"{row['ssim']:.3f}",
         percent(row["accuracy"]),
-        "-" if row["steps"] is None else f"{row['full_steps']} of {row['steps']}",
+        "-" if row["steps"] is None else f"{row['full_steps']:.3g} of {row['steps']}",
         megabytes(row["cache_bytes"]),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -14,35 +13,15 @@ from ..models.schedule import TRAINED
 from .card import Card
 
 
-def parameters_of(pipe: Any) -> tuple[str, ...]:
-    """Names of the arguments that a pipeline's call takes, the positional ones first and in order.
-
-    A call that hands on what it does not name takes what its parent's takes, too.
-    """
-    positional: list[str] = []
-    named: list[str] = []
-    for kind in type(pipe).__mro__:
-        if "__call__" not in vars(kind):
-            continue
-        parameters = list(inspect.signature(vars(kind)["__call__"]).parameters.values())[1:]
-        positional += [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][len(positional) :]
-        named += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return (*positional, *named)
-
-
 def transformed_call(
-    call_transforms: Sequence[CallTransform], pipe: Any, args: tuple[Any, ...], given: dict[str, Any], strict: bool
-) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
+    call_transforms: Sequence[CallTransform], given: dict[str, Any], strict: bool
+) -> tuple[dict[str, Any], list[str]]:
     """A pipeline call as every adapter's card wants it, and what had to be put right, which is also a Python warning.
 
     Raises:
         StackError: `strict`, and something had to be put right.
     """
     notes: list[str] = []
-    if call_transforms:
-        args, given = (), {**dict(zip(parameters_of(pipe), args, strict=False)), **given}
     for correct in call_transforms:
         call = correct(given)
         given, notes = call.arguments, notes + call.contradictions
@@ -50,7 +29,7 @@ def transformed_call(
         raise StackError("; ".join(notes))
     for text in notes:
         warnings.warn(text, stacklevel=3)
-    return args, given, notes
+    return given, notes
 
 
 def corrected(card: Card, given: Mapping[str, Any], known: Collection[str], steps: int = 0) -> TransformedCall:

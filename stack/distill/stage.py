@@ -19,8 +19,9 @@ from ..core.validate import RunSteps, check_fields
 from ..models.preexisting import CAST
 from ..models.sampler import why_not_plain
 from ..models.schedule import SigmaSchedule, of_flow, uniform
+from ..runtime.call_arguments import CallParameters
 from ..runtime.target import Target
-from .call import corrected, parameters_of
+from .call import corrected
 from .card import Card
 from .find import content, fetched, find_card, on_this_machine
 from .listed import scheduler_of
@@ -188,7 +189,7 @@ class AdapterStage(ABC):
             install_schedule(card, target, install)
         if doubts(card):
             warned.append(doubts(card))
-        known = parameters_of(target.pipe) if target.pipe is not None else ()
+        known = CallParameters.of(target.pipe).names if target.pipe is not None else ()
 
         def call(given: Mapping[str, Any]) -> TransformedCall:
             return corrected(card, given, known)

@@ -19,6 +19,8 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..runtime.step_clock import ALL, Computed
+
 QUERIES, KEYS = ("to_q", "add_q_proj"), ("to_k", "add_k_proj")
 
 
@@ -36,9 +38,10 @@ class Work:
     attention: int
     rest: int
 
-    def step(self, kind: str = "full", density: float = 1.0) -> float:
-        """Of one step. A cached step runs no block; a partial one is counted as full, since its share is not known."""
-        return self.rest + (0 if kind == "cached" else self.linears + density * self.attention)
+    def step(self, computed: Computed = ALL, density: float = 1.0) -> float:
+        """Of one step that computed this share of everything, attention at this density where it ran."""
+        inside = computed.linears * self.linears + computed.attention * density * self.attention
+        return computed.rest * self.rest + inside
 
 
 @contextmanager
@@ -86,9 +89,9 @@ def _work(denoiser: nn.Module, rows: dict[int, tuple[nn.Linear, int, int]], insi
     return Work(linears // batch, attention // batch, (sum(macs.values()) - linears + outside) // batch)
 
 
-def row_work(work: Work, kinds: Sequence[str], density: float) -> float:
-    """Multiply-accumulates of a whole picture: the steps by what they were, attention at this density."""
-    return sum(work.step(kind, density) for kind in kinds)
+def row_work(work: Work, computed: Sequence[Computed], density: float) -> float:
+    """Multiply-accumulates of a whole picture: the steps by what they computed, attention at this density."""
+    return sum(work.step(each, density) for each in computed)
 
 
 @dataclass

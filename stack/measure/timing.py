@@ -26,16 +26,17 @@ def ratio(base: float | None, other: float | None) -> float | None:
 
 def timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
     """The result of `work` and its wall time in seconds. On CUDA the queue is drained before and after."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
-    wait()
+    drain(device)
     started = time.perf_counter()
     result = work()
-    wait()
+    drain(device)
     return result, time.perf_counter() - started
 
 
-def _nothing() -> None:
-    return None
+def drain(device: torch.device) -> None:
+    """Wait for all that was queued on a CUDA device; elsewhere nothing is."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def steps_that_fit(budget_seconds: float, base_seconds: float, steps: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -10,9 +12,14 @@ import torch
 
 from ..core.readback import Stopwatch
 from .final_error import final_error_words, summed_error
-from .step_clock import CACHED, FULL, PARTIAL, StepContext
+from .step_clock import ALL, CACHED, FULL, PARTIAL, Computed, StepContext
 
 CPU = torch.device("cpu")
+
+
+def steps_worth(computed: Sequence[Computed]) -> float:
+    """Full steps that would have been this much work in the blocks: every count of steps that may be partial."""
+    return math.fsum(each.linears for each in computed)
 
 
 @dataclass
@@ -20,7 +27,8 @@ class StepRecord:
     """One denoiser call.
 
     Attributes:
-        kind: "full", "cached" or "partial".
+        kind: "full", "cached" (no block ran) or "partial".
+        computed: how much of a full call's work it did.
         error: relative error of the cache's prediction, known on full steps that end a run of cached ones.
         seconds: time of the call on its device, by the device's own events on an accelerator.
         host_seconds: time that the host spent in it: the same on a CPU, launching the work on an accelerator.
@@ -33,6 +41,7 @@ class StepRecord:
     error: float | None
     seconds: float
     host_seconds: float
+    computed: Computed = ALL
 
 
 @dataclass
@@ -55,13 +64,20 @@ class Report:
         """Calls that ran every block."""
         return sum(record.kind == FULL for record in self.steps)
 
+    @property
+    def branches(self) -> int:
+        """Guidance branches that are calls of their own."""
+        return len({record.branch for record in self.steps})
+
     def __str__(self) -> str:
         if not self.steps:
             return "nothing has run yet"
         marks = "".join({FULL: "F", CACHED: ".", PARTIAL: "p"}[record.kind] for record in self.steps)
         errors = [record.error for record in self.steps if record.error is not None]
+        worth = steps_worth([record.computed for record in self.steps])
+        partial = f", the work of {worth:.3g} full ones" if PARTIAL[0] in marks else ""
         lines = [
-            f"{len(self.steps)} denoiser calls, {self.full_steps} full: {marks}",
+            f"{len(self.steps)} denoiser calls, {self.full_steps} full: {marks}{partial}",
             f"denoiser {sum(r.seconds for r in self.steps):.2f} s, cache state {self.cache_bytes / 1e6:.1f} MB",
         ]
         if errors:
@@ -84,7 +100,8 @@ class _Entry:
 
     @property
     def kind(self) -> str:
-        return self.context.active_set.kind
+        active = self.context.active_set
+        return PARTIAL if 0 < active.computed.linears < 1 else active.kind
 
     @property
     def seconds(self) -> float:
@@ -132,6 +149,7 @@ class Journal:
                 error=None if e.error is None else float(e.error),
                 seconds=e.seconds,
                 host_seconds=e.host_seconds,
+                computed=e.context.active_set.computed,
             )
             for e in self.entries
         ]

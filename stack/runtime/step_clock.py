@@ -12,6 +12,30 @@ MAIN = "main"  # the branch of a pipeline that does not name its guidance branch
 FULL, CACHED, PARTIAL = "full", "cached", "partial"
 
 
+@dataclass(frozen=True)
+class Computed:
+    """What a denoiser call computed, in shares of what a full one does.
+
+    Attributes:
+        linears: of the linears inside the blocks, token by token: what counts as this much of a full step.
+        attention: of the products with the attention matrix.
+        rest: of what is outside the blocks.
+    """
+
+    linears: float = 1.0
+    attention: float = 1.0
+    rest: float = 1.0
+
+    def beside(self, full: float) -> Computed:
+        """Of a batch in which a share of the samples is computed in full, and this of the others."""
+        return Computed(*(full + (1 - full) * share for share in (self.linears, self.attention, self.rest)))
+
+
+ALL = Computed()
+NO_BLOCK = Computed(0.0, 0.0)  # what runs on a step that skips all blocks
+NOTHING = Computed(0.0, 0.0, 0.0)
+
+
 @dataclass
 class ActiveSet:
     """How much of a denoiser call runs. Written by the cache of a stack, read by the passes below it and the journal.
@@ -22,7 +46,8 @@ class ActiveSet:
             decided: what runs before, runs on every step.
         rows: the samples that the current call of a block is about; None for all.
         whole: whether it is about all of their tokens.
-        kind: what the call turned out to be as a whole: FULL, CACHED or PARTIAL.
+        kind: what the cache decided for the call as a whole: FULL, CACHED or PARTIAL.
+        computed: how much of a full call's work it did.
     """
 
     cached: bool = False
@@ -30,6 +55,7 @@ class ActiveSet:
     rows: tuple[int, ...] | None = None
     whole: bool = True
     kind: str = FULL
+    computed: Computed = ALL
 
     def wait(self) -> None:
         """A cache is there, and has not decided."""

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from diffusers import DiTPipeline, FluxPipeline, LTXPipeline, WanPipeline
 
-from stack.distill.call import corrected, parameters_of
+from stack.distill.call import corrected
 from stack.distill.card import Card
 from stack.distill.find import find_card
 from stack.distill.parse import parse_card
 from stack.reference.dit_pipeline import ShapesDiTPipeline
 from stack.reference.pipeline import ShapesFluxPipeline
+from stack.runtime.call_arguments import CallParameters
 
 FLUX = ("prompt", "num_inference_steps", "sigmas", "guidance_scale", "true_cfg_scale", "max_sequence_length")
 WAN = ("prompt", "num_inference_steps", "guidance_scale")
@@ -102,7 +103,7 @@ def test_what_contradicts_the_card_is_put_right(card: Card, asked: dict, made: d
 
 
 def test_arguments_of_a_call_are_found_behind_a_wrapper() -> None:
-    names = parameters_of(object.__new__(ShapesFluxPipeline))
+    names = CallParameters.of(object.__new__(ShapesFluxPipeline)).names
     assert names[:4] == ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2") and {
         "max_sequence_length",
         "sigmas",
@@ -110,6 +111,6 @@ def test_arguments_of_a_call_are_found_behind_a_wrapper() -> None:
         "true_cfg_scale",
     } <= set(names)
     for kind, takes in ((FluxPipeline, "sigmas"), (LTXPipeline, "timesteps"), (WanPipeline, ""), (DiTPipeline, "")):
-        known = parameters_of(object.__new__(kind))
+        known = CallParameters.of(object.__new__(kind)).names
         assert {"sigmas", "timesteps"} & set(known) == ({takes} if takes else set())
-    assert "guidance_scale" in parameters_of(object.__new__(ShapesDiTPipeline))
+    assert "guidance_scale" in CallParameters.of(object.__new__(ShapesDiTPipeline)).names

@@ -12,12 +12,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from stack import StackError
 from stack.core.installer import Installer
-from stack.distill.call import corrected, parameters_of
+from stack.distill.call import corrected
 from stack.distill.card import Card, Weights
 from stack.distill.find import fetched, find_card
 from stack.distill.fuse import fuse
 from stack.distill.listed import scheduler_of
 from stack.distill.load import components_of, load_updates
+from stack.runtime.call_arguments import CallParameters
 
 from ..lora import save_lora
 from .pipes import Tiny, ltx, qwen, sd3, wan
@@ -30,7 +31,7 @@ def put_on(card: Card, tiny: Tiny, install: Installer) -> dict[str, object]:
     made = scheduler_of(card, tiny.pipe.scheduler, card.steps)
     if made is not None:
         install.set_attribute(tiny.pipe, "scheduler", made)
-    return corrected(card, {}, parameters_of(tiny.pipe)).arguments
+    return corrected(card, {}, CallParameters.of(tiny.pipe).names).arguments
 
 
 PIPES: dict[str, tuple[Callable[[], Tiny], str, list[float]]] = {

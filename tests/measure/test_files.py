@@ -108,8 +108,15 @@ def test_the_verdict_names_the_better_control() -> None:
 
 
 def test_strip_draws_one_box_per_step() -> None:
-    drawn = strip(["full", "cached", "cached"])
+    drawn = strip(["full", "cached", "cached"], [1.0, 0.0, 0.0])
     assert re.findall(r'fill="(#\w+)"', drawn) == [STEPS["full"], STEPS["cached"], STEPS["cached"]]
+
+
+def test_a_partial_step_is_filled_by_what_it_computed() -> None:
+    drawn = strip(["partial"], [0.4], height=15)
+    boxes = re.findall(r'y="([\d.]+)" width="12" height="([\d.]+)" fill="(#\w+)"', drawn)
+    assert boxes == [("0", "15", STEPS["cached"]), ("9", "6", STEPS["partial"])]
+    assert "step 0: partial, 40% computed" in drawn
 
 
 def test_labels_avoid_each_other_and_the_edge() -> None:

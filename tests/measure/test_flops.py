@@ -8,6 +8,7 @@ from torch import nn
 from stack import Stack
 from stack.measure.flops import Work, counted, counting, row_work
 from stack.models.wiring import wiring_of
+from stack.runtime.step_clock import ALL, NO_BLOCK, NOTHING, Computed
 
 from ..conftest import picture, tiny_pipe
 
@@ -67,10 +68,10 @@ def test_counting_leaves_no_hook_behind(flux: FluxTransformer2DModel) -> None:
 def test_work_of_a_step_follows_what_ran() -> None:
     work = Work(linears=800, attention=200, rest=10)
     assert work.step() == 1010
-    assert work.step("cached") == 10
-    assert work.step("full", density=0.5) == 910
-    assert work.step("partial") == work.step()
-    assert row_work(work, ["full", "cached", "cached", "full"], 0.25) == 2 * 860 + 2 * 10
+    assert work.step(NO_BLOCK) == 10 and work.step(NOTHING) == 0
+    assert work.step(density=0.5) == 910
+    assert work.step(Computed(0.25, 0.5), density=0.5) == 10 + 200 + 50
+    assert row_work(work, [ALL, NO_BLOCK, NO_BLOCK, ALL], 0.25) == 2 * 860 + 2 * 10
 
 
 @pytest.mark.parametrize("batch", [1, 3])

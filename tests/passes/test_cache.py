@@ -162,7 +162,7 @@ def test_another_shift_keeps_full_steps_at_their_noise_levels() -> None:
     assert ran != list(full)
 
 
-@pytest.mark.parametrize(("steps", "pattern"), [(4, "fccf"), (6, "fcfccf"), (8, "fcfccfcf")])
+@pytest.mark.parametrize(("steps", "pattern"), [(4, "fppf"), (6, "fpfppf"), (8, "fpfppfpf")])
 def test_few_steps_run_part_of_the_blocks_and_say_what_that_saves(steps: int, pattern: str) -> None:
     stack = Stack(tiny_pipe(), steps=steps).cache("svd")
     picture(stack, steps)

@@ -74,8 +74,9 @@ def test_samples_of_a_batch_are_full_or_cached_each_on_its_own() -> None:
     for number, call in enumerate(calls):  # the second sample moves faster
         call["hidden_states"][1] += 0.03 * number * call["hidden_states"][0]
     together = outputs(stack, calls)
-    kinds = [record.kind for record in stack.report().steps]
-    assert kinds.count("partial") >= 2 and kinds.count("cached") >= 1, kinds
+    # Two of three blocks always run: for one sample, for both, or with the third for one.
+    ran = [round(6 * record.computed.linears) for record in stack.report().steps]
+    assert set(ran) == {4, 5, 6} and ran.count(5) >= 2, ran
     for i in range(2):
         alone = outputs(gated(), [sample(call, i) for call in calls])
         for one, both in zip(alone, together, strict=True):

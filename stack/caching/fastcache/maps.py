@@ -34,6 +34,10 @@ class LinearMaps(Fitted):
     maps: dict[str, dict[str, LinearMap]]
     tables: dict[str, torch.Tensor]
 
+    def __repr__(self) -> str:
+        calls = self.tables["static"].shape[-1] if "static" in self.tables else 0
+        return f"LinearMaps(family={self.family!r}, blocks={self.blocks}, width={self.width}, from {calls} calls)"
+
     def scales(self, approximation: str, allowed: float) -> list[float]:
         """`tolerated_scale` of every block."""
         changes, errors = self.tables[approximation].tolist()

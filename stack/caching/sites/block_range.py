@@ -14,6 +14,7 @@ from ...core.facts import Facts
 from ...core.installer import Installer
 from ...models.wiring import Wiring
 from ...runtime.call import Interceptor
+from ...runtime.step_clock import Computed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
@@ -147,7 +148,8 @@ class BlockRange:
         between = blocks - self.front - self.back
         if between < 1:
             raise StackError(f"{self.front} front and {self.back} back blocks leave none of {blocks} to cache")
-        clock = self.controller.clock
+        clock, always = self.controller.clock, (self.front + self.back) / blocks
+        self.controller.cached_work = Computed(always, always)
         before_blocks(denoiser, wiring, install, clock, lambda number, call: self._visit(number, call, blocks))
         return between
 

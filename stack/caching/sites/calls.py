@@ -12,7 +12,7 @@ from torch import nn
 from ...core.installer import Installer
 from ...models.wiring import Wiring
 from ...runtime.arguments import Arguments
-from ...runtime.step_clock import Clock
+from ...runtime.step_clock import Clock, Computed
 from ..controller import CacheSlot
 
 Streams = dict[str, torch.Tensor]
@@ -22,6 +22,7 @@ class Decides(Protocol):
     """What a span asks: a `CacheController`, or whoever only wants to watch."""
 
     clock: Clock
+    cached_work: Computed
 
     @property
     def probe(self) -> str: ...

@@ -21,7 +21,7 @@ from ...core.installer import Installer
 from ...core.passes import Finding
 from ...models.wiring import Wiring
 from ...runtime.call import Interceptor, holds_collections
-from ...runtime.step_clock import CACHED, FULL, PARTIAL, StepContext
+from ...runtime.step_clock import CACHED, FULL, PARTIAL, Computed, StepContext
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
@@ -107,7 +107,7 @@ class _Sample:
         entry: (1, N, D), the output stream where the blocks begin.
         settled: the warm-up is over and there is something to compare with.
         ran: blocks that ran.
-        work: the same, each weighted with the share of tokens in it.
+        work: the same, each weighted with the share of tokens in it, and of pairs of tokens.
     """
 
     row: int
@@ -117,7 +117,7 @@ class _Sample:
     running: Running
     settled: bool
     ran: int = 0
-    work: float = 0.0
+    work: tuple[float, float] = (0.0, 0.0)
 
 
 class FastCache:
@@ -204,7 +204,8 @@ class FastCache:
         else:
             sample.streams = call.run(entry, [sample.row], places[stream])
             sample.ran += 1
-            sample.work += entry[stream].shape[1] / sample.entry.shape[1]
+            share = entry[stream].shape[1] / sample.entry.shape[1]
+            sample.work = sample.work[0] + share, sample.work[1] + share**2
         # Published maps need only what the gate compares; moved ones start from every stream.
         for name in entry if self.choices.approximation == "delta" else (stream,):
             if gated:
@@ -220,7 +221,11 @@ class FastCache:
         full = all(sample.ran == blocks and sample.running.whole for sample in samples)
         none = not any(sample.ran for sample in samples)
         self._tick.active_set.kind = FULL if full else CACHED if none else PARTIAL
-        self._work.append(sum(sample.work for sample in samples) / (len(samples) * blocks))
+        linears, attention = (
+            sum(parts) / (len(samples) * blocks) for parts in zip(*(s.work for s in samples), strict=True)
+        )
+        self._tick.active_set.computed = Computed(linears, attention)
+        self._work.append(linears)
         self.controller.figures["block_share"] = sum(self._work) / len(self._work)
         self._samples = []
         return out

@@ -22,11 +22,13 @@ from ...core.passes import Finding
 from ...models.wiring import FAMILIES, CachedModule, Wiring
 from ...runtime.arguments import Arguments
 from ...runtime.call import Interceptor
+from ...runtime.step_clock import Computed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
 from .calls import BlockCall, Streams, before_blocks, returned, several
 from .inside import Forward, Inside, as_it_is
+from .work import token_work
 
 OUTPUTS = 3  # at most: an attention's two streams, and what an IP-adapter adds
 Given = list[torch.Tensor]  # the tensors that a module was called with
@@ -170,14 +172,21 @@ class PerModule(_Decided):
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before every module; returns how many are predicted on a cached step."""
         self._open(denoiser, wiring, install)
+        whole = left = 0.0
         count = 0
+        attends = "attention" not in self.roles
         for blocks, modules in wiring.modules.items():
             for index, block in enumerate(denoiser.get_submodule(blocks).children()):
-                for module in self._chosen(modules):
+                work, kept = token_work(block, modules), self._chosen(modules)
+                spared = {path for module in kept for path in (module.path, *module.spares)}
+                whole += sum(work.values())
+                left += sum(size for path, size in work.items() if path not in spared)
+                for module in kept:
                     self._place(block, f"{blocks}.{index}.{module.path}", module, install)
                     count += 1
         if not count:
             raise StackError(f"no module of roles {', '.join(self.roles)} can be cached on its own in this model")
+        self.controller.cached_work = Computed(left / max(1, whole), float(attends))
         return count
 
     def _open(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:

@@ -59,15 +59,28 @@ class TokenSelector:
         self.interval, self.grid = interval, grid
         self._at: tuple[int, int] = (-1, -1)  # request and step of the rows that are kept
         self._places: list[Place] = []
+        self._sizes: list[float] = []
 
     @property
     def observes(self) -> bool:
         """Whether it wants to see attention values."""
         return self.choices.select == "values"
 
-    def add(self, place: Place) -> None:
-        """An MLP whose tokens will be chosen."""
+    def add(self, place: Place, size: float) -> None:
+        """An MLP whose tokens will be chosen, and its multiply-accumulates per token."""
         self._places.append(place)
+        self._sizes.append(size)
+
+    @property
+    def chosen_share(self) -> float:
+        """Work of the chosen tokens on the current step, as a share of that of all tokens, all MLPs together."""
+        kept, context = self.controller.slots[0].kept, self.controller.now
+        chosen = whole = 0.0
+        for place, size in zip(self._places, self._sizes, strict=True):
+            if place.key in kept:
+                chosen += size * self._count(place, context, kept[place.key])
+                whole += size * kept[place.key].shape[1]
+        return chosen / whole if whole else 0.0
 
     def observe(self, place: Place, values: torch.Tensor) -> None:
         """A full step made these attention values (B, N, H * head_dim)."""

@@ -20,6 +20,7 @@ from ...core.facts import Facts
 from ...core.installer import Installer
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
+from ...runtime.step_clock import NO_BLOCK, Computed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController
@@ -33,6 +34,7 @@ from .inside import Forward, Inside, as_it_is
 from .modules import Modules
 from .shapes import element_bytes
 from .token_selector import Place, TokenSelector
+from .work import token_work
 
 
 @register_site
@@ -94,23 +96,29 @@ class Tokenwise:
         self.modules = Modules(controller, chooser)
         self.inside = Inside(compile, whole=lambda: not self.modules.conservative)
         self.kind = FULL_STEP
+        self._mlps = 0.0  # their share of the blocks' linears
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Put it there; returns the number of modules that a conservative step replaces."""
-        count = 0
+        count, whole, mlps = 0, 0.0, 0.0
         for part, name in enumerate(wiring.block_lists):
             modules, blocks = wiring.modules[name], list(denoiser.get_submodule(name).children())
+            attentions = {m.path for m in modules if m.role == "attention"}
             # A projection that ends attention and MLP brings the block's attention with it.
             ends = [m for m in modules if m.role == "both"] or modules
             for index, block in enumerate(blocks):
+                work = token_work(block, modules)
+                mlp = sum(size for path, size in work.items() if path not in attentions)
+                whole, mlps = whole + sum(work.values()), mlps + mlp
                 for module in ends:
                     count += 1
                     depth = index / max(1, len(blocks) - 1)
                     place = Place(f"{name}.{index}.{module.path}", count, part, depth)
                     if module.role != "attention":
-                        self.chooser.add(place)
+                        self.chooser.add(place, mlp)
                     for path, wrapper in self.modules.wrappers(module, place, modules):
                         self.inside.wrap(block.get_submodule(path), wrapper, install)
+        self._mlps = mlps / max(1.0, whole)
         self.bypass.install(map(denoiser.get_submodule, wiring.embedders.values()), install)
         last = len(wiring.blocks(denoiser)) - 1
         clock = self.controller.clock
@@ -122,7 +130,9 @@ class Tokenwise:
         controller.begin(call.latent)
         kind = self.kinds(controller.now.steps)[controller.now.step]
         # Whatever the schedule says, nothing is reused where nothing is kept.
-        self.kind = kind if all(controller.decide(partial=kind == CONSERVATIVE)) else FULL_STEP
+        conservative = kind == CONSERVATIVE
+        controller.cached_work = Computed(self._mlps * self.chooser.chosen_share, 0.0) if conservative else NO_BLOCK
+        self.kind = kind if all(controller.decide(partial=conservative)) else FULL_STEP
         self.modules.conservative = self.kind == CONSERVATIVE
         return self.bypass.run(call, proceed, controller.now.branch, self.kind == AGGRESSIVE)
 

@@ -13,6 +13,7 @@ from ...core.installer import Installer
 from ...core.passes import Finding
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
+from ...runtime.step_clock import NOTHING
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot, mean_ratios
@@ -63,7 +64,7 @@ class WholeModel:
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Nothing but its interceptor stands before the denoiser; returns 1, the number of places."""
-        self._inputs = wiring.inputs
+        self._inputs, self.controller.cached_work = wiring.inputs, NOTHING
         return 1
 
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:

@@ -21,6 +21,7 @@ from ...core.passes import Finding
 from ...models.sampler import AffineStep, planned_steps
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
+from ...runtime.step_clock import NOTHING
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController
@@ -69,6 +70,7 @@ class X0Prediction:
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Nothing but its interceptor stands before the denoiser; returns 1, the number of places."""
+        self.controller.cached_work = NOTHING
         return 1
 
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from rich.progress import track
 
 from ...core.errors import StackError
 from ...core.passes import Pass
+from ...core.progress import ProgressLine
+from ...runtime.pipeline_calls import Call
 from ...runtime.stack_like import StackLike
 from ..observe import watching_blocks
 from ..site_features import BLOCK, SiteFeatures
@@ -47,6 +48,16 @@ class NoiseFloor:
     nearness: float
     neighbours: int
     depends: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        output = self.features[OUTPUT]
+        parts = (
+            f"{name} {min(s):.2%} to {max(s):.2%}"
+            for name, s in (("random", [split.random for split in output]), ("bias", [split.bias for split in output]))
+        )
+        return (
+            f"NoiseFloor(output: {', '.join(parts)} at {len(self.sigmas)} noise levels, {self.neighbours} neighbours)"
+        )
 
     def holds_for(self, depends: Mapping[str, str]) -> bool:
         """Whether it is still true under these facts."""
@@ -100,8 +111,12 @@ def measure_floor(
     neighbours: int,
     progress: bool,
     nearness: float = NEARNESS,
+    call: Call | None = None,
 ) -> NoiseFloor:
     """Run the denoiser on the same recorded inputs, and on neighbours of each, with and without what approximates it.
+
+    Args:
+        call: further arguments of the recorded request, see `stack.runtime.pipeline_calls.PipelineCalls`.
 
     Raises:
         StackError: nothing approximates, no pipeline, no prompts, fewer than 2 neighbours, or no nearness.
@@ -114,31 +129,32 @@ def measure_floor(
             f"expected 2 or more neighbours and a nearness in (0, 1], got {neighbours} and {nearness}: "
             "without neighbours that differ, random errors and bias cannot be told apart"
         )
-    with taken_off(stack):
-        calls = record_calls(stack, prompts, seed, steps)
-        near = [_neighbours(call, neighbours, nearness, seed) for call in calls]
+    with taken_off(stack), ProgressLine("noise_floor", progress) as bar:
+        bar.says("recording")
+        recorded = record_calls(stack, prompts, seed, steps, call)
+        near = [_neighbours(each, neighbours, nearness, seed) for each in recorded]
         below = below_quantization(stack)
-        plain = _features(stack, below, near, "exact" if progress else "")
-        rounded = _features(stack, [*below, *approximate], near, "approximate" if progress else "")
-    sigmas = tuple(sorted({call.context.sigma for call in calls}, reverse=True))
+        plain = _features(stack, below, near, bar, "exact call")
+        rounded = _features(stack, [*below, *approximate], near, bar, "approximate call")
+    sigmas = tuple(sorted({each.context.sigma for each in recorded}, reverse=True))
     features: dict[str, tuple[ErrorSplit, ...]] = {}
     for name in plain[0]:
         errors = [errors_of(f[name], q[name]) for f, q in zip(plain, rounded, strict=True)]
         features[name] = tuple(
-            told_apart([e for e, call in zip(errors, calls, strict=True) if call.context.sigma == sigma])
+            told_apart([e for e, each in zip(errors, recorded, strict=True) if each.context.sigma == sigma])
             for sigma in sigmas
         )
     return NoiseFloor(sigmas, features, nearness, neighbours, dependencies(stack, APPROXIMATE))
 
 
 def _features(
-    stack: StackLike, passes: Sequence[Pass], near: Sequence[Sequence[Recorded]], title: str
+    stack: StackLike, passes: Sequence[Pass], near: Sequence[Sequence[Recorded]], bar: ProgressLine, phase: str
 ) -> list[dict[str, list[torch.Tensor]]]:
     """Per call and name, the feature at each neighbour, on the model as these passes make it."""
     found = []
     sites = SiteFeatures(stack.denoiser)
     with carrying(stack, [*passes, watching_blocks(sites.see)]) as other:
-        for group in track(near, title, transient=True, disable=not title):
+        for group in bar.each(near, phase):
             outputs = [call.run(other.denoiser).cpu() for call in group]
             found.append({OUTPUT: outputs, **sites.taken()})
     return found

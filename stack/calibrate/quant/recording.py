@@ -11,8 +11,11 @@ import torch
 
 from ...core.errors import StackError
 from ...core.passes import Pass
+from ...core.progress import counted
+from ...core.validate import prompts_of
 from ...distill.distill import Distill
 from ...runtime.call import DenoiserCall, some_rows
+from ...runtime.pipeline_calls import Call, PipelineCalls
 from ...runtime.stack_like import StackLike
 from ...runtime.step_clock import StepContext
 from ..observe import Observe, Run, answer_calls
@@ -93,22 +96,27 @@ def taken_off(stack: StackLike) -> Iterator[None]:
             stack.apply()
 
 
-def record_calls(stack: StackLike, prompts: Sequence[str], seed: int, steps: int) -> list[Recorded]:
+def record_calls(
+    stack: StackLike, prompts: Sequence[str], seed: int, steps: int, call: Call | None = None
+) -> list[Recorded]:
     """Calls of one batched request on the model as it is below quantization, at `steps` evenly spread steps.
 
     Prompt i has the seed `seed` + i. The stack has to be off its model.
+
+    Args:
+        call: further arguments of the request, see `stack.runtime.pipeline_calls.PipelineCalls`.
 
     Raises:
         StackError: no pipeline, no prompts, or no steps.
     """
     if stack.pipe is None:
         raise StackError("calls are recorded on pictures: expected Stack(pipeline), got a bare denoiser")
+    prompts = prompts_of(prompts)
     if not prompts or steps < 1:
-        raise StackError(f"expected at least 1 prompt and 1 step, got {len(prompts)} prompts and {steps} steps")
+        raise StackError(f"expected at least 1 prompt and 1 step, got {counted(len(prompts), 'prompt')} and {steps}")
     passes = below_quantization(stack)
     total = next((p.steps for p in passes if isinstance(p, Distill) and p.steps), stack.facts.steps)
     calls: list[Recorded] = []
     with carrying(stack, [*passes, recording(evenly(steps, total), calls)]) as other:
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
-        other(list(prompts), num_inference_steps=total, generator=generators, output_type="latent")
+        PipelineCalls(stack.pipe, call).make(other, prompts, seed, total, output="latent")
     return calls

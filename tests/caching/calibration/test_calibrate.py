@@ -7,12 +7,12 @@ from stack import Stack, StackError
 from stack.caching.cache import Cache
 from stack.caching.calibrated_for import conditions
 from stack.caching.candidate import Candidate
-from stack.calibrate import calibrate
-from stack.calibrate.calibrate import SearchBudget
+from stack.calibrate import schedule_search
 from stack.calibrate.goals import Goal, count_in
 from stack.calibrate.observe import Observe
 from stack.calibrate.progress import BestSoFar
 from stack.calibrate.rehearse import Abandoned, Rehearsal, history
+from stack.calibrate.time_budget import SearchBudget
 from stack.calibrate.trials import Times, Trials
 from stack.measure.metrics import psnr
 
@@ -47,11 +47,13 @@ def test_calibration_beats_the_uniform_start_and_stays_in_the_stack() -> None:
     assert torch.equal(picture(pipe, STEPS), before)
 
 
-def test_a_search_that_time_cuts_short_says_so() -> None:
+def test_a_search_that_time_cuts_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     stack, held = Stack(tiny_pipe(), steps=STEPS).cache("svd", interval=4, warmup=2), OTHERS[1:]
-    short = stack.calibrate([PROMPT, OTHERS[0]], held, full_steps=4, trials=20, budget=0.01, progress=False)
-    assert short.hurried and short.trials < 8
-    assert f"time for {short.trials} trials only, give it more seconds" in str(short)
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchBudget, "left", lambda self, share=1.0: False)
+        short = stack.calibrate([PROMPT, OTHERS[0]], held, full_steps=4, trials=20, progress=False)
+    assert short.hurried and short.trials == 1
+    assert "time for 1 trial only, give it more seconds" in str(short)
     asked = stack.calibrate([PROMPT, OTHERS[0]], held, full_steps=4, trials=3, progress=False)
     assert asked.trials == 3 and not asked.hurried and "quieter" not in str(asked)  # as many as were asked for
 
@@ -208,11 +210,13 @@ def test_time_kept_for_gains_goes_to_moves_where_no_gains_follow(monkeypatch: py
             return share == 1.0  # the share of moves has passed
 
     def tried(fitted: bool) -> int:
-        monkeypatch.setattr(calibrate, "refinable", lambda candidate: fitted)
-        with BestSoFar(60, False) as bar:
-            found, _ = calibrate._Run(trials_of(), Late(60, 60.0), bar, theory=True).reach(Goal(full_steps=4))
+        monkeypatch.setattr(schedule_search, "refinable", lambda candidate: fitted)
+        budget = Late(60, 60.0)
+        with BestSoFar(budget, False) as bar:
+            search = schedule_search.ScheduleSearch(trials_of(), budget, bar, theory=True)
+            found, _ = search.reach(Goal(full_steps=4))
         return len(found.trials)
 
-    monkeypatch.setattr(calibrate, "refined", lambda best, pictures, target: best)
+    monkeypatch.setattr(schedule_search, "refined", lambda best, pictures, target: best)
     # A round of moves is each of the three later full steps one to the right and to the left at least.
     assert tried(fitted=False) >= tried(fitted=True) + 5

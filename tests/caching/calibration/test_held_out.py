@@ -8,7 +8,7 @@ import pytest
 from stack import Stack
 from stack.caching.cache import Cache
 from stack.caching.candidate import Candidate
-from stack.calibrate import calibrate
+from stack.calibrate import choosing
 from stack.calibrate.held_out import SEARCHED, HeldOut, chosen_again, error, finalists
 from stack.calibrate.search import EARLY, spread
 from stack.calibrate.trials import Trials
@@ -52,7 +52,8 @@ def test_a_choice_that_held_out_prompts_refute_is_made_again(monkeypatch: pytest
     call_transforms = stack.calibrate(prompts, held_out, full_steps=4, trials=12, progress=False)
     assert call_transforms.compared == 0 and "chosen again" not in str(call_transforms)
 
-    monkeypatch.setattr(calibrate, "DISAGREE_DB", -99.0)  # whatever they say is taken for disagreement
+    monkeypatch.setattr(choosing, "DISAGREE_DB", -99.0)  # whatever they say is taken for disagreement
+    stack.replace(Cache("svd", interval=2))  # more full steps than asked for: no rival
     found = stack.calibrate(prompts, held_out, full_steps=4, trials=12, progress=False)
     assert 3 <= found.compared <= SEARCHED + len(EARLY) + 1
     assert f"chosen again among {found.compared}, as held-out prompts disagreed" in str(found)

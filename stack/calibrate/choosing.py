@@ -1,0 +1,191 @@
+"""From prompts to a choice: what there is time for, the cache that was there, the search, and the check of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..caching.cache import Cache
+from ..core.errors import StackError
+from ..core.progress import counted
+from ..measure.metrics import psnr
+from ..runtime.pipeline_calls import PipelineCalls
+from ..runtime.stack_like import StackLike
+from .calibration import DISAGREE_DB
+from .goals import Goal
+from .held_out import HeldOut, chosen_again, finalists
+from .progress import BestSoFar
+from .schedule_search import ScheduleSearch
+from .search import Tried
+from .thresholds import chosen, tuned
+from .time_budget import (
+    CHECK,
+    STOPPED,
+    OutOfTime,
+    SearchBudget,
+    fitting,
+    least_seconds,
+    picture_seconds,
+    too_short,
+)
+from .trials import Trials, decides_by_threshold
+
+FEW = 8  # trials: a search that time ends before them has hardly left its openings
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a search came to: the cache, its full steps and PSNR, the start's PSNR, how many trials it took and, of a
+    schedule, which; how many candidates were compared again on held-out prompts; whether time cut it short; and
+    whether it is the cache that was there."""
+
+    cache: Cache
+    full: float
+    psnr: float
+    start_psnr: float
+    trials: int
+    tried: Tried = ()
+    compared: int = 0
+    hurried: bool = False
+    kept: bool = False
+
+
+class Search:
+    """One calibration: searches at one or several numbers of full steps.
+
+    Attributes:
+        trials: on the prompts that there is time for; set by `all`, as are the others.
+        own: the cache that was there, as a choice.
+        used: how many prompts there was time for, held-out ones included.
+    """
+
+    trials: Trials
+    own: Choice
+
+    def __init__(
+        self,
+        stack: StackLike,
+        cache: Cache,
+        calls: PipelineCalls,
+        goal: Goal,
+        budget: SearchBudget,
+        bar: BestSoFar,
+        theory: bool,
+    ):
+        self.stack, self.cache, self.calls, self.goal = stack, cache, calls, goal
+        self.budget, self.bar, self.theory = budget, bar, theory
+        self.used = 0
+
+    def all(self, prompts: Sequence[Any], held_out: Sequence[Any], seed: int) -> tuple[Choice, float]:
+        """The choice, and its PSNR on held-out prompts; NaN where there was no time for these."""
+        held_out = self._record(prompts, held_out, seed)
+        try:
+            choice = self._by_threshold() if decides_by_threshold(self.cache) else self._by_schedule()
+        except STOPPED as stopped:
+            self.budget.stopped(stopped)
+            choice = self.own
+        except StackError:
+            if not self._serves:
+                raise
+            choice = self.own
+        if choice.kept and not self._serves:
+            raise StackError(f"time was over before anything was tried for {self.goal.words}: give it more seconds")
+        self.bar.says("checking")
+        self.budget.begin_check()
+        return self._checked(choice, held_out)
+
+    def _record(self, prompts: Sequence[Any], held_out: Sequence[Any], seed: int) -> Sequence[Any]:
+        """Run what there is time for without the cache, and with it as it was. Returns the held-out prompts."""
+        steps, budget = self.stack.plan.facts_after.steps, self.budget
+        share = (self.goal.full_steps or len(self.cache.schedule_for(steps).full_steps(steps))) / steps
+        self.bar.says("timing one picture")
+        try:
+            picture = picture_seconds(self.stack, self.calls, prompts[0], seed, steps, budget)
+        except OutOfTime:
+            what = f"the first steps of one picture take longer than budget={budget.seconds:g}"
+            raise StackError(f"{what}: give it more seconds or plan fewer steps") from None
+        searched, held = fitting(prompts, held_out, picture, share, budget.seconds, budget.spent)
+        self.used = len(searched) + len(held)
+        try:
+            self.bar.says(f"recording {counted(len(searched), 'picture')}")
+            began = budget.spent
+            self.trials = Trials(self.stack, self.cache, searched, steps, seed, self.calls)
+            # Uncached once, with the cache that was there, and with what was found.
+            picture = (budget.spent - began) / len(searched)
+            budget.keep(min(CHECK * least_seconds(picture, 0, len(held), share), budget.seconds - budget.spent))
+            self.bar.says("the cache as it is")
+            point = self.trials.as_it_is()
+        except OutOfTime:
+            raise too_short(max(picture, budget.spent / len(searched)), budget.seconds, share) from None
+        self.own_seconds, self.goal = point.seconds, self.goal.or_as_before(point.full)
+        self.own = Choice(self.cache, point.full, point.psnr, point.psnr, 1, hurried=True, kept=True)
+        return held
+
+    @property
+    def _serves(self) -> bool:
+        """Whether the cache that was there does what is asked."""
+        goal = self.goal
+        if goal.psnr:
+            return self.own.psnr >= goal.psnr
+        return self.own_seconds <= goal.seconds if goal.seconds else self.own.full <= goal.full_steps
+
+    def _checked(self, choice: Choice, prompts: Sequence[Any]) -> tuple[Choice, float]:
+        """The better of the choice and the cache that was there on held-out prompts, and its PSNR on these.
+
+        Where these refute the choice it is made again. Without time for them the prompts searched on decide.
+        """
+        if self.budget.interrupted:
+            return self._better(choice, choice.psnr, self.own.psnr)[0], math.nan
+        try:
+            held = HeldOut(self.trials, prompts)
+            known = held.psnr(choice.cache)
+            ours = known if choice.kept else held.psnr(self.own.cache)
+        except STOPPED as stopped:
+            self.budget.stopped(stopped)
+            return self._better(choice, choice.psnr, self.own.psnr)[0], math.nan
+        if choice.tried and choice.psnr - known >= DISAGREE_DB:
+            try:
+                again = self._made_again(choice, held)
+                other = HeldOut(self.trials, prompts, check=2)
+                choice, known, ours = again, other.psnr(again.cache), other.psnr(self.own.cache)
+            except STOPPED as stopped:
+                self.budget.stopped(stopped)
+        return self._better(choice, known, ours)
+
+    def _better(self, choice: Choice, found: float, ours: float) -> tuple[Choice, float]:
+        """The choice, or what was there: that stays if it does what is asked and is no worse, and as fast."""
+        fewer = bool(self.goal.psnr) and choice.full < self.own.full
+        if choice.kept or not self._serves or fewer or found > ours:
+            return choice, found
+        own = replace(self.own, start_psnr=choice.start_psnr, trials=choice.trials, hurried=choice.hurried)
+        return own, ours
+
+    def _made_again(self, choice: Choice, held: HeldOut) -> Choice:
+        """A choice that held-out prompts refute, made again with their say."""
+        trials, known_so_far = self.trials, dict(choice.tried)
+        best, db, compared = chosen_again(
+            finalists(choice.tried, trials.steps),
+            lambda c: known_so_far[c] if c in known_so_far else psnr(trials.undisturbed(c), trials.target),
+            lambda c: held.psnr(trials.calibrated(c)),
+            len(trials.prompts) / len(held.prompts),
+            self.goal.psnr,
+        )
+        return replace(choice, cache=trials.calibrated(best), psnr=db, compared=compared)
+
+    def _by_threshold(self) -> Choice:
+        self.bar.says("threshold")
+        budget, goal = self.budget, self.goal
+        best, points = tuned(
+            self.trials, goal, lambda made: made < budget.trials and budget.left(), self.bar.scored, budget.stopped
+        )
+        point = chosen(points, goal)
+        return Choice(best, point.full, point.psnr, points[0].psnr, len(points))
+
+    def _by_schedule(self) -> Choice:
+        search = ScheduleSearch(self.trials, self.budget, self.bar, self.theory)
+        found, start = search.reach(self.goal)
+        best = self.trials.calibrated(found.best)
+        hurried = search.asked < min(FEW, self.budget.trials) and not self.budget.left()
+        return Choice(best, len(best.full_steps), found.score, start, search.asked, found.trials, hurried=hurried)

@@ -1,0 +1,91 @@
+"""The search of a schedule for what is asked: at one number of full steps, or at several."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..caching.candidate import WHOLE, Candidate
+from ..core.errors import StackError
+from .goals import Goal, full_steps_for, guess
+from .progress import BestSoFar
+from .propose import Proposer
+from .search import Found, Scored, openings, search, spread
+from .segment_gains import refinable, refined
+from .time_budget import STOPPED, SearchBudget
+from .trials import Trials
+
+MOVING = 0.6  # share of the time for the search after which no new round of moves begins: gains per segment follow
+
+
+class ScheduleSearch:
+    """Searches at one or several numbers of full steps."""
+
+    def __init__(self, trials: Trials, budget: SearchBudget, bar: BestSoFar, theory: bool):
+        self.trials, self.budget, self.bar, self.theory = trials, budget, bar, theory
+        self.asked = 0
+
+    def reach(self, goal: Goal) -> tuple[Found, float]:
+        """The best that was found for the goal, and the score of its uniform start."""
+        if not goal.psnr:
+            return self._at(full_steps_for(goal, self.trials), self.budget.trials)
+        return self._reach_psnr(goal.psnr)
+
+    def _reach_psnr(self, psnr: float) -> tuple[Found, float]:
+        """From a first guess upwards until the PSNR is reached, or downwards for as long as it is."""
+        count, enough, each = guess(psnr, self.trials), None, max(4, self.budget.trials // 4)
+        tried = self._at(count, each)
+        best_db, down = tried[0].score, tried[0].score >= psnr
+        while True:
+            if tried[0].score >= psnr:
+                enough = tried
+            if (tried[0].score >= psnr) != down or not self.budget.left() or self.asked >= self.budget.trials:
+                break
+            count += -1 if down else 1
+            if not 2 <= count < self.trials.steps:
+                break
+            tried = self._at(count, each)
+            best_db = max(best_db, tried[0].score)
+        if enough is None:
+            raise StackError(
+                f"no schedule reached {psnr:g} dB within the budget, the best had {best_db:.1f}: "
+                "ask for less, or give it more seconds"
+            )
+        return enough
+
+    def _at(self, count: int, most: int) -> tuple[Found, float]:
+        trials, cache, steps = self.trials, self.trials.cache, self.trials.steps
+        trials.restart()
+        self.bar.says(f"{count} full steps")
+        own = cache.policy
+        start = Candidate.of(own, spread(count, steps, 1.0))
+        there = replace(Candidate.of(own, own.schedule.full_steps), segments=own.schedule.segments)
+        scored = Scored(trials.score, most, self.budget.left, lambda c, v: self.bar.scored(v))
+        varied = bool(own.forecast.effective_order) and not own.forecast.level
+        propose = self._proposer(start, varied)
+        correctable = varied and trials.correctable
+        # A corrector wants other schedules than a forecast alone.
+        template = replace(start, gains=WHOLE, order=1, corrected=True) if correctable else start
+        families = openings(template, steps) if own.site.forecasts_x0 or correctable else ()
+
+        def enough() -> bool:
+            return varied and refinable(scored.found().best) and not self.budget.left(MOVING)
+
+        try:
+            scored.better(start)
+            if len(there.full_steps) == count:
+                scored.better(there)
+            found = search(scored, start, steps, propose, trials.coordinates, enough, varied, families, correctable)
+            if varied and not scored.spent and refinable(found.best):
+                self.bar.says("gains")
+                scored.better(refined(found.best, trials.undisturbed, trials.target))
+        except STOPPED as stopped:
+            if scored.best is None:
+                raise
+            self.budget.stopped(stopped)
+        self.asked += len(scored.seen)
+        return scored.found(), scored.seen[start]
+
+    def _proposer(self, start: Candidate, varied: bool) -> Proposer | None:
+        template = start if not varied else Candidate(start.full_steps, WHOLE, 1, start.coordinate, start.energy)
+        errors = self.trials.errors(template) if self.theory else None
+        return Proposer(errors, template, self.trials.steps) if errors else None

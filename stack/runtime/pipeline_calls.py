@@ -1,0 +1,158 @@
+"""The calls of a pipeline that the package itself makes: prompts, seeds, and what else the user gives with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.errors import StackError
+from ..core.progress import ProgressLine
+from .call_arguments import STEPS, CallParameters, named_arguments
+
+Call = Mapping[str, Any] | Callable[[list[Any]], Mapping[str, Any]]
+"""Arguments for every call of the pipeline, or a function of the prompts of a call that gives them."""
+
+PROMPT, EMBEDS = "prompt", "prompt_embeds"
+# What a measurement sets itself, and what to say instead.
+OWN = {
+    "generator": "give seed=",
+    STEPS: "give Stack(pipe, steps=...)",
+    "output_type": "leave it out",
+    "return_dict": "leave it out",
+    "num_images_per_prompt": "give more prompts",
+    "num_videos_per_prompt": "give more prompts",
+}
+REFUSALS = (ValueError, TypeError, LookupError)  # what pipelines raise over arguments
+
+
+@dataclass(frozen=True)
+class PipelineCalls:
+    """Makes calls of a pipeline, or of a stack on it.
+
+    Attributes:
+        pipe: the pipeline, whose signature the calls keep to.
+        more: arguments beside prompts, seed and steps: an image, a size, a number of frames, a negative prompt, the
+            scale of an adapter. With `prompt_embeds` among them, or the argument that prompts go to, prompts are only
+            names. Embeddings of one sample serve all samples of a call.
+    """
+
+    pipe: Any
+    more: Call | None = None
+
+    @property
+    def takes_prompts(self) -> str:
+        """The argument that prompts go to: `prompt`, or the first where there is none (`class_labels` of DiT)."""
+        takes = CallParameters.of(self.pipe)
+        return PROMPT if PROMPT in takes.names else takes.positional[0]
+
+    def arguments(self, prompts: Sequence[Any], seed: int, steps: int, output: str = "pt") -> dict[str, Any]:
+        """The arguments of one call: prompt i has the seed `seed` + i.
+
+        Args:
+            steps: of the denoiser; 0 where they are not known yet.
+
+        Raises:
+            StackError: an argument that the pipeline does not take or that is set here, or a prompt that is no text.
+        """
+        more = self._more(list(prompts))
+        given = {name: _for_all(name, value, len(prompts)) for name, value in more.items()}
+        place = self.takes_prompts
+        if place not in more and EMBEDS not in more:
+            given[place] = self._prompts(prompts, place)
+        for name in ("sigmas", "timesteps"):
+            if steps and more.get(name) is not None and len(more[name]) != steps:
+                raise StackError(f"call= has {len(more[name])} {name}, planned are {steps} steps: {OWN[STEPS]}")
+        steps = steps or 1
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+        given |= {"generator": generators if len(prompts) > 1 else generators[0], STEPS: steps}
+        given |= {"output_type": output, "return_dict": False}
+        try:
+            return named_arguments(self.pipe, (), given)
+        except StackError as error:
+            raise StackError(f"call= cannot be passed on: {error}") from None
+
+    def make(
+        self, run: Callable[..., Any], prompts: Sequence[Any], seed: int, steps: int, output: str = "pt"
+    ) -> torch.Tensor:
+        """What a call returns: pictures (B, 3, H, W) or videos (B, F, 3, H, W) in [0, 1], or latents.
+
+        Args:
+            run: the pipeline, or a stack on it.
+            output: "pt" or "latent".
+
+        Raises:
+            StackError: see `arguments`; or the pipeline refuses what it is given.
+        """
+        given = self.arguments(prompts, seed, steps, output)
+        try:
+            return _tensor(run(**given)[0])
+        except StackError:
+            raise
+        except REFUSALS as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            named = ", ".join(self._more(list(prompts))) or "nothing"
+            asked = ", ".join(map(repr, prompts))
+            raise StackError(f"{type(self.pipe).__name__} refused {asked}: {first} (call= had {named})") from error
+
+    def each(
+        self,
+        run: Callable[..., Any],
+        prompts: Sequence[Any],
+        seed: int,
+        steps: int,
+        bar: ProgressLine,
+        phase: str,
+        output: str = "pt",
+    ) -> Iterator[torch.Tensor]:
+        """One call per prompt, each with its own seed; all prompts are looked at before the first runs.
+
+        Raises:
+            StackError: see `make`.
+        """
+        self.check(prompts, steps)
+        for number, prompt in enumerate(bar.each(prompts, phase)):
+            yield self.make(run, [prompt], seed + number, steps, output)
+
+    def check(self, prompts: Sequence[Any], steps: int) -> None:
+        """Refuse what can be refused before anything runs.
+
+        Raises:
+            StackError: see `arguments`.
+        """
+        for prompt in prompts:
+            self.arguments([prompt], 0, steps)
+
+    def _more(self, prompts: list[Any]) -> Mapping[str, Any]:
+        more = self.more(prompts) if callable(self.more) else self.more or {}
+        if not isinstance(more, Mapping):
+            raise StackError(f"call= must be arguments by name, or a function that gives them, got {more!r}")
+        for name in more:
+            if name in OWN:
+                raise StackError(f"call= has {name}, which is set here: {OWN[name]}")
+        return more
+
+    def _prompts(self, prompts: Sequence[Any], place: str) -> Any:
+        for prompt in prompts:
+            if place == PROMPT and not isinstance(prompt, str):
+                raise StackError(f"prompts must be texts, got {prompt!r}")
+        return prompts[0] if place == PROMPT and len(prompts) == 1 else list(prompts)
+
+
+def _for_all(name: str, value: Any, count: int) -> Any:
+    """Embeddings of one sample for as many as a call has."""
+    one = isinstance(value, torch.Tensor) and "embeds" in name and value.ndim > 1 and len(value) == 1
+    return value.repeat(count, *[1] * (value.ndim - 1)) if one else value
+
+
+def _tensor(made: Any) -> torch.Tensor:
+    """A pipeline's result as a tensor; some return (B, H, W, 3) arrays whatever they are asked for."""
+    if isinstance(made, np.ndarray):
+        made = torch.from_numpy(made)
+        return made.permute(*range(made.ndim - 3), -1, -3, -2)
+    if not isinstance(made, torch.Tensor):
+        raise StackError(f"the pipeline returned {type(made).__name__}: expected a tensor for output_type='pt'")
+    return made
