@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -20,9 +19,8 @@ from .calibrate.quant.floor import NoiseFloor
 from .compile import Compile
 from .core.errors import StackError
 from .core.facts import Facts
-from .core.installer import Installer
 from .core.passes import Pass
-from .core.plan import Plan, Planned, explain, in_order, make_plan
+from .core.plan import Plan, explain, in_order, make_plan
 from .core.removed import refuse_removed
 from .distill.adapter import Adapter
 from .distill.call import transformed_call
@@ -33,15 +31,12 @@ from .models.schedule import default_sigma_schedule
 from .models.wiring import Wiring, wiring_of
 from .quant.quantize import Quantize
 from .recipe import Recipe
-from .runtime.hook import hook_denoiser
 from .runtime.layers import Layers
+from .runtime.mounted import Mounted, carried_by
 from .runtime.report import Journal, Report
 from .runtime.step_clock import Clock
 from .runtime.target import Target
 from .saving import load_weights, save_stack
-
-# Models that carry a stack right now. Two stacks on one model could not be undone in any order.
-_CARRYING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class Stack:
@@ -79,7 +74,6 @@ class Stack:
         self._strict = strict
         self._passes: list[Pass] = []
         self._layers = Layers()
-        self._base: Installer | None = None
         self._call_notes: list[str] = []  # what had to be put right in the last call
         self.lock = threading.RLock()
         self.analyses: dict[str, Any] = {}
@@ -93,9 +87,11 @@ class Stack:
             journal=Journal(),
             passes=partial(attrgetter("version"), self._layers),
             pipe=self._pipe,
+            owner=self,
             lock=self.lock,
             abort=self._layers.let_go,
         )
+        self._mounted = Mounted(self._target, self._layers)
 
     @classmethod
     def from_recipe(
@@ -103,6 +99,19 @@ class Stack:
     ) -> Stack:
         """A stack of a recipe's passes (or of those of some stages only) over a model; nothing is applied yet."""
         return cls(model, steps=steps or recipe.steps)._with(recipe.passes(stages))
+
+    @staticmethod
+    def of(model: Any) -> Stack:
+        """The stack that a pipeline or a denoiser carries, also where nobody holds it any more.
+
+        Raises:
+            StackError: it carries none.
+        """
+        mounted = carried_by(model if isinstance(model, nn.Module) else denoiser_of(model))
+        if mounted is None:
+            raise StackError("this model carries no stack: expected one that was applied; try Stack(model).apply()")
+        stack: Stack = mounted.target.owner
+        return stack
 
     # ---- building
 
@@ -200,7 +209,7 @@ class Stack:
     @property
     def applied(self) -> bool:
         """Whether the model carries the stack now."""
-        return self._base is not None
+        return self._mounted.on
 
     def explain(self) -> str:
         """The plan in words: order, reasons, clashes and repairs, bytes of state. Touches nothing."""
@@ -244,22 +253,8 @@ class Stack:
         with self.lock:
             if self.applied:
                 return self
-            plan = self.plan
-            if self.denoiser in _CARRYING:
-                raise StackError("this model already carries a stack: undo() that one first")
-            base = Installer()
-            hook_denoiser(self._target, base)
-            self._base = base
-            _CARRYING.add(self.denoiser)
-            self._push(plan.stages)
+            self._mounted.sync(self.plan.stages)
             return self
-
-    def _push(self, stages: Sequence[Planned]) -> None:
-        try:
-            self._layers.push(self._target, stages)
-        except BaseException:
-            self._take_off()
-            raise
 
     def freeze(self) -> Stack:
         """Drop the original weights of quantized linears, applying the stack first if need be.
@@ -272,7 +267,7 @@ class Stack:
         """
         with self.lock:
             self.apply()
-            self._layers.freeze()
+            self._mounted.freeze()
             return self
 
     def save(self, folder: str | Path) -> int:
@@ -322,18 +317,9 @@ class Stack:
                 stack as it was; a pass that fails while it is put on takes the whole stack off.
         """
         with self.lock:
-            before, wanted = self._passes, [new if p.stage == new.stage else p for p in self._passes]
-            if self._added(new.stage):
-                wanted = [*wanted, new]
-            if self.applied:
-                make_plan(self._facts, wanted, self._strict)
-            self._depart(new.stage)
-            self._passes = wanted
-            try:
-                return self._refill()
-            except BaseException:
-                self._passes = before
-                raise
+            self._expect(new.stage)
+            wanted = [new if p.stage == new.stage else p for p in self._passes]
+            return self._exchange(wanted if new in wanted else [*wanted, new])
 
     def swap_adapter(self, adapter: str, **options: Any) -> Stack:
         """Exchange a switchable adapter for another: what is below keeps its weights, and cached state is dropped.
@@ -356,39 +342,32 @@ class Stack:
         """
         with self.lock:
             if stage is not None:
-                instead = self._added(stage)
-                self._depart(stage)
-                self._passes = [p for p in self._passes if p.stage != stage] + ([instead] if instead else [])
-                return self._refill()
-            self._layers.shrink(0)
-            self._take_off()
+                instead = self._expect(stage)
+                return self._exchange([p for p in self._passes if p.stage != stage] + ([instead] if instead else []))
+            self._layers.check(0)
+            self._mounted.take_off()
             return self
 
-    def _take_off(self) -> None:
-        """Everything that can be; a frozen stack stays a stack."""
-        self._layers.shrink(self._layers.final)
-        if self._base is not None and not self._layers.final:
-            self._base.rollback()
-            self._base = None
-            _CARRYING.discard(self.denoiser)
-        self._target.clock.restart()
-
-    def _refill(self) -> Stack:
-        """Put back what a departure took off with it."""
-        if self.applied:
-            self._push(self.plan.stages[len(self._layers) :])
-        return self
-
-    def _added(self, stage: str) -> Pass | None:
+    def _expect(self, stage: str) -> Pass | None:
         """For a stage that was not asked for but added by the plan: the pass that leaves it out."""
-        return None if any(p.stage == stage for p in self._passes) else self.plan.added.get(stage)
-
-    def _depart(self, stage: str) -> None:
-        """Take off a stage and everything above it."""
         stages = [p.stage for p in self._passes]
-        if stage not in stages and not self._added(stage):
+        instead = None if stage in stages else self.plan.added.get(stage)
+        if stage not in stages and instead is None:
             raise StackError(f"no stage {stage!r} here: the stack has {', '.join(stages) or 'no passes'}")
-        self._layers.shrink(self._layers.below(stage))
+        return instead
+
+    def _exchange(self, wanted: list[Pass]) -> Stack:
+        """Want other passes, and have them on the model if it carries the stack."""
+        plan = make_plan(self._facts, wanted, self._strict) if self.applied else None
+        before = self._passes
+        try:
+            self._passes = wanted
+            if plan is not None:
+                self._mounted.sync(plan.stages)
+        except BaseException:
+            self._passes = before
+            raise
+        return self
 
     def __enter__(self) -> Stack:
         return self.apply()
@@ -396,4 +375,4 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._take_off()
+        self._mounted.take_off()
