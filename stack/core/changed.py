@@ -31,7 +31,7 @@ class Changed:
 
     def __call__(self) -> dict[str, Any]:
         """The instance's attributes without the changes: what a copy of it is made of."""
-        state = dict(vars(self.owner))
+        state = dict(type(self.owner).__getstate__(self.owner))
         del state[STATE]
         for change in reversed(self.changes):
             change.leave(state)

@@ -52,6 +52,11 @@ class Installer:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def weights(self) -> bool:
+        """Whether some weights are other ones."""
+        return any(isinstance(record, (StandIn, ExchangedData)) for record in self._records)
+
     def replace_module(self, root: nn.Module, path: str, new: nn.Module) -> None:
         """Put `new` where `root.get_submodule(path)` is. Copies and state dicts of the model hold the old one."""
         parent, _, name = path.rpartition(".")

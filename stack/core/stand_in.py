@@ -25,6 +25,16 @@ def itself(module: nn.Module) -> nn.Module:
     return module
 
 
+def no_original(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """A state dict is asked of a module whose original weights are gone.
+
+    Raises:
+        StackError: always.
+    """
+    what = f"{prefix.rstrip('.')} has rounded weights only (frozen, or loaded so)"
+    raise StackError(f"{what}: expected the original ones for a state dict; write it with stack.save(folder)")
+
+
 class StandIn:
     """A module in another's place.
 
@@ -40,13 +50,13 @@ class StandIn:
     def __init__(self, parent: nn.Module, name: str, new: nn.Module):
         old = parent.get_submodule(name)
         self.parent, self.name, self.new = parent, name, new
-        self.old: nn.Module | None = old
+        self._old = old
         self._tensor = next((p for p in old.parameters(recurse=False) if p.is_floating_point()), None)
         self._inside = any(module is old for module in new.modules())
 
     def begin(self) -> None:
         """Let `new` answer for `old`. Changes `new` only."""
-        old, new = self._original(), self.new
+        old, new = self._old, self.new
         if not self._inside:
             if self._tensor is not None:
                 new.register_buffer(FOLLOWS, self._tensor.data.new_empty(0), persistent=False)
@@ -66,12 +76,14 @@ class StandIn:
 
     def keep(self) -> None:
         """From now on `new` stands for itself, and cannot be saved by others."""
-        self.old = self._tensor = None
+        self._old, self._tensor = self.new, None
         vars(self.new).pop("__reduce_ex__", None)
+        self.new._state_dict_hooks.clear()
+        self.new.register_state_dict_post_hook(no_original)
 
     def plain(self) -> nn.Module:
         """`old`, as it would be had it stayed in the model."""
-        old, new = self._original(), self.new
+        old, new = self._old, self.new
         if not self._inside:
             follows = new._buffers.get(FOLLOWS)
             if follows is not None and self._tensor is not None and follows.device.type != "meta":
@@ -83,16 +95,7 @@ class StandIn:
             old.train(new.training)
         return old
 
-    def _original(self) -> nn.Module:
-        if self.old is None:
-            raise StackError(
-                "the original weights were dropped by freeze(): expected them for a state dict; "
-                "write the stack with save(folder), or load the model again"
-            )
-        return self.old
-
     def _plain_state(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-        self._original()
         for name in [name for name in state if name.startswith(prefix)]:
             del state[name]
         self.plain().state_dict(destination=state, prefix=prefix)

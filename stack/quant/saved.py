@@ -14,6 +14,7 @@ from torch import nn
 
 from ..core.errors import StackError
 from ..core.facts import machine_of
+from ..core.stand_in import no_original
 from .backends.base import LibraryLinear
 from .formats import Stored
 from .kernels.product import Kernel, kernel_for, unpack
@@ -59,7 +60,7 @@ def save_denoiser(denoiser: nn.Module, folder: Path) -> int:
             }
     if not entries:
         raise StackError("0 linears are quantized here: apply() a stack with quantize() before save()")
-    tensors |= {name: tensor for name, tensor in denoiser.state_dict().items()}
+    tensors |= _tensors(denoiser)
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
     save_file(plain, folder / FILE, metadata={"linears": json.dumps(entries)})
@@ -89,9 +90,19 @@ def load_denoiser(denoiser: nn.Module, folder: Path) -> int:
     for path, module in new.items():
         parent, _, name = path.rpartition(".")
         denoiser.get_submodule(parent)._modules[name] = module
-    own = {name: tensor for name, tensor in tensors.items() if name in denoiser.state_dict()}
+        module.register_state_dict_post_hook(no_original)
+    own = {name: tensor for name, tensor in tensors.items() if name in _tensors(denoiser)}
     denoiser.load_state_dict(own, assign=True)
     return len(new)
+
+
+def _tensors(denoiser: nn.Module) -> dict[str, torch.Tensor]:
+    """What a state dict holds of the modules as they are; that of a quantized model has the original weights."""
+    found = dict(denoiser.named_parameters(remove_duplicate=False))
+    for path, module in denoiser.named_modules():
+        kept = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
+        found |= {f"{path}.{n}": buffer for n, buffer in kept.items() if n not in module._non_persistent_buffers_set}
+    return found
 
 
 def _check_fit(denoiser: nn.Module, entries: dict[str, Entry], tensors: dict[str, torch.Tensor]) -> None:

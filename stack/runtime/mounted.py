@@ -12,6 +12,7 @@ from ..core.errors import StackError
 from ..core.installer import Installer
 from ..core.plan import Planned
 from .hook import hook_denoiser
+from .later import refuse_later
 from .layers import Layers
 from .target import Target
 
@@ -54,6 +55,7 @@ class Mounted:
             _OWNERS[self.target.denoiser] = weakref.ref(self)
             if not self.on:
                 hook_denoiser(self.target, self._base)
+                refuse_later(self.target, self.layers, self._base)
             self.layers.shrink(depth)
             self.layers.push(self.target, stages[depth:])
         except BaseException:

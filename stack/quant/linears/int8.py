@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ class Int8Linear(nn.Module):
 
     For inference: a backward pass through it raises. It can be moved and cast: levels and steps stay as they are. In
     oneDNN's layout, which only a CPU knows, the weight is no buffer; a module that leaves the CPU takes it along in the
-    plain layout and keeps that. It cannot be deep-copied in oneDNN's layout.
+    plain layout and keeps that.
 
     Args:
         shared, member: rows it rounds together with others, and which of them it is.
@@ -70,6 +70,16 @@ class Int8Linear(nn.Module):
             self._keep(pack(PLAIN, *unpack(self.packed)))
         super()._apply(fn, recurse)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies are made of: oneDNN's layout can be neither copied nor written."""
+        plain = None if self._opaque is None else unpack(self.packed)
+        return {**vars(self), "_opaque": plain}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if isinstance(self._opaque, tuple):
+            self._keep(pack(self.kernel, *self._opaque))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., K) to (..., N).
