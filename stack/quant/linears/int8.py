@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ...core.errors import StackError
-from ..kernels.product import PLAIN, Kernel, Packed, pack, product, unpack
+from ...core.facts import machine_of
+from ..kernels.product import PLAIN, Kernel, Packed, kernel_for, pack, product, unpack
 from ..kernels.rows import quantize_weight
 from ..kernels.shared import SharedRows
 from .fixed import fixed_buffer
@@ -79,7 +80,10 @@ class Int8Linear(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if isinstance(self._opaque, tuple):
-            self._keep(pack(self.kernel, *self._opaque))
+            values, step = self._opaque
+            kernel = kernel_for(machine_of(step.device))  # of the machine that reads it
+            exact = int(values.abs().max()) <= kernel.weight_levels
+            self._keep(pack(kernel if exact else PLAIN, values, step))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., K) to (..., N).
