@@ -108,10 +108,10 @@ class Stack:
             StackError: it carries none.
         """
         mounted = carried_by(model if isinstance(model, nn.Module) else denoiser_of(model))
-        if mounted is None:
+        owner = mounted.target.owner if mounted is not None else None
+        if not isinstance(owner, Stack):
             raise StackError("this model carries no stack: expected one that was applied; try Stack(model).apply()")
-        stack: Stack = mounted.target.owner
-        return stack
+        return owner
 
     # ---- building
 
@@ -294,6 +294,9 @@ class Stack:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the pipeline (or the bare denoiser) through the stack, applying it first if need be."""
         with self.lock:
+            if self._pipe is not None and denoiser_of(self._pipe) is not self.denoiser:
+                what = "the pipeline's transformer was replaced: expected the one that this stack was made for"
+                raise StackError(f"{what}; undo() this stack, and make another with Stack(pipe)")
             self.apply()
             if self._pipe is None:
                 return self.denoiser(*args, **kwargs)
@@ -368,6 +371,11 @@ class Stack:
             self._passes = before
             raise
         return self
+
+    def __reduce__(self) -> str:
+        raise StackError(
+            "a stack is not copied: copy its model, which gives a plain one, or write it with save(folder)"
+        )
 
     def __enter__(self) -> Stack:
         return self.apply()

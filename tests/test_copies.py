@@ -119,3 +119,41 @@ def test_a_lost_stack_is_found_on_its_model() -> None:
     with pytest.raises(StackError, match=r"carries no stack: .* Stack\(model\).apply\(\)"):
         Stack.of(pipe)
     assert torch.equal(picture(pipe), before)
+
+
+def test_pipelines_are_copied_plain_and_saved_plain_or_not_at_all(lora: Path, tmp_path: Path) -> None:
+    pipe = tiny_pipe()
+    before, scheduler = picture(pipe, 4), pipe.scheduler
+    stack = Stack(pipe).distill(str(lora), steps=4, shift=2.0).apply()
+    assert pipe.scheduler is not scheduler and not torch.equal(picture(stack, 4), before)
+    made = copy.deepcopy(pipe)
+    assert made.scheduler.config == scheduler.config and torch.equal(picture(made, 4), before)
+    with pytest.raises(StackError, match=r"adapter's scheduler .* undo\(\) .* stack.save\(folder\)"):
+        pipe.save_pretrained(tmp_path)
+    stack.undo()
+    assert pipe.scheduler is scheduler and torch.equal(picture(pipe, 4), before)
+
+
+def test_a_replaced_transformer_and_a_copied_stack_are_refused() -> None:
+    pipe = tiny_pipe()
+    before, own = picture(pipe), pipe.transformer
+    stack = Stack(pipe, steps=14).cache("svd").apply()
+    with pytest.raises(StackError, match=r"a stack is not copied: .* save\(folder\)"):
+        copy.deepcopy(stack)
+    pipe.transformer = tiny_denoiser()
+    with pytest.raises(StackError, match=r"transformer was replaced: .* Stack\(pipe\)"):
+        picture(stack)
+    assert torch.equal(picture(pipe), before), "the new one carries nothing"
+    stack.undo()
+    pipe.transformer = own
+    assert torch.equal(picture(pipe), before)
+
+
+def test_a_copy_below_hooks_of_diffusers_is_refused() -> None:
+    denoiser = tiny_denoiser()
+    stack = Stack(denoiser, steps=20).cache("svd").apply()
+    denoiser.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    with pytest.raises(StackError, match=r"hooks that were put on above a stack: .* undo\(\) the stack first"):
+        copy.deepcopy(denoiser)
+    stack.undo()
+    assert copy.deepcopy(denoiser).x_embedder.weight.dtype == torch.float8_e4m3fn

@@ -31,7 +31,8 @@ class Changed:
 
     def __call__(self) -> dict[str, Any]:
         """The instance's attributes without the changes: what a copy of it is made of."""
-        state = dict(type(self.owner).__getstate__(self.owner))
+        kind: Any = type(self.owner)
+        state = dict(kind.__getstate__(self.owner))
         del state[STATE]
         for change in reversed(self.changes):
             change.leave(state)
@@ -103,6 +104,28 @@ class WrappedCall:
 
     def keep(self) -> None:
         """It stays for good."""
+
+
+class SetAttribute:
+    """Another value of an attribute that was there."""
+
+    def __init__(self, owner: Any, name: str, value: Any):
+        self.owner, self.name, self.value = owner, name, value
+        self._before = getattr(owner, name)
+
+    def leave(self, names: dict[str, Any]) -> None:
+        if names.get(self.name) is self.value:
+            names[self.name] = self._before
+
+    def undo(self) -> None:
+        """Set it back, unless somebody has set yet another."""
+        if getattr(self.owner, self.name) is self.value:
+            setattr(self.owner, self.name, self._before)
+        forget(self.owner, self)
+
+    def keep(self) -> None:
+        """It stays for good."""
+        forget(self.owner, self)
 
 
 class ExchangedData:

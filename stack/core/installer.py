@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .changed import ExchangedData, WrappedCall, note
+from .changed import ExchangedData, SetAttribute, WrappedCall, note
 from .stand_in import StandIn
 
 # Where accelerate keeps a module's own forward while an offloading hook stands before it.
@@ -74,13 +74,9 @@ class Installer:
 
     def set_attribute(self, owner: Any, name: str, value: Any) -> None:
         """Set an existing attribute."""
-        before = getattr(owner, name)
-
-        def undo() -> None:
-            if getattr(owner, name) is value:
-                setattr(owner, name, before)
-
-        self._records.append(_Action(undo))
+        attribute = SetAttribute(owner, name, value)
+        self._records.append(attribute)
+        note(owner, attribute)
         setattr(owner, name, value)
 
     def set_data(self, owner: nn.Module, name: str, value: torch.Tensor) -> None:

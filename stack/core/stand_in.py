@@ -53,6 +53,9 @@ class StandIn:
         self._old = old
         self._tensor = next((p for p in old.parameters(recurse=False) if p.is_floating_point()), None)
         self._inside = any(module is old for module in new.modules())
+        # A parameter that both have tells of `requires_grad_()` as well.
+        self._shared = next((p for p in new.parameters() if any(p is own for own in old.parameters())), None)
+        self._trained = self._shared is not None and self._shared.requires_grad
 
     def begin(self) -> None:
         """Let `new` answer for `old`. Changes `new` only."""
@@ -67,6 +70,11 @@ class StandIn:
 
     def undo(self) -> None:
         """Put `old` where `new` is, were it inside of what somebody has put around it; nowhere if it is gone."""
+        old, new = self._old, self.new
+        for name in HOOKS if self._inside else ():
+            if vars(new)[name]:
+                vars(new)[name].update(vars(old)[name])
+                vars(old)[name] = vars(new)[name]
         around = self.parent._modules.get(self.name)
         if around is self.new:
             self.parent._modules[self.name] = self.plain()
@@ -93,6 +101,8 @@ class StandIn:
                 if follows.device != self._tensor.device:
                     old.to(follows.device)
             old.train(new.training)
+            if self._shared is not None and self._shared.requires_grad != self._trained:
+                old.requires_grad_(self._shared.requires_grad)
         return old
 
     def _plain_state(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -98,7 +98,7 @@ def load_denoiser(denoiser: nn.Module, folder: Path) -> int:
 
 def _tensors(denoiser: nn.Module) -> dict[str, torch.Tensor]:
     """What a state dict holds of the modules as they are; that of a quantized model has the original weights."""
-    found = dict(denoiser.named_parameters(remove_duplicate=False))
+    found: dict[str, torch.Tensor] = dict(denoiser.named_parameters(remove_duplicate=False))
     for path, module in denoiser.named_modules():
         kept = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
         found |= {f"{path}.{n}": buffer for n, buffer in kept.items() if n not in module._non_persistent_buffers_set}
