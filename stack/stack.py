@@ -373,9 +373,7 @@ class Stack:
         return self
 
     def __reduce__(self) -> str:
-        raise StackError(
-            "a stack is not copied: copy its model, which gives a plain one, or write it with save(folder)"
-        )
+        raise StackError("a stack is not copied: copy its model, which gives a plain one, or use save(folder)")
 
     def __enter__(self) -> Stack:
         return self.apply()

@@ -99,6 +99,7 @@ CHANGES: dict[str, Change] = {
     "group offload": lambda d: d.enable_group_offload(CPU, CPU, "leaf_level"),
     "blocks offloaded": lambda d: apply_group_offloading(d, CPU, CPU, "block_level", num_blocks_per_group=1),
     "another cache": lambda d: d.enable_cache(FirstBlockCacheConfig(threshold=0.0)),
+    "other weights": lambda d: d.load_state_dict({key: 0.5 * t for key, t in tiny_denoiser().state_dict().items()}),
     "qkv fused": lambda d: d.fuse_qkv_projections(),
     "compiled": lambda d: d.compile_repeated_blocks(backend="eager"),
     "checkpointing": lambda d: d.enable_gradient_checkpointing(),
@@ -123,7 +124,7 @@ STACKS: dict[str, Build] = {
     ),
 }
 # Refused while weights are other ones than the model's own.
-NEED_PLAIN_WEIGHTS = {"layerwise casting", "group offload", "qkv fused", "lora", "fused lora"}
+NEED_PLAIN_WEIGHTS = {"other weights", "layerwise casting", "group offload", "qkv fused", "lora", "fused lora"}
 OTHER_WEIGHTS = {"distill", "quantize", "adapter", "all"}
 
 

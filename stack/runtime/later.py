@@ -15,6 +15,7 @@ from .target import Target
 LATER = {
     "fuse_qkv_projections": "it would join weights that are not the model's own",
     "enable_layerwise_casting": "it would cast some of its weights only",
+    "load_state_dict": "it would load some of its weights only",
     "enable_group_offload": "it would move some of its weights only",
     "add_adapter": "adapters go on plain linears; distill(file, switchable=True) takes a LoRA",
     "load_lora_adapter": "adapters go on plain linears; distill(file, switchable=True) takes a LoRA",

@@ -119,6 +119,8 @@ def complaints(world: World, name: str, line: int) -> tuple[list[str], bool]:
     stack.undo()
     if looked_at(world.denoiser) != world.seen or not torch.equal(world.output(), world.plain):
         wrong.append(f"{name}, line {line}: undo() did not end at the original")
+    if wrong:
+        world.begin()
     return wrong, came
 
 
