@@ -167,3 +167,25 @@ def test_a_later_change_outlives_undo(name: str, change: str, file: Path) -> Non
     assert [p.dtype for p in denoiser.parameters()] == [p.dtype for p in alone.parameters()]
     assert [p.requires_grad for p in denoiser.parameters()] == [p.requires_grad for p in alone.parameters()]
     assert [type(m) for m in denoiser.modules()] == [type(m) for m in alone.modules()]
+
+
+def test_hooks_of_a_user_run_under_the_stack_and_can_be_removed_behind_it() -> None:
+    denoiser, ran = tiny_denoiser(), []
+    before, linear = out(denoiser), denoiser.transformer_blocks[0].attn.to_q
+    earlier = linear.register_forward_hook(lambda *_: ran.append("earlier"))
+    stack = Stack(denoiser).quantize("int8", min_features=64).apply()
+    later = denoiser.transformer_blocks[0].attn.to_q.register_forward_hook(lambda *_: ran.append("later"))
+    out(denoiser)
+    assert ran == ["earlier", "later"]
+    assert torch.equal(out(stack.undo().denoiser), before) and len(ran) == 4
+    earlier.remove()
+    later.remove()
+    assert torch.equal(out(denoiser), before) and len(ran) == 4
+
+
+def test_originals_are_cast_with_the_model_and_copied_so() -> None:
+    denoiser = tiny_denoiser()
+    stack = Stack(denoiser).quantize("int8", min_features=64).apply()
+    denoiser.to(torch.bfloat16)
+    assert {t.dtype for t in denoiser.state_dict().values()} == {torch.bfloat16}
+    assert {p.dtype for p in stack.undo().denoiser.parameters()} == {torch.bfloat16}

@@ -61,8 +61,8 @@ class Installer:
         """Put `new` where `root.get_submodule(path)` is. Copies and state dicts of the model hold the old one."""
         parent, _, name = path.rpartition(".")
         stand_in = StandIn(root.get_submodule(parent), name, new)
-        stand_in.begin()
         self._records.append(stand_in)
+        stand_in.begin()
         stand_in.parent._modules[name] = new
 
     def wrap_call(self, owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

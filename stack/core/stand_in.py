@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import partial
 from typing import Any
 
@@ -81,13 +82,22 @@ class StandIn:
         for module in around.modules() if around is not None else ():
             for name in [name for name, child in module._modules.items() if child is self.new]:
                 module._modules[name] = self.plain()
+        self._release()
+        for name in HOOKS:
+            vars(new)[name] = OrderedDict()
 
     def keep(self) -> None:
         """From now on `new` stands for itself, and cannot be saved by others."""
+        self._release()
         self._old, self._tensor = self.new, None
-        vars(self.new).pop("__reduce_ex__", None)
-        self.new._state_dict_hooks.clear()
         self.new.register_state_dict_post_hook(no_original)
+
+    def _release(self) -> None:
+        """Let `new` answer for itself again: a pass may put it on another time."""
+        new = self.new
+        vars(new).pop("__reduce_ex__", None)
+        new._state_dict_hooks.clear()
+        new._buffers.pop(FOLLOWS, None)
 
     def plain(self) -> nn.Module:
         """`old`, as it would be had it stayed in the model."""
