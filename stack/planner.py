@@ -10,8 +10,13 @@ from .core.facts import Facts
 from .core.passes import Pass
 from .core.plan import Plan, make_plan
 from .model_facts import facts_of, facts_rest_on, sampler_of
+from .runtime.mounted import Mounted
 from .runtime.target import Target
 
+REPLACED = (
+    "pipe.transformer is no longer the model that carries this stack: undo() takes it off that one, "
+    "a new Stack(pipe) goes on the new one"
+)
 SCHEDULER = "scheduler"  # the one entry of `facts_rest_on` that is no property of the model
 
 
@@ -56,9 +61,28 @@ class Planner:
             return ahead
         return self.plan(replace(target.facts, steps=steps, called=steps), passes)
 
-    def carry(self, plan: Plan, target: Target) -> None:
-        """The model carries this plan from now on."""
-        self.carried, self._seen = plan, facts_rest_on(target.denoiser, target.pipe)
+    def carry(self, mounted: Mounted, plan: Plan) -> None:
+        """Let the model carry this plan's passes."""
+        mounted.sync(plan.stages)
+        self.carried, self._seen = plan, facts_rest_on(mounted.target.denoiser, mounted.target.pipe)
+
+    def prepare(self, mounted: Mounted, passes: Sequence[Pass], steps: int) -> list[str]:
+        """A pipeline call of as many denoiser steps begins: what has changed is read again, and planned for.
+
+        Returns what has changed, in words.
+
+        Raises:
+            StackError: a pass cannot work on the model as it is now, or with so many steps.
+        """
+        changed = self.changes(mounted.target)
+        if not changed and self.fits(steps):
+            return []
+        if any(name != SCHEDULER for name in changed):
+            mounted.layers.check(0)
+            mounted.layers.shrink(0)
+            self.read(mounted.target)
+        self.carry(mounted, self.of_call(mounted.target, passes, steps))
+        return [f"changed since the stack was put on, and planned for anew: {', '.join(changed)}"] if changed else []
 
     def fits(self, steps: int) -> bool:
         """Whether what the model carries is planned for a call of as many steps; 0 where that is not known."""

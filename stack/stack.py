@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -20,9 +19,8 @@ from .calibrate.quant.floor import NoiseFloor
 from .compile import Compile
 from .core.errors import StackError
 from .core.facts import Facts
-from .core.installer import Installer
 from .core.passes import Pass, stage_of
-from .core.plan import Plan, Planned, explain, in_order, make_plan
+from .core.plan import Plan, explain, in_order
 from .distill.adapter import Adapter
 from .distill.call import transformed_call
 from .distill.distill import Distill
@@ -31,24 +29,16 @@ from .models.denoiser import denoiser_of
 from .models.schedule import flow_timetable
 from .models.wiring import Wiring, wiring_of
 from .passes import made
-from .planner import SCHEDULER, Planner
+from .planner import REPLACED, Planner
 from .quant.quantize import Quantize
 from .recipe import Recipe
 from .runtime.call_arguments import named_arguments
-from .runtime.hook import hook_denoiser
 from .runtime.layers import Layers
+from .runtime.mounted import Mounted, carried_by
 from .runtime.report import Journal, Report
 from .runtime.step_clock import Clock
 from .runtime.target import Target
 from .saving import load_weights, save_stack
-
-REPLACED = (
-    "pipe.transformer is no longer the model that carries this stack: undo() takes it off that one, "
-    "a new Stack(pipe) goes on the new one"
-)
-
-# Models that carry a stack right now. Two stacks on one model could not be undone in any order.
-_CARRYING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class Stack:
@@ -85,15 +75,15 @@ class Stack:
         self._planner = Planner(steps, strict)
         self._passes: list[Pass] = []
         self._layers = Layers()
-        self._base: Installer | None = None
         self._call_notes: list[str] = []  # what had to be put right in the last call
         self.lock = threading.RLock()
         self.analyses: dict[str, Any] = {}
-        self._target = self._aimed(model if isinstance(model, nn.Module) else denoiser_of(model), shift)
+        self._aim(model if isinstance(model, nn.Module) else denoiser_of(model), shift)
 
-    def _aimed(self, denoiser: nn.Module, shift: float) -> Target:
+    def _aim(self, denoiser: nn.Module, shift: float) -> None:
+        """From now on the stack is for this denoiser."""
         wiring = wiring_of(denoiser)
-        return Target(
+        self._target = Target(
             denoiser=denoiser,
             wiring=wiring,
             facts=facts_of(denoiser, wiring, self._pipe, self._planner.steps),
@@ -101,10 +91,12 @@ class Stack:
             journal=Journal(),
             passes=partial(attrgetter("version"), self._layers),
             pipe=self._pipe,
+            owner=self,
             lock=self.lock,
             abort=self._layers.let_go,
             prepare=self._prepare,
         )
+        self._mounted = Mounted(self._target, self._layers)
 
     @classmethod
     def from_recipe(
@@ -112,6 +104,19 @@ class Stack:
     ) -> Stack:
         """A stack of a recipe's passes (or of those of some stages only) over a model; nothing is applied yet."""
         return cls(model, steps=steps or recipe.steps)._with(recipe.passes(stages))
+
+    @staticmethod
+    def of(model: Any) -> Stack:
+        """The stack that a pipeline or a denoiser carries, also where nobody holds it any more.
+
+        Raises:
+            StackError: it carries none.
+        """
+        mounted = carried_by(model if isinstance(model, nn.Module) else denoiser_of(model))
+        owner = mounted.target.owner if mounted is not None else None
+        if not isinstance(owner, Stack):
+            raise StackError("this model carries no stack: expected one that was applied; try Stack(model).apply()")
+        return owner
 
     # ---- building
 
@@ -185,7 +190,7 @@ class Stack:
         if not self.applied:
             now = self.denoiser if self._pipe is None else denoiser_of(self._pipe)
             if now is not self.denoiser:
-                self._target = self._aimed(now, self._target.clock.timetable.schedule.shift)
+                self._aim(now, self._target.clock.timetable.schedule.shift)
             self._planner.read(self._target)
         return self._target.facts
 
@@ -212,7 +217,7 @@ class Stack:
     @property
     def applied(self) -> bool:
         """Whether the model carries the stack now."""
-        return self._base is not None
+        return self._mounted.on
 
     def explain(self) -> str:
         """The plan in words: order, reasons, clashes and repairs, bytes of state. Touches nothing."""
@@ -259,50 +264,12 @@ class Stack:
         with self.lock:
             if self.applied:
                 return self
-            plan = self.plan
-            if self.denoiser in _CARRYING:
-                raise StackError("this model already carries a stack: undo() that one first")
-            base = Installer()
-            hook_denoiser(self._target, base)
-            self._base = base
-            _CARRYING.add(self.denoiser)
-            self._push(plan.stages)
-            self._planner.carry(plan, self._target)
+            self._planner.carry(self._mounted, self.plan)
             return self
 
     def _prepare(self, steps: int) -> None:
-        """A pipeline call of as many denoiser steps begins: what has changed is read again, and planned for.
-
-        Raises:
-            StackError: a pass cannot work on the model as it is now, or with so many steps.
-        """
-        planner, target = self._planner, self._target
-        changed = planner.changes(target)
-        if not changed and planner.fits(steps):
-            return
-        if any(name != SCHEDULER for name in changed):
-            self._layers.shrink(0)
-            planner.read(target)
-        plan = planner.of_call(target, self._passes, steps)
-        self._sync(plan.stages)
-        planner.carry(plan, target)
-        if changed:
-            what = ", ".join(changed)
-            self._call_notes.append(f"changed since the stack was put on, and planned for anew: {what}")
-
-    def _sync(self, stages: Sequence[Planned]) -> None:
-        kept = 0
-        while kept < min(len(stages), self._layers.below("cache")) and self._layers[kept].wanted is stages[kept].run:
-            kept += 1
-        self._layers.shrink(kept)
-        self._push(stages[kept:])
-
-    def _push(self, stages: Sequence[Planned]) -> None:
-        try:
-            self._layers.push(self._target, stages)
-        except BaseException:
-            self._take_off()
-            raise
+        """A pipeline call of as many denoiser steps begins; see `Planner.prepare`."""
+        self._call_notes += self._planner.prepare(self._mounted, self._passes, steps)
 
     def freeze(self) -> Stack:
         """Drop the original weights of quantized linears, applying the stack first if need be.
@@ -315,7 +282,7 @@ class Stack:
         """
         with self.lock:
             self.apply()
-            self._layers.freeze()
+            self._mounted.freeze()
             return self
 
     def save(self, folder: str | Path) -> int:
@@ -366,19 +333,9 @@ class Stack:
                 stack as it was; a pass that fails while it is put on takes the whole stack off.
         """
         with self.lock:
-            stage, before = stage_of(new), self._passes
-            wanted = [new if p.stage == stage else p for p in before]
-            if self._added(stage):
-                wanted = [*wanted, new]
-            if self.applied:
-                make_plan(self.facts, wanted, self._planner.strict)
-            self._depart(stage)
-            self._passes = wanted
-            try:
-                return self._refill()
-            except BaseException:
-                self._passes = before
-                raise
+            self._expect(stage := stage_of(new))
+            wanted = [new if p.stage == stage else p for p in self._passes]
+            return self._exchange(wanted if new in wanted else [*wanted, new])
 
     def swap_adapter(self, adapter: str, **options: Any) -> Stack:
         """Exchange a switchable adapter for another: what is below keeps its weights, and cached state is dropped.
@@ -401,41 +358,35 @@ class Stack:
         """
         with self.lock:
             if stage is not None:
-                instead = self._added(stage)
-                self._depart(stage)
-                self._passes = [p for p in self._passes if p.stage != stage] + ([instead] if instead else [])
-                return self._refill()
-            self._layers.shrink(0)
-            self._take_off()
+                instead = self._expect(stage)
+                return self._exchange([p for p in self._passes if p.stage != stage] + ([instead] if instead else []))
+            self._layers.check(0)
+            self._mounted.take_off()
             return self
 
-    def _take_off(self) -> None:
-        """Everything that can be; a frozen stack stays a stack."""
-        self._layers.shrink(self._layers.final)
-        if self._base is not None and not self._layers.final:
-            self._base.rollback()
-            self._base = None
-            _CARRYING.discard(self.denoiser)
-        self._target.clock.restart()
+    def _expect(self, stage: str) -> Pass | None:
+        """For a stage that was not asked for but added by the plan: the pass that leaves it out."""
+        stages = [p.stage for p in self._passes]
+        instead = None if stage in stages else self.plan.added.get(stage)
+        if stage not in stages and instead is None:
+            raise StackError(f"no stage {stage!r} here: the stack has {', '.join(stages) or 'no passes'}")
+        return instead
 
-    def _refill(self) -> Stack:
-        """Put back what a departure took off with it."""
-        if self.applied:
-            plan = self.plan
-            self._push(plan.stages[len(self._layers) :])
-            self._planner.carry(plan, self._target)
+    def _exchange(self, wanted: list[Pass]) -> Stack:
+        """Want other passes, and have them on the model if it carries the stack."""
+        plan = self._planner.plan(self.facts, wanted) if self.applied else None
+        before = self._passes
+        try:
+            self._passes = wanted
+            if plan is not None:
+                self._planner.carry(self._mounted, plan)
+        except BaseException:
+            self._passes = before
+            raise
         return self
 
-    def _added(self, stage: str) -> Pass | None:
-        """For a stage that was not asked for but added by the plan: the pass that leaves it out."""
-        return None if any(p.stage == stage for p in self._passes) else self.plan.added.get(stage)
-
-    def _depart(self, stage: str) -> None:
-        """Take off a stage and everything above it."""
-        stages = [p.stage for p in self._passes]
-        if stage not in stages and not self._added(stage):
-            raise StackError(f"no stage {stage!r} here: the stack has {', '.join(stages) or 'no passes'}")
-        self._layers.shrink(self._layers.below(stage))
+    def __reduce__(self) -> str:
+        raise StackError("a stack is not copied: copy its model, which gives a plain one, or use save(folder)")
 
     def __enter__(self) -> Stack:
         return self.apply()
@@ -443,4 +394,4 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._take_off()
+        self._mounted.take_off()

@@ -44,7 +44,7 @@ class Rounding:
         for _, block in target.wiring.blocks(target.denoiser):
             for path, module in block.named_modules():
                 if isinstance(module, nn.Linear) and target.wiring.role(path):
-                    install.set_data(module.weight, rounded(module.weight.data.float(), self.bits).to(module.weight))
+                    install.set_data(module, "weight", rounded(module.weight.data.float(), self.bits).to(module.weight))
                     install.wrap_call(module, "forward", self._wrapped)
                     count += 1
         return Applied(f"{count} linears at {self.bits} bits, simulated")

@@ -23,6 +23,7 @@ class Shared:
     Attributes:
         given: arguments of the current denoiser call by name; empty outside of calls. They tell how long the text is:
             single-stream blocks see one joint sequence and cannot.
+        on: False once the processors are taken off. Whoever still holds one has what it stands before.
     """
 
     family: Family
@@ -30,6 +31,7 @@ class Shared:
     tally: Tally
     given: Callable[[], Mapping[str, Any]]
     flex: Flex
+    on: bool = True
 
 
 class BlockSparseProcessor:
@@ -43,6 +45,10 @@ class BlockSparseProcessor:
 
     def __init__(self, inner: Any, shared: Shared) -> None:
         self.inner, self.shared = inner, shared
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies of a model have the processor in whose place it is."""
+        return _itself, (self.inner,)
 
     # diffusers sets these two on processors (`set_attention_backend`, context parallelism): they are the inner one's.
     @property
@@ -74,6 +80,8 @@ class BlockSparseProcessor:
     ) -> Any:
         call = AttentionCall(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         shared = self.shared
+        if not shared.on:
+            return call.made_by(self.inner)
         shared.tally.begin()
         text = shared.given().get("encoder_hidden_states") if shared.family.joins_text else None
         lengths = shared.family.lengths(call, None if text is None else text.shape[1])
@@ -103,3 +111,7 @@ class BlockSparseProcessor:
     def _dense_shape(self, call: AttentionCall, lengths: tuple[int, int]) -> str:
         attn, device = call.attn, call.hidden.device.type
         return self.shared.policy.dense_shape(*lengths, attn.heads, attn.inner_dim // attn.heads, device)
+
+
+def _itself(processor: Any) -> Any:
+    return processor

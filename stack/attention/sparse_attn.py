@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..bounds import dropped_mass_bound
@@ -137,8 +138,9 @@ class SparseAttention:
         layers = _attention_layers(target)
         plain = [attention for attention in layers if family.is_plain(attention)]
         shared = Shared(family, self.policy, tally, lambda: target.conditions.given, flex)
+        install.on_rollback(partial(setattr, shared, "on", False))
         for attention in plain:
-            install.set_processor(attention, BlockSparseProcessor(attention.processor, shared))
+            install.set_attribute(attention, "processor", BlockSparseProcessor(attention.processor, shared))
         clock = target.clock
         modes = (*clock.compute_modes, lambda context: bool(self.policy.dense_step(context)))
         install.set_attribute(clock, "compute_modes", modes)

@@ -1,85 +1,103 @@
-"""The only code that changes a model. Every change is recorded with its inverse."""
+"""The only code that changes a model. Every change is recorded with its inverse before it is made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from .changed import ExchangedData, SetAttribute, WrappedCall, note
+from .stand_in import StandIn
+
 # Where accelerate keeps a module's own forward while an offloading hook stands before it.
 BEHIND_HOOK = "_old_forward"
-HOOK_PLACES = ("forward", BEHIND_HOOK)
+
+
+class Record(Protocol):
+    """A change, known before it is made."""
+
+    def undo(self) -> None:
+        """Take it back if it was made and is still there. Safe to call twice."""
+        ...
+
+    def keep(self) -> None:
+        """Make it final, and let go of what it replaced."""
+        ...
+
+
+@dataclass
+class _Action:
+    """What has to be done when a change is taken back."""
+
+    undo: Callable[[], None]
+
+    def keep(self) -> None:
+        pass
 
 
 class Installer:
     """Changes to one model, taken back in reverse order by `rollback()`.
 
-    Changes touch instances only, never classes, and no process-wide state.
+    Changes touch instances only, never classes, and no process-wide state. Only what is still there is taken back:
+    what others have put in its place, or around it, stays. Wherever applying or taking back breaks off, a further
+    `rollback()` goes on from there.
     """
 
     def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
+        self._records: list[Record] = []
 
     def __len__(self) -> int:
-        return len(self._undo)
+        return len(self._records)
+
+    @property
+    def weights(self) -> bool:
+        """Whether some weights are other ones."""
+        return any(isinstance(record, (StandIn, ExchangedData)) for record in self._records)
 
     def replace_module(self, root: nn.Module, path: str, new: nn.Module) -> None:
-        """Put `new` where `root.get_submodule(path)` is."""
-        parent_path, _, name = path.rpartition(".")
-        parent = root.get_submodule(parent_path)
-        old = parent.get_submodule(name)
-        parent._modules[name] = new
-        self._undo.append(lambda: parent._modules.__setitem__(name, old))
+        """Put `new` where `root.get_submodule(path)` is. Copies and state dicts of the model hold the old one."""
+        parent, _, name = path.rpartition(".")
+        stand_in = StandIn(root.get_submodule(parent), name, new)
+        self._records.append(stand_in)
+        stand_in.begin()
+        stand_in.parent._modules[name] = new
 
     def wrap_call(self, owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Let `owner.name(...)` go through `wrapper(inner)`, on this instance only."""
-        own = vars(owner)
-        had, before = name in own, own.get(name)
-        inner = getattr(owner, name)
-        mine = wrapper(inner)
-        setattr(owner, name, mine)
-
-        def undo() -> None:
-            # accelerate's hooks move what they find at `forward` to `_old_forward`, and back when they are removed.
-            moved = next((place for place in HOOK_PLACES if place != name and own.get(place) is mine), "")
-            if name in HOOK_PLACES and moved:
-                setattr(owner, moved, inner)
-            elif had:
-                setattr(owner, name, before)
-            else:
-                delattr(owner, name)
-
-        self._undo.append(undo)
-
-    def set_processor(self, attention: Any, processor: Any) -> None:
-        """Exchange a diffusers attention processor."""
-        before = attention.processor
-        attention.processor = processor
-        self._undo.append(lambda: setattr(attention, "processor", before))
+        wrapped = WrappedCall(owner, name, wrapper)
+        self._records.append(wrapped)
+        note(owner, wrapped)
+        setattr(owner, name, wrapped.called)
 
     def set_attribute(self, owner: Any, name: str, value: Any) -> None:
         """Set an existing attribute."""
-        before = getattr(owner, name)
+        attribute = SetAttribute(owner, name, value)
+        self._records.append(attribute)
+        note(owner, attribute)
         setattr(owner, name, value)
-        self._undo.append(lambda: setattr(owner, name, before))
 
-    def set_data(self, parameter: torch.Tensor, value: torch.Tensor) -> None:
+    def set_data(self, owner: nn.Module, name: str, value: torch.Tensor) -> None:
         """Write new values into a parameter; the old tensor is kept aside, so that it comes back bit for bit."""
-        before = parameter.data
-        parameter.data = value
-        self._undo.append(lambda: setattr(parameter, "data", before))
+        exchanged = ExchangedData(owner, name, value)
+        self._records.append(exchanged)
+        note(owner, exchanged)
+        exchanged.put()
 
     def on_rollback(self, action: Callable[[], None]) -> None:
-        """Run `action` when everything installed after this call has been taken back."""
-        self._undo.append(action)
+        """Run `action`, once or twice, when everything installed after this call has been taken back."""
+        self._records.append(_Action(action))
 
     def forget(self) -> None:
         """Make every change final, and let go of what it replaced."""
-        self._undo.clear()
+        while self._records:
+            self._records[-1].keep()
+            self._records.pop()
 
     def rollback(self) -> None:
         """Take every change back, the last one first. Safe to call twice."""
-        while self._undo:
-            self._undo.pop()()
+        while self._records:
+            self._records[-1].undo()
+            self._records.pop()

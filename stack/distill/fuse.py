@@ -41,7 +41,7 @@ def fuse(root: nn.Module, updates: Mapping[str, LowRank], scale: float, install:
         StackError: an update goes beyond the weights' type, a weight is packed by a quantization library, or has fewer
             than 16 bits and the update would be rounded away. Nothing is changed then.
     """
-    done: list[tuple[torch.Tensor, torch.Tensor]] = []
+    done: list[tuple[nn.Module, str, torch.Tensor]] = []
     asked, left, dtype = 0.0, 0.0, torch.float32
     for path, update in updates.items():
         linear = root.get_submodule(path)
@@ -55,16 +55,16 @@ def fuse(root: nn.Module, updates: Mapping[str, LowRank], scale: float, install:
         energy = float(delta.square().sum())
         asked += energy
         left += energy * float(rounding_share(weight.data, new, delta))
-        done.append((weight, new))
+        done.append((linear, "weight", new))
         if update.bias is not None:
             bias: Any = linear._parameters["bias"]
             extra = update.bias.float().to(bias.device) * (scale * update.scaling)
-            done.append((bias, (bias.data.float() + extra).to(bias.dtype)))
+            done.append((linear, "bias", (bias.data.float() + extra).to(bias.dtype)))
     share, word = left / asked if asked else 1.0, str(dtype).removeprefix("torch.")
     if torch.finfo(dtype).bits < 16 and share < LEAST_SHARE:
         raise StackError(f"only {share:.1%} of the update would survive rounding to {word}; {BESIDE}")
-    for parameter, value in done:
-        install.set_data(parameter, value)
+    for linear, name, value in done:
+        install.set_data(linear, name, value)
     return Fused(len(updates), share, word)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -212,6 +212,15 @@ def install_schedule(card: Card, target: Target, install: Installer) -> None:
     made = scheduler_of(card, target.pipe.scheduler, card.steps)
     if made is not None:
         install.set_attribute(target.pipe, "scheduler", made)
+        install.wrap_call(target.pipe, "save_pretrained", _refusing)
+
+
+def _refusing(save: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        what = "save_pretrained() would write an adapter's scheduler beside weights without the adapter"
+        raise StackError(f"{what}: undo() the stack first, or write it with stack.save(folder)")
+
+    return called
 
 
 def doubts(card: Card) -> str:

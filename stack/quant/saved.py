@@ -16,6 +16,7 @@ from torch import nn
 from ..core.errors import StackError
 from ..core.facts import machine_of
 from ..core.files import inside, reason, whole
+from ..core.stand_in import no_original
 from ..core.validate import checked
 from ..distill.side import SideLinear
 from .backends.base import LibraryLinear
@@ -62,7 +63,7 @@ def save_denoiser(denoiser: nn.Module, folder: Path) -> int:
             }
     if not entries:
         raise StackError("0 linears are quantized here: apply() a stack with quantize() before save()")
-    tensors |= {name: tensor for name, tensor in denoiser.state_dict().items()}
+    tensors |= _tensors(denoiser)
     folder.mkdir(parents=True, exist_ok=True)
     named = _without_branches(denoiser)
     plain = {named(name): tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
@@ -98,6 +99,7 @@ class Restored:
             for path, module in self.linears.items():
                 parent, _, name = path.rpartition(".")
                 denoiser.get_submodule(parent)._modules[name] = module
+                module.register_state_dict_post_hook(no_original)
             denoiser.load_state_dict(self.tensors, assign=True)
         except BaseException:
             for part, (modules, parameters, buffers) in zip(parts, before, strict=True):
@@ -132,6 +134,15 @@ def read_denoiser(denoiser: nn.Module, folder: Path) -> Restored:
     rounded = {f"{path}.weight" for path in entries}
     own = {name: tensors[name] for name in denoiser.state_dict() if name not in rounded}
     return Restored(linears, own)
+
+
+def _tensors(denoiser: nn.Module) -> dict[str, torch.Tensor]:
+    """What a state dict holds of the modules as they are; that of a quantized model has the original weights."""
+    found: dict[str, torch.Tensor] = dict(denoiser.named_parameters(remove_duplicate=False))
+    for path, module in denoiser.named_modules():
+        kept = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
+        found |= {f"{path}.{n}": buffer for n, buffer in kept.items() if n not in module._non_persistent_buffers_set}
+    return found
 
 
 def _shared(entries: dict[str, Entry]) -> dict[int, tuple[SharedRows, list[str]]]:

@@ -31,6 +31,7 @@ class Target:
         journal: where passes note what a call turned out to be.
         passes: how often passes have been put on or taken off.
         pipe: the pipeline, if there is one.
+        owner: the stack, which lasts as long as the model carries it.
         lock: held by whoever runs the model.
         abort: lets go of what passes keep between calls.
         prepare: told at the start of a pipeline call how many denoiser steps it has, 0 where that is not known.
@@ -46,6 +47,7 @@ class Target:
     journal: Journal
     passes: Callable[[], int]
     pipe: Any | None = None
+    owner: Any | None = None
     lock: AbstractContextManager[Any] = field(default_factory=RLock)
     abort: Callable[[], None] = lambda: None
     prepare: Callable[[int], None] = lambda steps: None

@@ -53,6 +53,9 @@ def test_off_is_off(fitted: Stack) -> None:
     assert not torch.equal(picture(fitted, STEPS), before)
     fitted.undo()
     assert torch.equal(picture(fitted.pipe, STEPS), before) and list(fitted.denoiser.state_dict()) == keys
+    # The very modules that were on are put on again.
+    modules = next(p for p in fitted.passes if p.stage == "quantize").rounded.linears.values()
+    assert not any(m._state_dict_hooks or "__reduce_ex__" in vars(m) or "follows" in m._buffers for m in modules)
 
 
 def test_it_is_saved_and_loaded_bit_for_bit(fitted: Stack, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_the_weights_are_those_of_diffusers_and_peft(tmp_path: Path, alpha: floa
     mine = tiny_denoiser()
     fuse(mine, updates(read_lora(tmp_path / FILE), mine), 1.0, Installer())
     for name, weight in oracle.state_dict().items():
-        torch.testing.assert_close(mine.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine.get_parameter(name), weight, rtol=1e-5, atol=1e-6)
 
 
 def linear(dtype: torch.dtype = torch.float32, size: float = 0.02) -> nn.Module:

@@ -78,7 +78,7 @@ def test_two_transformers_share_the_steps_as_the_card_says(tmp_path: Path, bound
     assert [fuse(parts[name], found[name], 1.0, install).linears for name in parts] == [2, 2]
     for name, part in parts.items():
         for path, update in changes[name].items():
-            torch.testing.assert_close(part.state_dict()[f"{path}.weight"], before[name][f"{path}.weight"] + update)
+            torch.testing.assert_close(part.get_parameter(f"{path}.weight"), before[name][f"{path}.weight"] + update)
     _, seen = tiny.run(put_on(card, tiny, install))
     assert seen["transformer"] == pytest.approx(DMD4[:2]) and seen["transformer_2"] == pytest.approx(DMD4[2:])
     install.rollback()

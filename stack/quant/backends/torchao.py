@@ -5,7 +5,6 @@ In eager mode its dynamic schemes are slower than bf16 on any device; compile th
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -106,7 +105,10 @@ class TorchAO:
 
 
 def _convert(linear: nn.Linear, scheme: Scheme) -> LibraryLinear:
-    holder = nn.Sequential(copy.deepcopy(linear))
+    # Not a copy of the linear, which would hold its weight without the adapter that is fused into it.
+    own = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+    own.weight, own.bias = nn.Parameter(linear.weight.detach().clone(), requires_grad=False), linear.bias
+    holder = nn.Sequential(own)
     _library().quantize_(holder, _config(scheme))
     converted = holder[0]
     assert isinstance(converted, nn.Linear)

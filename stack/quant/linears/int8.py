@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from ...core.errors import StackError
-from ..kernels.product import PLAIN, Kernel, Packed, pack, product, unpack
+from ...core.facts import machine_of
+from ..kernels.product import PLAIN, Kernel, Packed, kernel_for, pack, product, unpack
 from ..kernels.rows import quantize_weight
 from ..kernels.shared import SharedRows
 from .fixed import fixed_buffer
@@ -24,7 +25,7 @@ class Int8Linear(nn.Module):
 
     For inference: a backward pass through it raises. It can be moved and cast: levels and steps stay as they are. In
     oneDNN's layout, which only a CPU knows, the weight is no buffer; a module that leaves the CPU takes it along in the
-    plain layout and keeps that. It cannot be deep-copied in oneDNN's layout.
+    plain layout and keeps that.
 
     Args:
         shared, member: rows it rounds together with others, and which of them it is.
@@ -70,6 +71,19 @@ class Int8Linear(nn.Module):
             self._keep(pack(PLAIN, *unpack(self.packed)))
         super()._apply(fn, recurse)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies are made of: oneDNN's layout can be neither copied nor written."""
+        plain = None if self._opaque is None else unpack(self.packed)
+        return {**vars(self), "_opaque": plain}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if isinstance(self._opaque, tuple):
+            values, step = self._opaque
+            kernel = kernel_for(machine_of(step.device))  # of the machine that reads it
+            exact = int(values.abs().max()) <= kernel.weight_levels
+            self._keep(pack(kernel if exact else PLAIN, values, step))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., K) to (..., N).

@@ -1,0 +1,124 @@
+"""A module in another's place: for those who save, copy, move or hook the model it is still the other."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from .errors import StackError
+
+FOLLOWS = "follows"  # buffer without elements: it is moved and cast with the model, the module that was replaced is not
+# Where a module keeps what users have registered on it.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+def itself(module: nn.Module) -> nn.Module:
+    """A copy of a stand-in is made by this, of a copy of the module it stands for."""
+    return module
+
+
+def no_original(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """A state dict is asked of a module whose original weights are gone.
+
+    Raises:
+        StackError: always.
+    """
+    what = f"{prefix.rstrip('.')} has rounded weights only (frozen, or loaded so)"
+    raise StackError(f"{what}: expected the original ones for a state dict; write it with stack.save(folder)")
+
+
+class StandIn:
+    """A module in another's place.
+
+    The other one is not moved with the model, which offloading does on every call: it is brought along when it is
+    wanted again.
+
+    Args:
+        parent: whose child is replaced.
+        name: of that child, which may become a part of `new`.
+        new: what stands there now.
+    """
+
+    def __init__(self, parent: nn.Module, name: str, new: nn.Module):
+        old = parent.get_submodule(name)
+        self.parent, self.name, self.new = parent, name, new
+        self._old = old
+        self._tensor = next((p for p in old.parameters(recurse=False) if p.is_floating_point()), None)
+        self._inside = any(module is old for module in new.modules())
+        # A parameter that both have tells of `requires_grad_()` as well.
+        self._shared = next((p for p in new.parameters() if any(p is own for own in old.parameters())), None)
+        self._trained = self._shared is not None and self._shared.requires_grad
+
+    def begin(self) -> None:
+        """Let `new` answer for `old`. Changes `new` only."""
+        old, new = self._old, self.new
+        if not self._inside:
+            if self._tensor is not None:
+                new.register_buffer(FOLLOWS, self._tensor.data.new_empty(0), persistent=False)
+            for name in HOOKS:
+                vars(new)[name] = vars(old)[name]
+        new.register_state_dict_post_hook(partial(self._plain_state))
+        vars(new)["__reduce_ex__"] = self._reduce
+
+    def undo(self) -> None:
+        """Put `old` where `new` is, were it inside of what somebody has put around it; nowhere if it is gone."""
+        old, new = self._old, self.new
+        for name in HOOKS if self._inside else ():
+            if vars(new)[name]:
+                vars(new)[name].update(vars(old)[name])
+                vars(old)[name] = vars(new)[name]
+        around = self.parent._modules.get(self.name)
+        if around is self.new:
+            self.parent._modules[self.name] = self.plain()
+        for module in around.modules() if around is not None else ():
+            for name in [name for name, child in module._modules.items() if child is self.new]:
+                module._modules[name] = self.plain()
+        self._release()
+        for name in HOOKS:
+            vars(new)[name] = OrderedDict()
+
+    def keep(self) -> None:
+        """From now on `new` stands for itself, and cannot be saved by others."""
+        self._release()
+        self._old, self._tensor = self.new, None
+        self.new.register_state_dict_post_hook(no_original)
+
+    def _release(self) -> None:
+        """Let `new` answer for itself again: a pass may put it on another time."""
+        new = self.new
+        vars(new).pop("__reduce_ex__", None)
+        new._state_dict_hooks.clear()
+        new._buffers.pop(FOLLOWS, None)
+
+    def plain(self) -> nn.Module:
+        """`old`, as it would be had it stayed in the model."""
+        old, new = self._old, self.new
+        if not self._inside:
+            follows = new._buffers.get(FOLLOWS)
+            if follows is not None and self._tensor is not None and follows.device.type != "meta":
+                # As little as happened to the model: tensors of other types stay as they are.
+                if follows.dtype != self._tensor.dtype:
+                    old.to(follows.dtype)
+                if follows.device != self._tensor.device:
+                    old.to(follows.device)
+            old.train(new.training)
+            if self._shared is not None and self._shared.requires_grad != self._trained:
+                old.requires_grad_(self._shared.requires_grad)
+        return old
+
+    def _plain_state(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for name in [name for name in state if name.startswith(prefix)]:
+            del state[name]
+        self.plain().state_dict(destination=state, prefix=prefix)
+
+    def _reduce(self, protocol: Any) -> tuple[Any, ...]:
+        return itself, (self.plain(),)
