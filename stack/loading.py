@@ -28,6 +28,7 @@ def load_pipeline(name: str, dtype: torch.dtype | None = None, device: str | Non
     Raises:
         StackError: unknown name, a folder that holds no diffusers pipeline, a device that is not there.
     """
+    checked(str, name, "model")
     place = device_of(device)
     dtype = dtype or best_dtype(place)
     pipe = load(name, dtype) if name in REFERENCES else _from_pretrained(name, dtype)
@@ -40,7 +41,7 @@ def device_of(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(checked(str, name, "device"))
     except (RuntimeError, ValueError):
         raise StackError(f"unknown device {shown(name)}: expected cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -66,6 +66,7 @@ def load_recipe(name: str) -> Recipe:
         StackError: no such recipe, or a file that is none.
     """
     shipped = _shipped()
+    checked(str, name, "recipe")
     source = shipped.get(name) or (Path(name) if name.endswith(".toml") else None)
     if source is None:
         like = get_close_matches(name, shipped, 1)

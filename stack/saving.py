@@ -30,7 +30,7 @@ WEIGHTS = "weights"  # note of a saved recipe: the digest of the weights it was 
 
 def save_stack(stack: StackLike, folder: str | Path) -> int:
     """Write an applied stack; see `Stack.save`."""
-    folder = Path(folder)
+    folder = _folder(folder)
     if not stack.applied:
         raise StackError("save() writes an applied stack: call apply() first")
     check_folder(folder, "save()")
@@ -51,6 +51,12 @@ def save_stack(stack: StackLike, folder: str | Path) -> int:
     return count
 
 
+def _folder(given: str | Path) -> Path:
+    if not isinstance(given, (str, Path)) or not str(given):
+        raise StackError(f"expected the name of a folder, got {shown(given)}")
+    return Path(given)
+
+
 def _save_scheduler(scheduler: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / SCHEDULER_FILE, scheduler.to_json_string())
@@ -67,7 +73,7 @@ def load_weights(folder: str | Path, model: Any) -> Recipe:
 
     Everything is read and checked before the model is touched.
     """
-    folder = Path(folder)
+    folder = _folder(folder)
     if not os.path.isfile(folder / RECIPE):
         raise StackError(f"expected a folder written by Stack.save(), but {shown(str(folder))} has no {RECIPE}")
     path = inside(folder, RECIPE, str(folder), links=False)

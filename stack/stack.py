@@ -21,6 +21,7 @@ from .core.errors import StackError
 from .core.facts import Facts
 from .core.passes import Pass, stage_of
 from .core.plan import Plan, explain, in_order
+from .core.validate import RunSteps, checked
 from .distill.adapter import Adapter
 from .distill.call import transformed_call
 from .distill.distill import Distill
@@ -66,9 +67,9 @@ class Stack:
     """
 
     def __init__(self, model: Any, steps: int = 50, shift: float = 1.0, strict: bool = False, max_error: float = 0.0):
-        if not isinstance(steps, int) or steps < 1:
-            raise StackError(f"steps must be a whole number of at least 1, got {steps!r}")
-        if not 0 <= max_error < 1:
+        checked(RunSteps, steps, "steps")
+        checked(float, shift, "shift")
+        if not 0 <= checked(float, max_error, "max_error") < 1:
             raise StackError(f"max_error must be in [0, 1), got {max_error!r}: 0.05 allows 5 % of the final latents")
         self.max_error = max_error
         self._pipe = None if isinstance(model, nn.Module) else model

@@ -13,7 +13,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from ..core.errors import StackError
 from ..core.files import whole
-from ..core.validate import shown
+from ..core.validate import checked, shown
 from .card import Card, Weights
 from .parse import read_card
 
@@ -47,7 +47,7 @@ def find_card(adapter: str) -> Card:
     Raises:
         StackError: nothing by this name, or a folder that holds several.
     """
-    path = Path(adapter)
+    path = Path(checked(str, adapter, "adapter"))
     if adapter and is_shipped(adapter):
         return read_card(shipped_folder() / f"{adapter}.toml")
     # os.path, because a Path raises for names that no file can have.

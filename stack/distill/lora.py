@@ -87,8 +87,8 @@ def read_lora(path: Path) -> LoraFile:
         raise StackError(f"{path.name} is a DoRA ({odd[0]}): expected a plain LoRA; merge it with peft first")
     for key, tensor in state.items():
         # In whatever layout: converters multiply the factors with it. NaN and infinity are told with all others.
-        odd = key.endswith(ALPHA) and (tensor.numel() != 1 or not 0 < abs(float(tensor)) <= LARGEST_ALPHA)
-        if odd and bool(tensor.float().isfinite().all()):
+        extreme = key.endswith(ALPHA) and (tensor.numel() != 1 or not 0 < abs(float(tensor)) <= LARGEST_ALPHA)
+        if extreme and bool(tensor.float().isfinite().all()):
             raise _misfit(path.name, f"expected one alpha other than 0, at most {LARGEST_ALPHA:g}", [key])
     return LoraFile(path.name, state, _header_alpha(header, path.name))
 

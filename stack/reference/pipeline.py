@@ -85,7 +85,9 @@ class ShapesFluxPipeline(FluxPipeline):
             StackError: a prompt outside the known language, or none.
         """
         if kwargs.get("prompt_embeds") is None:
-            tokenize(some_prompts(prompt))  # what cannot be read is told before diffusers looks at it
+            # What cannot be read is told before diffusers looks at it.
+            tokenize(some_prompts(prompt))
+            prompt = list(prompt) if isinstance(prompt, tuple) else prompt
         output_type = kwargs.pop("output_type", "pil")
         return_dict = kwargs.pop("return_dict", True)
         height = kwargs.setdefault("height", self.config.size)

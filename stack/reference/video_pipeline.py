@@ -67,7 +67,9 @@ class ShapesVideoPipeline(HunyuanVideoPipeline):
             StackError: a prompt outside the known language, or none.
         """
         if kwargs.get("prompt_embeds") is None:
-            tokenize(prompt)  # what cannot be read is told before diffusers looks at it
+            # What cannot be read is told before diffusers looks at it.
+            tokenize(prompt)
+            prompt = list(prompt) if isinstance(prompt, tuple) else prompt
         output_type = kwargs.pop("output_type", "pil")
         return_dict = kwargs.pop("return_dict", True)
         for name, value in (("height", "size"), ("width", "size"), ("num_frames", "frames")):
