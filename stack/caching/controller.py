@@ -156,7 +156,9 @@ class CacheController:
         context, schedule = self.clock.context, self.clock.sigma_schedule
         if context is None:
             raise RuntimeError("the clock has not been advanced: the denoiser was called around its stack")
-        self.now, self.x = context, coordinate(self.coordinate, context.step, context.time, context.sigma)
+        self.now, self.x = context, context.time
+        if self.coordinate != "time":
+            self.x = coordinate(self.coordinate, context.step, context.time, context.sigma)
         active = context.active_set
         active.cached, active.full = True, ()  # nothing is decided yet
         shape, conditions = tuple(tokens.shape), self.conditions()

@@ -20,7 +20,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from ..compat.noise import Mix, NoiseLedger, blend, combine, drowned, without
@@ -30,7 +29,6 @@ from .options import Options
 BASES = ("newton", "taylor", "hermite")
 COORDINATES = ("time", "step", "sigma", "log-snr")
 HIGHEST_ORDER = 4
-HERMITE_SCALE = 0.5  # HiCache's contraction (arXiv 2508.16984)
 
 
 @dataclass(frozen=True)
@@ -85,29 +83,6 @@ def gaps(forecast: Forecast, x: float, past: Sequence[float]) -> list[float]:
     """What the differences of order 1, 2, ... are divided by at a full step at x, given past x (newest first)."""
     orders = range(min(forecast.effective_order, len(past)))
     return [x - past[i if forecast.basis == "newton" else 0] for i in orders]
-
-
-def weights(forecast: Forecast, x: float, nodes: Sequence[float]) -> list[float]:
-    """phi_0 = 1, phi_1, ... at x: what the differences are multiplied with (gains are already in them).
-
-    Args:
-        nodes: coordinates of the full steps behind the differences, newest first; one per difference.
-    """
-    if forecast.basis == "newton":
-        products = [1.0]
-        for node in nodes[:-1]:
-            products.append(products[-1] * (x - node))
-        return products
-    u = x - nodes[0]
-    if forecast.basis == "taylor":
-        return [u**i / math.factorial(i) for i in range(len(nodes))]
-    return [1.0, *(_hermite(i, u) / math.factorial(i) for i in range(1, len(nodes)))]
-
-
-def _hermite(degree: int, x: float) -> float:
-    """The contracted physicists' Hermite polynomial s^i H_i(s x)."""
-    series = [0.0] * degree + [1.0]
-    return HERMITE_SCALE**degree * float(np.polynomial.hermite.hermval(HERMITE_SCALE * x, series))
 
 
 def coordinate(name: str, step: int, time: float, sigma: float) -> float:

@@ -18,9 +18,8 @@ from ..core.readback import Readback
 from ..runtime.call import DenoiserCall, Proceed
 from ..runtime.report import Journal
 from ..runtime.step_clock import FULL, Clock, StepContext
-from .forecast import weights
 from .latent import tokens_of
-from .predictor import Predictor
+from .predictor import Predictor, weights
 
 # Times the last feature's norm. On shapes-flux SVD-Cache may go 0.2, and TaylorSeer, the farthest of all presets, 3.4
 # times its norm (20 steps, interval 7).

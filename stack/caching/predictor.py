@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
 
 from ..compat.noise import NoiseLedger, shrunk
 from ..core.errors import StackError
-from .forecast import NOTHING, Differences, Forecast, differences, over_wide_gaps, weights
+from .forecast import NOTHING, Differences, Forecast, differences, over_wide_gaps
 from .placement import ON_DEVICE, Placement
 from .splits import Split
+
+HERMITE_SCALE = 0.5  # HiCache's contraction (arXiv 2508.16984)
 
 
 class Predictor:
@@ -185,3 +189,26 @@ class Predictor:
         for term, factor in zip(terms, factors[1:], strict=True):
             out = torch.add(out, term, alpha=factor)
         return out.to(self._given)
+
+
+def weights(forecast: Forecast, x: float, nodes: Sequence[float]) -> list[float]:
+    """phi_0 = 1, phi_1, ... at x: what the differences are multiplied with (gains are already in them).
+
+    Args:
+        nodes: coordinates of the full steps behind the differences, newest first; one per difference.
+    """
+    if forecast.basis == "newton":
+        products = [1.0]
+        for node in nodes[:-1]:
+            products.append(products[-1] * (x - node))
+        return products
+    u = x - nodes[0]
+    if forecast.basis == "taylor":
+        return [u**i / math.factorial(i) for i in range(len(nodes))]
+    return [1.0, *(_hermite(i, u) / math.factorial(i) for i in range(1, len(nodes)))]
+
+
+def _hermite(degree: int, x: float) -> float:
+    """The contracted physicists' Hermite polynomial s^i H_i(s x)."""
+    series = [0.0] * degree + [1.0]
+    return HERMITE_SCALE**degree * float(np.polynomial.hermite.hermval(HERMITE_SCALE * x, series))

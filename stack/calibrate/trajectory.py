@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..caching.forecast import Forecast, coordinate, gaps, weights
+from ..caching.forecast import Forecast, coordinate, gaps
+from ..caching.predictor import weights
 from ..caching.sites.calls import BlockCall, Streams
 from ..core.installer import Installer
 from ..models.wiring import Wiring

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -83,6 +84,17 @@ class Tiny:
             self.seen = seen
             for handle in handles:
                 handle.remove()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For models as small as these: more threads mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _draw(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -240,7 +252,6 @@ PIPELINES: dict[str, Callable[[], Tiny]] = {
     # What makes a difference to the question which step a call is: rounded timesteps, two calls per step.
     "FluxPipeline, bfloat16": partial(flux, BF16),
     "FluxImg2ImgPipeline, bfloat16": partial(img2img, BF16),
-    "DiTPipeline, bfloat16": partial(dit, BF16),
     "HunyuanVideoPipeline, bfloat16": partial(hunyuan, BF16),
     "FluxPipeline, negative prompt": partial(flux_guided, torch.float32),
     "FluxImg2ImgPipeline, negative prompt": partial(img2img_guided, torch.float32),

@@ -39,6 +39,12 @@ def schedulers_of(pipeline: str) -> dict[str, Callable[[], Any]]:
 
 def row_of(tiny: Tiny, pipeline: str, scheduler: str, columns: tuple[str, ...] = COLUMNS) -> Row:
     """Every verdict on a pipeline, which is left as it was."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _row_of(tiny, pipeline, scheduler, columns)
+
+
+def _row_of(tiny: Tiny, pipeline: str, scheduler: str, columns: tuple[str, ...]) -> Row:
     row = Row(pipeline, scheduler)
     try:
         tiny.pipe.scheduler = schedulers_of(pipeline)[scheduler]()
@@ -51,10 +57,7 @@ def row_of(tiny: Tiny, pipeline: str, scheduler: str, columns: tuple[str, ...] =
         row.not_accepted = "two calls give different or non-finite outputs"
         return row
     row.calls = tiny.seen["denoiser"]
-    for column in columns:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            row.cells[column] = _verdict(tiny, column, plain, row.calls)
+    row.cells = {column: _verdict(tiny, column, plain, row.calls) for column in columns}
     return row
 
 

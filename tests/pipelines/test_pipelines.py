@@ -59,13 +59,9 @@ def test_svd_on_every_scheduler(pipeline: str) -> None:
     assert not {name: cells for name, cells in seen.items() if cells[0] != cells[1] or cells[0].startswith(WRONG)}
 
 
-@pytest.mark.parametrize(
-    ("pipeline", "number"),
-    [(p, random.Random(p).randrange(100)) for p in random.Random(19).sample([*PIPELINES], SAMPLE)],
-)
-def test_a_sample_of_lines_is_what_the_code_gives(pipeline: str, number: int) -> None:
-    names = accepted(pipeline)
-    scheduler = names[number % len(names)]
+@pytest.mark.parametrize("pipeline", random.Random(19).sample([*PIPELINES], SAMPLE))
+def test_a_sample_of_lines_is_what_the_code_gives(pipeline: str) -> None:
+    scheduler = random.Random(pipeline).choice(accepted(pipeline))
     assert line(row_of(tiny(pipeline), pipeline, scheduler)) == tables()[pipeline][setting(scheduler)]
 
 
