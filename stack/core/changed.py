@@ -13,6 +13,7 @@ from torch import nn
 from .errors import StackError
 
 STATE = "__getstate__"
+Call = Callable[..., Any]
 
 
 class Change(Protocol):
@@ -63,7 +64,9 @@ class WrappedCall:
             object that it meets there.
     """
 
-    def __init__(self, owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]):
+    def __init__(
+        self, owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]], traced: bool
+    ):
         self.owner, self.name, self.own = owner, name, name in vars(owner)
         self.inner = inner = getattr(owner, name)
         run = wrapper(inner)
@@ -76,7 +79,7 @@ class WrappedCall:
             nonlocal run
             run = inner
 
-        self.called, self._off = called, off
+        self.called, self._off = called if traced else torch.compiler.disable(called), off
 
     def leave(self, names: dict[str, Any]) -> None:
         if not self._leave(names):

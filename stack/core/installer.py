@@ -65,9 +65,15 @@ class Installer:
         stand_in.begin()
         stand_in.parent._modules[name] = new
 
-    def wrap_call(self, owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Let `owner.name(...)` go through `wrapper(inner)`, on this instance only."""
-        wrapped = WrappedCall(owner, name, wrapper)
+    def wrap_call(
+        self, owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]], traced: bool = True
+    ) -> None:
+        """Let `owner.name(...)` go through `wrapper(inner)`, on this instance only.
+
+        Args:
+            traced: whether a compiler that meets it may trace it; otherwise it is called as Python.
+        """
+        wrapped = WrappedCall(owner, name, wrapper, traced)
         self._records.append(wrapped)
         note(owner, wrapped)
         setattr(owner, name, wrapped.called)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...core.installer import Installer
@@ -40,15 +39,10 @@ class Inside:
 
     def wrap(self, module: nn.Module, wrapper: Wrapper, install: Installer) -> None:
         """Let the module's `forward` go through `wrapper(inner)`."""
-        install.wrap_call(module, "forward", lambda inner: untraced(wrapper(self._within(inner))))
+        install.wrap_call(module, "forward", lambda inner: wrapper(self._within(inner)), traced=False)
 
     def _within(self, inner: Forward) -> Forward:
         compiled = self.compile(inner)
         if compiled is inner:
             return inner
         return wraps(inner)(lambda *args, **kwargs: (compiled if self.whole() else inner)(*args, **kwargs))
-
-
-def untraced(forward: Forward) -> Forward:
-    """The same function; a compiler that meets it calls it as Python."""
-    return torch.compiler.disable(forward)

@@ -18,7 +18,7 @@ from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, SiteState, register_site
 from ..controller import CacheController, CacheSlot, mean_ratios
 from .calls import BlockCall, Streams, before_blocks, take
-from .inside import Forward, as_it_is, untraced
+from .inside import Forward, as_it_is
 from .per_module import Given, PerModule, PerModuleSite
 
 FIRST = "first"  # key of the first module's input
@@ -110,7 +110,7 @@ class RelationalModules(PerModule):
         super()._place(block, key, module, install)
         if module.spares:  # what it is given itself is not computed on a cached step
             spare = block.get_submodule(module.spares[0])
-            install.wrap_call(spare, "forward", lambda inner: untraced(self._noted(inner, key)))
+            install.wrap_call(spare, "forward", lambda inner: self._noted(inner, key), traced=False)
 
     def _noted(self, inner: Callable[..., Any], key: str) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
