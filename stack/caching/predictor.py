@@ -121,20 +121,17 @@ class Predictor:
         for difference, mix in zip(fresh.values[1:], fresh.mixes[1:], strict=True):
             variance = self._ledger.variance(mix) if noise else None
             terms.append(self._shape(difference, gain, variance))
-        wide = torch.promote_types(self.kept_in, torch.float32)
-        norms = [torch.linalg.vector_norm(term.to(self.kept_in), dtype=wide) for term in terms]
+        kept_in, order = self.kept_in, self.forecast.effective_order
+        wide = torch.promote_types(kept_in, torch.float32)
+        norms = [torch.linalg.vector_norm(term.to(kept_in), dtype=wide) for term in terms]
         self.norms = torch.stack(norms).float()
-        fresh = fresh.kept(max(1, self._needed + (noise > 0)))
+        # The next full step starts from these differences: older ones only make higher or smoothed ones.
+        fresh = fresh.kept(max(1, order + bool(self.forecast.smoothing) + (noise > 0)))
         kept = self._stored([*fresh.values, *terms])
         count = len(fresh.values)
-        nodes = fresh.nodes[: self.forecast.effective_order + 1 + (noise > 0)]
+        nodes = fresh.nodes[: order + 1 + (noise > 0)]
         self._raw, self._terms = Differences(kept[:count], nodes, fresh.mixes), kept[count:]
         self._ledger.keep(fresh.mixes)
-
-    @property
-    def _needed(self) -> int:
-        """Differences that the next full step starts from: older ones only make higher or smoothed ones."""
-        return self.forecast.effective_order + bool(self.forecast.smoothing)
 
     def _before(self, x: float) -> Differences:
         """What the differences at x go on from."""
@@ -146,8 +143,8 @@ class Predictor:
 
     def _stored(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """As they are kept; what was one tensor stays one."""
-        distinct = {id(tensor): tensor for tensor in tensors}
-        kept = {key: self.placement.put(tensor.to(self.kept_in)) for key, tensor in distinct.items()}
+        distinct, kept_in = {id(tensor): tensor for tensor in tensors}, self.kept_in
+        kept = {key: self.placement.put(tensor.to(kept_in)) for key, tensor in distinct.items()}
         return [kept[id(tensor)] for tensor in tensors]
 
     def _value(self, feature: torch.Tensor) -> torch.Tensor:

@@ -49,7 +49,7 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
                 # A pipeline call begins: the passes are planned for as many steps as it has.
                 target.prepare(len(place.timetable.timesteps) - place.at if not place.why else 0)
             # Of which request, in what compute mode; which samples run is filled in on the way.
-            context = clock.advance(place, tuple(latent.shape))
+            context = clock.advance(place, tuple(latent.shape), turns_page)
             # Its time and, read off the step context in the end, what it turned out to be.
             journal.begin(context, latent.device)
             if place.why:

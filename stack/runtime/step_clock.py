@@ -212,9 +212,13 @@ class Clock:
             return place.at != last.at + 1  # noise levels may be written into a scheduler in mid-run
         return place.timetable.timesteps[place.at] > last.timetable.timesteps[last.at]
 
-    def advance(self, place: Place, shape: tuple[int, ...]) -> StepContext:
-        """A denoiser call at this place, on latent tokens of this shape, begins."""
-        if self.turns_page(place):
+    def advance(self, place: Place, shape: tuple[int, ...], turned: bool | None = None) -> StepContext:
+        """A denoiser call at this place, on latent tokens of this shape, begins.
+
+        Args:
+            turned: what `turns_page` has said of it, if it has been asked.
+        """
+        if self.turns_page(place) if turned is None else turned:
             self._pages += 1
         self._last = place
         at, branch = place.at, self.branch

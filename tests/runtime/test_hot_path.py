@@ -77,7 +77,7 @@ def test_a_step_of_a_two_block_flux_costs_few_calls_in_few_files() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_most_cached_steps_cost_about_fifty_calls_in_every_family(family: str) -> None:
+def test_most_cached_steps_cost_about_sixty_calls_in_every_family(family: str) -> None:
     """Each block and embedder costs one; nothing else may grow with the model."""
     cached = sorted(calls for kind, calls, _ in counts(family, "svd", interval=7, warmup=3) if kind == "c")
-    assert cached[len(cached) // 2] <= 55
+    assert cached[len(cached) // 2] <= 62
