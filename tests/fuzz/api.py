@@ -11,6 +11,7 @@ import random
 import re
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -284,10 +285,12 @@ def run(ops: list[Op], ran: Counter[str] | None = None) -> str:
     """What went wrong in a sequence, or ''."""
     (_, start), *rest = ops
     try:
-        session = Session(*start)
-        for name, argument in rest:
-            session.do(name, argument)
-        session.finish()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            session = Session(*start)
+            for name, argument in rest:
+                session.do(name, argument)
+            session.finish()
     except Complaint as complaint:
         return str(complaint)
     except Exception as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from diffusers.utils import logging
 
 from stack import Stack
@@ -12,11 +14,16 @@ from ..pipelines.build import one_thread
 from . import api
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
 def test_forty_sequences_leave_nothing_behind_and_use_nothing_stale() -> None:
     logging.set_verbosity_error()
     said: list[str] = []
-    with one_thread():
-        failures = api.fuzz(40, seed=0, told=said.append)
+    failures = api.fuzz(40, seed=0, told=said.append)
     assert not failures, "\n".join(said)
 
 
