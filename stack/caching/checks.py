@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from ..compat.horizon import forecast_cost, most_saved, uniform_levels
 from ..compat.rules.rounded_caches import (
@@ -25,11 +28,15 @@ from ..core.facts import Facts
 from ..core.passes import Finding
 from .calibrated_for import DECISIVE, MINOR, differences
 from .clashes import clashes
+from .gate_policies import BudgetPolicy
+from .methods import PRESETS
 from .policy import Policy
 from .repairs import always_running, angle, can_correct, for_few_steps, for_noise
 from .schedules import Mask, same_share
 from .splits import ChannelSplit
 
+# Options that say when to run in full.
+WHEN = ("interval", "warmup", "schedule_power", "gate", "threshold")
 Judged = tuple[Finding, Policy | None]  # and the cache as the finding leaves it; None drops it, where it repairs
 
 
@@ -39,11 +46,12 @@ def judged(policy: Policy, facts: Facts, stage: str, method: str) -> list[Judged
     Args:
         method: the preset's name, for words.
     """
-    first = [*policy.site.refuses(facts, stage), *_unfitted(policy, facts, stage, method)]
+    asked = policy.differing(PRESETS[method])
+    first = [*policy.site.refuses(facts, stage), *_unfitted(policy, facts, stage, method, asked)]
     found: list[Judged] = [(finding, None) for finding in first]
     if any(finding.fatal for finding in first):
         return found
-    for repair in (_uncorrectable, _few_steps, _elsewhere, _aligned, _turned, _noisy):
+    for repair in (_uncorrectable, partial(_few_steps, asked), _elsewhere, _aligned, _turned, _noisy):
         told = repair(policy, facts, stage)
         if told is None:
             continue
@@ -67,21 +75,34 @@ def _uncorrectable(p: Policy, facts: Facts, stage: str) -> Judged | None:
     return Finding.of(LEARNED_VARIANCE, stage, what, repair=repair), plain
 
 
-def _unfitted(p: Policy, facts: Facts, stage: str, method: str) -> list[Finding]:
+def _when(p: Policy, facts: Facts, asked: Mapping[str, Any]) -> list[str]:
+    """The options that say when to run in full, where the user has set them for as many steps as these."""
+    names = [name for name in WHEN if name in asked]
+    if isinstance(p.gate, BudgetPolicy) and "gate" in asked:
+        names = ["max_error"]
+    return [*names, "full_steps"] if "full_steps" in asked and p.schedule.steps == facts.steps else names
+
+
+def _unfitted(p: Policy, facts: Facts, stage: str, method: str, asked: Mapping[str, Any]) -> list[Finding]:
     """What had to be measured first, or was measured on another model."""
     bases = p.split.found
     if bases is not None and (misfit := bases.misfit(facts)):
         what, hint = f"the bases were {misfit}", "stack.fit_bases(prompts)"
         return [Finding.of(FITTED_ELSEWHERE, stage, what, repair=hint, fatal=True)]
-    if facts.steps < FEWEST_STEPS or p.gate is None:
+    if p.gate is None or (facts.steps < FEWEST_STEPS and not _when(p, facts, asked)):
         return []
     return p.gate.unfitted(method, stage)
 
 
-def _few_steps(p: Policy, facts: Facts, stage: str) -> Judged | None:
-    """Whole steps are not forecast on a few-step schedule."""
+def _few_steps(asked: Mapping[str, Any], p: Policy, facts: Facts, stage: str) -> Judged | None:
+    """Whole steps are not forecast on a few-step schedule, unless the user has said when to run in full."""
     if facts.steps >= FEWEST_STEPS or (p.site.partial_depth and not p.gate):
         return None
+    if when := _when(p, facts, asked):
+        what = (
+            f"{' and '.join(when)} as asked on a schedule of {facts.steps} steps, where forecasts have little to go on"
+        )
+        return Finding.of(FEW_STEPS, stage, f"{what}; without, part of the blocks runs on every step", note=True), None
     part = for_few_steps(p, facts)
     full, always = len(part.schedule_for(facts.steps).full_steps(facts.steps)), always_running(part, facts)
     most = most_saved(full, facts.steps, always)
@@ -91,6 +112,9 @@ def _few_steps(p: Policy, facts: Facts, stage: str) -> Judged | None:
     what = f"a schedule of {facts.steps} steps can save at most {most:.2f}x with this cache"
     front, back = part.site.front_blocks, part.site.back_blocks
     repair = f"{facts.steps - full} of {facts.steps} steps run {front} front and {back} back blocks"
+    own = part.options()
+    if unused := [name for name, value in asked.items() if own.get(name) != value]:
+        repair += f"; not used: {', '.join(unused)}"
     return Finding.of(FEW_STEPS, stage, what, repair=repair), part
 
 

@@ -14,7 +14,7 @@ from diffusers.models.cache_utils import CacheMixin
 
 from ..compat.rules.state import OTHER_CONDITIONS, STEP_UNKNOWN
 from ..core.installer import BEHIND_HOOK, Installer
-from ..models.schedule import CLOSE, TRAINED, Timetable, fits, timetable_of
+from ..models.schedule import CLOSE, Timetable, fits, timetable_of
 from ..models.timestep import place_in, precision_of, same_for_all
 from .arguments import Arguments
 from .call import DenoiserCall
@@ -53,8 +53,8 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
             # Its time and, read off the step context in the end, what it turned out to be.
             journal.begin(context, latent.device)
             if place.why:
-                journal.warn(STEP_UNKNOWN.annotate(f"{place.why}; the step runs in full"))
-            elif before and before.request != context.request and not turns_page:
+                journal.warn(STEP_UNKNOWN.annotate(f"{place.why}; they run in full"))
+            elif before and before.known and before.request != context.request and not turns_page:
                 journal.warn(OTHER_CONDITIONS.annotate("a step does not follow the one before it: it runs in full"))
             # What its features depend on. Read if a cache asks, to stamp what it keeps.
             target.conditions.begin(context, given)
@@ -110,7 +110,7 @@ class _StepReader:
         scale, own = self.target.wiring.timestep_scale, timetable.timesteps
         if timestep.numel() > 1:
             if not same_for_all(timestep):
-                return unknown_place(float(timestep.max()) / scale, "the samples of a call are at different timesteps")
+                return unknown_place(float(timestep.max()) / scale, "calls whose samples are at different timesteps")
             timestep = timestep.flatten()[0]
         value = float(timestep) / scale
         there = 0 <= at < len(own)
@@ -122,18 +122,15 @@ class _StepReader:
         found = timetable.nearest(value, precision)
         if found is not None:
             return Place(timetable, found, driven)
-        return unknown_place(value, self._why_unknown(value, timetable))
+        return unknown_place(value, self._why_unknown(timetable))
 
-    def _why_unknown(self, value: float, timetable: Timetable) -> str:
+    def _why_unknown(self, timetable: Timetable) -> str:
         steps, pipe = len(timetable.timesteps), self.target.pipe
         if pipe is None:
             own = f"the {steps} steps of shift {timetable.schedule.shift:g} that this stack is built for"
-            return (
-                f"noise level {value:.4g} is none of {own}: build it with the loop's own, Stack(model, steps=, shift=)"
-            )
+            return f"calls at other noise levels than {own}: build it with the loop's own, Stack(model, steps=, shift=)"
         own = f"the {steps} that the pipeline's {type(pipe.scheduler).__name__} has made"
-        hint = "something else drives this call; build the stack on the pipeline that is called"
-        return f"timestep {TRAINED * value:.4g} is none of {own}: {hint}"
+        return f"calls at other timesteps than {own}: build the stack on the pipeline that is called"
 
 
 def _context(
