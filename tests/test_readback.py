@@ -12,7 +12,7 @@ import torch
 from stack import Stack
 from stack.caching.guard import ExtrapolationGuard, NormReader, OutputGuard
 from stack.core.readback import Readback, Stopwatch
-from stack.runtime.hook import _place
+from stack.models.timestep import place_in
 
 from .conftest import inputs, tiny_denoiser
 from .reads import CountReads
@@ -132,7 +132,7 @@ def test_a_stopwatch_of_an_accelerator_reads_its_events(monkeypatch: pytest.Monk
 def test_a_step_is_told_from_the_scheduler_s_own_tensor_without_reading_it() -> None:
     timesteps = torch.arange(1000, 0, -20)
     with CountReads() as reads:
-        assert _place(timesteps[7][None].expand(4), timesteps) == 7
-        assert _place(timesteps[10:][3], timesteps[10:]) == 3
-        assert _place(timesteps[7].clone(), timesteps) is None
+        assert place_in(timesteps[7][None].expand(4), timesteps) == 7
+        assert place_in(timesteps[10:][3], timesteps[10:]) == 3
+        assert place_in(timesteps[7].clone(), timesteps) is None
     assert reads.count == 0

@@ -16,7 +16,7 @@ from stack.quant.quantize import Quantize
 from stack.runtime.step_clock import StepContext
 from tests.conftest import inputs, picture, tiny_denoiser, tiny_pipe
 
-TICK = StepContext(request=1, branch="main", step=0, steps=50, sigma=1.0, time=1.0, shape=())
+TICK = StepContext(request=1, page=1, branch="main", step=0, steps=50, sigma=1.0, time=1.0, shape=())
 
 
 @given(steps=st.integers(1, 200), share=st.floats(0.001, 0.499))
