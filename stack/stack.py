@@ -265,7 +265,8 @@ class Stack:
         with self.lock:
             if self.applied:
                 return self
-            self._planner.carry(self._mounted, self.plan)
+            plan = self.plan  # first: it may be for another model than so far
+            self._planner.carry(self._mounted, plan)
             return self
 
     def _prepare(self, steps: int) -> None:

@@ -206,8 +206,8 @@ def install_schedule(card: Card, target: Target, install: Installer) -> None:
     if target.pipe is None:
         sigmas = card.sigmas()
         shift = target.clock.timetable.schedule.shift
-        made = of_flow(SigmaSchedule(sigmas) if sigmas else uniform(card.steps, shift))
-        install.set_attribute(target.clock, "timetable", made)
+        timetable = of_flow(SigmaSchedule(sigmas) if sigmas else uniform(card.steps, shift))
+        install.set_attribute(target.clock, "timetable", timetable)
         return
     made = scheduler_of(card, target.pipe.scheduler, card.steps)
     if made is not None:
