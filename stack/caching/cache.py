@@ -13,6 +13,7 @@ from ..core.errors import StackError, choose
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding
+from ..core.progress import counted
 from ..core.validate import NotNegative, checked
 from ..models.sampler import AffineStep, planned_steps
 from ..runtime.call import Interceptor
@@ -223,7 +224,7 @@ class Cache:
 
         noise = noise_words(self.policy, target.now)
         return Applied(
-            summary=f"{self.method} at {places} places, state kept per guidance branch{noise}",
+            summary=f"{self.method}: {counted(places, 'part')} of the model skipped on cached steps{noise}",
             report=_reporter(self.policy, controller, constants, guard, target),
             reset=reset,
             details={"controller": controller},

@@ -85,5 +85,6 @@ def noise_words(p: Policy, facts: Facts) -> str:
     bits = rounding_floor(facts.activation_bits, facts.width) if facts.rounds_activations else 0.0
     least, most = f"{min(floors):.2%}", f"{max(floors):.2%}"
     text = f"differences shrunk to what stands out of {least if least == most else f'{least} to {most}'} of noise"
-    text += f", {facts.activation_bits} bits alone leave {bits:.2%}" if bits else ""
+    if bits and abs(max(floors) - bits) > 0.1 * bits:  # else it is what these bits leave
+        text += f", as measured; {facts.activation_bits}-bit activations alone would leave {bits:.2%}"
     return "; " + NOISE_IN_DIFFERENCES.annotate(text)

@@ -166,8 +166,11 @@ def _flux_grid(denoiser: Any, given: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _asked(pipe: Any, name: str) -> int:
-    """What an argument of a pipeline's call is by default."""
-    return inspect.signature(pipe.__call__).parameters[name].default
+    """What an argument of a pipeline's call is by default; 0 where it has none of this name."""
+    # A subclass may hand it on unnamed: its parent names it.
+    calls = (vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind))
+    found = (parameter for call in calls if (parameter := inspect.signature(call).parameters.get(name)))
+    return next((p.default for p in found if isinstance(p.default, int)), 0)
 
 
 FLUX = Wiring(
