@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import nn
@@ -211,6 +210,11 @@ class Stack:
         return self._target.wiring
 
     @property
+    def clock(self) -> Clock:
+        """Follows the calls of the denoiser."""
+        return self._target.clock
+
+    @property
     def sigmas(self) -> tuple[float, ...]:
         """Noise levels of the last request's steps, largest first; before any, those of an unshifted schedule."""
         return self._target.clock.sigma_schedule.sigmas
@@ -270,7 +274,6 @@ class Stack:
             return self
 
     def _prepare(self, steps: int) -> None:
-        """A pipeline call of as many denoiser steps begins; see `Planner.prepare`."""
         self._call_notes += self._planner.prepare(self._mounted, self._passes, steps)
 
     def freeze(self) -> Stack:
@@ -393,7 +396,5 @@ class Stack:
     def __enter__(self) -> Stack:
         return self.apply()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: Any) -> None:
         self._mounted.take_off()

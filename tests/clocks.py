@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stack.models.schedule import SigmaSchedule, of_flow
-from stack.runtime.step_clock import Clock, Place, StepContext
+from stack.runtime.step_clock import CallPlace, Clock, StepContext
 
 
 def clock_of(schedule: SigmaSchedule) -> Clock:
@@ -13,4 +13,4 @@ def clock_of(schedule: SigmaSchedule) -> Clock:
 
 def advance(clock: Clock, sigma: float, shape: tuple[int, ...]) -> StepContext:
     """A call at one of the schedule's noise levels begins."""
-    return clock.advance(Place(clock.timetable, clock.timetable.timesteps.index(sigma)), shape)
+    return clock.advance(CallPlace(clock.timetable, clock.timetable.timesteps.index(sigma)), shape)

@@ -141,7 +141,7 @@ def test_a_replaced_transformer_and_a_copied_stack_are_refused() -> None:
     with pytest.raises(StackError, match=r"a stack is not copied: .* save\(folder\)"):
         copy.deepcopy(stack)
     pipe.transformer = tiny_denoiser()
-    with pytest.raises(StackError, match=r"transformer was replaced: .* Stack\(pipe\)"):
+    with pytest.raises(StackError, match=r"no longer the model that carries this stack: .* Stack\(pipe\)"):
         picture(stack)
     assert torch.equal(picture(pipe), before), "the new one carries nothing"
     stack.undo()

@@ -44,9 +44,9 @@ class SparsityPolicy:
         """Why this step is dense, or "" where it may be sparse."""
         if context is None:
             return OUTSIDE
-        if context.step < self.first_steps(context.steps):
+        if context.at < self.first_steps(context.whole):
             return FIRST
-        return LAST if context.step >= context.steps - self.last else ""
+        return LAST if context.at >= context.whole - self.last else ""
 
     def dense_shape(self, image: int, text: int, heads: int, head_dim: int, device: str) -> str:
         """Why these shapes are dense, or "" where sparse attention pays."""

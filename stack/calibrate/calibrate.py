@@ -12,7 +12,7 @@ from ..core.errors import StackError
 from ..runtime.pipeline_calls import Call, PipelineCalls
 from ..runtime.stack_like import StackLike
 from .calibration import Calibration
-from .choosing import Search
+from .choosing import Search, SearchResult
 from .goals import Goal
 from .progress import BestSoFar
 from .time_budget import SearchBudget, watched
@@ -72,8 +72,18 @@ def calibrate(
         stack.replace(cache)
         raise
     stack.replace(best)
+    found = _told(run, budget, best, choice, held, steps, len(prompts) + len(held_out))
+    if budget.interrupted:
+        warnings.warn(f"interrupted, the best so far is kept: {found}", stacklevel=4)
+    return best, found
+
+
+def _told(
+    run: Search, budget: SearchBudget, best: Cache, choice: SearchResult, held: float, steps: int, prompts: int
+) -> Calibration:
+    """What a search came to, for its user."""
     shared = run.trials.shared
-    found = Calibration(
+    return Calibration(
         cache=best,
         steps=steps,
         full=choice.full,
@@ -87,12 +97,9 @@ def calibrate(
         remembered=shared.remembered / max(1, shared.remembered + shared.computed),
         kept=choice.kept,
         before_psnr_db=run.own.psnr,
-        left_out=len(prompts) + len(held_out) - run.used,
+        left_out=prompts - run.used,
         interrupted=budget.interrupted,
     )
-    if budget.interrupted:
-        warnings.warn(f"interrupted, the best so far is kept: {found}", stacklevel=4)
-    return best, found
 
 
 def refuse(stack: StackLike, cache: Cache | None, prompts: Sequence[str], held_out: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ FEW = 8  # trials: a search that time ends before them has hardly left its openi
 
 
 @dataclass(frozen=True)
-class Choice:
+class SearchResult:
     """What a search came to: the cache, its full steps and PSNR, the start's PSNR, how many trials it took and, of a
     schedule, which; how many candidates were compared again on held-out prompts; whether time cut it short; and
     whether it is the cache that was there."""
@@ -62,7 +62,7 @@ class Search:
     """
 
     trials: Trials
-    own: Choice
+    own: SearchResult
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Search:
         self.budget, self.bar, self.theory = budget, bar, theory
         self.used = 0
 
-    def all(self, prompts: Sequence[Any], held_out: Sequence[Any], seed: int) -> tuple[Choice, float]:
+    def all(self, prompts: Sequence[Any], held_out: Sequence[Any], seed: int) -> tuple[SearchResult, float]:
         """The choice, and its PSNR on held-out prompts; NaN where there was no time for these."""
         held_out = self._record(prompts, held_out, seed)
         try:
@@ -120,7 +120,7 @@ class Search:
         except OutOfTime:
             raise too_short(max(picture, budget.spent / len(searched)), budget.seconds, share) from None
         self.own_seconds, self.goal = point.seconds, self.goal.or_as_before(point.full)
-        self.own = Choice(self.cache, point.full, point.psnr, point.psnr, 1, hurried=True, kept=True)
+        self.own = SearchResult(self.cache, point.full, point.psnr, point.psnr, 1, hurried=True, kept=True)
         return held
 
     @property
@@ -131,7 +131,7 @@ class Search:
             return self.own.psnr >= goal.psnr
         return self.own_seconds <= goal.seconds if goal.seconds else self.own.full <= goal.full_steps
 
-    def _checked(self, choice: Choice, prompts: Sequence[Any]) -> tuple[Choice, float]:
+    def _checked(self, choice: SearchResult, prompts: Sequence[Any]) -> tuple[SearchResult, float]:
         """The better of the choice and the cache that was there on held-out prompts, and its PSNR on these.
 
         Where these refute the choice it is made again. Without time for them the prompts searched on decide.
@@ -154,7 +154,7 @@ class Search:
                 self.budget.stopped(stopped)
         return self._better(choice, known, ours)
 
-    def _better(self, choice: Choice, found: float, ours: float) -> tuple[Choice, float]:
+    def _better(self, choice: SearchResult, found: float, ours: float) -> tuple[SearchResult, float]:
         """The choice, or what was there: that stays if it does what is asked and is no worse, and as fast."""
         fewer = bool(self.goal.psnr) and choice.full < self.own.full
         if choice.kept or not self._serves or fewer or found > ours:
@@ -162,7 +162,7 @@ class Search:
         own = replace(self.own, start_psnr=choice.start_psnr, trials=choice.trials, hurried=choice.hurried)
         return own, ours
 
-    def _made_again(self, choice: Choice, held: HeldOut) -> Choice:
+    def _made_again(self, choice: SearchResult, held: HeldOut) -> SearchResult:
         """A choice that held-out prompts refute, made again with their say."""
         trials, known_so_far = self.trials, dict(choice.tried)
         best, db, compared = chosen_again(
@@ -174,18 +174,18 @@ class Search:
         )
         return replace(choice, cache=trials.calibrated(best), psnr=db, compared=compared)
 
-    def _by_threshold(self) -> Choice:
+    def _by_threshold(self) -> SearchResult:
         self.bar.says("threshold")
         budget, goal = self.budget, self.goal
         best, points = tuned(
             self.trials, goal, lambda made: made < budget.trials and budget.left(), self.bar.scored, budget.stopped
         )
         point = chosen(points, goal)
-        return Choice(best, point.full, point.psnr, points[0].psnr, len(points))
+        return SearchResult(best, point.full, point.psnr, points[0].psnr, len(points))
 
-    def _by_schedule(self) -> Choice:
+    def _by_schedule(self) -> SearchResult:
         search = ScheduleSearch(self.trials, self.budget, self.bar, self.theory)
         found, start = search.reach(self.goal)
         best = self.trials.calibrated(found.best)
         hurried = search.asked < min(FEW, self.budget.trials) and not self.budget.left()
-        return Choice(best, len(best.full_steps), found.score, start, search.asked, found.trials, hurried=hurried)
+        return SearchResult(best, len(best.full_steps), found.score, start, search.asked, found.trials, hurried=hurried)

@@ -97,7 +97,7 @@ def _rounded(stack: StackLike, quantize: Quantize, calls: Sequence[Recorded], ba
     for portion in bar.each(portions, "rounding portion"):
         with listening({path: plain[path] for path in portion}) as sums:
             for call in calls:
-                call.run(stack.denoiser)
+                call.run(stack)
         for path in portion:
             found[path] = rounded_with_feedback(plain[path], schemes[path], sums.pop(path).moments())
     return found

@@ -8,6 +8,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+# What FLUX's pipelines take where a scheduler's configuration does not say.
+DYNAMIC_SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 TRAINED = 1000  # training steps of a scheduler whose configuration does not say
 CLOSE = 1e-3  # relative: schedules of 500 steps still tell neighbours apart
 FLOW_MATCH = 1e-3  # of the training steps: a flow's timesteps are its noise levels to this, float32 rounding included
@@ -55,9 +57,9 @@ def shift_of(config: Any, image_tokens: int) -> float:
     With dynamic shifting FLUX computes mu, linear in the tokens, and s = exp(mu) (Esser et al. 2024, eq. 23).
     """
     if config.get("use_dynamic_shifting"):
-        low, high = config["base_image_seq_len"], config["max_image_seq_len"]
-        slope = (config["max_shift"] - config["base_shift"]) / (high - low)
-        mu = config["base_shift"] + slope * (image_tokens - low)
+        found = {name: config.get(name, usual) for name, usual in DYNAMIC_SHIFT.items()}
+        low, slope = found["base_image_seq_len"], found["max_shift"] - found["base_shift"]
+        mu = found["base_shift"] + slope * (image_tokens - low) / (found["max_image_seq_len"] - low)
         return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else max(mu, 1e-3)
     return float(config.get("shift") or config.get("flow_shift") or 1.0)
 

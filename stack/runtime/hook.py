@@ -13,12 +13,13 @@ import torch
 from diffusers.models.cache_utils import CacheMixin
 
 from ..compat.rules.state import OTHER_CONDITIONS, STEP_UNKNOWN
+from ..core import readback
 from ..core.installer import BEHIND_HOOK, Installer
 from ..models.schedule import CLOSE, Timetable, fits, timetable_of
 from ..models.timestep import place_in, precision_of, same_for_all
 from .arguments import Arguments
 from .call import DenoiserCall
-from .step_clock import Place, unknown_place
+from .step_clock import CallPlace, unknown_place
 from .target import Target
 
 
@@ -43,11 +44,12 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
             given = arguments.named(args, kwargs) if args else kwargs
             latent = given["hidden_states"]
             # Which step this is, asked of the scheduler.
-            place = steps.of(given["timestep"], latent)
+            place = clock.replaying or steps.of(given["timestep"], latent)
             before, turns_page = clock.context, clock.turns_page(place)
             if turns_page:
                 # A pipeline call begins: the passes are planned for as many steps as it has.
-                target.prepare(len(place.timetable.timesteps) - place.at if not place.why else 0)
+                unknown = place.why or place.replayed
+                target.prepare(0 if unknown else len(place.timetable.timesteps) - place.at)
             # Of which request, in what compute mode; which samples run is filled in on the way.
             context = clock.advance(place, tuple(latent.shape), turns_page)
             # Its time and, read off the step context in the end, what it turned out to be.
@@ -83,7 +85,7 @@ class _StepReader:
     _made: Any = None  # what the timetable was last read from; schedulers make a new one for each request
     _version: int = 0
 
-    def of(self, timestep: torch.Tensor, latent: torch.Tensor) -> Place:
+    def of(self, timestep: torch.Tensor, latent: torch.Tensor) -> CallPlace:
         """The place of a call with this timestep argument, on latent tokens (B, N, ...)."""
         clock, pipe = self.target.clock, self.target.pipe
         if pipe is None:
@@ -98,30 +100,33 @@ class _StepReader:
             clock.timetable, self._made, self._version = timetable_of(scheduler, latent.shape[1]), made, version
         timetable, at = clock.timetable, own.get("_step_index")
         at = own.get("_begin_index") if at is None else at
+        if at is not None and at >= len(timetable.timesteps):
+            return unknown_place(float("nan"), self._why_unknown(timetable))  # it has run to its end
         spread = timestep.numel() > 1 and any(timestep.stride())
         if at is None and not spread and (at := place_in(timestep, scheduler.timesteps)) is not None:
-            return Place(timetable, at, driven=True)
+            return CallPlace(timetable, at, driven=True)
         if at is not None and timestep.device.type != "cpu" and clock.follows(timetable, at):
-            return Place(timetable, at, driven=True)  # reading the timestep would wait for the device
+            return CallPlace(timetable, at, driven=True)  # reading the timestep would wait for the device
         return self._checked(timestep, timetable, clock.expected(timetable) if at is None else at, driven=True)
 
-    def _checked(self, timestep: torch.Tensor, timetable: Timetable, at: int, driven: bool) -> Place:
+    def _checked(self, timestep: torch.Tensor, timetable: Timetable, at: int, driven: bool) -> CallPlace:
         """This step where it fits the call, else the one with this timestep."""
         scale, own = self.target.wiring.timestep_scale, timetable.timesteps
         if timestep.numel() > 1:
-            if not same_for_all(timestep):
+            free = readback.reads_are_free(timestep.device) or not self.target.clock.follows(timetable, at)
+            if free and not same_for_all(timestep):
                 return unknown_place(float(timestep.max()) / scale, "calls whose samples are at different timesteps")
             timestep = timestep.flatten()[0]
         value = float(timestep) / scale
         there = 0 <= at < len(own)
         if there and abs(own[at] - value) <= CLOSE * own[at]:
-            return Place(timetable, at, driven)
+            return CallPlace(timetable, at, driven)
         precision = precision_of(timestep)
         if there and fits(own[at], value, precision):
-            return Place(timetable, at, driven)
+            return CallPlace(timetable, at, driven)
         found = timetable.nearest(value, precision)
         if found is not None:
-            return Place(timetable, found, driven)
+            return CallPlace(timetable, found, driven)
         return unknown_place(value, self._why_unknown(timetable))
 
     def _why_unknown(self, timetable: Timetable) -> str:

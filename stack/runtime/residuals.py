@@ -12,7 +12,7 @@ from .values import flat
 SAMPLES = 64  # numbers of every residual that are compared with those of the step before
 STEADY = 0.1  # a relative change of residuals from one step to the next that is never a jump
 GROWTH = 3.0  # a change of more than this times the one before is a jump
-FIRST = 0.2  # stands for the change before the first
+FIRST = 0.1  # stands for the change before the first
 
 
 class ResidualWatch:

@@ -13,6 +13,7 @@ from ..core.passes import Pass
 from ..core.plan import Plan
 from ..models.wiring import Wiring
 from .report import Report
+from .step_clock import Clock
 
 
 class StackLike(Protocol):
@@ -47,6 +48,9 @@ class StackLike(Protocol):
 
     @property
     def wiring(self) -> Wiring: ...
+
+    @property
+    def clock(self) -> Clock: ...
 
     @property
     def sigmas(self) -> Sequence[float]: ...

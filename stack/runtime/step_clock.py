@@ -83,7 +83,7 @@ class ActiveSet:
 
 
 @dataclass(frozen=True)
-class Place:
+class CallPlace:
     """Which step a denoiser call is.
 
     Attributes:
@@ -91,17 +91,19 @@ class Place:
         at: index of its entry.
         driven: whether the pipeline's scheduler says so, and not only the call's timestep.
         why: why the step is not known; "" where it is.
+        replayed: the step that the call is one of, where a measurement makes a call of an earlier request again.
     """
 
     timetable: Timetable
     at: int
     driven: bool = False
     why: str = ""
+    replayed: StepContext | None = None
 
 
-def unknown_place(level: float, why: str) -> Place:
+def unknown_place(level: float, why: str) -> CallPlace:
     """Of a call at this timestep, over the training's, whose step is not known: a schedule of its own."""
-    return Place(Timetable(SigmaSchedule((level,), known=False), (level,)), 0, why=why)
+    return CallPlace(Timetable(SigmaSchedule((level,), known=False), (level,)), 0, why=why)
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,6 @@ class StepContext:
 
     Attributes:
         request: number of the request, unique within a stack: cached state never outlives it.
-        page: number of the pipeline call that it belongs to, for the report. A request that breaks off in the middle
-            of one is followed by another on the same page.
         branch: guidance branch by name ("cond", "uncond"). Where a step of an unnamed branch has several calls, those
             after the first have a number.
         step: index in the request's schedule; for calibrated masks.
@@ -119,7 +119,10 @@ class StepContext:
         sigma: noise level.
         time: the schedule's own unshifted time u in [0, 1], the coordinate of every extrapolation.
         shape: shape of the latent tokens.
-        at: index in the sampler's whole schedule, for display: image to image begins in its middle.
+        page: number of the pipeline call that it belongs to, for the report. A request that breaks off in the middle
+            of one is followed by another on the same page.
+        at, whole: index in the sampler's whole schedule, and its length: image to image begins in its middle. What
+            depends on the noise level goes by these, what goes on from step to step by `step` and `steps`.
         known: whether it is known which step it is. Where not, it is a request of one step.
         compute_mode: what passes that compute some steps otherwise say of this one: dense or sparse, in which
             precision. Features of unlike modes differ by more than time.
@@ -127,14 +130,15 @@ class StepContext:
     """
 
     request: int
-    page: int
     branch: str
     step: int
     steps: int
     sigma: float
     time: float
     shape: tuple[int, ...]
+    page: int = 0
     at: int = 0
+    whole: int = 1
     known: bool = True
     compute_mode: tuple[Hashable, ...] = ()
     active_set: ActiveSet = field(default_factory=ActiveSet, compare=False)
@@ -160,6 +164,7 @@ class Clock:
         active_set: of the same call.
         timetable: of the sampler, as last read.
         sigma_schedule: of the current request: the timetable's from the step on that the request began with.
+        replaying: of every call, while `replay` is on.
         compute_modes: what makes the entries of `StepContext.compute_mode`, one function per pass.
     """
 
@@ -175,7 +180,8 @@ class Clock:
         self._at: dict[str, int] = {}
         self._shape: tuple[int, ...] = ()
         self._pages = 0
-        self._last: Place | None = None  # of the page's last call
+        self.replaying: CallPlace | None = None
+        self._last: CallPlace | None = None  # of the page's last call
         self._kept_open = False
 
     def restart(self) -> None:
@@ -193,6 +199,16 @@ class Clock:
         finally:
             self._kept_open, self._last = False, None
 
+    @contextmanager
+    def replay(self, context: StepContext) -> Iterator[None]:
+        """Calls inside are made again as they were made at this step."""
+        level = (context.sigma,)
+        self.replaying = CallPlace(Timetable(SigmaSchedule(level), level), 0, replayed=context)
+        try:
+            yield
+        finally:
+            self.replaying = None
+
     def expected(self, timetable: Timetable) -> int:
         """The step that would continue the current branch's request."""
         return self._at.get(self.branch, -1) + 1 if timetable is self._on else 0
@@ -201,7 +217,7 @@ class Clock:
         """Whether a call is known to be the next one of a branch."""
         return timetable is self._on and self._at.get(self._named(at)) == at - 1
 
-    def turns_page(self, place: Place) -> bool:
+    def turns_page(self, place: CallPlace) -> bool:
         """Whether a call is the first of its pipeline call: of a schedule just made, or further back than the last."""
         last = self._last
         if last is None or self._kept_open:
@@ -212,7 +228,7 @@ class Clock:
             return place.at != last.at + 1  # noise levels may be written into a scheduler in mid-run
         return place.timetable.timesteps[place.at] > last.timetable.timesteps[last.at]
 
-    def advance(self, place: Place, shape: tuple[int, ...], turned: bool | None = None) -> StepContext:
+    def advance(self, place: CallPlace, shape: tuple[int, ...], turned: bool | None = None) -> StepContext:
         """A denoiser call at this place, on latent tokens of this shape, begins.
 
         Args:
@@ -241,14 +257,18 @@ class Clock:
             time=schedule.times[step],
             shape=shape,
             at=at,
+            whole=len(place.timetable.timesteps),
             known=schedule.known,
         )
+        if (then := place.replayed) is not None:
+            own = {"step": then.step, "steps": then.steps, "time": then.time, "at": then.at, "whole": then.whole}
+            context = replace(context, branch=then.branch, **own)
         if self.compute_modes:
             context = replace(context, compute_mode=tuple(of(context) for of in self.compute_modes))
         self.context, self.active_set = context, context.active_set
         return context
 
-    def _continues(self, place: Place, branch: str) -> bool:
+    def _continues(self, place: CallPlace, branch: str) -> bool:
         if place.timetable is not self._on or place.why:
             return False
         previous = self._at.get(branch)

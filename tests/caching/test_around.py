@@ -128,7 +128,9 @@ def test_a_batch_that_cannot_be_split_is_cached_where_all_agree(reason: str) -> 
         if reason == "a collection"
         else Rig(Wiring(**{**vars(DIT), "inputs": ()}), threshold=0.3)
     )
-    more = {"joint_attention_kwargs": {"scale": 0.5}} if reason == "a collection" else {}
+    more = (
+        {"joint_attention_kwargs": {"ip_adapter_image_embeds": [torch.ones(2, 1)]}} if reason == "a collection" else {}
+    )
     for step in range(6):
         rig.call(step, 10.0 - step, 10 - 0.01 * step, **more)
     assert rig.kinds == "ffccfc" and rig.ran == [2, 2, 2]

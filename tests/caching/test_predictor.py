@@ -188,7 +188,7 @@ def test_predicting_from_nothing_is_an_error() -> None:
 
 @pytest.mark.parametrize("gains", [(-0.1, 0.0), (1.0, 2.5), (1.0,)])
 def test_gains_out_of_range(gains: Any) -> None:
-    with pytest.raises(StackError, match=r"\[0, 2\]"):
+    with pytest.raises(StackError, match=r"gains"):
         Forecast(gains=gains)
 
 

@@ -71,7 +71,9 @@ def test_repairs_build_on_one_another() -> None:
 def test_what_is_refused_ends_the_list() -> None:
     ((finding, policy),) = judged(PRESETS["magcache"], FACTS, "cache", "magcache")
     assert finding.fatal and policy is None and "magcache needs the ratios" in finding.what
-    ((finding, _),) = judged(PRESETS["predictor-corrector"], replace(FACTS, sampler="noise"), "cache", "x")
+    ((finding, _),) = judged(
+        PRESETS["predictor-corrector"], replace(FACTS, sampler="noise"), "cache", "predictor-corrector"
+    )
     assert finding.fatal and finding.rule == "sampler-not-plain"
 
 

@@ -289,7 +289,7 @@ def test_presets_name_known_budgets(method: str) -> None:
         ({"budget": "sd"}, "unknown budget of the cache 'sd'"),
         ({"select": "norm"}, "unknown selection of tokens 'norm'"),
         ({"stale": -1.0}, "must not be negative"),
-        ({"grid": (2,)}, "must not be negative"),
+        ({"grid": (2,)}, "cache.grid: expected a list of 2"),
     ],
 )
 def test_impossible_choices_are_refused(options: dict[str, Any], words: str) -> None:

@@ -58,9 +58,9 @@ def test_total_is_the_plain_relative_error() -> None:
     stack = quantized("int8-weight")
     floor = measure_floor(stack, [PROMPT], 0, 2, 2, progress=False, nearness=1e-4)
     calls = record_calls(stack, [PROMPT], 0, 2)
-    plain = [call.run(stack.denoiser) for call in calls]
+    plain = [call.run(stack) for call in calls]
     with stack:
-        rounded = [call.run(stack.denoiser) for call in calls]
+        rounded = [call.run(stack) for call in calls]
     for split, f, q in zip(floor.features["output"], plain, rounded, strict=True):
         assert split.total == pytest.approx(float((q - f).norm() / f.norm()), rel=0.01)
 

@@ -91,6 +91,13 @@ def many_kinds_of_blocks() -> str:
         return str(stack.apply().report().warnings)
 
 
+def unknown_step() -> str:
+    stack = Stack(tiny_denoiser(), steps=STEPS).cache("svd", warmup=1)
+    with torch.no_grad():
+        stack(**inputs(0.9 + 0.05 / STEPS))
+    return str(stack.report())
+
+
 OCCURRING: dict[str, Callable[[], str]] = {
     "call-steps": lambda: asked(num_inference_steps=50),
     "call-schedule": lambda: asked(sigmas=[1.0, 0.75, 0.5, 0.25]),
@@ -102,4 +109,5 @@ OCCURRING: dict[str, Callable[[], str]] = {
     "other-conditions": other_weights,
     "not-a-number": overflowing_state,
     "unnamed-branches": unnamed_branches,
+    "step-unknown": unknown_step,
 }

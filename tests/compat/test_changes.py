@@ -38,7 +38,7 @@ def walk(scene_name: str, change_name: str, method: str, at: int, inference: boo
         plain = copy.deepcopy(scene.denoiser)
         bare = Stack(plain, steps=STEPS)
         if method == "int8":
-            stack, bare = (each.quantize("int8", min_features=64) for each in (stack, bare))
+            stack, bare = (each.quantize("int8", min_features=32) for each in (stack, bare))
             bare.apply()
         stack.cache(preset, **options).apply()
         other = Scene(plain, scene.given)

@@ -163,7 +163,7 @@ def test_a_cache_that_left_the_output_as_it_was_says_so() -> None:
     denoiser = tiny_denoiser()
     stack = Stack(denoiser, steps=STEPS).cache("first-block", threshold=0.0)
     outs = walk(stack, range(STEPS))
-    assert f"0 of {STEPS} steps cached: the schedule left none" in stack.report().warnings
+    assert f"0 of {STEPS} steps cached: the gate let none pass" in stack.report().warnings
     assert all(torch.equal(out, plain(stack, step)) for step, out in enumerate(outs))
 
 

@@ -104,7 +104,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
     "steps are counted instead of time": [
         Mutation(
             "stack.caching.controller", "coordinate", lambda name, step, time, sigma: float(step),
-            lambda: test_controller.test_a_forecast_follows_the_coordinate_over_uneven_steps("time"),
+            lambda: test_controller.test_a_forecast_follows_the_coordinate_over_uneven_steps("sigma"),
         )
     ],
     "nothing is rolled back": [

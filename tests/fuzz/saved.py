@@ -100,7 +100,7 @@ def _lora(tally: Tally, case: str, source: Path, bad: Path, pipe: Any, rng: rand
 def bits(denoiser: torch.nn.Module) -> dict[str, Any]:
     """Everything of a denoiser that a file could change: modules, weights, and what it computes."""
     modules = {f"{path} module": module for path, module in denoiser.named_modules()}
-    weights = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in [*denoiser.named_parameters(), *denoiser.named_buffers()]}
     with torch.no_grad():
         return {**modules, **weights, "output": denoiser(**inputs(side=2), return_dict=False)[0]}
 

@@ -180,7 +180,7 @@ def test_captions_begin_again_where_a_model_knows_no_more() -> None:
 
 
 @pytest.mark.parametrize(("device", "stages", "expected"), [
-    ("cuda", ("compile", "cache"), [2, 2, STEPS]),
+    ("cuda", ("compile", "cache"), [12, 12, STEPS]),
     ("cuda", ("cache",), [STEPS]),
     ("cpu", ("compile", "cache"), [STEPS]),
 ])  # fmt: skip

@@ -96,7 +96,7 @@ def test_a_band_follows_the_sides_of_each_picture() -> None:
 
 
 def test_without_a_grid_a_band_is_refused_and_the_model_left_as_it_was() -> None:
-    denoiser, given = tiny_denoiser(), inputs()
+    denoiser, given = tiny_denoiser(), inputs(1.0)
     with torch.no_grad():
         before = denoiser(**given).sample
         with Stack(denoiser, steps=14).cache("freqca") as stack:

@@ -12,8 +12,9 @@ import torch
 from stack import Stack, StackError
 from stack.caching.cache import Cache
 from stack.compile import Compile
-from stack.core.facts import Machine
+from stack.core.facts import Facts, Machine
 from stack.core.plan import make_plan
+from stack.model_facts import facts_of
 from stack.models.preexisting import COMPILED
 from stack.quant.quantize import Quantize
 
@@ -70,12 +71,15 @@ def test_no_is_an_answer() -> None:
 
 
 @pytest.fixture
-def assumed() -> Stack:
+def assumed(monkeypatch: pytest.MonkeyPatch) -> Stack:
     """A stack that plans for CUDA and runs here: only the facts are another machine's. Nothing is compiled before
     a block is called."""
-    stack = Stack(tiny_denoiser()).quantize("int8", backend="native", min_features=64).cache("taylorseer")
-    stack._facts = replace(stack._facts, machine=H100, image_tokens=4096)
-    return stack
+
+    def on_cuda(*of: Any) -> Facts:
+        return replace(facts_of(*of), machine=H100, image_tokens=4096)
+
+    monkeypatch.setattr("stack.planner.facts_of", on_cuda)
+    return Stack(tiny_denoiser()).quantize("int8", backend="native", min_features=64).cache("taylorseer")
 
 
 def wrapped(stack: Stack) -> bool:

@@ -31,7 +31,7 @@ stack gives, and after `undo()` outputs are those of before. Equal means bit for
 |---|---|
 | same | all of that holds |
 | full a of b | all of that holds; a of b calls ran every block, as planned |
-| full b of b, said: ... | every call ran in full, and the report says why |
+| full a of b, planned c, said: ... | more calls ran in full than planned, and the report says why |
 | refused: ... | a `StackError` before anything ran |
 | WRONG: ... | what does not hold |
 """
@@ -75,5 +75,5 @@ def setting(scheduler: str) -> str:
 
 def _kind(verdict: str) -> str:
     if verdict.startswith("full"):
-        return "in full and said" if "said" in verdict else "cached as planned"
+        return "more than planned and said" if "said" in verdict else "cached as planned"
     return verdict.split(":")[0]

@@ -48,7 +48,7 @@ def test_a_processor_that_is_exchanged_or_added_to_is_seen() -> None:
 def test_conditions_are_read_once_a_call_and_again_after_a_pass_has_changed() -> None:
     passes = [3]
     reader = ConditionsReader(tiny_denoiser(), (), lambda: passes[0])
-    reader.begin(StepContext(1, 1, "cond", 0, 4, 1.0, 1.0, (1, 4, 12)), {"timestep": 1})
+    reader.begin(StepContext(1, "cond", 0, 4, 1.0, 1.0, (1, 4, 12)), {"timestep": 1})
     known = reader()
     assert reader() is known and known.passes == 3 and reader.given == {"timestep": 1}
     passes[0] = 4

@@ -155,7 +155,7 @@ def _features(
     sites = SiteFeatures(stack.denoiser)
     with carrying(stack, [*passes, watching_blocks(sites.see)]) as other:
         for group in bar.each(near, phase):
-            outputs = [call.run(other.denoiser).cpu() for call in group]
+            outputs = [call.run(other).cpu() for call in group]
             found.append({OUTPUT: outputs, **sites.taken()})
     return found
 

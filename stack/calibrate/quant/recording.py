@@ -48,10 +48,11 @@ class Recorded:
         return Recorded(some_rows(self.given, rows, names), self.context)
 
     @torch.no_grad()
-    def run(self, denoiser: Any) -> torch.Tensor:
-        """The denoiser's output."""
-        out: torch.Tensor = denoiser(**{**self.given, "return_dict": False})[0]
-        return out
+    def run(self, stack: StackLike) -> torch.Tensor:
+        """The denoiser's output under a stack, at the step that the call was recorded at."""
+        with stack.clock.replay(self.context):
+            out: torch.Tensor = stack.denoiser(**{**self.given, "return_dict": False})[0]
+            return out
 
 
 def recording(steps: frozenset[int], calls: list[Recorded]) -> Observe:

@@ -28,8 +28,8 @@ def ends_of(steps: int, share: float) -> int:
 
 def near_ends(context: StepContext, share: float) -> bool:
     """Whether a step is among the first or the last `share` of its schedule."""
-    steps = ends_of(context.steps, share)
-    return context.step < steps or context.step >= context.steps - steps
+    steps = ends_of(context.whole, share)
+    return context.at < steps or context.at >= context.whole - steps
 
 
 class SwitchPrecision:

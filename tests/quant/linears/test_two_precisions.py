@@ -16,18 +16,18 @@ from stack.quant.quantize import Quantize
 from stack.runtime.step_clock import StepContext
 from tests.conftest import inputs, picture, tiny_denoiser, tiny_pipe
 
-TICK = StepContext(request=1, page=1, branch="main", step=0, steps=50, sigma=1.0, time=1.0, shape=())
+TICK = StepContext(request=1, branch="main", step=0, steps=50, sigma=1.0, time=1.0, shape=(), at=0, whole=50)
 
 
 @given(steps=st.integers(1, 200), share=st.floats(0.001, 0.499))
 def test_both_ends_have_as_many_steps_and_one_at_least(steps: int, share: float) -> None:
-    near = [near_ends(replace(TICK, step=step, steps=steps), share) for step in range(steps)]
+    near = [near_ends(replace(TICK, at=step, whole=steps), share) for step in range(steps)]
     assert near == near[::-1] and near[0] and near[-1]
     assert sum(near) == min(steps, 2 * max(1, round(share * steps)))
 
 
 def test_ten_per_cent_of_fifty_steps() -> None:
-    near = [step for step in range(50) if near_ends(replace(TICK, step=step), 0.1)]
+    near = [step for step in range(50) if near_ends(replace(TICK, at=step), 0.1)]
     assert near == [0, 1, 2, 3, 4, 45, 46, 47, 48, 49]
 
 
