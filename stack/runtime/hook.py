@@ -101,7 +101,8 @@ class _StepReader:
         timetable, at = clock.timetable, own.get("_step_index")
         at = own.get("_begin_index") if at is None else at
         if at is not None and at >= len(timetable.timesteps):
-            return unknown_place(float("nan"), self._why_unknown(timetable))  # it has run to its end
+            level = float(timestep.max()) / self.target.wiring.timestep_scale
+            return unknown_place(level, self._why_unknown(timetable))  # the scheduler has run to its end
         spread = timestep.numel() > 1 and any(timestep.stride())
         if at is None and not spread and (at := place_in(timestep, scheduler.timesteps)) is not None:
             return CallPlace(timetable, at, driven=True)
