@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..models.schedule import SigmaSchedule, Timetable
 
@@ -260,9 +261,9 @@ class Clock:
             whole=len(place.timetable.timesteps),
             known=schedule.known,
         )
-        if (then := place.replayed) is not None:
-            own = {"step": then.step, "steps": then.steps, "time": then.time, "at": then.at, "whole": then.whole}
-            context = replace(context, branch=then.branch, **own)
+        if place.replayed is not None:
+            own: dict[str, Any] = {"request": context.request, "page": context.page, "shape": shape}
+            context = replace(place.replayed, **own, compute_mode=(), active_set=ActiveSet())
         if self.compute_modes:
             context = replace(context, compute_mode=tuple(of(context) for of in self.compute_modes))
         self.context, self.active_set = context, context.active_set
