@@ -62,9 +62,13 @@ class Planner:
         return self.plan(replace(target.facts, steps=steps, called=steps), passes)
 
     def carry(self, mounted: Mounted, plan: Plan) -> None:
-        """Let the model carry this plan's passes."""
+        """Let the model carry this plan's passes; if it breaks off, none."""
         mounted.sync(plan.stages)
-        self.carried, self._seen = plan, facts_rest_on(mounted.target.denoiser, mounted.target.pipe)
+        try:
+            self.carried, self._seen = plan, facts_rest_on(mounted.target.denoiser, mounted.target.pipe)
+        except BaseException:
+            mounted.take_off()
+            raise
 
     def prepare(self, mounted: Mounted, passes: Sequence[Pass], steps: int) -> list[str]:
         """A pipeline call of as many denoiser steps begins: what has changed is read again, and planned for.
