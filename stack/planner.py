@@ -63,8 +63,8 @@ class Planner:
 
     def carry(self, mounted: Mounted, plan: Plan) -> None:
         """Let the model carry this plan's passes; if it breaks off, none."""
-        mounted.sync(plan.stages)
         try:
+            mounted.sync(plan.stages)
             self.carried, self._seen = plan, facts_rest_on(mounted.target.denoiser, mounted.target.pipe)
         except BaseException:
             mounted.take_off()
