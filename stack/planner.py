@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .core.errors import StackError
 from .core.facts import Facts
 from .core.passes import Pass
 from .core.plan import Plan, make_plan
@@ -66,6 +67,8 @@ class Planner:
         try:
             mounted.sync(plan.stages)
             self.carried, self._seen = plan, facts_rest_on(mounted.target.denoiser, mounted.target.pipe)
+        except StackError:
+            raise  # refused before anything was changed, or taken off already
         except BaseException:
             mounted.take_off()
             raise
