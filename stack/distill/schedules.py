@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..core.errors import StackError, choose
-from ..models.schedule import TRAINED, uniform
+from ..models.schedule import TRAINED, check_shift, uniform
 
 KINDS = {
     "scheduler": (),
@@ -50,7 +50,7 @@ class AdapterSchedule:
         shift: of the kinds "shift" and "dmd".
 
     Raises:
-        StackError: an unknown kind, a list that does not fall within (0, 1], or a shift that is not positive.
+        StackError: an unknown kind, a list that does not fall within (0, 1], or a shift that leaves no levels.
     """
 
     kind: str = "scheduler"
@@ -60,8 +60,7 @@ class AdapterSchedule:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise choose("kind of schedule", self.kind, list(KINDS))
-        if not self.shift > 0:
-            raise StackError(f"the shift of a schedule must be above 0, got {self.shift}")
+        check_shift(self.shift)
         listed = {"sigmas", "timesteps"} & set(KINDS[self.kind])
         if bool(listed) != bool(self.values):
             raise StackError(f"schedule {self.kind!r} expects {'a list' if listed else 'no list'}, got {self.values}")

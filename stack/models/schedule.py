@@ -8,6 +8,9 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from ..core.errors import StackError
+
+SHIFTS = (1e-3, 1e3)  # far beyond what models are used with
 # What FLUX's pipelines take where a scheduler's configuration does not say.
 DYNAMIC_SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 TRAINED = 1000  # training steps of a scheduler whose configuration does not say
@@ -45,8 +48,24 @@ class SigmaSchedule:
         return self if not begin else replace(self, sigmas=self.sigmas[begin:], begin=self.begin + begin)
 
 
+def check_shift(shift: float) -> None:
+    """Refuse a shift that leaves no noise levels between 0 and 1.
+
+    Raises:
+        StackError: it is out of `SHIFTS`.
+    """
+    least, most = SHIFTS
+    if not least <= shift <= most:
+        raise StackError(f"shift: expected a number in [{least:g}, {most:g}], got {shift:g}; models have 1 to 17")
+
+
 def uniform(steps: int, shift: float = 1.0) -> SigmaSchedule:
-    """The schedule of a flow model with this shift: u = 1, 1 - 1/S, ..., 1/S."""
+    """The schedule of a flow model with this shift: u = 1, 1 - 1/S, ..., 1/S.
+
+    Raises:
+        StackError: see `check_shift`.
+    """
+    check_shift(shift)
     times = (1 - i / steps for i in range(steps))
     return SigmaSchedule(tuple(shift * u / (1 + (shift - 1) * u) for u in times), shift)
 
