@@ -29,12 +29,12 @@ class Planner:
         strict: raise where a plan would repair.
 
     Attributes:
-        carried: the plan that the model carries; None where it carries none.
+        installed: the plan whose passes are on the model; None where there is none.
     """
 
     steps: int
     strict: bool
-    carried: Plan | None = None
+    installed: Plan | None = None
     _seen: dict[str, Any] = field(default_factory=dict)
 
     def read(self, target: Target) -> None:
@@ -64,7 +64,7 @@ class Planner:
     def carry(self, mounted: Mounted, plan: Plan) -> None:
         """Let the model carry this plan's passes."""
         mounted.sync(plan.stages)
-        self.carried, self._seen = plan, facts_rest_on(mounted.target.denoiser, mounted.target.pipe)
+        self.installed, self._seen = plan, facts_rest_on(mounted.target.denoiser, mounted.target.pipe)
 
     def prepare(self, mounted: Mounted, passes: Sequence[Pass], steps: int) -> list[str]:
         """A pipeline call of as many denoiser steps begins: what has changed is read again, and planned for.
@@ -86,7 +86,7 @@ class Planner:
 
     def fits(self, steps: int) -> bool:
         """Whether what the model carries is planned for a call of as many steps; 0 where that is not known."""
-        return self.carried is not None and steps in (0, self.carried.facts_after.steps)
+        return self.installed is not None and steps in (0, self.installed.facts_after.steps)
 
     def changes(self, target: Target) -> list[str]:
         """What facts rest on and has changed since the plan was put on, by name."""

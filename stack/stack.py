@@ -34,7 +34,7 @@ from .quant.quantize import Quantize
 from .recipe import Recipe
 from .runtime.call_arguments import named_arguments
 from .runtime.layers import Layers
-from .runtime.mounted import Mounted, carried_by
+from .runtime.mounted import Mounted, mounted_on
 from .runtime.report import Journal, Report
 from .runtime.step_clock import Clock
 from .runtime.target import Target
@@ -112,7 +112,7 @@ class Stack:
         Raises:
             StackError: it carries none.
         """
-        mounted = carried_by(model if isinstance(model, nn.Module) else denoiser_of(model))
+        mounted = mounted_on(model if isinstance(model, nn.Module) else denoiser_of(model))
         owner = mounted.target.owner if mounted is not None else None
         if not isinstance(owner, Stack):
             raise StackError("this model carries no stack: expected one that was applied; try Stack(model).apply()")
@@ -164,8 +164,8 @@ class Stack:
         return Stack(self._pipe if self._pipe is not None else self.denoiser, steps=self.facts.steps)._with(passes)
 
     def _with(self, passes: Iterable[Pass]) -> Stack:
-        for each in passes:
-            self.add(each)
+        for one in passes:
+            self.add(one)
         return self
 
     # ---- looking
@@ -232,7 +232,7 @@ class Stack:
         """What happened in the last pipeline call."""
         passes = {layer.wanted.stage: layer.applied.report() for layer in self._layers}
         standing = [text for layer in self._layers for text in layer.applied.warnings]
-        findings = self._planner.carried.findings if self._planner.carried else ()
+        findings = self._planner.installed.findings if self._planner.installed else ()
         notes = [f"{f.stage}: {f.what}; {f.repair}{f.tag}" for f in findings if f.repair]
         if self._pipe is not None and self._pipe.transformer is not self.denoiser:
             notes.append(REPLACED)

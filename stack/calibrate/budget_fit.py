@@ -113,7 +113,7 @@ def _finals(
 ) -> list[torch.Tensor]:
     """Final latents of every prompt."""
     stack.replace(cache)
-    return list(calls.each(stack, prompts, seed, stack.plan.facts_after.steps, bar, phase, "latent"))
+    return list(calls.per_prompt(stack, prompts, seed, stack.plan.facts_after.steps, bar, phase, "latent"))
 
 
 def _originals(
@@ -123,7 +123,7 @@ def _originals(
     weights = [p for p in stack.passes if p.stage in ("distill", "adapter")]
     steps = stack.plan.facts_after.steps
     with taken_off(stack), carrying(stack, weights) as other:
-        return list(calls.each(other, prompts, seed, steps, bar, "original prompt", "latent"))
+        return list(calls.per_prompt(other, prompts, seed, steps, bar, "original prompt", "latent"))
 
 
 def _off(run: torch.Tensor, truth: torch.Tensor) -> float:

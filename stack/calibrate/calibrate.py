@@ -72,13 +72,13 @@ def calibrate(
         stack.replace(cache)
         raise
     stack.replace(best)
-    found = _told(run, budget, best, choice, held, steps, len(prompts) + len(held_out))
+    found = _outcome(run, budget, best, choice, held, steps, len(prompts) + len(held_out))
     if budget.interrupted:
         warnings.warn(f"interrupted, the best so far is kept: {found}", stacklevel=4)
     return best, found
 
 
-def _told(
+def _outcome(
     run: Search, budget: SearchBudget, best: Cache, choice: SearchResult, held: float, steps: int, prompts: int
 ) -> Calibration:
     """What a search came to, for its user."""

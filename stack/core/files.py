@@ -151,7 +151,7 @@ def check_file(path: Path, option: str) -> None:
 
 def check_folder(path: Path, option: str) -> None:
     """Whether files can be written into a folder that may have to be made; see `check_file`."""
-    there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     _check(path, option, "a folder", there, wrong=not there.is_dir())
 
 

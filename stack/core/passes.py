@@ -66,9 +66,9 @@ class Finding:
 
     def __str__(self) -> str:
         """One line: what, why, what to try, which rule."""
-        return self.told("try")
+        return self.line("try")
 
-    def told(self, remedy: str) -> str:
+    def line(self, remedy: str) -> str:
         """One line: what, why, which rule, and the repair: "try" where it is up to the reader, "done" by a plan."""
         because = f" ({self.why})" if self.why else ""
         hint = f"; {remedy}: {self.repair}" if self.repair else ""

@@ -76,10 +76,10 @@ class StandIn:
             if vars(new)[name]:
                 vars(new)[name].update(vars(old)[name])
                 vars(old)[name] = vars(new)[name]
-        around = self.parent._modules.get(self.name)
-        if around is self.new:
+        outer = self.parent._modules.get(self.name)
+        if outer is self.new:
             self.parent._modules[self.name] = self.plain()
-        for module in around.modules() if around is not None else ():
+        for module in outer.modules() if outer is not None else ():
             for name in [name for name, child in module._modules.items() if child is self.new]:
                 module._modules[name] = self.plain()
         self._release()

@@ -135,13 +135,13 @@ def words(hint: Any) -> str:
         bounds = [f"{text} {getattr(m, name):g}" for m in inner[1:] for t, name, text in _BOUNDS if isinstance(m, t)]
         return words(inner[0]) + (f" of {' and '.join(bounds)}" if bounds else "")
     if kind in (Union, types.UnionType):
-        return " or ".join(words(each) for each in inner if each is not type(None))
+        return " or ".join(words(choice) for choice in inner if choice is not type(None))
     if kind is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if kind is tuple and inner[-1:] == (...,):
         return f"a list, each {words(inner[0])}"
     if kind is tuple:
-        return f"a list of {len(inner)}, {', '.join(dict.fromkeys(f'each {words(each)}' for each in inner))}"
+        return f"a list of {len(inner)}, {', '.join(dict.fromkeys(f'each {words(item)}' for item in inner))}"
     if isinstance(kind, type) and issubclass(kind, Mapping):
         return "a table" if inner[1] is Any else f"a table, each {words(inner[1])}"
     return f"a {hint.__name__}" if isinstance(hint, type) else "another value"
@@ -179,7 +179,7 @@ def _schema(hint: Any) -> Any:
     if kind in (Union, types.UnionType):
         return Union[tuple(map(_schema, inner))]  # noqa: UP007
     if kind is tuple:
-        parts = tuple(each if each is ... else _schema(each) for each in inner)
+        parts = tuple(item if item is ... else _schema(item) for item in inner)
         # A tuple type is made at run time here, which a type checker cannot read.
         made: Any = tuple.__class_getitem__(parts)
         return Annotated[made, AfterValidator(_short), BeforeValidator(_as_tuple)]

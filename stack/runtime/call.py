@@ -98,8 +98,8 @@ class InterceptorChain:
     def interceptors(self, interceptors: tuple[Interceptor, ...]) -> None:
         self._interceptors = interceptors
         run: Proceed = methodcaller("run")
-        for each in reversed(interceptors):
-            run = partial(each.intercept, proceed=run)
+        for interceptor in reversed(interceptors):
+            run = partial(interceptor.intercept, proceed=run)
         self.run = run
 
     def add(self, install: Installer, *interceptors: Interceptor) -> None:

@@ -30,7 +30,7 @@ def summed_error(steps: Sequence[Step], full: str) -> float | None:
     """
     branches = [[step for step in steps if step.branch == name] for name in {step.branch: None for step in steps}]
     sums = [_sum(branch, full) for branch in branches]
-    return max((each for each in sums if each is not None), default=None)
+    return max((error for error in sums if error is not None), default=None)
 
 
 def _sum(steps: Sequence[Step], full: str) -> float | None:

@@ -49,7 +49,7 @@ class Mounted:
         """
         depth = self.layers.common(stages)
         self.layers.check(depth)
-        if carried_by(self.target.denoiser) not in (None, self):
+        if mounted_on(self.target.denoiser) not in (None, self):
             raise StackError("this model already carries a stack: Stack.of(model).undo() takes it off")
         try:
             _OWNERS[self.target.denoiser] = weakref.ref(self)
@@ -81,8 +81,8 @@ class Mounted:
         _to_the_end(partial(self.layers.freeze, self.layers.freezable()))
 
 
-def carried_by(denoiser: nn.Module) -> Mounted | None:
-    """What a model carries."""
+def mounted_on(denoiser: nn.Module) -> Mounted | None:
+    """The stack on a model, None where there is none."""
     known = _OWNERS.get(denoiser)
     mounted = known() if known is not None else None
     return mounted if mounted is not None and mounted.on else None

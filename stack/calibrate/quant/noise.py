@@ -57,7 +57,7 @@ def errors_of(plain: Sequence[torch.Tensor], quantized: Sequence[torch.Tensor]) 
     return Errors(flat @ flat.T, sum(float(f.float().square().sum()) for f in plain) / len(plain))
 
 
-def told_apart(calls: Sequence[Errors]) -> ErrorSplit:
+def split_errors(calls: Sequence[Errors]) -> ErrorSplit:
     """Random and bias part, pooled over independent calls.
 
     Model: e_i = b + r_i, the r_i independent of each other with mean zero. Then E<e_i, e_j> = |b|^2 for i != j and
