@@ -63,7 +63,7 @@ def records_graphs(mode: str) -> bool:
 def _fitted(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     """What was fitted, each under what."""
     fitted = {**p.site.fitted, "bases": None if angle(p, facts) is not None else p.split.found}
-    under = {name: each.made_under for name, each in fitted.items() if each is not None}
+    under = {name: artifact.made_under for name, artifact in fitted.items() if artifact is not None}
     if p.gate and p.gate.fitted:
         under[f"{p.gate.name} gate"] = p.calibrated_for
     found = []

@@ -179,7 +179,7 @@ class CacheController:
 
         Args:
             partial: a cached step computes something nevertheless.
-            changes: what each slot's gate is told, where the site measures it instead of handing over a probe.
+            changes: the change each slot's gate decides on, where the site measures it and hands over no probe.
             together: the batch can only run as a whole, so it is cached only where every slot would be.
         """
         slots, active = self.slots, self.now.active_set
@@ -225,9 +225,9 @@ class CacheController:
 
     def _gated(self, probe: torch.Tensor | None, changes: Sequence[float | None] | None) -> list[bool]:
         """What each slot's gate says."""
-        slots, told = self.slots, changes if changes is not None else self._changes(probe)
+        slots, known = self.slots, changes if changes is not None else self._changes(probe)
         rows = [None if probe is None else _row(probe, i) for i in range(len(slots))]
-        return [self._judge(slot, self.now, row, change) for slot, row, change in zip(slots, rows, told, strict=True)]
+        return [self._judge(slot, self.now, row, change) for slot, row, change in zip(slots, rows, known, strict=True)]
 
     def read_norms(self) -> None:
         """Read how large what was stored is, where that has arrived."""

@@ -122,7 +122,7 @@ def _row(m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy) 
         "seconds_all": m.seconds,
         "prompts_done": len(done),
         "kinds": list(kinds),
-        "computed": [each.linears for each in done[0].work] if done else [],
+        "computed": [step.linears for step in done[0].work] if done else [],
         "attention_density": done[0].density if done else None,
         "psnr_vs_uncached_db": None if partner is None else _against(m, measurement, partner),
     }

@@ -24,11 +24,11 @@ def rank_by_energy(eigenvalues: torch.Tensor, energy: float) -> int:
     """
     if not 0 < energy <= 1:
         raise StackError(f"energy must be in (0, 1], got {energy}: 0.85 keeps 85 % of the feature's energy")
-    clean = eigenvalues.clamp_min(0)
-    total = clean.sum()
+    energies = eigenvalues.clamp_min(0)
+    total = energies.sum()
     if total <= 0:
         return 1
-    short = (clean.cumsum(0) < energy * total * (1 - 1e-6)).sum().item()
+    short = (energies.cumsum(0) < energy * total * (1 - 1e-6)).sum().item()
     return min(int(short) + 1, len(eigenvalues))
 
 

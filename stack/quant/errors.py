@@ -57,8 +57,8 @@ def rounding_words(scheme: Scheme, facts: Facts) -> str:
     levels = [(weight_levels(scheme, facts), sharing or facts.width)]
     if scheme.rounds_activations:
         levels.append((row_levels(scheme), facts.width))
-    bound = max(level_rounding_bound(each) for each, _ in levels)
-    typical = math.hypot(*(typical_error(each, count) for each, count in levels))
+    bound = max(level_rounding_bound(grid) for grid, _ in levels)
+    typical = math.hypot(*(typical_error(grid, count) for grid, count in levels))
     what = "weight or input" if scheme.rounds_activations else "weight"
     return (
         f"{scheme.name} error: a {what} is off by at most {bound:.2%} of the largest that shares its scale (bound), "

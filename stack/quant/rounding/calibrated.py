@@ -66,7 +66,9 @@ class FeedbackRounding:
     def stale(self, facts: Facts) -> str:
         """Why it does not belong to a model with these facts; '' where it does."""
         if facts.adapters != self.adapters:
-            names = ["no adapter" if not each else " and ".join(each) for each in (self.adapters, facts.adapters)]
+            names = [
+                " and ".join(adapters) if adapters else "no adapter" for adapters in (self.adapters, facts.adapters)
+            ]
             return f"it was rounded for weights with {names[0]}, these have {names[1]}"
         if facts.machine.device != self.device:
             return f"it was rounded on {self.device}, the model is on {facts.machine.device}"
