@@ -22,7 +22,7 @@ SCHEDULER = "scheduler"  # the one entry of `facts_rest_on` that is no property 
 
 @dataclass
 class Planner:
-    """Makes the plans of one stack, and knows the one that its model carries.
+    """Makes the plans of one stack, and keeps the one that is on its model.
 
     Args:
         steps: denoiser steps to plan for ahead of a call.
@@ -38,7 +38,7 @@ class Planner:
     _seen: dict[str, Any] = field(default_factory=dict)
 
     def read(self, target: Target) -> None:
-        """Read the facts of a model that carries no passes."""
+        """Read the facts of a model without passes on it."""
         target.facts = facts_of(target.denoiser, target.wiring, target.pipe, self.steps)
 
     def plan(self, facts: Facts, passes: Sequence[Pass]) -> Plan:
@@ -62,7 +62,7 @@ class Planner:
         return self.plan(replace(target.facts, steps=steps, called=steps), passes)
 
     def carry(self, mounted: Mounted, plan: Plan) -> None:
-        """Let the model carry this plan's passes."""
+        """Put this plan's passes on the model."""
         mounted.sync(plan.stages)
         self.installed, self._seen = plan, facts_rest_on(mounted.target.denoiser, mounted.target.pipe)
 
@@ -85,7 +85,7 @@ class Planner:
         return [f"changed since the stack was put on, and planned for anew: {', '.join(changed)}"] if changed else []
 
     def fits(self, steps: int) -> bool:
-        """Whether what the model carries is planned for a call of as many steps; 0 where that is not known."""
+        """Whether the passes on the model were planned for a call of `steps` steps; 0 where that is not known."""
         return self.installed is not None and steps in (0, self.installed.facts_after.steps)
 
     def changes(self, target: Target) -> list[str]:

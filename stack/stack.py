@@ -56,7 +56,7 @@ class Stack:
     Args:
         model: a `DiffusionPipeline` with a `transformer`, or the transformer itself.
         steps: denoiser steps to plan for; also the default number of steps of a call.
-        shift: schedule shift of a bare denoiser (a pipeline's scheduler tells its own).
+        shift: schedule shift of a bare denoiser (a pipeline's scheduler has its own).
         strict: raise where the plan would repair.
         max_error: relative error of the final latents, of all passes together, that the cache fills up; 0 for none.
             `fit_gate` measures what the passes below use of it.
@@ -107,10 +107,10 @@ class Stack:
 
     @staticmethod
     def of(model: Any) -> Stack:
-        """The stack that a pipeline or a denoiser carries, also where nobody holds it any more.
+        """The stack applied to a pipeline or a denoiser, also where no variable holds it any more.
 
         Raises:
-            StackError: it carries none.
+            StackError: there is none.
         """
         mounted = mounted_on(model if isinstance(model, nn.Module) else denoiser_of(model))
         owner = mounted.target.owner if mounted is not None else None
@@ -221,7 +221,7 @@ class Stack:
 
     @property
     def applied(self) -> bool:
-        """Whether the model carries the stack now."""
+        """Whether the stack is on the model now."""
         return self._mounted.on
 
     def explain(self) -> str:
@@ -264,7 +264,7 @@ class Stack:
         """Put every pass on the model. If one fails, the model is left as it was.
 
         Raises:
-            StackError: the plan is refused, or the model already carries another stack.
+            StackError: the plan is refused, or another stack is on the model.
         """
         with self.lock:
             if self.applied:
@@ -378,7 +378,7 @@ class Stack:
         return instead
 
     def _exchange(self, wanted: list[Pass]) -> Stack:
-        """Want other passes, and have them on the model if it carries the stack."""
+        """Change the passes, on the model too if the stack is applied."""
         plan = self._planner.plan(self.facts, wanted) if self.applied else None
         before = self._passes
         try:

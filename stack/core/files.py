@@ -92,7 +92,7 @@ def _writable(value: Any, where: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, without the path that the message around it names."""
+    """What went wrong, without the path: the caller's message names it."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:200] or type(error).__name__
 

@@ -102,10 +102,10 @@ CallTransform = Callable[[Mapping[str, Any]], TransformedCall]
 
 @dataclass
 class Applied:
-    """A pass on a model: what it did, and what it can tell afterwards.
+    """A pass on a model: what it did, and what it can report afterwards.
 
     Attributes:
-        summary: one line, with counts ("24 of 30 linears converted"). Nothing silent: zero is said as loudly.
+        summary: one line, with counts ("24 of 30 linears converted"). A count of zero is given too.
         report: figures of the last request, by name.
         reset: lets go of what is kept between calls; called when a call or a request breaks off.
         call: a pipeline call's arguments, by name, to those it is made with and what had to be put right; None where

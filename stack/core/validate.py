@@ -1,7 +1,7 @@
 """Values against the annotations of the dataclass that takes them: one check for Python calls, recipes and cards.
 
-Strict: a whole number is no true or false, a text is no number. A whole number may stand for a number and a list for a
-tuple, as TOML has them. NaN, infinity and lists beyond `LONGEST` are refused everywhere.
+Strict: 1 is not true, and "1" is not a number. A whole number is accepted as a float and a list as a
+tuple, as TOML writes them. NaN, infinity and lists beyond `LONGEST` are refused everywhere.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BOUNDS: tuple[tuple[type[Any], str, str], ...] = (
 def check_fields(instance: Any, where: str) -> None:
     """Check a dataclass instance's arguments against their annotations.
 
-    Lists become the tuples that they stand for, and numpy's numbers Python's.
+    Lists become tuples where the annotation has tuples, and numpy's numbers become Python's.
 
     Args:
         where: what the arguments are of, in front of their names: "cache" gives "cache.interval".
@@ -98,7 +98,7 @@ def checked(hint: Any, value: Any, where: str) -> Any:
 
 
 def prompts_of(given: Any, what: str = "prompts") -> list[Any]:
-    """Prompts (or class numbers) as a list; a single one stands for a list of one.
+    """Prompts (or class numbers) as a list; a single one becomes a list of one.
 
     Raises:
         StackError: none, or something else among them.

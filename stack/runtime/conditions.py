@@ -63,7 +63,7 @@ class ConditionsReader:
 
     @property
     def asked_for(self) -> Hashable:
-        """What tells the current request from others: its number, and what it is asked for."""
+        """What identifies the current request: its number and its arguments."""
         return self._request, self().conditioning
 
     def __call__(self) -> Conditions:

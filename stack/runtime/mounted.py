@@ -16,7 +16,7 @@ from .later import refuse_later
 from .layers import Layers
 from .target import Target
 
-# What models carry. A model's hook holds its target, and that its stack, which lasts as long as it is applied.
+# The stack on every model. A model's hook keeps its target alive, and the target its stack, while it is applied.
 _OWNERS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Mounted]] = weakref.WeakKeyDictionary()
 
 
@@ -41,7 +41,7 @@ class Mounted:
         return bool(self._base)
 
     def sync(self, stages: Sequence[Planned]) -> None:
-        """Let the model carry exactly these passes. Those at the bottom that are what is wanted stay as they are.
+        """Put exactly these passes on the model. The lowest ones that already match are left as they are.
 
         Raises:
             StackError: the model carries another stack, or a final layer would have to go: nothing is changed then.
