@@ -237,7 +237,7 @@ def _steps_of(target: Target) -> Callable[[], list[AffineStep]]:
 
 
 def _x0_is_known(target: Target) -> bool:
-    """Whether the clean sample can be read off the denoiser's output."""
+    """Whether x0 can be computed from the denoiser's output."""
     return target.pipe is not None and can_correct(target.now)
 
 

@@ -64,7 +64,7 @@ def judged(policy: Policy, facts: Facts, stage: str, method: str) -> list[Judged
 
 
 def _uncorrectable(p: Policy, facts: Facts, stage: str) -> Judged | None:
-    """A corrector where the clean sample cannot be read off the denoiser's output."""
+    """A corrector where x0 cannot be computed from the denoiser's output."""
     (into, out) = facts.latent
     if not p.corrected or can_correct(facts):
         return None

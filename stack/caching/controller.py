@@ -69,12 +69,12 @@ class CacheController:
         given: the arguments of the current denoiser call, by name.
         residuals: names of those that are added between blocks, see `Wiring.residuals`.
         drafts: whether steps are taken back that fail their check.
-        figures: what a site has to tell in the report.
+        figures: what a site adds to the report.
         shared: what a site holds for all branches of the request.
         dropped: states dropped within a request: their stamp no longer fitted, or they were no numbers.
         rolled_back: steps whose drafts failed their check.
         refused: steps that ran in full because their forecast would have gone too far.
-        cached_work: what a cached step computes nevertheless, told by the site.
+        cached_work: what a cached step still computes, set by the site.
         now: the current denoiser call, once it has begun.
         slots: those of its branch.
         x: its coordinate.
@@ -178,7 +178,7 @@ class CacheController:
         """Whether each slot is cached on this step. Called once per step, with the gate's probe if it has one.
 
         Args:
-            partial: a cached step computes something nevertheless.
+            partial: a cached step still computes something.
             changes: the change each slot's gate decides on, where the site measures it and hands over no probe.
             together: the batch can only run as a whole, so it is cached only where every slot would be.
         """
@@ -308,7 +308,7 @@ class CacheController:
             predictor = slot.predictors[key]
             budget = slot.gate.budget if isinstance(slot.gate, BudgetGate) else None
             off = None
-            # In another compute mode the feature jumps, and that says nothing of forecasts.
+            # In another compute mode the feature jumps, which is no error of the forecast.
             alike = predictor.compute_mode == self.now.compute_mode
             if measure and predictor.ready and alike and (i == 0 or budget):
                 off = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)

@@ -1,4 +1,4 @@
-"""What a cache must not do: keep a graph, go on from what is no number, reach too far, hand on what is no picture.
+"""What a cache must not do: keep autograd graphs, use non-finite state, extrapolate too far, return broken outputs.
 
 A forecast is a sum of terms with known weights, and the norm of every term is known since the full step that made it.
 By the triangle inequality it differs from the last feature by at most sum_(i>0) |w_i| |D_i|. So a forecast that blows
@@ -69,9 +69,9 @@ class _LastFull:
 class OutputGuard:
     """Compares every output with the last full step's of its branch: is it finite, of like norm, and not constant?
 
-    In host memory looking costs microseconds: a cached step that fails is made again in full, in the same call. On an
-    accelerator a look would wait for the device. There the norms come back as they are ready, and what is wrong is
-    told at a later full step or by the report; forecasts that blow up are refused beforehand, see `ExtrapolationGuard`.
+    In host memory the check costs microseconds: a cached step that fails is run again in full, in the same call. On an
+    accelerator reading the norms would wait for the device. There they are copied back without waiting, and a fault is
+    reported at a later full step or in the report; forecasts that blow up are refused first, see `ExtrapolationGuard`.
 
     Args:
         drop: lets go of what the cache keeps of this request, so that the next decision is for a full step.

@@ -63,7 +63,7 @@ class SchedulePolicy(Options):
         return not (self.full_steps or self.switches or self.schedule_power)
 
     def of(self, steps: int, sigmas: Sequence[float], even_schedule: Callable[[int, int], Schedule]) -> Schedule:
-        """The calibrated full steps, carried to other noise levels or another number of steps; else the interval's.
+        """The calibrated full steps, transferred to other noise levels or another number of steps; else the interval's.
 
         Args:
             sigmas: noise levels of the request; () where they are not known yet.

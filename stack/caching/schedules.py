@@ -61,7 +61,7 @@ class Mask:
         """The mask, for the number of steps it was calibrated on.
 
         Raises:
-            StackError: another number of steps. (A policy carries its full steps to other noise levels first.)
+            StackError: another number of steps. (A policy transfers its full steps to other noise levels first.)
         """
         if steps != self.steps:
             raise StackError(f"this schedule was calibrated for {self.steps} steps, got {steps}: calibrate again")
@@ -73,7 +73,7 @@ class PowerSchedule:
     """As many full steps as another schedule has, dense near the data: where a flow's schedule takes its largest steps.
 
     Attributes:
-        even: the schedule that tells how many.
+        even: the schedule whose number of full steps is taken.
         power: of `dense_end`.
     """
 

@@ -68,7 +68,7 @@ def build_record(header: Header, measurement: Measurement, work: Work, accuracy:
                 "passes": list(m.row.passes),
                 "role": m.row.role,
                 "group": m.row.group,
-                "warnings": m.warnings,  # what was measured is told where it was measured
+                "warnings": m.warnings,  # only its own: the measured row has those of the measurement
                 "same_as": m.row.same_as,
             }
     ordered = [rows[name] for name in measurement.rows if name in rows]

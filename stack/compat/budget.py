@@ -64,10 +64,10 @@ class ErrorBudget:
         return cost <= left and cost * ahead <= (self.order + 2) * left * self.weights[step]
 
     def resize(self, size: float) -> None:
-        """The sample looks to be of this size; what has been spent stays as it was told.
+        """A new estimate of the sample's size. What has been spent so far is not converted.
 
-        Early estimates of a sample are larger than the sample of some pictures: told anew, what they allowed would
-        leave nothing for the rest of the schedule. The fitted scale makes up for it.
+        For some pictures early estimates of the sample are too large. What was spent under them, converted to the
+        smaller size, would leave nothing for the rest of the schedule. The fitted scale makes up for it.
         """
         self.size = max(size, SMALLEST)
 

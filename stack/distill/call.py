@@ -1,4 +1,4 @@
-"""A pipeline call against a card: what contradicts it is put right, and told. Pure."""
+"""Checks a pipeline call against a card: what contradicts the card is corrected, with a warning. Pure."""
 
 from __future__ import annotations
 

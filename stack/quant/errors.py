@@ -50,7 +50,7 @@ def typical_error(levels: torch.Tensor, count: int) -> float:
 def rounding_words(scheme: Scheme, facts: Facts) -> str:
     """One line: the largest error of a rounded number, and the error of an output that is to be expected.
 
-    Errors of inputs and weights know nothing of each other, so that their squares add up in an output.
+    Errors of inputs and weights are independent, so their squares add up in an output.
     """
     # Either end of a range is the largest of about half the group.
     sharing = scheme.group // 2 if scheme.kind == "int" else scheme.group

@@ -26,7 +26,7 @@ from .recording import Recorded, below_quantization, carrying, record_calls, tak
 
 NEARNESS = 0.02  # of the latent: what one step of a 50-step schedule changes
 OUTPUT = "output"  # the denoiser's own; the other names are those of `SiteFeatures`
-BLOCKS = "blocks"  # stands for the mean over what each block adds
+BLOCKS = "blocks"  # the mean over what each block adds
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class NoiseFloor:
         sigmas: largest first.
         features: "output", "last hidden state", "whole residual" and "block 0" ... (what each block adds), each with
             one `ErrorSplit` per sigma.
-        nearness: how far apart the neighbours are on which the random part was told from the bias: root mean square of
-            the disturbance as a share of the latent's.
+        nearness: distance of the neighbours that separate the random part from the bias: root mean square of the
+            disturbance as a share of the latent's.
         neighbours: how many, per call.
         depends: the facts it was measured under, as text by name.
     """
@@ -161,7 +161,7 @@ def _features(
 
 
 def _neighbours(call: Recorded, count: int, nearness: float, seed: int) -> list[Recorded]:
-    """The call on `count` latents around its own, each sample disturbed by white noise of its own size."""
+    """The call on `count` latents near its own: white noise is added to each sample, scaled to the sample's size."""
     latent = call.latent
     generator = torch.Generator().manual_seed(seed + 7919 * call.context.step)
     size = latent.float().square().flatten(1).mean(1).sqrt().mul(nearness).view(-1, *[1] * (latent.ndim - 1))

@@ -1,4 +1,4 @@
-"""The error of a quantized model told apart into a part that neighbouring inputs share and one that they do not.
+"""The error of a quantized model split into a part that neighbouring inputs share and one that they do not.
 
 A cache lives on differences between neighbouring steps. What both steps have in common cancels in a difference (bias);
 what does not, is amplified by it (random; docs/sensitivity.md has the reasoning). Dynamic quantization of the very same

@@ -12,7 +12,7 @@ from ...runtime.step_clock import Clock, StepContext
 
 
 class Phase:
-    """Where a request stands. One object for all linears of a stack, told once per denoiser call.
+    """Which part of the schedule a request is in. One object for all linears of a stack, set once per denoiser call.
 
     A compiler guards on `at_ends` and compiles either way once, however many steps there are.
     """
