@@ -41,7 +41,7 @@ Judged = tuple[Finding, Policy | None]  # and the cache as the finding leaves it
 
 
 def judged(policy: Policy, facts: Facts, stage: str, method: str) -> list[Judged]:
-    """Everything there is to say of a cache that there is room for; repairs build on one another.
+    """All findings about a cache that fits the model and its cap on memory; each repair builds on the one before.
 
     Args:
         method: the preset's name, for words.

@@ -111,7 +111,7 @@ def _even(p: Policy, facts: Facts, stage: str) -> list[Finding]:
 
 
 def noise_gain(full_steps: Collection[int], steps: int) -> float:
-    """The most that a first-order forecast multiplies the noise of its two full steps with, 1 for plain reuse.
+    """Largest factor of a first-order forecast on the noise of its two full steps, 1 for plain reuse.
 
     sqrt(sum of w^2) for the weights w of both, largest over the cached steps of a request; independent noise.
     """

@@ -73,7 +73,7 @@ class Installs(Protocol):
     """A site on a model.
 
     Attributes:
-        interceptors: what of it stands before the denoiser, the outermost first; () where it works on blocks alone.
+        interceptors: what intercepts calls of the denoiser, the outermost first; () where it works on blocks alone.
     """
 
     interceptors: tuple[Interceptor, ...]

@@ -71,7 +71,7 @@ class CacheController:
         drafts: whether steps are taken back that fail their check.
         figures: what a site adds to the report.
         shared: what a site holds for all branches of the request.
-        dropped: states dropped within a request: their stamp no longer fitted, or they were no numbers.
+        dropped: states dropped within a request: their stamp no longer fitted, or they were not finite.
         rolled_back: steps whose drafts failed their check.
         refused: steps that ran in full because their forecast would have gone too far.
         cached_work: what a cached step still computes, set by the site.
@@ -238,7 +238,7 @@ class CacheController:
             self._reader.poll([slot.guard for slot in self.slots])
 
     def drop_nonfinite(self) -> None:
-        """Forget what the branch's last full step stored if it is no number: nothing is forecast from it.
+        """Drop what the branch's last full step stored if it is not finite, so that nothing is forecast from it.
 
         On an accelerator that is known when the full step has run, which may be some steps later.
         """

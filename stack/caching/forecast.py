@@ -116,7 +116,7 @@ NOTHING = Differences([], [], [])
 
 
 def differences(forecast: Forecast, feature: torch.Tensor, x: float, old: Differences, mix: Mix) -> Differences:
-    """Carry the differences on to a new full step.
+    """The differences at a new full step, from those at the full step before.
 
     Args:
         feature: (B, N, D) at coordinate x.

@@ -35,7 +35,8 @@ Norms = list[tuple[Predictor | None, torch.Tensor]]  # (k,) each
 class NoGradients:
     """Calls the denoiser without gradients, whatever the caller's mode, and says so where they were asked for.
 
-    With them every kept feature would hold the graph of its step, and a cached step's would be those of a forecast.
+    With them every kept feature would hold the graph of its step, and a cached step would return a forecast's
+    gradients.
     """
 
     def __init__(self, journal: Journal):
@@ -170,8 +171,8 @@ class ExtrapolationGuard:
     """Norms of what the forecasts of one slot are made of.
 
     Attributes:
-        finite: whether all of them are numbers.
-        unread: norms that have been noted and not sent for.
+        finite: whether all of them are finite.
+        unread: norms that are noted, their copy to the host not started.
     """
 
     finite: bool = True
@@ -213,7 +214,7 @@ class ExtrapolationGuard:
     def at(self, x: float) -> float:
         """How far the forecasts at x may go from the last features, all features of a slot together, over their norm.
 
-        Together, because a module that adds next to nothing may well add ten times that.
+        Together, because a module that adds almost nothing may add ten times as much without harm.
         """
         distances = [0.0]
         for nodes, (predictor, squares) in self._squares.items():

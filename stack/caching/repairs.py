@@ -17,7 +17,7 @@ COARSE_BITS = 7  # with fewer, second differences are mostly noise
 
 
 def for_few_steps(p: Policy, facts: Facts) -> Policy:
-    """The cache instead, where no whole step can be forecast: partial depth.
+    """The cache to use where no whole step can be forecast: partial depth.
 
     Half of the steps run in full, the first and the last among them; on the others the front and back third of the
     blocks run, and what the blocks between them add is extrapolated to order 1. Measured on adapters of 4 and 8 steps:
@@ -45,7 +45,7 @@ def can_correct(facts: Facts) -> bool:
 
 
 def for_noise(p: Policy, facts: Facts) -> Policy | None:
-    """The cache instead, where full steps are noisy: as measured (`Policy.noise`), or by activations rounded on each.
+    """The cache to use where full steps are noisy: as measured (`Policy.noise`), or by activations rounded on each.
 
     Differences are Newton's, over real gaps in time, and are shrunk to what stands out of the noise: of what was
     measured, else of the rounding error that the bits make (`rounding_floor`). None where nothing is differenced, and

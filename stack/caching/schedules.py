@@ -102,8 +102,8 @@ def dense_end(count: int, steps: int, power: float) -> tuple[int, ...]:
 class Aligned:
     """A schedule moved so that steps are full where the way of computing them changes, as many as before.
 
-    What follows such a step is forecast from its own kind. The full steps at the start stay; those that are left are
-    spread evenly between.
+    The steps after such a change are forecast from full steps of their own kind. The full steps at the start stay;
+    those that are left are spread evenly between.
 
     Attributes:
         even: the schedule that is moved.

@@ -25,7 +25,7 @@ from .observe import Observe
 
 @dataclass
 class GramSum:
-    """Sum of F^T F over features F (B, N, D): what their principal subspace is read off. Stands in for a split.
+    """Sum of F^T F over features F (B, N, D): their principal subspace follows from it. Takes the place of a split.
 
     Attributes:
         sum: (D, D) float64; None before the first feature.

@@ -37,8 +37,8 @@ def calibrate(
     gain of its own. For a cache with a gate, its threshold is bisected; see `thresholds.tuned`. The cache that was
     there stays if it does what is asked and is no worse on the held-out prompts.
 
-    What does not fit into the budget is left out, and said. Ctrl-C ends the search and keeps the best so far; before
-    anything was found it leaves the stack as it was.
+    What does not fit into the budget is left out, and the result says so. Ctrl-C ends the search and keeps the best so
+    far; before anything was found it leaves the stack as it was.
 
     Args:
         theory: whether to try proposed schedules first, rather than spreads.

@@ -36,8 +36,8 @@ def rank_above_noise(eigenvalues: torch.Tensor, rows: int, noise: float) -> int:
     """How many eigenvalues of the Gram matrix stand out of noise, at least 1.
 
     Noise of variance v in every element of an (N, D) feature has no singular value above sqrt(v) (sqrt(N) + sqrt(D)),
-    but by chance (Marchenko and Pastur 1967; Davidson and Szarek 2001, theorem II.13). Directions below that are the
-    noise's own, and turn with every step.
+    except by chance (Marchenko and Pastur 1967; Davidson and Szarek 2001, theorem II.13). Directions below that are
+    noise, and turn with every step.
 
     Args:
         eigenvalues: (D,) or the leading ones and the sum of the others; squared singular values.

@@ -1,6 +1,6 @@
 """The noise floor: what quantization and sparse attention add to one forward pass of the denoiser, measured.
 
-Random part and bias apart: a difference of two steps is free of what errs alike on both.
+Random part and bias are kept apart: an error that two steps share cancels in their difference.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class NoiseFloor:
     def at_site(self, feature: str) -> tuple[tuple[float, float], ...]:
         """The same of what a site keeps, by its `Site.noise_feature`; "blocks" is the root mean square over all blocks.
 
-        Noise that all blocks add up to is small against the stream, and large against what one of them adds.
+        The noise of all blocks together is small beside the stream, and large beside what one block adds.
         """
         if feature != BLOCKS:
             return self.random(feature)

@@ -1,8 +1,9 @@
 """The error of a quantized model split into a part that neighbouring inputs share and one that they do not.
 
-A cache lives on differences between neighbouring steps. What both steps have in common cancels in a difference (bias);
-what does not, is amplified by it (random; docs/sensitivity.md has the reasoning). Dynamic quantization of the very same
-input is deterministic, so randomness can only be seen between neighbouring inputs: n disturbed copies of one input.
+A cache lives on differences between neighbouring steps. An error that both steps share cancels in a difference (bias);
+one that they do not share is amplified (random; docs/sensitivity.md has the reasoning). Dynamic quantization of the
+very same input is deterministic, so randomness can only be seen between neighbouring inputs: n disturbed copies of one
+input.
 """
 
 from __future__ import annotations
