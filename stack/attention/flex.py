@@ -119,7 +119,7 @@ def flex_with_tables(
 def flex_mask(indices: torch.Tensor, keep: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> BlockMask:
     """The map as a list of key tiles for each query tile. Arguments as in `flex_with_tables`.
 
-    The compiled kernel skips by the lists alone. The mask function says the same, for backends that do not skip.
+    The compiled kernel skips by the lists alone. The mask function repeats the map for backends that do not skip.
     """
     first, tiles, device = _first_tile(grid), keep.shape[-1], indices.device
     last = first + grid.blocks

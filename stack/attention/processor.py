@@ -35,7 +35,7 @@ class Shared:
 
 
 class BlockSparseProcessor:
-    """Stands before a family's own processor. Dense calls go to it unchanged, so they are bit-identical.
+    """Takes the place of a family's own processor. It passes dense calls on unchanged, so they are bit-identical.
 
     Not a module: state-dict keys stay as they are.
 

@@ -42,7 +42,7 @@ class Finding:
             added.
         adds: a pass of a later stage that has to be there as well. The plan adds it; where that stage was asked for,
             the finding is void.
-        instead: a pass of that stage that leaves it out, for those who do not want it.
+        instead: the pass that turns that stage off, for users who do not want it.
         fatal: no repair exists; planning raises.
         note: for the reader only, nothing changes.
         rule: name of the rule it is of, see `stack.compat.rules`; "" for a setting that is merely invalid.
@@ -86,7 +86,7 @@ class TransformedCall:
 
     Attributes:
         arguments: of the pipeline's call.
-        contradictions: what was asked for and cannot be had, each with what is done instead.
+        contradictions: requests that cannot be met, each with what is done instead.
     """
 
     arguments: dict[str, Any]

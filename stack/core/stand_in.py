@@ -39,8 +39,8 @@ def no_original(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -
 class StandIn:
     """A module in another's place.
 
-    The other one is not moved with the model, which offloading does on every call: it is brought along when it is
-    wanted again.
+    The other one is not moved with the model, which offloading does on every call: it is moved to the model's device
+    when it is put back.
 
     Args:
         parent: whose child is replaced.

@@ -33,7 +33,7 @@ def near_ends(context: StepContext, share: float) -> bool:
 
 
 class SwitchPrecision:
-    """Tells the linears, before the model is called, where on the schedule the call is.
+    """Sets, before the model is called, which precision the linears use on this step.
 
     Args:
         index: of their entry in `StepContext.compute_mode`.

@@ -37,7 +37,7 @@ class InputMoments:
 def rounded_with_feedback(linear: nn.Linear, scheme: Scheme, seen: InputMoments) -> WeightOnlyLinear:
     """A new module for a linear, in a scheme of 4 bits. The linear itself is not touched.
 
-    Where there is a bias it takes up what the mean input shows of the error, and the weight is rounded for the rest.
+    A bias absorbs the output error of the mean input, and the weight is rounded to keep the rest small.
     """
     weight, grid = linear.weight.detach().float(), RoundingGrid(scheme, linear.weight.dtype)
     rounded = round_with_feedback(weight, grid, seen.second if linear.bias is None else seen.covariance)
