@@ -107,9 +107,13 @@ class Bench:
             clock, controller = stack._target.clock, stack._layers[-1].applied.details["controller"]
             predictor = next(iter(controller.slots[0].predictors.values()))
             context, x, nodes = clock.context, controller.x, predictor._raw.nodes
+            stack._target.prepare = lambda steps: None  # a step alone is no call of one step
 
             def again() -> None:
-                clock._at[context.branch], clock.branch = context.step - 1, context.branch
+                clock._at[context.branch], clock.branch = context.at - 1, context.branch
+                counted = vars(self.pipe.scheduler)
+                if "_step_index" in counted:  # it has run to its end
+                    counted["_step_index"] = context.at
                 # Else a full step at the very place of the last one takes no differences.
                 predictor._raw.nodes[0] = max(nodes[0], x + 0.1)
                 self.call()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .core.errors import StackError
 from .core.facts import Facts
 from .core.passes import Pass
 from .core.plan import Plan, make_plan
@@ -62,9 +63,15 @@ class Planner:
         return self.plan(replace(target.facts, steps=steps, called=steps), passes)
 
     def carry(self, mounted: Mounted, plan: Plan) -> None:
-        """Put this plan's passes on the model."""
-        mounted.sync(plan.stages)
-        self.installed, self._seen = plan, facts_rest_on(mounted.target.denoiser, mounted.target.pipe)
+        """Put this plan's passes on the model; none of them if that is interrupted."""
+        try:
+            mounted.sync(plan.stages)
+            self.installed, self._seen = plan, facts_rest_on(mounted.target.denoiser, mounted.target.pipe)
+        except StackError:
+            raise  # refused before anything was changed, or taken off already
+        except BaseException:
+            mounted.take_off()
+            raise
 
     def prepare(self, mounted: Mounted, passes: Sequence[Pass], steps: int) -> list[str]:
         """A pipeline call of as many denoiser steps begins: what has changed is read again, and planned for.

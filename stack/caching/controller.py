@@ -252,7 +252,7 @@ class CacheController:
         for slot in nonfinite:
             slot.clear()
         self.dropped += 1
-        text = f"NaN or infinity in a feature before step {self.now.step}: dropped, the step runs in full"
+        text = f"NaN or infinity in a feature before step {self.now.at}: dropped, the step runs in full"
         self.journal.warn(NOT_A_NUMBER.annotate(text))
 
     def _within_reach(self, slot: CacheSlot) -> bool:
@@ -261,7 +261,7 @@ class CacheController:
         if distance <= FURTHEST:
             return True
         self.refused += 1
-        where = f"step {self.now.step}: up to {distance:.3g} times its norm from the last feature"
+        where = f"step {self.now.at}: up to {distance:.3g} times its norm from the last feature"
         self.journal.warn(f"forecast refused at {where}; the step runs in full")
         return False
 
@@ -335,7 +335,7 @@ class CacheController:
         if held is not None and held.stamp.request == stamp.request:
             self.dropped += 1
             changed = ", ".join(stamp.differing(held.stamp))
-            text = f"cached state dropped at step {context.step}: it was made under other {changed}"
+            text = f"cached state dropped at step {context.at}: it was made under other {changed}"
             self.journal.warn(OTHER_CONDITIONS.annotate(text))
         if any(other.stamp.request != stamp.request for other in self._held.values()):
             self.reset()

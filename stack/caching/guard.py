@@ -99,19 +99,19 @@ class OutputGuard:
             last = self._note(now, result[0], norms)
             if now.is_last:  # no step comes that would notice
                 seen = last.readback or Readback(norms)
-                self._late.append((now.request, now.step, last.tokens, seen, seen))
+                self._late.append((now.request, now.at, last.tokens, seen, seen))
             return result
         full = self._full.get(now.branch)
         if full is None or full.request != now.request:
             return result
         if full.readback is not None:
-            self._late.append((now.request, now.step, full.tokens, Readback(norms), full.readback))
+            self._late.append((now.request, now.at, full.tokens, Readback(norms), full.readback))
             return result
         if not (wrong := fault(norms.tolist(), full.norms, full.tokens)):
             return result
         self._drop()
         self.recomputed += 1
-        self._journal.warn(f"output of cached step {now.step} was {wrong}: the step was made again in full")
+        self._journal.warn(f"output of cached step {now.at} was {wrong}: the step was made again in full")
         result = proceed(call)
         self._note(now, result[0], norms_of(result[0]))
         return result
