@@ -117,7 +117,7 @@ def run(
     pipe = _pipeline(model, device)
     texts = _readable(prompt or [], pipe)
     stack = Stack.from_recipe(chosen, pipe, steps=steps)
-    words = run_words(chosen, model, stack.plan.facts_after.steps, seed, texts)  # a clash is told before any picture
+    words = run_words(chosen, model, stack.plan.facts_after.steps, seed, texts)  # a clash is printed before any picture
     folder, done = out or free_folder(DEFAULT_PICTURES, words), 0
     with claimed(folder, "--out"):
         check_run(folder, words, "--out")

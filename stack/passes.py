@@ -41,10 +41,10 @@ def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | No
             plain |= _located(stage, plain, folder)
         return made(PASSES[stage], **plain)
     except StackError as error:
-        told = str(error)
-        if f"recipe {where}" in told:
+        message = str(error)
+        if f"recipe {where}" in message:
             raise
-        raise StackError(f"recipe {where}: {told if told.startswith(stage) else f'{stage}: {told}'}") from None
+        raise StackError(f"recipe {where}: {message if message.startswith(stage) else f'{stage}: {message}'}") from None
 
 
 def made(kind: type[Any], **options: Any) -> Any:
@@ -56,12 +56,12 @@ def made(kind: type[Any], **options: Any) -> Any:
     stage = kind.stage
     refuse_removed(stage, options)
     parameters = inspect.signature(kind).parameters
-    open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in options:
         if name not in parameters and not open_ended:
             raise nearest(f"option of {stage}", name, parameters)
-    for name, each in parameters.items():
-        if name not in options and each.default is each.empty and each.kind is not each.VAR_KEYWORD:
+    for name, p in parameters.items():
+        if name not in options and p.default is p.empty and p.kind is not p.VAR_KEYWORD:
             raise StackError(f"{stage}: expected {name}, got none")
     return kind(**options)
 

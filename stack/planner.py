@@ -23,23 +23,23 @@ SCHEDULER = "scheduler"  # the one entry of `facts_rest_on` that is no property 
 
 @dataclass
 class Planner:
-    """Makes the plans of one stack, and knows the one that its model carries.
+    """Makes the plans of one stack, and keeps the one that is on its model.
 
     Args:
         steps: denoiser steps to plan for ahead of a call.
         strict: raise where a plan would repair.
 
     Attributes:
-        carried: the plan that the model carries; None where it carries none.
+        installed: the plan whose passes are on the model; None where there is none.
     """
 
     steps: int
     strict: bool
-    carried: Plan | None = None
+    installed: Plan | None = None
     _seen: dict[str, Any] = field(default_factory=dict)
 
     def read(self, target: Target) -> None:
-        """Read the facts of a model that carries no passes."""
+        """Read the facts of a model without passes on it."""
         target.facts = facts_of(target.denoiser, target.wiring, target.pipe, self.steps)
 
     def plan(self, facts: Facts, passes: Sequence[Pass]) -> Plan:
@@ -63,10 +63,10 @@ class Planner:
         return self.plan(replace(target.facts, steps=steps, called=steps), passes)
 
     def carry(self, mounted: Mounted, plan: Plan) -> None:
-        """Let the model carry this plan's passes; if it breaks off, none."""
+        """Put this plan's passes on the model; none of them if that is interrupted."""
         try:
             mounted.sync(plan.stages)
-            self.carried, self._seen = plan, facts_rest_on(mounted.target.denoiser, mounted.target.pipe)
+            self.installed, self._seen = plan, facts_rest_on(mounted.target.denoiser, mounted.target.pipe)
         except StackError:
             raise  # refused before anything was changed, or taken off already
         except BaseException:
@@ -92,8 +92,8 @@ class Planner:
         return [f"changed since the stack was put on, and planned for anew: {', '.join(changed)}"] if changed else []
 
     def fits(self, steps: int) -> bool:
-        """Whether what the model carries is planned for a call of as many steps; 0 where that is not known."""
-        return self.carried is not None and steps in (0, self.carried.facts_after.steps)
+        """Whether the passes on the model were planned for a call of `steps` steps; 0 where that is not known."""
+        return self.installed is not None and steps in (0, self.installed.facts_after.steps)
 
     def changes(self, target: Target) -> list[str]:
         """What facts rest on and has changed since the plan was put on, by name."""

@@ -38,14 +38,14 @@ def save_stack(stack: StackLike, folder: str | Path) -> int:
     added = [p for p in stack.plan.passes() if p.stage in stack.plan.added]
     above = {p.stage: p.options() for p in (*stack.passes, *added) if p.stage not in ("distill", "quantize")}
     recipe = Recipe(folder.absolute().name, "", stack.facts.family, stack.plan.facts_after.steps, above)
-    recipe_toml(recipe)  # whatever it cannot hold is told before anything is written
+    recipe_toml(recipe)  # what it cannot hold is refused before anything is written
     count = save_denoiser(stack.denoiser, folder)
     for options in above.values():
         if "adapter" in options:
             options["adapter"] = carry(options["adapter"], folder)
     if stack.pipe is not None:
         _save_scheduler(stack.pipe.scheduler, folder / SCHEDULER)
-    # Last: until it is there, this is no saved stack, or it is told that the weights are not those it was written with.
+    # Last: until it is written, loading the folder fails, as no saved stack or because the weights' digest differs.
     text = recipe_toml(replace(recipe, stages=above, notes={WEIGHTS: digest(folder / FILE)}))
     write_text(folder / RECIPE, text)
     return count

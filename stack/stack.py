@@ -34,7 +34,7 @@ from .quant.quantize import Quantize
 from .recipe import Recipe
 from .runtime.call_arguments import named_arguments
 from .runtime.layers import Layers
-from .runtime.mounted import Mounted, carried_by
+from .runtime.mounted import Mounted, mounted_on
 from .runtime.report import Journal, Report
 from .runtime.step_clock import Clock
 from .runtime.target import Target
@@ -56,7 +56,7 @@ class Stack:
     Args:
         model: a `DiffusionPipeline` with a `transformer`, or the transformer itself.
         steps: denoiser steps to plan for; also the default number of steps of a call.
-        shift: schedule shift of a bare denoiser (a pipeline's scheduler tells its own).
+        shift: schedule shift of a bare denoiser (a pipeline's scheduler has its own).
         strict: raise where the plan would repair.
         max_error: relative error of the final latents, of all passes together, that the cache fills up; 0 for none.
             `fit_gate` measures what the passes below use of it.
@@ -107,12 +107,12 @@ class Stack:
 
     @staticmethod
     def of(model: Any) -> Stack:
-        """The stack that a pipeline or a denoiser carries, also where nobody holds it any more.
+        """The stack applied to a pipeline or a denoiser, also where no variable holds it any more.
 
         Raises:
-            StackError: it carries none.
+            StackError: there is none.
         """
-        mounted = carried_by(model if isinstance(model, nn.Module) else denoiser_of(model))
+        mounted = mounted_on(model if isinstance(model, nn.Module) else denoiser_of(model))
         owner = mounted.target.owner if mounted is not None else None
         if not isinstance(owner, Stack):
             raise StackError("this model carries no stack: expected one that was applied; try Stack(model).apply()")
@@ -164,8 +164,8 @@ class Stack:
         return Stack(self._pipe if self._pipe is not None else self.denoiser, steps=self.facts.steps)._with(passes)
 
     def _with(self, passes: Iterable[Pass]) -> Stack:
-        for each in passes:
-            self.add(each)
+        for one in passes:
+            self.add(one)
         return self
 
     # ---- looking
@@ -221,7 +221,7 @@ class Stack:
 
     @property
     def applied(self) -> bool:
-        """Whether the model carries the stack now."""
+        """Whether the stack is on the model now."""
         return self._mounted.on
 
     def explain(self) -> str:
@@ -232,7 +232,7 @@ class Stack:
         """What happened in the last pipeline call."""
         passes = {layer.wanted.stage: layer.applied.report() for layer in self._layers}
         standing = [text for layer in self._layers for text in layer.applied.warnings]
-        findings = self._planner.carried.findings if self._planner.carried else ()
+        findings = self._planner.installed.findings if self._planner.installed else ()
         notes = [f"{f.stage}: {f.what}; {f.repair}{f.tag}" for f in findings if f.repair]
         if self._pipe is not None and self._pipe.transformer is not self.denoiser:
             notes.append(REPLACED)
@@ -264,7 +264,7 @@ class Stack:
         """Put every pass on the model. If one fails, the model is left as it was.
 
         Raises:
-            StackError: the plan is refused, or the model already carries another stack.
+            StackError: the plan is refused, or another stack is on the model.
         """
         with self.lock:
             if self.applied:
@@ -378,7 +378,7 @@ class Stack:
         return instead
 
     def _exchange(self, wanted: list[Pass]) -> Stack:
-        """Want other passes, and have them on the model if it carries the stack."""
+        """Change the passes, on the model too if the stack is applied."""
         plan = self._planner.plan(self.facts, wanted) if self.applied else None
         before = self._passes
         try:

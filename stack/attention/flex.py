@@ -119,7 +119,7 @@ def flex_with_tables(
 def flex_mask(indices: torch.Tensor, keep: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> BlockMask:
     """The map as a list of key tiles for each query tile. Arguments as in `flex_with_tables`.
 
-    The compiled kernel skips by the lists alone. The mask function says the same, for backends that do not skip.
+    The compiled kernel skips by the lists alone. The mask function repeats the map for backends that do not skip.
     """
     first, tiles, device = _first_tile(grid), keep.shape[-1], indices.device
     last = first + grid.blocks
@@ -158,10 +158,10 @@ def flex_mask(indices: torch.Tensor, keep: torch.Tensor, grid: Grid, seen: torch
 def kept_tiles(indices: torch.Tensor, grid: Grid) -> torch.Tensor:
     """The map as a table (B, H, tiles, tiles), True where a query tile sees a key tile, in the order of `on_tiles`."""
     first, tiles = _first_tile(grid), -(-grid.tokens // grid.key)
-    span = slice(first, first + grid.blocks)
+    image = slice(first, first + grid.blocks)
     keep = torch.ones(*indices.shape[:2], tiles, tiles, dtype=torch.bool, device=indices.device)
-    keep[:, :, span, span] = False
-    keep[:, :, span].scatter_(-1, first + indices.repeat_interleave(grid.group, 2)[:, :, : grid.blocks], True)
+    keep[:, :, image, image] = False
+    keep[:, :, image].scatter_(-1, first + indices.repeat_interleave(grid.group, 2)[:, :, : grid.blocks], True)
     return keep
 
 

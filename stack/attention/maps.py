@@ -103,8 +103,8 @@ def block_map(q: torch.Tensor, k: torch.Tensor, grid: Grid, keep: float) -> torc
     Returns:
         (B, H, rows, kept) indices of key blocks, ascending.
     """
-    span = slice(grid.start, grid.end)
-    pooled_q, pooled_k = (x[:, span].unflatten(1, (-1, grid.key)).mean(2, dtype=torch.float32) for x in (q, k))
+    image = slice(grid.start, grid.end)
+    pooled_q, pooled_k = (x[:, image].unflatten(1, (-1, grid.key)).mean(2, dtype=torch.float32) for x in (q, k))
     missing = grid.rows * grid.group - grid.blocks
     # A sum instead of a mean over the group: the ranking within a row is the same, also for a short last group.
     pooled_q = F.pad(pooled_q, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, grid.group)).sum(2)
@@ -121,6 +121,6 @@ def keep_mask(indices: torch.Tensor, grid: Grid) -> torch.Tensor:
     rows.scatter_(-1, indices, True)
     fine = rows.repeat_interleave(grid.group, 2)[:, :, : grid.blocks]
     mask = torch.ones(batch, heads, grid.tokens, grid.tokens, dtype=torch.bool, device=indices.device)
-    span = slice(grid.start, grid.end)
-    mask[:, :, span, span] = fine.repeat_interleave(grid.key, 2).repeat_interleave(grid.key, 3)
+    image = slice(grid.start, grid.end)
+    mask[:, :, image, image] = fine.repeat_interleave(grid.key, 2).repeat_interleave(grid.key, 3)
     return mask

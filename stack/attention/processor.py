@@ -21,9 +21,9 @@ class Shared:
     """What the processors of one model have in common.
 
     Attributes:
-        given: arguments of the current denoiser call by name; empty outside of calls. They tell how long the text is:
-            single-stream blocks see one joint sequence and cannot.
-        on: False once the processors are taken off. Whoever still holds one has what it stands before.
+        given: arguments of the current denoiser call by name; empty outside of calls. The text's length is read from
+            them: single-stream blocks see one joint sequence, which does not show it.
+        on: False once the processors are taken off. One that is still held somewhere then calls the original.
     """
 
     family: Family
@@ -35,7 +35,7 @@ class Shared:
 
 
 class BlockSparseProcessor:
-    """Stands before a family's own processor. Dense calls go to it unchanged, so they are bit-identical.
+    """Takes the place of a family's own processor. It passes dense calls on unchanged, so they are bit-identical.
 
     Not a module: state-dict keys stay as they are.
 

@@ -40,14 +40,14 @@ def add_remainder(
     """
     if indices.shape[-1] == grid.blocks:
         return out
-    span = slice(grid.start, grid.end)
-    keys, values = (x[:, span].unflatten(1, (-1, grid.key)).mean(2).transpose(1, 2) for x in (k, v))
-    query = q[:, span].transpose(1, 2)
+    image = slice(grid.start, grid.end)
+    keys, values = (x[:, image].unflatten(1, (-1, grid.key)).mean(2).transpose(1, 2) for x in (k, v))
+    query = q[:, image].transpose(1, 2)
     scores = (query @ keys.mT).float() / math.sqrt(q.shape[-1]) + math.log(grid.key)
     dropped = dropped_blocks(indices, grid).repeat_interleave(grid.group * grid.key, 2)[:, :, : query.shape[2]]
     scores.masked_fill_(~dropped, -math.inf)
     mass = scores.logsumexp(-1)
     pooled = torch.softmax(scores, -1).to(v.dtype) @ values
     share = torch.sigmoid(mass - lse).to(out.dtype)
-    out[:, span].lerp_(pooled.transpose(1, 2), share.transpose(1, 2)[..., None])
+    out[:, image].lerp_(pooled.transpose(1, 2), share.transpose(1, 2)[..., None])
     return out

@@ -4,8 +4,8 @@ Zhang et al. 2024 (arXiv 2410.02367). The arithmetic is that of the package `sag
 rounded to int8 with one step per 128 queries and per 64 keys, the softmax is taken in fp32 to base 2, its weights and
 the values are multiplied in fp16. On normal inputs the result is about 1.3 % off exact attention (root mean square).
 
-The mean key is subtracted first (`smoothed`). That adds one number to all scores of a query, which a softmax does not
-see, and takes away what would be most of the steps' width where keys share a large offset.
+The mean key is subtracted first (`smoothed`). That adds one number to all scores of a query, which leaves the softmax
+as it was, and makes the rounding steps much finer where keys share a large offset.
 """
 
 from __future__ import annotations

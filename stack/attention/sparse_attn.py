@@ -104,7 +104,7 @@ class SparseAttention:
         return self._few_dense(facts)
 
     def _few_dense(self, facts: Facts) -> list[Finding]:
-        """More dense steps where each carries more of the picture."""
+        """More dense steps under a few-step adapter, where each step decides more of the picture."""
         dense = self.policy.first_steps(facts.steps) + self.dense_last
         wanted = math.ceil(FEWEST_DENSE * facts.steps)
         if not facts.distilled or dense >= wanted:

@@ -33,7 +33,7 @@ class SparsityPolicy:
     even_if_slower: bool = False
 
     def first_steps(self, steps: int) -> int:
-        """Dense steps at the start: they fix the layout, and an error there is carried through the whole picture."""
+        """Dense steps at the start: they fix the layout, and an error there stays in the picture."""
         return max(1, round(0.1 * steps)) if self.first is None else self.first
 
     def sparse_steps(self, steps: int) -> int:

@@ -26,7 +26,7 @@ def amplification(
         full: steps that run in full, the first among them.
         gain: on all differences from a full step to the next.
     """
-    parts = [Predictor(replace(forecast, gains=(each, each), level=0.0)) for each in forecast.gains]
+    parts = [Predictor(replace(forecast, gains=(factor, factor), level=0.0)) for factor in forecast.gains]
     features = iter(torch.eye(len(full), dtype=torch.float64)[:, None, None])
     most = 1.0
     for step, x in enumerate(xs):

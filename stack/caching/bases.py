@@ -51,8 +51,8 @@ class Bases(Fitted):
     @property
     def bits(self) -> tuple[int, int]:
         """Of weights and activations that the features were made under; floating point is 16."""
-        told = dict(entry.partition("=")[::2] for entry in self.made_under)
-        found = (told.get(f"{name}_bits", "") for name in ("weight", "activation"))
+        conditions = dict(entry.partition("=")[::2] for entry in self.made_under)
+        found = (conditions.get(f"{name}_bits", "") for name in ("weight", "activation"))
         weights, activations = (min(16, int(bits)) if bits.isdecimal() else 16 for bits in found)
         return weights, activations
 
@@ -79,10 +79,10 @@ def load_bases(path: str | Path) -> Bases:
     """
     about, vectors = read(path, "bases", "stack.fit_bases(prompts, save=...)")
     try:
-        told = json.loads(about.pop("spectra", "{}"))
+        spectra_read = json.loads(about.pop("spectra", "{}"))
     except (ValueError, RecursionError):
         raise StackError(f"{path}: spectra: expected JSON") from None
-    spectra = checked(dict[str, tuple[float, float]], told, f"{path}: spectra")
+    spectra = checked(dict[str, tuple[float, float]], spectra_read, f"{path}: spectra")
     if flat := [key for key, one in vectors.items() if one.ndim != 2 or not one.is_floating_point()]:
         raise StackError(
             f"{path}: {flat[0]}: expected a basis of D rows and k columns, got {tuple(vectors[flat[0]].shape)}"

@@ -149,7 +149,7 @@ class Cache:
         carries = [*preexisting.compiled(facts, self.stage), *preexisting.cached(facts, self.stage)]
         if any(finding.fatal for finding in (*capped, *carries)):
             return [*capped, *carries]
-        return [*capped, *(self._found(*told) for told in judged(p, facts, self.stage, self.method))]
+        return [*capped, *(self._found(*judgement) for judgement in judged(p, facts, self.stage, self.method))]
 
     def _found(self, finding: Finding, policy: Policy | None) -> Finding:
         """A finding with the cache that it leaves."""
@@ -206,7 +206,7 @@ class Cache:
         constants = Constants(target.clock, target.conditions)
         constants.install(target.denoiser, target.wiring, install)
         guard = OutputGuard(target.clock, target.journal, controller.empty)
-        budget = isinstance(self.policy.gate, BudgetPolicy) and _clean_is_known(target)
+        budget = isinstance(self.policy.gate, BudgetPolicy) and _x0_is_known(target)
         places = self.install_site(
             controller,
             target,
@@ -236,8 +236,8 @@ def _steps_of(target: Target) -> Callable[[], list[AffineStep]]:
     return planned_steps(target.pipe, lambda: target.clock.sigma_schedule)
 
 
-def _clean_is_known(target: Target) -> bool:
-    """Whether the clean sample can be read off the denoiser's output."""
+def _x0_is_known(target: Target) -> bool:
+    """Whether x0 can be computed from the denoiser's output."""
     return target.pipe is not None and can_correct(target.now)
 
 

@@ -7,7 +7,7 @@ from ..core.facts import Facts
 # Another trajectory: a schedule found on one says nothing about the other.
 DECISIVE = ("family", "blocks", "width", "image_tokens", "adapters", "schedule")
 # The same trajectory, computed less exactly. On shapes-flux a schedule found under int8 kept its quality without it
-# (docs/benchmarks.md), so it is kept, and the reader is told.
+# (docs/benchmarks.md), so it is kept, and the plan has a note.
 MINOR = ("weight_bits", "activation_bits", "attention_density")
 
 

@@ -41,7 +41,7 @@ Judged = tuple[Finding, Policy | None]  # and the cache as the finding leaves it
 
 
 def judged(policy: Policy, facts: Facts, stage: str, method: str) -> list[Judged]:
-    """Everything there is to say of a cache that there is room for; repairs build on one another.
+    """All findings about a cache that fits the model and its cap on memory; each repair builds on the one before.
 
     Args:
         method: the preset's name, for words.
@@ -52,11 +52,11 @@ def judged(policy: Policy, facts: Facts, stage: str, method: str) -> list[Judged
     if any(finding.fatal for finding in first):
         return found
     for repair in (_uncorrectable, partial(_few_steps, asked), _elsewhere, _aligned, _turned, _noisy):
-        told = repair(policy, facts, stage)
-        if told is None:
+        judgement = repair(policy, facts, stage)
+        if judgement is None:
             continue
-        found.append(told)
-        finding, repaired = told
+        found.append(judgement)
+        finding, repaired = judgement
         if finding.repair and repaired is None:
             return found
         policy = repaired or policy
@@ -64,7 +64,7 @@ def judged(policy: Policy, facts: Facts, stage: str, method: str) -> list[Judged
 
 
 def _uncorrectable(p: Policy, facts: Facts, stage: str) -> Judged | None:
-    """A corrector where the clean sample cannot be read off the denoiser's output."""
+    """A corrector where x0 cannot be computed from the denoiser's output."""
     (into, out) = facts.latent
     if not p.corrected or can_correct(facts):
         return None
@@ -152,7 +152,7 @@ def _aligned(p: Policy, facts: Facts, stage: str) -> Judged | None:
     if not facts.switches or not (p.scheduled and p.schedule.even) or facts.steps < FEWEST_STEPS:
         return None
     moved = p.changed(switches=facts.switches)
-    before, after = (sorted(each.schedule_for(facts.steps).full_steps(facts.steps)) for each in (p, moved))
+    before, after = (sorted(policy.schedule_for(facts.steps).full_steps(facts.steps)) for policy in (p, moved))
     if before == after:
         return None
     at = " and ".join(str(round(share * facts.steps)) for share in facts.switches)
@@ -165,8 +165,8 @@ def _turned(p: Policy, facts: Facts, stage: str) -> Judged | None:
     """Bases that were found under another precision."""
     if (sine := angle(p, facts)) is None or not isinstance(p.split, ChannelSplit):
         return None
-    told = f"sin(theta) at most {sine:.2g} by the noise and the spectral gap, {WIDEST_ANGLE:g} is carried"
-    what = f"the bases were found under another precision: {told}"
+    bound = f"sin(theta) at most {sine:.2g} by the noise and the spectral gap, {WIDEST_ANGLE:g} is carried"
+    what = f"the bases were found under another precision: {bound}"
     if sine <= WIDEST_ANGLE or p.split.basis_life == "warm":
         return Finding.of(BASIS_TURNED, stage, what, note=True), None
     warm = replace(p, split=replace(p.split, basis_life="warm"))

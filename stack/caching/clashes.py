@@ -63,7 +63,7 @@ def records_graphs(mode: str) -> bool:
 def _fitted(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     """What was fitted, each under what."""
     fitted = {**p.site.fitted, "bases": None if angle(p, facts) is not None else p.split.found}
-    under = {name: each.made_under for name, each in fitted.items() if each is not None}
+    under = {name: artifact.made_under for name, artifact in fitted.items() if artifact is not None}
     if p.gate and p.gate.fitted:
         under[f"{p.gate.name} gate"] = p.calibrated_for
     found = []
@@ -111,7 +111,7 @@ def _even(p: Policy, facts: Facts, stage: str) -> list[Finding]:
 
 
 def noise_gain(full_steps: Collection[int], steps: int) -> float:
-    """The most that a first-order forecast multiplies the noise of its two full steps with, 1 for plain reuse.
+    """Largest factor of a first-order forecast on the noise of its two full steps, 1 for plain reuse.
 
     sqrt(sum of w^2) for the weights w of both, largest over the cached steps of a request; independent noise.
     """

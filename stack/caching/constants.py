@@ -17,7 +17,7 @@ from .sites.calls import several
 
 
 class Constants:
-    """Lets the modules whose output is the same on every step of a request answer from memory after the first.
+    """Keeps the output of modules that return the same on every step of a request, and returns it after the first.
 
     On a cached step of a small model the rotary tables would be half of the work. One answer is held per module and
     guidance branch, under what it was made of.

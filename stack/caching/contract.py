@@ -1,4 +1,4 @@
-"""What a site and a gate tell about themselves. Planning, memory and calibration ask these objects, never their names.
+"""What a site and a gate declare. Planning, memory and calibration ask these objects and never compare their names.
 
 A new site is one file: a frozen dataclass derived from `Site`, decorated with `register_site`. A gate is the same with
 `GatePolicy` and `register_gate`.
@@ -73,7 +73,7 @@ class Installs(Protocol):
     """A site on a model.
 
     Attributes:
-        interceptors: what of it stands before the denoiser, the outermost first; () where it works on blocks alone.
+        interceptors: what intercepts calls of the denoiser, the outermost first; () where it works on blocks alone.
     """
 
     interceptors: tuple[Interceptor, ...]
@@ -100,7 +100,7 @@ class Site(Options):
         decides: it decides by itself, block by block: neither schedule nor gate does.
         per_sample: every sample has a cache slot of its own although there is no gate.
         block_range: it caches a range of blocks; a split by token band works there, and calibration can rehearse it.
-        forecasts_x0: it forecasts the estimate of the clean sample, and calibration records that.
+        forecasts_x0: it forecasts the estimate of x0, and calibration records that.
         measures_slope: it measures what a change of its input does to its output, see `SumPolicy`.
         partial_depth: some blocks can run on its cached steps, so that it may be kept on schedules of few steps.
     """
@@ -162,7 +162,7 @@ class Site(Options):
 
     @abstractmethod
     def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
-        """What it holds; None where the facts do not tell."""
+        """What it holds; None where the facts lack a size that it needs."""
 
     @abstractmethod
     def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:

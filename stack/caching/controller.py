@@ -69,12 +69,12 @@ class CacheController:
         given: the arguments of the current denoiser call, by name.
         residuals: names of those that are added between blocks, see `Wiring.residuals`.
         drafts: whether steps are taken back that fail their check.
-        figures: what a site has to tell in the report.
+        figures: what a site adds to the report.
         shared: what a site holds for all branches of the request.
-        dropped: states dropped within a request: their stamp no longer fitted, or they were no numbers.
+        dropped: states dropped within a request: their stamp no longer fitted, or they were not finite.
         rolled_back: steps whose drafts failed their check.
         refused: steps that ran in full because their forecast would have gone too far.
-        cached_work: what a cached step computes nevertheless, told by the site.
+        cached_work: what a cached step still computes, set by the site.
         now: the current denoiser call, once it has begun.
         slots: those of its branch.
         x: its coordinate.
@@ -178,8 +178,8 @@ class CacheController:
         """Whether each slot is cached on this step. Called once per step, with the gate's probe if it has one.
 
         Args:
-            partial: a cached step computes something nevertheless.
-            changes: what each slot's gate is told, where the site measures it instead of handing over a probe.
+            partial: a cached step still computes something.
+            changes: the change each slot's gate decides on, where the site measures it and hands over no probe.
             together: the batch can only run as a whole, so it is cached only where every slot would be.
         """
         slots, active = self.slots, self.now.active_set
@@ -225,9 +225,9 @@ class CacheController:
 
     def _gated(self, probe: torch.Tensor | None, changes: Sequence[float | None] | None) -> list[bool]:
         """What each slot's gate says."""
-        slots, told = self.slots, changes if changes is not None else self._changes(probe)
+        slots, known = self.slots, changes if changes is not None else self._changes(probe)
         rows = [None if probe is None else _row(probe, i) for i in range(len(slots))]
-        return [self._judge(slot, self.now, row, change) for slot, row, change in zip(slots, rows, told, strict=True)]
+        return [self._judge(slot, self.now, row, change) for slot, row, change in zip(slots, rows, known, strict=True)]
 
     def read_norms(self) -> None:
         """Read how large what was stored is, where that has arrived."""
@@ -238,7 +238,7 @@ class CacheController:
             self._reader.poll([slot.guard for slot in self.slots])
 
     def drop_nonfinite(self) -> None:
-        """Forget what the branch's last full step stored if it is no number: nothing is forecast from it.
+        """Drop what the branch's last full step stored if it is not finite, so that nothing is forecast from it.
 
         On an accelerator that is known when the full step has run, which may be some steps later.
         """
@@ -308,7 +308,7 @@ class CacheController:
             predictor = slot.predictors[key]
             budget = slot.gate.budget if isinstance(slot.gate, BudgetGate) else None
             off = None
-            # In another compute mode the feature jumps, and that says nothing of forecasts.
+            # In another compute mode the feature jumps, which is no error of the forecast.
             alike = predictor.compute_mode == self.now.compute_mode
             if measure and predictor.ready and alike and (i == 0 or budget):
                 off = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)

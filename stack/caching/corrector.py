@@ -1,10 +1,10 @@
-"""Full steps put right what the forecasts before them left: a corrector, as multistep solvers have one.
+"""Full steps correct the error of the forecasts before them, as the corrector of a multistep solver does.
 
-Every output m of a denoiser stands for an estimate of the clean sample, x0 = c x + d m. On a full step that estimate is
+Every output m of a denoiser amounts to an estimate of the clean sample, x0 = c x + d m. On a full step that estimate is
 known at both ends of the cached steps just before. Those are replayed with x0 interpolated between the two ends instead
 of forecast, and the shift of the latent x that results is added to the full step's output. Solvers call it a corrector
 (UniPC, Zhao et al. 2023, arXiv:2302.04867). It needs no call of the model, only a running sum of the estimates that
-were used, and asks nothing of what was forecast: a hidden state, the outputs of modules, or the estimate itself.
+were used, and works whatever was forecast: a hidden state, the outputs of modules, or the estimate itself.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Corrector:
 
 
 def between(steps: list[AffineStep], segment: list[tuple[int, float]], start: float, end: float) -> tuple[float, float]:
-    """Weights of the estimates at both ends of a run of cached steps in the x behind it, going straight between them.
+    """Weights of both end estimates in the latent x after a run of cached steps, x0 interpolated between the ends.
 
     Args:
         segment: (step, coordinate) of each cached step, in order.

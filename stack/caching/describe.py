@@ -22,14 +22,14 @@ def described(method: str, p: Policy, facts: Facts) -> list[str]:
         return [method, *lines, size_words(p, facts)]
     corrects = ["full steps put right what forecasts left before them"] if p.corrected else []
     always = f", {site.front_blocks} front and {site.back_blocks} back blocks always run"
-    around = always if site.front_blocks or site.back_blocks else ""
+    running = always if site.front_blocks or site.back_blocks else ""
     return [
         f"{method}, {_when(p, facts)}",
         f"{_forecast_words(p)}; coordinate: {p.forecast.coordinate}",
         *lines,
         *corrects,
         *_amplified(p, facts),
-        f"site: {site.words}{around}; {size_words(p, facts)}{noise_words(p, facts)}",
+        f"site: {site.words}{running}; {size_words(p, facts)}{noise_words(p, facts)}",
     ]
 
 
@@ -40,8 +40,8 @@ def _when(p: Policy, facts: Facts) -> str:
     full = p.schedule_for(steps).full_steps(steps)
     kind = "dense near the data" if own.schedule_power else spacing(sorted(full))
     if own.full_steps:
-        carried = f"carried from the {own.steps} steps it was calibrated for"
-        kind = "calibrated" if steps == own.steps else carried
+        transferred = f"carried from the {own.steps} steps it was calibrated for"
+        kind = "calibrated" if steps == own.steps else transferred
     most = most_saved(len(full), steps, always_running(p, facts))
     return f"{len(full)} of {steps} steps full ({kind}), at most {most:.2f}x"
 

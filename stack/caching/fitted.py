@@ -67,7 +67,7 @@ def read(path: str | Path, what: str, how: str) -> tuple[dict[str, Any], dict[st
     made_under = tuple(about["made_under"].split("\n")) if about.get("made_under") else ()
     if not (about["blocks"].isdecimal() and about["width"].isdecimal()):
         raise StackError(f"{path}: expected whole numbers of blocks and width, got {shown(about)}")
-    if broken := [name for name, each in tensors.items() if not bool(each.float().isfinite().all())]:
+    if broken := [name for name, tensor in tensors.items() if not bool(tensor.float().isfinite().all())]:
         raise StackError(f"{path}: {broken[0]}: expected finite numbers, got NaN or infinity")
     numbers = {name: int(about[name]) for name in ("blocks", "width")}
     return {**about, **numbers, "made_under": made_under}, tensors

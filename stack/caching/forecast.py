@@ -33,7 +33,7 @@ HIGHEST_ORDER = 4
 
 @dataclass(frozen=True)
 class Forecast(Options):
-    """How a feature is carried on.
+    """How a feature is extrapolated.
 
     Attributes:
         order: of the highest difference; 0 is reuse.
@@ -116,7 +116,7 @@ NOTHING = Differences([], [], [])
 
 
 def differences(forecast: Forecast, feature: torch.Tensor, x: float, old: Differences, mix: Mix) -> Differences:
-    """Carry the differences on to a new full step.
+    """The differences at a new full step, from those at the full step before.
 
     Args:
         feature: (B, N, D) at coordinate x.
@@ -138,10 +138,10 @@ def differences(forecast: Forecast, feature: torch.Tensor, x: float, old: Differ
 def over_wide_gaps(
     forecast: Forecast, feature: torch.Tensor, x: float, old: Differences, mix: Mix, ledger: NoiseLedger
 ) -> Differences:
-    """The same over gaps wide enough for the noise: full steps too near to tell a change are passed over.
+    """The same over gaps wide enough for the noise: full steps too close together to measure a change are left out.
 
-    A step is passed over while most of the first difference's power is noise and an older one is there to take its
-    place, so that it costs nothing but a longer gap. Newton's differences only: the others depend on every step.
+    A step is left out while most of the first difference's power is noise and an older one can take its place, so
+    the only cost is a longer gap. Newton's differences only: the others depend on every step.
     """
     found = differences(forecast, feature, x, old, mix)
     while forecast.basis == "newton" and not forecast.smoothing and len(old.values) > 1:

@@ -123,7 +123,7 @@ class SumGate:
     Args:
         warmup: the first steps always run.
         longest: cached steps in a row; 0 is no limit.
-        slope: None until the site has measured it (EasyCache's k, see `sites.around`): no step is skipped.
+        slope: None until the site has measured it (EasyCache's k, see `sites.whole_model`): no step is skipped.
         ends: the last step always runs.
     """
 

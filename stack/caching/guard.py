@@ -1,4 +1,4 @@
-"""What a cache must not do: keep a graph, go on from what is no number, reach too far, hand on what is no picture.
+"""What a cache must not do: keep autograd graphs, use non-finite state, extrapolate too far, return broken outputs.
 
 A forecast is a sum of terms with known weights, and the norm of every term is known since the full step that made it.
 By the triangle inequality it differs from the last feature by at most sum_(i>0) |w_i| |D_i|. So a forecast that blows
@@ -35,7 +35,8 @@ Norms = list[tuple[Predictor | None, torch.Tensor]]  # (k,) each
 class NoGradients:
     """Calls the denoiser without gradients, whatever the caller's mode, and says so where they were asked for.
 
-    With them every kept feature would hold the graph of its step, and a cached step's would be those of a forecast.
+    With them every kept feature would hold the graph of its step, and a cached step would return a forecast's
+    gradients.
     """
 
     def __init__(self, journal: Journal):
@@ -69,9 +70,9 @@ class _LastFull:
 class OutputGuard:
     """Compares every output with the last full step's of its branch: is it finite, of like norm, and not constant?
 
-    In host memory looking costs microseconds: a cached step that fails is made again in full, in the same call. On an
-    accelerator a look would wait for the device. There the norms come back as they are ready, and what is wrong is
-    told at a later full step or by the report; forecasts that blow up are refused beforehand, see `ExtrapolationGuard`.
+    In host memory the check costs microseconds: a cached step that fails is run again in full, in the same call. On an
+    accelerator reading the norms would wait for the device. There they are copied back without waiting, and a fault is
+    reported at a later full step or in the report; forecasts that blow up are refused first, see `ExtrapolationGuard`.
 
     Args:
         drop: lets go of what the cache keeps of this request, so that the next decision is for a full step.
@@ -170,8 +171,8 @@ class ExtrapolationGuard:
     """Norms of what the forecasts of one slot are made of.
 
     Attributes:
-        finite: whether all of them are numbers.
-        unread: norms that have been noted and not sent for.
+        finite: whether all of them are finite.
+        unread: norms that are noted, their copy to the host not started.
     """
 
     finite: bool = True
@@ -213,7 +214,7 @@ class ExtrapolationGuard:
     def at(self, x: float) -> float:
         """How far the forecasts at x may go from the last features, all features of a slot together, over their norm.
 
-        Together, because a module that adds next to nothing may well add ten times that.
+        Together, because a module that adds almost nothing may add ten times as much without harm.
         """
         distances = [0.0]
         for nodes, (predictor, squares) in self._squares.items():

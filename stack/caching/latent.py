@@ -32,7 +32,7 @@ def noisy_part(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 
 def x0_of(step: AffineStep, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """The estimate of the clean sample (B, N, C) that an output at x stands for: x0 = c x + d m."""
+    """The estimate (B, N, C) of the clean sample from an output m at x: x0 = c x + d m."""
     return tokens_of(step.c * noisy_part(x, out) + step.d * out)
 
 

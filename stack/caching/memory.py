@@ -34,7 +34,7 @@ class StateSize:
         features: of features, differences, and what a gate compares with. Exact but for a few numbers per module.
         bases: the most that principal subspaces can take; their rank depends on the picture.
         units: what each block or module holds of its predicted features, in running order; empty where one feature
-            stands for the whole model. A part of `features`.
+            is kept for the whole model. A part of `features`.
     """
 
     features: int
@@ -65,7 +65,7 @@ def tensors_of(forecast: Forecast, noisy: bool = False) -> int:
 
 
 def state_size(policy: Policy, facts: Facts) -> StateSize | None:
-    """State of one picture and one guidance branch; None where the facts do not tell its tokens or blocks."""
+    """State of one picture and one guidance branch; None where its tokens or blocks are unknown."""
     held = policy.site.state(facts, policy) if facts.image_tokens else None
     if held is None:
         return None

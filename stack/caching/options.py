@@ -10,7 +10,7 @@ from typing import Any
 from ..core.errors import StackError, nearest
 from ..core.validate import check_fields
 
-NEAREST = 4  # names that are told where none is like the given one
+NEAREST = 4  # names listed in the error where none is like the given one
 OLD_KEYS = {"lean": "schedule_power", "carry": "approximation"}
 OLD_VALUES: dict[str, dict[str, str]] = {
     "site": {

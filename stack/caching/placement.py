@@ -51,7 +51,7 @@ class OnHost:
 
     The price: copies on that stream do not overlap with the computing. A cached step waits for every tensor of its sum,
     order + 1 per feature; a full step for one copy out of all that it keeps, and one back of what its differences need
-    and, to tell how far the forecast was off, of the sum's tensors. Torch may round a pinned block up to the next power
+    and, to measure the forecast's error, of the sum's tensors. Torch may round a pinned block up to the next power
     of two bytes. Not measured on a GPU.
 
     Args:

@@ -18,7 +18,7 @@ HERMITE_SCALE = 0.5  # HiCache's contraction (arXiv 2508.16984)
 
 
 class Predictor:
-    """Carries one feature of one guidance branch from its full steps to the cached ones.
+    """Forecasts one feature of one guidance branch on cached steps, from its full steps.
 
     Splitting, gains and divisions are done once, on the full step. A cached step is `order` multiply-adds. The
     coordinate of every difference is real (see `Forecast.coordinate`), never a count of calls.

@@ -17,10 +17,10 @@ COARSE_BITS = 7  # with fewer, second differences are mostly noise
 
 
 def for_few_steps(p: Policy, facts: Facts) -> Policy:
-    """The cache instead, where no whole step can be forecast: partial depth.
+    """The cache to use where no whole step can be forecast: partial depth.
 
     Half of the steps run in full, the first and the last among them; on the others the front and back third of the
-    blocks run, and what the blocks between them add is carried on by order 1. Measured on adapters of 4 and 8 steps:
+    blocks run, and what the blocks between them add is extrapolated to order 1. Measured on adapters of 4 and 8 steps:
     3 to 4 dB over reusing the last hidden state, and on flow models 2 to 5 dB more for moving the last full step to the
     end; nothing on shapes-dit (docs/benchmarks.md). Partial tokens lost 1 to 2 dB, so caches of tokens get depth too.
     A corrector adds 0.4 to 3.5 dB where the sampler allows one: on four pictures of 8 steps 45.0 to 48.4 (shapes-flux),
@@ -39,13 +39,13 @@ def for_few_steps(p: Policy, facts: Facts) -> Policy:
 
 
 def can_correct(facts: Facts) -> bool:
-    """Whether the clean sample can be read off the denoiser's output, behind a sampler whose steps are plain sums."""
+    """Whether x0 can be computed from the denoiser's output, and the sampler's steps are plain sums."""
     into, out = facts.latent
     return into >= out and not facts.sampler
 
 
 def for_noise(p: Policy, facts: Facts) -> Policy | None:
-    """The cache instead, where full steps are noisy: as measured (`Policy.noise`), or by activations rounded on each.
+    """The cache to use where full steps are noisy: as measured (`Policy.noise`), or by activations rounded on each.
 
     Differences are Newton's, over real gaps in time, and are shrunk to what stands out of the noise: of what was
     measured, else of the rounding error that the bits make (`rounding_floor`). None where nothing is differenced, and

@@ -15,7 +15,7 @@ from .latent import x0_of
 
 
 class SampleSize:
-    """Reads the estimate of the clean sample, x0 = c x + d m, off every step that runs in full.
+    """Measures the size of the x0 estimate, x0 = c x + d m, on every step that runs in full.
 
     One number per sample is read back, where the budget reads its forecast's error anyhow.
 

@@ -20,7 +20,7 @@ class SchedulePolicy(Options):
         interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
         schedule_power: as many full steps as interval and warmup make, but dense near the data: 2 is best on the flow
             models that ship (`PowerSchedule`); 0 leaves them evenly spread.
-        switches: shares of the schedule at which that one is full whatever happens; see `Aligned`.
+        switches: shares of the schedule at which the step is always full; see `Aligned`.
         full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
         full_at: noise levels of those steps; () takes them as evenly spread in time. A request with other noise levels
             gets its full steps where these are (`stack.compat.horizon`).
@@ -63,7 +63,7 @@ class SchedulePolicy(Options):
         return not (self.full_steps or self.switches or self.schedule_power)
 
     def of(self, steps: int, sigmas: Sequence[float], even_schedule: Callable[[int, int], Schedule]) -> Schedule:
-        """The calibrated full steps, carried to other noise levels or another number of steps; else the interval's.
+        """The calibrated full steps, transferred to other noise levels or another number of steps; else the interval's.
 
         Args:
             sigmas: noise levels of the request; () where they are not known yet.

@@ -61,7 +61,7 @@ class Mask:
         """The mask, for the number of steps it was calibrated on.
 
         Raises:
-            StackError: another number of steps. (A policy carries its full steps to other noise levels first.)
+            StackError: another number of steps. (A policy transfers its full steps to other noise levels first.)
         """
         if steps != self.steps:
             raise StackError(f"this schedule was calibrated for {self.steps} steps, got {steps}: calibrate again")
@@ -73,7 +73,7 @@ class PowerSchedule:
     """As many full steps as another schedule has, dense near the data: where a flow's schedule takes its largest steps.
 
     Attributes:
-        even: the schedule that tells how many.
+        even: the schedule whose number of full steps is taken.
         power: of `dense_end`.
     """
 
@@ -102,8 +102,8 @@ def dense_end(count: int, steps: int, power: float) -> tuple[int, ...]:
 class Aligned:
     """A schedule moved so that steps are full where the way of computing them changes, as many as before.
 
-    What follows such a step is forecast from its own kind. The full steps at the start stay; those that are left are
-    spread evenly between.
+    The steps after such a change are forecast from full steps of their own kind. The full steps at the start stay;
+    those that are left are spread evenly between.
 
     Attributes:
         even: the schedule that is moved.

@@ -110,7 +110,7 @@ class TokenBand:
 
     @property
     def bytes(self) -> int:
-        return sum(each.nbytes for each in self._passes)
+        return sum(matrix.nbytes for matrix in self._passes)
 
     def fit(self, feature: torch.Tensor, noise: float = 0.0) -> None:
         """Raises: StackError where the grid does not hold these tokens."""

@@ -25,7 +25,7 @@ from .observe import Observe
 
 @dataclass
 class GramSum:
-    """Sum of F^T F over features F (B, N, D): what their principal subspace is read off. Stands in for a split.
+    """Sum of F^T F over features F (B, N, D): their principal subspace follows from it. Takes the place of a split.
 
     Attributes:
         sum: (D, D) float64; None before the first feature.
@@ -85,7 +85,7 @@ def fit_bases(
     assert isinstance(split, ChannelSplit)
     gathered: dict[str, GramSum] = {}
     stack.replace(gathering(cache.uncalibrated(interval=1, bases=None), gathered))
-    for _ in calls.each(stack, prompts, seed, stack.plan.facts_after.steps, bar, "prompt"):
+    for _ in calls.per_prompt(stack, prompts, seed, stack.plan.facts_after.steps, bar, "prompt"):
         pass
     found = {key: sums.basis(split.energy) for key, sums in gathered.items()}
     facts = stack.facts

@@ -43,8 +43,8 @@ def fitted_budget(
     """The cache with the scale at which the worst prompt uses what is allowed, less a margin.
 
     Errors are |difference| / |final latents| against the same stack uncached. An estimate is a sum of absolute values
-    and knows nothing of how the sampler damps errors or carries them on, and how much is cached depends on it: so the
-    scale is looked for on finished samples, where the budget will be spent. Where the whole stack has been given an
+    and ignores how the sampler damps or propagates errors, and how much is cached depends on it. So the scale is
+    searched on finished samples, where the budget will be spent. Where the whole stack has been given an
     error, what the passes below the cache make of it is measured first and taken off: errors of stages add up at most
     (the triangle inequality).
 
@@ -113,7 +113,7 @@ def _finals(
 ) -> list[torch.Tensor]:
     """Final latents of every prompt."""
     stack.replace(cache)
-    return list(calls.each(stack, prompts, seed, stack.plan.facts_after.steps, bar, phase, "latent"))
+    return list(calls.per_prompt(stack, prompts, seed, stack.plan.facts_after.steps, bar, phase, "latent"))
 
 
 def _originals(
@@ -123,7 +123,7 @@ def _originals(
     weights = [p for p in stack.passes if p.stage in ("distill", "adapter")]
     steps = stack.plan.facts_after.steps
     with taken_off(stack), carrying(stack, weights) as other:
-        return list(calls.each(other, prompts, seed, steps, bar, "original prompt", "latent"))
+        return list(calls.per_prompt(other, prompts, seed, steps, bar, "original prompt", "latent"))
 
 
 def _off(run: torch.Tensor, truth: torch.Tensor) -> float:

@@ -37,8 +37,8 @@ def calibrate(
     gain of its own. For a cache with a gate, its threshold is bisected; see `thresholds.tuned`. The cache that was
     there stays if it does what is asked and is no worse on the held-out prompts.
 
-    What does not fit into the budget is left out, and said. Ctrl-C ends the search and keeps the best so far; before
-    anything was found it leaves the stack as it was.
+    What does not fit into the budget is left out, and the result says so. Ctrl-C ends the search and keeps the best so
+    far; before anything was found it leaves the stack as it was.
 
     Args:
         theory: whether to try proposed schedules first, rather than spreads.
@@ -72,13 +72,13 @@ def calibrate(
         stack.replace(cache)
         raise
     stack.replace(best)
-    found = _told(run, budget, best, choice, held, steps, len(prompts) + len(held_out))
+    found = _outcome(run, budget, best, choice, held, steps, len(prompts) + len(held_out))
     if budget.interrupted:
         warnings.warn(f"interrupted, the best so far is kept: {found}", stacklevel=4)
     return best, found
 
 
-def _told(
+def _outcome(
     run: Search, budget: SearchBudget, best: Cache, choice: SearchResult, held: float, steps: int, prompts: int
 ) -> Calibration:
     """What a search came to, for its user."""

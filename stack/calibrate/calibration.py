@@ -94,7 +94,7 @@ class Calibration:
         own, forecast = p.schedule, p.forecast
         if not own.full_steps:
             return f" on average; {p.gate.bound if p.gate else p.site.bound}"
-        each = f", by segment {' '.join(f'{g:g}' for g in own.segments)}" if own.segments else ""
+        segments = f", by segment {' '.join(f'{g:g}' for g in own.segments)}" if own.segments else ""
         gains = f"order {forecast.order} in {forecast.coordinate}, gains {forecast.gains[0]:g} / {forecast.gains[1]:g}"
         righted = ", corrected" if p.corrected else ""
-        return f": {' '.join(map(str, own.full_steps))}; {gains}{each}{righted}"
+        return f": {' '.join(map(str, own.full_steps))}; {gains}{segments}{righted}"

@@ -41,7 +41,7 @@ class MapSums:
 
 @dataclass
 class Sums:
-    """Gram sums of every block and stream, and of the whole stack on its output stream, under each carry."""
+    """Gram sums of every block and stream, and of the whole stack on its output stream, for every approximation."""
 
     blocks: int
     stream: str
@@ -64,21 +64,22 @@ class Sums:
         if past is not None:
             self._gram("delta", key, x).add(x - past[0], added - past[1])
 
-    def _gram(self, carry: str, key: str, x: torch.Tensor) -> GramSums:
-        if key not in self.grams[carry]:
-            self.grams[carry][key] = GramSums(x.shape[-1], x.device)
-        return self.grams[carry][key]
+    def _gram(self, approximation: str, key: str, x: torch.Tensor) -> GramSums:
+        if key not in self.grams[approximation]:
+            self.grams[approximation][key] = GramSums(x.shape[-1], x.device)
+        return self.grams[approximation][key]
 
     def solve(self, ridge: float, rank: int) -> dict[str, dict[str, LinearMap]]:
         """Approximation to key to map. A slope has no bias: no change of the input changes nothing."""
         return {
-            c: {k: g.solve(ridge, rank, c == "static") for k, g in grams.items()} for c, grams in self.grams.items()
+            name: {key: g.solve(ridge, rank, name == "static") for key, g in grams.items()}
+            for name, grams in self.grams.items()
         }
 
 
 @dataclass
 class Costs:
-    """Per block and call: delta of the input, and the error of its output had it been replaced, under each carry."""
+    """Per block and call: delta of the input, and the error of its output had it been replaced, by approximation."""
 
     stream: str
     maps: dict[str, dict[str, LinearMap]]
@@ -97,10 +98,10 @@ class Costs:
         self.before[context.branch, number] = x
 
     def _note(
-        self, carry: str, number: int, x: torch.Tensor, then: torch.Tensor, added: torch.Tensor, y: torch.Tensor
+        self, approximation: str, number: int, x: torch.Tensor, then: torch.Tensor, added: torch.Tensor, y: torch.Tensor
     ) -> None:
         pair = torch.stack([(x - then).norm() / then.norm(), (x + added - y).norm() / y.norm()])
-        self.rows.setdefault((carry, number), []).append(pair)
+        self.rows.setdefault((approximation, number), []).append(pair)
 
     def tables(self, blocks: int) -> dict[str, torch.Tensor]:
         """Approximation to (2, blocks, calls)."""
@@ -147,5 +148,5 @@ def _watched(
 ) -> None:
     """Run the prompts one by one, each with its own seed."""
     stack.replace(watching_blocks(see))
-    for _ in calls.each(stack, prompts, seed, stack.plan.facts_after.steps, bar, phase):
+    for _ in calls.per_prompt(stack, prompts, seed, stack.plan.facts_after.steps, bar, phase):
         pass

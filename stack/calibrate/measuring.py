@@ -1,8 +1,8 @@
-"""What is measured on a stack as it is, and put back into its passes: the methods of `Stack` that take a while.
+"""Measurements on a stack, whose results go back into its passes: the methods of `Stack` that take minutes.
 
 Each function holds the stack's lock: one measurement or call goes on at a time. `call` are further arguments of every
 call of the pipeline (an image, a size, a negative prompt, ...), see `stack.runtime.pipeline_calls.PipelineCalls`. A
-single text stands for a list of one. `progress` shows one line on stderr. Ctrl-C leaves the stack as it was, or, where
+single text is taken as a list of one. `progress` shows one line on stderr. Ctrl-C leaves the stack as it was, or, where
 a calibration has found something better, with that.
 """
 

@@ -17,7 +17,7 @@ from ..runtime.target import Target
 Run = Callable[[DenoiserCall], Any]
 Visit = Callable[[DenoiserCall, Run, StepContext], Any]
 SeeBlock = Callable[[int, Streams, Streams, StepContext], None]
-"""Is told a block's number, its input and output streams, and the step."""
+"""Called with a block's number, its input and output streams, and the step."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def answer_blocks(target: Target, install: Installer, visit: Callable[[int, Bloc
 
 
 def watching_blocks(see: SeeBlock) -> Observe:
-    """Blocks run as they are, and `see` is told of each call."""
+    """Blocks run as they are, and `see` is called after each of them."""
 
     def visit(number: int, call: BlockCall, context: StepContext) -> Streams:
         out = call.run()

@@ -76,7 +76,7 @@ class Rehearsals:
         """A step of a trial begins with these tokens (B, N, D).
 
         Args:
-            patient: a corrector will make up for what is far off on the way.
+            patient: the trial has a corrector, which later makes up for large errors on the way.
 
         Raises:
             Abandoned: in the second half, when the trial is too far off.

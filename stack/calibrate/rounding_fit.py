@@ -94,7 +94,7 @@ def _rounded(stack: StackLike, quantize: Quantize, calls: Sequence[Recorded], ba
     plain = {path: linear for path, linear in linears.items() if isinstance(linear, nn.Linear)}
     found: dict[str, Any] = {}
     portions = list(in_portions(plain, BUDGET))
-    for portion in bar.each(portions, "rounding portion"):
+    for portion in bar.track(portions, "rounding portion"):
         with listening({path: plain[path] for path in portion}) as sums:
             for call in calls:
                 call.run(stack)

@@ -32,8 +32,8 @@ class ScheduleSearch:
 
     def _reach_psnr(self, psnr: float) -> tuple[Found, float]:
         """From a first guess upwards until the PSNR is reached, or downwards for as long as it is."""
-        count, enough, each = guess(psnr, self.trials), None, max(4, self.budget.trials // 4)
-        tried = self._at(count, each)
+        count, enough, trials = guess(psnr, self.trials), None, max(4, self.budget.trials // 4)
+        tried = self._at(count, trials)
         best_db, down = tried[0].score, tried[0].score >= psnr
         while True:
             if tried[0].score >= psnr:
@@ -43,7 +43,7 @@ class ScheduleSearch:
             count += -1 if down else 1
             if not 2 <= count < self.trials.steps:
                 break
-            tried = self._at(count, each)
+            tried = self._at(count, trials)
             best_db = max(best_db, tried[0].score)
         if enough is None:
             raise StackError(

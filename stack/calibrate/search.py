@@ -115,7 +115,7 @@ def forecasts(
 
     Args:
         coordinates: those worth trying.
-        correctable: whether full steps could put right what forecasts leave.
+        correctable: whether a corrector can be used.
     """
     lines: list[list[dict[str, Any]]] = [[{"corrected": not best.corrected}]] if correctable else []
     lines += [[{"coordinate": name}] for name in coordinates]
@@ -149,8 +149,8 @@ def search(
         coordinates: given the best candidate, the coordinates worth trying on it.
         enough: asked before every round of moves.
         varied: whether to try other forecasts; not for a cache that is defined by its own.
-        families: candidates to begin with, after a glimpse at what is proposed: the first of each, then the rest of the
-            family that the best of them is of. Proposals go on if they were better.
+        families: candidates to try after the first proposals: the first of each family, then the rest of the best one's
+            family. Proposals go on if they were better.
         correctable: whether corrected candidates may be tried.
     """
     scored.better(start)

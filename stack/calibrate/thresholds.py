@@ -51,15 +51,15 @@ def tuned(
     trials: Trials,
     goal: Goal,
     left: Callable[[int], bool],
-    tell: Callable[[float], None],
+    seen: Callable[[float], None],
     stopped: Callable[[BaseException], None],
 ) -> tuple[Cache, list[Point]]:
     """The cache with the threshold that serves the goal best, and every threshold tried, the cache's own first.
 
     Args:
         left: whether another one may be tried after so many.
-        tell: told each PSNR.
-        stopped: told of what ended the search with what was tried; before anything was, that is raised.
+        seen: called with the PSNR of each trial.
+        stopped: called with the exception that ended the search. One before the first trial is raised instead.
 
     Raises:
         StackError: no threshold that was tried serves the goal.
@@ -68,7 +68,7 @@ def tuned(
 
     def accepts(factor: float) -> bool:
         points.append(trials.measured(loosened(trials.cache, factor), factor))
-        tell(points[-1].psnr)
+        seen(points[-1].psnr)
         return serves(points[-1], goal)
 
     try:

@@ -21,7 +21,7 @@ from ..runtime.step_clock import StepContext
 from .observe import Observe, Run, answer_calls
 
 CHECK = 1.1  # times the seconds given, until which a check on held-out prompts may run on
-LOOKED_AT = 4  # steps of one picture that tell what all of them cost
+LOOKED_AT = 4  # steps of one picture that are timed to estimate the cost of all
 CACHED_COST = 0.1  # of a cached step, as a share of a full one: what is reckoned with before any was timed
 FEWEST, FEWEST_HELD = 2, 1  # prompts to search on, and to check on
 

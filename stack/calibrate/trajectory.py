@@ -165,8 +165,8 @@ def sampled(tokens: torch.Tensor) -> torch.Tensor:
 def growth(plain: Trajectory, disturbed: Trajectory, after: int) -> list[float]:
     """The size n_1 ... n_S of the difference between two runs after each step.
 
-    Before step `after`, where the disturbance is only coming about, it is taken to have been as large as there; behind
-    the last input it is taken to go on as it did last.
+    Before step `after`, while the disturbance builds up, its size at `after` is used. For the step behind the last
+    input the last change is extrapolated.
     """
     pairs = zip(plain.inputs, disturbed.inputs, strict=True)
     # The disturbed run may hold the first prompt alone; with guidance in one batch each has a row per branch.

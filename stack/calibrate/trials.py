@@ -188,7 +188,7 @@ class Trials:
     def errors(self, candidate: Candidate) -> SegmentErrors | None:
         """Predicted errors of the candidate's forecast; None where its order or the sampler allows no prediction.
 
-        Nor for forecasts of the clean sample: there the errors of full steps, whose latents were forecast, outweigh
+        Nor for forecasts of x0: there the errors of full steps, whose latents were forecast, outweigh
         those of cached steps, and the best schedule by prediction was 13 dB worse than a plain spread.
         """
         if self._x0:

@@ -33,8 +33,7 @@ class Base:
 
 
 def stand_in(denoiser: nn.Module) -> Any:
-    """New modules around the same weights: what happens to the modules of one does not happen to the other, and a
-    model of many gigabytes is not held twice."""
+    """A copy of the modules that shares the weights: changing one leaves the other alone, no weight is held twice."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in [*denoiser.parameters(), *denoiser.buffers()]}
     return copy.deepcopy(denoiser, shared)
 

@@ -105,8 +105,8 @@ class _Loop:
     def add_controls(self, name: str, single: bool, prompt: str) -> None:
         """A whole stack has its first time: its controls join.
 
-        One disturbed picture must not leave a control with less than is its due: it gets at least as many steps as the
-        stack's steps are worth, partial ones by what they computed.
+        A control gets at least as many steps as the stack's steps are worth, partial ones by what they computed: one
+        disturbed timing must not give it fewer.
         """
         base, stack = self.result.rows[BASE], self.result.rows[name]
         fitting = steps_that_fit(stack.seconds[0], base.seconds[0], base.row.steps)

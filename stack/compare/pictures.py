@@ -37,8 +37,8 @@ def check_run(folder: Path, run: str, option: str) -> None:
         StackError: it does; the message names the other run.
     """
     if found := _others(folder, run):
-        path, told = found
-        what = f"{folder} holds pictures of another run ({path.name}: {told})"
+        path, other = found
+        what = f"{folder} holds pictures of another run ({path.name}: {other})"
         raise StackError(f"{option}: {what}: choose another folder")
 
 
@@ -51,8 +51,8 @@ def free_folder(base: Path, run: str) -> Path:
 def _others(folder: Path, run: str) -> tuple[Path, str] | None:
     """A picture of another run, and that run in words."""
     for path in sorted(folder.glob("*.png")) if folder.is_dir() else ():
-        if _NAME.fullmatch(path.name) and (told := _run_of(path)) != run:
-            return path, told
+        if _NAME.fullmatch(path.name) and (other := _run_of(path)) != run:
+            return path, other
     return None
 
 

@@ -68,7 +68,7 @@ def build_record(header: Header, measurement: Measurement, work: Work, accuracy:
                 "passes": list(m.row.passes),
                 "role": m.row.role,
                 "group": m.row.group,
-                "warnings": m.warnings,  # what was measured is told where it was measured
+                "warnings": m.warnings,  # only its own: the measured row has those of the measurement
                 "same_as": m.row.same_as,
             }
     ordered = [rows[name] for name in measurement.rows if name in rows]
@@ -122,7 +122,7 @@ def _row(m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy) 
         "seconds_all": m.seconds,
         "prompts_done": len(done),
         "kinds": list(kinds),
-        "computed": [each.linears for each in done[0].work] if done else [],
+        "computed": [step.linears for step in done[0].work] if done else [],
         "attention_density": done[0].density if done else None,
         "psnr_vs_uncached_db": None if partner is None else _against(m, measurement, partner),
     }

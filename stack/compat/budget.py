@@ -1,4 +1,4 @@
-"""An error that may be spent: how far the final picture may be off, shared out over the cached steps. Pure numbers."""
+"""An error budget: the allowed error of the final picture, divided among the cached steps. Pure numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EARLY = 2.0  # a forecast that has failed twice as badly as expected is believed
 
 @dataclass
 class ErrorBudget:
-    """Estimates what a cached step would cost and says whether that is still to be had.
+    """Estimates what caching a step would cost and whether the budget still allows it.
 
     A forecast of order p from a full step at gap g is off by about r g^(p+1) of its feature (Taylor's remainder); r is
     measured at every full step that ends a run of cached ones, where forecast and truth are both known. An error at a
@@ -64,10 +64,10 @@ class ErrorBudget:
         return cost <= left and cost * ahead <= (self.order + 2) * left * self.weights[step]
 
     def resize(self, size: float) -> None:
-        """The sample looks to be of this size; what has been spent stays as it was told.
+        """A new estimate of the sample's size. What has been spent so far is not converted.
 
-        Early estimates of a sample are larger than the sample of some pictures: told anew, what they allowed would
-        leave nothing for the rest of the schedule. The fitted scale makes up for it.
+        For some pictures early estimates of the sample are too large. What was spent under them, converted to the
+        smaller size, would leave nothing for the rest of the schedule. The fitted scale makes up for it.
         """
         self.size = max(size, SMALLEST)
 
@@ -79,7 +79,7 @@ class ErrorBudget:
     def ran(self, step: int, error: float | None) -> None:
         """The step ran in full; its forecast would have been off by `error` of the feature, if there was one.
 
-        What was booked for the run behind it is put right: the forecast's error at its end is known now.
+        What was booked for the cached steps before it is corrected: the forecast's error at their end is known now.
         """
         gap = self._gap(step)
         if error is not None and gap > 0:

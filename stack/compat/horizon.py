@@ -1,4 +1,4 @@
-"""How far a schedule reaches: carried to other noise levels, its error estimated anew, few steps' savings. Pure."""
+"""Schedules on other noise levels: transferring one, estimating its error, what few steps can save. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .budget import weights_of
 
 
 def transfer_schedule(at: Sequence[float], sigmas: Sequence[float]) -> tuple[int, ...]:
-    """The full steps of a schedule put where they belong on another one: at the step nearest in noise level.
+    """The full steps of a schedule transferred to another one, each to the step nearest in noise level.
 
     The trajectory is a function of the noise level, not of the number of a step. Full steps that fall together are one,
     and the first step is always full.
@@ -22,7 +22,7 @@ def transfer_schedule(at: Sequence[float], sigmas: Sequence[float]) -> tuple[int
 
 
 def uniform_levels(full: Sequence[int], steps: int) -> tuple[float, ...]:
-    """The unshifted times of these steps: what stands for their noise levels where those are not known."""
+    """The unshifted times of these steps, used as their noise levels where those are not known."""
     return tuple(1 - step / steps for step in full)
 
 

@@ -1,4 +1,4 @@
-"""Noise in what a cache differences: how much of it a difference holds, and what may be made of it.
+"""Noise in the features that a cache differences: how much of it a difference holds, and how far to shrink that.
 
 Quantized activations are rounded anew on every step, so a full step's feature is F + e with e of known relative size
 (the noise floor) and unrelated between steps. A divided difference of order i over nodes x_0 ... x_i is

@@ -24,11 +24,11 @@ def rank_by_energy(eigenvalues: torch.Tensor, energy: float) -> int:
     """
     if not 0 < energy <= 1:
         raise StackError(f"energy must be in (0, 1], got {energy}: 0.85 keeps 85 % of the feature's energy")
-    clean = eigenvalues.clamp_min(0)
-    total = clean.sum()
+    energies = eigenvalues.clamp_min(0)
+    total = energies.sum()
     if total <= 0:
         return 1
-    short = (clean.cumsum(0) < energy * total * (1 - 1e-6)).sum().item()
+    short = (energies.cumsum(0) < energy * total * (1 - 1e-6)).sum().item()
     return min(int(short) + 1, len(eigenvalues))
 
 
@@ -36,8 +36,8 @@ def rank_above_noise(eigenvalues: torch.Tensor, rows: int, noise: float) -> int:
     """How many eigenvalues of the Gram matrix stand out of noise, at least 1.
 
     Noise of variance v in every element of an (N, D) feature has no singular value above sqrt(v) (sqrt(N) + sqrt(D)),
-    but by chance (Marchenko and Pastur 1967; Davidson and Szarek 2001, theorem II.13). Directions below that are the
-    noise's own, and turn with every step.
+    except by chance (Marchenko and Pastur 1967; Davidson and Szarek 2001, theorem II.13). Directions below that are
+    noise, and turn with every step.
 
     Args:
         eigenvalues: (D,) or the leading ones and the sum of the others; squared singular values.

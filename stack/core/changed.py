@@ -51,7 +51,7 @@ def forget(owner: Any, change: Change) -> None:
     """The change is no more. Safe to call twice."""
     known = vars(owner).get(STATE)
     if known is not None:
-        known.changes = [each for each in known.changes if each is not change]
+        known.changes = [other for other in known.changes if other is not change]
         if not known.changes:
             del vars(owner)[STATE]
 

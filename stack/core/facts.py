@@ -66,7 +66,7 @@ class Facts:
         grid: of the image tokens at the pipeline's default size, (rows, columns) or (frames, rows, columns); () where
             unknown. A call may have another, see `stack.models.grid.RequestGrid`.
         lists: number of blocks in each of the wiring's block lists.
-        sampler: why the pipeline's sampler is none whose steps are plain sums; "" where it is one, and for a bare
+        sampler: why the steps of the pipeline's sampler are not plain sums; "" where they are, and for a bare
             denoiser of a flow.
         flow: whether the denoiser's output is a velocity, noise - x0.
         carries: what other libraries have put on the model, see `stack.models.preexisting`.

@@ -92,7 +92,7 @@ def _writable(value: Any, where: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, without the path that the message around it names."""
+    """What went wrong, without the path: the caller's message names it."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:200] or type(error).__name__
 
@@ -151,7 +151,7 @@ def check_file(path: Path, option: str) -> None:
 
 def check_folder(path: Path, option: str) -> None:
     """Whether files can be written into a folder that may have to be made; see `check_file`."""
-    there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     _check(path, option, "a folder", there, wrong=not there.is_dir())
 
 

@@ -42,7 +42,7 @@ class Finding:
             added.
         adds: a pass of a later stage that has to be there as well. The plan adds it; where that stage was asked for,
             the finding is void.
-        instead: a pass of that stage that leaves it out, for those who do not want it.
+        instead: the pass that turns that stage off, for users who do not want it.
         fatal: no repair exists; planning raises.
         note: for the reader only, nothing changes.
         rule: name of the rule it is of, see `stack.compat.rules`; "" for a setting that is merely invalid.
@@ -66,9 +66,9 @@ class Finding:
 
     def __str__(self) -> str:
         """One line: what, why, what to try, which rule."""
-        return self.told("try")
+        return self.line("try")
 
-    def told(self, remedy: str) -> str:
+    def line(self, remedy: str) -> str:
         """One line: what, why, which rule, and the repair: "try" where it is up to the reader, "done" by a plan."""
         because = f" ({self.why})" if self.why else ""
         hint = f"; {remedy}: {self.repair}" if self.repair else ""
@@ -86,7 +86,7 @@ class TransformedCall:
 
     Attributes:
         arguments: of the pipeline's call.
-        contradictions: what was asked for and cannot be had, each with what is done instead.
+        contradictions: requests that cannot be met, each with what is done instead.
     """
 
     arguments: dict[str, Any]
@@ -102,10 +102,10 @@ CallTransform = Callable[[Mapping[str, Any]], TransformedCall]
 
 @dataclass
 class Applied:
-    """A pass on a model: what it did, and what it can tell afterwards.
+    """A pass on a model: what it did, and what it can report afterwards.
 
     Attributes:
-        summary: one line, with counts ("24 of 30 linears converted"). Nothing silent: zero is said as loudly.
+        summary: one line, with counts ("24 of 30 linears converted"). A count of zero is given too.
         report: figures of the last request, by name.
         reset: lets go of what is kept between calls; called when a call or a request breaks off.
         call: a pipeline call's arguments, by name, to those it is made with and what had to be put right; None where

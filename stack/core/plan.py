@@ -73,10 +73,10 @@ def make_plan(facts: Facts, passes: Sequence[Pass], strict: bool = False) -> Pla
         StackError: a pass cannot work on this model, or `strict` and something had to be repaired. All reasons at once.
     """
     current, stages, findings, waiting = facts, [], [], in_order(passes)
-    there = {each.stage for each in waiting}
+    there = {p.stage for p in waiting}
     while waiting:
         wanted = waiting.pop(0)
-        found = [each for each in wanted.check(current) if each.adds is None or each.adds.stage not in there]
+        found = [f for f in wanted.check(current) if f.adds is None or f.adds.stage not in there]
         findings += found
         effective: Pass | None = wanted
         for finding in found:
@@ -112,5 +112,5 @@ def explain(plan: Plan) -> str:
         lines.append("no passes: the model runs as it is")
     for finding in plan.findings:
         mark = "note" if finding.note else "repaired" if finding.repair else "refused"
-        lines.append(f"[{mark}] {finding.told('done' if mark == 'repaired' else 'try')}")
+        lines.append(f"[{mark}] {finding.line('done' if mark == 'repaired' else 'try')}")
     return "\n".join(lines)

@@ -59,7 +59,7 @@ class ProgressLine:
             self._written = now
             print(line, file=sys.stderr, flush=True)
 
-    def each(self, items: Sequence[T], phase: str) -> Iterator[T]:
+    def track(self, items: Sequence[T], phase: str) -> Iterator[T]:
         """The items one after the other, each counted once it is done with."""
         self.says(phase, 0, len(items))
         for number, item in enumerate(items):

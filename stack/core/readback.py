@@ -31,7 +31,7 @@ class Readback:
     """A few numbers on their way to the host.
 
     On a CPU they are there at once. On an accelerator they are copied to pinned memory without blocking, and an event
-    tells when they have arrived: reading a tensor directly would wait until all that was launched before has run.
+    signals their arrival: reading a tensor directly would wait for everything that was launched before it.
 
     Args:
         numbers: any shape; a copy is made on an accelerator, so that it may be written to afterwards.

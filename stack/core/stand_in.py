@@ -1,4 +1,4 @@
-"""A module in another's place: for those who save, copy, move or hook the model it is still the other."""
+"""A module in another's place: saving, copying, moving and hooking the model see the replaced module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOOKS = (
 
 
 def itself(module: nn.Module) -> nn.Module:
-    """A copy of a stand-in is made by this, of a copy of the module it stands for."""
+    """Makes the copy of a stand-in: a copy of the module that it replaces."""
     return module
 
 
@@ -39,8 +39,8 @@ def no_original(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -
 class StandIn:
     """A module in another's place.
 
-    The other one is not moved with the model, which offloading does on every call: it is brought along when it is
-    wanted again.
+    The other one is not moved with the model, which offloading does on every call: it is moved to the model's device
+    when it is put back.
 
     Args:
         parent: whose child is replaced.
@@ -54,7 +54,7 @@ class StandIn:
         self._old = old
         self._tensor = next((p for p in old.parameters(recurse=False) if p.is_floating_point()), None)
         self._inside = any(module is old for module in new.modules())
-        # A parameter that both have tells of `requires_grad_()` as well.
+        # A parameter that both have shows `requires_grad_()` too.
         self._shared = next((p for p in new.parameters() if any(p is own for own in old.parameters())), None)
         self._trained = self._shared is not None and self._shared.requires_grad
 
@@ -70,16 +70,16 @@ class StandIn:
         vars(new)["__reduce_ex__"] = self._reduce
 
     def undo(self) -> None:
-        """Put `old` where `new` is, were it inside of what somebody has put around it; nowhere if it is gone."""
+        """Put `old` back in the place of `new`, also inside a wrapper added since; do nothing if `new` is gone."""
         old, new = self._old, self.new
         for name in HOOKS if self._inside else ():
             if vars(new)[name]:
                 vars(new)[name].update(vars(old)[name])
                 vars(old)[name] = vars(new)[name]
-        around = self.parent._modules.get(self.name)
-        if around is self.new:
+        outer = self.parent._modules.get(self.name)
+        if outer is self.new:
             self.parent._modules[self.name] = self.plain()
-        for module in around.modules() if around is not None else ():
+        for module in outer.modules() if outer is not None else ():
             for name in [name for name, child in module._modules.items() if child is self.new]:
                 module._modules[name] = self.plain()
         self._release()
@@ -87,7 +87,7 @@ class StandIn:
             vars(new)[name] = OrderedDict()
 
     def keep(self) -> None:
-        """From now on `new` stands for itself, and cannot be saved by others."""
+        """Make the replacement final: `new` no longer answers for `old`, and a state dict of it is refused."""
         self._release()
         self._old, self._tensor = self.new, None
         self.new.register_state_dict_post_hook(no_original)

@@ -1,7 +1,7 @@
 """Values against the annotations of the dataclass that takes them: one check for Python calls, recipes and cards.
 
-Strict: a whole number is no true or false, a text is no number. A whole number may stand for a number and a list for a
-tuple, as TOML has them. NaN, infinity and lists beyond `LONGEST` are refused everywhere.
+Strict: 1 is not true, and "1" is not a number. A whole number is accepted as a float and a list as a
+tuple, as TOML writes them. NaN, infinity and lists beyond `LONGEST` are refused everywhere.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BOUNDS: tuple[tuple[type[Any], str, str], ...] = (
 def check_fields(instance: Any, where: str) -> None:
     """Check a dataclass instance's arguments against their annotations.
 
-    Lists become the tuples that they stand for, and numpy's numbers Python's.
+    Lists become tuples where the annotation has tuples, and numpy's numbers become Python's.
 
     Args:
         where: what the arguments are of, in front of their names: "cache" gives "cache.interval".
@@ -98,7 +98,7 @@ def checked(hint: Any, value: Any, where: str) -> Any:
 
 
 def prompts_of(given: Any, what: str = "prompts") -> list[Any]:
-    """Prompts (or class numbers) as a list; a single one stands for a list of one.
+    """Prompts (or class numbers) as a list; a single one becomes a list of one.
 
     Raises:
         StackError: none, or something else among them.
@@ -135,13 +135,13 @@ def words(hint: Any) -> str:
         bounds = [f"{text} {getattr(m, name):g}" for m in inner[1:] for t, name, text in _BOUNDS if isinstance(m, t)]
         return words(inner[0]) + (f" of {' and '.join(bounds)}" if bounds else "")
     if kind in (Union, types.UnionType):
-        return " or ".join(words(each) for each in inner if each is not type(None))
+        return " or ".join(words(choice) for choice in inner if choice is not type(None))
     if kind is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if kind is tuple and inner[-1:] == (...,):
         return f"a list, each {words(inner[0])}"
     if kind is tuple:
-        return f"a list of {len(inner)}, {', '.join(dict.fromkeys(f'each {words(each)}' for each in inner))}"
+        return f"a list of {len(inner)}, {', '.join(dict.fromkeys(f'each {words(item)}' for item in inner))}"
     if isinstance(kind, type) and issubclass(kind, Mapping):
         return "a table" if inner[1] is Any else f"a table, each {words(inner[1])}"
     return f"a {hint.__name__}" if isinstance(hint, type) else "another value"
@@ -179,7 +179,7 @@ def _schema(hint: Any) -> Any:
     if kind in (Union, types.UnionType):
         return Union[tuple(map(_schema, inner))]  # noqa: UP007
     if kind is tuple:
-        parts = tuple(each if each is ... else _schema(each) for each in inner)
+        parts = tuple(item if item is ... else _schema(item) for item in inner)
         # A tuple type is made at run time here, which a type checker cannot read.
         made: Any = tuple.__class_getitem__(parts)
         return Annotated[made, AfterValidator(_short), BeforeValidator(_as_tuple)]

@@ -1,4 +1,4 @@
-"""A pipeline call against a card: what contradicts it is put right, and told. Pure."""
+"""Checks a pipeline call against a card: what contradicts the card is corrected, with a warning. Pure."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def _steps(card: Card, call: TransformedCall, known: Collection[str], steps: int
 
 
 def _range(card: Card) -> str:
-    span = f"{card.least} to {card.largest}" if card.least < card.largest else f"{card.steps}"
-    return f"which is made for {span} steps"
+    counts = f"{card.least} to {card.largest}" if card.least < card.largest else f"{card.steps}"
+    return f"which is made for {counts} steps"
 
 
 def _equal(a: Sequence[float], b: Sequence[float]) -> bool:

@@ -59,7 +59,7 @@ def find_card(adapter: str) -> Card:
         if not os.path.isfile(path):
             raise StackError(f"no adapter weights at {path}: expected a .safetensors file")
         return Card(path.stem, weights=Weights({"transformer": path.name}), folder=path.parent)
-    like = get_close_matches(path.name, [each.stem for each in shipped_folder().glob("*.toml")], 1)
+    like = get_close_matches(path.name, [card.stem for card in shipped_folder().glob("*.toml")], 1)
     hint = f"; did you mean {like[0]!r}?" if like else ""
     raise StackError(
         f"unknown adapter {shown(adapter)}: expected a .toml card, a .safetensors file, a folder that holds one, "

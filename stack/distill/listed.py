@@ -45,7 +45,7 @@ class ListedEuler(FlowMatchEulerDiscreteScheduler):
 
 
 class ListedLCM(FlowMatchLCMScheduler):
-    """As `ListedEuler`, with fresh noise on the estimate of the clean sample at every step."""
+    """As `ListedEuler`, with fresh noise on the x0 estimate at every step."""
 
     listed: tuple[float, ...] = ()
 

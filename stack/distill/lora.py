@@ -86,7 +86,7 @@ def read_lora(path: Path) -> LoraFile:
     if odd := [key for key in state if any(kind in key for kind in UNKNOWN_KINDS)]:
         raise StackError(f"{path.name} is a DoRA ({odd[0]}): expected a plain LoRA; merge it with peft first")
     for key, tensor in state.items():
-        # In whatever layout: converters multiply the factors with it. NaN and infinity are told with all others.
+        # In any layout, since converters multiply the factors with it. NaN and infinity are reported with all others.
         extreme = key.endswith(ALPHA) and (tensor.numel() != 1 or not 0 < abs(float(tensor)) <= LARGEST_ALPHA)
         if extreme and bool(tensor.float().isfinite().all()):
             raise _misfit(path.name, f"expected one alpha other than 0, at most {LARGEST_ALPHA:g}", [key])
@@ -106,7 +106,7 @@ def _header_alpha(header: Mapping[str, str], name: str) -> float | None:
 
 
 def linears_of(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Modules by path that stand for a linear, quantized or not."""
+    """Modules by path that are a linear, quantized or not."""
     return {
         path: module
         for path, module in denoiser.named_modules()

@@ -183,7 +183,7 @@ class AdapterStage(ABC):
         return parts, load_updates(card, fetched(card), parts, target.pipe) if card.weights else {}
 
     def finish(self, target: Target, install: Installer, done: str, figures: Mapping[str, Any]) -> Applied:
-        """Put the schedule in place, and tell what was done and what to do with calls."""
+        """Install the schedule; returns what was done and how calls are changed."""
         card, warned = self.card, []
         if card.steps:
             install_schedule(card, target, install)

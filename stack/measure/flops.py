@@ -91,7 +91,7 @@ def _work(denoiser: nn.Module, rows: dict[int, tuple[nn.Linear, int, int]], insi
 
 def row_work(work: Work, computed: Sequence[Computed], density: float) -> float:
     """Multiply-accumulates of a whole picture: the steps by what they computed, attention at this density."""
-    return sum(work.step(each, density) for each in computed)
+    return sum(work.step(step, density) for step in computed)
 
 
 @dataclass

@@ -27,8 +27,8 @@ _DIFFUSION = (
 class FlowMultistep(UniPCMultistepScheduler):
     """UniPC of order 2 (Zhao et al. 2023, arXiv:2302.04867) on exactly the noise levels of a flow Euler scheduler.
 
-    diffusers' own flow sigmas end elsewhere (1/1000 instead of 1/N before the last step) and round the time the
-    denoiser is told to whole thousandths. Here both are the Euler scheduler's, so that the solver is all that differs.
+    diffusers' own flow sigmas end elsewhere (1/1000 instead of 1/N before the last step) and round the
+    denoiser's time to whole thousandths. Here both are the Euler scheduler's, so that the solver is all that differs.
 
     Attributes:
         times: unshifted times to walk, whatever the pipeline asks for; empty to do as asked.

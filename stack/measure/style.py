@@ -1,4 +1,4 @@
-"""Colours and words shared by table, grid, chart and report. Dark on white; told apart also without colour vision."""
+"""Colours and words shared by table, grid, chart and report. Dark on white; distinct without colour vision."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class RequestGrid:
 
     Args:
         read: (arguments of the denoiser, by name) to the grid, see `Wiring.grid`.
-        request: tells the current request from others, by what it is asked for too.
+        request: identifies the current request, by its number and its arguments.
         given: the arguments of the current call; empty outside of calls.
     """
 

@@ -17,7 +17,7 @@ COMPILED = "blocks compiled in place"
 
 
 def preexisting_on(denoiser: Any) -> tuple[str, ...]:
-    """Which of the above a model carries."""
+    """Which of the above are on a model."""
     modules = list(denoiser.modules())
     hooks = {name for module in modules for name in _hooks(module)}
     found = {

@@ -74,7 +74,7 @@ class AffineStep:
 
     Attributes:
         a, b: the step x' = a x + b m, m being the denoiser's output.
-        c, d: the estimate of the clean sample x0 = c x + d m that this output amounts to.
+        c, d: the estimate of the clean sample that this output amounts to, x0 = c x + d m.
     """
 
     a: float

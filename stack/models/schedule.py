@@ -14,7 +14,7 @@ SHIFTS = (1e-3, 1e3)  # far beyond what models are used with
 # What FLUX's pipelines take where a scheduler's configuration does not say.
 DYNAMIC_SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 TRAINED = 1000  # training steps of a scheduler whose configuration does not say
-CLOSE = 1e-3  # relative: schedules of 500 steps still tell neighbours apart
+CLOSE = 1e-3  # relative: neighbours in schedules of 500 steps still differ by more
 FLOW_MATCH = 1e-3  # of the training steps: a flow's timesteps are its noise levels to this, float32 rounding included
 
 
@@ -109,8 +109,8 @@ def fits(own: float, timestep: float, precision: float) -> bool:
 def timetable_of(scheduler: Any, image_tokens: int) -> Timetable:
     """The schedule that `scheduler.set_timesteps` has just made, kept on the host: read once per request.
 
-    Noise levels are a flow's sigmas. Of other samplers the timesteps stand for them, as shares of the training's:
-    their sigmas have no common scale (those of EDM reach 157), what the denoiser is told has.
+    Noise levels are sigmas for a flow. For other samplers they are the timesteps as shares of the training's: sigmas
+    have no common scale there (EDM's reach 157), the timesteps that the denoiser receives do.
     """
     timesteps = scheduler.timesteps.tolist()
     trained = scheduler.config.get("num_train_timesteps") or TRAINED

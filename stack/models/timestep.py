@@ -13,8 +13,8 @@ def precision_of(timestep: torch.Tensor) -> float:
 def same_for_all(timestep: torch.Tensor) -> bool:
     """Whether every entry of a timestep tensor (), (1,) or (B, ...) is the same.
 
-    One element, and an expanded one (a view of stride 0), are told without a look at their values. Others are compared,
-    which waits for an accelerator if they lie on one. A NaN is as no other entry.
+    A single element or an expanded one (a view of stride 0) needs no look at the values. Others are compared, which
+    waits for an accelerator if they lie on one. A NaN differs from every other entry.
     """
     spread = [stride for size, stride in zip(timestep.shape, timestep.stride(), strict=True) if size > 1]
     if not any(spread):

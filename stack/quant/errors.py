@@ -50,15 +50,15 @@ def typical_error(levels: torch.Tensor, count: int) -> float:
 def rounding_words(scheme: Scheme, facts: Facts) -> str:
     """One line: the largest error of a rounded number, and the error of an output that is to be expected.
 
-    Errors of inputs and weights know nothing of each other, so that their squares add up in an output.
+    Errors of inputs and weights are independent, so their squares add up in an output.
     """
     # Either end of a range is the largest of about half the group.
     sharing = scheme.group // 2 if scheme.kind == "int" else scheme.group
     levels = [(weight_levels(scheme, facts), sharing or facts.width)]
     if scheme.rounds_activations:
         levels.append((row_levels(scheme), facts.width))
-    bound = max(level_rounding_bound(each) for each, _ in levels)
-    typical = math.hypot(*(typical_error(each, count) for each, count in levels))
+    bound = max(level_rounding_bound(grid) for grid, _ in levels)
+    typical = math.hypot(*(typical_error(grid, count) for grid, count in levels))
     what = "weight or input" if scheme.rounds_activations else "weight"
     return (
         f"{scheme.name} error: a {what} is off by at most {bound:.2%} of the largest that shares its scale (bound), "

@@ -36,7 +36,7 @@ def rounded_to(denoiser: nn.Module, otherwise: int) -> int:
     """Bits that linears of this project round their input to; where none does, those of the model's own dtype.
 
     At least 16 then: weights that diffusers' layerwise casting stores in fewer are cast before they are computed with,
-    and inputs never are rounded. What other libraries' linears round they hide.
+    and inputs never are rounded. Other libraries' linears do not show what they round to.
     """
     return 8 if any(isinstance(module, Int8Linear) for module in denoiser.modules()) else max(16, otherwise)
 

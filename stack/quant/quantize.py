@@ -30,7 +30,7 @@ from .linears.int8 import Int8Linear
 from .linears.two_precisions import Phase, SwitchPrecision, TwoPrecisions, ends_of, near_ends
 from .rounding.calibrated import FeedbackRounding
 from .schemes import KEEP, SCHEMES, Scheme, scheme_named
-from .selection import Choice, Rules, choose_linears, choose_named, grouped, row_gain, tell_kept, weight_bytes
+from .selection import Choice, Rules, choose_linears, choose_named, grouped, kept_words, row_gain, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class Quantize:
             install.replace_module(target.denoiser, path, module)
         summary = (
             f"{len(chosen)} of {len(choices)} linears converted to {_named(chosen)} "
-            f"(weights {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB); stay: {tell_kept(choices)}"
+            f"(weights {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB); stay: {kept_words(choices)}"
         )
         return Applied(
             summary,
@@ -347,4 +347,4 @@ def _linear(denoiser: nn.Module, choice: Choice) -> nn.Linear:
 
 
 def _none_converted(scheme: str, choices: Sequence[Choice]) -> str:
-    return f"0 of {len(choices)} linears can be converted to {scheme}: {tell_kept(choices)}"
+    return f"0 of {len(choices)} linears can be converted to {scheme}: {kept_words(choices)}"

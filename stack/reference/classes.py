@@ -28,7 +28,7 @@ def class_words(scene: Scene) -> str:
 
 
 def parse_class(prompt: str) -> Scene:
-    """A scene of the class that "a red ring" or "red ring" asks for; its place and background are of no account.
+    """A scene of the class that "a red ring" or "red ring" asks for; its place and background do not matter.
 
     Raises:
         StackError: other words.

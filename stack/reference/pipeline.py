@@ -85,7 +85,7 @@ class ShapesFluxPipeline(FluxPipeline):
             StackError: a prompt outside the known language, or none.
         """
         if kwargs.get("prompt_embeds") is None:
-            # What cannot be read is told before diffusers looks at it.
+            # Unreadable prompts are refused before diffusers looks at them.
             tokenize(some_prompts(prompt))
             prompt = list(prompt) if isinstance(prompt, tuple) else prompt
         output_type = kwargs.pop("output_type", "pil")

@@ -67,7 +67,7 @@ class ShapesVideoPipeline(HunyuanVideoPipeline):
             StackError: a prompt outside the known language, or none.
         """
         if kwargs.get("prompt_embeds") is None:
-            # What cannot be read is told before diffusers looks at it.
+            # Unreadable prompts are refused before diffusers looks at them.
             tokenize(prompt)
             prompt = list(prompt) if isinstance(prompt, tuple) else prompt
         output_type = kwargs.pop("output_type", "pil")

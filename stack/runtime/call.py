@@ -47,7 +47,7 @@ class DenoiserCall:
 
 
 def holds_collections(given: Mapping[str, Any]) -> bool:
-    """Whether adapters or control nets hand over collections of tensors, whose layout nothing tells."""
+    """Whether adapters or control nets pass collections of tensors, whose layout is unknown."""
     some = [value for value in given.values() if isinstance(value, (dict, list, tuple)) and value]
     return bool(some) and any(isinstance(value, torch.Tensor) for value in flat(some))
 
@@ -98,8 +98,8 @@ class InterceptorChain:
     def interceptors(self, interceptors: tuple[Interceptor, ...]) -> None:
         self._interceptors = interceptors
         run: Proceed = methodcaller("run")
-        for each in reversed(interceptors):
-            run = partial(each.intercept, proceed=run)
+        for interceptor in reversed(interceptors):
+            run = partial(interceptor.intercept, proceed=run)
         self.run = run
 
     def add(self, install: Installer, *interceptors: Interceptor) -> None:

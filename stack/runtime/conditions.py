@@ -63,7 +63,7 @@ class ConditionsReader:
 
     @property
     def asked_for(self) -> Hashable:
-        """What tells the current request from others: its number, and what it is asked for."""
+        """What identifies the current request: its number and its arguments."""
         return self._request, self().conditioning
 
     def __call__(self) -> Conditions:
@@ -160,11 +160,11 @@ def _switches(layer: Any) -> Hashable:
 
 
 class AttentionWatch:
-    """Tells attention processors and their settings apart.
+    """Notices changes of attention processors and their settings.
 
-    A step whose processors and attributes are the very objects of the step before has its settings: lists such as an
-    IP-adapter's scales are looked into, and tensors compared by their versions. Settings are compared, by value, only
-    where one of these is another. Weights of a processor that is a module are `WeightsWatch`'s.
+    Settings are unchanged where processors and attributes are the same objects as on the step before: lists such as an
+    IP-adapter's scales are looked into, and tensors compared by their versions. Where an object differs, settings are
+    compared by value. Weights of a processor that is a module are `WeightsWatch`'s.
     """
 
     def __init__(self, denoiser: nn.Module):
@@ -217,9 +217,9 @@ def _settings(processor: Any) -> Hashable:
 
 
 class Conditioning:
-    """Tells what requests are asked for apart, argument by argument, by content.
+    """Compares what requests ask for, argument by argument, by content.
 
-    Content is made anew only where other objects come than before, or objects that may change without a trace.
+    Content is computed again only for new objects, and for those that may change without a trace.
 
     Args:
         residuals: arguments that a control net makes anew on every step. Of these their number, shapes and dtypes

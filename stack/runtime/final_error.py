@@ -21,8 +21,8 @@ class Step(Protocol):
 def summed_error(steps: Sequence[Step], full: str) -> float | None:
     """Error of the final sample from the forecasts' measured errors, over the whole way from noise to sample.
 
-    A forecast's error is known on the full step that ends a run of cached ones, and taken for all steps of the run,
-    which are nearer to the full step before; steps after the last such measurement take the last one. They go through
+    A forecast's error is known on the full step that ends a run of cached ones, and used for all steps of the run,
+    though they are nearer to the full step before; steps after the last such measurement use that one. They go through
     the sampler as in `bounds.final_error_bound` for a model that passes errors on as they are. The worst branch counts.
 
     Returns:
@@ -30,7 +30,7 @@ def summed_error(steps: Sequence[Step], full: str) -> float | None:
     """
     branches = [[step for step in steps if step.branch == name] for name in {step.branch: None for step in steps}]
     sums = [_sum(branch, full) for branch in branches]
-    return max((each for each in sums if each is not None), default=None)
+    return max((error for error in sums if error is not None), default=None)
 
 
 def _sum(steps: Sequence[Step], full: str) -> float | None:

@@ -51,12 +51,12 @@ class Layers(list[Layer]):
 
     def push(self, target: Target, stages: Sequence[Planned]) -> None:
         """Apply planned passes on top. If one breaks off, what it has done so far is the top layer."""
-        for each in stages:
+        for planned in stages:
             self.version += 1
-            layer = Layer(each.run, each.before)
+            layer = Layer(planned.run, planned.before)
             self.append(layer)
-            target.now = each.before
-            layer.applied = each.run.apply(target, layer.install)
+            target.now = planned.before
+            layer.applied = planned.run.apply(target, layer.install)
 
     def let_go(self) -> None:
         """Drop what passes keep between calls."""

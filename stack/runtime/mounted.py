@@ -16,7 +16,7 @@ from .later import refuse_later
 from .layers import Layers
 from .target import Target
 
-# What models carry. A model's hook holds its target, and that its stack, which lasts as long as it is applied.
+# The stack on every model. A model's hook keeps its target alive, and the target its stack, while it is applied.
 _OWNERS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Mounted]] = weakref.WeakKeyDictionary()
 
 
@@ -41,7 +41,7 @@ class Mounted:
         return bool(self._base)
 
     def sync(self, stages: Sequence[Planned]) -> None:
-        """Let the model carry exactly these passes. Those at the bottom that are what is wanted stay as they are.
+        """Put exactly these passes on the model. The lowest ones that already match are left as they are.
 
         Raises:
             StackError: the model carries another stack, or a final layer would have to go: nothing is changed then.
@@ -49,7 +49,7 @@ class Mounted:
         """
         depth = self.layers.common(stages)
         self.layers.check(depth)
-        if carried_by(self.target.denoiser) not in (None, self):
+        if mounted_on(self.target.denoiser) not in (None, self):
             raise StackError("this model already carries a stack: Stack.of(model).undo() takes it off")
         try:
             _OWNERS[self.target.denoiser] = weakref.ref(self)
@@ -81,8 +81,8 @@ class Mounted:
         _to_the_end(partial(self.layers.freeze, self.layers.freezable()))
 
 
-def carried_by(denoiser: nn.Module) -> Mounted | None:
-    """What a model carries."""
+def mounted_on(denoiser: nn.Module) -> Mounted | None:
+    """The stack on a model, None where there is none."""
     known = _OWNERS.get(denoiser)
     mounted = known() if known is not None else None
     return mounted if mounted is not None and mounted.on else None

@@ -98,7 +98,7 @@ class PipelineCalls:
             asked = ", ".join(map(repr, prompts))
             raise StackError(f"{type(self.pipe).__name__} refused {asked}: {first} (call= had {named})") from error
 
-    def each(
+    def per_prompt(
         self,
         run: Callable[..., Any],
         prompts: Sequence[Any],
@@ -114,7 +114,7 @@ class PipelineCalls:
             StackError: see `make`.
         """
         self.check(prompts, steps)
-        for number, prompt in enumerate(bar.each(prompts, phase)):
+        for number, prompt in enumerate(bar.track(prompts, phase)):
             yield self.make(run, [prompt], seed + number, steps, output)
 
     def check(self, prompts: Sequence[Any], steps: int) -> None:

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def steps_worth(computed: Sequence[Computed]) -> float:
     """Full steps that would have been this much work in the blocks: every count of steps that may be partial."""
-    return math.fsum(each.linears for each in computed)
+    return math.fsum(step.linears for step in computed)
 
 
 @dataclass

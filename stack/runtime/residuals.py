@@ -18,10 +18,10 @@ FIRST = 0.1  # stands for the change before the first
 class ResidualWatch:
     """Notices residuals of a control net that change by more than the step from one noise level to the next explains.
 
-    They come anew on every step. A net whose guidance ends, begins, is scaled otherwise or sees another picture makes
-    them jump. A sample of their numbers is compared with that of the step before: one number is read from the device
-    per step, beside a control net that has run on it. A jump is a relative change above `STEADY` and above `GROWTH`
-    times the change before. Not seen: changes that come step by step.
+    They are computed anew on every step. A net whose guidance ends, begins, is scaled otherwise or sees another picture
+    makes them jump. A sample of their numbers is compared with that of the step before: one number is read from the
+    device per step, beside a control net that has run on it. A jump is a relative change above `STEADY` and above
+    `GROWTH` times the change before. Not seen: changes that come step by step.
     """
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ class Conditions:
         precision: what autocast computes in; "" where it is off.
         conditioning: every argument of the call but the latent and its time, by name, see
             `stack.runtime.conditions.Conditioning`.
-        caller: thread and asyncio task. Two loops over one model may be told apart by nothing else.
+        caller: thread and asyncio task. Two loops over one model may differ in nothing else.
     """
 
     passes: int = 0

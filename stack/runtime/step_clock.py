@@ -122,11 +122,11 @@ class StepContext:
         shape: shape of the latent tokens.
         page: number of the pipeline call that it belongs to, for the report. A request that breaks off in the middle
             of one is followed by another on the same page.
-        at, whole: index in the sampler's whole schedule, and its length: image to image begins in its middle. What
-            depends on the noise level goes by these, what goes on from step to step by `step` and `steps`.
+        at, whole: index in the sampler's whole schedule, and its length: image to image begins in its middle. These
+            are for what depends on the noise level, `step` and `steps` for what continues from step to step.
         known: whether it is known which step it is. Where not, it is a request of one step.
-        compute_mode: what passes that compute some steps otherwise say of this one: dense or sparse, in which
-            precision. Features of unlike modes differ by more than time.
+        compute_mode: how this step is computed, one entry per pass that has several ways: dense or sparse, in which
+            precision. Features of different modes differ by more than time.
         active_set: which samples and tokens of the call run.
     """
 

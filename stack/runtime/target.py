@@ -27,14 +27,14 @@ class Target:
     Attributes:
         denoiser, wiring, facts: the transformer, how it is wired, and what was true of it before any pass.
         now: what is true of it below the pass that is being applied.
-        clock: tells request, branch and step of the current call.
+        clock: request, branch and step of the current call.
         journal: where passes note what a call turned out to be.
         passes: how often passes have been put on or taken off.
         pipe: the pipeline, if there is one.
         owner: the stack, which lasts as long as the model carries it.
         lock: held by whoever runs the model.
         abort: lets go of what passes keep between calls.
-        prepare: told at the start of a pipeline call how many denoiser steps it has, 0 where that is not known.
+        prepare: called at the start of a pipeline call with its number of denoiser steps, 0 where that is not known.
         conditions: what the current call's features depend on, for stamps.
         chain: what a call of the whole denoiser passes before the model.
         grid: what the output stream's tokens lie on in the current request.
@@ -67,6 +67,6 @@ class Target:
         )
 
     def forget(self) -> None:
-        """A call or a request has broken off: nothing of it is kept, and whatever comes next is a new request."""
+        """A call or a request was aborted: drop its state; the next call begins a new request."""
         self.clock.restart()
         self.abort()

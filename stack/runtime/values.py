@@ -1,4 +1,4 @@
-"""Arguments and settings of any kind: whether one is still what it was, told by identity first and by content then."""
+"""Arguments and settings of any kind: whether one is unchanged, judged by identity first and by content then."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Seen:
         return cls(tuple(map(_mark, objects)), settled(value), traceless, ref, version)
 
     def still(self, value: Any) -> bool:
-        """Whether this value is made of the very same objects, unchanged; False where that cannot be told."""
+        """Whether this value is made of the very same objects, unchanged; False where that cannot be known."""
         if self.mutable:
             return False
         objects = (value,) if isinstance(value, torch.Tensor) else flat((value,))

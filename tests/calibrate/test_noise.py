@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stack.calibrate.quant.noise import ErrorSplit, errors_of, told_apart
+from stack.calibrate.quant.noise import ErrorSplit, errors_of, split_errors
 from stack.core.errors import StackError
 
 
@@ -20,7 +20,7 @@ def synthetic(bias: float, random: float, calls: int, neighbours: int, size: int
     for _ in range(calls):
         shared, plain = bias * draw(), [draw() for _ in range(neighbours)]
         measured.append(errors_of(plain, [f + shared + random * draw() for f in plain]))
-    return told_apart(measured)
+    return split_errors(measured)
 
 
 @pytest.mark.parametrize(("bias", "random"), [(0.01, 0.01), (0.012, 0.003), (0.002, 0.02), (0.0, 0.01), (0.01, 0.0)])
@@ -35,7 +35,7 @@ def test_a_known_split_is_recovered_within_3_percent(bias: float, random: float)
 
 def test_the_same_input_twice_is_all_bias() -> None:
     feature, error = torch.randn(100), torch.randn(100)
-    found = told_apart([errors_of([feature] * 3, [feature + error] * 3)])
+    found = split_errors([errors_of([feature] * 3, [feature + error] * 3)])
     assert found.random == pytest.approx(0, abs=1e-3 * found.total)
     assert found.bias == pytest.approx(float(error.norm() / feature.norm()), rel=1e-5)
     assert found.uncertainty == pytest.approx(0, abs=1e-6)
@@ -52,11 +52,11 @@ def test_the_stated_uncertainty_covers_the_truth() -> None:
 
 def test_a_zero_feature_has_no_error() -> None:
     nothing = [torch.zeros(4)] * 2
-    assert told_apart([errors_of(nothing, nothing)]) == ErrorSplit(0, 0, 0, 0)
+    assert split_errors([errors_of(nothing, nothing)]) == ErrorSplit(0, 0, 0, 0)
 
 
 def test_one_neighbour_tells_nothing() -> None:
     with pytest.raises(StackError, match="two or more neighbours"):
         errors_of([torch.ones(3)], [torch.ones(3)])
     with pytest.raises(StackError, match="at least one call"):
-        told_apart([])
+        split_errors([])

@@ -47,9 +47,9 @@ class LinearMaps(Fitted):
         """Write them to a safetensors file."""
         tensors = {f"tables/{name}": table for name, table in self.tables.items()}
         for name, maps in self.maps.items():
-            for key, each in maps.items():
-                tensors[f"{name}/{key}/bias"] = each.bias
-                tensors |= {f"{name}/{key}/{i}": factor for i, factor in enumerate(each.factors)}
+            for key, fitted in maps.items():
+                tensors[f"{name}/{key}/bias"] = fitted.bias
+                tensors |= {f"{name}/{key}/{i}": factor for i, factor in enumerate(fitted.factors)}
         self._write(path, tensors)
 
 

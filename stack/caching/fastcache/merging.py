@@ -13,7 +13,7 @@ CHUNK = 1024  # rows of the distance matrix held at once
 
 @dataclass(frozen=True, eq=False)
 class Merge:
-    """Tokens grouped around the important ones.
+    """Tokens clustered, with an important token as the centre of every cluster.
 
     Attributes:
         centres: (M,) ascending indices of the important tokens; a merged token takes its centre's position.

@@ -27,7 +27,7 @@ class Replacement:
         self.choices = choices
         fitted = choices.maps
         self._maps = (
-            {} if fitted is None else {k: each.to(like) for k, each in fitted.maps[choices.approximation].items()}
+            {} if fitted is None else {key: m.to(like) for key, m in fitted.maps[choices.approximation].items()}
         )
         self._scales = [] if fitted is None else fitted.scales(choices.approximation, choices.threshold)
 

@@ -1,4 +1,4 @@
-"""Where a cache stands: one file per site, with what it tells of itself at the top and the site on a model below.
+"""Where a feature is cached: one file per site, its declaration at the top, its implementation on a model below.
 
 Importing this package registers them all (`stack.caching.contract.SITES`).
 """

@@ -18,7 +18,7 @@ from .bypass import Bypass, shape_only
 
 class AllBlocks:
     """Decides before the denoiser is called. On a cached step the last block answers with the forecast, all others and
-    what only they read are bypassed. `BlockRange` is for where the decision needs to see a block, or some blocks run.
+    what only they read are bypassed. Where the decision needs to see a block, or some blocks run, see `BlockRange`.
 
     Args:
         residual: predict what the blocks add, or the last hidden state.

@@ -139,7 +139,7 @@ class BlockRange:
         self._step: _Step | None = None
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
-        """Stand before every block; returns how many can be skipped.
+        """Wrap every block; returns how many can be skipped.
 
         Raises:
             StackError: nothing lies between front and back blocks.

@@ -13,7 +13,7 @@ from ...runtime.call import DenoiserCall, Proceed
 
 
 class Bypass:
-    """Stands before blocks and what only blocks read: embedders (`Wiring.embedders`) and position tables.
+    """Wraps blocks and the modules that only blocks read: embedders (`Wiring.embedders`) and position tables.
 
     HunyuanVideo's embedder refines the text in blocks of its own: a third of a cached step of a small model. On a step
     on which no block runs these modules answer with tensors of the shapes they last had on this branch, without memory,

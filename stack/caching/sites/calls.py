@@ -19,7 +19,7 @@ Streams = dict[str, torch.Tensor]
 
 
 class Decides(Protocol):
-    """What a span asks: a `CacheController`, or whoever only wants to watch."""
+    """What a range of blocks asks: a `CacheController`, or an observer."""
 
     clock: Clock
     cached_work: Computed
@@ -50,7 +50,7 @@ class BlockCall:
         inner: the block's own forward.
         arguments: how its arguments are named.
         given: what it was called with, by name.
-        clock: is told which samples and tokens run.
+        clock: records which samples and tokens run.
     """
 
     block: nn.Module
@@ -119,7 +119,7 @@ def several(result: Any) -> tuple[Any, ...]:
 
 
 def returned(values: Iterable[Any]) -> Any:
-    """The inverse of `several`: a single value stands for itself."""
+    """The inverse of `several`: a single value is returned bare."""
     given = tuple(values)
     return given if len(given) > 1 else given[0]
 

@@ -116,7 +116,7 @@ class Modules:
         return forward
 
     def _observed(self, inner: Forward, place: Place) -> Forward:
-        """The linear whose output tells how large the tokens' values are."""
+        """The linear whose output measures how large the tokens' values are."""
 
         def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
             values = inner(*args, **kwargs)

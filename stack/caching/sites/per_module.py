@@ -91,7 +91,7 @@ class AttentionSite(PerModuleSite):
 
 
 def _module_units(facts: Facts, roles: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    """Tokens of every output of every cached module; facts that tell of block lists."""
+    """Tokens of every output of every cached module; the facts must have the block lists."""
     wiring = FAMILIES[facts.family]
     text, image = facts.tokens - facts.image_tokens, facts.image_tokens
     per_list = [_outputs(wiring.modules[name], roles, text, image) for name in wiring.block_lists]

@@ -1,4 +1,4 @@
-"""Modules whose inputs tell how far their outputs have moved: Relational Feature Caching (arXiv 2602.19506)."""
+"""Modules whose inputs measure how far their outputs have moved: Relational Feature Caching (arXiv 2602.19506)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIRST = "first"  # key of the first module's input
 @register_site
 @dataclass(frozen=True)
 class RelationalSite(PerModuleSite):
-    """Modules, with the inputs that tell how far they have moved."""
+    """Modules, with the inputs that measure how far they have moved."""
 
     name: ClassVar[str] = "relational"
     words: ClassVar[str] = "every attention and MLP before its gate, moved as far as its input tells"
@@ -169,5 +169,5 @@ def _size(x: torch.Tensor) -> torch.Tensor:
 
 
 def _ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a / b, and 0 where b is: what has not moved tells nothing."""
+    """a / b, and 0 where b is 0: an input that did not move measures nothing."""
     return torch.nan_to_num(a / b, nan=0.0, posinf=0.0)

@@ -1,4 +1,4 @@
-"""Sizes of latents and elements, as facts tell them."""
+"""Sizes of latents and elements, read from facts."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def element_bytes(facts: Facts) -> int:
 
 
 def fp32_numbers(facts: Facts) -> int:
-    """A latent in fp32, in numbers of the model's own dtype; 0 where the facts do not tell."""
+    """A latent in fp32, in numbers of the model's own dtype; 0 where the facts lack it."""
     return facts.image_tokens * facts.latent[1] * torch.float32.itemsize // element_bytes(facts)

@@ -75,7 +75,7 @@ class TokenSite(TokenChoices, Site):
 
 
 class Tokenwise:
-    """Stands before the denoiser, every block, and every module in it.
+    """Wraps the denoiser, every block, and every module in it.
 
     Args:
         kinds: of the steps of a request with so many, see `stack.caching.tokenwise.cycles`.

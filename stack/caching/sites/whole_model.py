@@ -102,7 +102,7 @@ class WholeModel:
 
 
 def _onto(latent: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-    """The output that what was added stands for."""
+    """The output: the latent's noisy part plus what the model added."""
     return noisy_part(latent, added) + added
 
 

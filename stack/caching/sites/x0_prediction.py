@@ -1,6 +1,6 @@
 """The denoiser's estimate of the clean sample, forecast on cached steps.
 
-Every output m of a denoiser stands for an estimate of the clean sample, x0 = c x + d m. It changes more slowly than the
+Every output m of a denoiser amounts to an estimate of the clean sample, x0 = c x + d m. It changes more slowly than the
 output, and the latent x that a cached step starts from is known exactly: m = (x0 - c x) / d costs nothing, and an
 error in x is partly taken back by the next step. This is data prediction, as in DPM-Solver++ (Lu et al. 2022,
 arXiv:2211.01095), on the steps of the model's own schedule.
@@ -56,7 +56,7 @@ class X0Site(Site):
 
 
 class X0Prediction:
-    """Stands before the denoiser; nothing of the model runs on a cached step.
+    """Intercepts the denoiser; no part of the model runs on a cached step.
 
     Whole batches under a schedule only. Guidance branches each keep their own estimate.
 

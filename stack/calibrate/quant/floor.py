@@ -1,6 +1,6 @@
 """The noise floor: what quantization and sparse attention add to one forward pass of the denoiser, measured.
 
-Random part and bias apart: a difference of two steps is free of what errs alike on both.
+Random part and bias are kept apart: an error that two steps share cancels in their difference.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ...runtime.stack_like import StackLike
 from ..observe import watching_blocks
 from ..site_features import BLOCK, SiteFeatures
 from .depends import APPROXIMATE, dependencies
-from .noise import ErrorSplit, errors_of, told_apart
+from .noise import ErrorSplit, errors_of, split_errors
 from .plots import plot_floor
 from .recording import Recorded, below_quantization, carrying, record_calls, taken_off
 
 NEARNESS = 0.02  # of the latent: what one step of a 50-step schedule changes
 OUTPUT = "output"  # the denoiser's own; the other names are those of `SiteFeatures`
-BLOCKS = "blocks"  # stands for the mean over what each block adds
+BLOCKS = "blocks"  # the mean over what each block adds
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class NoiseFloor:
         sigmas: largest first.
         features: "output", "last hidden state", "whole residual" and "block 0" ... (what each block adds), each with
             one `ErrorSplit` per sigma.
-        nearness: how far apart the neighbours are on which the random part was told from the bias: root mean square of
-            the disturbance as a share of the latent's.
+        nearness: distance of the neighbours that separate the random part from the bias: root mean square of the
+            disturbance as a share of the latent's.
         neighbours: how many, per call.
         depends: the facts it was measured under, as text by name.
     """
@@ -70,7 +70,7 @@ class NoiseFloor:
     def at_site(self, feature: str) -> tuple[tuple[float, float], ...]:
         """The same of what a site keeps, by its `Site.noise_feature`; "blocks" is the root mean square over all blocks.
 
-        Noise that all blocks add up to is small against the stream, and large against what one of them adds.
+        The noise of all blocks together is small beside the stream, and large beside what one block adds.
         """
         if feature != BLOCKS:
             return self.random(feature)
@@ -92,7 +92,7 @@ class NoiseFloor:
         """
         try:
             read = json.loads(text)
-            features = {name: tuple(ErrorSplit(**each) for each in splits) for name, splits in read["features"].items()}
+            features = {name: tuple(ErrorSplit(**s) for s in splits) for name, splits in read["features"].items()}
             given = {f.name: read[f.name] for f in fields(cls)}
             return cls(**{**given, "sigmas": tuple(read["sigmas"]), "features": features})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -132,16 +132,16 @@ def measure_floor(
     with taken_off(stack), ProgressLine("noise_floor", progress) as bar:
         bar.says("recording")
         recorded = record_calls(stack, prompts, seed, steps, call)
-        near = [_neighbours(each, neighbours, nearness, seed) for each in recorded]
+        near = [_neighbours(record, neighbours, nearness, seed) for record in recorded]
         below = below_quantization(stack)
         plain = _features(stack, below, near, bar, "exact call")
         rounded = _features(stack, [*below, *approximate], near, bar, "approximate call")
-    sigmas = tuple(sorted({each.context.sigma for each in recorded}, reverse=True))
+    sigmas = tuple(sorted({record.context.sigma for record in recorded}, reverse=True))
     features: dict[str, tuple[ErrorSplit, ...]] = {}
     for name in plain[0]:
         errors = [errors_of(f[name], q[name]) for f, q in zip(plain, rounded, strict=True)]
         features[name] = tuple(
-            told_apart([e for e, each in zip(errors, recorded, strict=True) if each.context.sigma == sigma])
+            split_errors([e for e, r in zip(errors, recorded, strict=True) if r.context.sigma == sigma])
             for sigma in sigmas
         )
     return NoiseFloor(sigmas, features, nearness, neighbours, dependencies(stack, APPROXIMATE))
@@ -154,16 +154,16 @@ def _features(
     found = []
     sites = SiteFeatures(stack.denoiser)
     with carrying(stack, [*passes, watching_blocks(sites.see)]) as other:
-        for group in bar.each(near, phase):
+        for group in bar.track(near, phase):
             outputs = [call.run(other).cpu() for call in group]
             found.append({OUTPUT: outputs, **sites.taken()})
     return found
 
 
 def _neighbours(call: Recorded, count: int, nearness: float, seed: int) -> list[Recorded]:
-    """The call on `count` latents around its own, each sample disturbed by white noise of its own size."""
+    """The call on `count` latents near its own: white noise is added to each sample, scaled to the sample's size."""
     latent = call.latent
     generator = torch.Generator().manual_seed(seed + 7919 * call.context.step)
     size = latent.float().square().flatten(1).mean(1).sqrt().mul(nearness).view(-1, *[1] * (latent.ndim - 1))
     noise = [torch.randn(latent.shape, generator=generator).to(latent.device) for _ in range(count)]
-    return [call.at((latent.float() + size * each).to(latent.dtype)) for each in noise]
+    return [call.at((latent.float() + size * sample).to(latent.dtype)) for sample in noise]

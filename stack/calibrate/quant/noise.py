@@ -1,8 +1,9 @@
-"""The error of a quantized model told apart into a part that neighbouring inputs share and one that they do not.
+"""The error of a quantized model split into a part that neighbouring inputs share and one that they do not.
 
-A cache lives on differences between neighbouring steps. What both steps have in common cancels in a difference (bias);
-what does not, is amplified by it (random; docs/sensitivity.md has the reasoning). Dynamic quantization of the very same
-input is deterministic, so randomness can only be seen between neighbouring inputs: n disturbed copies of one input.
+A cache lives on differences between neighbouring steps. An error that both steps share cancels in a difference (bias);
+one that they do not share is amplified (random; docs/sensitivity.md has the reasoning). Dynamic quantization of the
+very same input is deterministic, so randomness can only be seen between neighbouring inputs: n disturbed copies of one
+input.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def errors_of(plain: Sequence[torch.Tensor], quantized: Sequence[torch.Tensor]) 
     return Errors(flat @ flat.T, sum(float(f.float().square().sum()) for f in plain) / len(plain))
 
 
-def told_apart(calls: Sequence[Errors]) -> ErrorSplit:
+def split_errors(calls: Sequence[Errors]) -> ErrorSplit:
     """Random and bias part, pooled over independent calls.
 
     Model: e_i = b + r_i, the r_i independent of each other with mean zero. Then E<e_i, e_j> = |b|^2 for i != j and

@@ -21,12 +21,12 @@ def _figure(width: float, height: float, columns: int) -> tuple[Any, list[Any]]:
     figure = Figure(figsize=(width, height), dpi=130, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns, squeeze=False)[0]
-    for each in axes:
-        each.grid(color=LINE, linewidth=0.7)
-        each.set_axisbelow(True)
-        each.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
+    for plot in axes:
+        plot.grid(color=LINE, linewidth=0.7)
+        plot.set_axisbelow(True)
+        plot.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
         for side in ("top", "right"):
-            each.spines[side].set_visible(False)
+            plot.spines[side].set_visible(False)
     return figure, list(axes)
 
 

@@ -80,14 +80,14 @@ def below_quantization(stack: StackLike) -> list[Pass]:
 
 @contextmanager
 def carrying(stack: StackLike, passes: Sequence[Pass]) -> Iterator[StackLike]:
-    """Another stack, of these passes, on the same model; the model carries it inside the `with`, and nothing behind."""
+    """Another stack, of these passes, on the same model: applied inside the `with`, taken off at its end."""
     with stack.beside(passes) as other:
         yield other
 
 
 @contextmanager
 def taken_off(stack: StackLike) -> Iterator[None]:
-    """The stack off its model inside the `with`, and on again behind it if it was on."""
+    """The stack taken off its model inside the `with`, and applied again afterwards if it was."""
     applied = stack.applied
     stack.undo()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...core.rule import Evidence, Rule
 
 LARGEST_NOISE_GAIN = 2.0  # of a first-order forecast at its longest reach
-WIDEST_ANGLE = 0.3  # sin(theta) up to which a basis is carried: 9 % of its energy may leave it
+WIDEST_ANGLE = 0.3  # sin(theta) up to which a basis is kept: 9 % of its energy may leave it
 HIGHEST_ROUNDED_ORDER = 1  # of a forecast from rounded features whose noise is not known
 
 GATE_THRESHOLD = Rule(

@@ -59,14 +59,14 @@ class Family:
 
     Attributes:
         is_plain: whether an attention layer is the family's own; one with extras is left alone.
-        lengths: (call, text tokens of the denoiser call, None where unknown) to image and text tokens; None where that
-            cannot be told.
+        lengths: (call, text tokens of the denoiser call, None where unknown) to image and text tokens; None where they
+            cannot be determined.
         qkv: queries, keys and values (B, S, H, D) of the joint sequence, normalised, positions applied.
         answer: (call, attention output (B, S, H D) of the joint sequence) to what the processor returns.
         text_last: the text lies behind the image in the joint sequence.
         hides_text: a mask over keys hides text alone, and may be followed. Any other mask is left to diffusers.
         dispatches: its processor goes through diffusers' dispatcher, with a backend and context parallelism.
-        joins_text: some layers are given the joint sequence and cannot tell where the text ends.
+        joins_text: some layers are given the joint sequence, which does not show where the text ends.
     """
 
     is_plain: Callable[[Any], bool]

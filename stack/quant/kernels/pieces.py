@@ -33,6 +33,6 @@ def by_rows(
     if device.type != "cpu" or len(inputs[0]) <= length or torch.compiler.is_compiling():
         return compute(*inputs).to(dtype)
     result = torch.empty((len(inputs[0]), columns), dtype=dtype, device=inputs[0].device)
-    for target, *parts in zip(result.split(length), *(each.split(length) for each in inputs), strict=True):
+    for target, *parts in zip(result.split(length), *(x.split(length) for x in inputs), strict=True):
         target.copy_(compute(*parts))
     return result

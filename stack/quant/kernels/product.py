@@ -55,7 +55,7 @@ class Packed:
         kernel: whose layout it is.
         weight: opaque for "onednn"; (K, N) int8 for "int_mm".
         step: (N,) float32.
-        offset: (N,) float32, what the zero point 128 of the rows adds to each output, with its sign turned.
+        offset: (N,) float32, minus what the zero point 128 of the rows adds to each output.
         zeros: (N,) int64 zero points, an argument oneDNN insists on.
     """
 
@@ -161,7 +161,7 @@ def check_exact(kernel: Kernel) -> None:
     """Multiply the largest values the kernel allows on the CPU, once, before any weight is changed.
 
     Raises:
-        StackError: the product is wrong, which happens when oneDNN is told to ignore instructions the flags promise.
+        StackError: the product is wrong, which happens when oneDNN is set to ignore instructions the CPU has.
     """
     values = torch.full((32, 64), ZERO + ROW_LEVELS, dtype=torch.uint8)
     packed = pack(kernel, torch.full((64, 64), kernel.weight_levels, dtype=torch.int8), torch.ones(64))

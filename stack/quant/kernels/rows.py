@@ -41,7 +41,7 @@ class Rows(NamedTuple):
 def quantize_rows(x: torch.Tensor) -> Rows:
     """Round the rows of x (M, K), any float dtype, to multiples of their own step, max|x| / 127.
 
-    The error of an element is at most half a step , plus 2^-16 step of float32 arithmetic:
+    The error of an element is at most half a step, plus 2^-16 step of float32 arithmetic:
     a step rounded down to bf16 makes the largest element 127.25 steps long, still nearest to 127.
     """
     if x.numel() == 0:

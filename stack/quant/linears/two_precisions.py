@@ -12,7 +12,7 @@ from ...runtime.step_clock import Clock, StepContext
 
 
 class Phase:
-    """Where a request stands. One object for all linears of a stack, told once per denoiser call.
+    """Which part of the schedule a request is in. One object for all linears of a stack, set once per denoiser call.
 
     A compiler guards on `at_ends` and compiles either way once, however many steps there are.
     """
@@ -33,7 +33,7 @@ def near_ends(context: StepContext, share: float) -> bool:
 
 
 class SwitchPrecision:
-    """Tells the linears, before the model is called, where on the schedule the call is.
+    """Sets, before the model is called, which precision the linears use on this step.
 
     Args:
         index: of their entry in `StepContext.compute_mode`.

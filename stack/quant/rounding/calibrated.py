@@ -37,7 +37,7 @@ class InputMoments:
 def rounded_with_feedback(linear: nn.Linear, scheme: Scheme, seen: InputMoments) -> WeightOnlyLinear:
     """A new module for a linear, in a scheme of 4 bits. The linear itself is not touched.
 
-    Where there is a bias it takes up what the mean input shows of the error, and the weight is rounded for the rest.
+    A bias absorbs the output error of the mean input, and the weight is rounded to keep the rest small.
     """
     weight, grid = linear.weight.detach().float(), RoundingGrid(scheme, linear.weight.dtype)
     rounded = round_with_feedback(weight, grid, seen.second if linear.bias is None else seen.covariance)
@@ -66,7 +66,9 @@ class FeedbackRounding:
     def stale(self, facts: Facts) -> str:
         """Why it does not belong to a model with these facts; '' where it does."""
         if facts.adapters != self.adapters:
-            names = ["no adapter" if not each else " and ".join(each) for each in (self.adapters, facts.adapters)]
+            names = [
+                " and ".join(adapters) if adapters else "no adapter" for adapters in (self.adapters, facts.adapters)
+            ]
             return f"it was rounded for weights with {names[0]}, these have {names[1]}"
         if facts.machine.device != self.device:
             return f"it was rounded on {self.device}, the model is on {facts.machine.device}"

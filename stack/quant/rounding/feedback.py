@@ -1,4 +1,4 @@
-"""Rounding with error feedback: what one input channel's rounding did is made up for by the channels still to come.
+"""Rounding with error feedback: channels still to be rounded make up for the error of those before.
 
 For a linear y = W x the mean squared output error of rounded weights is tr(D H D^T), D = W' - W, H = E[x x^T]. Frantar
 et al. (2022), arXiv 2210.17323, eqs. 2 and 3: channel j is rounded, and its error is spread over the channels left so
