@@ -92,6 +92,9 @@ def load_weights(folder: str | Path, model: Any) -> Recipe:
     if lacking := [name for name in ("model", "steps", "notes") if name not in read_toml(path, str(path))]:
         raise StackError(f"{path}: expected {lacking[0]}, got none: it is damaged, save() the stack again")
     _check_links(recipe, folder)
+    for each in recipe.passes():
+        if isinstance(each, AdapterStage):
+            _ = each.card  # a damaged one is told before the model is touched
     bare = isinstance(model, nn.Module)
     denoiser = model if bare else denoiser_of(model)
     wiring_of(denoiser)

@@ -103,6 +103,22 @@ def test_the_schedule_of_a_fused_adapter_comes_along(tmp_path: Path, sampler: st
     assert torch.equal(picture(Stack.load(tmp_path / "again", tiny_pipe()), 4), wanted)
 
 
+@pytest.mark.parametrize("switchable", [False, True])
+@pytest.mark.parametrize("damage", ["gone", "no card"])
+def test_a_damaged_card_leaves_the_model_as_it_was(tmp_path: Path, switchable: bool, damage: str) -> None:
+    card = card_of_levels(tmp_path, "FlowMatchEulerDiscreteScheduler", "euler")
+    with Stack(tiny_pipe()).distill(card, switchable=switchable).quantize("int8", min_features=64) as stack:
+        stack.save(tmp_path / "saved")
+    carried = tmp_path / "saved" / "own.toml"
+    carried.unlink() if damage == "gone" else carried.write_text("steps = -1")
+    pipe = tiny_pipe()
+    before, scheduler = output(pipe.transformer), pipe.scheduler
+    with pytest.raises(StackError, match=r"own"):
+        Stack.load(tmp_path / "saved", pipe)
+    assert torch.equal(output(pipe.transformer), before) and pipe.scheduler is scheduler
+    assert not any(isinstance(module, Int8Linear) for module in pipe.transformer.modules())
+
+
 def test_the_schedule_of_a_fused_adapter_on_a_bare_denoiser(tmp_path: Path) -> None:
     card = card_of_levels(tmp_path, "FlowMatchEulerDiscreteScheduler", "euler")
     with Stack(tiny_denoiser()).distill(card).quantize("int8") as stack:
