@@ -34,6 +34,11 @@ DEFAULT_PICTURES = Path("ditstack-run")
 MOST_PROMPTS, MOST_DECIBELS, LONGEST_RUN = 1000, 100.0, 86_400.0
 LARGEST_SEED = 2**62
 
+
+class Interrupted(Exception):
+    """Ctrl-C, and what of the work was kept."""
+
+
 app = typer.Typer(
     help="Composable acceleration for diffusion transformers.", pretty_exceptions_enable=False,
     add_completion=False,
@@ -82,13 +87,14 @@ def compare(
     with claimed(out, "--out"):
         with _progress() as tell:
             outcome = run_compare(pipe, chosen, model, prompts, steps, seed, compile_base, tell)
+        done = sum(row["prompts_done"] for row in outcome.record["rows"] if not row["same_as"])
+        if outcome.record["partial"] and not done:
+            raise Interrupted("no picture was measured, nothing is written")
         written = save_outcome(outcome, out, json)
     print_table(outcome.record, console())
     typer.echo(f"written: {', '.join(str(path) for path in written)}")
     if outcome.record["partial"]:
-        done = sum(row["prompts_done"] for row in outcome.record["rows"] if not row["same_as"])
-        typer.echo(f"interrupted: the {done} pictures measured until then are kept, marked as partial", err=True)
-        raise typer.Exit(INTERRUPTED)
+        raise Interrupted(f"the {done} pictures measured until then are kept, marked as partial")
 
 
 @app.command()
@@ -129,8 +135,7 @@ def run(
                 done += 1
                 typer.echo(f"{path}\n{stack.report()}")
         except KeyboardInterrupt:
-            typer.echo(f"interrupted: the first {done} of {len(texts)} pictures are kept in {folder}", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            raise Interrupted(f"the first {done} of {len(texts)} pictures are kept in {folder}") from None
 
 
 @app.command()
@@ -182,8 +187,7 @@ def calibrate(
     try:
         found, result = calibrated(chosen, pipe, _readable(texts, pipe), goal, seed, budget)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted: nothing is written, recipe {chosen.name} is as it was", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise Interrupted(f"nothing is written, recipe {chosen.name} is as it was") from None
     write_text(path, recipe_toml(found))
     typer.echo(f"{result}\nwritten: {path}")
 
@@ -256,11 +260,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _main(arguments: Sequence[str]) -> int:
     try:
         with quiet():
-            return app(list(arguments) or ["--help"], standalone_mode=False) or 0
+            code = app(list(arguments) or ["--help"], standalone_mode=False) or 0
+            if code == INTERRUPTED:  # typer makes this of a Ctrl-C that no command has caught
+                raise Interrupted("nothing more is written")
+            return code
     except StackError as error:
         return _refuse(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted before anything was measured", err=True)
+    except (KeyboardInterrupt, typer.Abort, Interrupted) as error:
+        kept = error if isinstance(error, Interrupted) else "nothing more is written"
+        typer.echo(f"interrupted: {kept}", err=True)
         return INTERRUPTED
     except _USAGE_ERROR as error:
         return _refuse(error.format_message())

@@ -45,9 +45,9 @@ def device_of(name: str | None) -> torch.device:
     except (RuntimeError, ValueError):
         raise StackError(f"unknown device {shown(name)}: expected cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise StackError(
-            f"device {name!r} is not here: expected cpu, or one of {torch.cuda.device_count()} CUDA devices"
-        )
+        count = torch.cuda.device_count()
+        there = f"cpu, or cuda:0 to cuda:{count - 1}" if count else "cpu, as there is no CUDA device"
+        raise StackError(f"device {name!r} is not here: expected {there}")
     if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise StackError(f"device {name!r} is not supported: expected cpu or cuda")
     return device

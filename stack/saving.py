@@ -16,7 +16,10 @@ from .caching.cache import FILES
 from .core.errors import StackError
 from .core.files import check_folder, inside, read_text, read_toml, reason, write_text
 from .core.validate import checked, shown
+from .distill.adapter import Adapter
+from .distill.distill import Distill
 from .distill.find import carry
+from .distill.stage import AdapterStage
 from .models.denoiser import denoiser_of
 from .models.wiring import wiring_of
 from .quant.fits import FILE
@@ -34,9 +37,7 @@ def save_stack(stack: StackLike, folder: str | Path) -> int:
     if not stack.applied:
         raise StackError("save() writes an applied stack: call apply() first")
     check_folder(folder, "save()")
-    # What the weights hold already is not done again: adapters are fused, linears rounded.
-    added = [p for p in stack.plan.passes() if p.stage in stack.plan.added]
-    above = {p.stage: p.options() for p in (*stack.passes, *added) if p.stage not in ("distill", "quantize")}
+    above = _above(stack)
     recipe = Recipe(folder.absolute().name, "", stack.facts.family, stack.plan.facts_after.steps, above)
     recipe_toml(recipe)  # what it cannot hold is refused before anything is written
     count = save_denoiser(stack.denoiser, folder)
@@ -49,6 +50,16 @@ def save_stack(stack: StackLike, folder: str | Path) -> int:
     text = recipe_toml(replace(recipe, stages=above, notes={WEIGHTS: digest(folder / FILE)}))
     write_text(folder / RECIPE, text)
     return count
+
+
+def _above(stack: StackLike) -> dict[str, dict[str, Any]]:
+    """The options of what the weights do not hold: linears are rounded, and of a fused adapter its schedule is left."""
+    added = [p for p in stack.plan.passes() if p.stage in stack.plan.added]
+    adapters = [p for p in stack.plan.passes() if isinstance(p, AdapterStage)]  # fused, or repaired to a branch
+    above = {p.stage: p.options() for p in (*stack.passes, *added) if p.stage not in ("distill", "quantize")}
+    above |= {p.stage: p.options() for p in adapters if p.stage == Adapter.stage}
+    fused = {p.stage: {**p.options(), "fused": True} for p in adapters if p.stage == Distill.stage and p.card.steps}
+    return {**fused, **above}
 
 
 def _folder(given: str | Path) -> Path:
@@ -81,6 +92,9 @@ def load_weights(folder: str | Path, model: Any) -> Recipe:
     if lacking := [name for name in ("model", "steps", "notes") if name not in read_toml(path, str(path))]:
         raise StackError(f"{path}: expected {lacking[0]}, got none: it is damaged, save() the stack again")
     _check_links(recipe, folder)
+    for each in recipe.passes():
+        if isinstance(each, AdapterStage):
+            _ = each.card  # a damaged one is told before the model is touched
     bare = isinstance(model, nn.Module)
     denoiser = model if bare else denoiser_of(model)
     wiring_of(denoiser)

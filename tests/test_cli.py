@@ -84,6 +84,36 @@ def test_ctrl_c_keeps_what_was_measured(run: Run, folder: Path, monkeypatch: pyt
     assert (folder / "out" / "grid.png").is_file() and "fewer-steps" in out
 
 
+def test_ctrl_c_before_the_first_picture_keeps_what_an_earlier_run_wrote(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    (folder / "out").mkdir()
+    (folder / "out" / "grid.png").write_bytes(b"earlier")
+    line = ["compare", folder / "mine.toml", "--model", folder / "model", "--no-compile", "--out", folder / "out"]
+    monkeypatch.setattr("stack.compare.engine.PipelineEngine.generate", interrupted)
+    code, _, err = run(*line)
+    assert (code, err.strip()) == (130, "interrupted: no picture was measured, nothing is written")
+    assert [path.name for path in (folder / "out").iterdir()] == ["grid.png"]
+    assert (folder / "out" / "grid.png").read_bytes() == b"earlier"
+
+
+@pytest.mark.parametrize("command", ["compare", "run", "explain", "calibrate"])
+def test_ctrl_c_while_the_model_is_loaded_is_told(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("stack.loading.load_pipeline", interrupted)
+    before = sorted(os.listdir(folder))
+    assert run(command, folder / "mine.toml") == (130, "", "interrupted: nothing more is written\n")
+    assert sorted(os.listdir(folder)) == before
+
+
 def test_run_saves_the_picture_the_stack_makes(run: Run, folder: Path) -> None:
     from stack.loading import load_pipeline
     from stack.recipe import load_recipe

@@ -19,7 +19,7 @@ from ..caching.splits import ChannelSplit
 from ..core.errors import StackError
 from ..core.files import check_file
 from ..core.progress import ProgressLine
-from ..core.validate import prompts_of
+from ..core.validate import Seed, checked, prompts_of, some_prompts
 from ..runtime.pipeline_calls import Call, PipelineCalls
 from ..runtime.stack_like import AnyStack, StackLike
 from . import bases_fit, gate_fit, maps_fit
@@ -64,6 +64,7 @@ def calibrate(
         StackError: see `stack.calibrate.calibrate.calibrate`.
     """
     searched, held = prompts_of(prompts), prompts_of(held_out, "held_out")
+    checked(Seed, seed, "seed")
     with stack.lock:
         goal, spend = Goal(full_steps, psnr, seconds), SearchBudget(trials, budget)
         return search_cache(stack, searched, held, goal, seed, spend, progress, theory, call)[1]
@@ -83,6 +84,7 @@ def noise_floor(
 
     The random part is put into the stack's cache, which then forecasts no further than what stands out of it.
     """
+    checked(Seed, seed, "seed")
     with stack.lock:
         found = measure_floor(stack, prompts, seed, steps, neighbours, progress, call=call)
         stack.analyses.setdefault("noise floor", MemoizedAnalysis()).keep(found)
@@ -106,12 +108,13 @@ def fit_gate(
     Raises:
         StackError: no such gate in the stack, no pipeline, or no prompts.
     """
-    texts, calls = prompts_of(prompts), PipelineCalls(stack.pipe, call)
+    texts, calls = some_prompts(prompts), PipelineCalls(stack.pipe, call)
+    checked(Seed, seed, "seed")
     with stack.lock, ProgressLine("fit_gate", progress) as bar:
         _refit(
             stack,
-            lambda cache: cache.policy.gate is not None and bool(cache.policy.gate.fitted_by and texts),
-            "prompts and a pipeline with .cache('magcache'), .cache('teacache') or .cache(..., max_error=...)",
+            lambda cache: cache.policy.gate is not None and bool(cache.policy.gate.fitted_by),
+            "a pipeline with .cache('magcache'), .cache('teacache') or .cache(..., max_error=...)",
             lambda cache: gate_fit.fit_gate(stack, cache, texts, seed, calls, bar),
         )
         return stack
@@ -141,7 +144,8 @@ def fit_maps(
     Raises:
         StackError: no FastCache in the stack, no pipeline, or no prompts.
     """
-    texts, calls = prompts_of(prompts), PipelineCalls(stack.pipe, call)
+    texts, calls = some_prompts(prompts), PipelineCalls(stack.pipe, call)
+    checked(Seed, seed, "seed")
     if save is not None:
         check_file(Path(save), "save")
     with stack.lock, ProgressLine("fit_maps", progress) as bar:
@@ -178,14 +182,15 @@ def fit_bases(
     Raises:
         StackError: no cache with a principal subspace in the stack, no pipeline, or no prompts.
     """
-    texts, calls = prompts_of(prompts), PipelineCalls(stack.pipe, call)
+    texts, calls = some_prompts(prompts), PipelineCalls(stack.pipe, call)
+    checked(Seed, seed, "seed")
     if save is not None:
         check_file(Path(save), "save")
     with stack.lock, ProgressLine("fit_bases", progress) as bar:
         cache = _refit(
             stack,
-            lambda cache: _has_subspace(cache) and bool(texts),
-            "prompts and a pipeline with a cache that has a principal subspace, such as .cache('svd')",
+            _has_subspace,
+            "a pipeline with a cache that has a principal subspace, such as .cache('svd')",
             lambda cache: cache.changed(bases=bases_fit.fit_bases(stack, cache, texts, seed, calls, bar)),
         )
         bases = cache.policy.split.found

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core.errors import StackError
 from ..core.progress import ProgressLine, counted
-from ..core.validate import prompts_of
+from ..core.validate import Seed, checked, some_prompts
 from ..quant.quantize import Quantize
 from ..quant.rounding.calibrated import FeedbackRounding, InputMoments, rounded_with_feedback
 from ..runtime.pipeline_calls import Call
@@ -72,7 +72,8 @@ def fit_rounding(
     if quantize is None or not quantize.feedback:
         got = "quantize() without it" if quantize else "no quantize()"
         raise StackError(f"expected a stack with .quantize('nf4', feedback=True), got {got}")
-    prompts = prompts_of(prompts)
+    prompts = some_prompts(prompts)
+    checked(Seed, seed, "seed")
     with stack.lock, taken_off(stack), ProgressLine("fit_rounding", progress) as bar:
         bar.says("recording")
         calls = record_calls(stack, prompts, seed, steps, call)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..core.errors import StackError
 from ..core.progress import counted
+from ..core.validate import checked
 from ..measure.timing import drain
 from ..runtime.call import DenoiserCall
 from ..runtime.pipeline_calls import PipelineCalls
@@ -47,6 +48,9 @@ class SearchBudget:
     """
 
     def __init__(self, trials: int, seconds: float, clock: Callable[[], float] = time.monotonic):
+        checked(int, trials, "trials")
+        if seconds != math.inf:  # which is no limit
+            checked(float, seconds, "budget")
         if trials < 1 or not seconds > 0:
             raise StackError(f"expected at least 1 trial and more than 0 seconds, got {trials} and budget={seconds:g}")
         self.trials, self.seconds, self._clock, self._started = trials, seconds, clock, clock()

@@ -143,10 +143,13 @@ def write_text(path: Path, text: str) -> None:
 def check_file(path: Path, option: str) -> None:
     """Whether a file can be written, before the work whose result it is to hold. Leaves nothing behind.
 
+    A whole file takes the place of what is there, so that a device, a pipe or a link would be lost.
+
     Raises:
         StackError: it cannot; the message names the option.
     """
-    _check(path, option, "a file", path.parent, wrong=os.path.isdir(path) or not path.name)
+    other = os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path))
+    _check(path, option, "a plain file", path.parent, wrong=other or not path.name)
 
 
 def check_folder(path: Path, option: str) -> None:

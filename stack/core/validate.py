@@ -27,6 +27,7 @@ MOST_SHOWN = 60  # characters of a refused value
 RunSteps = Annotated[int, limits.Ge(1), limits.Le(MOST_STEPS)]
 Steps = Annotated[int, limits.Ge(0), limits.Le(MOST_STEPS)]
 Count = Annotated[int, limits.Ge(0)]
+Seed = Annotated[int, limits.Ge(-(2**62)), limits.Le(2**62)]  # there is room to count up from it
 AtLeastOne = Annotated[int, limits.Ge(1)]
 Setting = bool | Annotated[int, limits.Ge(-LARGEST_SETTING), limits.Le(LARGEST_SETTING)] | float | str
 Share = Annotated[float, limits.Ge(0), limits.Le(1)]

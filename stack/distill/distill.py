@@ -25,20 +25,28 @@ class Distill(AdapterStage):
 
     Attributes:
         merge: merge even into weights that are quantized already; refused where the update would not survive.
+        fused: the weights hold the update already, as those of a saved stack do: only its schedule and calls are used.
     """
 
     merge: bool = False
+    fused: bool = False
     stage: ClassVar[str] = "distill"
 
+    @property
+    def updates(self) -> bool:
+        return super().updates and not self.fused
+
     def how(self) -> str:
-        if self.card.weights is None:
-            return f"{self.card.name}, a whole checkpoint: its schedule and guidance, no weights change"
+        if not self.updates:
+            what = "in the weights already" if self.fused else "a whole checkpoint"
+            return f"{self.card.name}, {what}: its schedule and guidance, no weights change"
+        assert self.card.weights is not None
         return f"{self.identity}, fused in fp32 at scale {self.card.weights.scale:g}, before any quantization"
 
     def check(self, facts: Facts) -> list[Finding]:
         found = super().check(facts)
         packed = facts.weight_bits < 16 or facts.quantized_by
-        if not packed or self.merge or self.card.weights is None:
+        if not packed or self.merge or not self.updates:
             return found
         by = f" by {facts.quantized_by}" if facts.quantized_by else ""
         return [
@@ -64,8 +72,9 @@ class Distill(AdapterStage):
             StackError: weights that are missing or do not fit, or an update that would be rounded away.
         """
         parts, found = self.load(target)
-        if self.card.weights is None:
+        if not self.updates:
             return self.finish(target, install, f"schedule of {self.card.name}, 0 linears updated", {"linears": 0})
+        assert self.card.weights is not None
         fused = [fuse(parts[name], updates, self.card.weights.scale, install) for name, updates in found.items()]
         linears, share = sum(f.linears for f in fused), min(f.share for f in fused)
         done = f"{linears} linears updated by {self.card.name}"

@@ -90,6 +90,11 @@ class AdapterStage(ABC):
         return replace(card, **own)
 
     @property
+    def updates(self) -> bool:
+        """Whether there are weights to be put on the model."""
+        return self.card.weights is not None
+
+    @property
     def identity(self) -> str:
         """Name and content, for stamps and calibrations: other weights under the same name are another adapter."""
         scale = f"*{self.card.weights.scale:g}" if self.card.weights else ""
@@ -136,17 +141,17 @@ class AdapterStage(ABC):
         if facts.origin and models and not _is_base(facts.origin, models):
             what = f"{card.name} is made for {' or '.join(models)}, this is {facts.origin}"
             notes.append(Finding.of(ANOTHER_MODEL, self.stage, what, note=True))
-        if card.weights and on_this_machine(card) is None:
+        if self.updates and card.weights and on_this_machine(card) is None:
             what = f"weights are fetched from {card.weights.repo or 'nowhere: they are missing'}"
             notes.append(Finding(self.stage, what, note=True))
-        if card.weights and card.steps and CAST in facts.carries:
+        if self.updates and card.steps and CAST in facts.carries:
             what = f"{card.name} meets weights that were cast to fp8 without scales"
             notes.append(Finding.of(UNSCALED_FP8, self.stage, what, note=True))
         return notes
 
     def _refusals(self, card: Card, facts: Facts) -> list[Finding]:
         refused: list[Finding] = []
-        if card.weights:
+        if self.updates:
             refused += preexisting.under_linears(facts, self.stage) + preexisting.offloaded(facts, self.stage)
         # A card with a pipeline and no family is for one that this project does not know.
         if (card.family or card.pipeline) not in ("", facts.family):
@@ -180,7 +185,7 @@ class AdapterStage(ABC):
         """
         card = self.card
         parts = components_of(card, target.denoiser, target.pipe)
-        return parts, load_updates(card, fetched(card), parts, target.pipe) if card.weights else {}
+        return parts, load_updates(card, fetched(card), parts, target.pipe) if self.updates else {}
 
     def finish(self, target: Target, install: Installer, done: str, figures: Mapping[str, Any]) -> Applied:
         """Install the schedule; returns what was done and how calls are changed."""

@@ -27,6 +27,7 @@ OWN = {
     "num_videos_per_prompt": "give more prompts",
 }
 REFUSALS = (ValueError, TypeError, LookupError)  # what pipelines raise over arguments
+OTHER_REFUSALS = (RuntimeError, AttributeError)  # and over those in call= that they do not check
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ class PipelineCalls:
             return _tensor(run(**given)[0])
         except StackError:
             raise
-        except REFUSALS as error:
+        except (*REFUSALS, *OTHER_REFUSALS) as error:
+            if isinstance(error, torch.OutOfMemoryError) or not (isinstance(error, REFUSALS) or self.more):
+                raise
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             named = ", ".join(self._more(list(prompts))) or "nothing"
             asked = ", ".join(map(repr, prompts))
@@ -128,7 +131,7 @@ class PipelineCalls:
 
     def _more(self, prompts: list[Any]) -> Mapping[str, Any]:
         more = self.more(prompts) if callable(self.more) else self.more or {}
-        if not isinstance(more, Mapping):
+        if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
             raise StackError(f"call= must be arguments by name, or a function that gives them, got {more!r}")
         for name in more:
             if name in OWN:

@@ -95,7 +95,7 @@ def test_fitting_fills_the_cache_and_leaves_the_model_as_it_was(method: str, fie
     stack.undo("quantize")
     picture(stack, 14)
     assert {step.kind for step in stack.report().steps} >= {"full"}
-    with pytest.raises(StackError, match="expected prompts and a pipeline"):
+    with pytest.raises(StackError, match="expected a pipeline with"):
         Stack(pipe).cache("svd").fit_gate(["a red ring"])
 
 

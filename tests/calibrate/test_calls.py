@@ -83,11 +83,37 @@ def test_what_cannot_be_passed_on_is_named_before_anything_runs(name: str) -> No
         ({"generator": None}, "call= has generator, which is set here: give seed="),
         ({"num_inference_steps": 3}, "call= has num_inference_steps, which is set here"),
         ([1], "call= must be arguments by name, or a function that gives them, got"),
+        ({1: 2}, "call= must be arguments by name, or a function that gives them, got"),
     ):
         pipe = spied()
         with pytest.raises(StackError, match=words):
             MEASUREMENTS[name](pipe, call=call)
         assert not pipe.seen
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_what_the_pipeline_cannot_take_is_told_in_one_line(name: str) -> None:
+    for call in ({"height": -1}, {"latents": "x"}):  # a RuntimeError and an AttributeError inside
+        with pytest.raises(StackError, match=rf"Spied refused .* \(call= had {next(iter(call))}\)"):
+            MEASUREMENTS[name](spied(), call=call)
+
+
+@pytest.mark.parametrize("name", sorted(MEASUREMENTS.keys() - {"tune", "compare"}))
+def test_a_seed_that_is_none_is_refused_before_anything_runs(name: str) -> None:
+    for seed in ("x", 1.5, True, 2**63, None):
+        pipe = spied()
+        with pytest.raises(StackError, match=r"^seed: expected "):
+            MEASUREMENTS[name](pipe, seed=seed)
+        assert not pipe.seen
+
+
+def test_a_budget_that_is_none_and_prompts_that_are_none() -> None:
+    for budget, told in (("x", "budget: expected a finite number"), (-1, "more than 0 seconds"), (float("nan"), "nan")):
+        with pytest.raises(StackError, match=told):
+            cached(spied()).calibrate([PROMPT, OTHERS[0]], OTHERS[1], budget=budget)
+    for measure in (cached(spied()).fit_bases, cached(spied(), "teacache").fit_gate):
+        with pytest.raises(StackError, match="prompts: expected at least one, got none"):
+            measure([])
 
 
 def test_a_function_gives_arguments_prompt_by_prompt_and_embeddings_stand_for_prompts() -> None:

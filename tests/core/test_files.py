@@ -114,6 +114,20 @@ def test_outputs_are_checked_without_leaving_anything(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["f"] and (tmp_path / "f").read_text() == "kept"
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "link to a device", "link to nothing"])
+def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    path, there = tmp_path / "x", tmp_path / "there"
+    there.write_text("kept")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"link": there, "link to a device": "/dev/null", "link to nothing": "gone"}[kind])
+    before = path.lstat()
+    with pytest.raises(StackError, match=r"--out: expected the name of a plain file to write, got '"):
+        check_file(path, "--out")
+    assert path.lstat() == before and there.read_text() == "kept"
+
+
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     with claimed(tmp_path / "out", "--out"):
         told = rf"--out: process {os.getpid()} is writing to"

@@ -16,6 +16,7 @@ from stack import Stack, StackError
 from stack.quant.backends.base import storage_bytes
 from stack.quant.linears.int8 import Int8Linear
 from tests.conftest import inputs, picture, tiny_denoiser, tiny_pipe
+from tests.lora import save_lora
 
 STEPS = 14
 Q = "single_transformer_blocks.0.attn.to_q"
@@ -72,6 +73,68 @@ def test_the_passes_above_and_the_scheduler_come_along(tmp_path: Path) -> None:
     assert torch.equal(picture(loaded, STEPS), wanted)
     loaded.undo()
     assert isinstance(other.transformer.get_submodule(Q), Int8Linear)  # for good
+
+
+LEVELS = (1.0, 0.7, 0.5, 0.2)
+
+
+def card_of_levels(folder: Path, scheduler: str, sampler: str) -> str:
+    save_lora(tiny_denoiser(), folder, name="own")
+    (folder / "own.toml").write_text(
+        f'steps = 4\n[weights.files]\ntransformer = "own.safetensors"\n[schedule]\nkind = "sigmas"\n'
+        f'sigmas = {list(LEVELS)}\n[scheduler]\nclass = "{scheduler}"\nsampler = "{sampler}"\n'
+    )
+    return str(folder / "own.toml")
+
+
+@pytest.mark.parametrize("sampler", ["FlowMatchEulerDiscreteScheduler euler", "FlowMatchLCMScheduler lcm"])
+def test_the_schedule_of_a_fused_adapter_comes_along(tmp_path: Path, sampler: str) -> None:
+    card = card_of_levels(tmp_path, *sampler.split())
+    with Stack(tiny_pipe(), steps=STEPS).distill(card).quantize("int8", min_features=64) as stack:
+        wanted, weights = picture(stack, 4), output(stack.denoiser)
+        stack.save(tmp_path / "saved")
+    loaded = Stack.load(tmp_path / "saved", pipe := tiny_pipe())
+    scheduler = pipe.scheduler
+    assert torch.equal(picture(loaded, 4), wanted) and loaded.sigmas == pytest.approx(LEVELS)
+    assert torch.equal(output(pipe.transformer), weights)  # the update is not added twice
+    loaded.save(tmp_path / "again")
+    loaded.undo()
+    assert pipe.scheduler is scheduler
+    assert torch.equal(picture(Stack.load(tmp_path / "again", tiny_pipe()), 4), wanted)
+
+
+@pytest.mark.parametrize("switchable", [False, True])
+@pytest.mark.parametrize("damage", ["gone", "no card"])
+def test_a_damaged_card_leaves_the_model_as_it_was(tmp_path: Path, switchable: bool, damage: str) -> None:
+    card = card_of_levels(tmp_path, "FlowMatchEulerDiscreteScheduler", "euler")
+    with Stack(tiny_pipe()).distill(card, switchable=switchable).quantize("int8", min_features=64) as stack:
+        stack.save(tmp_path / "saved")
+    carried = tmp_path / "saved" / "own.toml"
+    carried.unlink() if damage == "gone" else carried.write_text("steps = -1")
+    pipe = tiny_pipe()
+    before, scheduler = output(pipe.transformer), pipe.scheduler
+    with pytest.raises(StackError, match=r"own"):
+        Stack.load(tmp_path / "saved", pipe)
+    assert torch.equal(output(pipe.transformer), before) and pipe.scheduler is scheduler
+    assert not any(isinstance(module, Int8Linear) for module in pipe.transformer.modules())
+
+
+def test_the_schedule_of_a_fused_adapter_on_a_bare_denoiser(tmp_path: Path) -> None:
+    card = card_of_levels(tmp_path, "FlowMatchEulerDiscreteScheduler", "euler")
+    with Stack(tiny_denoiser()).distill(card).quantize("int8") as stack:
+        stack.save(tmp_path / "saved")
+    loaded = Stack.load(tmp_path / "saved", tiny_denoiser()).apply()
+    assert loaded.clock.timetable.schedule.sigmas == LEVELS
+
+
+def test_an_adapter_that_became_a_branch_comes_along(tmp_path: Path) -> None:
+    card = card_of_levels(tmp_path, "FlowMatchEulerDiscreteScheduler", "euler")
+    with Stack(tiny_pipe(), steps=4).quantize("int8", min_features=64) as stack:
+        stack.save(tmp_path / "rounded")
+    with Stack.load(tmp_path / "rounded", tiny_pipe()).distill(card) as stack:
+        wanted = picture(stack, 4)
+        stack.save(tmp_path / "saved")
+    assert torch.equal(picture(Stack.load(tmp_path / "saved", tiny_pipe()), 4), wanted)
 
 
 def test_what_is_quantized_already_is_not_quantized_again(tmp_path: Path) -> None:
