@@ -26,6 +26,7 @@ from ..compat.rules.steps import (
 )
 from ..core.facts import Facts
 from ..core.passes import Finding
+from ..core.progress import counted
 from .calibrated_for import DECISIVE, MINOR, differences
 from .clashes import clashes
 from .gate_policies import BudgetPolicy
@@ -107,7 +108,7 @@ def _few_steps(asked: Mapping[str, Any], p: Policy, facts: Facts, stage: str) ->
     full, always = len(part.schedule_for(facts.steps).full_steps(facts.steps)), always_running(part, facts)
     most = most_saved(full, facts.steps, always)
     if most <= 1:
-        what = f"a schedule of {facts.steps} steps has none to cache"
+        what = f"a schedule of {counted(facts.steps, 'step')} has none to cache"
         return Finding.of(FEW_STEPS, stage, what, repair="run without the cache"), None
     what = f"a schedule of {facts.steps} steps can save at most {most:.2f}x with this cache"
     front, back = part.site.front_blocks, part.site.back_blocks

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .errors import StackError
 from .facts import Facts
 from .passes import ORDER, Finding, Pass, stage_of
+from .progress import counted
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def explain(plan: Plan) -> str:
     lines = [
         f"{f.family} denoiser: {f.blocks} blocks, width {f.width}, {f.heads} heads of {f.head_dim}, "
         f"{f.image_tokens or 'unknown'} image tokens, {f.dtype} on {f.machine.device} {f.machine.vector}".rstrip(),
-        f"planned for {plan.facts_after.steps} steps{asked}",
+        f"planned for {counted(plan.facts_after.steps, 'step')}{asked}",
     ]
     for number, stage in enumerate(plan.stages, 1):
         first, *rest = stage.run.describe(stage.before)
