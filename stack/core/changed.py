@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from .casts import APPLY, Casts
 from .errors import StackError
 
 STATE = "__getstate__"
@@ -145,12 +146,14 @@ class ExchangedData:
         self._parameter = owner._parameters[name]
         assert self._parameter is not None
         self._before = self._parameter.data
+        self._casts = Casts(owner, self._dtype)
         self._hook = functools.partial(self._plain_state)
 
     def put(self) -> None:
         """Write the values."""
         assert self._parameter is not None
         self.owner.register_state_dict_post_hook(self._hook)
+        self._casts.begin()
         self._parameter.data = self.value
         del self.value
 
@@ -158,16 +161,25 @@ class ExchangedData:
     def _plain(self) -> torch.Tensor:
         """The parameter's own values, on the device and in the type that it has now."""
         assert self._parameter is not None
+        for dtype in self._casts.take():
+            self._before = self._before.to(dtype)
         return self._before.to(self._parameter.data)
 
+    def _dtype(self) -> torch.dtype:
+        assert self._parameter is not None
+        return self._parameter.dtype
+
     def _plain_state(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-        state[prefix + self.name] = self._plain
+        if module._parameters.get(self.name) is self._parameter:  # and no other that somebody has put there
+            state[prefix + self.name] = self._plain
 
     def leave(self, names: dict[str, Any]) -> None:
         assert self._parameter is not None
-        plain = nn.Parameter(self._plain, self._parameter.requires_grad)
-        names["_parameters"] = {**names["_parameters"], self.name: plain}
+        if names["_parameters"].get(self.name) is self._parameter:
+            plain = nn.Parameter(self._plain, self._parameter.requires_grad)
+            names["_parameters"] = {**names["_parameters"], self.name: plain}
         names["_state_dict_hooks"] = self._other_hooks()
+        names.pop(APPLY, None)
 
     def _other_hooks(self) -> OrderedDict[int, Any]:
         return OrderedDict((n, hook) for n, hook in self.owner._state_dict_hooks.items() if hook is not self._hook)
@@ -181,4 +193,5 @@ class ExchangedData:
     def keep(self) -> None:
         """It stays for good: state dicts and copies hold it too."""
         self.owner._state_dict_hooks = self._other_hooks()
+        self._casts.end()
         forget(self.owner, self)
