@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from torch import nn
 
 from stack import Stack, StackError
 
-from .conftest import inputs, tiny_denoiser
+from .conftest import inputs, picture, tiny_denoiser, tiny_pipe
 from .lora import save_lora
 
 Change = Callable[[Any], Any]
@@ -239,3 +240,51 @@ def test_linears_that_stand_in_for_others_come_back_as_the_user_left_them(name: 
         (n, type(m), m.training) for n, m in alone.named_modules()
     ]
     assert not any("_apply" in vars(m) for m in denoiser.modules())
+
+
+def first_block(denoiser: Any) -> None:
+    block = denoiser.transformer_blocks[0]
+    block.forward = MethodType(type(block).forward, block)
+
+
+def last_block(denoiser: Any) -> None:
+    block = denoiser.single_transformer_blocks[-1]
+    block.forward = MethodType(type(block).forward, block)
+
+
+def around_the_first(denoiser: Any) -> None:
+    block = denoiser.transformer_blocks[0]
+    inner = block.forward
+    block.forward = lambda *args, **kwargs: inner(*args, **kwargs)
+
+
+def no_own_forward(denoiser: Any) -> None:
+    vars(denoiser.transformer_blocks[0]).pop("forward", None)
+
+
+@pytest.mark.parametrize("method", ["svd", "fora", "speca", "first-block", "reuse"])
+@pytest.mark.parametrize("change", [first_block, last_block, around_the_first, no_own_forward])
+def test_a_forward_that_is_exchanged_later_is_found_out_at_the_next_call(method: str, change: Change) -> None:
+    pipe, alone = tiny_pipe(), tiny_pipe()
+    stack = Stack(pipe, steps=14).cache(method)
+    picture(stack)
+    change(pipe.transformer)
+    change(alone.transformer)
+    bare = picture(alone)
+    assert torch.equal(picture(pipe), picture(Stack(alone, steps=14).cache(method)))
+    said = any("forwards of its modules" in each for each in stack.report().warnings)
+    assert said is not (change is last_block and method == "fora")  # which has nothing there
+    stack.undo()
+    assert torch.equal(picture(pipe), bare)
+
+
+def test_a_cache_is_not_used_where_the_denoisers_forward_was_replaced() -> None:
+    pipe = tiny_pipe()
+    before = picture(pipe)
+    stack = Stack(pipe, steps=14).cache("fora")
+    picture(stack)
+    pipe.transformer.forward = MethodType(type(pipe.transformer).forward, pipe.transformer)
+    with pytest.raises(StackError, match=r"forward replaced after apply\(\)\? undo\(\) the stack and apply it again"):
+        picture(pipe)
+    stack.undo()
+    assert torch.equal(picture(pipe), before)

@@ -97,13 +97,25 @@ class WrappedCall:
                 names[place] = self.inner
         return bool(places)
 
+    @property
+    def stands(self) -> bool:
+        """Whether it, or the last one put on above it, is where libraries leave it: first, or behind their hooks."""
+        changes = vars(self.owner)[STATE].changes
+        last = [each for each in changes if isinstance(each, WrappedCall) and each.name == self.name][-1]
+        places = [vars(self.owner), *self._kept()]
+        return any(value is last.called for place in places for value in place.values())
+
+    def _kept(self) -> list[dict[str, Any]]:
+        """What hooks of diffusers on the instance stand before."""
+        registry = vars(self.owner).get("_diffusers_hook")
+        return [] if registry is None else [vars(kept) for kept in registry._fn_refs]
+
     def undo(self) -> None:
         """Take it off where it stands; whoever else holds it calls what was there before."""
         self._off()
         self._leave(vars(self.owner))
-        registry = vars(self.owner).get("_diffusers_hook")  # diffusers keeps what its hooks stand before
-        for kept in registry._fn_refs if registry is not None else ():
-            vars(kept).update({name: self.inner for name, value in vars(kept).items() if value is self.called})
+        for kept in self._kept():
+            kept.update({name: self.inner for name, value in kept.items() if value is self.called})
         forget(self.owner, self)
 
     def keep(self) -> None:
