@@ -18,6 +18,7 @@ REPLACED = (
     "pipe.transformer is no longer the model that carries this stack: undo() takes it off that one, "
     "a new Stack(pipe) goes on the new one"
 )
+WRAPPERS = "forwards of its modules"  # somebody has put others in the place of a pass's wrappers, or around them
 SCHEDULER = "scheduler"  # the one entry of `facts_rest_on` that is no property of the model
 
 
@@ -81,10 +82,14 @@ class Planner:
         Raises:
             StackError: a pass cannot work on the model as it is now, or with so many steps.
         """
-        changed = self.changes(mounted.target)
+        changed, intact = self.changes(mounted.target), mounted.layers.intact()
+        if intact < len(mounted.layers):
+            mounted.layers.check(intact)
+            mounted.layers.shrink(intact)
+            changed.append(WRAPPERS)
         if not changed and self.fits(steps):
             return []
-        if any(name != SCHEDULER for name in changed):
+        if any(name not in (SCHEDULER, WRAPPERS) for name in changed):
             mounted.layers.check(0)
             mounted.layers.shrink(0)
             self.read(mounted.target)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .attention.sparse_attn import SparseAttention
-from .caching.cache import Cache
+from .caching.cache import Cache, within
 from .calibrate import measuring, rounding_fit
 from .calibrate.quant.floor import NoiseFloor
 from .compile import Compile
@@ -153,8 +153,7 @@ class Stack:
         """
         if self.applied:
             raise StackError(f"cannot add {stage_of(new)!r} to an applied stack: undo() it first")
-        if self.max_error and isinstance(new, Cache):
-            new = new.within(self.max_error)
+        new = within(new, self.max_error)
         in_order([*self._passes, new])
         self._passes.append(new)
         return self
@@ -338,7 +337,7 @@ class Stack:
                 stack as it was; a pass that fails while it is put on takes the whole stack off.
         """
         with self.lock:
-            self._expect(stage := stage_of(new))
+            self._expect(stage := stage_of(new := within(new, self.max_error)))
             wanted = [new if p.stage == stage else p for p in self._passes]
             return self._exchange(wanted if new in wanted else [*wanted, new])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from torch import nn
 
 from stack import Stack, StackError
 
-from .conftest import inputs, tiny_denoiser
+from .conftest import inputs, picture, tiny_denoiser, tiny_pipe
 from .lora import save_lora
 
 Change = Callable[[Any], Any]
@@ -189,3 +190,101 @@ def test_originals_are_cast_with_the_model_and_copied_so() -> None:
     denoiser.to(torch.bfloat16)
     assert {t.dtype for t in denoiser.state_dict().values()} == {torch.bfloat16}
     assert {p.dtype for p in stack.undo().denoiser.parameters()} == {torch.bfloat16}
+
+
+def biases_set(denoiser: Any) -> None:
+    to_q = denoiser.transformer_blocks[0].attn.to_q
+    to_q.bias = nn.Parameter(torch.full((128,), 0.25))
+
+
+def weights_set(denoiser: Any) -> None:
+    torch.manual_seed(6)
+    denoiser.transformer_blocks[0].attn.to_q.weight = nn.Parameter(0.1 * torch.randn(128, 128))
+
+
+def shared(denoiser: Any) -> None:
+    attn = denoiser.transformer_blocks[0].attn
+    attn.to_k = attn.to_q
+
+
+TO_LINEARS: dict[str, Change] = {
+    "there and back": lambda d: d.to(torch.bfloat16).to(torch.float32),
+    "a part there and back": lambda d: d.transformer_blocks[0].half().float(),
+    "up and back": lambda d: d.double().float(),
+    "bias set": biases_set,
+    "weight set": weights_set,
+    "shared": shared,
+    "nothing": lambda _: None,
+}
+
+
+@pytest.mark.parametrize("name", ["distill", "quantize", "two precisions", "fp8", "adapter", "all"])
+@pytest.mark.parametrize("change", TO_LINEARS)
+def test_linears_that_stand_in_for_others_come_back_as_the_user_left_them(name: str, change: str, file: Path) -> None:
+    builds: dict[str, Build] = {
+        **STACKS,
+        "two precisions": lambda s, _: s.quantize("int8", min_features=64, ends="keep"),
+        "fp8": lambda s, _: s.quantize("fp8-weight", min_features=64),
+    }
+    alone, denoiser = tiny_denoiser(), tiny_denoiser()
+    stack = builds[name](Stack(denoiser, steps=20), file).apply()
+    TO_LINEARS[change](alone)
+    TO_LINEARS[change](denoiser)
+    state = alone.state_dict()
+    if change != "shared":
+        assert all(torch.equal(t, state[key]) for key, t in denoiser.state_dict().items())
+    stack.undo()
+    assert torch.equal(out(denoiser), out(alone))
+    assert {k for k, t in denoiser.state_dict().items() if not torch.equal(t, state[k])} == set()
+    assert [(n, type(m), m.training) for n, m in denoiser.named_modules()] == [
+        (n, type(m), m.training) for n, m in alone.named_modules()
+    ]
+    assert not any("_apply" in vars(m) for m in denoiser.modules())
+
+
+def first_block(denoiser: Any) -> None:
+    block = denoiser.transformer_blocks[0]
+    block.forward = MethodType(type(block).forward, block)
+
+
+def last_block(denoiser: Any) -> None:
+    block = denoiser.single_transformer_blocks[-1]
+    block.forward = MethodType(type(block).forward, block)
+
+
+def around_the_first(denoiser: Any) -> None:
+    block = denoiser.transformer_blocks[0]
+    inner = block.forward
+    block.forward = lambda *args, **kwargs: inner(*args, **kwargs)
+
+
+def no_own_forward(denoiser: Any) -> None:
+    vars(denoiser.transformer_blocks[0]).pop("forward", None)
+
+
+@pytest.mark.parametrize("method", ["svd", "fora", "speca", "first-block", "reuse"])
+@pytest.mark.parametrize("change", [first_block, last_block, around_the_first, no_own_forward])
+def test_a_forward_that_is_exchanged_later_is_found_out_at_the_next_call(method: str, change: Change) -> None:
+    pipe, alone = tiny_pipe(), tiny_pipe()
+    stack = Stack(pipe, steps=14).cache(method)
+    picture(stack)
+    change(pipe.transformer)
+    change(alone.transformer)
+    bare = picture(alone)
+    assert torch.equal(picture(pipe), picture(Stack(alone, steps=14).cache(method)))
+    said = any("forwards of its modules" in each for each in stack.report().warnings)
+    assert said is not (change is last_block and method == "fora")  # which has nothing there
+    stack.undo()
+    assert torch.equal(picture(pipe), bare)
+
+
+def test_a_cache_is_not_used_where_the_denoisers_forward_was_replaced() -> None:
+    pipe = tiny_pipe()
+    before = picture(pipe)
+    stack = Stack(pipe, steps=14).cache("fora")
+    picture(stack)
+    pipe.transformer.forward = MethodType(type(pipe.transformer).forward, pipe.transformer)
+    with pytest.raises(StackError, match=r"forward replaced after apply\(\)\? undo\(\) the stack and apply it again"):
+        picture(pipe)
+    stack.undo()
+    assert torch.equal(picture(pipe), before)

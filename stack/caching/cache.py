@@ -12,7 +12,7 @@ from ..compat.rules.state import UNNAMED_BRANCHES
 from ..core.errors import StackError, choose
 from ..core.facts import Facts
 from ..core.installer import Installer
-from ..core.passes import Applied, Finding
+from ..core.passes import Applied, Finding, Pass
 from ..core.progress import counted
 from ..core.validate import NotNegative, checked
 from ..models.sampler import AffineStep, planned_steps
@@ -271,3 +271,8 @@ def _reporter(
         return figures | {"rolled_back": controller.rolled_back, "recomputed": guard.recomputed + controller.refused}
 
     return report
+
+
+def within(new: Pass, max_error: float) -> Pass:
+    """A pass of a stack with an error budget: a cache fills it up."""
+    return new.within(max_error) if max_error and isinstance(new, Cache) else new

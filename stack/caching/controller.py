@@ -11,6 +11,7 @@ import torch
 
 from ..compat.noise import Floor, floor_at
 from ..compat.rules.state import NOT_A_NUMBER, OTHER_CONDITIONS
+from ..core.errors import StackError
 from ..models.schedule import SigmaSchedule
 from ..runtime.call import holds_collections
 from ..runtime.report import Journal
@@ -22,6 +23,11 @@ from .guard import FURTHEST, ExtrapolationGuard, NormReader
 from .placement import Place, Placement, all_on_device
 from .predictor import Predictor
 from .schedules import Schedule
+
+AROUND = (
+    "blocks were called outside of a call of the denoiser that its stack sees: was its forward replaced after apply()? "
+    "undo() the stack and apply it again"
+)
 
 
 @dataclass
@@ -154,8 +160,8 @@ class CacheController:
     def begin(self, tokens: torch.Tensor) -> None:
         """A denoiser call reaches the blocks with these tokens (B, N, D)."""
         context, schedule = self.clock.context, self.clock.sigma_schedule
-        if context is None:
-            raise RuntimeError("the clock has not been advanced: the denoiser was called around its stack")
+        if context is None or not self.clock.running:
+            raise StackError(AROUND)
         self.now, self.x = context, context.time
         if self.coordinate != "time":
             self.x = coordinate(self.coordinate, context.step, context.time, context.sigma)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from .casts import APPLY, Casts
 from .errors import StackError
 
 STATE = "__getstate__"
@@ -96,13 +97,25 @@ class WrappedCall:
                 names[place] = self.inner
         return bool(places)
 
+    @property
+    def stands(self) -> bool:
+        """Whether it, or the last one put on above it, is where libraries leave it: first, or behind their hooks."""
+        changes = vars(self.owner)[STATE].changes
+        last = [each for each in changes if isinstance(each, WrappedCall) and each.name == self.name][-1]
+        places = [vars(self.owner), *self._kept()]
+        return any(value is last.called for place in places for value in place.values())
+
+    def _kept(self) -> list[dict[str, Any]]:
+        """What hooks of diffusers on the instance stand before."""
+        registry = vars(self.owner).get("_diffusers_hook")
+        return [] if registry is None else [vars(kept) for kept in registry._fn_refs]
+
     def undo(self) -> None:
         """Take it off where it stands; whoever else holds it calls what was there before."""
         self._off()
         self._leave(vars(self.owner))
-        registry = vars(self.owner).get("_diffusers_hook")  # diffusers keeps what its hooks stand before
-        for kept in registry._fn_refs if registry is not None else ():
-            vars(kept).update({name: self.inner for name, value in vars(kept).items() if value is self.called})
+        for kept in self._kept():
+            kept.update({name: self.inner for name, value in kept.items() if value is self.called})
         forget(self.owner, self)
 
     def keep(self) -> None:
@@ -145,12 +158,14 @@ class ExchangedData:
         self._parameter = owner._parameters[name]
         assert self._parameter is not None
         self._before = self._parameter.data
+        self._casts = Casts(owner, self._dtype)
         self._hook = functools.partial(self._plain_state)
 
     def put(self) -> None:
         """Write the values."""
         assert self._parameter is not None
         self.owner.register_state_dict_post_hook(self._hook)
+        self._casts.begin()
         self._parameter.data = self.value
         del self.value
 
@@ -158,16 +173,25 @@ class ExchangedData:
     def _plain(self) -> torch.Tensor:
         """The parameter's own values, on the device and in the type that it has now."""
         assert self._parameter is not None
+        for dtype in self._casts.take():
+            self._before = self._before.to(dtype)
         return self._before.to(self._parameter.data)
 
+    def _dtype(self) -> torch.dtype:
+        assert self._parameter is not None
+        return self._parameter.dtype
+
     def _plain_state(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-        state[prefix + self.name] = self._plain
+        if module._parameters.get(self.name) is self._parameter:  # and no other that somebody has put there
+            state[prefix + self.name] = self._plain
 
     def leave(self, names: dict[str, Any]) -> None:
         assert self._parameter is not None
-        plain = nn.Parameter(self._plain, self._parameter.requires_grad)
-        names["_parameters"] = {**names["_parameters"], self.name: plain}
+        if names["_parameters"].get(self.name) is self._parameter:
+            plain = nn.Parameter(self._plain, self._parameter.requires_grad)
+            names["_parameters"] = {**names["_parameters"], self.name: plain}
         names["_state_dict_hooks"] = self._other_hooks()
+        names.pop(APPLY, None)
 
     def _other_hooks(self) -> OrderedDict[int, Any]:
         return OrderedDict((n, hook) for n, hook in self.owner._state_dict_hooks.items() if hook is not self._hook)
@@ -181,4 +205,5 @@ class ExchangedData:
     def keep(self) -> None:
         """It stays for good: state dicts and copies hold it too."""
         self.owner._state_dict_hooks = self._other_hooks()
+        self._casts.end()
         forget(self.owner, self)

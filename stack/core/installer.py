@@ -57,6 +57,11 @@ class Installer:
         """Whether some weights are other ones."""
         return any(isinstance(record, (StandIn, ExchangedData)) for record in self._records)
 
+    @property
+    def intact(self) -> bool:
+        """Whether every wrapper is called first: nobody has put another in its place, or around it."""
+        return all(record.stands for record in self._records if isinstance(record, WrappedCall))
+
     def replace_module(self, root: nn.Module, path: str, new: nn.Module) -> None:
         """Put `new` where `root.get_submodule(path)` is. Copies and state dicts of the model hold the old one."""
         parent, _, name = path.rpartition(".")

@@ -6,8 +6,10 @@ from collections import OrderedDict
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
+from .casts import Casts
 from .errors import StackError
 
 FOLLOWS = "follows"  # buffer without elements: it is moved and cast with the model, the module that was replaced is not
@@ -57,29 +59,33 @@ class StandIn:
         # A parameter that both have shows `requires_grad_()` too.
         self._shared = next((p for p in new.parameters() if any(p is own for own in old.parameters())), None)
         self._trained = self._shared is not None and self._shared.requires_grad
+        self._casts: Casts | None = None
+        # What users may set on `new` that is meant for `old`: all but the parameters that `new` has of its own.
+        own = new._parameters
+        self._settable = [n for n, parameter in old._parameters.items() if own.get(n, parameter) is parameter]
 
     def begin(self) -> None:
         """Let `new` answer for `old`. Changes `new` only."""
         old, new = self._old, self.new
+        new.train(old.training)
         if not self._inside:
             if self._tensor is not None:
                 new.register_buffer(FOLLOWS, self._tensor.data.new_empty(0), persistent=False)
+                self._casts = Casts(new, self._dtype)
+                self._casts.begin()
             for name in HOOKS:
                 vars(new)[name] = vars(old)[name]
         new.register_state_dict_post_hook(partial(self._plain_state))
         vars(new)["__reduce_ex__"] = self._reduce
 
     def undo(self) -> None:
-        """Put `old` back in the place of `new`, also inside a wrapper added since; do nothing if `new` is gone."""
+        """Put `old` back wherever `new` is in its parent, also inside a wrapper added since."""
         old, new = self._old, self.new
         for name in HOOKS if self._inside else ():
             if vars(new)[name]:
                 vars(new)[name].update(vars(old)[name])
                 vars(old)[name] = vars(new)[name]
-        outer = self.parent._modules.get(self.name)
-        if outer is self.new:
-            self.parent._modules[self.name] = self.plain()
-        for module in outer.modules() if outer is not None else ():
+        for module in list(self.parent.modules()):
             for name in [name for name, child in module._modules.items() if child is self.new]:
                 module._modules[name] = self.plain()
         self._release()
@@ -96,24 +102,39 @@ class StandIn:
         """Let `new` answer for itself again: a pass may put it on another time."""
         new = self.new
         vars(new).pop("__reduce_ex__", None)
+        if self._casts is not None:
+            self._casts.end()
         new._state_dict_hooks.clear()
         new._buffers.pop(FOLLOWS, None)
 
     def plain(self) -> nn.Module:
         """`old`, as it would be had it stayed in the model."""
         old, new = self._old, self.new
+        self._carry_over()
         if not self._inside:
             follows = new._buffers.get(FOLLOWS)
-            if follows is not None and self._tensor is not None and follows.device.type != "meta":
-                # As little as happened to the model: tensors of other types stay as they are.
-                if follows.dtype != self._tensor.dtype:
-                    old.to(follows.dtype)
-                if follows.device != self._tensor.device:
-                    old.to(follows.device)
+            for dtype in self._casts.take() if self._casts is not None else ():
+                old.to(dtype)
+            apart = follows is not None and self._tensor is not None and follows.device != self._tensor.device
+            if follows is not None and apart and not follows.is_meta:
+                old.to(follows.device)
             old.train(new.training)
             if self._shared is not None and self._shared.requires_grad != self._trained:
                 old.requires_grad_(self._shared.requires_grad)
         return old
+
+    def _carry_over(self) -> None:
+        """Give `old` the parameters that somebody has set on `new`. Those that are offloaded were not set."""
+        mine, theirs = self.new._parameters, self._old._parameters
+        for name in self._settable:
+            parameter = mine.get(name)
+            if parameter is not None and parameter is not theirs[name] and not parameter.is_meta:
+                theirs[name] = parameter
+
+    def _dtype(self) -> torch.dtype:
+        follows = self.new._buffers[FOLLOWS]
+        assert follows is not None
+        return follows.dtype
 
     def _plain_state(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         for name in [name for name in state if name.startswith(prefix)]:

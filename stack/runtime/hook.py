@@ -35,7 +35,7 @@ def hook_denoiser(target: Target, install: Installer) -> None:
 def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
     """The denoiser's forward with a stack on it: one call from top to bottom."""
     clock, journal, chain = target.clock, target.journal, target.chain
-    arguments, steps = Arguments(inner), _StepReader(target)
+    arguments, steps = Arguments(inner, target.denoiser), _StepReader(target)
 
     @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -68,6 +68,7 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
                 target.forget()
                 raise
             finally:
+                clock.running = False
                 target.conditions.end()
                 journal.end()
 

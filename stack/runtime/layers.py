@@ -68,6 +68,10 @@ class Layers(list[Layer]):
         pairs = zip(self, stages, strict=False)
         return len(list(takewhile(lambda pair: pair[0].fits(pair[1]), pairs)))
 
+    def intact(self) -> int:
+        """How many of the lowest layers still have every wrapper in its place."""
+        return len(list(takewhile(lambda layer: layer.install.intact, self)))
+
     def check(self, depth: int) -> None:
         """Refuse to take off layers that are final.
 

@@ -163,6 +163,7 @@ class Clock:
     Attributes:
         context: the current call's step, or the last one's.
         active_set: of the same call.
+        running: whether a call is under way.
         timetable: of the sampler, as last read.
         sigma_schedule: of the current request: the timetable's from the step on that the request began with.
         replaying: of every call, while `replay` is on.
@@ -173,6 +174,7 @@ class Clock:
         self.branch = MAIN
         self.compute_modes: tuple[Callable[[StepContext], Hashable], ...] = ()
         self.context: StepContext | None = None
+        self.running = False
         self.active_set = ActiveSet()
         self.timetable = timetable
         self.sigma_schedule = timetable.schedule
@@ -266,7 +268,7 @@ class Clock:
             context = replace(place.replayed, **own, compute_mode=(), active_set=ActiveSet())
         if self.compute_modes:
             context = replace(context, compute_mode=tuple(of(context) for of in self.compute_modes))
-        self.context, self.active_set = context, context.active_set
+        self.context, self.active_set, self.running = context, context.active_set, True
         return context
 
     def _continues(self, place: CallPlace, branch: str) -> bool:

@@ -43,3 +43,12 @@ def test_it_notices_another_output_and_finds_the_shortest_sequence(monkeypatch: 
     monkeypatch.setattr(Stack, "__call__", lambda stack, **given: own(stack, **given)[0] + next(calls) % 2)
     assert api.run(ops) == "call: another output than a fresh stack's"
     assert api.words(api.shortened(ops)) == f"DiTPipeline, Stack({{}}): call {call}"
+
+
+def test_a_cache_that_replaces_another_fills_up_the_stacks_budget() -> None:
+    assert (
+        api.run(
+            [("start", ("FluxPipeline", 5)), ("add", "svd"), ("replace", "svd"), ("call", {"steps": 4, "prompt": 1})]
+        )
+        == ""
+    )

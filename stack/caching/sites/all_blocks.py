@@ -40,7 +40,7 @@ class AllBlocks:
         needed = wiring.output_stream if self.residual else ""
         unread = [name for stream, name in wiring.embedders.items() if stream != needed] + list(wiring.constants)
         self._stream, name = wiring.output_stream, wiring.streams[wiring.output_stream]
-        first, last = (Arguments(blocks[i].forward) for i in (0, -1))
+        first, last = (Arguments(blocks[i].forward, blocks[i]) for i in (0, -1))
         self._bypass.install([*map(denoiser.get_submodule, unread), *blocks[:-1]], install)
         self._index = [given for given in wiring.streams.values() if given in last.names].index(name)
         install.wrap_call(blocks[-1], "forward", self._last)

@@ -142,7 +142,7 @@ def before_blocks(
 def _stand_in(
     number: int, block: nn.Module, wiring: Wiring, clock: Clock, visit: Callable[[int, BlockCall], Streams]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    arguments = Arguments(block.forward)
+    arguments = Arguments(block.forward, block)
 
     def wrapper(inner: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:

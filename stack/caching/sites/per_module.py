@@ -192,7 +192,7 @@ class PerModule(_Decided):
     def _open(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:
         """Stand before the first block, where the step is decided."""
         _, first = wiring.blocks(denoiser)[0]
-        arguments, name = Arguments(first.forward), wiring.streams[wiring.output_stream]
+        arguments, name = Arguments(first.forward, first), wiring.streams[wiring.output_stream]
 
         def opening(inner: Callable[..., Any]) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
