@@ -74,6 +74,32 @@ class Planner:
             mounted.take_off()
             raise
 
+    def refresh(self, mounted: Mounted) -> list[str]:
+        """Take off what rests on facts that have changed, and read those again; returns what has changed, in words.
+
+        Raises:
+            StackError: a final layer would have to go.
+        """
+        changed, intact = self.changes(mounted.target), mounted.layers.intact()
+        if intact < len(mounted.layers):
+            mounted.layers.check(intact)
+            mounted.layers.shrink(intact)
+            changed.append(WRAPPERS)
+        if any(name not in (SCHEDULER, WRAPPERS) for name in changed):
+            mounted.layers.check(0)
+            mounted.layers.shrink(0)
+            self.read(mounted.target)
+        return changed
+
+    def anew(self, mounted: Mounted, passes: Sequence[Pass]) -> Plan:
+        """The plan of other passes for the model as it is now, ahead of calls.
+
+        Raises:
+            StackError: a pass cannot work on it.
+        """
+        self.refresh(mounted)
+        return self.plan(mounted.target.facts, passes)
+
     def prepare(self, mounted: Mounted, passes: Sequence[Pass], steps: int) -> list[str]:
         """A pipeline call of as many denoiser steps begins: what has changed is read again, and planned for.
 
@@ -82,17 +108,9 @@ class Planner:
         Raises:
             StackError: a pass cannot work on the model as it is now, or with so many steps.
         """
-        changed, intact = self.changes(mounted.target), mounted.layers.intact()
-        if intact < len(mounted.layers):
-            mounted.layers.check(intact)
-            mounted.layers.shrink(intact)
-            changed.append(WRAPPERS)
+        changed = self.refresh(mounted)
         if not changed and self.fits(steps):
             return []
-        if any(name not in (SCHEDULER, WRAPPERS) for name in changed):
-            mounted.layers.check(0)
-            mounted.layers.shrink(0)
-            self.read(mounted.target)
         self.carry(mounted, self.of_call(mounted.target, passes, steps))
         return [f"changed since the stack was put on, and planned for anew: {', '.join(changed)}"] if changed else []
 

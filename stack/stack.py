@@ -378,7 +378,7 @@ class Stack:
 
     def _exchange(self, wanted: list[Pass]) -> Stack:
         """Change the passes, on the model too if the stack is applied."""
-        plan = self._planner.plan(self.facts, wanted) if self.applied else None
+        plan = self._planner.anew(self._mounted, wanted) if self.applied else None
         before = self._passes
         try:
             self._passes = wanted

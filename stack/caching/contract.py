@@ -180,6 +180,7 @@ class GatePolicy(Options):
         reads_per_step: numbers that it waits for on every step.
         fitted_by: what `Stack.fit_gate` measures for it, in words; "" for nothing.
         self_timed: its threshold is an error that is measured in every request, and holds on any stack.
+        option: the option that stands for it; "" where it is asked for by name only.
         keeps_probe: it holds a tensor of the output stream's size to compare with.
     """
 
@@ -189,6 +190,7 @@ class GatePolicy(Options):
     reads_per_step: ClassVar[int] = 1
     fitted_by: ClassVar[str] = ""
     self_timed: ClassVar[bool] = False
+    option: ClassVar[str] = ""
     keeps_probe: ClassVar[bool] = False
 
     def suits(self, site: Site) -> bool:

@@ -305,7 +305,7 @@ class CacheController:
             measure: note how far its prediction was off; not for a feature that is itself approximate.
             noise_gain: how much larger its relative noise is than that of the denoiser's output.
         """
-        x, gain, error = self.x, self.gain_at(self.now.step, self.now.steps, self._sigmas), None
+        x, gain, error = self.x, self.gain_at(self.now.step, self.now.steps, self.clock.sigma_schedule.sigmas), None
         noise = noise_gain * floor_at(self.noise, self.now.sigma)
         for i, slot in enumerate(slots):
             rows = feature if self.new_gate is None else feature[i : i + 1]
@@ -331,10 +331,6 @@ class CacheController:
         if len(slots) == 1:
             return slots[0].predictors[key].predict(self.x)
         return torch.cat([slot.predictors[key].predict(self.x) for slot in slots])
-
-    @property
-    def _sigmas(self) -> Sequence[float]:
-        return self.clock.sigma_schedule.sigmas
 
     def _renewed(self, context: StepContext, stamp: Stamp, held: _Held | None) -> _Held:
         """Cells for this branch, in place of those that were made under another stamp."""

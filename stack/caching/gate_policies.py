@@ -176,6 +176,7 @@ class BudgetPolicy(_ThresholdPolicy):
     """
 
     name: ClassVar[str] = "budget"
+    option: ClassVar[str] = "max_error"
     sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
     fitted_by: ClassVar[str] = "the scale of its estimate"
     self_timed: ClassVar[bool] = True

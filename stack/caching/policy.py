@@ -90,7 +90,8 @@ class Policy(Options):
     def _validate_gate(self, gate: GatePolicy) -> None:
         if not gate.suits(self.site):
             where = " or ".join(map(repr, suiting(gate)))
-            raise StackError(f"gate {gate.name!r} cannot decide here: expected site {where}, got {self.site.name!r}")
+            asked = gate.option or f"gate {gate.name!r}"
+            raise StackError(f"{asked} cannot decide here: expected site {where}, got {self.site.name!r}")
         gate.validate(self)
 
     @classmethod

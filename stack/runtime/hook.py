@@ -45,7 +45,7 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
             latent = given["hidden_states"]
             # Which step this is, asked of the scheduler.
             place = clock.replaying or steps.of(given["timestep"], latent)
-            before, turns_page = clock.context, clock.turns_page(place)
+            before, (place, turns_page) = clock.context, clock.admitted(place)
             if turns_page:
                 # A pipeline call begins: the passes are planned for as many steps as it has.
                 unknown = place.why or place.replayed

@@ -11,6 +11,10 @@ from ..models.schedule import SigmaSchedule, Timetable
 
 MAIN = "main"  # the branch of a pipeline that does not name its guidance branches
 FULL, CACHED, PARTIAL = "full", "cached", "partial"
+USED_BEFORE = (
+    "calls at timesteps of a schedule that has served a whole run: call scheduler.set_timesteps() for every run, "
+    "or build the stack on the pipeline that is called"
+)
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,8 @@ class Clock:
         self.replaying: CallPlace | None = None
         self._last: CallPlace | None = None  # of the page's last call
         self._kept_open = False
+        self._driven: Timetable | None = None  # of the pipeline call that goes on
+        self._spent: Timetable | None = None  # of one that is over
 
     def restart(self) -> None:
         """The next call starts a request, whatever its step."""
@@ -230,6 +236,23 @@ class Clock:
         if place.driven and last.driven:
             return place.at != last.at + 1  # noise levels may be written into a scheduler in mid-run
         return place.timetable.timesteps[place.at] > last.timetable.timesteps[last.at]
+
+    def admitted(self, place: CallPlace) -> tuple[CallPlace, bool]:
+        """The place as it may be believed, and whether it turns the page.
+
+        A schedule serves one pipeline call: schedulers make it anew for each. A call that would begin another run of
+        one that has been used only looks like one of its steps, and belongs to something else.
+        """
+        turned = self.turns_page(place)
+        if not place.driven:
+            return place, turned
+        if turned and place.timetable is self._driven:
+            self._spent = place.timetable
+        if place.timetable is not self._spent:
+            self._driven = place.timetable
+            return place, turned
+        place = unknown_place(place.timetable.timesteps[place.at], USED_BEFORE)
+        return place, self.turns_page(place)
 
     def advance(self, place: CallPlace, shape: tuple[int, ...], turned: bool | None = None) -> StepContext:
         """A denoiser call at this place, on latent tokens of this shape, begins.

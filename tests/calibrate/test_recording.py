@@ -22,7 +22,7 @@ def test_replayed_calls_are_those_of_the_pipeline() -> None:
     calls = record_calls(stack, [PROMPT], seed=4, steps=3)
     assert [call.context.step for call in calls] == [0, 2, 4]
     for call in calls:
-        assert torch.equal(call.run(pipe.transformer), seen[call.context.step])
+        assert torch.equal(call.run(stack), seen[call.context.step])
     assert not stack.applied and "forward" not in vars(pipe.transformer)
 
 
@@ -32,7 +32,7 @@ def test_samples_of_a_guided_batch_can_be_taken_alone() -> None:
     stack = Stack(pipe, steps=STEPS).quantize("int8", min_features=32)
     (first, last) = record_calls(stack, ["a red ring", "a blue star"], seed=0, steps=2)
     assert len(first.latent) == 4 and last.context.step == STEPS - 1
-    whole = first.run(pipe.transformer)
+    whole = first.run(stack)
     rows = [1, 3]
-    part = first.only(rows, ("hidden_states", "timestep", "class_labels")).run(pipe.transformer)
+    part = first.only(rows, ("hidden_states", "timestep", "class_labels")).run(stack)
     assert torch.allclose(part, whole[rows], atol=1e-5)

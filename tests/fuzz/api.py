@@ -183,6 +183,14 @@ class Session:
         _same_state(self.user.model, twin.model, {"_hf_peft_config_loaded", "peft_config"} if self.partly else set())
 
 
+def _own(module: torch.nn.Module) -> set[str]:
+    """Its attributes; diffusers' hooks leave a module's own method behind as one."""
+    own = dict(vars(module))
+    if getattr(own.get("forward"), "__func__", None) is type(module).forward:
+        del own["forward"]
+    return set(own)
+
+
 def _same_state(model: Any, twin: Any, ignored: set[str]) -> None:
     mine, theirs = model.state_dict(), twin.state_dict()
     if list(mine) != list(theirs):
@@ -190,7 +198,7 @@ def _same_state(model: Any, twin: Any, ignored: set[str]) -> None:
     if not all(same(value, theirs[key]) for key, value in mine.items()):
         raise Complaint("after undo(): other weights than the twin's")
     for name, module in model.named_modules():
-        left = (vars(module).keys() ^ vars(twin.get_submodule(name)).keys()) - ignored
+        left = (_own(module) ^ _own(twin.get_submodule(name))) - ignored
         if left:
             raise Complaint(f"after undo(): attributes left or lost on a module: {', '.join(sorted(left))}")
 
