@@ -323,7 +323,7 @@ class Stack:
             given, self._call_notes = transformed_call(call_transforms, given, self._planner.strict)
             given.setdefault("num_inference_steps", self.plan.facts_after.steps)
             try:
-                with self._target.clock.one_page():
+                with self._target.one_page():
                     return self._pipe(**given)
             except BaseException:
                 self._target.forget()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -194,3 +195,13 @@ def test_a_transformer_replaced_after_apply_is_refused_and_reported() -> None:
         picture(stack)
     picture(pipe)
     assert "pipe.transformer is no longer" in " ".join(stack.report().warnings)
+
+
+def test_a_denoiser_called_past_the_stack_is_reported() -> None:
+    pipe = tiny_pipe()
+    stack = Stack(pipe, steps=14).cache("svd")
+    picture(stack)
+    pipe.transformer.forward = MethodType(type(pipe.transformer).forward, pipe.transformer)
+    picture(stack)
+    report = stack.report()
+    assert report.steps == [] and "no call of the denoiser came through the stack" in " ".join(report.warnings)

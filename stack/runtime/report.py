@@ -71,7 +71,7 @@ class Report:
 
     def __str__(self) -> str:
         if not self.steps:
-            return "nothing has run yet"
+            return "\n".join(["nothing has run yet", *(f"warning: {text}" for text in self.warnings)])
         marks = "".join({FULL: "F", CACHED: ".", PARTIAL: "p"}[record.kind] for record in self.steps)
         errors = [record.error for record in self.steps if record.error is not None]
         worth = steps_worth([record.computed for record in self.steps])

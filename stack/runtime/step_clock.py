@@ -208,6 +208,11 @@ class Clock:
         finally:
             self._kept_open, self._last = False, None
 
+    @property
+    def called(self) -> bool:
+        """Whether the denoiser has been called on this page."""
+        return self._last is not None
+
     @contextmanager
     def replay(self, context: StepContext) -> Iterator[None]:
         """Calls inside are made again as they were made at this step."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import RLock
@@ -18,6 +18,10 @@ from .call import InterceptorChain
 from .conditions import ConditionsReader
 from .report import Journal
 from .step_clock import Clock
+
+PAST_THE_STACK = (
+    "no call of the denoiser came through the stack: was its forward replaced after apply()? undo() and apply it again"
+)
 
 
 @dataclass
@@ -65,6 +69,15 @@ class Target:
             lambda: self.conditions.asked_for,
             lambda: self.conditions.given,
         )
+
+    @contextmanager
+    def one_page(self) -> Iterator[None]:
+        """A pipeline call through the stack: its denoiser calls are one page, and if there are none that is said."""
+        with self.clock.one_page():
+            yield
+            if not self.clock.called:
+                self.journal.entries, self.journal.warnings = [], []
+                self.journal.warn(PAST_THE_STACK)
 
     def forget(self) -> None:
         """A call or a request was aborted: drop its state; the next call begins a new request."""
