@@ -263,7 +263,7 @@ def test_what_cannot_be_fitted() -> None:
     pipe = tiny_pipe()
     with pytest.raises(StackError, match="for FastCache only"):
         Stack(pipe, steps=STEPS).cache("svd").fit_maps([PROMPT])
-    with pytest.raises(StackError, match="at least 1 prompt"):
+    with pytest.raises(StackError, match="expected at least one, got none"):
         Stack(pipe, steps=STEPS).cache("fastcache").fit_maps([])
     with pytest.raises(StackError, match="got a bare denoiser"):
         Stack(pipe.transformer, steps=STEPS).cache("fastcache").fit_maps([PROMPT])
