@@ -111,8 +111,8 @@ def test_what_was_there_stays_where_nothing_better_is_found() -> None:
     assert "nothing better was found, the cache stays as it was" in str(again)
 
 
-@pytest.mark.parametrize("method", ["svd", "fora", "taylorseer", "toca", "easycache"])
-@pytest.mark.parametrize("trials", [1, 4])
+@pytest.mark.parametrize("method", ["svd", "fora", "toca", "easycache"])
+@pytest.mark.parametrize("trials", [4])
 def test_no_calibration_makes_held_out_pictures_worse(method: str, trials: int) -> None:
     for seed in range(2):
         pipe = tiny_pipe()

@@ -69,7 +69,7 @@ def test_a_change_on_a_cached_step(scene: str, change: str) -> None:
     walk(scene, change, "svd", 4, inference=False)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=8)
 @given(
     what=st.sampled_from(EVERY), method=st.sampled_from(sorted(METHODS)), at=st.integers(1, STEPS - 2),
     inference=st.booleans(),
