@@ -111,6 +111,7 @@ class Bench:
 
             def again() -> None:
                 clock._at[context.branch], clock.branch = context.at - 1, context.branch
+                clock._driven = clock._spent = None  # nor is its schedule that of another run
                 counted = vars(self.pipe.scheduler)
                 if "_step_index" in counted:  # it has run to its end
                     counted["_step_index"] = context.at
