@@ -21,6 +21,14 @@ METHODS = {"svd": {}, "fora": {}, "predictor-corrector": {}}
 UNIPC = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 
 
+def kinds_of_a_fresh_stack(pipe: Any) -> str:
+    twin = tiny_pipe()
+    twin.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    with Stack(twin, steps=12).cache("svd") as fresh:
+        picture(fresh, 12)
+        return kinds(fresh)
+
+
 def kinds(stack: Stack) -> str:
     return "".join(record.kind[0] for record in stack.report().steps)
 
@@ -84,6 +92,9 @@ def test_a_second_pipeline_with_its_own_sampler_runs_in_full_and_is_told_of_once
     assert torch.equal(picture(other, 14), plain)
     assert kinds(stack) == "f" * 14
     assert sum("rule step-unknown" in text for text in stack.report().warnings) == 1
+    wanted = kinds_of_a_fresh_stack(pipe)
+    picture(pipe, 12)
+    assert kinds(stack) == wanted, "nothing of the other's call is gone on from"
 
 
 @torch.no_grad()

@@ -269,7 +269,7 @@ class Clock:
             self._pages += 1
         self._last = place
         at, branch = place.at, self.branch
-        if place.driven and self._at.get(branch) == at:
+        if place.driven and place.timetable is self._on and self._at.get(branch) == at:
             branch = self._named(at)
         if not self._continues(place, branch) or shape != self._shape:
             self._requests += 1

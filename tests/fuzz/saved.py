@@ -235,7 +235,7 @@ def _other_tensors(path: Path, rng: random.Random) -> str:
     elif way == 2:
         tensors[rng.choice(("x", "a.lora_A.weight", "lora_unet_x.lora_down.weight"))] = tensor.clone()
     elif way == 3:
-        tensors[key] = tensor.float()[..., :0].contiguous()
+        tensors[key] = tensor.float().reshape(-1)[:0].contiguous()
     elif way == 4:
         tensors[key] = torch.zeros_like(tensor)
     elif way == 5:
