@@ -77,7 +77,7 @@ def _draw_one(rng: random.Random) -> Op:
     return name, arguments.get(name, lambda: None)()
 
 
-class Session:
+class Trial:
     """A stack on a pipeline, and what is expected of it."""
 
     def __init__(self, kind: str, options: int):
@@ -203,29 +203,29 @@ def _same_state(model: Any, twin: Any, ignored: set[str]) -> None:
             raise Complaint(f"after undo(): attributes left or lost on a module: {', '.join(sorted(left))}")
 
 
-def _add(session: Session, name: str) -> None:
+def _add(trial: Trial, name: str) -> None:
     new = PASSES[name]()
-    session.stack.add(new)
-    session.passes[new.stage] = new
+    trial.stack.add(new)
+    trial.passes[new.stage] = new
 
 
-def _replace(session: Session, name: str) -> None:
+def _replace(trial: Trial, name: str) -> None:
     new = PASSES[name]()
-    session.stack.replace(new)
-    session.passes[new.stage] = new
+    trial.stack.replace(new)
+    trial.passes[new.stage] = new
 
 
-def _undo_stage(session: Session, stage: str) -> None:
-    session.stack.undo(stage)
-    session.passes.pop(stage, None)
+def _undo_stage(trial: Trial, stage: str) -> None:
+    trial.stack.undo(stage)
+    trial.passes.pop(stage, None)
 
 
-def _look(session: Session, _: Any) -> None:
-    str(session.stack.report())
-    session.stack.explain()
+def _look(trial: Trial, _: Any) -> None:
+    str(trial.stack.report())
+    trial.stack.explain()
 
 
-def _raise(session: Session, given: dict[str, Any]) -> None:
+def _raise(trial: Trial, given: dict[str, Any]) -> None:
     """The user's own exception goes through, and nothing of the broken call is used later."""
     places = iter(range(100))
 
@@ -234,12 +234,12 @@ def _raise(session: Session, given: dict[str, Any]) -> None:
             raise Mine
 
     try:
-        if session.user.kind == "FluxPipeline":
-            session.user.call(session.stack, {**given, "more": {"callback_on_step_end": lambda *_: fail() or {}}})
+        if trial.user.kind == "FluxPipeline":
+            trial.user.call(trial.stack, {**given, "more": {"callback_on_step_end": lambda *_: fail() or {}}})
         else:  # a pipeline without callbacks
-            handle = session.user.model.register_forward_pre_hook(fail)
+            handle = trial.user.model.register_forward_pre_hook(fail)
             try:
-                session.user.call(session.stack, given)
+                trial.user.call(trial.stack, given)
             finally:
                 handle.remove()
     except Mine:
@@ -247,41 +247,41 @@ def _raise(session: Session, given: dict[str, Any]) -> None:
     raise Complaint("raise: the user's exception did not arrive")
 
 
-def _copy(session: Session, given: dict[str, Any]) -> None:
+def _copy(trial: Trial, given: dict[str, Any]) -> None:
     """A copy of the model is a plain model with the user's changes."""
-    if "cache on" in session.user.flags:  # the hooks of diffusers' own caches do not survive a copy
+    if "cache on" in trial.user.flags:  # the hooks of diffusers' own caches do not survive a copy
         return
-    copied = User(session.user.kind)
-    copied.tiny.pipe.transformer = copy.deepcopy(session.user.model)
+    copied = User(trial.user.kind)
+    copied.tiny.pipe.transformer = copy.deepcopy(trial.user.model)
     torch.nn.Module.to(copied.tiny.pipe.vae, copied.model.dtype)
-    for name, argument in session.user.done:
+    for name, argument in trial.user.done:
         if name == "scheduler":
             copied.change(name, argument)
     got = copied.call(None, given)
-    twin = User.twin(session.user)
+    twin = User.twin(trial.user)
     twin.tiny.pipe.transformer = copy.deepcopy(twin.model)
-    if not session.tainted and not same(got, twin.call(None, given)):
+    if not trial.tainted and not same(got, twin.call(None, given)):
         raise Complaint("copy: a copy of the model is not the plain model")
 
 
-def _another(session: Session, _: Any) -> None:
+def _another(trial: Trial, _: Any) -> None:
     """A second stack on the model: refused beside the first, and gone without a trace where that one is off."""
-    other = Stack(session.user.tiny.pipe).cache("svd")
+    other = Stack(trial.user.tiny.pipe).cache("svd")
     try:
         other.apply()
     except StackError:
         return
     other.undo()
-    if session.stack.applied:
+    if trial.stack.applied:
         raise Complaint("another: a second stack was put on the model")
 
 
-_STEPS: dict[str, Callable[[Session, Any], object]] = {
+_STEPS: dict[str, Callable[[Trial, Any], object]] = {
     "add": _add,
     "replace": _replace,
     "undo stage": _undo_stage,
-    "apply": lambda session, _: session.stack.apply(),
-    "undo": lambda session, _: session.stack.undo(),
+    "apply": lambda trial, _: trial.stack.apply(),
+    "undo": lambda trial, _: trial.stack.undo(),
     "look": _look,
     "raise": _raise,
     "copy": _copy,
@@ -295,16 +295,16 @@ def run(ops: list[Op], ran: Counter[str] | None = None) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            session = Session(*start)
+            trial = Trial(*start)
             for name, argument in rest:
-                session.do(name, argument)
-            session.finish()
+                trial.do(name, argument)
+            trial.finish()
     except Complaint as complaint:
         return str(complaint)
     except Exception as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     if ran is not None:
-        ran.update(session.ran)
+        ran.update(trial.ran)
     return ""
 
 
