@@ -107,7 +107,7 @@ class Bench:
             clock, controller = stack._target.clock, stack._layers[-1].applied.details["controller"]
             predictor = next(iter(controller.slots[0].predictors.values()))
             context, x, nodes = clock.context, controller.x, predictor._raw.nodes
-            stack._target.prepare = lambda steps: None  # a step alone is no call of one step
+            stack._target.prepare = lambda steps: []  # a step alone is no call of one step
 
             def again() -> None:
                 clock._at[context.branch], clock.branch = context.at - 1, context.branch

@@ -272,8 +272,8 @@ class Stack:
             self._planner.carry(self._mounted, plan)
             return self
 
-    def _prepare(self, steps: int) -> None:
-        self._call_notes += self._planner.prepare(self._mounted, self._passes, steps)
+    def _prepare(self, steps: int) -> list[str]:
+        return self._planner.prepare(self._mounted, self._passes, steps)
 
     def freeze(self) -> Stack:
         """Drop the original weights of quantized linears, applying the stack first if need be.

@@ -58,6 +58,7 @@ def test_weights_stay_rounded_where_only_the_steps_change() -> None:
 SET_BY_USERS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"interval": 1}, "ffffffff"),
     ({"interval": 3, "warmup": 1}, "fccfccfc"),
+    ({"interval": 7}, "fffccccc"),  # as in the preset
     ({"full_steps": (0, 1, 4), "steps": 8}, "ffccfccc"),
     ({"max_error": 1e-6}, "ffffffff"),
     ({"schedule_power": 2.0, "interval": 3, "warmup": 1}, "fcccfccf"),
@@ -77,7 +78,7 @@ def test_what_the_user_sets_holds_on_few_steps(options: dict[str, Any], pattern:
 
 def test_what_few_steps_leave_unused_is_named() -> None:
     stack = Stack(tiny_pipe(), steps=8).cache("svd", order=2, site="x0")
-    assert "not used: site, order" in stack.explain()
+    assert "not used: order, site" in stack.explain()
 
 
 # ---- whose call is it?

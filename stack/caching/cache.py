@@ -31,6 +31,7 @@ from .fastcache.maps import load_maps
 from .gate_policies import BudgetPolicy, DraftPolicy
 from .guard import NoGradients, OutputGuard
 from .methods import PRESETS
+from .options import modern
 from .placement import all_on_device, first_on_device
 from .policy import Policy
 from .repairs import can_correct
@@ -66,12 +67,16 @@ class Cache:
             `bases` may be a file's path. `max_error=0.02` spends a relative error of the final sample instead of
             following a schedule (gate "budget"; `Stack.fit_gate` fits its estimate to finished samples).
 
+    Attributes:
+        given: names of the options that the user has set, also where they are as in the preset.
+
     Raises:
         StackError: an unknown preset or option, or a value outside its range.
     """
 
     method: str
     policy: Policy
+    given: tuple[str, ...]
     stage: ClassVar[str] = "cache"
 
     def __init__(self, method: str = "svd", **options: Any):
@@ -79,17 +84,23 @@ class Cache:
         if method not in PRESETS:
             raise choose("cache", method, list(PRESETS))
         object.__setattr__(self, "method", method)
-        object.__setattr__(self, "policy", PRESETS[method].changed(**_read(options)))
+        read = _read(options)
+        object.__setattr__(self, "policy", PRESETS[method].changed(**read))
+        object.__setattr__(self, "given", tuple(modern(read)))
 
     def having(self, policy: Policy) -> Cache:
         """The same cache with another policy."""
         made = Cache(self.method)
         object.__setattr__(made, "policy", policy)
+        object.__setattr__(made, "given", self.given)
         return made
 
     def changed(self, **options: Any) -> Cache:
         """The same cache with other choices."""
-        return self.having(self.policy.changed(**_read(options)))
+        read = _read(options)
+        made = self.having(self.policy.changed(**read))
+        object.__setattr__(made, "given", tuple(dict.fromkeys((*self.given, *modern(read)))))
+        return made
 
     def uncalibrated(self, **options: Any) -> Cache:
         """The same cache without a schedule of its own, and with other choices."""
@@ -114,7 +125,14 @@ class Cache:
         """
         if self.policy.site.fitted.get("maps"):
             raise StackError("a recipe cannot hold FastCache's maps: write them with fit_maps(save=...), name the file")
-        return {"method": self.method, **self.policy.differing(PRESETS[self.method])}
+        return {"method": self.method, **self._asked}
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """Options that are not the preset's, and those that the user has set."""
+        own = self.policy.options()
+        given = {name: own[name] for name in self.given if name in own}
+        return given | self.policy.differing(PRESETS[self.method])
 
     @property
     def measured(self) -> dict[str, Any]:
@@ -149,7 +167,10 @@ class Cache:
         carries = [*preexisting.compiled(facts, self.stage), *preexisting.cached(facts, self.stage)]
         if any(finding.fatal for finding in (*capped, *carries)):
             return [*capped, *carries]
-        return [*capped, *(self._found(*judgement) for judgement in judged(p, facts, self.stage, self.method))]
+        return [
+            *capped,
+            *(self._found(*judgement) for judgement in judged(p, facts, self.stage, self.method, self._asked)),
+        ]
 
     def _found(self, finding: Finding, policy: Policy | None) -> Finding:
         """A finding with the cache that it leaves."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from ..compat.horizon import forecast_cost, most_saved, uniform_levels
@@ -30,7 +31,6 @@ from ..core.progress import counted
 from .calibrated_for import DECISIVE, MINOR, differences
 from .clashes import clashes
 from .gate_policies import BudgetPolicy
-from .methods import PRESETS
 from .policy import Policy
 from .repairs import always_running, angle, can_correct, for_few_steps, for_noise
 from .schedules import Mask, same_share
@@ -41,13 +41,15 @@ WHEN = ("interval", "warmup", "schedule_power", "gate", "threshold")
 Judged = tuple[Finding, Policy | None]  # and the cache as the finding leaves it; None drops it, where it repairs
 
 
-def judged(policy: Policy, facts: Facts, stage: str, method: str) -> list[Judged]:
+def judged(
+    policy: Policy, facts: Facts, stage: str, method: str, asked: Mapping[str, Any] = MappingProxyType({})
+) -> list[Judged]:
     """All findings about a cache that fits the model and its cap on memory; each repair builds on the one before.
 
     Args:
         method: the preset's name, for words.
+        asked: options that the user has set, or that are not the preset's.
     """
-    asked = policy.differing(PRESETS[method])
     first = [*policy.site.refuses(facts, stage), *_unfitted(policy, facts, stage, method, asked)]
     found: list[Judged] = [(finding, None) for finding in first]
     if any(finding.fatal for finding in first):
@@ -76,12 +78,12 @@ def _uncorrectable(p: Policy, facts: Facts, stage: str) -> Judged | None:
     return Finding.of(LEARNED_VARIANCE, stage, what, repair=repair), plain
 
 
-def _when(p: Policy, facts: Facts, asked: Mapping[str, Any]) -> list[str]:
+def _asked_when(p: Policy, facts: Facts, asked: Mapping[str, Any]) -> list[str]:
     """The options that say when to run in full, where the user has set them for as many steps as these."""
     names = [name for name in WHEN if name in asked]
     if isinstance(p.gate, BudgetPolicy) and "gate" in asked:
         names = ["max_error"]
-    return [*names, "full_steps"] if "full_steps" in asked and p.schedule.steps == facts.steps else names
+    return [*names, "full_steps"] if p.schedule.full_steps and p.schedule.steps == facts.steps else names
 
 
 def _unfitted(p: Policy, facts: Facts, stage: str, method: str, asked: Mapping[str, Any]) -> list[Finding]:
@@ -90,7 +92,7 @@ def _unfitted(p: Policy, facts: Facts, stage: str, method: str, asked: Mapping[s
     if bases is not None and (misfit := bases.misfit(facts)):
         what, hint = f"the bases were {misfit}", "stack.fit_bases(prompts)"
         return [Finding.of(FITTED_ELSEWHERE, stage, what, repair=hint, fatal=True)]
-    if p.gate is None or (facts.steps < FEWEST_STEPS and not _when(p, facts, asked)):
+    if p.gate is None or (facts.steps < FEWEST_STEPS and not _asked_when(p, facts, asked)):
         return []
     return p.gate.unfitted(method, stage)
 
@@ -99,7 +101,7 @@ def _few_steps(asked: Mapping[str, Any], p: Policy, facts: Facts, stage: str) ->
     """Whole steps are not forecast on a few-step schedule, unless the user has said when to run in full."""
     if facts.steps >= FEWEST_STEPS or (p.site.partial_depth and not p.gate):
         return None
-    if when := _when(p, facts, asked):
+    if when := _asked_when(p, facts, asked):
         what = (
             f"{' and '.join(when)} as asked on a schedule of {facts.steps} steps, where forecasts have little to go on"
         )

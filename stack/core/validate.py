@@ -178,13 +178,14 @@ def _schema(hint: Any) -> Any:
     if kind is Annotated:
         return Annotated[(_schema(inner[0]), *inner[1:])]
     if kind in (Union, types.UnionType):
-        return Union[tuple(map(_schema, inner))]  # noqa: UP007
+        return Union[tuple(map(_schema, inner))]  # noqa: UP007  # made at run time: `|` takes two
     if kind is tuple:
         parts = tuple(item if item is ... else _schema(item) for item in inner)
         # A tuple type is made at run time here, which a type checker cannot read.
         made: Any = tuple.__class_getitem__(parts)
         return Annotated[made, AfterValidator(_short), BeforeValidator(_as_tuple)]
     if isinstance(kind, type) and issubclass(kind, Mapping):
+        # As with tuples; typeshed does not declare it for Mapping.
         made = Mapping.__class_getitem__((inner[0], _schema(inner[1])))  # type: ignore[attr-defined]
         return Annotated[made, AfterValidator(_short)]
     if isinstance(hint, type) and kind is None and hint is not Any and (is_dataclass(hint) or hint not in _WORDS):

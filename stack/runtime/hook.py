@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,14 +46,17 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
             # Which step this is, asked of the scheduler.
             place = clock.replaying or steps.of(given["timestep"], latent)
             before, (place, turns_page) = clock.context, clock.admitted(place)
+            notes: Sequence[str] = ()
             if turns_page:
                 # A pipeline call begins: the passes are planned for as many steps as it has.
                 unknown = place.why or place.replayed
-                target.prepare(0 if unknown else len(place.timetable.timesteps) - place.at)
+                notes = target.prepare(0 if unknown else len(place.timetable.timesteps) - place.at)
             # Of which request, in what compute mode; which samples run is filled in on the way.
             context = clock.advance(place, tuple(latent.shape), turns_page)
             # Its time and, read off the step context in the end, what it turned out to be.
             journal.begin(context, latent.device)
+            for note in notes:
+                journal.warn(note)
             if place.why:
                 journal.warn(STEP_UNKNOWN.annotate(f"{place.why}; they run in full"))
             elif before and before.known and before.request != context.request and not turns_page:

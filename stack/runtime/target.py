@@ -38,7 +38,8 @@ class Target:
         owner: the stack, which lasts as long as the model carries it.
         lock: held by whoever runs the model.
         abort: lets go of what passes keep between calls.
-        prepare: called at the start of a pipeline call with its number of denoiser steps, 0 where that is not known.
+        prepare: called at the start of a pipeline call with its number of denoiser steps, 0 where that is not known;
+            returns what the report has to say of it.
         conditions: what the current call's features depend on, for stamps.
         chain: what a call of the whole denoiser passes before the model.
         grid: what the output stream's tokens lie on in the current request.
@@ -54,7 +55,7 @@ class Target:
     owner: Any | None = None
     lock: AbstractContextManager[Any] = field(default_factory=RLock)
     abort: Callable[[], None] = lambda: None
-    prepare: Callable[[int], None] = lambda steps: None
+    prepare: Callable[[int], list[str]] = lambda steps: []
     chain: InterceptorChain = field(default_factory=InterceptorChain)
     conditions: ConditionsReader = field(init=False)
     grid: RequestGrid = field(init=False)

@@ -253,7 +253,7 @@ def _copy(trial: Trial, given: dict[str, Any]) -> None:
         return
     copied = User(trial.user.kind)
     copied.tiny.pipe.transformer = copy.deepcopy(trial.user.model)
-    torch.nn.Module.to(copied.tiny.pipe.vae, copied.model.dtype)
+    copied.tiny.pipe.vae = trial.user.tiny.pipe.vae  # it was cast with the model, and is no part of the copy
     for name, argument in trial.user.done:
         if name == "scheduler":
             copied.change(name, argument)

@@ -24,7 +24,8 @@ ABLE = [
     for scheme in SCHEMES
     for backend in BACKENDS
     if not BACKENDS[backend].refuses(SCHEMES[scheme], machine_of(CPU))
-    # quanto compiles its 4-bit product when it is first used, which takes minutes.
+    # quanto compiles C++ for half a minute when its 4-bit product is first used. An interrupted compile leaves a lock
+    # beside its source, for which the next one waits without an end.
     and (scheme, backend) != ("int4-weight", "quanto")
 ]
 
