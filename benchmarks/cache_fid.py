@@ -22,13 +22,12 @@ import torch
 import typer
 from cachebench.assemble import matcher
 from cachebench.attention import HeadByHead
-from cachebench.bench import WARMUP, Bench, interval_for, pictures
+from cachebench.bench import Bench, pictures
 from cachebench.prepare import calibrated, fitted_maps, gate_options, tuples
 from cachebench.quality import frames_of
 from cachebench.record import Record
-from cachebench.rows import OURS, Row, fewer, preset
+from cachebench.rows import Row, at_count, fewer, preset
 from cachebench.samples import Samples, distances, merged
-from cachebench.screening import best_settings
 from common import numbers, show
 from rich.console import Console
 from rich.progress import Progress
@@ -41,15 +40,16 @@ from stack.reference.load import REFERENCES, load_classifier
 from stack.reference.scenes import draw
 
 OTHER_SEEDS = 1_000_000  # of the base's reference samples
-RIVALS = ("duca", "taylorseer", "first-block", "teacache", "fora")
+CALIBRATED = ("svd", "predictor-corrector")
+RIVALS = ("duca-published", "taylorseer-published", "first-block", "teacache", "fora-published")
 
 
 def rows_of(bench: Bench, record: Record, wanted: Callable[[str], bool]) -> Iterator[Row]:
-    """The base, the three seed methods, four rivals and the controls, all at the last count."""
-    full = bench.counts[-1]
+    """The base, the three seed methods, four rivals and the controls, all at the usual count."""
+    full = bench.usual
     if wanted("base"):
         yield fewer(bench, bench.steps, "base")
-    for method in OURS:
+    for method in CALIBRATED:
         if wanted(f"{method} calibrated, {full}"):
             yield preset(
                 bench, f"{method} calibrated, {full}", method, "ours", **calibrated(bench, record, full, method)
@@ -66,15 +66,8 @@ def rows_of(bench: Bench, record: Record, wanted: Callable[[str], bool]) -> Iter
 
 
 def _options(bench: Bench, record: Record, name: str, full: int) -> dict[str, Any]:
-    """Of a rival at this many full steps: its interval, or the threshold that was screened."""
-    if not PRESETS[name].gate:
-        return {"interval": interval_for(full, bench.steps), "warmup": WARMUP}
-    lines = [line for line in record.screening if line["family"] == name]
-    screened = [
-        line for row, line in best_settings(lines, (full,), bench.steps).items() if row.startswith(f"{name}, {full} ")
-    ]
-    threshold = {"threshold": screened[0]["settings"]["threshold"]} if screened else {}
-    return {**gate_options(bench, record, name), **threshold}
+    """Of a rival at this many full steps; a gate's own threshold."""
+    return gate_options(bench, record, name) if PRESETS[name].gate else at_count(bench, full)
 
 
 def sample(bench: Bench, row: Row, kept: Samples, samples: int, batch: int, first_seed: int) -> None:
@@ -104,10 +97,10 @@ def main(
     samples: Annotated[int, typer.Option(min=2)] = 1000,
     rows: Annotated[list[str] | None, typer.Option(help="names with wildcards; may be given several times")] = None,
     steps: Annotated[int, typer.Option(min=6)] = 50,
-    counts: str = "12,10,9",
+    counts: str = "12,9,6,5",
     batch: Annotated[int, typer.Option(min=1)] = 8,
-    prompts: Annotated[int, typer.Option(help="as caches.py was run")] = 4,
-    trials: int = 24,
+    prompts: Annotated[int, typer.Option(help="as caches.py was run")] = 16,
+    trials: int = 16,
     reference: Annotated[bool, typer.Option(help="sample the base with other seeds too")] = False,
     by_head: Annotated[bool, typer.Option(help="attention head by head, faster on some CPUs")] = False,
     out: Annotated[Path, typer.Option(help="where features are kept, outside the repository")] = Path("fid-features"),
@@ -117,7 +110,7 @@ def main(
     """Sample, measure, print the table, write docs/benchmarks/fid-MODEL.json."""
     try:
         at = numbers(counts)
-        bench, wanted = Bench(model, steps, at, prompts, prompts, 500, trials, weights), matcher(rows or ())
+        bench, wanted = Bench(model, steps, at, prompts, prompts, trials, weights), matcher(rows or ())
         record = Record.open(docs / f"caches-{model}.json", bench.protocol())
         protocol = {**bench.protocol(), "batch": batch, **({"attention": "head by head"} if by_head else {})}
         others = Samples.open(out / model / "reference.pt", {**protocol, "row": "base, other seeds"})

@@ -37,6 +37,11 @@ class Target:
     def met(self) -> bool:
         return self.value >= self.target if self.op == ">=" else self.value <= self.target
 
+    @property
+    def missed_by(self) -> float:
+        """How far the value is on the wrong side; 0 where it is met."""
+        return 0.0 if self.met else abs(self.value - self.target)
+
 
 def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, float]:
     """Median seconds of each run, all of them in turn, `rounds` times after the warm-up."""
@@ -77,8 +82,8 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 def tell_targets(targets: Sequence[Target]) -> None:
     """Print each target as met or missed."""
     for t in targets:
-        mark = "met   " if t.met else "MISSED"
-        console(piped=WIDE).print(f"{mark} {t.name}: {t.value:.3g} (target {t.op} {t.target:g})", highlight=False)
+        mark, by = ("met   ", "") if t.met else ("MISSED", f", missed by {t.missed_by:.3g}")
+        console(piped=WIDE).print(f"{mark} {t.name}: {t.value:.3g} (target {t.op} {t.target:g}{by})", highlight=False)
 
 
 def finish(rows: Sequence[Mapping[str, Any]], targets: Sequence[Target], device: str, out: Path | None) -> None:

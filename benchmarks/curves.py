@@ -38,3 +38,19 @@ def pareto_front(points: Sequence[Point]) -> list[int]:
         if not front or points[i][1] > points[front[-1]][1]:
             front.append(i)
     return front[::-1]
+
+
+def speedup_at(points: Sequence[Point], level: float) -> tuple[float, bool]:
+    """The speedup at which a family of rows still has this many dB, and whether it gets there at all.
+
+    Interpolated between the points that no other beats, linear in the logarithm of time. A family that is better even
+    at its fastest point gets that one's speedup; one that never gets there its slowest point's, which flatters it.
+
+    Args:
+        points: in any order, at least one.
+    """
+    front = [points[i] for i in reversed(pareto_front(points))]  # fastest first, dB rising
+    if front[-1][1] < level:
+        return min(speedup for speedup, _ in points), False
+    logs = [math.log(speedup) for speedup, _ in front]
+    return math.exp(float(np.interp(level, [value for _, value in front], logs))), True

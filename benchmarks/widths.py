@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from cachebench.bench import Bench
-from cachebench.measuring import Measured, count, in_turn, line_of
+from cachebench.measuring import Measured, count, in_turn, line_of, work_of
 from cachebench.rows import Row, fewer, preset
 from cachebench.targets import published_targets
 from common import Target, finish, numbers, show
@@ -28,12 +28,12 @@ from stack.core.errors import StackError
 
 # At the intervals the targets are about, or as published.
 ROWS: dict[str, dict[str, Any]] = {
-    "svd": {"interval": 7},
+    "svd-published": {"interval": 7},
     "predictor-corrector": {"interval": 7},
-    "taylorseer": {"interval": 7},
-    "fora": {},
-    "toca": {},
-    "duca": {},
+    "taylorseer-published": {"interval": 7},
+    "fora-published": {},
+    "toca-published": {},
+    "duca-published": {},
 }
 SHOWN = ("row", "heads", "seconds", "speedup", "work", "full", "of its work", "of its steps", "overhead_ms")
 
@@ -64,13 +64,15 @@ def lines_at(bench: Bench, heads: int) -> list[dict[str, Any]]:
         found: list[Measured] = []
         for row in rows:
             tell(f"{row.name}: warm-up, counted")
-            found.append(count(row, bench, bench.texts[0], bench.seed))
+            found.append(count(row, bench, bench.texts[0], bench.seeds[0]))
         ran = [each for each in found if not each.refusal]
         in_turn(ran, bench, bench.rounds, lambda m, n: tell(f"{m.row.name}, round {n + 1}"), lambda: None)
     for each in found:
         if each.refusal:
             Console().print(f"{each.row.name}: {each.refusal}", highlight=False)
-    lines = [line_of(each, ran[0], bench, lambda *_: {}) for each in ran]
+    for each in ran:
+        each.known = work_of(each, ran[0], bench)
+    lines = [line_of(each, ran[0]) for each in ran]
     return [
         {
             **line, "heads": heads, "of its work": line["speedup"] * line["work"],
@@ -99,7 +101,7 @@ def main(
     targets: list[Target] = []
     try:
         widths = numbers(heads)
-        bench = Bench(model, steps, (), prompts, max(rounds, prompts), 500, 0)
+        bench = Bench(model, steps, (), prompts, max(rounds, prompts), 0)
         try:
             for number in widths:
                 lines = lines_at(bench, number)

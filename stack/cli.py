@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # The parent of every error about how a command was called; typer names only its youngest child.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 INTERRUPTED, MISUSED = 130, 2
-DEFAULT_RECIPE, DEFAULT_MODEL = "balanced", "shapes-flux"
+DEFAULT_RECIPE, DEFAULT_MODEL = "fast", "shapes-flux"
 DEFAULT_PROMPT = "a red ring left of a blue star"
 DEFAULT_PICTURES = Path("ditstack-run")
 MOST_PROMPTS, MOST_DECIBELS, LONGEST_RUN = 1000, 100.0, 86_400.0

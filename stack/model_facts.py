@@ -13,10 +13,17 @@ from torch import nn
 
 from .core.facts import Facts, machine_of
 from .models.preexisting import execution_device, preexisting_on
-from .models.sampler import why_not_plain
+from .models.sampler import why_not_linear
+from .models.schedule import timetable_ahead
 from .models.wiring import Wiring
 from .quant.backends import BACKENDS
 from .quant.prequantized import fewest_bits, quantized_by, rounded_to
+
+
+def _levels(pipe: Any | None, steps: int, image_tokens: int) -> tuple[tuple[float, float], ...]:
+    """Signal over noise at every step of a call to come, as far as it can be said."""
+    made = None if pipe is None else timetable_ahead(pipe.scheduler, steps, image_tokens)
+    return made.schedule.levels if made else ()
 
 
 def _latent(config: Any) -> tuple[int, int]:
@@ -62,6 +69,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         linears=_linears(denoiser),
         latent=_latent(config),
         sampler=sampler_of(wiring, pipe),
+        levels=_levels(pipe, steps, math.prod(grid) if grid else 0),
         flow=wiring.flow,
         origin=_origin(denoiser, pipe),
         carries=preexisting_on(denoiser),
@@ -84,9 +92,9 @@ def facts_rest_on(denoiser: nn.Module, pipe: Any | None) -> dict[str, Any]:
 
 
 def sampler_of(wiring: Wiring, pipe: Any | None) -> str:
-    """Why the sampler's steps are no plain sums; "" where they are."""
+    """Why a run of the sampler is no sum of its estimates of x0; "" where it is."""
     if pipe is not None:
-        return why_not_plain(pipe.scheduler)
+        return why_not_linear(pipe.scheduler)
     return "" if wiring.flow else f"a bare {wiring.family} denoiser does not tell its sampler: expected its pipeline"
 
 

@@ -232,7 +232,7 @@ class Stack:
         passes = {layer.wanted.stage: layer.applied.report() for layer in self._layers}
         standing = [text for layer in self._layers for text in layer.applied.warnings]
         findings = self._planner.installed.findings if self._planner.installed else ()
-        notes = [f"{f.stage}: {f.what}; {f.repair}{f.tag}" for f in findings if f.repair]
+        notes = [f"{f.stage}: {f.what}; {f.repair}{f.tag}" for f in findings if f.repair and not f.note]
         if self._pipe is not None and self._pipe.transformer is not self.denoiser:
             notes.append(REPLACED)
         return Report(

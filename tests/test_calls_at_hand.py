@@ -11,6 +11,7 @@ from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, Un
 from peft import LoraConfig
 
 from stack import Stack
+from stack.caching.contract import SITES
 from stack.core.errors import StackError
 from stack.models.schedule import uniform
 
@@ -61,7 +62,8 @@ SET_BY_USERS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"interval": 7}, "fffccccc"),  # as in the preset
     ({"full_steps": (0, 1, 4), "steps": 8}, "ffccfccc"),
     ({"max_error": 1e-6}, "ffffffff"),
-    ({"schedule_power": 2.0, "interval": 3, "warmup": 1}, "fcccfccf"),
+    ({"schedule_power": 2.0, "interval": 2}, "fcfcfcff"),
+    ({"count": 3}, "fccfccfc"),
 )
 
 
@@ -78,7 +80,11 @@ def test_what_the_user_sets_holds_on_few_steps(options: dict[str, Any], pattern:
 
 def test_what_few_steps_leave_unused_is_named() -> None:
     stack = Stack(tiny_pipe(), steps=8).cache("svd", order=2, site="x0")
-    assert "not used: order, site" in stack.explain()
+    text = stack.explain()
+    assert "5 of 8 steps run in full: 0 2 4 6 7; not used: order (rule few-steps)" in text
+    assert "site: " + SITES["x0"].words in text, "a site whose full steps can be corrected stays"
+    picture(stack, 8)
+    assert kinds(stack) == "fcfcfcff"
 
 
 # ---- whose call is it?

@@ -118,8 +118,8 @@ def test_notes_never_raise_even_when_strict() -> None:
 
 
 @pytest.mark.parametrize(("steps", "kept"), [(4, False), (8, False), (11, False), (12, True), (50, True)])
-def test_few_step_schedules_get_partial_depth(steps: int, kept: bool) -> None:
-    plan = make_plan(replace(FACTS, steps=steps), [Cache()])
+def test_few_step_schedules_get_partial_depth_where_no_corrector_is_possible(steps: int, kept: bool) -> None:
+    plan = make_plan(replace(FACTS, steps=steps, pipeline=False), [Cache()])
     (cache,) = plan.passes()
     assert isinstance(cache, Cache)
     if kept:
@@ -134,10 +134,19 @@ def test_few_step_schedules_get_partial_depth(steps: int, kept: bool) -> None:
         )
 
 
+@pytest.mark.parametrize(("steps", "full"), [(4, 3), (8, 5), (11, 7)])
+def test_few_step_schedules_run_three_steps_in_five_in_full_behind_a_corrector(steps: int, full: int) -> None:
+    plan = make_plan(replace(FACTS, steps=steps), [Cache()])
+    (cache,) = plan.passes()
+    assert isinstance(cache, Cache) and cache.policy.site == Cache().policy.site and cache.policy.corrected
+    assert len(cache.policy.full_steps(replace(FACTS, steps=steps))) == full
+    assert f"can save at most {steps / full:.2f}x" in plan.findings[0].what
+
+
 def test_explain_prints_the_bytes_of_state() -> None:
     # Feature and direction, 1,024 tokens x 192 x 4 bytes each, and a basis of at most 192 x 192.
     words = f"{2 * 1024 * 192 * 4 / 1e6:.1f} MB of state and at most {192 * 192 * 4 / 1e6:.1f} MB of bases"
-    assert words in explain(make_plan(FACTS, [Cache()]))
+    assert words in explain(make_plan(FACTS, [Cache("svd-published")]))
 
 
 def test_explain_numbers_stages_in_running_order() -> None:

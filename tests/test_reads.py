@@ -19,7 +19,7 @@ from stack.caching.methods import PRESETS
 from stack.core import readback
 from stack.models.wiring import FLUX
 
-from .caching.fitted import fitted
+from .caching.fitted import PLAIN, fitted
 from .conftest import PROMPT, picture, tiny_denoiser, tiny_pipe
 
 STEPS, BLOCKS, SAMPLES = 14, 4, 2
@@ -29,7 +29,7 @@ ONE = ("first-block", "dbcache", "dbcache-taylor", "teacache", "easycache", "rfc
 # Where FastCache goes on depends on what became of the block before: its gate reads once per block. Choosing tokens
 # reads their number, merging whether any were merged.
 FASTCACHE = {"fastcache": 1 + 1 + BLOCKS, "fastcache-gate": BLOCKS, "fastcache-tokens": 1, "fastcache-merge": 1}
-NONE = sorted(set(PRESETS) - {*ONE, *FASTCACHE})
+NONE = sorted(set(PLAIN) - {*ONE, *FASTCACHE})
 EAGER = {  # so that steps are cached on a model without training
     "prefix": {"threshold": 1e9},
     "polynomial": {"threshold": 1e9},
@@ -66,7 +66,7 @@ class Reads(TorchDispatchMode):
             self.lines.append(f"{where}, {frames[-1].name}")
 
 
-def reads_by_step(preset: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+def reads_by_step(preset: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> list[tuple[str, list[str]]]:
     """(kind, who read) for every step of two pictures in one batch."""
     monkeypatch.setattr(readback, "reads_are_free", lambda device: False)
     pipe = tiny_pipe()
@@ -74,7 +74,7 @@ def reads_by_step(preset: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[st
     options = fitted(preset, FLUX, BLOCKS, pipe.transformer.inner_dim, STEPS) | EAGER.get(
         PRESETS[preset].options()["gate"], {}
     )
-    cached = Stack(pipe, steps=STEPS).cache(preset, **options).apply()
+    cached = Stack(pipe, steps=STEPS).cache(preset, **options, **more).apply()
     counter, made, forward = Reads(monkeypatch), [], pipe.transformer.forward
 
     def counting(*args: Any, **kwargs: Any) -> Any:
@@ -101,6 +101,14 @@ def test_cached_steps_of_a_schedule_read_nothing(preset: str, monkeypatch: pytes
 def test_a_gate_reads_once_a_step_for_all_samples(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = [len(lines) for kind, lines in reads_by_step(preset, monkeypatch) if kind != "full"]
     assert len(counts) >= 3 and set(counts) == {1}
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_a_schedule_that_measures_itself_reads_nothing(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What full steps measure is sent for, and taken when it is there."""
+    steps = reads_by_step("svd", monkeypatch, max_error=0.5, corrected=corrected)
+    assert sum(kind == "cached" for kind, _ in steps) >= 3
+    assert not [lines for _, lines in steps[1:] if lines], "the first one reads the sampler's schedule"
 
 
 @pytest.mark.parametrize("preset", FASTCACHE)

@@ -12,18 +12,19 @@ from stack.recipe import Recipe, list_recipes, load_recipe, parse_recipe, recipe
 from .conftest import tiny_pipe
 
 
-def test_the_shipped_recipes_hold_calibrated_caches() -> None:
+def test_the_shipped_recipes_hold_a_calibrated_cache_and_one_that_needs_none() -> None:
     recipes = {recipe.name: recipe for recipe in list_recipes()}
     assert sorted(recipes) == ["balanced", "fast", "turbo"]
     for recipe in (recipes["balanced"], recipes["fast"]):
-        assert list(recipe.stages) == ["quantize", "sparse_attn", "cache"]
-        assert recipe.stages["cache"]["steps"] == recipe.steps == 50
-        assert recipe.stages["cache"]["full_steps"][0] == 0
+        assert list(recipe.stages) == ["quantize", "sparse_attn", "cache"] and recipe.steps == 50
+    calibrated = recipes["balanced"].stages["cache"]
+    assert calibrated["steps"] == 50 and calibrated["full_steps"][0] == 0
+    assert recipes["fast"].stages["cache"] == {"method": "predictor-corrector", "count": 5}
 
 
 def test_the_recipe_of_few_steps_holds_an_adapter() -> None:
     turbo = load_recipe("turbo")
-    assert (list(turbo.stages), turbo.steps) == (["distill", "quantize"], 4)
+    assert (list(turbo.stages), turbo.steps) == (["distill", "quantize", "cache"], 4)
 
 
 @pytest.mark.parametrize("name", ["balanced", "fast", "turbo"])

@@ -11,6 +11,7 @@ import torch
 
 from stack.caching.schedules import Interval
 from stack.compare.compare import captions
+from stack.core.errors import StackError
 from stack.loading import load_pipeline
 
 Run = Callable[..., Any]
@@ -20,6 +21,10 @@ WARMUP = 3  # full steps at the start of every interval schedule here, ours and 
 # picture's layout elsewhere, it takes more yet; pictures of that model are cheap.
 FIT = (4, 2)
 MANY = {"shapes-dit": (8, 4)}
+# Seeds of the judged pictures, counted up from the first, and of whatever is fitted, searched or held out.
+JUDGED_SEED, FIT_SEED, HELD_SEED = 20_000, 1000, 11_000
+JUDGED_TEXTS, FIT_TEXTS = 2026, 77  # what captions are drawn with
+BATCH = 8  # pictures at once when they are judged; timed ones are made alone
 
 
 @dataclass
@@ -29,6 +34,7 @@ class Bench:
     Attributes:
         steps: of the base.
         counts: numbers of full steps at which caches are compared.
+        prompts: how many are judged, each with a seed of its own.
         rounds: how often each row is timed; prompts rotate.
         weights: a pipeline's folder in place of the shipped weights; None for these.
         trials: finished batches that a calibration, and the search of a control, may look at.
@@ -39,13 +45,28 @@ class Bench:
     counts: tuple[int, ...]
     prompts: int
     rounds: int
-    seed: int
     trials: int
     weights: Path | None = None
     pipe: Any = field(init=False)
 
     def __post_init__(self) -> None:
+        self._keep_apart()
         self.pipe = self.load()
+
+    def _keep_apart(self) -> None:
+        """What is judged was seen by nothing that is fitted, searched or calibrated.
+
+        Raises:
+            StackError: the model knows too few captions.
+        """
+        fitted = len(self.fit_texts)
+        if fitted < sum(self.fitted_on) or len(set(self.texts)) < self.prompts:
+            raise StackError(
+                f"{self.prompts} judged prompts leave {fitted} of {self.model} to fit on: expected "
+                f"{sum(self.fitted_on)}, try fewer --prompts"
+            )
+        judged, fit = set(self.seeds), {first + i for first in (FIT_SEED, HELD_SEED) for i in range(1000)}
+        assert not judged & fit and not set(self.texts) & set(self.fit_texts), "judged on what was fitted"
 
     def load(self, dtype: torch.dtype | None = None) -> Any:
         """A pipeline of its own, in the machine's fastest dtype or another."""
@@ -53,14 +74,18 @@ class Bench:
 
     @property
     def texts(self) -> list[str]:
-        """The prompts measured on."""
-        return captions(self.prompts, seed=5, model=self.model)
+        """The judged prompts. The example that `captions` begins with is everywhere, and left out."""
+        return captions(self.prompts + 1, seed=JUDGED_TEXTS, model=self.model)[1:]
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the judged pictures, one per prompt."""
+        return range(JUDGED_SEED, JUDGED_SEED + self.prompts)
 
     @property
     def fit_texts(self) -> list[str]:
-        """Other prompts, for whatever is fitted or searched; none of them is measured on."""
-        needed = sum(self.fitted_on)
-        drawn = captions(needed + self.prompts + 1, seed=77, model=self.model)[1:]
+        """Other prompts, for whatever is fitted or searched; none of them is judged."""
+        drawn = captions(sum(self.fitted_on) + self.prompts + 1, seed=FIT_TEXTS, model=self.model)[1:]
         return [text for text in drawn if text not in self.texts]
 
     @property
@@ -73,12 +98,19 @@ class Bench:
         searched, held = self.fitted_on
         return self.fit_texts[:searched], self.fit_texts[searched : searched + held]
 
+    @property
+    def usual(self) -> int:
+        """The number of full steps of what is shown at one number only: the second of `counts`, 9 by default."""
+        return self.counts[min(1, len(self.counts) - 1)]
+
     def protocol(self) -> dict[str, Any]:
         """What figures depend on: records of different protocols do not mix."""
         weights = str(self.weights.name) if self.weights else "shipped"
+        searched, held = self.fitting()
         return {
             "model": self.model, "steps": self.steps, "counts": list(self.counts), "prompts": self.texts,
-            "seed": self.seed, "weights": weights,
+            "seeds": list(self.seeds), "batch": BATCH, "fitted_on": [*searched, *held],
+            "fitted_seeds": [FIT_SEED, HELD_SEED], "weights": weights,
         }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -13,7 +14,7 @@ from stack.core.errors import StackError
 from stack.measure.flops import counted
 from stack.measure.timing import timed
 
-from .bench import Bench, pictures
+from .bench import BATCH, Bench, pictures
 from .rows import Row
 from .state import Leftover
 from .targets import CACHES
@@ -40,8 +41,9 @@ class Measured:
         calls: work of each denoiser call of the counted request, in FLOPs.
         flops: of the whole request.
         state: bytes of tensors that the request left alive: the cache.
+        made: pictures of the counted request.
+        known: figures that go into its line as they are, such as its quality.
         seconds: by round.
-        shots: pictures by prompt number.
         refusal: why the row could not run at all; "" if it could.
     """
 
@@ -49,26 +51,42 @@ class Measured:
     calls: list[int] = field(default_factory=list)
     flops: int = 0
     state: int = 0
+    made: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    known: dict[str, Any] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
-    shots: dict[int, torch.Tensor] = field(default_factory=dict)
     refusal: str = ""
 
 
-def count(row: Row, bench: Bench, text: str, seed: int) -> Measured:
-    """The row's work and state in one whole request, which is its warm-up too; a refusal is kept, not raised."""
-    found = Measured(row)
+@contextmanager
+def refusable(found: Measured) -> Iterator[None]:
+    """What a library raises in here at a model or a setting is kept as the row's refusal, not raised."""
     try:
-        with row.using() as live:
-            with Leftover() as left, counted(live.denoiser) as ran:
-                picture = pictures(live.run, text, bench.steps, seed)
-            found.shots[0] = picture[0]
-            found.state = left.bytes(apart_from=picture)
+        yield
     except REFUSALS as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        found.refusal = f"not supported by {row.family}: {type(error).__name__}: {first[:160]}"
-        return found
-    found.calls, found.flops = ran.calls, ran.flops
+        found.refusal = f"not supported by {found.row.family}: {type(error).__name__}: {first[:160]}"
+
+
+def count(row: Row, bench: Bench, texts: str | list[str], seed: int) -> Measured:
+    """The row's work and state in one whole request, which is its warm-up too."""
+    found = Measured(row)
+    with refusable(found):
+        with row.using() as live:
+            with Leftover() as left, counted(live.denoiser) as ran:
+                found.made = pictures(live.run, texts, bench.steps, seed)
+            found.state = left.bytes(apart_from=found.made)
+        found.calls, found.flops = ran.calls, ran.flops
     return found
+
+
+def judged(row: Row, bench: Bench) -> torch.Tensor:
+    """The row's pictures of all judged prompts, a few at a time."""
+    with row.using() as live:
+        parts = [
+            pictures(live.run, bench.texts[i : i + BATCH], bench.steps, bench.seeds[i])
+            for i in range(0, bench.prompts, BATCH)
+        ]
+    return torch.cat(parts)
 
 
 def time_once(measured: Measured, bench: Bench, number: int) -> None:
@@ -76,11 +94,8 @@ def time_once(measured: Measured, bench: Bench, number: int) -> None:
     which = number % len(bench.texts)
     device = torch.device(bench.pipe.device)
     with measured.row.using() as live:
-        picture, seconds = timed(
-            lambda: pictures(live.run, bench.texts[which], bench.steps, bench.seed + which), device
-        )
+        _, seconds = timed(lambda: pictures(live.run, bench.texts[which], bench.steps, bench.seeds[which]), device)
     measured.seconds.append(seconds)
-    measured.shots[which] = picture[0]
 
 
 def in_turn(
@@ -105,44 +120,39 @@ def full_steps(calls: Sequence[int], full: int, steps: int) -> int:
     return round(marks(calls, full).count("F") * min(1.0, steps / max(1, len(calls))))
 
 
-def line_of(measured: Measured, base: Measured, bench: Bench, figures: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """A row's line of the record.
+def work_of(measured: Measured, base: Measured, bench: Bench) -> dict[str, Any]:
+    """What a counted request tells against the base's."""
+    row, whole = measured.row, max(base.calls)
+    return {
+        "full": full_steps(measured.calls, whole, bench.steps),
+        "pattern": marks(measured.calls, whole),
+        "work": measured.flops / base.flops,
+        "MB": measured.state / 1e6 if row.group in CACHES else None,
+        "calls": len(measured.calls),
+        "tflops": measured.flops / 1e12,
+        "base_gflops_per_call": base.flops / max(1, len(base.calls)) / 1e9,
+    }
 
-    Args:
-        figures: of pictures against reference pictures, see `quality.judge`.
-    """
+
+def line_of(measured: Measured, base: Measured) -> dict[str, Any]:
+    """A row's line of the record."""
     row = measured.row
     line: dict[str, Any] = {"row": row.name, "group": row.group, "family": row.family, "settings": row.settings}
     if measured.refusal:
         return {**line, "rounds": 0, "note": measured.refusal}
-    per_call = base.flops / max(1, len(base.calls))
-    work, both = measured.flops / base.flops, sorted(measured.shots.keys() & base.shots.keys())
-    line |= {
-        "full": full_steps(measured.calls, max(base.calls), bench.steps),
-        "pattern": marks(measured.calls, max(base.calls)),
-        "work": work,
-        "MB": measured.state / 1e6 if row.group in CACHES else None,
-        "calls": len(measured.calls),
-        "tflops": measured.flops / 1e12,
-        "base_gflops_per_call": per_call / 1e9,
-    }
-    return (
-        line
-        | _times(measured, base, work)
-        | figures(torch.stack([measured.shots[i] for i in both]), torch.stack([base.shots[i] for i in both]), both)
-    )
+    return line | measured.known | _times(measured, base)
 
 
-def _times(measured: Measured, base: Measured, work: float) -> dict[str, Any]:
+def _times(measured: Measured, base: Measured) -> dict[str, Any]:
     """Medians; the ratio to the base is taken round by round. Overhead is the time that the work does not explain."""
     rounds = min(len(measured.seconds), len(base.seconds))
     if not rounds:
         return {"rounds": 0, "seconds": None, "speedup": None, "overhead_ms": None}
     pairs = list(zip(measured.seconds[:rounds], base.seconds[:rounds], strict=True))
-    extra = median([mine - work * whole for mine, whole in pairs])
+    extra = median([mine - measured.known["work"] * whole for mine, whole in pairs])
     return {
         "rounds": rounds,
         "seconds": median([mine for mine, _ in pairs]),
         "speedup": median([whole / mine for mine, whole in pairs]),
-        "overhead_ms": 1e3 * extra / max(1, len(measured.calls)),
+        "overhead_ms": 1e3 * extra / max(1, measured.known["calls"]),
     }

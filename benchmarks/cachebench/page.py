@@ -11,6 +11,7 @@ Line = dict[str, Any]
 TITLES = {
     "ours": "ours, calibrated",
     "preset": "Presets",
+    "papers": "Papers rebuilt for this benchmark",
     "cache-dit": "cache-dit",
     "diffusers": "diffusers' hooks",
     "euler": "Control: fewer steps, own scheduler",
@@ -18,7 +19,10 @@ TITLES = {
     "searched": "Control: fewer steps, second order, searched",
     "rounding": "The base in another precision: PSNR above this tells rounding, not quality",
 }
-HEAD = ("row", "speedup", "s", "work", "full", "PSNR", "SSIM", "accuracy", "MB", "overhead ms/step", "over controls")
+HEAD = (
+    "row", "speedup", "s", "work", "full", "median", "flipped", "PSNR", "LPIPS", "SSIM", "accuracy", "MB",
+    "overhead ms/step", "over controls",
+)  # fmt: skip
 
 
 def cells(line: Line) -> list[str]:
@@ -26,7 +30,8 @@ def cells(line: Line) -> list[str]:
     margin = line.get("over controls")
     return [
         str(line["row"]), _number(line["speedup"], "{:.2f}x"), _number(line["seconds"], "{:.2f}"),
-        _number(line["work"], "{:.3f}"), str(line["full"]), _number(line["psnr"], "{:.1f}"),
+        _number(line["work"], "{:.3f}"), str(line["full"]), _number(line["median"], "{:.1f}"),
+        _number(line["flipped"], "{:.2f}"), _number(line["psnr"], "{:.1f}"), _number(line["perceptual"], "{:.3f}"),
         _number(line["ssim"], "{:.3f}"), _number(line["accuracy"], "{:.3f}"), _number(line["MB"], "{:.1f}"),
         _number(line["overhead_ms"], "{:+.2f}"), _number(margin, "{:+.1f}") + (" loses" if (margin or 0) < 0 else ""),
     ]  # fmt: skip
@@ -56,12 +61,18 @@ def page(record: Mapping[str, Any], picture: str, fid: Mapping[str, Any] | None 
     parts = [
         f"# Caches on `{protocol['model']}`",
         "Written by `benchmarks/caches.py`; do not edit.",
-        f"{protocol['steps']} steps, {len(protocol['prompts'])} prompts, {_words(rounds)} rounds in which every row "
-        f"takes its turn, eager, unquantized; {machine['device']}, {machine['threads']} threads. Speedups are medians "
-        "of ratios to the base in the same round. Work is FLOPs over the base's, as counted while running; a step is "
-        "full if it did all of them. Overhead is the time per step that the work does not explain. MB is what a "
-        "request leaves alive. `over controls`: dB over the better of the model's own scheduler and a second-order one "
-        "with as many steps as fit in the row's own time.",
+        f"{protocol['steps']} steps, eager, unquantized; {machine['device']}, {machine['threads']} threads. Quality "
+        f"is that of {len(protocol['prompts'])} pictures, each of its own prompt and seed, which no search or fit saw, "
+        f"made {protocol['batch']} at once (caches of others that decide by what they see decide for these "
+        "together); times are those of one picture alone, in "
+        f"{_words(rounds)} rounds in which every row takes its turn. Speedups are medians of ratios to the base in the "
+        "same round. `median` is that of the pictures' PSNRs against the base in dB, and what targets compare; "
+        "`flipped` the share of pictures below 25 dB, which have another layout; PSNR is pooled over all; LPIPS is the "
+        "median of a perceptual distance (shift-tolerant LPIPS with AlexNet, pictures enlarged to 128 pixels, of clips "
+        "every fourth frame), 0 for equal pictures, `-` where its weights are not installed. Work is FLOPs over the "
+        "base's, as counted while running; a step is full if it did all of them. Overhead is the time per step that "
+        "the work does not explain. MB is what a request leaves alive. `over controls`: dB of the median over the "
+        "better of the model's own scheduler and a second-order one with as many steps as fit in the row's own time.",
         f"{lost} of {known} caches lose to fewer steps in their own time.",
         f"![speedup against PSNR]({picture})",
     ]
@@ -79,14 +90,20 @@ def _words(values: Sequence[int]) -> str:
 
 def _notes(record: Mapping[str, Any]) -> list[str]:
     notes = {line["row"]: line["note"] for line in record["rows"] if line.get("note")}
-    return ["## Not supported", "\n".join(f"- {name}: {note}" for name, note in notes.items())] if notes else []
+    left_out = notes | record.get("left_out", {})
+    return ["## Without a row", "\n".join(f"- {name}: {note}" for name, note in left_out.items())] if left_out else []
 
 
 def _targets(record: Mapping[str, Any]) -> list[str]:
     if not record["targets"]:
         return []
     rows = [
-        [t["name"], f"{t['value']:.3g}", f"{t['op']} {t['target']:g}", "met" if t["met"] else "**missed**"]
+        [
+            t["name"],
+            f"{t['value']:.3g}",
+            f"{t['op']} {t['target']:g}",
+            "met" if t["met"] else f"**missed** by {t['missed_by']:.3g}",
+        ]
         for t in record["targets"]
     ]
     return ["## Targets", table(("target", "value", "asked", ""), rows)]

@@ -1,4 +1,4 @@
-"""Speedup against PSNR: caches by who made them, both controls as curves, and the Pareto front of all caches."""
+"""Speedup against median PSNR: caches by who made them, both controls as curves, the Pareto front of all caches."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from stack.measure.style import FAINT, INK, LINE
 
 from .targets import CACHES, CONTROLS, curve, measured
 
-COLOURS = {"ours": "#b3263a", "preset": "#2f6db5", "cache-dit": "#d98a00", "diffusers": "#3d8f5f"}
-WORDS = {"ours": "ours, calibrated", "preset": "our presets", "cache-dit": "cache-dit", "diffusers": "diffusers"}
-MARKS = {"ours": "D", "preset": "o", "cache-dit": "s", "diffusers": "^"}
+COLOURS = {
+    "ours": "#b3263a", "preset": "#2f6db5", "papers": "#7a4fa3", "cache-dit": "#d98a00", "diffusers": "#3d8f5f",
+}  # fmt: skip
+WORDS = {
+    "ours": "ours, calibrated", "preset": "our presets", "papers": "papers rebuilt", "cache-dit": "cache-dit",
+    "diffusers": "diffusers",
+}  # fmt: skip
+MARKS = {"ours": "D", "preset": "o", "papers": "v", "cache-dit": "s", "diffusers": "^"}
 STYLES = {"euler": (0, (4, 3)), "second order": "solid"}
 
 
@@ -29,24 +34,24 @@ def draw(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     figure = Figure(figsize=(10.5, 6.8), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    ceiling = top_of([line["psnr"] for line in caches])
+    ceiling = top_of([line["median"] for line in caches])
     _controls(axes, lines)
     for group in COLOURS:
         own = [line for line in caches if line["group"] == group]
-        points = [(line["speedup"], min(line["psnr"], ceiling)) for line in own]
+        points = [(line["speedup"], min(line["median"], ceiling)) for line in own]
         if points:
             size, (speeds, levels) = 60 if group == "ours" else 26, zip(*points, strict=True)
             axes.scatter(
                 speeds, levels, s=size, marker=MARKS[group], color=COLOURS[group], label=WORDS[group], zorder=3,
                 linewidths=0,
             )  # fmt: skip
-    front = pareto_front([(line["speedup"], min(line["psnr"], ceiling)) for line in caches])
+    front = pareto_front([(line["speedup"], min(line["median"], ceiling)) for line in caches])
     corners = [(caches[i]["speedup"], min(caches[i]["psnr"], ceiling)) for i in front]
     axes.plot(*zip(*corners, strict=True), color=INK, alpha=0.25, linewidth=5, zorder=1, label="Pareto front")
     seen = [
         p for groups in CONTROLS.values() for p in curve(lines, groups) if p[0] <= max(speed for speed, _ in corners)
-    ] + [(1.0, line["psnr"]) for line in measured(lines) if line["group"] == "rounding"]
-    _frame(axes, [(line["speedup"], min(line["psnr"], ceiling)) for line in caches] + seen, title)
+    ] + [(1.0, line["median"]) for line in measured(lines) if line["group"] == "rounding"]
+    _frame(axes, [(line["speedup"], min(line["median"], ceiling)) for line in caches] + seen, title)
     figure.canvas.draw()
     _label(axes, caches, {*front}, ceiling)
     figure.savefig(path)
@@ -63,7 +68,7 @@ def _controls(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
             )
     for line in measured(lines):
         if line["group"] == "rounding":
-            axes.axhline(line["psnr"], color=FAINT, linestyle=":", linewidth=1.2, label="rounding: the base in fp32")
+            axes.axhline(line["median"], color=FAINT, linestyle=":", linewidth=1.2, label="rounding: the base in fp32")
 
 
 def _frame(axes: Any, points: Sequence[tuple[float, float]], title: str) -> None:
@@ -75,7 +80,7 @@ def _frame(axes: Any, points: Sequence[tuple[float, float]], title: str) -> None
     axes.minorticks_off()
     axes.set_ylim(min(levels) - 2, max(levels) + 2)
     axes.set_xlabel("speedup, measured (times)", fontsize=11, color=INK)
-    axes.set_ylabel("PSNR against the base (dB)", fontsize=11, color=INK)
+    axes.set_ylabel("median PSNR against the base (dB)", fontsize=11, color=INK)
     axes.set_title(title, loc="left", fontsize=12, color=INK)
     axes.grid(color=LINE, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -90,7 +95,7 @@ def labelled(caches: Sequence[dict[str, Any]], front: set[int]) -> list[int]:
     best: dict[tuple[str, str], tuple[int, float]] = {}
     for i, line in enumerate(caches):
         key, margin = (line["group"], line["family"]), line["over controls"]
-        value = line["psnr"] if margin is None else margin
+        value = line["median"] if margin is None else margin
         if key not in best or value > best[key][1]:
             best[key] = (i, value)
     named = front | {i for i, line in enumerate(caches) if line["group"] == "ours"}
@@ -105,7 +110,7 @@ def short(name: str) -> str:
 def _label(axes: Any, caches: Sequence[dict[str, Any]], front: set[int], ceiling: float) -> None:
     """Names where they hide no point and no other name."""
     renderer = axes.figure.canvas.get_renderer()
-    spots = [axes.transData.transform((line["speedup"], min(line["psnr"], ceiling))) for line in caches]
+    spots = [axes.transData.transform((line["speedup"], min(line["median"], ceiling))) for line in caches]
     taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
     extent = axes.get_window_extent(renderer)
     frame = (extent.x0, extent.y0, extent.x1, extent.y1)

@@ -1,4 +1,5 @@
-"""What rows need before they run: calibrated schedules, fitted gates and maps, searched steps of the control."""
+"""What rows need before they run: calibrated schedules, fitted gates and maps, searched steps of the control
+and of BudCache."""
 
 from __future__ import annotations
 
@@ -16,11 +17,14 @@ from rich.progress import Progress
 from stack import Stack
 from stack.caching.cache import Cache
 from stack.caching.methods import PRESETS
-from stack.measure.metrics import psnr
+from stack.caching.sites.fastcache import FastCacheSite
 from stack.measure.multistep import multistep_of
 
-from .bench import Bench, pictures
+from .bench import FIT_SEED, HELD_SEED, Bench, pictures
+from .budcache import Steps, anneal
+from .quality import mean_likeness
 from .record import Record
+from .rows import Row
 
 BUDGET = 120.0  # seconds of a calibration on one core; its users are promised a minute on the machine's two
 
@@ -47,7 +51,9 @@ def calibrated(bench: Bench, record: Record, full: int, method: str = "svd") -> 
         search, held_out = bench.fitting()
         stack = Stack(bench.pipe, steps=bench.steps).cache(method)
         try:
-            result = stack.calibrate(search, held_out, full_steps=full, seed=1000, trials=bench.trials, budget=BUDGET)
+            result = stack.calibrate(
+                search, held_out, full_steps=full, seed=FIT_SEED, trials=bench.trials, budget=BUDGET
+            )
         finally:
             stack.undo()
         return {"options": options_of(_cache_of(stack)), "trials": result.trials, "told": str(result)}
@@ -64,10 +70,17 @@ def gate_options(bench: Bench, record: Record, method: str) -> dict[str, Any]:
 
     def compute() -> dict[str, Any]:
         stack = Stack(bench.pipe, steps=bench.steps).cache(method)
-        return options_of(_cache_of(stack.fit_gate(bench.fitting()[0], seed=1000)))
+        return options_of(_cache_of(stack.fit_gate(bench.fitting()[0], seed=FIT_SEED)))
 
     found = record.remember(f"gate of {method}", compute)
     return {name: tuples(value) for name, value in found.items() if name != "threshold"}
+
+
+def fitted(bench: Bench, record: Record, method: str) -> dict[str, Any]:
+    """Whatever a preset needs that is measured on the model: a gate's numbers, FastCache's maps."""
+    site = PRESETS[method].site
+    maps = {"maps": str(fitted_maps(bench))} if isinstance(site, FastCacheSite) and site.needs_maps else {}
+    return gate_options(bench, record, method) | maps
 
 
 def fitted_maps(bench: Bench) -> Path:
@@ -77,7 +90,7 @@ def fitted_maps(bench: Bench) -> Path:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         stack = Stack(bench.pipe, steps=bench.steps).cache("fastcache")
-        stack.fit_maps(bench.fit_texts, seed=1000, save=path)
+        stack.fit_maps(bench.fit_texts, seed=FIT_SEED, save=path)
     return path
 
 
@@ -86,24 +99,49 @@ def searched(bench: Bench, record: Record, count: int, trials: int) -> Times:
 
     def compute() -> dict[str, Any]:
         texts, held_out = bench.fitting()
-        target = pictures(bench.pipe, texts, bench.steps, 1000)
+        target = pictures(bench.pipe, texts, bench.steps, FIT_SEED)
 
         def score(times: Times) -> float:
             with _walking(bench, times):
-                return psnr(pictures(bench.pipe, texts, count, 1000), target)
+                return mean_likeness(pictures(bench.pipe, texts, count, FIT_SEED), target)
 
         with Progress(transient=True) as bar:
             task = bar.add_task(f"steps of the control, {count}", total=trials)
             found = place(score, count, trials, lambda times, value: bar.advance(task))
-        away = pictures(bench.pipe, held_out, bench.steps, 11_000)
+        away = pictures(bench.pipe, held_out, bench.steps, HELD_SEED)
         with _walking(bench, found.best):
-            held = psnr(pictures(bench.pipe, held_out, count, 11_000), away)
+            held = mean_likeness(pictures(bench.pipe, held_out, count, HELD_SEED), away)
         return {
             "times": found.best, "psnr": found.score, "uniform_psnr": found.trials[0][1], "held_out_psnr": held,
             "trials": len(found.trials),
         }  # fmt: skip
 
     return tuples(record.remember(f"control, {count}", compute)["times"])
+
+
+def budgeted(bench: Bench, record: Record, row: Callable[[Steps], Row], name: str, full: int) -> Steps:
+    """Full steps as BudCache searches them, with any cache under them: same prompts, same number of batches.
+
+    Args:
+        row: the cache, by its full steps.
+    """
+
+    def compute() -> dict[str, Any]:
+        texts = bench.fitting()[0]
+        target = pictures(bench.pipe, texts, bench.steps, FIT_SEED)
+        with Progress(transient=True) as bar:
+            task = bar.add_task(f"{name}: search", total=bench.trials)
+
+            def score(chosen: Steps) -> float:
+                with row(chosen).using() as live:
+                    found = mean_likeness(pictures(live.run, texts, bench.steps, FIT_SEED), target)
+                bar.advance(task)
+                return found
+
+            best, value = anneal(score, full, bench.steps, bench.trials)
+        return {"full_steps": best, "psnr": value}
+
+    return tuples(record.remember(name, compute)["full_steps"])
 
 
 @contextmanager

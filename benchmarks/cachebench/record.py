@@ -12,6 +12,7 @@ from stack.compare.record import machine, save_json, versions
 from stack.core.errors import StackError
 
 Line = dict[str, Any]
+TIMES = ("rounds", "seconds", "speedup", "overhead_ms")  # of a line: what a further run measures anew
 
 
 def plain(value: Any) -> Any:
@@ -24,6 +25,12 @@ def merge(old: Sequence[Line], new: Sequence[Line]) -> list[Line]:
     fresh = {line["row"]: line for line in new}
     kept = [fresh.pop(line["row"], line) for line in old]
     return [*kept, *fresh.values()]
+
+
+def known_quality(lines: Sequence[Line], name: str, settings: dict[str, Any]) -> Line:
+    """What an earlier run counted and judged of a row of these settings; empty where it did not."""
+    found = (x for x in lines if x["row"] == name and x["settings"] == plain(settings) and "median" in x)
+    return {key: value for key, value in next(found, {}).items() if key not in TIMES}
 
 
 def finished(lines: Sequence[Line], name: str, settings: dict[str, Any], rounds: int) -> bool:
@@ -44,6 +51,7 @@ class Record:
         prepared: what was calibrated, fitted or searched, by name.
         screening: one line per setting tried.
         rows: one line per row measured.
+        left_out: what has no row, and why.
     """
 
     path: Path
@@ -52,6 +60,7 @@ class Record:
     screening: list[Line] = field(default_factory=list)
     rows: list[Line] = field(default_factory=list)
     targets: list[Line] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, protocol: dict[str, Any], fresh: bool = False) -> Record:
@@ -80,6 +89,6 @@ class Record:
         """Write everything."""
         whole = {
             "protocol": self.protocol, "machine": machine(device), "versions": versions(), "targets": self.targets,
-            "rows": self.rows, "prepared": self.prepared, "screening": self.screening,
+            "rows": self.rows, "prepared": self.prepared, "screening": self.screening, "left_out": self.left_out,
         }  # fmt: skip
         save_json(whole, self.path)

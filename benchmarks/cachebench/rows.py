@@ -11,15 +11,24 @@ import torch
 from torch import nn
 
 from stack import Stack
-from stack.caching.methods import PRESETS
+from stack.caching.cache import Cache
+from stack.caching.methods import PRESETS, is_reading
+from stack.caching.policy import Policy
+from stack.calibrate.thresholds import loosened
 from stack.measure.multistep import multistep_of
 
 from .bench import WARMUP, Bench, Run, interval_for
 
-CONTROL_SHARES = (0.12, 0.14, 0.16, 0.18, 0.2, 0.22, 0.24, 0.28, 0.34, 0.4, 0.5, 0.64, 0.8)
-OURS = ("svd", "predictor-corrector")  # measured calibrated as well
+# Numbers of steps of the controls, as shares of the base's: of 50, 5 to 25, and 4 to 12 where they are searched.
+SHARES = {
+    "euler": (0.1, 0.12, 0.14, 0.18, 0.24, 0.3, 0.4, 0.5),
+    "second order": (0.12, 0.18, 0.24, 0.4),
+    "searched": (0.08, 0.1, 0.12, 0.14, 0.18, 0.24),
+}
+OURS = ("svd",)  # measured calibrated as well
 FP32 = "base in fp32"
-FASTCACHE_FACTORS = (0.5, 1.0, 2.0, 4.0)  # of the preset's threshold
+Wanted = Callable[[str], bool]
+FACTORS = (0.5, 2.0)  # of a published gate's threshold, for points beside its own
 
 
 @dataclass
@@ -35,7 +44,8 @@ class Row:
     """One way to generate.
 
     Attributes:
-        group: "base", "ours", "preset", "cache-dit", "diffusers", "euler", "second order", "searched" or "rounding".
+        group: "base", "ours", "preset", "papers", "cache-dit", "diffusers", "euler", "second order", "searched" or
+            "rounding".
         family: what it is a setting of.
         settings: everything its figures depend on, for the record.
         using: a context in which the row generates.
@@ -104,7 +114,7 @@ def fewer(bench: Bench, steps: int, group: str, times: Sequence[float] = ()) -> 
     return Row(name, group, group, {"steps": steps, "times": list(times)}, using)
 
 
-def rounding(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:
+def rounding(bench: Bench, wanted: Wanted) -> Iterator[Row]:
     """The base in fp32: what rounding does to its pictures, and so the PSNR above which rows cannot be told apart."""
 
     @contextmanager
@@ -116,37 +126,70 @@ def rounding(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:
         yield Row(FP32, "rounding", FP32, {"dtype": "float32"}, using)
 
 
-def scheduled(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:
-    """Every preset with a schedule at every count, and those with a pace of their own as published."""
+def at_count(bench: Bench, full: int) -> dict[str, Any]:
+    """Options of a cache with so many full steps."""
+    return {"count": full}
+
+
+def at_interval(bench: Bench, full: int) -> dict[str, Any]:
+    """Options of a published schedule with about so many full steps."""
+    return {"interval": interval_for(full, bench.steps), "warmup": WARMUP}
+
+
+def looser(name: str, factor: float) -> dict[str, Any]:
+    """Options of a preset with its threshold, or its bound on a draft's error, times a factor; {} if it has none."""
+    cache = Cache(name)
+    own = loosened(cache, factor).policy.differing(cache.policy)
+    return {key: value for key, value in own.items() if key in ("threshold", "accept")}
+
+
+def settings_of(bench: Bench, name: str, policy: Policy) -> dict[str, dict[str, Any]]:
+    """Names of a preset's rows, and its options in each.
+
+    With a schedule: at every count, a variant of another preset at the usual one only; or as published and at the
+    interval of the usual count. What decides by itself: as shipped; a published one also tighter and looser.
+    """
+    if is_reading(name):
+        if policy.scheduled:
+            return {name: {}, f"{name}, {bench.usual}": at_interval(bench, bench.usual)}
+        loose = {f"{name}, {factor:g} of its threshold": looser(name, factor) for factor in FACTORS}
+        return {name: {}} | {row: options for row, options in loose.items() if options}
+    if policy.scheduled:
+        variant = any(name.startswith(f"{other}-") for other in PRESETS)
+        return {f"{name}, {full}": at_count(bench, full) for full in ([bench.usual] if variant else bench.counts)}
+    return {name: {}}
+
+
+def preset_rows(bench: Bench, wanted: Wanted, fitted: Callable[[str], dict[str, Any]]) -> Iterator[Row]:
+    """Every preset; one that is the same cache as another before it is measured once.
+
+    Args:
+        fitted: the measured numbers and maps that a preset needs, by its name.
+    """
+    same = twins()
     for name, policy in PRESETS.items():
-        if not policy.scheduled:
-            continue
-        if (policy.schedule.interval, policy.schedule.warmup) != (7, 3) and wanted(name):
-            yield preset(bench, name, name)
-        for full in bench.counts:
-            if wanted(f"{name}, {full}"):
-                yield preset(bench, f"{name}, {full}", name, interval=interval_for(full, bench.steps), warmup=WARMUP)
-    # What the plan advises where nobody calibrates (rule even-steps).
-    for full in bench.counts:
-        if wanted(f"svd corrected, {full}"):
-            options = {
-                "interval": interval_for(full, bench.steps),
-                "warmup": WARMUP,
-                "schedule_power": 2.0,
-                "corrected": True,
-            }
-            yield preset(bench, f"svd corrected, {full}", "svd", family="svd corrected", **options)
+        for row, options in settings_of(bench, name, policy).items():
+            if name not in same and wanted(row):
+                yield preset(bench, row, name, **options, **fitted(name))
 
 
-def control_steps(steps: int) -> list[int]:
-    """Numbers of steps whose times cover those of any cache worth having."""
-    return sorted({max(2, round(share * steps)) for share in CONTROL_SHARES})
+def twins() -> dict[str, str]:
+    """Presets that are the same cache as one before them, and that one's name."""
+    names = list(PRESETS)
+    first = {name: next(other for other in names if PRESETS[other] == PRESETS[name]) for name in names}
+    return {name: other for name, other in first.items() if other != name}
 
 
-def controls(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:
+def control_steps(bench: Bench, group: str) -> list[int]:
+    """Numbers of steps of a control; none where the sampler has no second-order one."""
+    if group != "euler" and multistep_of(bench.pipe.scheduler) is None:
+        return []
+    return sorted({max(2, round(share * bench.steps)) for share in SHARES[group]})
+
+
+def controls(bench: Bench, wanted: Wanted) -> Iterator[Row]:
     """Fewer steps, uniform: the model's own scheduler and a second-order one."""
-    solvers = ["euler"] + ["second order"] * (multistep_of(bench.pipe.scheduler) is not None)
-    for group in solvers:
-        for steps in control_steps(bench.steps):
+    for group in ("euler", "second order"):
+        for steps in control_steps(bench, group):
             if wanted(f"{steps} steps, {group}"):
                 yield fewer(bench, steps, group)

@@ -128,7 +128,7 @@ def calibrate(pipe: Any, model: str, budget: float) -> dict[str, Any]:
     """SVD-Cache's schedule on the plain model, and the forecast that goes with it."""
     searched, held = MANY.get(model, FIT)
     texts = captions(searched + held, seed=78, model=model)
-    stack = Stack(pipe, steps=STEPS).cache("svd", **FULL[STEPS])
+    stack = Stack(pipe, steps=STEPS).cache("svd-published", **FULL[STEPS])
     try:
         found = stack.calibrate(
             texts[:searched], texts[searched:], full_steps=CALIBRATED_AT, seed=FIT_SEED, budget=budget

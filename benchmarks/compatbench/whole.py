@@ -27,7 +27,7 @@ def whole(pipe: Any, texts: list[str], calibrated: dict[str, Any], rounds: int, 
     parts: dict[str, Callable[[Stack], Stack]] = {
         "quantize": lambda stack: stack.quantize("int8"),
         "sparse_attn": lambda stack: stack.sparse_attn(keep=0.5),
-        "cache": lambda stack: stack.cache("svd", **calibrated),
+        "cache": lambda stack: stack.cache("svd-published", **calibrated),
     }
     stacks = {BASE: Stack(pipe, steps=STEPS)}
     stacks |= {name: put(Stack(pipe, steps=STEPS)) for name, put in parts.items()}

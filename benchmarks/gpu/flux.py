@@ -20,7 +20,7 @@ from .whole import Whole, measure
 CACHE = "predictor-corrector"
 HEADLINE = "fp8 + compiled + cuDNN + cache"
 AT_28 = f"{HEADLINE}, 28 steps"
-OTHER_CACHES = ("first-block", "taylorseer-lite", "svd-blocks")
+OTHER_CACHES = ("first-block", "taylorseer-lite", "svd-published-blocks")
 FEW = 10  # steps of a request where all are alike and the row is no base
 SPARSE_STEPS = 6
 

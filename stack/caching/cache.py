@@ -15,7 +15,7 @@ from ..core.installer import Installer
 from ..core.passes import Applied, Finding, Pass
 from ..core.progress import counted
 from ..core.validate import NotNegative, checked
-from ..models.sampler import AffineStep, planned_steps
+from ..models.sampler import LinearSampler, planned_sampler
 from ..runtime.call import Interceptor
 from ..runtime.step_clock import FULL
 from ..runtime.target import Target
@@ -30,19 +30,19 @@ from .describe import described, noise_words
 from .fastcache.maps import load_maps
 from .gate_policies import BudgetPolicy, DraftPolicy
 from .guard import NoGradients, OutputGuard
-from .methods import PRESETS
+from .methods import PRESETS, unlike_published
+from .noise_schedule import Levels
 from .options import modern
 from .placement import all_on_device, first_on_device
-from .policy import Policy
-from .repairs import can_correct
-from .sample_size import SampleSize
+from .policy import IMPLIED, Policy
 from .schedules import Schedule
 
 FILES = {"maps": load_maps, "bases": load_bases}  # options that may be given as a file's path
 # Options that calibration and `fit_gate` choose.
 MEASURED = (
     *(f.name for f in fields(Candidate)),
-    *("steps", "full_at", "threshold", "error_scale", "below_error", "measured_error", "accept", "calibrated_for"),
+    *("steps", "full_at", "threshold", "accept", "calibrated_for"),
+    *("error_scale", "lead", "below_error", "measured_error"),
 )
 
 
@@ -65,7 +65,8 @@ class Cache:
         method: a row of `stack.caching.methods.PRESETS`: "svd" (SVD-Cache, arXiv 2601.07396), "taylorseer", ...
         options: any choice of `stack.caching.policy.Policy` and of its parts, instead of the preset's; `maps` and
             `bases` may be a file's path. `max_error=0.02` spends a relative error of the final sample instead of
-            following a schedule (gate "budget"; `Stack.fit_gate` fits its estimate to finished samples).
+            following a schedule: full steps are chosen by what they measure (gate "budget"; `Stack.fit_gate` fits the
+            estimate to finished samples).
 
     Attributes:
         given: names of the options that the user has set, also where they are as in the preset.
@@ -132,7 +133,14 @@ class Cache:
         """Options that are not the preset's, and those that the user has set."""
         own = self.policy.options()
         given = {name: own[name] for name in self.given if name in own}
-        return given | self.policy.differing(PRESETS[self.method])
+        asked = given | self.policy.differing(PRESETS[self.method])
+        for name in IMPLIED:
+            rest = {n: v for n, v in asked.items() if n != name}
+            if PRESETS[self.method].changed(**rest).options()[name] != own[name]:
+                asked[name] = own[name]
+            elif name not in given:
+                asked = rest
+        return asked
 
     @property
     def measured(self) -> dict[str, Any]:
@@ -150,12 +158,13 @@ class Cache:
         """The number of steps the schedule was calibrated for."""
         return self.policy.schedule.steps
 
-    def schedule_for(self, steps: int, sigmas: Sequence[float] = ()) -> Schedule:
-        """The schedule of a request with this many steps, at these noise levels if they are known."""
-        return self.policy.schedule_for(steps, sigmas)
+    def schedule_for(self, steps: int, sigmas: Sequence[float] = (), levels: Levels = ()) -> Schedule:
+        """The schedule of a request with this many steps, see `Policy.schedule_for`."""
+        return self.policy.schedule_for(steps, sigmas, levels)
 
     def describe(self, facts: Facts) -> list[str]:
-        return described(self.method, self.policy, facts)
+        unlike = unlike_published(self.method)
+        return [*described(self.method, self.policy, facts), *([unlike] if unlike else [])]
 
     def check(self, facts: Facts) -> list[Finding]:
         p = self.policy
@@ -220,21 +229,19 @@ class Cache:
 
     def correctors(self, controller: CacheController, target: Target) -> tuple[Interceptor, ...]:
         """What lets full steps put right what this controller's forecasts left, if the policy says so."""
-        return (Corrector(controller, _steps_of(target)),) if self.policy.corrected else ()
+        return (Corrector(controller, _sampler_of(target)),) if self.policy.corrected else ()
 
     def apply(self, target: Target, install: Installer) -> Applied:
         controller = self.controller(target)
         constants = Constants(target.clock, target.conditions)
         constants.install(target.denoiser, target.wiring, install)
         guard = OutputGuard(target.clock, target.journal, controller.empty)
-        budget = isinstance(self.policy.gate, BudgetPolicy) and _x0_is_known(target)
         places = self.install_site(
             controller,
             target,
             install,
             NoGradients(target.journal),  # outermost: nothing that anybody keeps holds a graph
             guard,  # judges what the caller would get, and has it made again by all that follow
-            *((SampleSize(controller, _steps_of(target)),) if budget else ()),  # reads outputs as they are corrected
         )
         install.on_rollback(controller.reset)
 
@@ -252,14 +259,9 @@ class Cache:
         )
 
 
-def _steps_of(target: Target) -> Callable[[], list[AffineStep]]:
-    """The sampler's steps of the current request."""
-    return planned_steps(target.pipe, lambda: target.clock.sigma_schedule)
-
-
-def _x0_is_known(target: Target) -> bool:
-    """Whether x0 can be computed from the denoiser's output."""
-    return target.pipe is not None and can_correct(target.now)
+def _sampler_of(target: Target) -> Callable[[], LinearSampler]:
+    """The sampler of the current request."""
+    return planned_sampler(target.pipe, lambda: target.clock.sigma_schedule)
 
 
 def _none_cached(p: Policy, target: Target) -> str:

@@ -37,7 +37,7 @@ from .schedules import Mask, same_share
 from .splits import ChannelSplit
 
 # Options that say when to run in full.
-WHEN = ("interval", "warmup", "schedule_power", "gate", "threshold")
+WHEN = ("interval", "warmup", "count", "spread", "gate", "threshold")
 Judged = tuple[Finding, Policy | None]  # and the cache as the finding leaves it; None drops it, where it repairs
 
 
@@ -54,7 +54,7 @@ def judged(
     found: list[Judged] = [(finding, None) for finding in first]
     if any(finding.fatal for finding in first):
         return found
-    for repair in (_uncorrectable, partial(_few_steps, asked), _elsewhere, _aligned, _turned, _noisy):
+    for repair in (partial(_uncorrectable, asked), partial(_few_steps, asked), _elsewhere, _aligned, _turned, _noisy):
         judgement = repair(policy, facts, stage)
         if judgement is None:
             continue
@@ -66,16 +66,18 @@ def judged(
     return [*found, *((finding, None) for finding in clashes(policy, facts, stage))]
 
 
-def _uncorrectable(p: Policy, facts: Facts, stage: str) -> Judged | None:
-    """A corrector where x0 cannot be computed from the denoiser's output."""
+def _uncorrectable(asked: Mapping[str, Any], p: Policy, facts: Facts, stage: str) -> Judged | None:
+    """A corrector where x0 cannot be computed from the denoiser's output: a note where nobody has asked for it."""
     (into, out) = facts.latent
     if not p.corrected or can_correct(facts):
         return None
-    plain, repair = replace(p, corrected=False), "full steps correct nothing; calibrate again"
+    plain, repair = replace(p, corrected=False), "full steps correct nothing"
+    repair += "; calibrate again" if p.schedule.full_steps else ""
+    note = "corrected" not in asked and not p.schedule.full_steps
     if facts.sampler:
-        return Finding.of(SAMPLER_NOT_PLAIN, stage, facts.sampler, repair=repair), plain
+        return Finding.of(SAMPLER_NOT_PLAIN, stage, facts.sampler, repair=repair, note=note), plain
     what = f"a corrector reads the latent off the output: expected no more numbers out than in, got {out} for {into}"
-    return Finding.of(LEARNED_VARIANCE, stage, what, repair=repair), plain
+    return Finding.of(LEARNED_VARIANCE, stage, what, repair=repair, note=note), plain
 
 
 def _asked_when(p: Policy, facts: Facts, asked: Mapping[str, Any]) -> list[str]:
@@ -98,23 +100,26 @@ def _unfitted(p: Policy, facts: Facts, stage: str, method: str, asked: Mapping[s
 
 
 def _few_steps(asked: Mapping[str, Any], p: Policy, facts: Facts, stage: str) -> Judged | None:
-    """Whole steps are not forecast on a few-step schedule, unless the user has said when to run in full."""
+    """Full steps of a few-step schedule are chosen by its noise levels, unless the user has said which run in full."""
     if facts.steps >= FEWEST_STEPS or (p.site.partial_depth and not p.gate):
         return None
+    part = for_few_steps(p, facts)
+    full, always = part.full_steps(facts), always_running(part, facts)
+    most = most_saved(len(full), facts.steps, always)
     if when := _asked_when(p, facts, asked):
         what = (
             f"{' and '.join(when)} as asked on a schedule of {facts.steps} steps, where forecasts have little to go on"
         )
-        return Finding.of(FEW_STEPS, stage, f"{what}; without, part of the blocks runs on every step", note=True), None
-    part = for_few_steps(p, facts)
-    full, always = len(part.schedule_for(facts.steps).full_steps(facts.steps)), always_running(part, facts)
-    most = most_saved(full, facts.steps, always)
+        return Finding.of(
+            FEW_STEPS, stage, f"{what}; {len(full)} of them in full would be the default", note=True
+        ), None
     if most <= 1:
         what = f"a schedule of {counted(facts.steps, 'step')} has none to cache"
         return Finding.of(FEW_STEPS, stage, what, repair="run without the cache"), None
     what = f"a schedule of {facts.steps} steps can save at most {most:.2f}x with this cache"
     front, back = part.site.front_blocks, part.site.back_blocks
-    repair = f"{facts.steps - full} of {facts.steps} steps run {front} front and {back} back blocks"
+    repair = f"{len(full)} of {facts.steps} steps run in full: {' '.join(map(str, full))}"
+    repair += f"; the others run {front} front and {back} back blocks" if always else ""
     own = part.options()
     if unused := [name for name, value in asked.items() if own.get(name) != value]:
         repair += f"; not used: {', '.join(unused)}"
@@ -125,15 +130,16 @@ def _elsewhere(p: Policy, facts: Facts, stage: str) -> Judged | None:
     """A schedule that was calibrated under other conditions, or leaves nothing to cache."""
     if not p.scheduled:
         return None
-    full, own = sorted(p.schedule_for(facts.steps).full_steps(facts.steps)), p.schedule
+    full, own = p.full_steps(facts), p.schedule
     if len(full) == facts.steps:
         return Finding(stage, f"0 of {facts.steps} steps would be cached", "interval 1", note=True), None
     if own.full_steps and (changed := differences(p.calibrated_for, facts, DECISIVE)):
         what = f"the schedule was calibrated for another stack: {'; '.join(changed)}"
-        where = "full steps dense near the data" if own.schedule_power else "evenly spread full steps"
+        plain, where = p.uncalibrated.changed(count=len(full)), "full steps placed by noise level"
+        if own.spread == "even":
+            even, where = same_share(Mask(own.full_steps, own.steps), facts.steps), "evenly spread full steps"
+            plain = p.uncalibrated.changed(interval=even.interval, warmup=even.warmup, count=0, spread="even")
         repair = f"{len(full)} {where}, the cache's own forecast; calibrate again"
-        even = same_share(Mask(own.full_steps, own.steps), facts.steps)
-        plain = p.uncalibrated.changed(interval=even.interval, warmup=even.warmup)
         return Finding.of(CALIBRATED_ELSEWHERE, stage, what, repair=repair), plain
     if own.full_steps and facts.steps != own.steps:
         then, now = uniform_levels(range(own.steps), own.steps), uniform_levels(range(facts.steps), facts.steps)
@@ -155,7 +161,7 @@ def _aligned(p: Policy, facts: Facts, stage: str) -> Judged | None:
     if not facts.switches or not (p.scheduled and p.schedule.even) or facts.steps < FEWEST_STEPS:
         return None
     moved = p.changed(switches=facts.switches)
-    before, after = (sorted(policy.schedule_for(facts.steps).full_steps(facts.steps)) for policy in (p, moved))
+    before, after = (policy.full_steps(facts) for policy in (p, moved))
     if before == after:
         return None
     at = " and ".join(str(round(share * facts.steps)) for share in facts.switches)

@@ -88,7 +88,7 @@ def _forecast(p: Policy, facts: Facts, stage: str) -> list[Finding]:
     if not facts.rounds_activations or not order or p.noise:
         return []
     found = []
-    gain = 0.0 if p.gate else noise_gain(p.schedule_for(facts.steps).full_steps(facts.steps), facts.steps)
+    gain = 0.0 if p.gate else noise_gain(p.full_steps(facts), facts.steps)
     if gain > LARGEST_NOISE_GAIN:
         what = f"this schedule's first differences gain {gain:.1f} times the noise of a step"
         found.append(Finding.of(NARROW_GAPS, stage, what, note=True))
@@ -99,14 +99,14 @@ def _forecast(p: Policy, facts: Facts, stage: str) -> list[Finding]:
 
 
 def _even(p: Policy, facts: Facts, stage: str) -> list[Finding]:
-    """Few full steps of a flow where published settings have them, though there are better places, and a corrector."""
-    possible = facts.flow and p.correctable and can_correct(facts) and facts.steps >= FEWEST_STEPS
-    if p.schedule.full_steps or p.schedule.schedule_power or not possible:
+    """Few full steps where published settings have them, though there are better places, and a corrector."""
+    possible = p.scheduled and p.correctable and can_correct(facts) and facts.steps >= FEWEST_STEPS
+    if p.schedule.full_steps or p.schedule.spread != "even" or not possible:
         return []
-    full = len(p.schedule_for(facts.steps).full_steps(facts.steps))
+    full = len(p.full_steps(facts))
     if full > MOST_EVEN * facts.steps:
         return []
-    what = f"{full} of {facts.steps} steps full, evenly spread: try schedule_power=2.0, corrected=True, or calibrate()"
+    what = f"{full} of {facts.steps} steps full, evenly spread: try spread='by-noise', corrected=True, or calibrate()"
     return [Finding.of(EVEN_STEPS, stage, what, note=True)]
 
 

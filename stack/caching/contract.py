@@ -25,6 +25,7 @@ from .controller import CacheController
 from .fitted import Fitted
 from .forecast import Forecast
 from .gates import Gate
+from .noise_schedule import Levels
 from .options import Options
 from .schedule_policy import SchedulePolicy
 from .schedules import Interval, Schedule
@@ -45,6 +46,9 @@ class PolicyLike(Protocol):
     def state_dtype(self) -> str: ...
     @property
     def noise(self) -> Floor: ...
+    @property
+    def corrected(self) -> bool: ...
+    def schedule_for(self, steps: int, sigmas: Sequence[float] = (), levels: Levels = ()) -> Schedule: ...
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class Site(Options):
         """The schedule of a cache that was not calibrated."""
         return Interval(interval, warmup)
 
-    def lines(self, policy: PolicyLike, steps: int) -> list[str]:
+    def lines(self, policy: PolicyLike, facts: Facts) -> list[str]:
         """Further lines for `explain()`; all of them, beside the method's name and the size, where it `decides`."""
         return []
 
@@ -182,6 +186,7 @@ class GatePolicy(Options):
         self_timed: its threshold is an error that is measured in every request, and holds on any stack.
         option: the option that stands for it; "" where it is asked for by name only.
         keeps_probe: it holds a tensor of the output stream's size to compare with.
+        correctable: full steps can put right the forecasts before them: not where a step is taken back.
     """
 
     name: ClassVar[str]
@@ -192,6 +197,7 @@ class GatePolicy(Options):
     self_timed: ClassVar[bool] = False
     option: ClassVar[str] = ""
     keeps_probe: ClassVar[bool] = False
+    correctable: ClassVar[bool] = True
 
     def suits(self, site: Site) -> bool:
         """Whether it can decide at a site."""

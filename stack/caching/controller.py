@@ -17,9 +17,12 @@ from ..runtime.call import holds_collections
 from ..runtime.report import Journal
 from ..runtime.stamp import Conditions, Stamp
 from ..runtime.step_clock import ALL, CACHED, FULL, NO_BLOCK, PARTIAL, Clock, Computed, StepContext
+from .debts import Debts
 from .forecast import coordinate
 from .gates import BudgetGate, Gate
 from .guard import FURTHEST, ExtrapolationGuard, NormReader
+from .measurements import Measurements
+from .noise_schedule import Levels
 from .placement import Place, Placement, all_on_device
 from .predictor import Predictor
 from .schedules import Schedule
@@ -42,13 +45,17 @@ class CacheSlot:
     reference: torch.Tensor | None = None  # the probe that the next one is compared with
     run: int = 0  # cached steps since the last full one
     kept: dict[str, torch.Tensor] = field(default_factory=dict)  # what a site holds besides predictors
+    debts: Debts = field(default_factory=Debts)  # what a corrector holds
     guard: ExtrapolationGuard = field(default_factory=ExtrapolationGuard)
 
     def clear(self) -> None:
         """Forget what was stored, not what was decided."""
         self.predictors.clear()
         self.kept.clear()
+        self.debts.clear()
         self.guard.clear()
+        if isinstance(self.gate, BudgetGate):
+            self.gate.spending.forget()
 
 
 @dataclass
@@ -62,8 +69,8 @@ class CacheController:
     """State of one cache on one model.
 
     Attributes:
-        schedule_for: the schedule of a request with this many steps at these noise levels; not asked where there is a
-            gate.
+        schedule_for: the schedule of a request with this many steps at these noise levels (see `ByNoise`); not asked
+            where there is a gate.
         new_predictor: makes the predictor of a feature, by its key and where its state is to lie.
         conditions: asked at every step; a change drops the state.
         new_gate: makes a gate for a request; None for a fixed schedule.
@@ -81,6 +88,7 @@ class CacheController:
         rolled_back: steps whose drafts failed their check.
         refused: steps that ran in full because their forecast would have gone too far.
         cached_work: what a cached step still computes, set by the site.
+        measurements: errors that full steps measured, on their way to the gates that decide by them.
         now: the current denoiser call, once it has begun.
         slots: those of its branch.
         x: its coordinate.
@@ -88,7 +96,7 @@ class CacheController:
 
     clock: Clock
     journal: Journal
-    schedule_for: Callable[[int, Sequence[float]], Schedule]
+    schedule_for: Callable[[int, Sequence[float], Levels], Schedule]
     new_predictor: Callable[[str, Placement], Predictor]
     conditions: Callable[[], Conditions]
     new_gate: Callable[[SigmaSchedule], Gate] | None = None
@@ -106,6 +114,7 @@ class CacheController:
     rolled_back: int = 0
     refused: int = 0
     cached_work: Computed = NO_BLOCK
+    measurements: Measurements = field(default_factory=Measurements)
     _held: dict[str, _Held] = field(default_factory=dict)
     _reader: NormReader = field(default_factory=NormReader)
     _planned: tuple[SigmaSchedule, frozenset[int]] | None = None
@@ -119,6 +128,7 @@ class CacheController:
         slots = self._all_cells
         probes = sum(slot.reference.nbytes for slot in slots if slot.reference is not None)
         kept = sum(tensor.nbytes for slot in slots for tensor in slot.kept.values())
+        kept += sum(slot.debts.bytes for slot in slots)
         shared = sum(tensor.nbytes for tensor in self.shared.values())
         return probes + kept + shared + sum(p.bytes for slot in slots for p in slot.predictors.values())
 
@@ -134,14 +144,16 @@ class CacheController:
     @property
     def estimates(self) -> dict[str, float]:
         """The estimated error of the final sample, of the worst sample and branch, where there is a budget."""
-        spent = [slot.gate.budget.spent for slot in self._all_cells if isinstance(slot.gate, BudgetGate)]
-        return {"estimated_error": max(spent)} if spent else {}
+        self.measurements.poll(wait=True)
+        found = [slot.gate.spending.estimate for slot in self._all_cells if isinstance(slot.gate, BudgetGate)]
+        return {"estimated_error": max(found)} if found else {}
 
     def reset(self) -> None:
         """Forget every request."""
         self._held.clear()
         self.slots = []
         self._reader.clear()
+        self.measurements.clear()
         self.shared.clear()
 
     def empty(self) -> None:
@@ -222,7 +234,7 @@ class CacheController:
         schedule = self.clock.sigma_schedule
         if self._planned is None or self._planned[0] is not schedule:
             steps = self.now.steps
-            self._planned = schedule, self.schedule_for(steps, schedule.sigmas).full_steps(steps)
+            self._planned = schedule, self.schedule_for(steps, schedule.sigmas, schedule.levels).full_steps(steps)
         cached = self.now.step not in self._planned[1]
         skips = [False] * len(self.slots)
         for i, slot in enumerate(self.slots):
@@ -231,6 +243,7 @@ class CacheController:
 
     def _gated(self, probe: torch.Tensor | None, changes: Sequence[float | None] | None) -> list[bool]:
         """What each slot's gate says."""
+        self.measurements.poll()
         slots, known = self.slots, changes if changes is not None else self._changes(probe)
         rows = [None if probe is None else _row(probe, i) for i in range(len(slots))]
         return [self._judge(slot, self.now, row, change) for slot, row, change in zip(slots, rows, known, strict=True)]
@@ -312,19 +325,25 @@ class CacheController:
             if key not in slot.predictors:
                 slot.predictors[key] = self.new_predictor(key, self.place(len(slot.predictors), rows.device))
             predictor = slot.predictors[key]
-            budget = slot.gate.budget if isinstance(slot.gate, BudgetGate) else None
-            off = None
+            gate, off = slot.gate if isinstance(slot.gate, BudgetGate) else None, None
             # In another compute mode the feature jumps, which is no error of the forecast.
             alike = predictor.compute_mode == self.now.compute_mode
-            if measure and predictor.ready and alike and (i == 0 or budget):
+            if measure and predictor.ready and alike and (i == 0 or (gate and not gate.corrected)):
                 off = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)
                 error = off if i == 0 else error
-            if measure and budget:
-                budget.ran(self.now.step, None if off is None else float(off))
+            if measure and gate:
+                gate.ran(self.now.step)
+                if off is not None and not gate.corrected:
+                    self.measure(slot, off, torch.full_like(off, torch.nan))
             predictor.update(rows, x, gain, noise, self.now.compute_mode)
             slot.guard.note(predictor.norms, predictor)
         if error is not None:
             self.journal.measure(error)
+
+    def measure(self, slot: CacheSlot, error: torch.Tensor, size: torch.Tensor) -> None:
+        """A full step has measured a relative error of the forecasts before it, and the sample's size (or NaN)."""
+        if isinstance(gate := slot.gate, BudgetGate) and gate.takes:
+            self.measurements.note(gate.takes, torch.stack([error, size]))
 
     def predict(self, key: str, slots: Sequence[CacheSlot]) -> torch.Tensor:
         """The feature of these slots on the current step."""
@@ -353,7 +372,7 @@ def _carry_over(old: Sequence[Gate | None], new: Sequence[Gate | None]) -> None:
     """What a request has spent stays spent, whatever was dropped in the middle of it."""
     for before, after in zip(old, new, strict=False):
         if isinstance(before, BudgetGate) and isinstance(after, BudgetGate):
-            after.budget.spent = before.budget.spent
+            after.spending.go_on_from(before.spending)
 
 
 def _row(probe: torch.Tensor, index: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from .repairs import always_running
 
 def described(method: str, p: Policy, facts: Facts) -> list[str]:
     """Lines for `explain()`: when it runs in full, what it forecasts, where it stands, what it holds."""
-    site, lines = p.site, p.site.lines(p, facts.steps)
+    site, lines = p.site, p.site.lines(p, facts)
     if site.decides:
         return [method, *lines, size_words(p, facts)]
     corrects = ["full steps put right what forecasts left before them"] if p.corrected else []
@@ -37,8 +37,8 @@ def _when(p: Policy, facts: Facts) -> str:
     if p.gate:
         return p.gate.words
     own, steps = p.schedule, facts.steps
-    full = p.schedule_for(steps).full_steps(steps)
-    kind = "dense near the data" if own.schedule_power else spacing(sorted(full))
+    full = p.full_steps(facts)
+    kind = spacing(full) if own.spread == "even" else f"placed by noise level: {' '.join(map(str, full))}"
     if own.full_steps:
         transferred = f"carried from the {own.steps} steps it was calibrated for"
         kind = "calibrated" if steps == own.steps else transferred
@@ -62,7 +62,7 @@ def _amplified(p: Policy, facts: Facts) -> list[str]:
     if p.gate or p.noise or not p.forecast.effective_order or coordinate not in ("step", "time"):
         return []
     xs = [float(step) if coordinate == "step" else 1 - step / steps for step in range(steps)]
-    most = amplification(p.forecast, xs, p.schedule_for(steps).full_steps(steps), lambda at: p.schedule.gain(at, steps))
+    most = amplification(p.forecast, xs, p.full_steps(facts), lambda at: p.schedule.gain(at, steps))
     return [f"error: what full steps are off by comes through at most {most:.1f} times (bound)"]
 
 

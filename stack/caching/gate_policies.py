@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from ..compat.budget import ErrorBudget, weights_of
 from ..core.errors import StackError
 from ..core.passes import Finding
 from ..core.validate import Count, NotNegative, Share
 from ..models.schedule import SigmaSchedule
 from .contract import GatePolicy, PolicyLike, register_gate
-from .forecast import coordinate
 from .gates import BudgetGate, DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
+from .noise_schedule import flow_levels
+from .outlook import outlook, planned_levels
+from .spending import Spending
 
 BLOCK_RANGES = ("output", "residual")
 
@@ -134,6 +136,7 @@ class DraftPolicy(GatePolicy):
     name: ClassVar[str] = "draft"
     looks_at: ClassVar[str] = "a check of every forecast on a block behind it"
     sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
+    correctable: ClassVar[bool] = False
 
     longest: Count = 0
     accept: tuple[NotNegative, NotNegative, NotNegative] | None = None
@@ -167,9 +170,12 @@ class DraftPolicy(GatePolicy):
 @register_gate
 @dataclass(frozen=True)
 class BudgetPolicy(_ThresholdPolicy):
-    """By the estimated error of the final sample, which may reach `threshold`, see `BudgetGate`.
+    """By the estimated error of the final sample, which may reach `threshold`, see `stack.caching.spending`.
 
     Attributes:
+        longest: cached steps in a row; 0 is no limit.
+        lead: share of the steps, at the start, that always run, from `Stack.fit_gate`: where a small early error turns
+            the layout, it decides more than any measurement of it tells.
         error_scale: measured error over the estimate, from `Stack.fit_gate`.
         below_error, measured_error: what the passes below the cache took of the whole stack's error, and the worst that
             the cache made of the rest, in that fit.
@@ -180,8 +186,10 @@ class BudgetPolicy(_ThresholdPolicy):
     sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
     fitted_by: ClassVar[str] = "the scale of its estimate"
     self_timed: ClassVar[bool] = True
+    reads_per_step: ClassVar[int] = 0
 
     longest: Count = 0
+    lead: Share = 0.0
     error_scale: NotNegative = 1.0
     below_error: NotNegative = 0.0
     measured_error: NotNegative = 0.0
@@ -189,7 +197,11 @@ class BudgetPolicy(_ThresholdPolicy):
     @property
     def words(self) -> str:
         fitted = f"estimate times {self.error_scale:.2g}, as fitted" if self.fitted else "estimate not fitted"
-        return f"steps cached while the final error is estimated within {self.threshold:g} ({fitted})"
+        lead = f"; the first {self.lead:.0%} always run" if self.lead else ""
+        return (
+            "full steps chosen for every sample by what the last one measured of its forecasts, "
+            f"while the final error is estimated within {self.threshold:g} ({fitted}){lead}"
+        )
 
     @property
     def fitted(self) -> bool:
@@ -208,9 +220,9 @@ class BudgetPolicy(_ThresholdPolicy):
             raise StackError(f"an error budget needs back=0 and a relative error above 0, such as 0.02: got {given}")
 
     def start(self, policy: PolicyLike, sigma_schedule: SigmaSchedule) -> Gate:
-        forecast, sigmas = policy.forecast, sigma_schedule.sigmas
-        order = forecast.effective_order
-        places = zip(sigma_schedule.times, sigmas, strict=True)
-        xs = [coordinate(forecast.coordinate, i, time, sigma) for i, (time, sigma) in enumerate(places)]
-        budget = ErrorBudget(self.threshold, xs, weights_of(sigmas), order, self.error_scale)
-        return BudgetGate(budget, max(policy.schedule.warmup, order + 2), self.longest)
+        levels, places = planned_levels(sigma_schedule.levels or flow_levels(len(sigma_schedule.sigmas)))
+        ahead = outlook(levels, min(1, policy.forecast.effective_order), policy.corrected)
+        spending = Spending(self.threshold, ahead, places, self.error_scale)
+        own = policy.schedule.warmup if policy.schedule.spread == "even" else 1
+        lead = math.ceil(self.lead * len(sigma_schedule.sigmas))
+        return BudgetGate(spending, policy.corrected, max(own, lead), self.longest)

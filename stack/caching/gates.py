@@ -12,8 +12,8 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from ..compat.budget import ErrorBudget
 from ..core.errors import StackError
+from .spending import Spending, Takes
 
 
 class Gate(Protocol):
@@ -171,25 +171,29 @@ class DraftGate:
 
 @dataclass
 class BudgetGate:
-    """Skip while the estimated error of the final picture stays within what is allowed.
+    """Skip until the next full step that the estimated error of the final picture asks for.
 
     Args:
-        budget: does the sums, see `stack.compat.budget`.
-        warmup: the first steps always run; order + 2 of them check the first forecast.
+        spending: does the sums.
+        corrected: the corrector measures the errors; else the site's own forecasts are compared.
+        warmup: the first steps always run.
         longest: cached steps in a row; 0 is no limit.
     """
 
-    budget: ErrorBudget
-    warmup: int = 3
+    spending: Spending
+    corrected: bool = True
+    warmup: int = 1
     longest: int = 0
+    takes: Takes | None = None
     probe: ClassVar[str] = ""
     holds_reference: ClassVar[bool] = True
 
+    def ran(self, step: int) -> None:
+        """The step has run in full; `takes` is for what it measures."""
+        self.takes = self.spending.ran(step)
+
     def skip(self, step: int, steps: int, change: float | None, run: int) -> bool:
-        if step < self.warmup or (self.longest and run >= self.longest) or not self.budget.affords(step):
-            return False
-        self.budget.skipped(step)
-        return True
+        return step >= self.warmup and not (self.longest and run >= self.longest) and not self.spending.due(step)
 
 
 def nearest(table: Sequence[float], step: int, steps: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-from ..models.sampler import AffineStep
+from ..models.estimates import Estimate
 from ..runtime.call import DenoiserCall
 
 
@@ -31,9 +31,15 @@ def noisy_part(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     return x.narrow(axis, 0, out.shape[axis]) if x.shape[axis] > out.shape[axis] else x
 
 
-def x0_of(step: AffineStep, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """The estimate (B, N, C) of the clean sample from an output m at x: x0 = c x + d m."""
-    return tokens_of(step.c * noisy_part(x, out) + step.d * out)
+def x0_of(estimate: Estimate, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The estimate (B, N, C) of the clean sample that an output m at x amounts to: x0 = c x + d m."""
+    return tokens_of(estimate.c * noisy_part(x, out) + estimate.d * out)
+
+
+def output_of(estimate: Estimate, x: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+    """The output m, in the latent's layout, that amounts to this estimate (B, N, C): the inverse of `x0_of`."""
+    clean = like(x0, x)
+    return (clean - estimate.c * noisy_part(x, clean)) / estimate.d
 
 
 def returned_as(call: DenoiserCall, sample: torch.Tensor) -> Any:

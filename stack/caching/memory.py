@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
@@ -65,14 +66,20 @@ def tensors_of(forecast: Forecast, noisy: bool = False) -> int:
 
 
 def state_size(policy: Policy, facts: Facts) -> StateSize | None:
-    """State of one picture and one guidance branch; None where its tokens or blocks are unknown."""
+    """State of one picture and one guidance branch; None where its tokens or blocks are unknown.
+
+    A corrector holds the estimates of the last full step and of the cached ones since. What it owes at later calls
+    behind a sampler with memory, a latent for each, is not counted.
+    """
     held = policy.site.state(facts, policy) if facts.image_tokens else None
     if held is None:
         return None
     if policy.corrected:
         if not (latent := fp32_numbers(facts)):
             return None
-        held = replace(held, kept=held.kept + 2 * latent)
+        full = sorted(policy.schedule_for(facts.steps).full_steps(facts.steps))
+        longest = max(b - a - 1 for a, b in pairwise((*full, facts.steps)))
+        held = replace(held, kept=held.kept + (1 + longest) * latent)
     model = torch.float32 if facts.dtype == "float32" else torch.bfloat16
     kept_in = DTYPES[policy.state_dtype] or model
     wide = torch.promote_types(kept_in, model).itemsize

@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..core.errors import StackError, nearest
-from ..core.validate import check_fields
+from ..core.validate import NotNegative, check_fields, checked
 
 NEAREST = 4  # names listed in the error where none is like the given one
-OLD_KEYS = {"lean": "schedule_power", "carry": "approximation"}
+OLD_KEYS = {"lean": "spread", "schedule_power": "spread", "carry": "approximation"}
 OLD_VALUES: dict[str, dict[str, str]] = {
     "site": {
         "blocks": "per-block",
@@ -56,9 +56,16 @@ def modern(options: Mapping[str, Any]) -> dict[str, Any]:
         if key in found:
             old = next(name for name, new in OLD_KEYS.items() if new == key)
             raise StackError(f"{old!r} is the old name of {key!r}: expected one of them, got both")
+        if key == "spread" and given != key:
+            value = _spread_of(value, given)
         known = OLD_VALUES.get(key, {})
         found[key] = known.get(value, value) if isinstance(value, str) else value
     return found
+
+
+def _spread_of(power: Any, name: str) -> str:
+    """What took the place of a power by which full steps were dense near the data."""
+    return "by-noise" if checked(NotNegative, power, f"cache.{name}") else "even"
 
 
 def field_names(part: Any) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 
 from ..compat.noise import Floor
 from ..core.errors import StackError, choose
+from ..core.facts import Facts
 from ..core.validate import shown
 from ..models.schedule import SigmaSchedule
 from . import gate_policies as gate_policies  # fills GATES
@@ -17,6 +18,7 @@ from . import sites as sites  # fills SITES
 from .contract import GATES, SITES, GatePolicy, Site, suiting
 from .forecast import Forecast
 from .gates import Gate
+from .noise_schedule import Levels
 from .options import Options, by_old_name, field_names, modern, unknown
 from .placement import ON_DEVICE, Placement
 from .predictor import Predictor
@@ -26,6 +28,7 @@ from .sites.block_range import OutputSite
 from .splits import SPLITS, ChannelSplit, Split, SplitPolicy
 
 DTYPES = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+IMPLIED = ("spread", "corrected")  # what `changed` sets where other options ask for it
 PARTS = ("schedule", "gate", "forecast", "split", "site")
 KINDS: Mapping[str, Mapping[str, type[Any]]] = {"site": SITES, "gate": GATES, "split": SPLITS}
 CLASSES: Mapping[str, type[Any]] = {
@@ -45,7 +48,7 @@ class Policy(Options):
         split: which part of a feature counts as principal.
         site: where it stands, with the site's own choices.
         corrected: full steps correct the error of the forecasts before them (`stack.caching.corrector`); for schedules,
-            behind samplers whose steps are plain sums.
+            behind samplers that neither add noise nor clip.
         calibrated_for: what was true of the stack when it was calibrated, see `stack.caching.calibrated_for`.
         state_dtype: what features, differences and RFC's inputs are kept in: "bfloat16", "float16", "float32"; "" as
             the model makes them. float16 ends at 65,504.
@@ -84,7 +87,7 @@ class Policy(Options):
             raise StackError(f"split 'band' is of one stream: expected {where}, got {given}")
         if self.corrected and not self.correctable:
             given = f"gate {self.gate.name!r}" if self.gate else f"site {self.site.name!r}"
-            raise StackError(f"a corrector needs a schedule that holds for the whole batch, got {given}")
+            raise StackError(f"a corrector cannot go with {given}: it needs to know which steps were cached")
         self.schedule_for(self.schedule.steps or 50)  # checks its own values
 
     def _validate_gate(self, gate: GatePolicy) -> None:
@@ -102,7 +105,9 @@ class Policy(Options):
     def changed(self, **options: Any) -> Policy:
         """This policy with other choices, named flat: those of its parts, and `site`, `gate` and `split` by name.
 
-        Where a part is exchanged, the new one takes over the choices that both have.
+        Where a part is exchanged, the new one takes over the choices that both have. An interval or a warm-up makes the
+        spread even, and a gate or a site that decides for every sample leaves the corrector out, unless those are named
+        too.
 
         Raises:
             StackError: an option that this policy does not have, or a value of another type or outside its range.
@@ -113,6 +118,8 @@ class Policy(Options):
             raise by_old_name(error, options) from None
 
     def _changed(self, given: dict[str, Any]) -> Policy:
+        if {"interval", "warmup"} & set(given) and not {"spread", "count"} & set(given):
+            given["spread"] = "even"  # who names an interval means these very steps
         parts: dict[str, Any] = {name: _taken(given, name, vars(self)[name]) for name in PARTS}
         kinds = {name: _kind(name, given.pop(name, None), parts[name]) for name in KINDS}
         made: dict[str, Any] = {}
@@ -129,7 +136,9 @@ class Policy(Options):
         for key in given:
             now = {**vars(self), **made}
             raise unknown(key, _having(now["site"], now["gate"], now["split"]), owners(), known_options())
-        return replace(self, **made, **own)
+        gate = made["gate"]
+        corrected = self.corrected and made["site"].correctable and (gate is None or gate.correctable)
+        return replace(self, **made, **{"corrected": corrected, **own})
 
     def options(self) -> dict[str, Any]:
         """Every choice, flat: what `changed` takes."""
@@ -154,8 +163,8 @@ class Policy(Options):
 
     @property
     def correctable(self) -> bool:
-        """Whether a schedule decides, for the whole batch."""
-        return self.gate is None and self.site.correctable
+        """Whether full steps can put right the forecasts before them."""
+        return self.site.correctable and (self.gate is None or self.gate.correctable)
 
     @property
     def banded(self) -> bool:
@@ -168,9 +177,18 @@ class Policy(Options):
         plain = replace(self.schedule, full_steps=(), full_at=(), segments=())
         return replace(self, schedule=plain, calibrated_for=())
 
-    def schedule_for(self, steps: int, sigmas: Sequence[float] = ()) -> Schedule:
-        """The schedule of a request with this many steps, at these noise levels if they are known."""
-        return self.schedule.of(steps, sigmas, self.site.even_schedule)
+    def schedule_for(self, steps: int, sigmas: Sequence[float] = (), levels: Levels = ()) -> Schedule:
+        """The schedule of a request with this many steps, at these noise levels if they are known.
+
+        Args:
+            levels: signal over noise of every step, see `SigmaSchedule.levels`.
+        """
+        order = self.forecast.effective_order
+        return self.schedule.of(steps, self.site.even_schedule, sigmas, levels, order, self.corrected)
+
+    def full_steps(self, facts: Facts) -> list[int]:
+        """The full steps of a request as planned."""
+        return sorted(self.schedule_for(facts.steps, (), facts.levels).full_steps(facts.steps))
 
     def new_predictor(self, placement: Placement = ON_DEVICE, grid: tuple[int, ...] = (), key: str = "") -> Predictor:
         """A predictor for one feature of one request.

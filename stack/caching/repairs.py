@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from ..compat.horizon import partial_depth
@@ -11,27 +12,40 @@ from ..core.facts import Facts
 from .forecast import Forecast
 from .policy import Policy
 from .schedule_policy import SchedulePolicy
-from .sites.block_range import ResidualSite
+from .sites.block_range import OutputSite, ResidualSite
+from .splits import ChannelSplit
 
+FULL_OF_FEW = 0.6  # share of few steps that run in full: 5 of 8, 3 of 4
 COARSE_BITS = 7  # with fewer, second differences are mostly noise
 
 
 def for_few_steps(p: Policy, facts: Facts) -> Policy:
-    """The cache to use where no whole step can be forecast: partial depth.
+    """The cache to use on a schedule of few steps, where an interval leaves forecasts nothing to go on.
 
-    Half of the steps run in full, the first and the last among them; on the others the front and back third of the
-    blocks run, and what the blocks between them add is extrapolated to order 1. Measured on adapters of 4 and 8 steps:
-    3 to 4 dB over reusing the last hidden state, and on flow models 2 to 5 dB more for moving the last full step to the
-    end; nothing on shapes-dit (docs/benchmarks.md). Partial tokens lost 1 to 2 dB, so caches of tokens get depth too.
-    A corrector adds 0.4 to 3.5 dB where the sampler allows one: on four pictures of 8 steps 45.0 to 48.4 (shapes-flux),
-    44.1 to 46.4 (shapes-video), 34.9 to 35.3 (shapes-dit), on the adapters 43.1 to 44.8 and 43.3 to 44.0.
+    Behind a corrector whole steps are cached there too, three in five full and placed by noise level. Behind other
+    samplers, and for caches that decide block by block, it is partial depth.
+    """
+    if not (facts.pipeline and can_correct(facts)):
+        return _partial_depth(p, facts)
+    kept = p if p.scheduled and p.correctable else replace(p, gate=None, site=OutputSite(), split=ChannelSplit())
+    forecast = replace(kept.forecast, order=min(1, kept.forecast.order), coordinate="time", basis="newton")
+    schedule = SchedulePolicy(count=math.ceil(FULL_OF_FEW * facts.steps), spread="by-noise")
+    return replace(kept, schedule=schedule, forecast=forecast, corrected=True)
+
+
+def _partial_depth(p: Policy, facts: Facts) -> Policy:
+    """Half of the steps run in full, the first and the last among them; on the others the front and back third of the
+    blocks run, and what the blocks between them add is extrapolated to order 1.
+
+    Measured on adapters of 4 and 8 steps: 3 to 4 dB over reusing the last hidden state, and on flow models 2 to 5 dB
+    more for moving the last full step to the end; nothing on shapes-dit (docs/benchmarks.md). Partial tokens lost 1 to
+    2 dB, so caches of tokens get depth too.
     """
     front, back = partial_depth(facts.blocks)
     return Policy(
         schedule=SchedulePolicy(interval=2, warmup=1, switches=(1 - 1 / facts.steps,)),
         forecast=Forecast(order=1, gains=(1.0, 1.0)),
         site=ResidualSite(front, back),
-        corrected=facts.pipeline and can_correct(facts),
         state_dtype=p.state_dtype,
         max_bytes=p.max_bytes,
         noise=p.noise,
@@ -39,7 +53,7 @@ def for_few_steps(p: Policy, facts: Facts) -> Policy:
 
 
 def can_correct(facts: Facts) -> bool:
-    """Whether x0 can be computed from the denoiser's output, and the sampler's steps are plain sums."""
+    """Whether x0 can be computed from the denoiser's output, and the sampler neither adds noise nor clips."""
     into, out = facts.latent
     return into >= out and not facts.sampler
 

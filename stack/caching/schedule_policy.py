@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..compat.horizon import transfer_schedule, uniform_levels
-from ..core.errors import StackError
+from ..core.errors import StackError, choose
 from ..core.validate import Share, Steps
+from .noise_schedule import ByNoise, Levels
 from .options import Options
-from .schedules import Aligned, Mask, PowerSchedule, Schedule
+from .schedules import Aligned, Count, Mask, Schedule
+
+SPREADS = ("even", "by-noise")
 
 
 @dataclass(frozen=True)
@@ -17,9 +20,11 @@ class SchedulePolicy(Options):
     """Full steps of a request; under a gate only `warmup` is read.
 
     Attributes:
-        interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`.
-        schedule_power: as many full steps as interval and warmup make, but dense near the data: 2 is best on the flow
-            models that ship (`PowerSchedule`); 0 leaves them evenly spread.
+        interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`. Spread
+            by noise there are as many full steps, elsewhere.
+        count: full steps of a request, in place of what interval and warm-up make; 0 leaves it to them.
+        spread: "by-noise" puts as many full steps where they are best for Gaussian data at the sampler's noise levels
+            (`stack.caching.noise_schedule`); "even" leaves them where interval and warm-up have them.
         switches: shares of the schedule at which the step is always full; see `Aligned`.
         full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
         full_at: noise levels of those steps; () takes them as evenly spread in time. A request with other noise levels
@@ -32,7 +37,8 @@ class SchedulePolicy(Options):
 
     interval: int = 7
     warmup: int = 3
-    schedule_power: float = 0.0
+    count: Steps = 0
+    spread: str = "even"
     switches: tuple[Share, ...] = ()
     full_steps: tuple[Steps, ...] = ()
     steps: Steps = 0
@@ -46,9 +52,8 @@ class SchedulePolicy(Options):
         super().__post_init__()
 
     def check_values(self) -> None:
-        if self.schedule_power < 0:
-            known = "2 is dense near the data, 0 is even"
-            raise StackError(f"schedule_power must be at least 0, got {self.schedule_power}: {known}")
+        if self.spread not in SPREADS:
+            raise choose("spread of full steps", self.spread, SPREADS)
         count = len(self.full_steps)
         if count and not self.steps:
             raise StackError(f"full_steps={self.full_steps[:5]} need steps=, the number of steps that they are of")
@@ -60,23 +65,34 @@ class SchedulePolicy(Options):
     @property
     def even(self) -> bool:
         """Whether full steps are evenly spread."""
-        return not (self.full_steps or self.switches or self.schedule_power)
+        return not (self.full_steps or self.switches or self.spread != "even")
 
-    def of(self, steps: int, sigmas: Sequence[float], even_schedule: Callable[[int, int], Schedule]) -> Schedule:
+    def of(
+        self,
+        steps: int,
+        even_schedule: Callable[[int, int], Schedule],
+        sigmas: Sequence[float] = (),
+        levels: Levels = (),
+        order: int = 1,
+        corrected: bool = False,
+    ) -> Schedule:
         """The calibrated full steps, transferred to other noise levels or another number of steps; else the interval's.
 
         Args:
-            sigmas: noise levels of the request; () where they are not known yet.
             even_schedule: of an interval and a warm-up (`Site.even_schedule`).
+            sigmas: noise levels of the request; () where they are not known yet.
+            levels: its signal and noise, see `ByNoise`; () where they are not known yet.
+            order, corrected: of the forecast that full steps are spread for.
         """
         if not self.full_steps:
-            even = even_schedule(self.interval, self.warmup)
-            even = PowerSchedule(even, self.schedule_power) if self.schedule_power else even
+            even = Count(self.count) if self.count else even_schedule(self.interval, self.warmup)
+            if self.spread == "by-noise":
+                return ByNoise(even, tuple(levels), order, corrected, self.switches)
             return Aligned(even, self.switches) if self.switches else even
         if steps == self.steps and not (sigmas and self.full_at):
             return Mask(tuple(self.full_steps), self.steps)
-        at, levels = self._levels(steps, sigmas)
-        return Mask(transfer_schedule(at, levels), steps)
+        at, own = self._levels(steps, sigmas)
+        return Mask(transfer_schedule(at, own), steps)
 
     def gain(self, step: int, steps: int, sigmas: Sequence[float] = ()) -> float:
         """The factor on the gains from this full step to the next."""

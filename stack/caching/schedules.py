@@ -69,24 +69,15 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class PowerSchedule:
-    """As many full steps as another schedule has, dense near the data: where a flow's schedule takes its largest steps.
+class Count:
+    """So many full steps, evenly spread, the first step among them."""
 
-    Attributes:
-        even: the schedule whose number of full steps is taken.
-        power: of `dense_end`.
-    """
-
-    even: Schedule
-    power: float
-
-    def __post_init__(self) -> None:
-        if self.power <= 0:
-            raise StackError(f"schedule_power must be above 0, got {self.power}: 1 is even, 2 is dense near the data")
+    count: int
 
     def full_steps(self, steps: int) -> frozenset[int]:
-        """Step 0, and the others at times (1 - k / count) ** power."""
-        return frozenset(dense_end(len(self.even.full_steps(steps)), steps, self.power))
+        """At most as many as there are steps."""
+        count = min(self.count, steps)
+        return frozenset(round(k * steps / count) for k in range(count))
 
 
 def dense_end(count: int, steps: int, power: float) -> tuple[int, ...]:

@@ -23,6 +23,8 @@ MARGIN = 1.2  # the worst of a handful of prompts is not the worst of all
 ENOUGH = 0.85  # of what is allowed, margin included: good enough to stop
 BEYOND = 1.1  # a step towards smaller errors aims past the edge, or it would creep up to it
 FARTHEST = 8.0  # one round does not change the scale by more
+FAR = 3.0  # a larger scale is no matter of the estimate: early errors have turned layouts
+LEAD = 0.3  # share of the steps that run in full then before any is cached
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,10 @@ def fitted_budget(
 ) -> Cache:
     """The cache with the scale at which the worst prompt uses what is allowed, less a margin.
 
-    Errors are |difference| / |final latents| against the same stack uncached. An estimate is a sum of absolute values
-    and ignores how the sampler damps or propagates errors, and how much is cached depends on it. So the scale is
-    searched on finished samples, where the budget will be spent. Where the whole stack has been given an
-    error, what the passes below the cache make of it is measured first and taken off: errors of stages add up at most
-    (the triangle inequality).
+    Errors are |difference| / |final latents| against the same stack uncached. How much is cached depends on the scale,
+    so it is searched on finished samples. Where it has to be large, it is searched again with the first steps always
+    full, which is kept if its scale is smaller. Where the whole stack has been given an error, what the passes below
+    the cache make of it is measured first and taken off: errors of stages add up at most (the triangle inequality).
 
     Raises:
         StackError: no prompt keeps to the budget, none has a step cached, or the passes below use all of it.
@@ -65,18 +66,23 @@ def fitted_budget(
             raise StackError(f"{what}, {stack.max_error:g} was allowed: allow more, or round less")
     cache = cache.changed(threshold=allowed)
 
-    def worst_at(scale: float) -> float:
-        made = finals(cache.changed(error_scale=scale), phase=f"scale {scale:.3g}, prompt")
+    def worst_at(lead: float, scale: float) -> float:
+        made = finals(cache.changed(error_scale=scale, lead=lead), phase=f"scale {scale:.3g}, prompt")
         return MARGIN * max(map(_off, made, exact)) / allowed
 
-    best = on_the_edge(worst_at)
+    best, lead = on_the_edge(partial(worst_at, 0.0)), 0.0
+    if best.scale > FAR or not 0 < best.worst <= 1:
+        other = on_the_edge(partial(worst_at, LEAD))
+        if 0 < other.worst <= 1 and (other.scale < best.scale or not 0 < best.worst <= 1):
+            best, lead = other, LEAD
     if best.worst > 1:
         raise StackError(f"no scale keeps the error within {allowed:g} on these prompts: allow more")
     if best.worst == 0:
         raise StackError(f"no step was cached within {allowed:g}: allow more, or use more steps")
     measured = best.worst * allowed / MARGIN
     under = conditions(stack.plan.facts_after)
-    return cache.changed(error_scale=best.scale, below_error=below, measured_error=measured, calibrated_for=under)
+    figures = {"error_scale": best.scale, "lead": lead, "below_error": below, "measured_error": measured}
+    return cache.changed(**figures, calibrated_for=under)
 
 
 def on_the_edge(worst_at: Callable[[float], float], rounds: int = ROUNDS) -> Round:

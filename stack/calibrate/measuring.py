@@ -190,7 +190,7 @@ def fit_bases(
         cache = _refit(
             stack,
             _has_subspace,
-            "a pipeline with a cache that has a principal subspace, such as .cache('svd')",
+            "a pipeline with a cache that has a principal subspace, such as .cache('svd-published')",
             lambda cache: cache.changed(bases=bases_fit.fit_bases(stack, cache, texts, seed, calls, bar)),
         )
         bases = cache.policy.split.found

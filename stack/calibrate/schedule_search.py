@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..caching.candidate import WHOLE, Candidate
+from ..caching.noise_schedule import best_places
 from ..core.errors import StackError
 from .goals import Goal, full_steps_for, guess
 from .progress import BestSoFar
@@ -57,7 +58,7 @@ class ScheduleSearch:
         trials.restart()
         self.bar.says(f"{count} full steps")
         own = cache.policy
-        start = Candidate.of(own, spread(count, steps, 1.0))
+        start = Candidate.of(own, self._first(count))
         there = replace(Candidate.of(own, own.schedule.full_steps), segments=own.schedule.segments)
         scored = Scored(trials.score, most, self.budget.left, lambda c, v: self.bar.scored(v))
         varied = bool(own.forecast.effective_order) and not own.forecast.level
@@ -66,6 +67,9 @@ class ScheduleSearch:
         # A corrector wants other schedules than a forecast alone.
         template = replace(start, gains=WHOLE, order=1, corrected=True) if correctable else start
         families = openings(template, steps) if own.site.forecasts_x0 or correctable else ()
+        if families and trials.levels:
+            placed = best_places(count, trials.levels, template.order, template.corrected)
+            families = [[replace(template, full_steps=placed)], *families]
 
         def enough() -> bool:
             return varied and refinable(scored.found().best) and not self.budget.left(MOVING)
@@ -84,6 +88,14 @@ class ScheduleSearch:
             self.budget.stopped(stopped)
         self.asked += len(scored.seen)
         return scored.found(), scored.seen[start]
+
+    def _first(self, count: int) -> tuple[int, ...]:
+        """Where so many full steps are without calibration."""
+        trials, own = self.trials, self.trials.cache.policy
+        if own.schedule.spread == "even":
+            return spread(count, trials.steps, 1.0)
+        made = own.uncalibrated.changed(count=count).schedule_for(trials.steps, (), trials.levels)
+        return tuple(sorted(made.full_steps(trials.steps)))
 
     def _proposer(self, start: Candidate, varied: bool) -> Proposer | None:
         template = start if not varied else Candidate(start.full_steps, WHOLE, 1, start.coordinate, start.energy)

@@ -57,7 +57,7 @@ class SegmentErrors:
     forecasts without a split, of order 0 or 1, depend on no more than two full steps and can be asked for.
 
     Args:
-        scale: see `models.sampler.error_weights`; one per step.
+        scale: see `error_weights`; one per step.
     """
 
     def __init__(self, trajectory: Trajectory, scale: Sequence[float], forecast: Forecast):
@@ -173,3 +173,16 @@ def growth(plain: Trajectory, disturbed: Trajectory, after: int) -> list[float]:
     sizes = [float((a[:: len(a) // len(b)] - b).norm()) for a, b in pairs]
     sizes = [max(size, 1e-12) for size in [*sizes, sizes[-1] ** 2 / max(sizes[-2], 1e-12)]]
     return [sizes[max(step, after)] for step in range(1, len(sizes))]
+
+
+def error_weights(outputs: Sequence[float], growth: Sequence[float]) -> list[float]:
+    """How much of an error in the output of each step is left in the final sample: w_s = b_s * n_S / n_(s+1).
+
+    A difference between two runs grows and shrinks on its way, by the sampler and by what the denoiser makes of it.
+    Its size along one disturbed run, n_1 ... n_S, is taken for all of them.
+
+    Args:
+        outputs: b of every step, the share of its output in the latent behind it; of a sampler without memory.
+        growth: n_1 ... n_S, the size of a difference after each step; only ratios matter.
+    """
+    return [b * growth[-1] / n for b, n in zip(outputs, growth, strict=True)]

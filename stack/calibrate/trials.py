@@ -16,12 +16,12 @@ from ..caching.repairs import can_correct
 from ..core.errors import StackError
 from ..measure.metrics import psnr
 from ..measure.timing import timed
-from ..models.sampler import error_weights, sampler_steps
+from ..models.sampler import linear_form
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from .observe import Observe
 from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels, rehearsable
-from .trajectory import SegmentErrors, Trajectory, growth, recorder
+from .trajectory import SegmentErrors, Trajectory, error_weights, growth, recorder
 from .x0_trials import X0Rehearsal, x0_recorder
 
 DISTURBED = (1, 2)  # steps that reuse step 0 in the run that shows how a difference grows
@@ -85,7 +85,7 @@ class Trials:
         self._device = torch.device(stack.facts.machine.device)
         plain = Trajectory()
         self.target = self.run(self._recorder(plain))
-        self.sigmas = stack.sigmas
+        self.sigmas, self.levels = stack.sigmas, stack.clock.sigma_schedule.levels
         self.shared = Rehearsals(plain)
         self._best = float("-inf")
         self._points: dict[float, Point] = {}  # by factor
@@ -94,7 +94,7 @@ class Trials:
     def correctable(self) -> bool:
         """Whether full steps could put right what this cache's forecasts leave."""
         facts, p = self.stack.plan.facts_after, self.cache.policy
-        return p.correctable and p.site.calibrates_corrector and can_correct(facts)
+        return p.scheduled and p.correctable and p.site.calibrates_corrector and can_correct(facts)
 
     def run(self, in_place: Any, prompts: Sequence[str] = (), seed: int | None = None) -> torch.Tensor:
         """Pictures (B, 3, H, W) or videos (B, F, 3, H, W) in [0, 1] with this pass in the cache's place.
@@ -138,7 +138,7 @@ class Trials:
         if decides_by_threshold(self.cache):
             return self.measured(self.cache, 1.0)
         made, seconds = timed(partial(self.run, self.cache), self._device)
-        full = len(self.cache.schedule_for(self.steps, self.sigmas).full_steps(self.steps))
+        full = len(self.cache.schedule_for(self.steps, self.sigmas, self.levels).full_steps(self.steps))
         return Point(1.0, psnr(made, self.target), full, seconds / len(self.prompts))
 
     def measured(self, cache: Cache, factor: float) -> Point:
@@ -199,9 +199,12 @@ class Trials:
         if forecast.effective_order > 1 or forecast.splits:
             return None
         try:
-            weights = error_weights(sampler_steps(self.stack.pipe), self._growth)
+            sampler = linear_form(self.stack.pipe.scheduler)
         except StackError:
             return None
+        if sampler.memory > 1:  # an error reaches the end by more ways than the latent behind it
+            return None
+        weights = error_weights(sampler.output_weights, self._growth)
         return SegmentErrors(self.shared.plain, weights, forecast)
 
     def coordinates(self, best: Candidate) -> list[str]:

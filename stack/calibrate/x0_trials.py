@@ -9,10 +9,10 @@ import torch
 
 from ..caching.cache import Cache
 from ..caching.candidate import Candidate
-from ..caching.latent import like, noisy_part, returned_as, tokens_of, x0_of
+from ..caching.latent import output_of, returned_as, tokens_of, x0_of
 from ..core.installer import Installer
 from ..core.passes import Applied
-from ..models.sampler import planned_steps
+from ..models.sampler import planned_sampler
 from ..runtime.call import DenoiserCall
 from ..runtime.step_clock import StepContext
 from ..runtime.target import Target
@@ -30,18 +30,18 @@ def x0_recorder(trajectory: Trajectory, reused: tuple[int, ...] = ()) -> Observe
     last: dict[str, torch.Tensor] = {}
 
     def put_on(target: Target, install: Installer) -> None:
-        steps = planned_steps(target.pipe, lambda: target.clock.sigma_schedule)
+        sampler = planned_sampler(target.pipe, lambda: target.clock.sigma_schedule)
 
         def visit(call: DenoiserCall, run: Run, context: StepContext) -> Any:
-            step, x = steps()[context.step], call.latent.float()
+            estimate, x = sampler().estimates[context.step], call.latent.float()
             if trajectory.holds(context.branch):
                 trajectory.inputs.append(sampled(tokens_of(x)))
                 trajectory.ticks.append(context)
             if context.step in reused:
-                x0 = like(last[context.branch], x)
-                return returned_as(call, ((x0 - step.c * noisy_part(x, x0)) / step.d).to(call.latent.dtype))
+                out = output_of(estimate, x, last[context.branch])
+                return returned_as(call, out.to(call.latent.dtype))
             result = run(call)
-            last[context.branch] = x0_of(step, x, result[0].float())
+            last[context.branch] = x0_of(estimate, x, result[0].float())
             return result
 
         answer_calls(target, install, visit)

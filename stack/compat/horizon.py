@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .budget import weights_of
+
+def weights_of(sigmas: Sequence[float]) -> list[float]:
+    """Each step's share of the whole change in noise level; the last one goes to 0. Equal shares where none changes."""
+    gaps = [abs(a - b) for a, b in zip(sigmas, [*sigmas[1:], 0.0], strict=True)]
+    gaps = gaps if any(gaps) else [1.0] * len(gaps)
+    return [gap / sum(gaps) for gap in gaps]
 
 
 def transfer_schedule(at: Sequence[float], sigmas: Sequence[float]) -> tuple[int, ...]:
@@ -29,7 +34,7 @@ def uniform_levels(full: Sequence[int], steps: int) -> tuple[float, ...]:
 def forecast_cost(full: Sequence[int], sigmas: Sequence[float], order: int) -> float:
     """The final error of a schedule up to the trajectory's own rate: sum over cached steps of w g^(p+1).
 
-    w is a step's share of the noise level, g its distance from the last full step (`stack.compat.budget.ErrorBudget`).
+    w is a step's share of the noise level, g its distance from the last full step: Taylor's remainder of the forecast.
     """
     weights, last, total = weights_of(sigmas), 0, 0.0
     chosen = set(full)

@@ -60,13 +60,14 @@ class Facts:
             attention, one precision or another.
         adapters: name and content of the adapters in the weights or beside them.
         schedule: noise levels of an adapter's schedule; () where the scheduler makes them.
+        levels: (unshifted time, log of signal over noise) of every step; () where they are not known ahead of a call.
         distilled: the card that the steps and the schedule come from, or "".
         origin: hub id of the model, or the last part of its path; "" where unknown.
         pipeline: whether a whole pipeline is there, or a bare denoiser.
         grid: of the image tokens at the pipeline's default size, (rows, columns) or (frames, rows, columns); () where
             unknown. A call may have another, see `stack.models.grid.RequestGrid`.
         lists: number of blocks in each of the wiring's block lists.
-        sampler: why the steps of the pipeline's sampler are not plain sums; "" where they are, and for a bare
+        sampler: why a run of the pipeline's sampler is no sum of its estimates of x0; "" where it is, and for a bare
             denoiser of a flow.
         flow: whether the denoiser's output is a velocity, noise - x0.
         carries: what other libraries have put on the model, see `stack.models.preexisting`.
@@ -93,6 +94,7 @@ class Facts:
     switches: tuple[float, ...] = ()
     adapters: tuple[str, ...] = ()
     schedule: tuple[float, ...] = ()
+    levels: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     distilled: str = ""
     origin: str = ""
     quantized_by: str = ""

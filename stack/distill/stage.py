@@ -17,7 +17,7 @@ from ..core.installer import Installer
 from ..core.passes import Applied, Finding, TransformedCall, field_options
 from ..core.validate import RunSteps, check_fields
 from ..models.preexisting import CAST
-from ..models.sampler import why_not_plain
+from ..models.sampler import why_not_linear
 from ..models.schedule import SigmaSchedule, of_flow, uniform
 from ..runtime.call_arguments import CallParameters
 from ..runtime.target import Target
@@ -173,7 +173,9 @@ class AdapterStage(ABC):
             return after
         sampler = _sampler(card) if facts.pipeline and card.scheduler.name else facts.sampler
         steps = facts.called or card.steps
-        return replace(after, steps=steps, schedule=card.sigmas(steps), distilled=card.name, sampler=sampler)
+        sigmas = card.sigmas(steps)
+        levels = SigmaSchedule(sigmas).levels
+        return replace(after, steps=steps, schedule=sigmas, levels=levels, distilled=card.name, sampler=sampler)
 
     # ---- acting
 
@@ -240,7 +242,7 @@ def _is_base(origin: str, base: tuple[str, ...]) -> bool:
 
 
 def _sampler(card: Card) -> str:
-    """Why the card's scheduler is no plain sampler, or ''."""
+    """Why the card's sampler has no numbers, see `why_not_linear`; or ""."""
     if card.scheduler.from_base:
         return f"{card.scheduler.name} takes its settings from the base: expected flow Euler, or DDIM without clipping"
-    return why_not_plain(scheduler_of(card, None, card.steps))
+    return why_not_linear(scheduler_of(card, None, card.steps))

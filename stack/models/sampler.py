@@ -1,173 +1,217 @@
-"""What a sampler makes of an error in the denoiser's output: the weights by which errors of steps add up."""
+"""A deterministic sampler as numbers: what every latent of a run is made of."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from ..core.errors import StackError
+from .estimates import KNOWN, Estimate, estimate_at, flow_estimate
 from .schedule import SigmaSchedule
+
+PROBED_STEPS = 6  # enough for every order of diffusers' samplers, and for a third-order start of two calls a step
+LARGE = 100.0  # of probing samples: beyond what any scheduler clips to
+LINEAR = 1e-3  # relative: rounding is far below, clipping far above
+FORGOTTEN = 1e-4  # of a debt: what is left of it after so little does not matter
+NO_WEIGHT = 1e-6  # of an estimate in the next latent: nothing can be made up for by it
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSampler:
+    """A run of N denoiser calls of a sampler that neither clips nor adds noise: sums of its estimates of x0.
+
+    Attributes:
+        estimates: of each call.
+        weights: (N + 1, N); row k holds the share of each x0 in the latent before call k, the last one that in the
+            finished sample. The first noise has a share as well, which no error changes.
+    """
+
+    estimates: tuple[Estimate, ...]
+    weights: np.ndarray
+    _settled: dict[tuple[int, ...], dict[int, np.ndarray]] = field(default_factory=dict, repr=False)
+
+    def settling(self, call: int, debts: Sequence[int]) -> dict[int, np.ndarray]:
+        """What is to be added to the estimates from `call` on, so that the run is the one without debts.
+
+        A debt is what an estimate of an earlier call should have been, less what it was. The latent behind `call` is
+        then right at once. Samplers with memory use old estimates again, so that smaller parts are due at later calls,
+        down to `FORGOTTEN`. Where the next latent does not depend on an estimate, it is due at the calls after.
+
+        Args:
+            debts: calls before `call`, in order.
+
+        Returns:
+            By call, the factors on each of the debts.
+        """
+        asked = (call, *debts)
+        if asked not in self._settled:  # every request of a schedule asks alike
+            self._settled[asked] = self._settling(call, debts)
+        return self._settled[asked]
+
+    def _settling(self, call: int, debts: Sequence[int]) -> dict[int, np.ndarray]:
+        steps = self.weights[1:]
+        open_debts, due = np.zeros((len(steps), len(debts))), {}
+        open_debts[list(debts), range(len(debts))] = 1.0
+        for k in range(call, len(steps)):
+            if abs(steps[k, k]) > NO_WEIGHT:
+                due[k] = steps[k, :k] @ open_debts[:k] / steps[k, k]
+                open_debts[k] = -due[k]
+        last = max((k for k, factors in due.items() if np.abs(factors).max() > FORGOTTEN), default=call - 1)
+        return {k: factors for k, factors in due.items() if k <= last}
+
+    @cached_property
+    def memory(self) -> int:
+        """How many calls a debt lives that is settled at once; 1 for a sampler without memory."""
+        calls = range(len(self.estimates) - 1)
+        return max((max(self.settling(k + 1, [k]), default=k) - k for k in calls), default=0)
+
+    @property
+    def output_weights(self) -> list[float]:
+        """The share of each call's output in the latent behind it."""
+        return [float(w) * e.d for w, e in zip(np.diagonal(self.weights[1:]), self.estimates, strict=True)]
 
 
 def host_copy(scheduler: Any) -> Any:
-    """A copy whose tensors lie on the CPU, so that it can be stepped without a wait for the device."""
+    """A copy in float64 on the CPU, so that it can be stepped without a wait for the device.
+
+    What it remembers of outputs and latents of a run that goes on counts as 0 in the copy.
+    """
     probe = copy.copy(scheduler)
     for name, value in vars(scheduler).items():
-        setattr(probe, name, value.detach().cpu() if isinstance(value, torch.Tensor) else copy.deepcopy(value))
+        setattr(probe, name, _on_host(value))
     return probe
 
 
-def linear_step(scheduler: Any, timestep: Any) -> tuple[float, float]:
-    """(a, b) of one step x -> a x + b m of a deterministic one-step sampler, m being the denoiser's output.
-
-    Found by stepping a copy of the scheduler with (1, 0) and (0, 1): the scheduler itself is left as it is.
-    """
-    found = []
-    for x, m in ((1.0, 0.0), (0.0, 1.0)):
-        probe = host_copy(scheduler)
-        sample, output = (torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (x, m))
-        found.append(float(probe.step(output, timestep, sample, return_dict=False)[0].reshape(-1)[0]))
-    return found[0], found[1]
+def _on_host(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_on_host(entry) for entry in value]
+    if not isinstance(value, torch.Tensor):
+        return copy.deepcopy(value)
+    if value.ndim > 1:
+        return torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    return value.detach().to("cpu", torch.float64 if value.is_floating_point() else value.dtype, copy=True)
 
 
-def error_weights(steps: Sequence[tuple[float, float]], growth: Sequence[float]) -> list[float]:
-    """How much of an error in the output of each step is left in the final sample: w_s = b_s * n_S / n_(s+1).
-
-    A difference between two runs grows and shrinks on its way, by the sampler and by what the denoiser makes of it.
-    Its size along one disturbed run, n_1 ... n_S, is taken for all of them.
-
-    Args:
-        steps: (a, b) of every step, in order.
-        growth: n_1 ... n_S, the size of a difference after each step; only ratios matter.
-    """
-    return [b * growth[-1] / n for (_, b), n in zip(steps, growth, strict=True)]
-
-
-def sampler_steps(pipe: Any) -> list[tuple[float, float]]:
-    """(a, b) of every step of the pipeline's scheduler as its last call left it.
+def linear_form(scheduler: Any, begin: int = 0) -> LinearSampler:
+    """The schedule that the scheduler has made last as numbers, from the call `begin` on. It is left as it is.
 
     Raises:
-        StackError: its steps depend on more than the newest output, so they have no weights of their own.
+        StackError: see `why_not_linear`.
     """
-    scheduler = host_copy(pipe.scheduler)
-    if scheduler.config.get("solver_order", 1) > 1:
-        name = type(scheduler).__name__
-        raise StackError(f"{name} keeps a history: expected a one-step sampler such as flow Euler or DDIM")
-    steps = []
-    for index, timestep in enumerate(scheduler.timesteps):
-        for name in ("_step_index", "_begin_index"):
-            if name in vars(scheduler):
-                setattr(scheduler, name, index)
-        steps.append(linear_step(scheduler, timestep))
-    return steps
+    if why := why_not_linear(scheduler):
+        raise StackError(why)
+    return _linear_form(host_copy(scheduler), begin)
 
 
-@dataclass(frozen=True)
-class AffineStep:
-    """One step of a deterministic one-step sampler, in numbers.
-
-    Attributes:
-        a, b: the step x' = a x + b m, m being the denoiser's output.
-        c, d: the estimate of the clean sample that this output amounts to, x0 = c x + d m.
-    """
-
-    a: float
-    b: float
-    c: float
-    d: float
-
-    @property
-    def keeps(self) -> float:
-        """How much of a change of x is left after the step if x0 is held: x' = keeps x + adds x0."""
-        return self.a - self.b * self.c / self.d
-
-    @property
-    def adds(self) -> float:
-        """How much of x0 the step adds."""
-        return self.b / self.d
+def _linear_form(probe: Any, begin: int = 0) -> LinearSampler:
+    """Found in one run whose sample has an entry for the first noise and one for each estimate."""
+    calls = len(probe.timesteps) - begin
+    units = torch.eye(calls + 1, dtype=torch.float64).reshape(calls + 1, 1, -1, 1, 1)
+    rows, estimates = _run(probe, units[0], list(units[1:]), begin)
+    return _form(rows, estimates)
 
 
-def flow_steps(sigmas: Sequence[float]) -> list[AffineStep]:
+def _form(rows: list[torch.Tensor], estimates: list[Estimate]) -> LinearSampler:
+    return LinearSampler(tuple(estimates), torch.stack(rows).flatten(1)[:, 1:].numpy())
+
+
+@torch.no_grad()
+def _run(
+    probe: Any, x: torch.Tensor, clean: Sequence[torch.Tensor], begin: int = 0
+) -> tuple[list[torch.Tensor], list[Estimate]]:
+    """All latents (1, C, 1, 1) of a run in which the denoiser's outputs amount to these estimates of x0."""
+    for name, value in (("_step_index", None), ("_begin_index", begin)):
+        if name in vars(probe):
+            setattr(probe, name, value)
+    rows, estimates = [x], []
+    for call, x0 in enumerate(clean, begin):
+        estimate = estimate_at(probe, call)
+        out = (x0 - estimate.c * estimate.scale * x) / estimate.d
+        x = probe.step(out, probe.timesteps[call], x, return_dict=False)[0].double()
+        rows.append(x)
+        estimates.append(estimate)
+    return rows, estimates
+
+
+def flow_form(sigmas: Sequence[float]) -> LinearSampler:
     """Euler steps of a flow from each noise level to the next and to 0: m = noise - x0, x = (1 - s) x0 + s noise."""
-    return [AffineStep(1.0, to - at, 1.0, -at) for at, to in zip(sigmas, (*sigmas[1:], 0.0), strict=True)]
+    weights = np.zeros((len(sigmas) + 1, len(sigmas)))
+    for call, (at, to) in enumerate(zip(sigmas, (*sigmas[1:], 0.0), strict=True)):
+        weights[call + 1] = to / at * weights[call]
+        weights[call + 1, call] = 1 - to / at
+    return LinearSampler(tuple(map(flow_estimate, sigmas)), weights)
 
 
-def affine_steps(scheduler: Any) -> list[AffineStep]:
-    """Every step of the schedule that the scheduler has made last: flow Euler, or DDIM with eta 0 (Song et al. 2021).
-
-    Raises:
-        StackError: another sampler, or one that clips or adds noise.
-    """
-    if plain_sampler(scheduler) is DDIMScheduler:
-        return _ddim_steps(scheduler)
-    return flow_steps([s for s in scheduler.sigmas.tolist() if s > 0])
+_judged: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()  # by scheduler: its configuration, and the words
 
 
-def plain_sampler(scheduler: Any) -> type:
-    """The sampler's class.
-
-    Raises:
-        StackError: it is not one whose steps are plain sums, x' = a x + b m.
-    """
-    config = scheduler.config
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.get("stochastic_sampling"):
-        return FlowMatchEulerDiscreteScheduler
-    if isinstance(scheduler, DDIMScheduler) and not (config.clip_sample or config.thresholding):
-        return DDIMScheduler
-    name = type(scheduler).__name__
-    raise StackError(f"{name} is no plain one-step sampler: expected flow Euler, or DDIM without clipping")
+def why_not_linear(scheduler: Any) -> str:
+    """Why a run of the sampler is no sum of its estimates of x0; "" where it is. Tried once on a short schedule."""
+    config, why = _judged.get(scheduler, (None, ""))
+    if config is not scheduler.config:
+        why = _judge(scheduler)
+        _judged[scheduler] = scheduler.config, why
+    return why
 
 
-def why_not_plain(scheduler: Any) -> str:
-    """What speaks against `plain_sampler`, or ''."""
-    try:
-        plain_sampler(scheduler)
-    except StackError as error:
-        return str(error)
+def _judge(scheduler: Any) -> str:
+    name, expected = type(scheduler).__name__, "expected a deterministic sampler such as flow Euler, DDIM or UniPC"
+    noisy = f"{name} adds noise of its own: {expected}"
+    if not isinstance(scheduler, KNOWN):
+        draws = "generator" in inspect.signature(scheduler.step).parameters
+        return noisy if draws else f"{name} keeps its noise levels in a way that is not known: {expected}"
+    own = host_copy(scheduler)
+    kind: Any = next(kind for kind in KNOWN if isinstance(scheduler, kind))
+    # Not by a class made from it: schedulers of adapters take no other number of steps than their own.
+    kind.set_timesteps(own, PROBED_STEPS, **({"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}))
+    numbers = torch.Generator().manual_seed(0)
+    given = LARGE * torch.randn(len(own.timesteps) + 1, 1, 4, 1, 1, generator=numbers, dtype=torch.float64)
+    ends = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in (1, 2):
+            torch.default_generator.manual_seed(seed)  # not those of the devices
+            ends.append(_run(host_copy(own), given[0], list(given[1:]))[0][-1])
+        if not ends[0].isfinite().all():
+            return f"{name} as configured ends at numbers that are not finite: expected other final_sigmas_type"
+        if not torch.equal(*ends):
+            return noisy
+        sums, _ = _run(host_copy(own), 2 * given[0], [2 * x0 for x0 in given[1:]])
+    if float((sums[-1] - 2 * ends[0]).norm()) > LINEAR * float(sums[-1].norm()):
+        return f"{name} clips its estimates: expected clip_sample and thresholding off"
     return ""
 
 
-def _ddim_steps(scheduler: DDIMScheduler) -> list[AffineStep]:
-    kept, stride = scheduler.alphas_cumprod.tolist(), scheduler.config.num_train_timesteps
-    stride //= scheduler.num_inference_steps
-    steps = []
-    for t in scheduler.timesteps.tolist():
-        share = kept[t - stride] if t >= stride else float(scheduler.final_alpha_cumprod)
-        alpha, sigma = kept[t] ** 0.5, (1 - kept[t]) ** 0.5
-        to, noise = share**0.5, (1 - share) ** 0.5
-        if scheduler.config.prediction_type == "v_prediction":
-            c, d, e, f = alpha, -sigma, sigma, alpha  # x0 = c x + d m, noise = e x + f m
-        elif scheduler.config.prediction_type == "epsilon":
-            c, d, e, f = 1 / alpha, -sigma / alpha, 0.0, 1.0
-        else:
-            c, d, e, f = 0.0, 1.0, 1 / sigma, -alpha / sigma
-        steps.append(AffineStep(to * c + noise * e, to * d + noise * f, c, d))
-    return steps
-
-
-def planned_steps(pipe: Any | None, schedule: Callable[[], SigmaSchedule]) -> Callable[[], list[AffineStep]]:
-    """The steps of the current request, worked out once for each schedule that the pipeline makes.
+def planned_sampler(pipe: Any | None, schedule: Callable[[], SigmaSchedule]) -> Callable[[], LinearSampler]:
+    """The sampler of the current request as numbers, worked out once for each schedule that the pipeline makes.
 
     A bare denoiser is taken for a flow on that schedule.
 
     Raises:
-        StackError: at once, and again when it is asked for: the pipeline's sampler is none of `affine_steps`.
+        StackError: at once, and again when it is asked for: see `why_not_linear`.
     """
-    known: dict[str, Any] = {"made": None, "steps": []}
+    known: list[tuple[SigmaSchedule, Any, LinearSampler]] = []
 
-    def steps() -> list[AffineStep]:
+    def sampler() -> LinearSampler:
         made = schedule()
-        if made is not known["made"]:
-            whole = flow_steps(made.sigmas) if pipe is None else affine_steps(pipe.scheduler)[made.begin :]
-            known["steps"], known["made"] = whole, made
-        return known["steps"]
+        if known and made is known[0][0]:
+            return known[0][2]
+        # Pipelines make the same schedule anew for every call.
+        scheduler = None if pipe is None else pipe.scheduler
+        if known and (made, scheduler) == known[0][:2]:
+            form = known[0][2]
+        else:
+            form = flow_form(made.sigmas) if scheduler is None else linear_form(scheduler, made.begin)
+        known[:] = [(made, scheduler, form)]
+        return form
 
-    if pipe is not None:
-        plain_sampler(pipe.scheduler)
-    return steps
+    if pipe is not None and (why := why_not_linear(pipe.scheduler)):
+        raise StackError(why)
+    return sampler

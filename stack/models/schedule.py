@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from ..core.errors import StackError
 
@@ -15,6 +18,7 @@ SHIFTS = (1e-3, 1e3)  # far beyond what models are used with
 DYNAMIC_SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 TRAINED = 1000  # training steps of a scheduler whose configuration does not say
 CLOSE = 1e-3  # relative: neighbours in schedules of 500 steps still differ by more
+LARGEST_LOG_SNR = 30.0  # stands for no signal at all
 FLOW_MATCH = 1e-3  # of the training steps: a flow's timesteps are its noise levels to this, float32 rounding included
 
 
@@ -25,12 +29,29 @@ class SigmaSchedule:
     Attributes:
         begin: which step of the sampler's whole schedule the first one is: image to image starts in the middle.
         known: whether it is the sampler's; else it is a single call whose place on a schedule is not known.
+        log_snr: log of signal over noise at each step; () for a flow, whose noise levels say it, and where unknown.
     """
 
     sigmas: tuple[float, ...]
     shift: float = 1.0
     begin: int = 0
     known: bool = True
+    log_snr: tuple[float, ...] = ()
+
+    @property
+    def flow(self) -> bool:
+        """Whether its noise levels are those of a flow: x = (1 - s) x0 + s noise."""
+        return not self.log_snr and all(0 < sigma <= 1 for sigma in self.sigmas)
+
+    @cached_property
+    def levels(self) -> tuple[tuple[float, float], ...]:
+        """(unshifted time, log of signal over noise) of each step; () where that is unknown or rises again."""
+        log_snr = self.log_snr
+        if self.flow:
+            log_snr = tuple(map(flow_log_snr, self.sigmas))
+        levels = tuple(zip(self.times, log_snr, strict=False))
+        falls = all(a == b or (a[0] > b[0] and a[1] < b[1]) for a, b in pairwise(levels))
+        return levels if falls and len(levels) == len(self.sigmas) else ()
 
     @cached_property
     def times(self) -> tuple[float, ...]:
@@ -45,7 +66,14 @@ class SigmaSchedule:
 
     def since(self, begin: int) -> SigmaSchedule:
         """What is left of it from this step on."""
-        return self if not begin else replace(self, sigmas=self.sigmas[begin:], begin=self.begin + begin)
+        if not begin:
+            return self
+        return replace(self, sigmas=self.sigmas[begin:], begin=self.begin + begin, log_snr=self.log_snr[begin:])
+
+
+def flow_log_snr(sigma: float) -> float:
+    """Log of signal over noise of a flow at a noise level in (0, 1]; -inf at 1."""
+    return math.log((1 - sigma) / sigma) if sigma < 1 else -math.inf
 
 
 def check_shift(shift: float) -> None:
@@ -76,11 +104,15 @@ def shift_of(config: Any, image_tokens: int) -> float:
     With dynamic shifting FLUX computes mu, linear in the tokens, and s = exp(mu) (Esser et al. 2024, eq. 23).
     """
     if config.get("use_dynamic_shifting"):
-        found = {name: config.get(name, usual) for name, usual in DYNAMIC_SHIFT.items()}
-        low, slope = found["base_image_seq_len"], found["max_shift"] - found["base_shift"]
-        mu = found["base_shift"] + slope * (image_tokens - low) / (found["max_image_seq_len"] - low)
+        mu = _mu(config, image_tokens)
         return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else max(mu, 1e-3)
     return float(config.get("shift") or config.get("flow_shift") or 1.0)
+
+
+def _mu(config: Any, image_tokens: int) -> float:
+    found = {name: config.get(name, usual) for name, usual in DYNAMIC_SHIFT.items()}
+    low, slope = found["base_image_seq_len"], found["max_shift"] - found["base_shift"]
+    return found["base_shift"] + slope * (image_tokens - low) / (found["max_image_seq_len"] - low)
 
 
 @dataclass(frozen=True)
@@ -106,6 +138,14 @@ def fits(own: float, timestep: float, precision: float) -> bool:
     return abs(own - timestep) <= max(precision, CLOSE) * max(abs(own), abs(timestep), CLOSE)
 
 
+def was_made(scheduler: Any) -> bool:
+    """Whether the scheduler has made a schedule: one that has not holds all training steps, without their end."""
+    own = vars(scheduler)
+    made, trained = own.get("sigmas"), scheduler.config.get("num_train_timesteps")
+    fresh = len(scheduler.timesteps) == trained and own.get("num_inference_steps") is None
+    return not fresh or (made is not None and len(made) > len(scheduler.timesteps))
+
+
 def timetable_of(scheduler: Any, image_tokens: int) -> Timetable:
     """The schedule that `scheduler.set_timesteps` has just made, kept on the host: read once per request.
 
@@ -114,19 +154,58 @@ def timetable_of(scheduler: Any, image_tokens: int) -> Timetable:
     """
     timesteps = scheduler.timesteps.tolist()
     trained = scheduler.config.get("num_train_timesteps") or TRAINED
-    made, levels = vars(scheduler).get("sigmas"), tuple(t / trained for t in timesteps)
-    if made is not None and len(made) >= len(timesteps):
+    own, levels = vars(scheduler), tuple(t / trained for t in timesteps)
+    made, kept = own.get("sigmas"), own.get("alphas_cumprod")
+    log_snr: tuple[float, ...] = (math.nan,) * len(timesteps)
+    if made is not None and len(made) >= len(timesteps) and "sigmas_interpol" not in own:
         sigmas = made.tolist()[: len(timesteps)]
         if all(abs(s - level) <= FLOW_MATCH for s, level in zip(sigmas, levels, strict=True)):
-            levels = tuple(sigmas)
-    return Timetable(_schedule(levels, scheduler, image_tokens), tuple(t / TRAINED for t in timesteps))
+            levels, log_snr = tuple(sigmas), ()
+        elif scheduler.config.get("prediction_type") == "flow_prediction" and all(0 < s <= 1 for s in sigmas):
+            log_snr = tuple(map(flow_log_snr, sigmas))
+        elif all(sigma > 0 for sigma in sigmas):
+            log_snr = tuple(-math.log(sigma) for sigma in sigmas)  # over a signal of 1
+    elif kept is not None:
+        log_snr = _diffusion_log_snr(timesteps, kept.tolist())
+    return Timetable(_schedule(levels, log_snr, scheduler, image_tokens), tuple(t / TRAINED for t in timesteps))
 
 
-def _schedule(levels: tuple[float, ...], scheduler: Any, image_tokens: int) -> SigmaSchedule:
-    schedule = SigmaSchedule(levels, shift_of(scheduler.config, image_tokens))
+def _diffusion_log_snr(timesteps: list[float], kept: list[float]) -> tuple[float, ...]:
+    """Of timesteps of a variance-preserving sampler, by its share of signal power at every training step."""
+    log_snr = [0.5 * math.log(share / (1 - share)) if 0 < share < 1 else -LARGEST_LOG_SNR for share in kept]
+    return tuple(np.interp(timesteps, range(len(kept)), log_snr).tolist())
+
+
+def _schedule(
+    levels: tuple[float, ...], log_snr: tuple[float, ...], scheduler: Any, image_tokens: int
+) -> SigmaSchedule:
+    schedule = SigmaSchedule(levels, shift_of(scheduler.config, image_tokens), log_snr=log_snr)
     falls = all(a >= b for a, b in pairwise(levels))
     # A level that rises again has no time of its own.
     return schedule if falls else SigmaSchedule(tuple(1 - i / len(levels) for i in range(len(levels))))
+
+
+def timetable_ahead(scheduler: Any, steps: int, image_tokens: int) -> Timetable | None:
+    """The timetable that a pipeline's call of as many steps will most likely make; None where that cannot be said.
+
+    Pipelines of flows whose shift depends on the picture's size hand over the noise levels 1, 1 - 1/S, ..., 1/S.
+    """
+    made = copy.deepcopy(scheduler)
+    try:
+        set_ahead(made, steps, image_tokens)
+        timetable = timetable_of(made, image_tokens)
+    except (ValueError, TypeError, IndexError, AttributeError, RuntimeError):
+        return None  # a scheduler that asks for more than its pipeline would say
+    return timetable if len(timetable.timesteps) == steps else None
+
+
+def set_ahead(scheduler: Any, steps: int, image_tokens: int) -> None:
+    """Let a scheduler make its schedule as pipelines do."""
+    if scheduler.config.get("use_dynamic_shifting"):
+        sigmas = [1 - i / steps for i in range(steps)]
+        scheduler.set_timesteps(sigmas=sigmas, mu=_mu(scheduler.config, image_tokens))
+    else:
+        scheduler.set_timesteps(steps)
 
 
 def flow_timetable(steps: int, shift: float = 1.0) -> Timetable:

@@ -15,12 +15,16 @@ from diffusers.models.cache_utils import CacheMixin
 from ..compat.rules.state import OTHER_CONDITIONS, STEP_UNKNOWN
 from ..core import readback
 from ..core.installer import BEHIND_HOOK, Installer
-from ..models.schedule import CLOSE, Timetable, fits, timetable_of
+from ..models.schedule import CLOSE, Timetable, fits, timetable_of, was_made
 from ..models.timestep import place_in, precision_of, same_for_all
 from .arguments import Arguments
 from .call import DenoiserCall
 from .step_clock import CallPlace, unknown_place
 from .target import Target
+
+NO_SCHEDULE = (
+    "calls while the pipeline's own scheduler has made no schedule: build the stack on the pipeline that is called"
+)
 
 
 def hook_denoiser(target: Target, install: Installer) -> None:
@@ -88,6 +92,7 @@ class _StepReader:
     target: Target
     _made: Any = None  # what the timetable was last read from; schedulers make a new one for each request
     _version: int = 0
+    _begun: bool = True  # whether that was a schedule at all
 
     def of(self, timestep: torch.Tensor, latent: torch.Tensor) -> CallPlace:
         """The place of a call with this timestep argument, on latent tokens (B, N, ...)."""
@@ -102,6 +107,9 @@ class _StepReader:
         version = 0 if made.is_inference() else made._version
         if made is not self._made or version != self._version:
             clock.timetable, self._made, self._version = timetable_of(scheduler, latent.shape[1]), made, version
+            self._begun = was_made(scheduler)
+        if not self._begun:
+            return unknown_place(float(timestep.max()) / self.target.wiring.timestep_scale, NO_SCHEDULE)
         timetable, at = clock.timetable, own.get("_step_index")
         at = own.get("_begin_index") if at is None else at
         if at is not None and at >= len(timetable.timesteps):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from compatbench.budgets import budget_targets
+from compatbench.budgets import COUNTS, budget_targets, fixed_count
 from compatbench.contestants import COARSE, IN_PAIRS, METHODS, PAIRS, Naive, contestants
 from compatbench.disturb import Noise, Rounding, rounded
 from compatbench.targets import matrix_targets, ratios
@@ -51,10 +51,18 @@ def test_pairs_are_held_against_the_plain_model_and_against_reuse() -> None:
 
 
 def test_budgets_are_kept_and_used() -> None:
-    lines = [{"asked": 0.02, "measured": m} for m in (0.019, 0.012, 0.011, 0.03)]
-    kept, used = budget_targets(lines)
+    lines = [{"asked": 0.02, "measured": m, "full": 10.0, "fixed": 8.0} for m in (0.019, 0.012, 0.011, 0.03)]
+    kept, used, more = budget_targets(lines)
     assert kept.value == 0.75 and not kept.met
     assert used.value == pytest.approx(0.775) and used.met
+    assert more.value == 1.25 and not more.met
+
+
+def test_full_steps_of_fixed_schedules_are_interpolated_by_logarithms() -> None:
+    errors = [0.1 / 2**k for k in range(len(COUNTS))]
+    assert fixed_count(0.05, errors) == COUNTS[1] and fixed_count(0.2, errors) == COUNTS[0]
+    assert fixed_count(0.05 / 2**0.5, errors) == pytest.approx((COUNTS[1] * COUNTS[2]) ** 0.5)
+    assert fixed_count(1e-5, errors) == 50
 
 
 def test_interaction_and_efficiency_of_the_whole() -> None:
@@ -87,7 +95,7 @@ def test_every_method_is_joined_three_ways_and_naively_past_the_plan() -> None:
     assert asked == [("2 % noise", "blocks")] and layered.noise == ((1.0, 0.03),)
     assert layered.forecast.basis == "newton"
     assert layered.schedule.full_steps == IN_PAIRS["full_steps"]
-    stack = Stack(tiny_pipe(), steps=8).add(Naive("svd", interval=2, warmup=1))
+    stack = Stack(tiny_pipe(), steps=8).add(Naive("svd-published", interval=2, warmup=1))
     assert not stack.plan.findings and stack.plan.passes()[0].policy.site.name == "output"
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from cachebench.attention import HeadByHead
+from cachebench.bench import Bench as Bench_
 from cachebench.bench import interval_for, pictures
-from cachebench.measuring import Measured, count, full_steps, in_turn, line_of, marks
-from cachebench.record import Record, finished, merge, plain
+from cachebench.measuring import Measured, count, full_steps, in_turn, judged, line_of, marks, work_of
+from cachebench.quality import likeness, mean_likeness
+from cachebench.record import Record, finished, known_quality, merge, plain
 from cachebench.rows import Live, Row, fewer, preset
 from cachebench.samples import Samples, distances, merged, motion
 from fid import frechet_distance
@@ -27,21 +29,18 @@ class Bench:
     """What rows ask of a bench, around a tiny pipeline."""
 
     def __init__(self) -> None:
-        self.pipe, self.steps, self.texts, self.seed = tiny_pipe(), STEPS, [PROMPT, "a green circle"], 3
-
-
-def no_figures(pictures: torch.Tensor, reference: torch.Tensor, which: list[int]) -> dict[str, Any]:
-    return {"which": which}
+        self.pipe, self.steps, self.texts = tiny_pipe(), STEPS, [PROMPT, "a green circle"]
+        self.prompts, self.seeds = 2, range(3, 5)
 
 
 def test_a_row_is_counted_whole() -> None:
     bench: Any = Bench()
     base = count(fewer(bench, STEPS, "base"), bench, PROMPT, 0)
     cached = count(preset(bench, "reuse", "reuse", interval=7), bench, PROMPT, 0)
-    line = line_of(cached, base, bench, no_figures)
+    line = work_of(cached, base, bench)
     assert line["pattern"] == "FFF......F...." and line["full"] == 4
     assert line["work"] == pytest.approx(4 / 14, abs=0.02) and line["work"] > 4 / 14
-    fewer_line = line_of(count(fewer(bench, 2, "euler"), bench, PROMPT, 0), base, bench, no_figures)
+    fewer_line = work_of(count(fewer(bench, 2, "euler"), bench, PROMPT, 0), base, bench)
     assert (fewer_line["full"], fewer_line["calls"]) == (2, 2)
     assert fewer_line["work"] == pytest.approx(2 / 14, abs=1e-3)  # the prompt is encoded once in both
     assert not Stack(bench.pipe).applied and bench.pipe.scheduler.__class__.__name__.startswith("FlowMatchEuler")
@@ -61,7 +60,7 @@ def test_a_refusal_is_told_not_raised() -> None:
     bench: Any = Bench()
     found = count(preset(bench, "svd", "svd", full_steps=(1, 2), steps=STEPS), bench, PROMPT, 0)
     assert found.refusal.startswith("not supported by svd: StackError: full_steps must hold 0")
-    line = line_of(found, found, bench, no_figures)
+    line = line_of(found, found)
     assert line["rounds"] == 0 and line["note"] == found.refusal and "psnr" not in line
 
 
@@ -69,19 +68,16 @@ def timed(row: str, seconds: list[float], flops: int, calls: int = 10) -> Measur
     def never() -> Any:
         raise AssertionError
 
-    made = Measured(Row(row, "preset", row, {}, never), [flops // calls] * calls, flops, 0, seconds)
-    made.shots[0] = torch.zeros(3, 8, 8)
-    return made
+    return Measured(Row(row, "preset", row, {}, never), seconds=seconds, known={"work": flops / 1000, "calls": calls})
 
 
 def test_speedups_are_ratios_within_a_round() -> None:
-    bench: Any = Bench()
     base = timed("base", [10.0, 20.0, 10.0], 1000)
-    line = line_of(timed("x", [2.0, 4.0, 5.0], 100), base, bench, no_figures)
+    line = line_of(timed("x", [2.0, 4.0, 5.0], 100), base)
     assert line["speedup"] == 5.0  # not 10 / 4, of medians
     assert line["seconds"] == 4.0 and line["work"] == 0.1
     assert line["overhead_ms"] == pytest.approx(1e3 * 2.0 / 10)  # 2 s of the median round beyond a tenth of the base
-    assert line_of(timed("x", [], 100), base, bench, no_figures)["speedup"] is None
+    assert line_of(timed("x", [], 100), base)["speedup"] is None
 
 
 def test_rows_take_turns_and_prompts_rotate() -> None:
@@ -103,7 +99,52 @@ def test_rows_take_turns_and_prompts_rotate() -> None:
     in_turn(rows, bench, 3, lambda *_: None, lambda: done.append(len(asked)))  # type: ignore[arg-type]  # stand-ins
     first, second = bench.texts
     assert asked == [("a", first), ("b", first), ("a", second), ("b", second), ("a", first), ("b", first)]
-    assert done == [2, 4, 6] and [len(r.seconds) for r in rows] == [3, 3] and sorted(rows[0].shots) == [0, 1]
+    assert done == [2, 4, 6] and [len(r.seconds) for r in rows] == [3, 3]
+
+
+def test_judged_pictures_are_made_a_few_at_a_time_each_with_its_own_seed() -> None:
+    bench, asked = Bench(), []
+    bench.texts, bench.prompts, bench.seeds = [f"text {i}" for i in range(10)], 10, range(3, 13)
+
+    @contextmanager
+    def using() -> Any:
+        def run(texts: list[str], generator: list[torch.Generator], **_: Any) -> list[torch.Tensor]:
+            asked.append((texts[0], [g.initial_seed() for g in generator]))
+            return [torch.zeros(len(texts), 3, 4, 4)]
+
+        yield Live(run, torch.nn.Identity())
+
+    assert judged(Row("a", "preset", "a", {}, using), bench).shape == (10, 3, 4, 4)  # type: ignore[arg-type]  # a stand-in
+    assert asked == [("text 0", [*range(3, 11)]), ("text 8", [11, 12])]
+
+
+def test_likeness_is_told_by_the_median_the_flipped_and_all_together() -> None:
+    reference = torch.zeros(3, 3, 8, 8)
+    pictures = reference + torch.tensor([0.1, 0.01, 0.001]).view(3, 1, 1, 1)
+    found = likeness(pictures, reference)
+    assert found["each"] == [20.0, 40.0, 60.0] and found["median"] == pytest.approx(40.0)
+    assert found["flipped"] == pytest.approx(1 / 3) and found["psnr"] == pytest.approx(24.73, abs=0.01)
+    assert mean_likeness(pictures, reference) == pytest.approx(40.0)
+
+
+@pytest.mark.parametrize("model", ["shapes-flux", "shapes-video", "shapes-dit"])
+def test_what_is_judged_is_never_fitted_on(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench_, "load", lambda self, dtype=None: None)
+    bench = Bench_(model, 50, (12, 9), 16, 3, 24)
+    searched, held = bench.fitting()
+    assert len(set(bench.texts)) == 16 == len(set(bench.seeds)) and not {*bench.texts} & {*searched, *held}
+    assert (len(searched), len(held)) == bench.fitted_on and bench.usual == 9
+    with pytest.raises(StackError, match="try fewer --prompts"):
+        Bench_("shapes-dit", 50, (9,), 25, 3, 24)
+
+
+def test_what_was_judged_before_is_not_judged_again() -> None:
+    line = {"row": "a", "settings": {"count": 9}, "median": 40.0, "work": 0.2, "rounds": 1, "speedup": 4.0}
+    assert known_quality([line], "a", {"count": 9}) == {
+        "row": "a", "settings": {"count": 9}, "median": 40.0, "work": 0.2,
+    }  # fmt: skip
+    assert not known_quality([line], "a", {"count": 6})
+    assert not known_quality([{"row": "a", "settings": {}, "note": "not supported"}], "a", {})
 
 
 def test_steps_as_letters() -> None:

@@ -9,10 +9,14 @@ import torch
 from stack.caching.fastcache.linear_map import LinearMap
 from stack.caching.fastcache.maps import APPROXIMATIONS, WHOLE, LinearMaps
 from stack.caching.gate_policies import MagnitudePolicy
-from stack.caching.methods import PRESETS
+from stack.caching.methods import PRESETS, READING
 from stack.caching.policy import Policy
 from stack.caching.sites.fastcache import FastCacheSite
 from stack.models.wiring import Wiring
+
+# One row for every way of caching. Plain names and readings differ in their schedule, forecast and corrector only.
+PLAIN = [name for name in PRESETS if not name.endswith(READING)]
+KINDS = [name for name in PRESETS if name + READING not in PRESETS]  # readings where there are some
 
 
 def fitted(preset: str, wiring: Wiring, blocks: int, width: int, steps: int, device: str = "cpu") -> dict[str, Any]:

@@ -47,7 +47,7 @@ def controller_of(policy: Policy, clock: Clock, weights: Callable[[], int] = lam
 
 
 class Rig:
-    """ToCa with a full first step only, unless told otherwise: `call(step)` makes one denoiser call.
+    """ToCa as published, with a full first step only, unless told otherwise: `call(step)` makes one denoiser call.
 
     Attributes:
         head: the hidden state that entered the head in the last call.
@@ -56,7 +56,7 @@ class Rig:
     """
 
     def __init__(self, halves: bool = False, **options: Any):
-        self.policy: Policy = Cache("toca", **{"budget": "even", "warmup": 1, **options}).policy
+        self.policy: Policy = Cache("toca-published", **{"budget": "even", "warmup": 1, **options}).policy
         self.denoiser, self.clock, self.weights = tiny_denoiser(), clock_of(uniform(STEPS)), 0
         self.controller = controller_of(self.policy, self.clock, lambda: self.weights)
         self.grid: tuple[int, ...] = (8, 8)
@@ -64,7 +64,7 @@ class Rig:
         assert isinstance(site, TokenSite)
         chooser = TokenSelector(self.controller, site, schedule.interval, 64, halves, grid=lambda: self.grid)
         self.chain, install = InterceptorChain(), Installer()
-        installed = Tokenwise(self.controller, partial(site.kinds, schedule), chooser)
+        installed = Tokenwise(self.controller, partial(site.kinds, self.policy), chooser)
         installed.install(self.denoiser, FLUX, install)
         self.chain.add(install, *installed.interceptors)
         self.head: torch.Tensor | None = None

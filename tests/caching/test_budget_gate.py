@@ -20,7 +20,7 @@ def latents(stack: Stack, prompt: str, seed: int) -> torch.Tensor:
 
 
 def stack_of(max_error: float) -> Stack:
-    return Stack(tiny_pipe(), steps=STEPS).cache("svd", max_error=max_error, gains=(1.0, 1.0))
+    return Stack(tiny_pipe(), steps=STEPS).cache("svd-published", max_error=max_error, gains=(1.0, 1.0))
 
 
 @pytest.mark.parametrize("allowed", [0.003, 0.03])
@@ -59,13 +59,13 @@ def test_batched_is_one_by_one() -> None:
 
 
 def test_the_error_survives_a_recipe() -> None:
-    cache = Cache("svd", max_error=0.02)
+    cache = Cache("svd-published", max_error=0.02)
     assert cache.changed(error_scale=2.0).measured == {"threshold": 0.02, "error_scale": 2.0}
     assert cache.policy.gate == BudgetPolicy(0.02)
 
 
 @pytest.mark.parametrize(
-    ("method", "options"), [("svd", {"max_error": 0.0}), ("dbcache", {"max_error": 0.1, "back": 1})]
+    ("method", "options"), [("svd-published", {"max_error": 0.0}), ("dbcache", {"max_error": 0.1, "back": 1})]
 )
 def test_what_cannot_have_a_budget(method: str, options: dict[str, float]) -> None:
     with pytest.raises(StackError, match="an error budget needs back=0 and a relative error above 0"):
@@ -74,7 +74,11 @@ def test_what_cannot_have_a_budget(method: str, options: dict[str, float]) -> No
 
 def test_an_error_for_the_whole_stack_leaves_the_cache_what_the_others_do_not_use() -> None:
     pipe, allowed = tiny_pipe(), 0.05
-    stack = Stack(pipe, steps=STEPS, max_error=allowed).quantize("int8", min_features=16).cache("svd", gains=(1.0, 1.0))
+    stack = (
+        Stack(pipe, steps=STEPS, max_error=allowed)
+        .quantize("int8", min_features=16)
+        .cache("svd-published", gains=(1.0, 1.0))
+    )
     assert stack.passes[-1].policy.gate.threshold == allowed
     stack.fit_gate(PROMPTS)
     policy = stack.passes[-1].policy.gate
@@ -90,7 +94,7 @@ def test_an_error_for_the_whole_stack_leaves_the_cache_what_the_others_do_not_us
 
 
 def test_what_quantization_uses_up_leaves_nothing_to_cache() -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS, max_error=1e-5).quantize("int8", min_features=16).cache("svd")
+    stack = Stack(tiny_pipe(), steps=STEPS, max_error=1e-5).quantize("int8", min_features=16).cache("svd-published")
     with pytest.raises(StackError, match=r"the passes below the cache are off by .*, 1e-05 was allowed"):
         stack.fit_gate(PROMPTS)
     with pytest.raises(StackError, match=r"max_error must be in \[0, 1\)"):

@@ -30,9 +30,9 @@ TAYLOR = 3 * 4608 * 3072 * 2  # bytes of a module: three differences of text and
 def test_a_cap_is_kept_by_the_plan() -> None:
     """svd on shapes-flux: two tensors of 1,024 x 192 in fp32 and a basis of at most 192 x 192."""
     needed = 2 * 1024 * 192 * 4 + 192 * 192 * 4
-    make_plan(SHAPES_FLUX, [Cache("svd", max_bytes=needed)])
+    make_plan(SHAPES_FLUX, [Cache("svd-published", max_bytes=needed)])
     with pytest.raises(StackError) as refused:
-        make_plan(SHAPES_FLUX, [Cache("svd", max_bytes=needed - 1)])
+        make_plan(SHAPES_FLUX, [Cache("svd-published", max_bytes=needed - 1)])
     assert str(refused.value) == (
         "cache: 1.6 MB of state and at most 0.1 MB of bases per picture and guidance branch, max_bytes allows 1.7 MB; "
         "try: state_dtype='bfloat16' or order=0"
@@ -42,7 +42,7 @@ def test_a_cap_is_kept_by_the_plan() -> None:
 def test_a_cap_names_only_what_keeps_it() -> None:
     def tries(cap: int) -> str:
         with pytest.raises(StackError) as refused:
-            make_plan(SHAPES_FLUX, [Cache("taylorseer", max_bytes=cap)])
+            make_plan(SHAPES_FLUX, [Cache("taylorseer-published", max_bytes=cap)])
         return str(refused.value).partition("; try: ")[2]
 
     modules = 8 * 1040 * 192 * 4
@@ -54,12 +54,12 @@ def test_a_cap_names_only_what_keeps_it() -> None:
 
 def test_a_cap_on_what_nobody_knows_is_refused() -> None:
     with pytest.raises(StackError, match=r"not known before the run .*; try: max_bytes=0"):
-        Stack(tiny_denoiser()).cache("svd", max_bytes=10**9).apply()
+        Stack(tiny_denoiser()).cache("svd-published", max_bytes=10**9).apply()
 
 
 def test_what_does_not_fit_leaves_the_device() -> None:
     """76 modules; 22 and one in use are the most under 2 GB. Each of the first 38 has a feature per stream."""
-    policy = replace(PRESETS["taylorseer"], max_bytes=2 * 10**9)
+    policy = replace(PRESETS["taylorseer-published"], max_bytes=2 * 10**9)
     assert offload(policy, DEV) == Offload(22, 54, 44, device=22 * TAYLOR, host=54 * TAYLOR, in_use=TAYLOR)
     assert offload(replace(policy, max_bytes=60 * TAYLOR), DEV) == Offload(
         59, 17, 2 * 38 + 21, device=59 * TAYLOR, host=17 * TAYLOR, in_use=TAYLOR
@@ -67,7 +67,7 @@ def test_what_does_not_fit_leaves_the_device() -> None:
 
 
 def test_the_plan_says_what_leaves() -> None:
-    plan = make_plan(DEV, [Cache("taylorseer", max_bytes=2 * 10**9)])
+    plan = make_plan(DEV, [Cache("taylorseer-published", max_bytes=2 * 10**9)])
     (note,) = (f for f in plan.findings if f.what.startswith("state is split"))
     words = (
         "1868.6 MB on the device with 22 of 76 modules, 4586.5 MB in pinned host memory with 54, "
@@ -78,19 +78,19 @@ def test_the_plan_says_what_leaves() -> None:
     assert f"[note] cache: {note.what} (max_bytes allows 2000.0 MB of 6455.0 MB;" in text
     assert f"6455.0 MB of state per picture and guidance branch: {words}" in text
     # Bases, 90 MB in all, stay; of 84.9 MB a block ten fit beside them, one of them for what is in use.
-    assert "9 of 57 blocks" in explain(make_plan(DEV, [Cache("svd-blocks", max_bytes=10**9)]))
+    assert "9 of 57 blocks" in explain(make_plan(DEV, [Cache("svd-published-blocks", max_bytes=10**9)]))
 
 
 def test_other_findings_are_still_made() -> None:
-    plan = make_plan(replace(DEV, steps=10), [Cache("taylorseer", max_bytes=2 * 10**9)])
+    plan = make_plan(replace(DEV, steps=10), [Cache("taylorseer-published", max_bytes=2 * 10**9)])
     assert [(f.note, f.rule) for f in plan.findings] == [(True, ""), (False, "few-steps")]
     (cache,) = plan.passes()
-    assert cache.policy.site.front_blocks > 0 and cache.policy.max_bytes == 2 * 10**9
+    assert cache.policy.schedule.count == 6 and cache.policy.corrected and cache.policy.max_bytes == 2 * 10**9
 
 
 def test_nothing_leaves_where_there_is_room_or_nowhere_to_go() -> None:
-    policy = replace(PRESETS["taylorseer"], max_bytes=76 * TAYLOR)
-    (note,) = make_plan(DEV, [Cache("taylorseer", max_bytes=76 * TAYLOR)]).findings
+    policy = replace(PRESETS["taylorseer-published"], max_bytes=76 * TAYLOR)
+    (note,) = make_plan(DEV, [Cache("taylorseer-published", max_bytes=76 * TAYLOR)]).findings
     assert offload(policy, DEV) is None and note.rule == "even-steps"
     tight = replace(policy, max_bytes=76 * TAYLOR - 1)
     assert offload(tight, DEV) == Offload(74, 2, 2 * 38 + 36, 74 * TAYLOR, 2 * TAYLOR, TAYLOR)
@@ -101,10 +101,10 @@ def test_nothing_leaves_where_there_is_room_or_nowhere_to_go() -> None:
 def test_a_cap_below_one_module_is_refused() -> None:
     def refused(cap: int) -> str:
         with pytest.raises(StackError) as error:
-            make_plan(DEV, [Cache("taylorseer", max_bytes=cap)])
+            make_plan(DEV, [Cache("taylorseer-published", max_bytes=cap)])
         return str(error.value)
 
-    make_plan(DEV, [Cache("taylorseer", max_bytes=TAYLOR)])
+    make_plan(DEV, [Cache("taylorseer-published", max_bytes=TAYLOR)])
     assert refused(TAYLOR - 1).endswith(
         "max_bytes allows 84.9 MB; 84.9 MB have to be on the device even with one module at a time; "
         "try: order=1 or order=0 or site='output'"
@@ -113,7 +113,8 @@ def test_a_cap_below_one_module_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "cap"), [("svd", 40 * 10**6), ("dbcache-taylor", 40 * 10**6), ("easycache", 10**6), ("toca", 10**9)]
+    ("method", "cap"),
+    [("svd-published", 40 * 10**6), ("dbcache-taylor", 40 * 10**6), ("easycache", 10**6), ("toca-published", 10**9)],
 )
 def test_one_feature_for_the_whole_model_is_not_divided(method: str, cap: int) -> None:
     facts = replace(DEV, latent=(64, 64))
@@ -126,7 +127,17 @@ def test_one_feature_for_the_whole_model_is_not_divided(method: str, cap: int) -
 
 
 @given(
-    st.sampled_from(["taylorseer", "hicache", "fora", "pab", "rfc", "svd-blocks", "svd-printed"]),
+    st.sampled_from(
+        [
+            "taylorseer-published",
+            "hicache-published",
+            "fora-published",
+            "pab-published",
+            "rfc",
+            "svd-published-blocks",
+            "svd-published-ema",
+        ]
+    ),
     st.floats(0, 1.1),
     st.sampled_from(["", "bfloat16"]),
 )

@@ -29,10 +29,10 @@ def found(cache: Cache, facts: Facts) -> dict[str, Finding]:
     [
         ("first-block", INT8, "gate-threshold", "threshold 0.08 of gate 'prefix' is not of this stack"),
         ("first-block", CUDA, "gate-reads-device", "gate 'prefix' waits for the device on 50 steps"),
-        ("pab", replace(FACTS, attention_density=0.5), "attention-cached-and-sparse", "saves at most 1.25x"),
-        ("svd", replace(FACTS, attention_density=0.4), "sparse-under-cache", "full steps attend to 40%"),
-        ("svd", replace(FACTS, distilled="few"), "distilled-trajectory", "trajectory of few"),
-        ("taylorseer", FACTS, "even-steps", "9 of 50 steps full"),
+        ("pab-published", replace(FACTS, attention_density=0.5), "attention-cached-and-sparse", "saves at most 1.25x"),
+        ("svd-published", replace(FACTS, attention_density=0.4), "sparse-under-cache", "full steps attend to 40%"),
+        ("svd-published", replace(FACTS, distilled="few"), "distilled-trajectory", "trajectory of few"),
+        ("taylorseer-published", FACTS, "even-steps", "9 of 50 steps full"),
     ],
 )
 def test_a_note_with_its_number(method: str, facts: Facts, rule: str, what: str) -> None:
@@ -42,10 +42,10 @@ def test_a_note_with_its_number(method: str, facts: Facts, rule: str, what: str)
 
 def test_attention_that_is_left_bounds_what_caching_it_saves() -> None:
     """Attention is a third; with 50 % of it left, a sixth of five sixths: 1 / (1 - 1 / 5) = 1.25."""
-    said = found(Cache("pab"), replace(FACTS, attention_density=0.5))["attention-cached-and-sparse"]
+    said = found(Cache("pab-published"), replace(FACTS, attention_density=0.5))["attention-cached-and-sparse"]
     assert said.what == "sparse attention has left 50% of attention: caching it saves at most 1.25x"
-    assert "attention-cached-and-sparse" not in found(Cache("pab"), FACTS)
-    assert "attention-cached-and-sparse" not in found(Cache("svd"), replace(FACTS, attention_density=0.5))
+    assert "attention-cached-and-sparse" not in found(Cache("pab-published"), FACTS)
+    assert "attention-cached-and-sparse" not in found(Cache("svd-published"), replace(FACTS, attention_density=0.5))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_attention_that_is_left_bounds_what_caching_it_saves() -> None:
 )  # fmt: skip
 def test_recorded_graphs_are_refused(compiled: str, device: str, refused: bool) -> None:
     facts = replace(FACTS, machine=Machine(device), compiled=compiled)
-    findings = found(Cache("svd"), facts)
+    findings = found(Cache("svd-published"), facts)
     assert ("cuda-graphs" in findings) is refused
     assert not refused or findings["cuda-graphs"].fatal
 
@@ -71,15 +71,15 @@ def test_recorded_graphs_are_refused(compiled: str, device: str, refused: bool) 
     ],
 )
 def test_differences_of_rounded_features(options: dict[str, Any], rules: set[str]) -> None:
-    assert {*found(Cache("svd", **options), INT8)} & {"narrow-gaps", "high-order"} == rules
-    assert not {*found(Cache("svd", **options), FACTS)} & {"narrow-gaps", "high-order"}
+    assert {*found(Cache("svd-published", **options), INT8)} & {"narrow-gaps", "high-order"} == rules
+    assert not {*found(Cache("svd-published", **options), FACTS)} & {"narrow-gaps", "high-order"}
 
 
 def test_narrow_gaps_are_said_with_their_gain() -> None:
     """Full steps 0 and 1, the last cached step 8: weights 8 and -7."""
     options: dict[str, Any] = {"full_steps": (0, 1, 9, 20, 35), "steps": 50}
     assert noise_gain(options["full_steps"], 50) == pytest.approx((8**2 + 7**2) ** 0.5)
-    said = found(Cache("svd", **options), INT8)["narrow-gaps"].what
+    said = found(Cache("svd-published", **options), INT8)["narrow-gaps"].what
     assert said == "this schedule's first differences gain 10.6 times the noise of a step"
 
 
@@ -92,6 +92,6 @@ def test_what_was_fitted_elsewhere_is_said_with_the_difference() -> None:
 
 def test_a_cache_calibrated_on_this_very_stack_has_nothing_to_be_told() -> None:
     facts = replace(INT8, attention_density=0.5, distilled="few")
-    own = Cache("svd", full_steps=(0, 1, 9), steps=50, calibrated_for=conditions(facts))
+    own = Cache("svd-published", full_steps=(0, 1, 9), steps=50, calibrated_for=conditions(facts))
     assert own.check(facts) == []
     assert {*found(own.changed(calibrated_for=()), facts)} >= {"narrow-gaps", "sparse-under-cache"}

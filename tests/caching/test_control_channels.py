@@ -77,4 +77,7 @@ def test_a_corrector_stays_where_conditions_go_in_too() -> None:
     corrected = Cache("svd", corrected=True)
     assert not [f for f in corrected.check(replace(FACTS, latent=(24, 12))) if f.rule == "learned-variance"]
     (repaired,) = [f for f in corrected.check(replace(FACTS, latent=(12, 24))) if f.rule == "learned-variance"]
+    assert repaired.repair == "full steps correct nothing"
+    calibrated = corrected.changed(full_steps=(0, 9), steps=50).check(replace(FACTS, latent=(12, 24)))
+    (repaired,) = [f for f in calibrated if f.rule == "learned-variance"]
     assert repaired.repair == "full steps correct nothing; calibrate again"

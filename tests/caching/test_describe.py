@@ -31,13 +31,14 @@ def test_spacing_is_that_of_the_steps(full: tuple[int, ...], words: str) -> None
 
 def test_presets_with_warm_ups_and_paces_of_their_own() -> None:
     said = {name: Cache(name).describe(FACTS)[0] for name in PRESETS}
-    assert said["svd"].startswith("svd, 9 of 50 steps full (the first 3, then every 7 steps)")
-    assert said["pab"].startswith("pab, 28 of 50 steps full (the first 6, then every 2 steps)")
-    assert "every" not in said["duca-dit"] and "steps apart" in said["duca-dit"]
+    assert said["svd-published"].startswith("svd-published, 9 of 50 steps full (the first 3, then every 7 steps)")
+    assert said["svd"].startswith("svd, 9 of 50 steps full (placed by noise level: 0 ")
+    assert said["pab-published"].startswith("pab-published, 28 of 50 steps full (the first 6, then every 2 steps)")
+    assert "every" not in said["duca-dit-published"] and "steps apart" in said["duca-dit-published"]
 
 
 def test_full_steps_that_were_moved_are_not_said_to_be_even() -> None:
-    moved = Cache("fora", switches=(0.5, 0.9))
+    moved = Cache("fora-published", switches=(0.5, 0.9))
     assert "25 steps" not in moved.describe(FACTS)[0] and "steps apart" in moved.describe(FACTS)[0]
 
 

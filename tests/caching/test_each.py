@@ -19,7 +19,7 @@ from .rig import STEPS, controller_of
 def test_every_block_and_stream_has_a_basis_of_its_own() -> None:
     """Text and image span different subspaces: what one basis keeps of its own feature, no other keeps."""
     denoiser, clock = tiny_denoiser(), clock_of(uniform(STEPS))
-    controller = controller_of(Cache("svd-blocks", warmup=3).policy, clock)
+    controller = controller_of(Cache("svd-published-blocks", warmup=3).policy, clock)
     PerBlock(controller).install(denoiser, FLUX, Installer())
     for sigma in clock.timetable.schedule.sigmas[:3]:
         given = inputs(sigma)

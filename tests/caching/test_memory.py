@@ -24,6 +24,7 @@ from ..conftest import inputs, tiny_denoiser
 from ..models.test_dit import tiny
 from ..passes.test_fastcache import made_up
 from ..test_plan import FACTS
+from .fitted import KINDS
 
 STEPS, RUN = 14, 6
 MAPPED = ("fastcache", "fastcache-gate", "fastcache-tokens")
@@ -60,12 +61,12 @@ def options_of(method: str) -> dict[str, Any]:
     """Four full steps, then cached ones if it can."""
     if method in MAPPED:
         return {"maps": made_up(), "warmup": 4}
-    more = {"ratios": (1.0,) * STEPS} if method == "magcache" else {}
+    more = {"ratios": (1.0,) * STEPS} if method.startswith("magcache") else {}
     wanted = {"warmup": 4, "interval": 2, "pace": "even", "threshold": 1.0, **more}
     return {name: value for name, value in wanted.items() if name in PRESETS[method].options()}
 
 
-@pytest.mark.parametrize("method", list(PRESETS))
+@pytest.mark.parametrize("method", KINDS)
 @pytest.mark.parametrize("make", [flux, lambda: tiny().transformer], ids=["flux", "dit"])
 def test_what_is_held_was_known(method: str, make: Any) -> None:
     if method in MAPPED:
@@ -77,7 +78,7 @@ def test_what_is_held_was_known(method: str, make: Any) -> None:
     assert (known.bases > 0) == method.startswith("svd")
 
 
-@pytest.mark.parametrize("method", ["svd", "taylorseer", "toca"])
+@pytest.mark.parametrize("method", ["svd-published", "taylorseer-published", "toca-published"])
 def test_what_a_corrector_holds_was_known(method: str) -> None:
     most, known = peak(flux(), method, **options_of(method), corrected=True)
     without, _ = peak(flux(), method, **options_of(method))
@@ -85,13 +86,17 @@ def test_what_a_corrector_holds_was_known(method: str) -> None:
     assert known.features * 0.98 <= most <= 1.02 * known.features + known.bases
 
 
-@pytest.mark.parametrize("method", ["svd", "taylorseer", "reuse", "freqca", "predictor-corrector"])
+@pytest.mark.parametrize(
+    "method", ["svd-published", "taylorseer-published", "reuse", "freqca-published", "predictor-corrector"]
+)
 def test_what_is_held_for_the_sake_of_noise_was_known(method: str) -> None:
     most, known = peak(flux(), method, **options_of(method), noise=((1.0, 0.01),))
     assert known.features * 0.98 <= most <= 1.02 * known.features + known.bases
 
 
-@pytest.mark.parametrize("method", ["reuse", "taylorseer", "svd-blocks", "rfc", "hicache"])
+@pytest.mark.parametrize(
+    "method", ["fora-published", "taylorseer-published", "svd-published-blocks", "rfc-published", "hicache-published"]
+)
 def test_half_the_bits_are_half_the_bytes(method: str) -> None:
     whole, known = peak(flux(), method, **options_of(method))
     half, known_half = peak(flux(), method, **options_of(method), state_dtype="bfloat16")
@@ -123,21 +128,21 @@ def test_sizes_on_flux_itself() -> None:
         assert size is not None and sum(unit.bytes for unit in size.units) == size.total
         return size.features, len(size.units)
 
-    assert modules("fora") == ((2 * 19 + 38) * feature, 76)
-    assert modules("taylorseer") == (3 * (2 * 19 + 38) * feature, 76)
-    assert modules("pab") == (57 * feature, 57)
-    assert state_size(PRESETS["svd"], dev) == StateSize(2 * 4096 * 3072 * 2, 128 * 3072 * 2)
-    assert state_size(replace(PRESETS["svd"], state_dtype="float32"), dev) == StateSize(
+    assert modules("fora-published") == ((2 * 19 + 38) * feature, 76)
+    assert modules("taylorseer-published") == (3 * (2 * 19 + 38) * feature, 76)
+    assert modules("pab-published") == (57 * feature, 57)
+    assert state_size(PRESETS["svd-published"], dev) == StateSize(2 * 4096 * 3072 * 2, 128 * 3072 * 2)
+    assert state_size(replace(PRESETS["svd-published"], state_dtype="float32"), dev) == StateSize(
         4 * 4096 * 3072 * 2, 128 * 3072 * 4
     )
     assert state_size(PRESETS["easycache"], replace(dev, latent=(64, 64))) == StateSize(4 * 4096 * 64 * 2)
 
 
 def test_explain_says_so() -> None:
-    text = explain(make_plan(SHAPES_FLUX, [Cache("rfc")]))
+    text = explain(make_plan(SHAPES_FLUX, [Cache("rfc-published")]))
     # Modules: (2 * 2 + 4) * 1,040 tokens, 3 differences and the input; the first input: 3 of 1,024; 192 wide, 4 bytes.
     assert f"{(8 * 1040 * 4 + 3 * 1024) * 192 * 4 / 1e6:.1f} MB of state per picture and guidance branch" in text
-    assert size_words(PRESETS["svd"], replace(SHAPES_FLUX, image_tokens=0)) == "state size unknown"
+    assert size_words(PRESETS["svd-published"], replace(SHAPES_FLUX, image_tokens=0)) == "state size unknown"
 
 
 @pytest.mark.parametrize(
@@ -145,4 +150,4 @@ def test_explain_says_so() -> None:
 )
 def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(StackError, match=words):
-        Cache("svd", **options)
+        Cache("svd-published", **options)

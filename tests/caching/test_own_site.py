@@ -128,7 +128,7 @@ def test_a_corrector_goes_with_it_and_calibration_tries_one() -> None:
 
 
 def test_options_name_it_in_recipes_and_errors() -> None:
-    assert Cache("svd", site="raw-output").options() == {"method": "svd", "site": "raw-output"}
+    assert Cache("svd-published", site="raw-output").options() == {"method": "svd-published", "site": "raw-output"}
     with pytest.raises(StackError, match="'front' is an option of site 'output', site 'residual': this cache has site"):
         Cache("raw", front=1)
     with pytest.raises(StackError, match="gate 'prefix' cannot decide here: expected site 'output' or 'residual'"):

@@ -22,7 +22,7 @@ from .test_memory import flux
 
 STEPS = 14
 CPU = torch.device("cpu")
-METHODS = ("taylorseer", "svd-blocks", "hicache", "rfc")
+METHODS = ("taylorseer-published", "svd-published-blocks", "hicache-published", "rfc-published")
 
 
 class Elsewhere:
@@ -82,7 +82,7 @@ def capped(pipe: ShapesFluxPipeline, method: str, stay: int) -> tuple[Stack, int
 
 
 def options_of(method: str) -> dict[str, Any]:
-    return {"threshold": 0.3} if method == "rfc" else {"interval": 4, "warmup": 3}
+    return {"threshold": 0.3} if method == "rfc-published" else {"interval": 4, "warmup": 3}
 
 
 @pytest.mark.parametrize(("stay", "prompt"), [(0, PROMPT), (2, [PROMPT, "a green circle"])], ids=["one", "batch"])
@@ -121,7 +121,7 @@ def test_pictures_are_the_same_and_the_cap_is_kept(
 
 def test_taylorseer_moves_what_it_must(elsewhere: Elsewhere) -> None:
     """Full steps 0, 1, 2, 6, 10 of 14: the first differences are made one by one."""
-    stack, _, split = capped(small(), "taylorseer", 2)
+    stack, _, split = capped(small(), "taylorseer-published", 2)
     with stack:
         picture(stack, STEPS)
         assert [r.step for r in stack.report().steps if r.kind == "full"] == [0, 1, 2, 6, 10]
@@ -132,7 +132,9 @@ def test_taylorseer_moves_what_it_must(elsewhere: Elsewhere) -> None:
     assert len(elsewhere.got) == away * (to_measure + to_update + to_predict)
 
 
-@pytest.mark.parametrize("method", [*METHODS, "svd", "svd-printed", "fora", "freqca"])
+@pytest.mark.parametrize(
+    "method", [*METHODS, "svd-published", "svd-published-ema", "fora-published", "freqca-published"]
+)
 @pytest.mark.parametrize("kept_in", ["", "bfloat16"])
 def test_every_tensor_is_moved_once(method: str, kept_in: str) -> None:
     policy = Cache(method, state_dtype=kept_in).policy
@@ -178,9 +180,9 @@ def test_the_first_features_stay() -> None:
 def test_the_real_host_gives_the_same_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stack.model_facts.machine_of", lambda device: Machine("cuda", "made up"))
     pipe = small()
-    with Stack(pipe, steps=STEPS).cache("svd-blocks", **options_of("svd-blocks")) as stack:
+    with Stack(pipe, steps=STEPS).cache("svd-published-blocks", **options_of("svd-published-blocks")) as stack:
         expected = picture(stack, STEPS)
-    stack, _, split = capped(pipe, "svd-blocks", 1)
+    stack, _, split = capped(pipe, "svd-published-blocks", 1)
     with stack:
         assert f"1 of 4 blocks, {split.host / 1e6:.1f} MB in pinned host memory with 3" in stack.explain()
         assert torch.equal(picture(stack, STEPS), expected)
@@ -189,4 +191,4 @@ def test_the_real_host_gives_the_same_picture(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_cpu_has_nowhere_to_move_state_to() -> None:
     with pytest.raises(StackError, match=r"max_bytes allows 0\.0 MB"):
-        Stack(small(), steps=STEPS).cache("taylorseer", max_bytes=1000).apply()
+        Stack(small(), steps=STEPS).cache("taylorseer-published", max_bytes=1000).apply()

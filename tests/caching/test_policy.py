@@ -27,7 +27,8 @@ from stack.recipe import load_recipe, recipe_toml
     [
         ({"interval": 0}, "interval and warmup must be at least 1, got interval=0, warmup=3"),
         ({"warmup": 0}, "interval and warmup must be at least 1, got interval=7, warmup=0"),
-        ({"schedule_power": -1.0}, "schedule_power must be at least 0, got -1.0: 2 is dense near the data, 0 is even"),
+        ({"schedule_power": -1.0}, "cache.schedule_power: expected a finite number of at least 0, got -1.0"),
+        ({"spread": "dense"}, "unknown spread of full steps 'dense': expected one of by-noise, even"),
         ({"full_steps": 9}, "full_steps: expected the steps to run in full, got 9; calibrate(..., full_steps=9)"),
         ({"full_steps": (1, 2), "steps": 9}, "full_steps must hold 0 and lie within 0..8, got [1, 2]"),
         ({"full_steps": (0, 9), "steps": 9}, "full_steps must hold 0 and lie within 0..8, got [0, 9]"),
@@ -54,11 +55,8 @@ from stack.recipe import load_recipe, recipe_toml
         ({"gate": "budget", "threshold": 0.0}, "an error budget needs back=0 and a relative error above 0"),
         ({"gate": "budget", "threshold": 0.1, "back": 1}, "such as 0.02: got back=1, max_error=0.1"),
         ({"gate": "draft", "accept": (0.3, 0.3, 0.02)}, "drafts are checked on a back block: expected back=1 or more"),
-        (
-            {"gate": "prefix", "corrected": True},
-            "a corrector needs a schedule that holds for the whole batch, got gate",
-        ),
-        ({"site": "whole-model", "corrected": True}, "for the whole batch, got site 'whole-model'"),
+        ({"gate": "draft", "corrected": True}, "a corrector cannot go with gate 'draft'"),
+        ({"site": "whole-model", "corrected": True}, "a corrector cannot go with site 'whole-model'"),
         ({"site": "fastcache", "parts": ("glue",)}, "unknown part of FastCache 'glue'"),
         ({"site": "fastcache", "approximation": "spline"}, "unknown approximation of FastCache 'spline'"),
         ({"site": "fastcache", "alpha": 0.0}, "expected alpha in (0, 1) and merged in (0, 1], got 0.0 and 0.9"),
@@ -72,7 +70,7 @@ from stack.recipe import load_recipe, recipe_toml
         ({"cutof": 3}, "unknown option of the cache 'cutof': did you mean 'cutoff'?"),
         ({"cutoff": 0.2}, "'cutoff' is an option of split 'band': this cache has site 'output', no gate and split"),
         ({"ratios": (1.0,)}, "'ratios' is an option of gate 'magnitude': this cache has site 'output', no gate and"),
-        ({"lean": 2.0, "schedule_power": 2.0}, "'lean' is the old name of 'schedule_power': expected one of them"),
+        ({"lean": 2.0, "spread": "even"}, "'lean' is the old name of 'spread': expected one of them, got both"),
     ],
 )
 def test_every_range_has_its_error(options: dict[str, Any], error: str) -> None:
@@ -82,7 +80,8 @@ def test_every_range_has_its_error(options: dict[str, Any], error: str) -> None:
 
 
 OLD_AND_NEW = [
-    ("svd", {"lean": 2.0}, {"schedule_power": 2.0}),
+    ("svd-published", {"lean": 2.0}, {"spread": "by-noise"}),
+    ("svd", {"schedule_power": 0.0}, {"spread": "even"}),
     ("svd", {"site": "blocks"}, {"site": "per-block"}),
     ("svd", {"site": "modules"}, {"site": "per-module"}),
     ("taylorseer", {"site": "related"}, {"site": "relational"}),
@@ -106,7 +105,7 @@ def test_old_names_mean_what_the_new_ones_do(
     renewed = replace(recipe, stages={"cache": recipe.passes()[0].options()})
     (tmp_path / "new.toml").write_text(recipe_toml(renewed))
     assert load_recipe(str(tmp_path / "new.toml")).passes() == [Cache(method, **new)]
-    assert not {"lean", "carry", *(v for v in old.values() if isinstance(v, str))} & {
+    assert not {"lean", "schedule_power", "carry", *(v for v in old.values() if isinstance(v, str))} & {
         str(x) for pair in renewed.stages["cache"].items() for x in pair
     }
 
@@ -126,6 +125,26 @@ def test_options_that_differ_make_the_cache_again() -> None:
     spent = Cache("svd", max_error=0.02)
     assert spent.options() == {"method": "svd", "gate": "budget", "threshold": 0.02}
     assert Cache(**spent.options()) == spent
+    assert Cache("svd", interval=5).options() == {"method": "svd", "interval": 5}, "an interval is even"
+    spread = Cache("svd").having(PRESETS["svd"].changed(interval=5, spread="by-noise"))
+    assert spread.options() == {"method": "svd", "interval": 5, "spread": "by-noise"}
+    even = Cache("svd").having(PRESETS["svd"].changed(spread="even", corrected=False))
+    assert even.options() == {"method": "svd", "spread": "even", "corrected": False}
+
+
+def test_an_interval_is_even_and_drafts_are_not_corrected() -> None:
+    svd = PRESETS["svd"]
+    assert (svd.schedule.spread, svd.corrected) == ("by-noise", True)
+    for named in ({"interval": 5}, {"warmup": 2}, {"interval": 5, "warmup": 2}):
+        assert svd.changed(**named).schedule.spread == "even"
+        assert svd.changed(**named, count=6).schedule.spread == "by-noise"
+        assert svd.changed(**named, spread="by-noise").schedule.spread == "by-noise"
+        assert svd.changed(**named).corrected
+    assert svd.changed(gate="prefix", threshold=0.1).corrected and svd.changed(gate=PrefixPolicy(0.1)).corrected
+    assert not svd.changed(gate="draft").corrected
+    assert not svd.changed(site="whole-model").corrected and svd.changed(site="per-module").corrected
+    with pytest.raises(StackError, match="a corrector cannot go with"):
+        svd.changed(site="whole-model", corrected=True)
 
 
 def test_a_part_that_is_exchanged_hands_on_what_both_have() -> None:
@@ -143,13 +162,16 @@ def test_a_part_that_is_exchanged_hands_on_what_both_have() -> None:
 
 def test_who_decides() -> None:
     by_schedule = {name for name, policy in PRESETS.items() if policy.scheduled}
+    gated = {"first-block", "dbcache", "dbcache-taylor", "teacache", "magcache", "rfc"}
     assert {name for name, policy in PRESETS.items() if policy.gate} == {
-        "first-block", "dbcache", "dbcache-taylor", "teacache", "magcache", "speca", "easycache", "rfc",
+        *gated, *(f"{name}-published" for name in gated), "speca", "easycache",
     }  # fmt: skip
     assert {name for name in PRESETS if name.startswith("fastcache")} == {
         name for name, policy in PRESETS.items() if policy.site.decides
     }
-    assert not {name for name, policy in PRESETS.items() if policy.correctable} - by_schedule
+    assert {name for name, policy in PRESETS.items() if policy.correctable} - by_schedule == {
+        *gated, *(f"{name}-published" for name in gated),
+    }  # fmt: skip
 
 
 def test_what_sites_tell() -> None:
@@ -182,7 +204,7 @@ def test_what_gates_tell() -> None:
         "magnitude": (0, True, False, False),
         "sum": (1, False, False, False),
         "draft": (1, False, False, False),
-        "budget": (1, True, True, False),
+        "budget": (0, True, True, False),
     }
 
 
@@ -205,7 +227,7 @@ def test_a_sum_gate_waits_for_the_slope_where_the_site_measures_one() -> None:
 
 
 OTHER_TYPES: list[tuple[dict[str, Any], str]] = [
-    ({"lean": "2"}, "'lean' is 'schedule_power' today: cache.schedule_power: expected a finite number, got '2'"),
+    ({"lean": "2"}, "cache.lean: expected a finite number of at least 0, got '2'"),
     ({"site": 3}, "or a Site, got 3"),
     ({"site": None}, "or a Site, got None"),
     ({"gate": 1}, "expected one of budget, draft, magnitude, polynomial, prefix, sum, or a GatePolicy, got 1"),

@@ -73,7 +73,7 @@ class Rig:
     """One block that adds three times its input, called with tokens that the test chooses; 2 tokens of width 2."""
 
     def __init__(self, **options: Any):
-        self.policy: Policy = Cache("rfc", **{"order": 1, "warmup": 2, **options}).policy
+        self.policy: Policy = Cache("rfc-published", **{"order": 1, "warmup": 2, **options}).policy
         self.model, self.clock = Model(), clock_of(uniform(12))
         self.controller = controller_of(self.policy, self.clock)
         self.journal = self.controller.journal
@@ -135,7 +135,7 @@ def test_samples_run_on_their_own() -> None:
 
 @pytest.mark.parametrize("threshold", [0.22, 1.0])
 def test_batched_equals_one_by_one(threshold: float) -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("rfc", threshold=threshold)
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("rfc-published", threshold=threshold)
     together = picture(stack, STEPS, prompt=PROMPTS)
     assert {step.kind for step in stack.report().steps} == {"full", "partial", "cached"}
     for i, prompt in enumerate(PROMPTS):
@@ -143,7 +143,7 @@ def test_batched_equals_one_by_one(threshold: float) -> None:
 
 
 def test_batched_equals_one_by_one_with_guidance_in_the_batch() -> None:
-    stack = Stack(tiny(), steps=STEPS).cache("rfc", threshold=0.25)
+    stack = Stack(tiny(), steps=STEPS).cache("rfc-published", threshold=0.25)
     together = draw(stack)
     assert {step.kind for step in stack.report().steps} >= {"full", "partial"}
     for i, label in enumerate((3, 17)):
@@ -151,7 +151,7 @@ def test_batched_equals_one_by_one_with_guidance_in_the_batch() -> None:
 
 
 def test_on_a_fixed_schedule_every_sample_has_its_own_length() -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("rfc", gate="", interval=4, warmup=2)
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("rfc-published", gate="", interval=4, warmup=2)
     together = picture(stack, STEPS, prompt=PROMPTS)
     assert "".join(step.kind[0] for step in stack.report().steps) == "ffcccfcccfcccf"
     for i, prompt in enumerate(PROMPTS):
@@ -161,12 +161,17 @@ def test_on_a_fixed_schedule_every_sample_has_its_own_length() -> None:
 def test_threshold_zero_is_the_model_itself() -> None:
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
-    with Stack(pipe, steps=STEPS).cache("rfc", threshold=0.0) as stack:
+    with Stack(pipe, steps=STEPS).cache("rfc-published", threshold=0.0) as stack:
         assert torch.equal(picture(stack, STEPS), before)
     assert torch.equal(picture(pipe, STEPS), before)
 
 
 def test_gates_stand_where_they_can_decide() -> None:
-    for method, gate in (("rfc", "prefix"), ("easycache", "polynomial"), ("first-block", "sum"), ("svd-blocks", "sum")):
+    for method, gate in (
+        ("rfc-published", "prefix"),
+        ("easycache", "polynomial"),
+        ("first-block", "sum"),
+        ("svd-published-blocks", "sum"),
+    ):
         with pytest.raises(StackError, match="cannot decide here: expected site"):
             Cache(method, gate=gate)

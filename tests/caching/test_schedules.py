@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.caching.schedules import Aligned, Interval, Mask, PowerSchedule, dense_end, same_share
+from stack.caching.schedules import Aligned, Count, Interval, Mask, dense_end, same_share
 from stack.core.errors import StackError
 
 
@@ -32,21 +32,18 @@ def test_an_interval_never_leaves_more_than_interval_minus_one_cached(interval: 
     assert all(b - a <= interval for a, b in pairwise(ends))
 
 
-@given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 80), st.floats(0.5, 4))
-def test_a_power_schedule_has_as_many_full_steps(interval: int, warmup: int, steps: int, power: float) -> None:
-    even = Interval(interval, warmup)
-    full = PowerSchedule(even, power).full_steps(steps)
-    assert 0 in full and max(full) < steps and len(full) == len(even.full_steps(steps))
+@given(st.integers(1, 60), st.integers(1, 80))
+def test_a_count_is_spread_evenly(count: int, steps: int) -> None:
+    full = sorted(Count(count).full_steps(steps))
+    assert full[0] == 0 and len(full) == min(count, steps)
+    gaps = {b - a for a, b in pairwise([*full, steps])}
+    assert max(gaps) - min(gaps) <= 1
 
 
-def test_a_power_schedule_is_dense_near_the_data() -> None:
-    drawn = "".join("F" if step in PowerSchedule(Interval(7, 3), 2.0).full_steps(50) else "." for step in range(50))
-    assert drawn == "F.........F.........F.......F......F....F...F...FF"
+def test_dense_end_is_even_at_power_1_and_dense_near_the_data_above() -> None:
     assert dense_end(5, 50, 1.0) == (0, 10, 20, 30, 40)
     gaps = [b - a for a, b in pairwise(dense_end(8, 50, 2.0))]
     assert gaps == sorted(gaps, reverse=True)
-    with pytest.raises(StackError, match="schedule_power must be above 0"):
-        PowerSchedule(Interval(), 0.0)
 
 
 def test_a_mask_serves_only_its_own_number_of_steps() -> None:

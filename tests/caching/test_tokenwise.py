@@ -25,11 +25,11 @@ def kinds(stack: Stack) -> str:
 @pytest.mark.parametrize(
     ("method", "options", "expected"),
     [
-        ("duca", {}, "fffpcpcfpcpcfp"),
-        ("toca", {}, "fffpppfpppfppp"),
-        ("duca", {"interval": 3, "warmup": 1}, "fpcfpcfpcfpcfp"),
-        ("duca", {"full_steps": (0, 5, 9), "steps": STEPS}, "fpcpcfpcpfpcpc"),
-        ("duca", {"cycle": "a"}, "fffccccfccccfc"),
+        ("duca-published", {}, "fffpcpcfpcpcfp"),
+        ("toca-published", {}, "fffpppfpppfppp"),
+        ("duca-published", {"interval": 3, "warmup": 1}, "fpcfpcfpcfpcfp"),
+        ("duca-published", {"full_steps": (0, 5, 9), "steps": STEPS}, "fpcpcfpcpfpcpc"),
+        ("duca-published", {"cycle": "a"}, "fffccccfccccfc"),
     ],
 )
 def test_steps_follow_the_cycle(method: str, options: dict[str, Any], expected: str) -> None:
@@ -42,17 +42,17 @@ def test_steps_follow_the_cycle(method: str, options: dict[str, Any], expected: 
 
 def test_without_tokens_a_conservative_step_is_module_reuse() -> None:
     pipe = tiny_pipe()
-    with Stack(pipe, steps=STEPS).cache("fora", interval=3) as fora:
+    with Stack(pipe, steps=STEPS).cache("fora-published", interval=3) as fora:
         expected = picture(fora, STEPS)
-    with Stack(pipe, steps=STEPS).cache("toca", interval=3, warmup=1, ratio=0.0) as toca:
+    with Stack(pipe, steps=STEPS).cache("toca-published", interval=3, warmup=1, ratio=0.0) as toca:
         assert torch.equal(picture(toca, STEPS), expected)
 
 
 def test_with_all_tokens_only_the_attention_is_reused() -> None:
     pipe = tiny_pipe()
-    with Stack(pipe, steps=STEPS).cache("pab", interval=3, warmup=1) as attention_only:
+    with Stack(pipe, steps=STEPS).cache("pab-published", interval=3, warmup=1) as attention_only:
         expected = picture(attention_only, STEPS)
-    with Stack(pipe, steps=STEPS).cache("toca", interval=3, warmup=1, ratio=1.0, budget="even") as toca:
+    with Stack(pipe, steps=STEPS).cache("toca-published", interval=3, warmup=1, ratio=1.0, budget="even") as toca:
         assert torch.equal(picture(toca, STEPS), expected)
 
 
@@ -98,22 +98,22 @@ def test_a_joint_projection_gets_kept_attention_and_a_fresh_mlp() -> None:
     torch.testing.assert_close(rig.kept[JOINT][:, rows], linear(joint, block.proj_out.weight, block.proj_out.bias))
 
 
-@pytest.mark.parametrize("method", ["toca", "fora", "pab"])
+@pytest.mark.parametrize("method", ["toca-published", "fora-published", "pab-published"])
 @torch.no_grad()
 def test_norms_before_what_is_reused_see_no_tokens(method: str) -> None:
     """Only what is read is made: on cached steps norms of reused attention and MLPs have gates to make, no tokens."""
     denoiser = tiny_denoiser()
     double, single = denoiser.transformer_blocks[0], denoiser.single_transformer_blocks[0]
     attention, joint = given_to(double.norm1.norm), given_to(single.norm.norm)
-    options = {"ratio": 0.25, "budget": "even"} if method == "toca" else {}
+    options = {"ratio": 0.25, "budget": "even"} if method == "toca-published" else {}
     with Stack(denoiser, steps=STEPS).cache(method, interval=3, warmup=1, **options) as stack:
         narrow: list[torch.Tensor] = []
         inner = double.norm2.forward
         double.norm2.forward = lambda x: (narrow.append(inner(x)), narrow[-1])[1]
         for step in range(3):
             stack.denoiser(**inputs(1 - step / STEPS))
-    mlp_tokens = {"toca": IMAGE // 4, "fora": 0, "pab": IMAGE}[method]
-    joint_tokens = {"toca": (IMAGE + TEXT) // 4, "fora": 0, "pab": IMAGE + TEXT}[method]
+    mlp_tokens = {"toca-published": IMAGE // 4, "fora-published": 0, "pab-published": IMAGE}[method]
+    joint_tokens = {"toca-published": (IMAGE + TEXT) // 4, "fora-published": 0, "pab-published": IMAGE + TEXT}[method]
     assert [x.shape[1] for x in attention] == [IMAGE, 0, 0]
     assert [x.shape[1] for x in narrow] == [IMAGE, mlp_tokens, mlp_tokens]
     assert [x.shape[1] for x in joint] == [IMAGE + TEXT, joint_tokens, joint_tokens]
@@ -157,7 +157,7 @@ def test_no_block_runs_on_an_aggressive_step_and_no_attention_on_a_conservative_
     block = pipe.transformer.transformer_blocks[0]
     block.norm1.register_forward_hook(count("norm"))
     block.attn.to_q.register_forward_hook(count("to_q"))
-    stack = Stack(pipe, steps=STEPS).cache("duca")
+    stack = Stack(pipe, steps=STEPS).cache("duca-published")
     picture(stack, STEPS)
     done = kinds(stack)
     assert ran == {"norm": done.count("f") + done.count("p"), "to_q": done.count("f")}
@@ -172,7 +172,7 @@ def test_branches_keep_their_own_features() -> None:
         assert torch.equal(rig.call(step, "uncond"), expected[step])
 
 
-@pytest.mark.parametrize("method", ["duca", "duca-values", "toca"])
+@pytest.mark.parametrize("method", ["duca-published", "duca-values-published", "toca-published"])
 def test_batched_equals_one_by_one(method: str) -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache(method, ratio=0.3, grid=(2, 0.5))
     prompts = [PROMPT, "a green circle", "a cyan star on a white background"]
@@ -182,7 +182,7 @@ def test_batched_equals_one_by_one(method: str) -> None:
 
 
 def test_a_request_does_not_depend_on_those_before_it_or_on_the_global_seed() -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("duca", ratio=0.3)
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("duca-published", ratio=0.3)
     first = picture(stack, STEPS)
     torch.manual_seed(77)
     picture(stack, STEPS, prompt="a green circle", seed=9)
@@ -192,7 +192,7 @@ def test_a_request_does_not_depend_on_those_before_it_or_on_the_global_seed() ->
 def test_undo_is_bit_identical_over_other_passes() -> None:
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
-    stack = Stack(pipe, steps=STEPS).quantize("int8", min_features=64).cache("duca-values", ratio=0.3)
+    stack = Stack(pipe, steps=STEPS).quantize("int8", min_features=64).cache("duca-values-published", ratio=0.3)
     assert not torch.equal(picture(stack, STEPS), before)
     stack.undo()
     assert torch.equal(picture(pipe, STEPS), before)
@@ -212,7 +212,7 @@ def test_nothing_is_reused_where_nothing_is_kept() -> None:
 
 
 def test_errors_are_those_of_full_steps() -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("duca")
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("duca-published")
     picture(stack, STEPS)
     assert [r.step for r in stack.report().steps if r.error is not None] == [1, 2, 7, 12]
 
@@ -228,7 +228,7 @@ def test_outputs_need_not_be_contiguous() -> None:
 
 def test_an_exception_inside_a_conservative_step_leaves_nothing_behind() -> None:
     pipe = tiny_pipe()
-    stack = Stack(pipe, steps=STEPS).cache("duca", ratio=0.3)
+    stack = Stack(pipe, steps=STEPS).cache("duca-published", ratio=0.3)
     whole = picture(stack, STEPS)
     calls = iter(range(STEPS))
 
@@ -263,7 +263,7 @@ def test_bytes_are_those_of_the_tensors_held(select: str) -> None:
 
 
 def test_the_plan_says_what_will_happen() -> None:
-    text = Stack(tiny_pipe(), steps=50).cache("duca").explain()
+    text = Stack(tiny_pipe(), steps=50).cache("duca-published").explain()
     assert "12 of 50 steps full (the first 3, then every 5 steps)" in text
     assert "19 steps conservative, 19 aggressive: FFFcacaFcacaF" in text
     assert "MLPs of 10% of the tokens (budget flux), chosen at random" in text
@@ -294,4 +294,4 @@ def test_presets_name_known_budgets(method: str) -> None:
 )
 def test_impossible_choices_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Cache("duca", **options)
+        Cache("duca-published", **options)

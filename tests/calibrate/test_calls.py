@@ -57,7 +57,7 @@ MEASUREMENTS: dict[str, Callable[..., Any]] = {
     "fit_gate": lambda pipe, **more: cached(pipe, "teacache").fit_gate(PROMPT, **more, **QUIET),
     "fit_budget": lambda pipe, **more: cached(pipe, max_error=0.5).fit_gate(PROMPT, **more, **QUIET),
     "fit_maps": lambda pipe, **more: cached(pipe, "fastcache").fit_maps(PROMPT, **more, **QUIET),
-    "fit_bases": lambda pipe, **more: cached(pipe).fit_bases(PROMPT, **more, **QUIET),
+    "fit_bases": lambda pipe, **more: cached(pipe, "svd-published").fit_bases(PROMPT, **more, **QUIET),
     "fit_rounding": lambda pipe, **more: rounded(pipe, "nf4", feedback=True).fit_rounding(PROMPT, **more, **QUIET),
     "noise_floor": lambda pipe, **more: rounded(pipe, "int8", min_features=16).noise_floor(
         PROMPT, steps=2, **more, **QUIET
@@ -111,7 +111,7 @@ def test_a_budget_that_is_none_and_prompts_that_are_none() -> None:
     for budget, told in (("x", "budget: expected a finite number"), (-1, "more than 0 seconds"), (float("nan"), "nan")):
         with pytest.raises(StackError, match=told):
             cached(spied()).calibrate([PROMPT, OTHERS[0]], OTHERS[1], budget=budget)
-    for measure in (cached(spied()).fit_bases, cached(spied(), "teacache").fit_gate):
+    for measure in (cached(spied(), "svd-published").fit_bases, cached(spied(), "teacache").fit_gate):
         with pytest.raises(StackError, match="prompts: expected at least one, got none"):
             measure([])
 
@@ -119,7 +119,7 @@ def test_a_budget_that_is_none_and_prompts_that_are_none() -> None:
 def test_a_function_gives_arguments_prompt_by_prompt_and_embeddings_stand_for_prompts() -> None:
     pipe = spied()
     embeds, pooled, _ = pipe.encode_prompt(PROMPT)
-    stack = Stack(pipe, steps=STEPS).cache("svd")
+    stack = Stack(pipe, steps=STEPS).cache("svd-published")
     stack.fit_bases([PROMPT, OTHERS[0]], progress=False, call=lambda prompts: {"guidance_scale": len(prompts[0])})
     assert [given["guidance_scale"] for given in pipe.seen] == [len(PROMPT), len(OTHERS[0])]
     pipe.seen.clear()
@@ -131,7 +131,7 @@ def test_a_function_gives_arguments_prompt_by_prompt_and_embeddings_stand_for_pr
 
 @pytest.mark.parametrize("prompt", ["a purple elephant", 7, None])
 def test_a_prompt_that_cannot_be_read_is_named_and_the_stack_left_as_it_was(prompt: Any) -> None:
-    for method, run in (("svd", "fit_bases"), ("teacache", "fit_gate"), ("fastcache", "fit_maps")):
+    for method, run in (("svd-published", "fit_bases"), ("teacache", "fit_gate"), ("fastcache", "fit_maps")):
         stack = Stack(tiny_pipe(), steps=STEPS).cache(method)
         before = stack.passes
         with pytest.raises(
@@ -159,7 +159,7 @@ def tiny_dit() -> DiTPipeline:
 
 
 def test_a_pipeline_of_class_labels_is_calibrated_on_labels() -> None:
-    stack = Stack(tiny_dit(), steps=STEPS).cache("svd")
+    stack = Stack(tiny_dit(), steps=STEPS).cache("svd-published")
     found = stack.calibrate([1, 2], [3], trials=2, progress=False, call={"guidance_scale": 1.0})
     assert found.checked and found.full < STEPS
     assert stack.fit_bases(5, progress=False).width == 32
@@ -172,12 +172,12 @@ def test_results_are_short_in_print() -> None:
     assert (
         repr(stack.fit_maps(PROMPT, progress=False)) == "LinearMaps(family='flux', blocks=2, width=128, from 13 calls)"
     )
-    bases = Stack(tiny_pipe(), steps=STEPS).cache("svd").fit_bases(PROMPT, progress=False)
+    bases = Stack(tiny_pipe(), steps=STEPS).cache("svd-published").fit_bases(PROMPT, progress=False)
     assert repr(bases).startswith("Bases(family='flux', blocks=2, width=128, ranks={") and len(repr(bases)) < 200
 
 
 def test_progress_is_one_readable_line_at_a_time_and_can_be_turned_off(capsys: pytest.CaptureFixture[str]) -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd")
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd-published")
     stack.fit_bases([PROMPT, OTHERS[0]])
     stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1], trials=2)
     out, err = capsys.readouterr()
@@ -186,5 +186,5 @@ def test_progress_is_one_readable_line_at_a_time_and_can_be_turned_off(capsys: p
     assert any(line.startswith("calibrate: recording 2 pictures, ") and line.endswith("s left") for line in lines)
     assert any(line.startswith("calibrate: checking, 2 of at most 2 trials, best ") for line in lines)
     assert not any("\x1b" in line or "\r" in line for line in lines)
-    Stack(tiny_pipe(), steps=STEPS).cache("svd").fit_bases([PROMPT], progress=False)
+    Stack(tiny_pipe(), steps=STEPS).cache("svd-published").fit_bases([PROMPT], progress=False)
     assert capsys.readouterr().err == ""

@@ -150,7 +150,7 @@ def test_both_approximations_are_measured_together() -> None:
 
 
 def test_a_cache_inside_the_blocks_is_told_the_noise_of_what_they_add() -> None:
-    stack = Stack(tiny_pipe(), steps=14).quantize("int8").cache("taylorseer")
+    stack = Stack(tiny_pipe(), steps=14).quantize("int8").cache("taylorseer-published")
     floor = stack.noise_floor([PROMPT], steps=3, progress=False)
     cache = next(p for p in stack.passes if isinstance(p, Cache))
     blocks = [floor.features[f"block {number}"] for number in range(2)]

@@ -165,7 +165,7 @@ def test_ctrl_c_in_a_fit_leaves_the_stack_as_it_was(fit: str) -> None:
         if fit in ("fit_rounding", "noise_floor"):
             stack.quantize("nf4", feedback=fit == "fit_rounding")
         else:
-            stack.cache(methods.get(fit, "svd"))
+            stack.cache(methods.get(fit, "svd-published"))
         before = stack.passes
 
         def interrupt(*_: object, calls: list[int] = calls) -> None:

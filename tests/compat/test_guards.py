@@ -16,7 +16,17 @@ from stack.core.readback import Readback
 from ..conftest import inputs, tiny_denoiser
 
 STEPS = 14
-METHODS = ("svd", "taylorseer", "predictor-corrector", "fora", "svd-blocks", "duca", "easycache", "rfc", "first-block")
+METHODS = (
+    "svd",
+    "taylorseer",
+    "predictor-corrector",
+    "fora",
+    "svd-published-blocks",
+    "duca",
+    "easycache",
+    "rfc",
+    "first-block",
+)
 GATED = ("easycache", "rfc", "first-block")
 
 
@@ -101,7 +111,7 @@ def test_a_branch_without_a_number_is_the_one_that_is_dropped() -> None:
     assert kinds == {"cond": "ffffc", "uncond": "fffcc"}
 
 
-@pytest.mark.parametrize("method", ["taylorseer", "taylorseer-lite", "svd-blocks"])
+@pytest.mark.parametrize("method", ["taylorseer", "taylorseer-lite", "svd-published-blocks"])
 def test_a_forecast_that_blows_up_is_refused_before_a_block_is_skipped(method: str) -> None:
     """Full step 1 is 10,000 times too large: what is extrapolated from it and step 2 would be, too."""
     denoiser = tiny_denoiser()
@@ -142,7 +152,11 @@ def test_state_that_is_spoiled_in_memory_is_not_handed_on(method: str) -> None:
     walk(stack, range(3))
     controller = stack._layers[-1].applied.details["controller"]
     for cell in controller.slots:
-        for held in (cell.kept.values(), *(p._terms for p in cell.predictors.values())):
+        for held in (
+            cell.kept.values(),
+            [x0 for _, x0 in cell.debts.full],
+            *(p._terms for p in cell.predictors.values()),
+        ):
             for tensor in held:
                 tensor.fill_(math.nan)
     (got,) = walk(stack, range(3, 4))
@@ -208,7 +222,9 @@ def test_what_has_been_spent_of_an_error_stays_spent(spoil: str) -> None:
                 for predictor in stack._layers[-1].applied.details["controller"].slots[0].predictors.values():
                     predictor._terms[0].fill_(math.nan)
             stack(**{**inputs(1 - step / 50), "hidden_states": inputs()["hidden_states"] * (1 + step / 20) ** 2})
-        spent.append(stack.report().passes["cache"]["estimated_error"])
+        slot = stack._layers[-1].applied.details["controller"].slots[0]
+        spending = slot.gate.spending
+        spent.append(spending.spent * (spending.size or 1.0) ** 2)  # not relative to a size that changes
     report = stack.report()
     assert report.steps[13].kind == "cached" and report.steps[14].kind == "full"
-    assert spent[13] > 0 and spent[-1] >= spent[14] >= 0.9 * spent[13]
+    assert spent[13] > 0 and spent[-1] >= 0.9 * spent[14] and spent[14] >= 0.9 * spent[13]

@@ -12,7 +12,7 @@ import torch
 from stack.caching.controller import CacheController
 from stack.caching.guard import FLAT, OutputGuard
 from stack.caching.sites.block_range import BlockRange
-from stack.compat.budget import ErrorBudget
+from stack.caching.spending import Spending
 from stack.compat.noise import NoiseLedger
 from stack.core.installer import Installer
 from stack.runtime.conditions import AttentionWatch, Conditioning, WeightsWatch
@@ -20,8 +20,8 @@ from stack.runtime.stamp import Stamp
 from stack.runtime.target import Target
 
 from .. import test_undo
-from ..caching import test_controller
-from . import test_budget, test_guards, test_leaks, test_noise, test_stamp
+from ..caching import test_controller, test_spending
+from . import test_guards, test_leaks, test_noise, test_stamp
 
 Test = Callable[[], None]
 
@@ -150,11 +150,8 @@ MUTATIONS: dict[str, list[Mutation]] = {
             ),
         )
     ],
-    "the budget always affords": [
-        Mutation(
-            ErrorBudget, "affords", lambda budget, step: True,
-            lambda: test_budget.test_never_more_than_is_allowed.hypothesis.inner_test(0.001, 1, 20.0, 50),
-        )
+    "measured errors change nothing": [
+        Mutation(Spending, "measured", lambda *_: None, test_spending.test_early_errors_buy_early_full_steps)
     ],
 }  # fmt: skip
 CASES = [(f"{name} {number}", each) for name, some in MUTATIONS.items() for number, each in enumerate(some)]

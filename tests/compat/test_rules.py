@@ -106,29 +106,29 @@ def test_narrow_gaps_are_said_above_the_threshold_only() -> None:
     names = [f.rule for f in make_plan(FACTS, [Quantize(), wide]).findings]
     assert names == ["noise-in-differences", "even-steps"]
     for options, rules in ({"basis": "newton"}, []), ({}, ["noise-in-differences"]):
-        plan = make_plan(FACTS, [Quantize(), Cache("taylorseer", noise=((1.0, 0.01),), **options)])
+        plan = make_plan(FACTS, [Quantize(), Cache("taylorseer-published", noise=((1.0, 0.01),), **options)])
         assert [f.rule for f in plan.findings] == [*rules, "even-steps"], (
             "the floor is known; Taylor's differences are not its own"
         )
-    weights_alone = make_plan(FACTS, [Quantize("nf4"), Cache("taylorseer")])
+    weights_alone = make_plan(FACTS, [Quantize("nf4"), Cache("taylorseer-published")])
     assert [f.rule for f in weights_alone.findings] == ["even-steps"]
     rounded = Quantize().facts_after(FACTS)
-    own = Cache("taylorseer", full_steps=(0, 1, 9), steps=50, calibrated_for=conditions(rounded))
+    own = Cache("taylorseer-published", full_steps=(0, 1, 9), steps=50, calibrated_for=conditions(rounded))
     assert not make_plan(FACTS, [Quantize(), own]).findings, "finished pictures have decided"
 
 
 @pytest.mark.parametrize(
     ("cache", "changes", "said"),
     [
-        (Cache("taylorseer"), {}, True),  # 9 of 50
-        (Cache("taylorseer", interval=4), {}, True),  # 15
-        (Cache("taylorseer", interval=3), {}, False),  # 19
-        (Cache("svd", lean=2.0), {}, False),
+        (Cache("taylorseer-published"), {}, True),  # 9 of 50
+        (Cache("taylorseer-published", interval=4), {}, True),  # 15
+        (Cache("taylorseer-published", interval=3), {}, False),  # 19
+        (Cache("svd"), {}, False),
         (Cache("first-block"), {}, False),  # a gate
         (Cache("fastcache-merge"), {}, False),
-        (Cache("svd"), {"sampler": "noise is added on every step"}, False),  # no corrector to be had
-        (Cache("svd"), {"latent": (12, 24)}, False),
-        (Cache("svd"), {"flow": False}, False),
+        (Cache("svd-published"), {"sampler": "noise is added on every step"}, False),  # no corrector to be had
+        (Cache("svd-published"), {"latent": (12, 24)}, False),
+        (Cache("svd-published"), {"flow": False}, True),
     ],
 )
 def test_few_full_steps_evenly_spread_are_said(cache: Cache, changes: dict[str, Any], said: bool) -> None:

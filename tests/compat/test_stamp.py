@@ -25,7 +25,7 @@ AT = 4  # cached, if nothing has changed
 METHODS: dict[str, dict[str, Any]] = {
     "svd": {"interval": 6, "warmup": 2},
     "taylorseer": {"interval": 6, "warmup": 2},
-    "svd-blocks": {"interval": 6, "warmup": 2},
+    "svd-published-blocks": {"interval": 6, "warmup": 2},
     "duca": {"interval": 6, "warmup": 2},
     "predictor-corrector": {"interval": 6, "warmup": 2},
     "easycache": {"threshold": 9.0, "warmup": 2},

@@ -88,8 +88,8 @@ def test_it_is_read_once_a_request_and_holds_no_tensor_between_calls() -> None:
 
 def test_a_band_follows_the_sides_of_each_picture() -> None:
     """As many tokens each time: only the projections, (rows, rows) and (columns, columns), tell the grids apart."""
-    stack, numbers = Stack(tiny_pipe(), steps=14).cache("freqca"), 4 * 64 * 128
-    assert state_size(PRESETS["freqca"], stack.facts).total == 4 * (numbers + 64 + 64)
+    stack, numbers = Stack(tiny_pipe(), steps=14).cache("freqca-published"), 4 * 64 * 128
+    assert state_size(PRESETS["freqca-published"], stack.facts).total == 4 * (numbers + 64 + 64)
     for height, width in ((16, 16), (8, 32), (32, 8), (16, 16)):
         stack("a red ring", height=height, width=width, output_type="latent")
         assert stack.report().cache_bytes == 4 * (numbers + (height // 2) ** 2 + (width // 2) ** 2)
@@ -99,7 +99,7 @@ def test_without_a_grid_a_band_is_refused_and_the_model_left_as_it_was() -> None
     denoiser, given = tiny_denoiser(), inputs(1.0)
     with torch.no_grad():
         before = denoiser(**given).sample
-        with Stack(denoiser, steps=14).cache("freqca") as stack:
+        with Stack(denoiser, steps=14).cache("freqca-published") as stack:
             with pytest.raises(StackError, match="expected a grid of 64 tokens, got no grid: try split='channels'"):
                 stack(**{**given, "img_ids": given["img_ids"].flip(0)})
             assert torch.equal(stack(**given).sample, before)
@@ -109,4 +109,4 @@ def test_without_a_grid_a_band_is_refused_and_the_model_left_as_it_was() -> None
 @pytest.mark.parametrize("options", [{"site": "modules"}, {"site": "denoiser"}, {"back": 1}])
 def test_a_band_is_of_the_output_stream_only(options: dict[str, Any]) -> None:
     with pytest.raises(StackError, match="split 'band' is of one stream: expected site 'output' or 'residual'"):
-        Cache("freqca", **options)
+        Cache("freqca-published", **options)

@@ -24,12 +24,13 @@ from stack.reference.shapes_video import TRANSFORMER, new_prompt_encoder, new_sc
 from stack.reference.video_pipeline import ShapesVideoPipeline
 from stack.runtime.arguments import Arguments
 
+from ..caching.fitted import PLAIN
 from ..clocks import clock_of
 
 STEPS = 14
 PROMPTS = ("a red ring moving left", "a blue star moving down on a white background")
 VIDEO, TEXT, SIZE, FRAMES = 32, 9, 16, 4  # 2 x 4 x 4 video tokens of 2 x 4 x 4 pixels, and nine words
-FITTED = [name for name in PRESETS if name.startswith("fastcache") or name == "magcache"]  # ask for a fitting run first
+FITTED = [name for name in PLAIN if name.startswith("fastcache") or name == "magcache"]  # ask for a fitting run first
 
 
 def tiny_denoiser(**other: object) -> HunyuanVideoTransformer3DModel:
@@ -53,7 +54,7 @@ def draw(run: object, prompts: tuple[str, ...] = PROMPTS, **kwargs: object) -> t
     return run(list(prompts), generator=generators, **given).frames
 
 
-@pytest.mark.parametrize("method", [name for name in PRESETS if name not in FITTED])
+@pytest.mark.parametrize("method", [name for name in PLAIN if name not in FITTED])
 def test_every_preset_runs_and_comes_off(method: str) -> None:
     pipe = tiny()
     before = draw(pipe)
@@ -67,7 +68,9 @@ def test_every_preset_runs_and_comes_off(method: str) -> None:
     assert torch.equal(draw(pipe), before)
 
 
-@pytest.mark.parametrize("method", ["svd", "taylorseer", "svd-blocks", "pab", "duca"])
+@pytest.mark.parametrize(
+    "method", ["svd-published", "taylorseer-published", "svd-published-blocks", "pab-published", "duca-published"]
+)
 def test_without_a_cached_step_nothing_changes(method: str) -> None:
     pipe = tiny()
     before = draw(pipe)
@@ -78,7 +81,17 @@ def test_without_a_cached_step_nothing_changes(method: str) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    ["svd", "taylorseer", "svd-blocks", "teacache", "speca", "dbcache-taylor", "duca", "duca-dit", "freqca"],
+    [
+        "svd-published",
+        "taylorseer-published",
+        "svd-published-blocks",
+        "teacache",
+        "speca",
+        "dbcache-taylor",
+        "duca-published",
+        "duca-dit-published",
+        "freqca-published",
+    ],
 )
 def test_batched_equals_one_by_one(method: str) -> None:
     """Gates decide for every sample, so a batch may run some of its rows only, masks included."""
@@ -129,7 +142,7 @@ def test_head_is_the_models_own() -> None:
     pipe, outputs = tiny(), []
     pipe.transformer.register_forward_hook(lambda module, args, out: outputs.append(out[0]))
     trajectory = Trajectory()
-    with Stack(pipe, steps=STEPS).cache("svd").replace(recorder(trajectory)) as stack:
+    with Stack(pipe, steps=STEPS).cache("svd-published").replace(recorder(trajectory)) as stack:
         draw(stack)
     places = (torch.arange(VIDEO) * 7919) % VIDEO
     assert len(outputs) == STEPS
@@ -145,7 +158,7 @@ def test_a_longer_caption_in_the_batch_changes_nothing_of_a_masked_one() -> None
     mask = torch.tensor([[1.0] * 5 + [0.0] * 4])
     other = text.clone()
     other[:, 5:] = 7.0
-    with Stack(denoiser, steps=STEPS).cache("taylorseer") as stack, torch.no_grad():
+    with Stack(denoiser, steps=STEPS).cache("taylorseer-published") as stack, torch.no_grad():
         finals = []
         for words in (text, other):
             video = torch.randn(1, 3, FRAMES, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
@@ -167,7 +180,9 @@ def test_a_longer_caption_in_the_batch_changes_nothing_of_a_masked_one() -> None
     torch.testing.assert_close(*finals, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["toca", "duca-values", "taylorseer", "pab", "dbcache"])
+@pytest.mark.parametrize(
+    "method", ["toca-published", "duca-values-published", "taylorseer-published", "pab-published", "dbcache"]
+)
 def test_where_nothing_changes_cached_steps_are_right(method: str) -> None:
     """A denoiser that does not look at the time, asked the same on every step: rows must find their places."""
     denoiser = tiny_denoiser()
@@ -189,17 +204,17 @@ def test_where_nothing_changes_cached_steps_are_right(method: str) -> None:
 
 def test_the_grid_bonus_chooses_other_tokens() -> None:
     options = [{"ratio": 0.5, "grid": grid} for grid in ((2, 5.0), (0, 0.0), (1, 0.0))]
-    bonus, none, nothing = (draw(Stack(tiny(), steps=STEPS).cache("duca-dit", **each)) for each in options)
+    bonus, none, nothing = (draw(Stack(tiny(), steps=STEPS).cache("duca-dit-published", **each)) for each in options)
     assert torch.equal(none, nothing) and not torch.equal(bonus, none)
 
 
 def test_a_band_follows_the_size_of_each_request() -> None:
     """Besides four tensors of features the state is a projection along every axis."""
-    stack = Stack(tiny(), steps=STEPS).cache("freqca", interval=2)
+    stack = Stack(tiny(), steps=STEPS).cache("freqca-published", interval=2)
     for frames, size in ((FRAMES, SIZE), (2 * FRAMES, SIZE), (FRAMES, 2 * SIZE)):
         draw(stack, PROMPTS[:1], num_frames=frames, height=size, width=SIZE)
         grid = (frames // 2, size // 4, SIZE // 4)
-        policy = PRESETS["freqca"]
+        policy = PRESETS["freqca-published"]
         known = state_size(policy, replace(stack.facts, grid=grid, image_tokens=math.prod(grid)))
         assert known is not None and stack.report().cache_bytes == known.total
         assert known.total == 4 * math.prod(grid) * 64 * 4 + 4 * sum(side**2 for side in grid)
@@ -234,11 +249,11 @@ def test_quantized_traced_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     pipe = tiny()
     before = draw(pipe)
-    stack = Stack(pipe, steps=STEPS).quantize("int8", min_features=64).cache("svd")
+    stack = Stack(pipe, steps=STEPS).quantize("int8", min_features=64).cache("svd-published")
     during = draw(stack)
     assert 0 < (during - before).abs().mean() < 0.2 * before.abs().mean()
     stack.undo()
-    with Stack(pipe, steps=STEPS).quantize("int8", min_features=64).compile().cache("svd") as traced:
+    with Stack(pipe, steps=STEPS).quantize("int8", min_features=64).compile().cache("svd-published") as traced:
         start = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         torch.testing.assert_close(draw(traced), during, atol=1e-3, rtol=0)
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - start == 3

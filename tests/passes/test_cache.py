@@ -34,11 +34,11 @@ def test_a_calibrated_mask_is_obeyed_and_ordered() -> None:
     assert kinds(stack) == "fccfcccfcccccc"
 
 
-def test_a_schedule_can_lean_to_the_data() -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("toca", interval=4, warmup=2, lean=2.0)
-    assert "dense near the data" in stack.explain()
+def test_full_steps_are_placed_by_noise_level() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("toca", count=5)
+    assert "5 of 14 steps full (placed by noise level: 0 4 8 11 13)" in stack.explain()
     picture(stack, STEPS)
-    assert kinds(stack) == "fppppfpppfppff"
+    assert kinds(stack) == "fpppfpppfppfpf"
 
 
 def test_no_block_runs_on_a_cached_step() -> None:
@@ -113,7 +113,7 @@ def test_guidance_branches_keep_their_own_state() -> None:
         ).images
 
     exact = guided(pipe)
-    with Stack(pipe, steps=STEPS).cache("svd", interval=2, gains=(1.0, 1.0)) as stack:
+    with Stack(pipe, steps=STEPS).cache("svd-published", interval=2, gains=(1.0, 1.0)) as stack:
         error = (guided(stack) - exact).square().mean()
         branches = [record.branch for record in stack.report().steps]
         assert branches == ["cond", "uncond"] * STEPS
@@ -162,10 +162,35 @@ def test_another_shift_keeps_full_steps_at_their_noise_levels() -> None:
     assert ran != list(full)
 
 
-@pytest.mark.parametrize(("steps", "pattern"), [(4, "fppf"), (6, "fpfppf"), (8, "fpfppfpf")])
-def test_few_steps_run_part_of_the_blocks_and_say_what_that_saves(steps: int, pattern: str) -> None:
-    stack = Stack(tiny_pipe(), steps=steps).cache("svd")
+@pytest.mark.parametrize(
+    ("method", "steps", "pattern"),
+    [
+        ("svd", 4, "ffcf"),
+        ("svd", 6, "ffcfcf"),
+        ("svd", 8, "fcfcfcff"),
+        ("svd-published", 8, "fcfcfcff"),
+        ("fora", 8, "fcfcfcff"),  # reuse has its own places
+    ],
+)
+def test_few_steps_cache_whole_ones_and_say_what_that_saves(method: str, steps: int, pattern: str) -> None:
+    stack = Stack(tiny_pipe(), steps=steps).cache(method)
     picture(stack, steps)
+    assert kinds(stack) == pattern
+    told = "\n".join(stack.report().warnings)
+    assert f"can save at most {steps / pattern.count('f'):.2f}x" in told
+    assert f"{pattern.count('f')} of {steps} steps run in full: {' '.join(full_of(pattern))} (rule few-steps)" in told
+
+
+def full_of(pattern: str) -> list[str]:
+    return [str(step) for step, kind in enumerate(pattern) if kind == "f"]
+
+
+@pytest.mark.parametrize(("steps", "pattern"), [(4, "fppf"), (6, "fpfppf"), (8, "fpfppfpf")])
+def test_without_a_corrector_few_steps_run_part_of_the_blocks(steps: int, pattern: str) -> None:
+    stack = Stack(tiny_denoiser(), steps=steps).cache("svd")
+    with torch.no_grad():
+        for step in range(steps):
+            stack(**inputs(1 - step / steps))
     assert kinds(stack) == pattern
     front_and_back = 1 / 2  # one of the two blocks
     told = f"can save at most {steps / (steps / 2 * (1 + front_and_back)):.2f}x"

@@ -17,15 +17,16 @@ from stack import Stack
 from stack.caching.methods import PRESETS
 from stack.models.wiring import FLUX
 
-from ..caching.fitted import fitted
+from ..caching.fitted import PLAIN, fitted
 from ..conftest import inputs, tiny_denoiser
 
 STEPS, DOUBLE, SINGLE = 12, 2, 2
-# Graphs of all presets of a site together. Two kinds of blocks are two graphs, and what stands around blocks adds none.
-# FastCache runs blocks on some of the tokens: one version more of each, for any number of them. What stands around
-# modules cuts a block at each of them (3 in a double block, 3 in a single one), and each module is compiled for itself,
-# those of text and image once for each length; on cached steps norms are given no tokens, which is one version more of
-# the pieces behind them. ToCa and DuCa also cut at the norms before an MLP, "values" at the linears that make them.
+# Graphs of all presets of a site together, readings left out. Two kinds of blocks are two graphs; what stands around
+# blocks adds none. FastCache runs blocks on some of the tokens: one version more of each, for any number of them.
+# What stands around modules cuts a block at each of them (3 in a double block, 3 in a single one), and each module is
+# compiled for itself, those of text and image once for each length; on cached steps norms are given no tokens, which
+# is one version more of the pieces behind them. ToCa and DuCa also cut at the norms before an MLP, "values" at the
+# linears that make them.
 GRAPHS = {"per-block": 2, "fastcache": 4, "per-module": 20, "attention": 7, "relational": 16, "tokens": 36}
 
 
@@ -34,7 +35,7 @@ def site_of(preset: str) -> str:
     return "per-block" if site in ("output", "residual", "x0", "whole-model") else site
 
 
-SITES = {site: list(presets) for site, presets in groupby(sorted(PRESETS, key=site_of), site_of)}
+SITES = {site: list(presets) for site, presets in groupby(sorted(PLAIN, key=site_of), site_of)}
 
 
 @pytest.fixture

@@ -91,12 +91,13 @@ def test_a_call_can_be_made_for_some_samples_and_changed_arguments_reach_the_mod
 @pytest.mark.parametrize(
     ("method", "options", "names"),
     [
-        ("svd", {}, ["NoGradients", "OutputGuard", "AllBlocks"]),
+        ("svd-published", {}, ["NoGradients", "OutputGuard", "AllBlocks"]),
+        ("svd", {}, ["NoGradients", "OutputGuard", "Corrector", "AllBlocks"]),
         ("predictor-corrector", {}, ["NoGradients", "OutputGuard", "Corrector", "X0Prediction"]),
         ("easycache", {}, ["NoGradients", "OutputGuard", "WholeModel"]),
-        ("duca", {}, ["NoGradients", "OutputGuard", "Tokenwise"]),
-        ("svd-blocks", {}, ["NoGradients", "OutputGuard"]),
-        ("first-block", {}, ["NoGradients", "OutputGuard"]),
+        ("duca", {}, ["NoGradients", "OutputGuard", "Corrector", "Tokenwise"]),
+        ("svd-published-blocks", {}, ["NoGradients", "OutputGuard"]),
+        ("first-block-published", {}, ["NoGradients", "OutputGuard"]),
     ],
 )
 def test_a_cache_stands_in_this_order(method: str, options: dict[str, Any], names: list[str]) -> None:
@@ -113,6 +114,6 @@ def test_the_precision_of_a_step_is_switched_behind_the_cache() -> None:
         for step in range(5):
             stack(**inputs(1 - step / 14))
     names = [type(each).__name__ for each in stack._target.chain.interceptors]
-    assert names == ["NoGradients", "OutputGuard", "AllBlocks", "SwitchPrecision"]
+    assert names == ["NoGradients", "OutputGuard", "Corrector", "AllBlocks", "SwitchPrecision"]
     modes = [entry.context.compute_mode for entry in stack._target.journal.entries]
     assert modes[0] == (True,) and modes[-1] == (False,)

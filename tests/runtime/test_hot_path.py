@@ -68,7 +68,7 @@ def counts(family: str, method: str, **options: Any) -> list[tuple[str, int, int
 
 def test_a_step_of_a_two_block_flux_costs_few_calls_in_few_files() -> None:
     """184 calls in 28 files on a cached step and 233 on a full one, before calls passed one chain."""
-    found = counts("flux", "svd")
+    found = counts("flux", "svd-published")
     assert "".join(kind for kind, *_ in found) == PATTERN
     cached = [(calls, files) for kind, calls, files in found if kind == "c"]
     assert max(calls for calls, _ in cached) <= 80 and max(files for _, files in cached) <= 10
@@ -79,5 +79,6 @@ def test_a_step_of_a_two_block_flux_costs_few_calls_in_few_files() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_most_cached_steps_cost_about_sixty_calls_in_every_family(family: str) -> None:
     """Each block and embedder costs one; nothing else may grow with the model."""
-    cached = sorted(calls for kind, calls, _ in counts(family, "svd", interval=7, warmup=3) if kind == "c")
-    assert cached[len(cached) // 2] <= 62
+    for method, most in (("svd-published", 62), ("svd", 74)):  # what a corrector keeps in mind is the difference
+        cached = sorted(calls for kind, calls, _ in counts(family, method, interval=7, warmup=3) if kind == "c")
+        assert cached[len(cached) // 2] <= most

@@ -54,7 +54,7 @@ class FastCacheSite(FastCacheChoices, Site):
     def fitted(self) -> Mapping[str, Fitted | None]:
         return {"maps": self.maps}
 
-    def lines(self, policy: PolicyLike, steps: int) -> list[str]:
+    def lines(self, policy: PolicyLike, facts: Facts) -> list[str]:
         found = []
         if "gate" in self.parts and self.maps is not None:
             scales = self.maps.scales(self.approximation, self.threshold)

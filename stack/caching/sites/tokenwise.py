@@ -24,7 +24,7 @@ from ...runtime.step_clock import NO_BLOCK, Computed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController
-from ..schedule_policy import SchedulePolicy
+from ..noise_schedule import Levels
 from ..schedules import Schedule
 from ..tokenwise.cycles import AGGRESSIVE, CONSERVATIVE, FULL_STEP, Cycle, fill
 from ..tokenwise.tokens import TokenChoices
@@ -49,13 +49,13 @@ class TokenSite(TokenChoices, Site):
     def even_schedule(self, interval: int, warmup: int) -> Schedule:
         return Cycle(interval, warmup, self.cycle, self.pace)
 
-    def kinds(self, schedule: SchedulePolicy, steps: int) -> str:
+    def kinds(self, policy: PolicyLike, steps: int, levels: Levels = ()) -> str:
         """What each step is, see `stack.caching.tokenwise.cycles`."""
-        made = schedule.of(steps, (), self.even_schedule)
+        made = policy.schedule_for(steps, (), levels)
         return made.kinds(steps) if isinstance(made, Cycle) else fill(made.full_steps(steps), steps, self.cycle)
 
-    def lines(self, policy: PolicyLike, steps: int) -> list[str]:
-        kinds = self.kinds(policy.schedule, steps)
+    def lines(self, policy: PolicyLike, facts: Facts) -> list[str]:
+        kinds = self.kinds(policy, facts.steps, facts.levels)
         counted = f"{kinds.count('c')} steps conservative, {kinds.count('a')} aggressive: {kinds}"
         return [counted, self.token_words]
 
@@ -70,7 +70,10 @@ class TokenSite(TokenChoices, Site):
     def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
         head_dim, halves = target.facts.head_dim, target.wiring.halves
         chooser = TokenSelector(controller, self, policy.schedule.interval, head_dim, halves, target.grid)
-        kinds = partial(self.kinds, policy.schedule)
+
+        def kinds(steps: int) -> str:
+            return self.kinds(policy, steps, target.clock.sigma_schedule.levels)
+
         return Tokenwise(controller, kinds, chooser, partial(compiled, mode=target.now.compiled))
 
 

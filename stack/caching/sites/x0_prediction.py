@@ -3,7 +3,7 @@
 Every output m of a denoiser amounts to an estimate of the clean sample, x0 = c x + d m. It changes more slowly than the
 output, and the latent x that a cached step starts from is known exactly: m = (x0 - c x) / d costs nothing, and an
 error in x is partly taken back by the next step. This is data prediction, as in DPM-Solver++ (Lu et al. 2022,
-arXiv:2211.01095), on the steps of the model's own schedule.
+arXiv:2211.01095), on the steps of the model's own schedule and sampler.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ...compat.rules.steps import SAMPLER_NOT_PLAIN
 from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
-from ...models.sampler import AffineStep, planned_steps
+from ...models.sampler import LinearSampler, planned_sampler
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.step_clock import NOTHING
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController
-from ..latent import like, noisy_part, returned_as, x0_of
+from ..latent import output_of, returned_as, x0_of
 from .shapes import fp32_numbers, more_than_the_latent
 
 X0 = "x0"  # key of x0
@@ -51,8 +51,7 @@ class X0Site(Site):
         return SiteState(predicted=kept) if numbers else None
 
     def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
-        steps = planned_steps(target.pipe, lambda: target.clock.sigma_schedule)
-        return X0Prediction(controller, steps)
+        return X0Prediction(controller, planned_sampler(target.pipe, lambda: target.clock.sigma_schedule))
 
 
 class X0Prediction:
@@ -61,11 +60,11 @@ class X0Prediction:
     Whole batches under a schedule only. Guidance branches each keep their own estimate.
 
     Args:
-        steps: the sampler's steps of the current request.
+        sampler: that of the current request.
     """
 
-    def __init__(self, controller: CacheController, steps: Callable[[], list[AffineStep]]):
-        self.controller, self.steps = controller, steps
+    def __init__(self, controller: CacheController, sampler: Callable[[], LinearSampler]):
+        self.controller, self.sampler = controller, sampler
         self.interceptors: tuple[Interceptor, ...] = (self,)
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
@@ -79,14 +78,14 @@ class X0Prediction:
         cached = all(controller.decide())
         if not controller.now.known:
             return proceed(call)
-        step, x = self.steps()[controller.now.step], latent.float()
+        estimate, x = self.sampler().estimates[controller.now.step], latent.float()
         if cached:
-            x0 = like(controller.predict(X0, controller.slots), x)
-            return returned_as(call, ((x0 - step.c * noisy_part(x, x0)) / step.d).to(latent.dtype))
+            out = output_of(estimate, x, controller.predict(X0, controller.slots))
+            return returned_as(call, out.to(latent.dtype))
         result = proceed(call)
         out = result[0].float()
-        x0 = x0_of(step, x, out)
+        x0 = x0_of(estimate, x, out)
         # The latent is exact: all noise of the estimate is d times that of the output.
-        noise_gain = float(abs(step.d) * out.norm() / x0.norm()) if controller.noise else 1.0
+        noise_gain = float(abs(estimate.d) * out.norm() / x0.norm()) if controller.noise else 1.0
         controller.store(X0, x0, controller.slots, noise_gain=noise_gain)
         return result

@@ -10,18 +10,24 @@ FEW_STEPS = Rule(
     "few-steps",
     "a cache on a few-step schedule",
     "With 4 or 8 steps neighbouring features differ by far more than a cache may be off, and a forecast has no history "
-    "to go on. Gates find no step to skip.",
+    "to go on. Gates find no step to skip; what decides is where the full steps are, and a corrector.",
     (
         Evidence(
-            "4 steps leave no history: one cached step of 4 is worth 1.33x at 31.8 dB, half the depth 1.12x at 34.8",
+            "behind a corrector, against the adapter uncached: 5 of 8 steps full 53.8 and 52.4 dB at 1.60x, 4 of 8 "
+            "50.4 and 46.4 at 2.00x, 3 of 4 50.0 at 1.33x; as many plain steps at the same levels 3 to 8 dB less",
+            "[benchmarks](benchmarks.md#defaults), `shapes-flux` and `shapes-video`, 8 prompts",
+        ),
+        Evidence(
+            "without one 4 steps leave no history: one cached step of 4 is worth 1.33x at 31.8 dB, half the depth "
+            "1.12x at 34.8",
             "cache-dit on Qwen-Image-Lightning",
         ),
         Evidence("no hits at 8 to 10 steps for three gates", "TeaCache, issue 6; reports on Wan 4-step adapters"),
         Evidence("shipped off below 20 steps", "unsloth's first-block cache"),
     ),
-    "Partial depth: half of the steps, the first and the last among them, run in full, the others the front and back "
-    "third of the blocks, and what the blocks between them add is carried on by order 1. The most that this can save "
-    "is computed and said before the run.",
+    "Three steps in five run in full, at the places that the noise levels ask for, and put right the forecasts before "
+    "them. Behind samplers that allow no corrector: half of the steps in full, the others the front and back third of "
+    "the blocks. The most that this can save is computed and said before the run.",
     "plan",
     ("distill", "cache"),
     {"fewest_steps": FEWEST_STEPS},
@@ -51,7 +57,8 @@ CALIBRATED_ELSEWHERE = Rule(
             "[benchmarks](benchmarks.md#shapes-flux), SVD-Cache at 9 full steps",
         ),
     ),
-    "As many full steps, evenly spread, and the cache's own forecast instead; the plan says what differs.",
+    "As many full steps, where the cache has them without calibration, and its own forecast instead; the plan says "
+    "what differs.",
     "plan",
     ("distill", "cache"),
 )
@@ -77,8 +84,8 @@ CALIBRATED_FOR_OTHER_STEPS = Rule(
 MOST_EVEN = 0.3  # of the steps: the advice was measured at a fifth to a quarter; with 20 of 50 some even rows win
 EVEN_STEPS = Rule(
     "even-steps",
-    "few full steps of a flow model, evenly spread",
-    "Published schedules are even. On the flow models that ship, most caches on them lose to fewer steps in the same "
+    "few full steps, evenly spread",
+    "Published schedules are even. On the models that ship, most caches on them lose to fewer steps in the same "
     "time: what decides is where the full steps are, and a corrector behind them.",
     (
         Evidence(
@@ -93,11 +100,11 @@ EVEN_STEPS = Rule(
         ),
         Evidence(
             "where the first steps decide what a picture shows even steps are better, 25.4 to 28.3 dB, than dense ones "
-            "near the data, 15.7 to 15.9: this is about flows",
+            "near the data, 15.7 to 15.9: where they belong is read off the noise levels",
             "[benchmarks](benchmarks.md#shapes-dit), SVD-Cache",
         ),
     ),
-    "Published settings stay as they are, and the plan says what to try: `schedule_power=2.0, corrected=True` at once, "
+    "Published settings stay as they are, and the plan says what to try: `spread='by-noise', corrected=True` at once, "
     "or `calibrate(prompts, held_out)`.",
     "plan",
     ("cache",),
@@ -105,9 +112,10 @@ EVEN_STEPS = Rule(
 )
 SAMPLER_NOT_PLAIN = Rule(
     "sampler-not-plain",
-    "a corrector, or a forecast of the clean sample, behind another sampler",
-    "Both need the sampler's steps as numbers, x' = a x + b m. A sampler with noise of its own, with memory or with "
-    "clipping has none.",
+    "a corrector, or a forecast of the clean sample, behind a sampler that adds noise or clips",
+    "Both need the sampler as numbers: every latent a weighted sum of the estimates of the clean sample so far. The "
+    "deterministic samplers of diffusers have them, with memory or two calls a step too. One that adds noise of its "
+    "own, clips or thresholds its estimates has none.",
     (
         Evidence(
             "its corrector counts on a step being exact: 5.4 dB over a searched second-order control rest on that",

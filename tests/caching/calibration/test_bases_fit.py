@@ -45,7 +45,7 @@ def latents(stack: Stack) -> torch.Tensor:
 
 
 def test_a_stack_finds_saves_and_uses_them(pipe: Any, tmp_path: Path) -> None:
-    stack = Stack(pipe, steps=STEPS).cache("svd", interval=3, energy=0.8)
+    stack = Stack(pipe, steps=STEPS).cache("svd-published", interval=3, energy=0.8)
     with stack:
         own = latents(stack)
     bases = stack.fit_bases(PROMPTS, save=tmp_path / "bases.safetensors")
@@ -58,7 +58,9 @@ def test_a_stack_finds_saves_and_uses_them(pipe: Any, tmp_path: Path) -> None:
         offline = latents(stack)
     assert not torch.equal(own, offline)
     assert float((own - offline).norm() / own.norm()) < 0.1
-    again = Stack(pipe, steps=STEPS).cache("svd", interval=3, energy=0.8, bases=tmp_path / "bases.safetensors")
+    again = Stack(pipe, steps=STEPS).cache(
+        "svd-published", interval=3, energy=0.8, bases=tmp_path / "bases.safetensors"
+    )
     with again:
         assert torch.equal(latents(again), offline)
     assert "fitted-elsewhere" not in again.explain()
@@ -69,21 +71,21 @@ def test_a_stack_finds_saves_and_uses_them(pipe: Any, tmp_path: Path) -> None:
 def test_bases_of_another_model_are_refused(pipe: Any) -> None:
     foreign = Bases("flux", 99, 7, {"image": torch.eye(7)})
     with pytest.raises(StackError, match=r"the bases were fitted on flux with 99 blocks of width 7, this is"):
-        Stack(pipe, steps=STEPS).cache("svd", bases=foreign).apply()
+        Stack(pipe, steps=STEPS).cache("svd-published", bases=foreign).apply()
 
 
 def test_what_cannot_have_bases_is_told_so(pipe: Any, tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"principal subspace"):
-        Stack(pipe, steps=STEPS).cache("taylorseer").fit_bases(PROMPTS)
+        Stack(pipe, steps=STEPS).cache("taylorseer-published").fit_bases(PROMPTS)
     with pytest.raises(StackError, match=r"no bases in .*gone.*fit_bases"):
         load_bases(tmp_path / "gone.safetensors")
     with pytest.raises(StackError, match=r"no basis for 'text': found for image"):
         Bases("flux", 2, 4, {"image": torch.eye(4)}).of("text")
-    assert Cache("svd").policy.split.found is None
+    assert Cache("svd-published").policy.split.found is None
 
 
 def test_bases_are_carried_to_a_quantized_model_or_refreshed(pipe: Any) -> None:
-    stack = Stack(pipe, steps=STEPS).cache("svd", energy=0.8)
+    stack = Stack(pipe, steps=STEPS).cache("svd-published", energy=0.8)
     bases = stack.fit_bases(PROMPTS)
     assert bases.bits == (16, 16)
     (spectrum,) = bases.spectra.values()
@@ -94,16 +96,16 @@ def test_bases_are_carried_to_a_quantized_model_or_refreshed(pipe: Any) -> None:
     wide = replace(bases, spectra={key: (0.5, 0.4) for key in bases.vectors})
     narrow = replace(bases, spectra={key: (0.5, 0.001) for key in bases.vectors})
     for found, life, words in ((wide, "request", "0.3 is carried"), (narrow, "warm", "refreshed on every full step")):
-        quantized = Stack(pipe, steps=STEPS).quantize("int8", min_features=16).cache("svd", bases=found)
+        quantized = Stack(pipe, steps=STEPS).quantize("int8", min_features=16).cache("svd-published", bases=found)
         assert quantized.plan.passes()[-1].policy.options()["basis_life"] == life
         assert words in quantized.explain()
-    assert "the bases were found" not in Stack(pipe, steps=STEPS).cache("svd", bases=narrow).explain()
+    assert "the bases were found" not in Stack(pipe, steps=STEPS).cache("svd-published", bases=narrow).explain()
 
 
 def test_the_angle_is_a_bound_on_what_quantization_does(pipe: Any) -> None:
-    plain = Stack(pipe, steps=STEPS).cache("svd", energy=0.6)
+    plain = Stack(pipe, steps=STEPS).cache("svd-published", energy=0.6)
     before = plain.fit_bases(PROMPTS)
-    rounded = Stack(pipe, steps=STEPS).quantize("int8", min_features=16).cache("svd", energy=0.6)
+    rounded = Stack(pipe, steps=STEPS).quantize("int8", min_features=16).cache("svd-published", energy=0.6)
     after = rounded.fit_bases(PROMPTS)
     assert after.bits == (8, 8)
     (key,) = before.vectors

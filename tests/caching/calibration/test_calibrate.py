@@ -31,7 +31,7 @@ def test_psnr_of_known_pictures() -> None:
 def test_calibration_beats_the_uniform_start_and_stays_in_the_stack() -> None:
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
-    stack = Stack(pipe, steps=STEPS).cache("svd", interval=4, warmup=2)
+    stack = Stack(pipe, steps=STEPS).cache("svd-published", interval=4, warmup=2)
     found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=4, trials=20, progress=False)
     assert found.trials <= 20 and len(found.full_steps) == 4 and found.full_steps[0] == 0
     assert found.psnr_db >= found.start_psnr_db
@@ -48,7 +48,7 @@ def test_calibration_beats_the_uniform_start_and_stays_in_the_stack() -> None:
 
 
 def test_a_search_that_time_cuts_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    stack, held = Stack(tiny_pipe(), steps=STEPS).cache("svd", interval=4, warmup=2), OTHERS[1:]
+    stack, held = Stack(tiny_pipe(), steps=STEPS).cache("svd-published", interval=4, warmup=2), OTHERS[1:]
     with monkeypatch.context() as patch:
         patch.setattr(SearchBudget, "left", lambda self, share=1.0: False)
         short = stack.calibrate([PROMPT, OTHERS[0]], held, full_steps=4, trials=20, progress=False)
@@ -69,7 +69,7 @@ def test_a_search_that_time_cuts_short_says_so(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_what_it_cannot_calibrate_on(prompts: list[str], held_out: list[str], full: int, words: str) -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd")
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd-published")
     with pytest.raises(StackError, match=words):
         stack.calibrate(prompts, held_out, full_steps=full, progress=False)
 
@@ -84,11 +84,13 @@ def test_without_a_cache_or_a_pipeline() -> None:
     with pytest.raises(StackError, match="expected a stack with a cache"):
         Stack(pipe, steps=STEPS).calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=4)
     with pytest.raises(StackError, match="got a bare denoiser"):
-        Stack(pipe.transformer, steps=STEPS).cache("svd").calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=4)
+        Stack(pipe.transformer, steps=STEPS).cache("svd-published").calibrate(
+            [PROMPT, OTHERS[0]], OTHERS[1:], full_steps=4
+        )
 
 
 def trials_of(site: str = "output") -> Trials:
-    cache = Cache("svd", site=site)
+    cache = Cache("svd-published", site=site)
     return Trials(Stack(tiny_pipe(), steps=STEPS).add(cache), cache, [PROMPT, OTHERS[0]], STEPS, 0)
 
 
@@ -133,7 +135,7 @@ def test_a_corrected_trial_is_never_given_up_and_finishes_as_it_is() -> None:
 
 def test_a_calibration_tries_the_corrector_and_keeps_it_where_it_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trials, "score", lambda self, candidate: 40.0 if candidate.corrected else 20.0)
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd")
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd-published")
     found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=4, trials=10, progress=False)
     cache = next(p for p in stack.passes if isinstance(p, Cache))
     assert cache.policy.corrected and cache.measured["corrected"] is True and ", corrected" in str(found)
@@ -151,7 +153,7 @@ def test_a_trial_that_has_gone_astray_is_given_up() -> None:
 
 
 def test_as_few_full_steps_as_reach_a_psnr() -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd")
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("svd-published")
     known = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=6, trials=6, progress=False)
     found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], psnr=known.psnr_db - 0.5, trials=24, progress=False)
     assert found.psnr_db >= known.psnr_db - 0.5 and len(found.full_steps) <= 7
@@ -178,7 +180,7 @@ def test_one_goal_at_a_time() -> None:
 
 def test_a_calibration_holds_for_the_stack_it_was_made_on() -> None:
     pipe = tiny_pipe()
-    stack = Stack(pipe, steps=STEPS).cache("svd")
+    stack = Stack(pipe, steps=STEPS).cache("svd-published")
     stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=4, trials=3, progress=False)
     cache = next(p for p in stack.passes if isinstance(p, Cache))
     stack.undo()

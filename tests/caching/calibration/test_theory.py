@@ -15,8 +15,8 @@ from stack import Stack
 from stack.caching.forecast import Forecast
 from stack.calibrate.propose import learn_weights
 from stack.calibrate.theory import best_schedule
-from stack.calibrate.trajectory import SegmentErrors, Trajectory, growth, recorder
-from stack.models.sampler import error_weights, sampler_steps
+from stack.calibrate.trajectory import SegmentErrors, Trajectory, error_weights, growth, recorder
+from stack.models.sampler import linear_form
 
 from ...conftest import picture, tiny_pipe
 
@@ -76,8 +76,7 @@ def test_a_predicted_segment_is_what_the_first_cached_step_leaves() -> None:
     """One cached step just before the end: nothing feeds back, so the predicted error is the measured one."""
     pipe, full = tiny_pipe(), tuple(s for s in range(STEPS) if s != STEPS - 1)
     trajectory = record(pipe)
-    steps = sampler_steps(pipe)
-    scale = error_weights(steps, [1.0] * STEPS)
+    scale = error_weights(linear_form(pipe.scheduler).output_weights, [1.0] * STEPS)
     errors = SegmentErrors(trajectory, scale, Forecast(1, (1.0, 1.0)))
     stack = Stack(pipe, steps=STEPS).cache("svd", full_steps=full, steps=STEPS, gains=(1.0, 1.0))
 
@@ -96,10 +95,9 @@ def test_weights_of_a_flow_are_its_sigma_gaps() -> None:
     pipe = tiny_pipe()
     picture(pipe, STEPS)
     sigmas = pipe.scheduler.sigmas
-    steps = sampler_steps(pipe)
-    assert [b for _, b in steps] == pytest.approx((sigmas[1:] - sigmas[:-1]).tolist(), abs=1e-6)
-    assert [a for a, _ in steps] == pytest.approx([1.0] * STEPS)
-    assert error_weights([(1, 2), (1, 3)], [4.0, 8.0]) == [4.0, 3.0]
+    found = linear_form(pipe.scheduler).output_weights
+    assert found == pytest.approx((sigmas[1:] - sigmas[:-1]).tolist(), abs=1e-6)
+    assert error_weights([2.0, 3.0], [4.0, 8.0]) == [4.0, 3.0]
 
 
 def test_growth_follows_a_disturbance() -> None:
