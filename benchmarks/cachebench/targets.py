@@ -6,6 +6,7 @@ Everything is compared by the median over pictures, and at equal time by curves 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from common import Target
@@ -104,10 +105,14 @@ def _over_searched(lines: Sequence[Line], ours: dict[int, Line]) -> list[Target]
     return [*found, Target(name, ratio, FASTER_THAN_SEARCHED)]
 
 
+def _of_family(family: str, line: Line) -> bool:
+    return line["family"] == family
+
+
 def _over_rivals(lines: Sequence[Line]) -> list[Target]:
     """The default against the quickest at 40 dB of other libraries and of presets as published."""
     rivals = {
-        line["family"]: points_of(lines, lambda x, family=line["family"]: x["family"] == family)  # type: ignore[misc]
+        line["family"]: points_of(lines, partial(_of_family, line["family"]))
         for line in measured(lines)
         if line["group"] in ("cache-dit", "diffusers") or is_reading(line["family"])
     }

@@ -47,8 +47,8 @@ class Policy(Options):
         forecast: what stands in for a feature on a cached step.
         split: which part of a feature counts as principal.
         site: where it stands, with the site's own choices.
-        corrected: full steps correct the error of the forecasts before them (`stack.caching.corrector`); for schedules,
-            behind samplers that neither add noise nor clip.
+        corrected: full steps correct the error of the forecasts before them (`stack.caching.corrector`); for schedules
+            and for gates that take no step back, behind samplers that neither add noise nor clip.
         calibrated_for: what was true of the stack when it was calibrated, see `stack.caching.calibrated_for`.
         state_dtype: what features, differences and RFC's inputs are kept in: "bfloat16", "float16", "float32"; "" as
             the model makes them. float16 ends at 65,504.
