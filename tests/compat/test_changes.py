@@ -49,6 +49,7 @@ def walk(scene_name: str, change_name: str, method: str, at: int, inference: boo
         other = Scene(plain, scene.given)
         for step in range(at):
             scene.call(step)
+            other.call(step)  # weights are rounded anew for the next request, here as there
         change(scene)
         if change_name in ON_MODEL:
             change(other)
