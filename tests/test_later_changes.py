@@ -262,7 +262,7 @@ def no_own_forward(denoiser: Any) -> None:
     vars(denoiser.transformer_blocks[0]).pop("forward", None)
 
 
-@pytest.mark.parametrize("method", ["svd", "fora", "speca", "first-block", "reuse"])
+@pytest.mark.parametrize("method", ["svd", "fora", "speca-published", "first-block", "reuse"])
 @pytest.mark.parametrize("change", [first_block, last_block, around_the_first, no_own_forward])
 def test_a_forward_that_is_exchanged_later_is_found_out_at_the_next_call(method: str, change: Change) -> None:
     pipe, alone = tiny_pipe(), tiny_pipe()

@@ -25,10 +25,13 @@ from .conftest import PROMPT, picture, tiny_denoiser, tiny_pipe
 STEPS, BLOCKS, SAMPLES = 14, 4, 2
 HERE = Path(stack.__file__).parent
 # What a gate decides by has to be finished first: one read a step, of all samples together. A draft is checked once.
-ONE = ("first-block", "dbcache", "dbcache-taylor", "teacache", "easycache", "rfc", "speca")
+ONE = ("first-block", "dbcache", "dbcache-taylor", "teacache", "easycache", "rfc", "speca-published")
 # Where FastCache goes on depends on what became of the block before: its gate reads once per block. Choosing tokens
 # reads their number, merging whether any were merged.
-FASTCACHE = {"fastcache": 1 + 1 + BLOCKS, "fastcache-gate": BLOCKS, "fastcache-tokens": 1, "fastcache-merge": 1}
+FASTCACHE = {
+    "fastcache": BLOCKS, "fastcache-gate": BLOCKS, "fastcache-published": 1 + 1 + BLOCKS,
+    "fastcache-published-tokens": 1, "fastcache-published-merge": 1,
+}  # fmt: skip
 NONE = sorted(set(PLAIN) - {*ONE, *FASTCACHE})
 EAGER = {  # so that steps are cached on a model without training
     "prefix": {"threshold": 1e9},

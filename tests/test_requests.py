@@ -83,7 +83,7 @@ def machine(method: str, examples: int = 6, **options: Any) -> type[RuleBasedSta
 TestSvd = machine("svd", interval=4, warmup=2).TestCase
 TestModules = machine("taylorseer", interval=4).TestCase
 TestGate = machine("first-block", threshold=0.5).TestCase
-TestDrafts = machine("speca", accept=(0.5, 0.5, 0.05)).TestCase
+TestDrafts = machine("speca-published", accept=(0.5, 0.5, 0.05)).TestCase
 TestTokens = machine("duca", interval=5, warmup=1).TestCase
-TestAround = machine("easycache", threshold=0.1).TestCase
+TestAround = machine("easycache-published", threshold=0.1).TestCase
 TestRelated = machine("rfc", examples=3, threshold=0.5).TestCase

@@ -89,7 +89,7 @@ def fitted_maps(bench: Bench) -> Path:
     path = Path(tempfile.gettempdir()) / "ditstack-bench" / f"maps-{key}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        stack = Stack(bench.pipe, steps=bench.steps).cache("fastcache")
+        stack = Stack(bench.pipe, steps=bench.steps).cache("fastcache-gate")
         stack.fit_maps(bench.fit_texts, seed=FIT_SEED, save=path)
     return path
 

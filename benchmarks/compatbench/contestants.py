@@ -16,7 +16,8 @@ from stack.core.passes import Finding
 from .variants import FEW, STEPS, Variant
 
 FULL = {STEPS: {"interval": 5, "warmup": 3}, FEW: {"interval": 2, "warmup": 1}}  # 12 of 50, 4 of 8
-READINGS = {method: method + READING for method in ("svd", "taylorseer", "duca")}  # on even steps, as published
+# On even steps, as published; FastCache with fitted maps.
+READINGS = {method: method + READING for method in ("svd", "taylorseer", "duca")} | {"fastcache": "fastcache-gate"}
 METHODS = ("svd", "taylorseer", "fastcache", "duca")
 # Two full steps next to each other, as gates and warm-ups make them: a second difference over a gap of one step.
 PAIRS = "taylorseer, in pairs"

@@ -47,24 +47,27 @@ PRESETS: dict[str, Policy] = {
     # TeaCache: arXiv 2411.19108; MagCache: arXiv 2506.09045; SpeCa: arXiv 2509.11628.
     "teacache-published": Policy.of(site="residual", order=0, gains=REUSE, gate="polynomial", threshold=0.4),
     "magcache-published": Policy.of(site="residual", order=0, gains=REUSE, gate="magnitude", threshold=0.06, longest=3),
-    "speca": Policy.of(
+    # Drafts that are checked cost more than as many plain steps here, whatever is forecast: as published only.
+    "speca-published": Policy.of(
         back=1, order=2, gains=WHOLE, basis="taylor", coordinate="step", gate="draft", longest=8,
         accept=(0.3, 0.3, 0.02),
     ),
     # EasyCache as published for HunyuanVideo (arXiv 2507.02860); RFC (arXiv 2602.19506) with a threshold of ours.
-    "easycache": Policy.of(site="whole-model", order=0, gains=REUSE, gate="sum", threshold=0.025, warmup=5),
+    "easycache-published": Policy.of(site="whole-model", order=0, gains=REUSE, gate="sum", threshold=0.025, warmup=5),
     "rfc-published": Policy.of(
         site="relational", order=2, gains=WHOLE, basis="taylor", coordinate="step", gate="sum", threshold=0.3, warmup=3
     ),
     # PAB: arXiv 2408.12588.
     "pab-published": Policy.of(site="attention", order=0, gains=REUSE, interval=2, warmup=6),
-    # FastCache (arXiv 2505.20353), whole and module by module; approximation="static" is what it publishes.
-    "fastcache": Policy.of(site="fastcache", approximation="delta", order=0, threshold=0.05, adaptive=ADAPTIVE),
+    # FastCache: arXiv 2505.20353. Ours is the gate alone: with nothing fitted, at the limit that the published b0 and
+    # b1 come to; or with maps of how a block's output changes.
+    "fastcache": Policy.of(site="fastcache", approximation="residual", order=0, threshold=0.02, parts=("gate",)),
+    "fastcache-published": Policy.of(site="fastcache", order=0, threshold=0.05, adaptive=ADAPTIVE),
     "fastcache-gate": Policy.of(
         site="fastcache", approximation="delta", order=0, threshold=0.05, adaptive=ADAPTIVE, parts=("gate",)
     ),
-    "fastcache-tokens": Policy.of(site="fastcache", approximation="delta", order=0, parts=("tokens",)),
-    "fastcache-merge": Policy.of(site="fastcache", order=0, parts=("merge",)),
+    "fastcache-published-tokens": Policy.of(site="fastcache", order=0, parts=("tokens",)),
+    "fastcache-published-merge": Policy.of(site="fastcache", order=0, parts=("merge",)),
     # Token-wise: ToCa (arXiv 2410.05317) as published for FLUX, DuCa (arXiv 2412.18911) as for HunyuanVideo (random
     # tokens) and for DiT with DDIM.
     "toca-published": Policy.of(site="tokens", order=0, gains=REUSE, interval=4, cycle="c", budget="flux"),
@@ -111,6 +114,7 @@ PRESETS |= {
     "teacache": _improved("teacache", **STRAIGHT, corrected=True, threshold=0.2),
     "magcache": _improved("magcache", **STRAIGHT, corrected=True),
     "rfc": _improved("rfc", **STRAIGHT, corrected=True),
+    "easycache": _improved("easycache", **STRAIGHT),
     "pab": _improved("pab", corrected=True),
     "toca": _improved("toca", **PLACED),
     "duca": _improved("duca", **PLACED),

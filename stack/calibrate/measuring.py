@@ -151,8 +151,8 @@ def fit_maps(
     with stack.lock, ProgressLine("fit_maps", progress) as bar:
         cache = _refit(
             stack,
-            lambda cache: isinstance(cache.policy.site, FastCacheSite),
-            "a pipeline with .cache('fastcache'): maps are fitted for FastCache only",
+            _has_maps,
+            "a pipeline with .cache('fastcache-gate') or another FastCache that replaces blocks by maps",
             lambda cache: cache.changed(maps=maps_fit.fit(stack, texts, seed, ridge, rank, calls, bar)),
         )
         assert isinstance(cache.policy.site, FastCacheSite)
@@ -218,6 +218,11 @@ def _refit(stack: StackLike, suits: Callable[[Cache], bool], expected: str, fit:
             stack.undo()
         stack.replace(cache)
     return cache
+
+
+def _has_maps(cache: Cache) -> bool:
+    """Whether blocks or tokens are replaced by fitted maps."""
+    return isinstance(cache.policy.site, FastCacheSite) and cache.policy.site.needs_maps
 
 
 def _has_subspace(cache: Cache) -> bool:

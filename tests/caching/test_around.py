@@ -38,7 +38,7 @@ class Rig:
     """
 
     def __init__(self, wiring: Wiring = DIT, steps: int = 8, factor: float = 2.0, **options: Any):
-        self.policy: Policy = Cache("easycache", **{"warmup": 2, **options}).policy
+        self.policy: Policy = Cache("easycache-published", **{"warmup": 2, **options}).policy
         self.clock, self.factor, self.ran = clock_of(uniform(steps)), factor, list[int]()
         self.about: list[tuple[int, ...] | None] = []
         self.controller = controller_of(self.policy, self.clock)
@@ -167,7 +167,7 @@ def test_threshold_zero_is_the_model_itself(make: Any) -> None:
     pipe = make()
     labels: Any = PROMPT if make is tiny_pipe else [3]
     before = picture(pipe, STEPS, prompt=labels)
-    with Stack(pipe, steps=STEPS).cache("easycache", threshold=0.0) as stack:
+    with Stack(pipe, steps=STEPS).cache("easycache-published", threshold=0.0) as stack:
         assert torch.equal(picture(stack, STEPS, prompt=labels), before)
         assert "0 of 14 steps cached" in str(stack.report())
     assert torch.equal(picture(pipe, STEPS, prompt=labels), before)
@@ -177,14 +177,14 @@ def test_nothing_of_the_model_runs_on_a_cached_step() -> None:
     pipe, ran = tiny_pipe(), list[str]()
     for name in ("x_embedder", "time_text_embed", "proj_out"):
         pipe.transformer.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
-    stack = Stack(pipe, steps=STEPS).cache("easycache", threshold=0.2)
+    stack = Stack(pipe, steps=STEPS).cache("easycache-published", threshold=0.2)
     picture(stack, STEPS)
     full = stack.report().full_steps
     assert 5 < full < STEPS and len(ran) == 3 * full
 
 
 def test_batched_equals_one_by_one() -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("easycache", threshold=0.15)
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("easycache-published", threshold=0.15)
     together = picture(stack, STEPS, prompt=PROMPTS)
     assert {step.kind for step in stack.report().steps} == {"full", "partial", "cached"}
     for i, prompt in enumerate(PROMPTS):
@@ -192,7 +192,7 @@ def test_batched_equals_one_by_one() -> None:
 
 
 def test_guidance_in_the_batch_is_decided_branch_by_branch() -> None:
-    stack = Stack(tiny(), steps=STEPS).cache("easycache", threshold=0.2)
+    stack = Stack(tiny(), steps=STEPS).cache("easycache-published", threshold=0.2)
     together = draw(stack)
     assert "".join(step.kind[0] for step in stack.report().steps) == "fffffcfcpppppf"
     for i, label in enumerate((3, 17)):
@@ -200,14 +200,14 @@ def test_guidance_in_the_batch_is_decided_branch_by_branch() -> None:
 
 
 def test_a_fixed_schedule_works_here_too() -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("easycache", gate="", interval=4, warmup=2)
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("easycache-published", gate="", interval=4, warmup=2)
     picture(stack, STEPS)
     assert "".join(step.kind[0] for step in stack.report().steps) == "ffcccfcccfcccf"
 
 
 def test_models_that_return_another_shape_are_refused_while_planning() -> None:
     config = {k: v for k, v in tiny().transformer.config.items() if not k.startswith("_")}
-    stack = Stack(DiTTransformer2DModel(**{**config, "out_channels": 6})).cache("easycache")
+    stack = Stack(DiTTransformer2DModel(**{**config, "out_channels": 6})).cache("easycache-published")
     with pytest.raises(StackError, match=r"got 24 for 12 .*; try: site='output'"):
         stack.apply()
     assert not stack.applied
@@ -215,7 +215,7 @@ def test_models_that_return_another_shape_are_refused_while_planning() -> None:
 
 def test_a_bare_denoiser_may_return_a_tuple() -> None:
     denoiser: FluxTransformer2DModel = tiny_denoiser()
-    with torch.no_grad(), Stack(denoiser, steps=STEPS).cache("easycache", threshold=9.0, warmup=2) as stack:
+    with torch.no_grad(), Stack(denoiser, steps=STEPS).cache("easycache-published", threshold=9.0, warmup=2) as stack:
         for sigma in (1.0, 1 - 1 / STEPS, 1 - 2 / STEPS):
             named, plain = stack(**inputs(sigma)), None
         stack.denoiser(**inputs(1.0))

@@ -114,7 +114,12 @@ def test_a_cap_below_one_module_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("method", "cap"),
-    [("svd-published", 40 * 10**6), ("dbcache-taylor", 40 * 10**6), ("easycache", 10**6), ("toca-published", 10**9)],
+    [
+        ("svd-published", 40 * 10**6),
+        ("dbcache-taylor", 40 * 10**6),
+        ("easycache-published", 10**6),
+        ("toca-published", 10**9),
+    ],
 )
 def test_one_feature_for_the_whole_model_is_not_divided(method: str, cap: int) -> None:
     facts = replace(DEV, latent=(64, 64))

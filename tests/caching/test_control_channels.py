@@ -26,7 +26,7 @@ CACHES: dict[str, tuple[str, dict[str, Any]]] = {
     "corrector": ("svd", {"corrected": True, "interval": 4}),
     "x0": ("predictor-corrector", {}),
     "x0 in bfloat16": ("predictor-corrector", {"state_dtype": "bfloat16"}),
-    "whole model": ("easycache", {"threshold": 9.0, "warmup": 2}),
+    "whole model": ("easycache-published", {"threshold": 9.0, "warmup": 2}),
 }
 
 
@@ -65,7 +65,7 @@ def test_the_latent_is_in_the_first_channels(name: str) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["easycache", "predictor-corrector"])
+@pytest.mark.parametrize("method", ["easycache-published", "predictor-corrector"])
 def test_more_out_than_in_is_refused_and_more_in_than_out_is_not(method: str) -> None:
     facts = replace(FACTS, latent=(24, 12))
     assert not [f for f in Cache(method).check(facts) if f.fatal or f.rule == "learned-variance"]

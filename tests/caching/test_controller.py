@@ -39,7 +39,7 @@ def test_a_draft_that_fails_its_check_is_taken_back() -> None:
     """No draft is good enough: every step is as in the model itself."""
     denoiser, steps = tiny_denoiser(), 14
     given = [inputs(1 - step / steps) | {"hidden_states": inputs()["hidden_states"] * (1 + step)} for step in range(6)]
-    with Stack(denoiser, steps=steps).cache("speca", accept=(0.0, 1.0, 0.0)) as stack:
+    with Stack(denoiser, steps=steps).cache("speca-published", accept=(0.0, 1.0, 0.0)) as stack:
         got = [stack(**each)[0] for each in given]
         assert stack.report().passes["cache"]["rolled_back"] == 3
         assert stack.report().full_steps == 6

@@ -151,7 +151,9 @@ def test_more_channels_out_than_in_have_none_either() -> None:
     assert "expected no more numbers out than in, got 8 for 4" in str([str(finding) for finding in plan.findings])
 
 
-@pytest.mark.parametrize("options", [{"method": "speca"}, {"method": "easycache"}, {"method": "fastcache"}])
+@pytest.mark.parametrize(
+    "options", [{"method": "speca-published"}, {"method": "easycache-published"}, {"method": "fastcache"}]
+)
 def test_where_steps_are_taken_back_or_parts_decide_it_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(StackError, match="a corrector cannot go with"):
         Cache(**options, corrected=True)

@@ -27,7 +27,7 @@ from ..test_plan import FACTS
 from .fitted import KINDS
 
 STEPS, RUN = 14, 6
-MAPPED = ("fastcache", "fastcache-gate", "fastcache-tokens")
+MAPPED = ("fastcache-published", "fastcache-gate", "fastcache-published-tokens")
 SHAPES_FLUX = replace(FACTS, lists=(2, 4), latent=(12, 12))
 
 
@@ -135,7 +135,7 @@ def test_sizes_on_flux_itself() -> None:
     assert state_size(replace(PRESETS["svd-published"], state_dtype="float32"), dev) == StateSize(
         4 * 4096 * 3072 * 2, 128 * 3072 * 4
     )
-    assert state_size(PRESETS["easycache"], replace(dev, latent=(64, 64))) == StateSize(4 * 4096 * 64 * 2)
+    assert state_size(PRESETS["easycache-published"], replace(dev, latent=(64, 64))) == StateSize(4 * 4096 * 64 * 2)
 
 
 def test_explain_says_so() -> None:

@@ -87,8 +87,8 @@ OLD_AND_NEW = [
     ("taylorseer", {"site": "related"}, {"site": "relational"}),
     ("reuse", {"site": "denoiser"}, {"site": "whole-model"}),
     ("svd", {"site": "clean"}, {"site": "x0"}),
-    ("fastcache-merge", {"carry": "map"}, {"approximation": "static"}),
-    ("fastcache-merge", {"carry": "moved"}, {"approximation": "delta"}),
+    ("fastcache-published-merge", {"carry": "map"}, {"approximation": "static"}),
+    ("fastcache-published-merge", {"carry": "moved"}, {"approximation": "delta"}),
 ]
 
 
@@ -164,7 +164,7 @@ def test_who_decides() -> None:
     by_schedule = {name for name, policy in PRESETS.items() if policy.scheduled}
     gated = {"first-block", "dbcache", "dbcache-taylor", "teacache", "magcache", "rfc"}
     assert {name for name, policy in PRESETS.items() if policy.gate} == {
-        *gated, *(f"{name}-published" for name in gated), "speca", "easycache",
+        *gated, *(f"{name}-published" for name in gated), "speca-published", "easycache", "easycache-published",
     }  # fmt: skip
     assert {name for name in PRESETS if name.startswith("fastcache")} == {
         name for name, policy in PRESETS.items() if policy.site.decides
@@ -210,15 +210,15 @@ def test_what_gates_tell() -> None:
 
 def test_gates_are_loosened_by_a_factor() -> None:
     assert BudgetPolicy(0.02, error_scale=3.0).loosened(2.0) == BudgetPolicy(0.04, error_scale=3.0)
-    speca = PRESETS["speca"].gate
+    speca = PRESETS["speca-published"].gate
     assert speca is not None and speca.loosened(2.0) == replace(speca, accept=(0.6, 0.3, 0.04))
     fast = PRESETS["fastcache"].site
-    assert fast.threshold_scaled(2.0) == replace(fast, threshold=0.1)
-    assert PRESETS["fastcache-merge"].site.threshold_scaled(2.0) is None
+    assert fast.threshold_scaled(2.0) == replace(fast, threshold=0.04)
+    assert PRESETS["fastcache-published-merge"].site.threshold_scaled(2.0) is None
 
 
 def test_a_sum_gate_waits_for_the_slope_where_the_site_measures_one() -> None:
-    around, inside = (PRESETS[name].new_gate(uniform(10)) for name in ("easycache", "rfc"))
+    around, inside = (PRESETS[name].new_gate(uniform(10)) for name in ("easycache-published", "rfc"))
     assert isinstance(PRESETS["rfc"].gate, SumPolicy)
     assert vars(around) | {"total": 0.0} == {
         "threshold": 0.025, "warmup": 5, "longest": 0, "slope": None, "ends": True, "total": 0.0,

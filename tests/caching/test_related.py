@@ -169,7 +169,7 @@ def test_threshold_zero_is_the_model_itself() -> None:
 def test_gates_stand_where_they_can_decide() -> None:
     for method, gate in (
         ("rfc-published", "prefix"),
-        ("easycache", "polynomial"),
+        ("easycache-published", "polynomial"),
         ("first-block", "sum"),
         ("svd-published-blocks", "sum"),
     ):

@@ -56,7 +56,7 @@ MEASUREMENTS: dict[str, Callable[..., Any]] = {
     "calibrate": lambda pipe, **more: cached(pipe).calibrate([PROMPT, OTHERS[0]], OTHERS[1], trials=2, **more, **QUIET),
     "fit_gate": lambda pipe, **more: cached(pipe, "teacache").fit_gate(PROMPT, **more, **QUIET),
     "fit_budget": lambda pipe, **more: cached(pipe, max_error=0.5).fit_gate(PROMPT, **more, **QUIET),
-    "fit_maps": lambda pipe, **more: cached(pipe, "fastcache").fit_maps(PROMPT, **more, **QUIET),
+    "fit_maps": lambda pipe, **more: cached(pipe, "fastcache-published").fit_maps(PROMPT, **more, **QUIET),
     "fit_bases": lambda pipe, **more: cached(pipe, "svd-published").fit_bases(PROMPT, **more, **QUIET),
     "fit_rounding": lambda pipe, **more: rounded(pipe, "nf4", feedback=True).fit_rounding(PROMPT, **more, **QUIET),
     "noise_floor": lambda pipe, **more: rounded(pipe, "int8", min_features=16).noise_floor(
@@ -131,7 +131,7 @@ def test_a_function_gives_arguments_prompt_by_prompt_and_embeddings_stand_for_pr
 
 @pytest.mark.parametrize("prompt", ["a purple elephant", 7, None])
 def test_a_prompt_that_cannot_be_read_is_named_and_the_stack_left_as_it_was(prompt: Any) -> None:
-    for method, run in (("svd-published", "fit_bases"), ("teacache", "fit_gate"), ("fastcache", "fit_maps")):
+    for method, run in (("svd-published", "fit_bases"), ("teacache", "fit_gate"), ("fastcache-published", "fit_maps")):
         stack = Stack(tiny_pipe(), steps=STEPS).cache(method)
         before = stack.passes
         with pytest.raises(
@@ -168,7 +168,7 @@ def test_a_pipeline_of_class_labels_is_calibrated_on_labels() -> None:
 
 
 def test_results_are_short_in_print() -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("fastcache")
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("fastcache-published")
     assert (
         repr(stack.fit_maps(PROMPT, progress=False)) == "LinearMaps(family='flux', blocks=2, width=128, from 13 calls)"
     )

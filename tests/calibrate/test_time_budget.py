@@ -111,7 +111,7 @@ def test_what_was_there_stays_where_nothing_better_is_found() -> None:
     assert "nothing better was found, the cache stays as it was" in str(again)
 
 
-@pytest.mark.parametrize("method", ["svd", "fora", "toca", "easycache"])
+@pytest.mark.parametrize("method", ["svd", "fora", "toca", "easycache-published"])
 @pytest.mark.parametrize("trials", [4])
 def test_no_calibration_makes_held_out_pictures_worse(method: str, trials: int) -> None:
     for seed in range(2):
@@ -157,7 +157,7 @@ def test_ctrl_c_keeps_the_best_so_far_and_says_so() -> None:
 
 @pytest.mark.parametrize("fit", ["fit_bases", "fit_gate", "fit_maps", "fit_rounding", "noise_floor"])
 def test_ctrl_c_in_a_fit_leaves_the_stack_as_it_was(fit: str) -> None:
-    methods = {"fit_gate": "teacache", "fit_maps": "fastcache"}
+    methods = {"fit_gate": "teacache", "fit_maps": "fastcache-published"}
     for at in (1, 9, 20):
         pipe = tiny_pipe()
         plain, calls = picture(pipe, STEPS), [at]

@@ -61,7 +61,7 @@ PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
     "calibrated-for-other-steps": ([CALIBRATED], {"steps": 28}),
     "even-steps": ([Cache("svd-published")], {}),
     "sampler-not-plain": ([Cache("predictor-corrector")], {"sampler": "noise is added on every step"}),
-    "learned-variance": ([Cache("easycache")], {"latent": (12, 24)}),
+    "learned-variance": ([Cache("easycache-published")], {"latent": (12, 24)}),
     "sparse-does-not-pay": ([SparseAttention(0.5)], {"image_tokens": 256}),
     "no-step-left-sparse": ([SPARSE], {**LARGE, "steps": 2}),
     "few-dense-steps": ([SIXTEEN, SPARSE], LARGE),
@@ -74,7 +74,7 @@ PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
     "gate-reads-device": ([Cache("first-block")], {"machine": CUDA}),
     "rounded-eagerly": ([Quantize()], {"machine": CUDA}),
     "sparse-breaks-graph": ([SPARSE, Compile()], LARGE),
-    "fewer-tokens": ([Cache("fastcache-merge")], {}),
+    "fewer-tokens": ([Cache("fastcache-published-merge")], {}),
 }
 
 

@@ -23,11 +23,11 @@ METHODS = (
     "fora",
     "svd-published-blocks",
     "duca",
-    "easycache",
+    "easycache-published",
     "rfc",
     "first-block",
 )
-GATED = ("easycache", "rfc", "first-block")
+GATED = ("easycache-published", "rfc", "first-block")
 
 
 def walk(stack: Stack, steps: range) -> list[torch.Tensor]:

@@ -28,11 +28,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "svd-published-blocks": {"interval": 6, "warmup": 2},
     "duca": {"interval": 6, "warmup": 2},
     "predictor-corrector": {"interval": 6, "warmup": 2},
-    "easycache": {"threshold": 9.0, "warmup": 2},
+    "easycache-published": {"threshold": 9.0, "warmup": 2},
     "rfc": {"threshold": 9.0, "warmup": 2},
     "first-block": {"threshold": 9.0, "warmup": 2},
-    "speca": {"accept": (9.0, 1.0, 9.0), "warmup": 2},
-    "fastcache-merge": {"warmup": 2},
+    "speca-published": {"accept": (9.0, 1.0, 9.0), "warmup": 2},
+    "fastcache-published-merge": {"warmup": 2},
 }
 Given = dict[str, torch.Tensor]
 
@@ -134,7 +134,7 @@ def test_the_same_prompt_in_other_memory_is_the_same() -> None:
     assert stack.report().passes["cache"]["dropped"] == 1
 
 
-@pytest.mark.parametrize("method", ["svd", "easycache"])
+@pytest.mark.parametrize("method", ["svd", "easycache-published"])
 def test_autocast_is_part_of_the_stamp(method: str) -> None:
     denoiser = tiny_denoiser()
     stack = Stack(denoiser, steps=STEPS).cache(method, **METHODS[method])

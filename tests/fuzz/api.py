@@ -32,7 +32,7 @@ PASSES: dict[str, Callable[[], Pass]] = {
     "int8": lambda: Quantize("int8", min_features=32),
     "int8-weight": lambda: Quantize("int8-weight", min_features=32),
     "sparse": lambda: SparseAttention(0.5, even_if_slower=True),
-    **{name: (lambda name=name: Cache(name)) for name in ("svd", "fora", "taylorseer", "predictor-corrector", "speca")},
+    **{n: (lambda name=n: Cache(name)) for n in ("svd", "fora", "taylorseer", "predictor-corrector", "easycache")},
     "svd often": lambda: Cache("svd", interval=3, warmup=1),
     "svd all": lambda: Cache("svd", interval=1),
     "budget": lambda: Cache("svd", max_error=0.05),

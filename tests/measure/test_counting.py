@@ -104,7 +104,7 @@ def test_a_corrector_and_sparse_attention_change_no_count() -> None:
         ("toca", {"interval": 4, "ratio": 0.5}),
         ("duca", {"interval": 4, "ratio": 0.25}),
         ("first-block", {"threshold": 0.3}),
-        ("easycache", {}),
+        ("easycache-published", {}),
     ],
 )
 def test_counted_work_is_the_work_that_the_dispatcher_sees(method: str, options: dict[str, Any]) -> None:

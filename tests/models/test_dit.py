@@ -52,7 +52,8 @@ def test_every_preset_runs_and_comes_off(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["svd", "taylorseer", "svd-published-blocks", "teacache", "speca", "dbcache-taylor", "easycache"]
+    "method",
+    ["svd", "taylorseer", "svd-published-blocks", "teacache", "speca-published", "dbcache-taylor", "easycache"],
 )
 def test_batched_equals_one_by_one(method: str) -> None:
     """Gates decide for every sample, cond and uncond apart, so a batch may run some of its rows only."""

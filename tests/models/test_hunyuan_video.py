@@ -86,7 +86,7 @@ def test_without_a_cached_step_nothing_changes(method: str) -> None:
         "taylorseer-published",
         "svd-published-blocks",
         "teacache",
-        "speca",
+        "speca-published",
         "dbcache-taylor",
         "duca-published",
         "duca-dit-published",
@@ -101,12 +101,13 @@ def test_batched_equals_one_by_one(method: str) -> None:
         torch.testing.assert_close(draw(stack, (prompt,)), together[i : i + 1], atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["fastcache", "fastcache-tokens", "fastcache-merge"])
+@pytest.mark.parametrize("method", ["fastcache-published", "fastcache-published-tokens", "fastcache-published-merge"])
 def test_fastcache_runs_some_of_the_tokens(method: str) -> None:
     pipe = tiny()
     before = draw(pipe)
     stack = Stack(pipe, steps=STEPS).cache(method, moving=1.0)
-    stack.fit_maps(PROMPTS, progress=False)
+    if PRESETS[method].site.needs_maps:
+        stack.fit_maps(PROMPTS, progress=False)
     during = draw(stack)
     assert stack.report().passes["cache"]["block_share"] < 0.95
     assert 0 < (during - before).abs().mean() < 0.2 * before.abs().mean()

@@ -216,7 +216,7 @@ def test_rounded_activations_shrink_what_is_forecast() -> None:
         assert "% is noise" not in told.explain()
 
 
-@pytest.mark.parametrize("method", ["svd", "fora", "first-block", "easycache", "toca"])
+@pytest.mark.parametrize("method", ["svd", "fora", "first-block", "easycache-published", "toca"])
 def test_nothing_that_is_kept_holds_a_graph(method: str) -> None:
     drawn, before = [], tiny_denoiser()(**inputs()).sample
     for gradients in (True, False):

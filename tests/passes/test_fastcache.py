@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stack import Stack, StackError
-from stack.caching.fastcache.choices import FastCacheChoices
+from stack.caching.fastcache.choices import KNOWN, FastCacheChoices
 from stack.caching.fastcache.linear_map import LinearMap
 from stack.caching.fastcache.maps import APPROXIMATIONS, WHOLE, LinearMaps, load_maps
 from stack.caching.fastcache.replacement import Kept, Replacement
@@ -19,7 +19,7 @@ from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
 
 STEPS = 14
 WIDTH, BLOCKS, TOKENS = 128, 2, 64
-PRESETS = ("fastcache", "fastcache-gate", "fastcache-tokens", "fastcache-merge")
+PRESETS = ("fastcache-published", "fastcache-gate", "fastcache-published-tokens", "fastcache-published-merge")
 
 
 def made_up(scale: float = 1e9, **changes: Any) -> LinearMaps:
@@ -57,7 +57,7 @@ def test_without_fitted_maps_it_is_refused_and_nothing_is_touched(method: str) -
 
 
 def test_maps_of_another_model_are_refused() -> None:
-    stack = Stack(tiny_denoiser()).cache("fastcache", maps=made_up(blocks=57, width=3072))
+    stack = Stack(tiny_denoiser()).cache("fastcache-published", maps=made_up(blocks=57, width=3072))
     with pytest.raises(StackError, match="flux with 57 blocks of width 3072, this is flux with 2 blocks of width 128"):
         stack.apply()
 
@@ -67,18 +67,18 @@ def test_the_plan_says_what_it_will_do_and_what_that_was_worth() -> None:
     gate = Stack(tiny_denoiser()).cache("fastcache-gate", maps=maps).explain()
     assert "maps that cost at most 5.0% of a block's output on average replace it; 0 of 2 blocks always run" in gate
     assert "where its input changed by at most 0.01 + 0.5 delta" in gate and "lose the others" not in gate
-    for method in ("fastcache", "fastcache-tokens", "fastcache-merge"):
+    for method in ("fastcache-published", "fastcache-published-tokens", "fastcache-published-merge"):
         assert "[note] cache: tokens that run lose the others as context" in (
             Stack(tiny_denoiser(), strict=True).cache(method, maps=maps).explain()
         )
 
 
-@pytest.mark.parametrize("approximation", APPROXIMATIONS)
+@pytest.mark.parametrize("approximation", KNOWN)
 def test_with_every_threshold_at_0_nothing_changes(approximation: str) -> None:
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
     options = {"threshold": 0.0, "moving": 0.0, "merged": 1.0, "approximation": approximation, "maps": made_up(0.0)}
-    with Stack(pipe, steps=STEPS).cache("fastcache", **options) as stack:
+    with Stack(pipe, steps=STEPS).cache("fastcache-published", **options) as stack:
         assert torch.equal(picture(stack, STEPS), before)
         assert kinds(stack) == "f" * STEPS and stack.report().passes["cache"]["block_share"] == 1
         assert "0 of 14 steps cached" in str(stack.report())
@@ -101,12 +101,29 @@ def test_with_every_block_skipped_the_maps_follow_each_other() -> None:
     assert kinds(stack) == "fc" and stack.report().passes["cache"]["block_share"] == 0.5
 
 
+@pytest.mark.parametrize(("threshold", "kind"), [(1e9, "fc"), (1e-9, "ff")])
+def test_a_skipped_block_adds_what_it_added_when_it_ran(threshold: float, kind: str) -> None:
+    denoiser, seen = tiny_denoiser(), dict[str, torch.Tensor]()
+    denoiser.x_embedder.register_forward_hook(lambda _, __, out: seen.update(entry=out))
+    denoiser.norm_out.register_forward_hook(lambda _, given, __: seen.update(last=given[0]))
+    stack = Stack(denoiser, steps=STEPS).cache("fastcache", threshold=threshold, warmup=1)
+    with torch.no_grad():
+        stack(**inputs(1.0))
+        added = seen["last"] - seen["entry"]
+        second = inputs(1 - 1 / STEPS)
+        second["hidden_states"] = second["hidden_states"] * 1.1
+        stack(**second)
+    assert kinds(stack) == kind
+    reused = torch.allclose(seen["last"], seen["entry"] + added, rtol=1e-5, atol=1e-5)
+    assert reused == (kind == "fc")
+
+
 def test_static_tokens_pass_by_the_map_of_the_whole_stack() -> None:
     denoiser, maps = tiny_denoiser(), made_up()
     seen: dict[str, torch.Tensor] = {}
     denoiser.norm_out.register_forward_hook(lambda _, given, __: seen.update(last=given[0]))
     stack = Stack(denoiser, steps=STEPS).cache(
-        "fastcache-tokens", maps=maps, approximation="static", warmup=1, moving=100.0
+        "fastcache-published-tokens", maps=maps, approximation="static", warmup=1, moving=100.0
     )
     second = inputs(1 - 1 / STEPS)
     second["hidden_states"] = second["hidden_states"] * 1.1
@@ -125,7 +142,7 @@ def test_moving_tokens_run_at_their_own_positions_without_the_static_ones(approx
     with torch.no_grad():
         expected = tiny_denoiser()(**alone).sample
     options = {"maps": made_up(), "warmup": 1, "moving": 1.0, "approximation": approximation}
-    stack = Stack(tiny_denoiser(), steps=STEPS).cache("fastcache-tokens", **options)
+    stack = Stack(tiny_denoiser(), steps=STEPS).cache("fastcache-published-tokens", **options)
     out = twice(stack, second)
     torch.testing.assert_close(out[:, moving], expected, rtol=1e-4, atol=1e-5)
     assert kinds(stack) == "fp"
@@ -175,7 +192,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("maps") / "maps.safetensors"
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
-    stack = Stack(pipe, steps=STEPS).cache("fastcache")
+    stack = Stack(pipe, steps=STEPS).cache("fastcache-published")
     maps = stack.fit_maps(["a green circle", "a cyan star"], save=path, progress=False)
     assert not stack.applied and torch.equal(picture(pipe, STEPS), before)
     for approximation in APPROXIMATIONS:
@@ -221,7 +238,7 @@ def test_it_saves_work_and_comes_off_again(method: str, approximation: str, fitt
 @pytest.mark.parametrize("approximation", APPROXIMATIONS)
 def test_batched_equals_one_by_one(approximation: str, fitted: Path) -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache(
-        "fastcache", maps=fitted, approximation=approximation, threshold=0.03, adaptive=()
+        "fastcache-published", maps=fitted, approximation=approximation, threshold=0.03, adaptive=()
     )
     prompts = [PROMPT, "a green circle"]
     together = picture(stack, STEPS, prompt=prompts)
@@ -236,8 +253,8 @@ def test_state_is_what_the_plan_says(fitted: Path) -> None:
     for method, approximation, expected in (
         ("fastcache-gate", "static", (BLOCKS + 1) * one),
         ("fastcache-gate", "delta", (2 * BLOCKS + 1) * one + 2 * BLOCKS * text),
-        ("fastcache-tokens", "delta", 2 * one),
-        ("fastcache-merge", "static", one),
+        ("fastcache-published-tokens", "delta", 2 * one),
+        ("fastcache-published-merge", "static", one),
     ):
         stack = Stack(tiny_pipe(), steps=STEPS).cache(method, maps=fitted, approximation=approximation)
         picture(stack, STEPS)
@@ -246,13 +263,13 @@ def test_state_is_what_the_plan_says(fitted: Path) -> None:
 
 
 def test_a_recipe_names_the_file_beside_it(fitted: Path) -> None:
-    options = {"method": "fastcache", "threshold": 0.02, "maps": fitted.name}
+    options = {"method": "fastcache-published", "threshold": 0.02, "maps": fitted.name}
     recipe = parse_recipe({"steps": STEPS, "cache": options}, "own", fitted.parent)
     path = fitted.parent / "own.toml"
     path.write_text(recipe_toml(recipe))
     back = load_recipe(str(path))
     assert back == recipe and back.stages["cache"]["maps"] == fitted.name
-    direct = picture(Stack(tiny_pipe(), steps=STEPS).cache("fastcache", threshold=0.02, maps=fitted), STEPS)
+    direct = picture(Stack(tiny_pipe(), steps=STEPS).cache("fastcache-published", threshold=0.02, maps=fitted), STEPS)
     assert torch.equal(picture(Stack.from_recipe(back, tiny_pipe()), STEPS), direct)
     path.write_text(recipe_toml(recipe).replace(fitted.name, "gone.safetensors"))
     with pytest.raises(StackError, match=r"recipe .*own.toml: cache: no linear maps in .*gone"):
@@ -261,18 +278,18 @@ def test_a_recipe_names_the_file_beside_it(fitted: Path) -> None:
 
 def test_what_cannot_be_fitted() -> None:
     pipe = tiny_pipe()
-    with pytest.raises(StackError, match="for FastCache only"):
+    with pytest.raises(StackError, match="or another FastCache that replaces blocks by maps; got"):
         Stack(pipe, steps=STEPS).cache("svd").fit_maps([PROMPT])
     with pytest.raises(StackError, match="expected at least one, got none"):
-        Stack(pipe, steps=STEPS).cache("fastcache").fit_maps([])
+        Stack(pipe, steps=STEPS).cache("fastcache-published").fit_maps([])
     with pytest.raises(StackError, match="got a bare denoiser"):
-        Stack(pipe.transformer, steps=STEPS).cache("fastcache").fit_maps([PROMPT])
+        Stack(pipe.transformer, steps=STEPS).cache("fastcache-published").fit_maps([PROMPT])
 
 
 def test_a_fit_that_fails_leaves_model_and_stack_as_they_were() -> None:
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
-    stack = Stack(pipe, steps=STEPS).cache("fastcache")
+    stack = Stack(pipe, steps=STEPS).cache("fastcache-published")
     with pytest.raises(ValueError, match="cannot read the prompt"):
         stack.fit_maps(["nothing it knows"], progress=False)
     assert not stack.applied and torch.equal(picture(pipe, STEPS), before)
@@ -293,4 +310,4 @@ def test_a_fit_that_fails_leaves_model_and_stack_as_they_were() -> None:
 )
 def test_bad_options_are_refused_while_building(options: dict[str, Any], words: str) -> None:
     with pytest.raises(StackError, match=words):
-        Stack(tiny_denoiser()).cache("fastcache", **options)
+        Stack(tiny_denoiser()).cache("fastcache-published", **options)

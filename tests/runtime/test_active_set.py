@@ -86,13 +86,13 @@ def test_front_blocks_run_before_the_decision_and_back_blocks_after_it() -> None
 
 def test_a_rejected_draft_is_a_full_step_after_all() -> None:
     """Blocks that a draft left out run when it fails its check, for the samples that failed."""
-    seen = seen_by_blocks("speca", accept=(0.0, 0.0, 0.0))
+    seen = seen_by_blocks("speca-published", accept=(0.0, 0.0, 0.0))
     redone = [is_full for number, is_full, rows, _ in seen if number == 0 and rows == (0,)]
     assert redone and all(redone)
     assert any(not is_full for number, is_full, rows, _ in seen if number == 1 and rows is None)
 
 
 def test_fastcache_says_which_samples_and_that_tokens_are_missing() -> None:
-    seen = seen_by_blocks("fastcache-tokens", batch=2, maps=made_up())
+    seen = seen_by_blocks("fastcache-published-tokens", batch=2, maps=made_up())
     assert {rows for *_, rows, _ in seen} == {(0,), (1,)}
     assert {(is_full, whole) for _, is_full, _, whole in seen} >= {(True, True), (False, False)}

@@ -94,7 +94,7 @@ def test_a_call_can_be_made_for_some_samples_and_changed_arguments_reach_the_mod
         ("svd-published", {}, ["NoGradients", "OutputGuard", "AllBlocks"]),
         ("svd", {}, ["NoGradients", "OutputGuard", "Corrector", "AllBlocks"]),
         ("predictor-corrector", {}, ["NoGradients", "OutputGuard", "Corrector", "X0Prediction"]),
-        ("easycache", {}, ["NoGradients", "OutputGuard", "WholeModel"]),
+        ("easycache-published", {}, ["NoGradients", "OutputGuard", "WholeModel"]),
         ("duca", {}, ["NoGradients", "OutputGuard", "Corrector", "Tokenwise"]),
         ("svd-published-blocks", {}, ["NoGradients", "OutputGuard"]),
         ("first-block-published", {}, ["NoGradients", "OutputGuard"]),

@@ -10,6 +10,8 @@ from ..options import Options
 from .maps import APPROXIMATIONS, LinearMaps
 
 PARTS = ("gate", "tokens", "merge")
+RESIDUAL = "residual"
+KNOWN = (RESIDUAL, *APPROXIMATIONS)
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,8 @@ class FastCacheChoices(Options):
     Attributes:
         parts: "gate" (blocks whose input has hardly changed become linear maps), "tokens" (so do all blocks for tokens
             that hardly move), "merge" (the tokens that run are merged).
-        threshold: of the gate: the mean relative error of a block's output that a replacement may cost; it sets each
-            block's scale.
+        threshold: of the gate: the mean relative error of a block's output that a fitted map may cost, which sets each
+            block's scale. Under "residual" the largest relative change of a block's input.
         alpha: significance level of the gate.
         adaptive: coefficients b0..b3 of the paper's second threshold; none leaves it out.
         moving: a token runs when its saliency is at least this many times the mean; 0 runs them all.
@@ -28,7 +30,7 @@ class FastCacheChoices(Options):
         neighbours, motion: K and lambda of the merging.
         approximation: "static" takes x W + b for what a block adds, as published; "delta" takes what it added when it
             last ran, moved by (x - x_then) W with a W fitted on such changes, and compares with that input instead of
-            the previous step's.
+            the previous step's; "residual" takes what it added then as it was, and needs nothing fitted.
         maps: the fitted maps.
 
     Raises:
@@ -50,8 +52,8 @@ class FastCacheChoices(Options):
         for part in self.parts:
             if part not in PARTS:
                 raise choose("part of FastCache", part, PARTS)
-        if self.approximation not in APPROXIMATIONS:
-            raise choose("approximation of FastCache", self.approximation, APPROXIMATIONS)
+        if self.approximation not in KNOWN:
+            raise choose("approximation of FastCache", self.approximation, KNOWN)
         if not 0 < self.alpha < 1 or not 0 < self.merged <= 1:
             raise StackError(f"expected alpha in (0, 1) and merged in (0, 1], got {self.alpha} and {self.merged}")
         if self.moving < 0 or self.neighbours < 1 or self.motion < 0:
@@ -63,7 +65,7 @@ class FastCacheChoices(Options):
     @property
     def needs_maps(self) -> bool:
         """Whether anything is replaced by a linear map."""
-        return bool({"gate", "tokens"} & set(self.parts))
+        return self.approximation != RESIDUAL and bool({"gate", "tokens"} & set(self.parts))
 
     @property
     def fewer_tokens(self) -> bool:

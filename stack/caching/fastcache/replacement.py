@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .chi_square import adaptive_limit, largest_change
-from .choices import FastCacheChoices
+from .choices import RESIDUAL, FastCacheChoices
 from .running import pick, put
 from .saliency import relative_change
 
@@ -13,7 +13,7 @@ Kept = dict[str, torch.Tensor]
 
 
 class Replacement:
-    """Works on what one sample keeps: per key the input (1, N, D) to compare with, and under "delta" what was added.
+    """Works on what one sample keeps: per key the input (1, N, D) to compare with, and what was added then.
 
     Keys are those of the approximation's `LinearMaps.maps`. Tokens are given with their places in the whole sequence;
     None is all of them.
@@ -25,7 +25,7 @@ class Replacement:
 
     def __init__(self, choices: FastCacheChoices, like: torch.Tensor):
         self.choices = choices
-        fitted = choices.maps
+        fitted = choices.maps if choices.needs_maps else None
         self._maps = (
             {} if fitted is None else {key: m.to(like) for key, m in fitted.maps[choices.approximation].items()}
         )
@@ -34,21 +34,24 @@ class Replacement:
     def skips(
         self, kept: Kept, number: int, key: str, x: torch.Tensor, places: torch.Tensor | None, sigma: float
     ) -> bool:
-        """The gate: whether a block's input (1, n, D) has changed so little that its map will do. Reads one number."""
-        if not self._scales[number] or key not in kept:
+        """The gate: whether a block's input (1, n, D) has changed too little for it to run. Reads one number."""
+        p, fits = self.choices, not self._scales or self._scales[number]
+        if not fits or key not in kept:
             return False
         change = relative_change(x, pick(kept[key], places))
-        limit = largest_change(self._scales[number], self.choices.alpha, x.numel())
-        if self.choices.adaptive:
-            limit = min(limit, adaptive_limit(change, sigma, self.choices.adaptive))
+        limit = largest_change(self._scales[number], p.alpha, x.numel()) if self._scales else p.threshold
+        if p.adaptive:
+            limit = min(limit, adaptive_limit(change, sigma, p.adaptive))
         return change <= limit
 
     def output(self, kept: Kept, key: str, x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
         """The input (1, n, D) and what the block is taken to add to it."""
         if self.choices.approximation == "static":
             return x + self._maps[key](x)
-        moved = self._maps[key].slope(x - pick(kept[key], places))
-        return x + (pick(kept[f"{key}/added"], places) + moved)
+        added = pick(kept[f"{key}/added"], places)
+        if self.choices.approximation == RESIDUAL:
+            return x + added
+        return x + (added + self._maps[key].slope(x - pick(kept[key], places)))
 
     def remember(
         self, kept: Kept, key: str, x: torch.Tensor, out: torch.Tensor | None, places: torch.Tensor | None

@@ -25,7 +25,7 @@ from ...runtime.step_clock import CACHED, FULL, PARTIAL, Computed, StepContext
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
-from ..fastcache.choices import FastCacheChoices
+from ..fastcache.choices import RESIDUAL, FastCacheChoices
 from ..fastcache.maps import WHOLE
 from ..fastcache.merging import group, importance
 from ..fastcache.replacement import Replacement
@@ -56,7 +56,10 @@ class FastCacheSite(FastCacheChoices, Site):
 
     def lines(self, policy: PolicyLike, facts: Facts) -> list[str]:
         found = []
-        if "gate" in self.parts and self.maps is not None:
+        if "gate" in self.parts and self.approximation == RESIDUAL:
+            limit = f"its input changed by at most {self.threshold:.1%} since it ran"
+            found.append(f"gate: a block adds what it added when it last ran, where {limit}")
+        elif "gate" in self.parts and self.maps is not None:
             scales = self.maps.scales(self.approximation, self.threshold)
             cost, runs = f"{self.threshold:.1%} of a block's output on average", scales.count(0)
             found.append(f"gate: maps that cost at most {cost} replace it; {runs} of {len(scales)} blocks always run")
@@ -65,7 +68,8 @@ class FastCacheSite(FastCacheChoices, Site):
                 "where its input changed by at most {:g} + {:g} delta + {:g} t + {:g} t^2".format(*self.adaptive)
             )
         if "tokens" in self.parts:
-            pass_by = "pass all blocks by one linear map"
+            how = "with what they added before" if self.approximation == RESIDUAL else "by one linear map"
+            pass_by = f"pass all blocks {how}"
             found.append(f"tokens: those that move less than {self.moving:g} of the mean {pass_by}")
         if "merge" in self.parts:
             found.append(f"merge: the tokens that run are merged to {self.merged:.0%}")
@@ -90,7 +94,7 @@ class FastCacheSite(FastCacheChoices, Site):
 
     def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
         """Where it moves what a block added: that and the block's input, of every stream."""
-        image, moves = facts.image_tokens, self.approximation == "delta"
+        image, moves = facts.image_tokens, self.approximation != "static"
         per_block = (2 * facts.tokens if moves else image) * ("gate" in self.parts)
         tokens = per_block * facts.blocks + (2 * image if moves and "tokens" in self.parts else image)
         return SiteState(kept=tokens * facts.width)
@@ -206,8 +210,8 @@ class FastCache:
             sample.ran += 1
             share = entry[stream].shape[1] / sample.entry.shape[1]
             sample.work = sample.work[0] + share, sample.work[1] + share**2
-        # Published maps need only what the gate compares; moved ones start from every stream.
-        for name in entry if self.choices.approximation == "delta" else (stream,):
+        # Published maps need only what the gate compares; the others start from every stream.
+        for name in entry if self.choices.approximation != "static" else (stream,):
             if gated:
                 out = None if skip else sample.streams[name]
                 use.remember(kept, f"{number}/{name}", entry[name], out, places[name])
@@ -236,7 +240,7 @@ class FastCache:
         out = running.leave(sample.streams[stream], entry)
         split = "tokens" in self.choices.parts
         whole = put(use.output(kept, WHOLE, entry, None), running.tokens, out) if running.tokens is not None else out
-        if split and self.choices.approximation == "delta":
+        if split and self.choices.approximation != "static":
             use.remember(kept, WHOLE, pick(entry, running.tokens), out, running.tokens)
         else:
             kept[WHOLE] = entry  # only compared with

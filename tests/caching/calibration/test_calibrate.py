@@ -76,7 +76,9 @@ def test_what_it_cannot_calibrate_on(prompts: list[str], held_out: list[str], fu
 
 def test_what_has_no_pace_is_not_calibrated() -> None:
     with pytest.raises(StackError, match="neither a schedule nor a threshold"):
-        Stack(tiny_pipe(), steps=STEPS).cache("fastcache-merge").calibrate([PROMPT, OTHERS[0]], OTHERS[1:], psnr=30.0)
+        Stack(tiny_pipe(), steps=STEPS).cache("fastcache-published-merge").calibrate(
+            [PROMPT, OTHERS[0]], OTHERS[1:], psnr=30.0
+        )
 
 
 def test_without_a_cache_or_a_pipeline() -> None:

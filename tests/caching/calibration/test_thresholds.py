@@ -55,12 +55,12 @@ def test_the_best_of_those_that_serve() -> None:
 
 
 def test_a_drafts_bound_is_loosened_as_a_whole() -> None:
-    base, decay, floor = Cache("speca").policy.options()["accept"]
-    assert loosened(Cache("speca"), 2.0).policy.options()["accept"] == (2 * base, decay, 2 * floor)
+    base, decay, floor = Cache("speca-published").policy.options()["accept"]
+    assert loosened(Cache("speca-published"), 2.0).policy.options()["accept"] == (2 * base, decay, 2 * floor)
     assert loosened(Cache("first-block"), 0.5).policy.gate == PrefixPolicy(0.04)
 
 
-@pytest.mark.parametrize("method", ["first-block", "easycache", "speca"])
+@pytest.mark.parametrize("method", ["first-block", "easycache-published", "speca-published"])
 def test_a_gate_keeps_to_its_number_of_full_steps(method: str) -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache(method)
     found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=9, trials=6, progress=False)
