@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.calibrate.budget_fit import ENOUGH, ROUNDS, on_the_edge
+from stack.calibrate.budget_fit import ENOUGH, MARGIN, ROUNDS, error_to_come, on_the_edge, student_quantile
 
 
 @given(st.floats(1e-3, 1e3), st.floats(0.3, 1.5))
@@ -39,3 +41,22 @@ def test_no_more_rounds_than_it_has() -> None:
     asked: list[float] = []
     on_the_edge(lambda scale: asked.append(scale) or 7.0)
     assert len(asked) == ROUNDS
+
+
+def test_students_quantile() -> None:
+    known = {3: 2.3534, 4: 2.1318, 9: 1.8331, 30: 1.6973}  # of any table, one-sided, 95 %
+    for freedom, value in known.items():
+        assert math.isclose(student_quantile(0.95, freedom), value, rel_tol=0.01)
+
+
+def test_nineteen_of_twenty_further_errors_stay_below_the_limit() -> None:
+    numbers, kept = random.Random(3), 0
+    for _ in range(4000):
+        *errors, further = (math.exp(numbers.gauss(-3, 0.6)) for _ in range(6))
+        kept += further <= error_to_come(errors)
+    assert 0.94 <= kept / 4000 <= 0.975  # at least the margin over the worst, so a little above
+
+
+def test_errors_all_alike_have_the_margin_alone() -> None:
+    assert error_to_come([0.02] * 5) == pytest.approx(MARGIN * 0.02)
+    assert error_to_come([0.01, 0.02]) == pytest.approx(MARGIN * 0.02) and error_to_come([0.0, 0.0, 0.0]) == 0
