@@ -19,8 +19,10 @@ from .distill.adapter import Adapter
 from .distill.distill import Distill
 from .distill.find import is_shipped
 from .quant.quantize import Quantize
+from .solver.solver import Solver
 
-PASSES: dict[str, type[Any]] = {p.stage: p for p in (Distill, Quantize, Adapter, SparseAttention, Compile, Cache)}
+KINDS: tuple[type[Any], ...] = (Distill, Quantize, Adapter, Solver, SparseAttention, Compile, Cache)
+PASSES: dict[str, type[Any]] = {p.stage: p for p in KINDS}
 
 
 def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | None = None) -> Pass:

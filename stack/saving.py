@@ -38,7 +38,7 @@ def save_stack(stack: StackLike, folder: str | Path) -> int:
         raise StackError("save() writes an applied stack: call apply() first")
     check_folder(folder, "save()")
     above = _above(stack)
-    recipe = Recipe(folder.absolute().name, "", stack.facts.family, stack.plan.facts_after.steps, above)
+    recipe = Recipe(folder.absolute().name, "", stack.facts.family, stack.plan.facts_after.asked, above)
     recipe_toml(recipe)  # what it cannot hold is refused before anything is written
     count = save_denoiser(stack.denoiser, folder)
     for options in above.values():

@@ -13,7 +13,7 @@ from torch import nn
 
 from .attention.sparse_attn import SparseAttention
 from .caching.cache import Cache, within
-from .calibrate import measuring, rounding_fit
+from .calibrate import measuring, place_search, rounding_fit
 from .calibrate.quant.floor import NoiseFloor
 from .compile import Compile
 from .core.errors import StackError
@@ -39,6 +39,7 @@ from .runtime.report import Journal, Report
 from .runtime.step_clock import Clock
 from .runtime.target import Target
 from .saving import load_weights, save_stack
+from .solver.solver import Solver
 
 
 class Stack:
@@ -94,7 +95,7 @@ class Stack:
             owner=self,
             lock=self.lock,
             abort=self._layers.let_go,
-            prepare=self._prepare,
+            prepare=lambda steps: self._planner.prepare(self._mounted, self._passes, steps),
         )
         self._mounted = Mounted(self._target, self._layers)
 
@@ -131,14 +132,16 @@ class Stack:
         """Add quantization of the blocks' linears; see `stack.quant.quantize.Quantize`."""
         return self.add(made(Quantize, scheme=scheme, **options))
 
+    def solver(self, steps: int | None = None, **options: Any) -> Stack:
+        """Take fewer, second-order steps of the scheduler's own; see `stack.solver.solver.Solver`."""
+        return self.add(made(Solver, steps=steps, **options))
+
     def sparse_attn(self, keep: float = 0.5, **options: Any) -> Stack:
         """Add block-sparse attention; see `stack.attention.sparse_attn.SparseAttention`."""
         return self.add(made(SparseAttention, keep=keep, **options))
 
     def compile(self, mode: str = "default") -> Stack:
-        """Compile the blocks as the other passes leave them, or not at all ("off", which also keeps the plan from
-        adding it); see `stack.compile.Compile`.
-        """
+        """Compile the blocks as the other passes leave them, or, "off", not at all; see `stack.compile.Compile`."""
         return self.add(Compile(mode))
 
     def cache(self, method: str = "svd", **options: Any) -> Stack:
@@ -251,6 +254,7 @@ class Stack:
     fit_gate = measuring.fit_gate
     fit_maps = measuring.fit_maps
     fit_bases = measuring.fit_bases
+    search_places = place_search.search_places
 
     @property
     def floor(self) -> NoiseFloor | None:
@@ -271,9 +275,6 @@ class Stack:
             plan = self.plan  # first: it may be for another model than so far
             self._planner.carry(self._mounted, plan)
             return self
-
-    def _prepare(self, steps: int) -> list[str]:
-        return self._planner.prepare(self._mounted, self._passes, steps)
 
     def freeze(self) -> Stack:
         """Drop the original weights of quantized linears, applying the stack first if need be.
@@ -307,8 +308,7 @@ class Stack:
         Raises:
             StackError: no such folder, or a file of another model.
         """
-        recipe = load_weights(folder, model)
-        return Stack.from_recipe(recipe, model)
+        return Stack.from_recipe(load_weights(folder, model), model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the pipeline (or the bare denoiser) through the stack, applying it first if need be."""

@@ -85,7 +85,7 @@ def fit_bases(
     assert isinstance(split, ChannelSplit)
     gathered: dict[str, GramSum] = {}
     stack.replace(gathering(cache.uncalibrated(interval=1, bases=None), gathered))
-    for _ in calls.per_prompt(stack, prompts, seed, stack.plan.facts_after.steps, bar, "prompt"):
+    for _ in calls.per_prompt(stack, prompts, seed, stack.plan.facts_after.asked, bar, "prompt"):
         pass
     found = {key: sums.basis(split.energy) for key, sums in gathered.items()}
     facts = stack.facts

@@ -146,7 +146,7 @@ def _finals(
 ) -> list[torch.Tensor]:
     """Final latents of every prompt."""
     stack.replace(cache)
-    return list(calls.per_prompt(stack, prompts, seed, stack.plan.facts_after.steps, bar, phase, "latent"))
+    return list(calls.per_prompt(stack, prompts, seed, stack.plan.facts_after.asked, bar, phase, "latent"))
 
 
 def _originals(
@@ -154,7 +154,7 @@ def _originals(
 ) -> list[torch.Tensor]:
     """Final latents of every prompt without the passes that only compute differently: adapters stay."""
     weights = [p for p in stack.passes if p.stage in ("distill", "adapter")]
-    steps = stack.plan.facts_after.steps
+    steps = stack.plan.facts_after.asked
     with taken_off(stack), carrying(stack, weights) as other:
         return list(calls.per_prompt(other, prompts, seed, steps, bar, "original prompt", "latent"))
 

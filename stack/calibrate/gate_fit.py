@@ -27,7 +27,7 @@ def fit_gate(
         return fitted_budget(stack, cache, prompts, seed, calls, bar)
     trajectory = Trajectory()
     stack.replace(recorder(trajectory))
-    for _ in calls.per_prompt(stack, prompts, seed, stack.plan.facts_after.steps, bar, "prompt"):
+    for _ in calls.per_prompt(stack, prompts, seed, stack.plan.facts_after.asked, bar, "prompt"):
         pass
     under = conditions(stack.plan.facts_after)
     if isinstance(cache.policy.gate, MagnitudePolicy):

@@ -148,5 +148,5 @@ def _watched(
 ) -> None:
     """Run the prompts one by one, each with its own seed."""
     stack.replace(watching_blocks(see))
-    for _ in calls.per_prompt(stack, prompts, seed, stack.plan.facts_after.steps, bar, phase):
+    for _ in calls.per_prompt(stack, prompts, seed, stack.plan.facts_after.asked, bar, phase):
         pass

@@ -129,7 +129,7 @@ class PipelineEngine:
             if self.device.type != "cpu" and stack.plan.facts_after.compiled:
                 for _ in range(CAPTURES):
                     self._short(stack, prompt)
-            planned = stack.plan.facts_after.steps
+            planned = stack.plan.facts_after.asked
             with PeakMemory(self.device) as peak:
                 drawn, seconds = timed(lambda: self.calls.make(stack, [prompt], seed, planned), self.device)
             report = stack.report()
@@ -150,7 +150,7 @@ class PipelineEngine:
 
     def _short(self, stack: Stack, prompt: str) -> None:
         """As few steps as run what a whole call runs: with fewer the plan is another one."""
-        self.calls.make(stack, [prompt], 0, min(stack.plan.facts_after.steps, FEWEST_STEPS))
+        self.calls.make(stack, [prompt], 0, min(stack.plan.facts_after.asked, FEWEST_STEPS))
 
     def _plain(self, denoiser: nn.Module, prompt: str, seed: int, steps: int, multistep: bool = False) -> torch.Tensor:
         """A picture without any pass."""

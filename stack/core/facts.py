@@ -52,6 +52,7 @@ class Facts:
         image_tokens, text_tokens: length of the two streams; 0 where unknown. A video's tokens are image tokens.
         steps: denoiser steps the stack is planned for.
         called: steps of the call that the plan is for; 0 where it is made ahead of calls.
+        ladder: steps of the scheduler, of which a solver takes `steps`; 0 where there is none.
         guidance: "none", "embedded" or "cfg".
         weight_bits, activation_bits: precision inside the large linears.
         rounds_in_steps: whether the library that rounds activations does it in operations of their own.
@@ -87,6 +88,7 @@ class Facts:
     text_tokens: int
     steps: int
     called: int = 0
+    ladder: int = 0
     guidance: str = "none"
     weight_bits: int = 16
     activation_bits: int = 16
@@ -108,6 +110,11 @@ class Facts:
     flow: bool = True
     carries: tuple[str, ...] = ()
     compiled: str = ""
+
+    @property
+    def asked(self) -> int:
+        """Steps that a pipeline call asks for."""
+        return self.ladder or self.steps
 
     @property
     def tokens(self) -> int:

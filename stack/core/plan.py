@@ -50,10 +50,11 @@ class Plan:
 
 
 def in_order(passes: Sequence[Pass]) -> list[Pass]:
-    """Sort by stage: distill, quantize, adapter, sparse attention, compile, cache; whatever order they were asked in.
+    """Sort by stage, whatever order they were asked in: distill, quantize, adapter, solver, sparse attention, compile,
+    cache.
 
-    Weights change first (an adapter is fused before it is rounded), then how they are computed, then what is skipped:
-    so that a cache is always calibrated on, and stamped with, the numbers it will meet.
+    Weights change first (an adapter is fused before it is rounded), then which steps there are, how they are computed,
+    and what is skipped: so that a cache is always calibrated on, and stamped with, the numbers it will meet.
 
     Raises:
         StackError: a stage is given twice, or something that is no pass.
@@ -100,11 +101,13 @@ def make_plan(facts: Facts, passes: Sequence[Pass], strict: bool = False) -> Pla
 def explain(plan: Plan) -> str:
     """The plan in words: the model, each stage with its reasons, then what was noticed."""
     f = plan.facts
-    asked = "" if plan.facts_after.steps == f.steps else f", as the weights below are made for; asked for {f.steps}"
+    after = plan.facts_after
+    takes = "taken by the solver" if after.ladder else "as the weights below are made for"
+    asked = "" if after.steps == f.steps else f", {takes}; asked for {f.steps}"
     lines = [
         f"{f.family} denoiser: {f.blocks} blocks, width {f.width}, {f.heads} heads of {f.head_dim}, "
         f"{f.image_tokens or 'unknown'} image tokens, {f.dtype} on {f.machine.device} {f.machine.vector}".rstrip(),
-        f"planned for {counted(plan.facts_after.steps, 'step')}{asked}",
+        f"planned for {counted(after.steps, 'step')}{asked}",
     ]
     for number, stage in enumerate(plan.stages, 1):
         first, *rest = stage.run.describe(stage.before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,11 +32,13 @@ class LinearSampler:
     Attributes:
         estimates: of each call.
         weights: (N + 1, N); row k holds the share of each x0 in the latent before call k, the last one that in the
-            finished sample. The first noise has a share as well, which no error changes.
+            finished sample.
+        noise: (N + 1,); the share of the first latent in the same, which no error changes.
     """
 
     estimates: tuple[Estimate, ...]
     weights: np.ndarray
+    noise: np.ndarray
     _settled: dict[tuple[int, ...], dict[int, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def settling(self, call: int, debts: Sequence[int]) -> dict[int, np.ndarray]:
@@ -100,12 +103,28 @@ def _on_host(value: Any) -> Any:
     return value.detach().to("cpu", torch.float64 if value.is_floating_point() else value.dtype, copy=True)
 
 
+class KnownSampler(ABC):
+    """A scheduler that has its numbers at hand."""
+
+    @abstractmethod
+    def known_form(self) -> LinearSampler:
+        """The schedule that it has made last, from its first call on.
+
+        Raises:
+            StackError: it has made none.
+        """
+
+
 def linear_form(scheduler: Any, begin: int = 0) -> LinearSampler:
     """The schedule that the scheduler has made last as numbers, from the call `begin` on. It is left as it is.
 
     Raises:
-        StackError: see `why_not_linear`.
+        StackError: see `why_not_linear`; or a `KnownSampler` begins in its middle.
     """
+    if isinstance(scheduler, KnownSampler):
+        if begin:
+            raise StackError(f"{type(scheduler).__name__} began at step {begin}: expected the whole schedule")
+        return scheduler.known_form()
     if why := why_not_linear(scheduler):
         raise StackError(why)
     return _linear_form(host_copy(scheduler), begin)
@@ -120,7 +139,8 @@ def _linear_form(probe: Any, begin: int = 0) -> LinearSampler:
 
 
 def _form(rows: list[torch.Tensor], estimates: list[Estimate]) -> LinearSampler:
-    return LinearSampler(tuple(estimates), torch.stack(rows).flatten(1)[:, 1:].numpy())
+    shares = torch.stack(rows).flatten(1).numpy()
+    return LinearSampler(tuple(estimates), shares[:, 1:], shares[:, 0])
 
 
 @torch.no_grad()
@@ -143,11 +163,12 @@ def _run(
 
 def flow_form(sigmas: Sequence[float]) -> LinearSampler:
     """Euler steps of a flow from each noise level to the next and to 0: m = noise - x0, x = (1 - s) x0 + s noise."""
-    weights = np.zeros((len(sigmas) + 1, len(sigmas)))
+    weights, noise = np.zeros((len(sigmas) + 1, len(sigmas))), np.ones(len(sigmas) + 1)
     for call, (at, to) in enumerate(zip(sigmas, (*sigmas[1:], 0.0), strict=True)):
         weights[call + 1] = to / at * weights[call]
         weights[call + 1, call] = 1 - to / at
-    return LinearSampler(tuple(map(flow_estimate, sigmas)), weights)
+        noise[call + 1] = to / at * noise[call]
+    return LinearSampler(tuple(map(flow_estimate, sigmas)), weights, noise)
 
 
 _judged: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()  # by scheduler: its configuration, and the words
@@ -155,6 +176,8 @@ _judged: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()  # by sch
 
 def why_not_linear(scheduler: Any) -> str:
     """Why a run of the sampler is no sum of its estimates of x0; "" where it is. Tried once on a short schedule."""
+    if isinstance(scheduler, KnownSampler):
+        return ""
     config, why = _judged.get(scheduler, (None, ""))
     if config is not scheduler.config:
         why = _judge(scheduler)

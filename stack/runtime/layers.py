@@ -111,4 +111,5 @@ class Layers(list[Layer]):
 
 def _any_steps(facts: Facts) -> Facts:
     """Facts without what follows from the number of steps and the scheduler."""
-    return replace(facts, steps=1, called=0, sampler="", schedule=(), switches=(), attention_density=1.0)
+    own = replace(facts, steps=1, called=0, ladder=0, sampler="", schedule=(), levels=(), switches=())
+    return replace(own, attention_density=1.0)

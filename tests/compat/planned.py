@@ -22,6 +22,7 @@ from stack.distill.distill import Distill
 from stack.models.preexisting import CACHE, CAST, COMPILED, FUSED, LORA, OFFLOADED
 from stack.quant.quantize import Quantize
 from stack.quant.rounding.calibrated import FeedbackRounding
+from stack.solver.solver import Solver
 
 from ..test_plan import FACTS
 
@@ -62,6 +63,9 @@ PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
     "even-steps": ([Cache("svd-published")], {}),
     "sampler-not-plain": ([Cache("predictor-corrector")], {"sampler": "noise is added on every step"}),
     "learned-variance": ([Cache("easycache-published")], {"latent": (12, 24)}),
+    "solver-under-adapter": ([EIGHT, Solver(5)], {}),
+    "solver-sampler": ([Solver(6)], {"sampler": "noise is added on every step"}),
+    "solver-needs-pipeline": ([Solver(6)], {"pipeline": False}),
     "sparse-does-not-pay": ([SparseAttention(0.5)], {"image_tokens": 256}),
     "no-step-left-sparse": ([SPARSE], {**LARGE, "steps": 2}),
     "few-dense-steps": ([SIXTEEN, SPARSE], LARGE),

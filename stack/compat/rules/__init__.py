@@ -8,6 +8,7 @@ from .adapters import ADAPTERS
 from .compilers import COMPILERS
 from .quantization import QUANTIZATION
 from .rounded_caches import ROUNDED_CACHES
+from .solver import SOLVER
 from .sparse import SPARSE
 from .state import STATE
 from .steps import STEPS
@@ -17,6 +18,7 @@ SUBJECTS: dict[str, tuple[Rule, ...]] = {
     "Quantization": QUANTIZATION,
     "Caches on quantized models": ROUNDED_CACHES,
     "Caches, schedules and few steps": STEPS,
+    "Solver": SOLVER,
     "Sparse attention": SPARSE,
     "Compilers, hooks and other caches": COMPILERS,
     "Cached state": STATE,

@@ -1,0 +1,143 @@
+"""The solver's places searched on finished pictures: one place is moved at a time, as long as that helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from ..caching.cache import Cache
+from ..core.errors import StackError
+from ..core.progress import ProgressLine
+from ..core.validate import prompts_of
+from ..measure.metrics import psnr
+from ..runtime.pipeline_calls import Call, PipelineCalls
+from ..runtime.stack_like import StackLike
+from ..solver.solver import Solver
+from .quant.recording import carrying, taken_off
+
+REACHES = (4, 2, 1)  # steps that a place is moved by, widest first
+Places = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PlacesFound:
+    """What a search came to.
+
+    Attributes:
+        solver: the pass with the best places.
+        psnr_db, start_psnr_db: mean over the prompts, of the best places and of those it began with.
+        trials: places that were tried.
+    """
+
+    solver: Solver
+    psnr_db: float
+    start_psnr_db: float
+    trials: int
+
+    def __str__(self) -> str:
+        at = " ".join(map(str, self.solver.places))
+        return f"steps {at}: {self.psnr_db:.1f} dB, {self.start_psnr_db:.1f} before, {self.trials} trials"
+
+
+def search_places(
+    stack: StackLike,
+    prompts: Sequence[Any],
+    seed: int = 0,
+    trials: int = 60,
+    progress: bool = True,
+    call: Call | None = None,
+) -> PlacesFound:
+    """Search the places of a stack's solver, and leave the stack with the best on.
+
+    What is compared with is the stack without its solver and its cache on all steps of the scheduler. Prompt i has the
+    seed `seed` + i.
+
+    Args:
+        trials: how many places are tried at most, each with one picture per prompt.
+        call: further arguments of every call, see `stack.runtime.pipeline_calls.PipelineCalls`.
+
+    Raises:
+        StackError: no solver in the stack, no prompts, or no trials.
+    """
+    own = next((p for p in stack.passes if isinstance(p, Solver)), None)
+    if own is None:
+        raise StackError("no places to search: expected a stack with a solver, add .solver(steps=6)")
+    prompts = prompts_of(prompts)
+    if not prompts or trials < 1:
+        raise StackError(f"expected at least 1 prompt and 1 trial, got {len(prompts)} and {trials}")
+    rest = [p for p in stack.passes if not isinstance(p, Solver | Cache)]
+    calls = PipelineCalls(stack.pipe, call)
+    with stack.lock, taken_off(stack), ProgressLine("search_places", progress) as bar:
+        steps = stack.facts.steps
+        start = own.places or own.places_for(stack.facts).on(stack.facts.levels, steps)
+        bar.says("all steps")
+        with carrying(stack, rest) as other:
+            wanted = [calls.make(other, [p], seed + i, steps) for i, p in enumerate(prompts)]
+
+        with carrying(stack, [*rest, replace(own, places=start)]) as other:
+
+            def score(places: Places) -> float:
+                other.replace(replace(own, steps=None, places=places))
+                made = [calls.make(other, [p], seed + i, steps) for i, p in enumerate(prompts)]
+                return fmean(map(psnr, made, wanted))
+
+            tried = climb(score, start, steps, trials, lambda n, best: bar.says(f"best {best:.1f} dB", n, trials))
+    best = max(tried, key=lambda places: tried[places])
+    solver = replace(own, steps=None, places=best)
+    stack.replace(solver)
+    return PlacesFound(solver, tried[best], tried[start], len(tried))
+
+
+def climb(
+    score: Callable[[Places], float],
+    start: Places,
+    steps: int,
+    trials: int,
+    on_trial: Callable[[int, float], None] = lambda made, best: None,
+) -> dict[Places, float]:
+    """Every choice of places that was tried, with its score: hill climbing from `start`, in at most `trials` calls.
+
+    Places are moved one after the other, the first never, by each of `REACHES` to either side, and on in a direction
+    that helped. It ends where no move helps. Pure.
+
+    Args:
+        steps: of the ladder.
+    """
+    tried = {start: score(start)}
+    best, gained = start, True
+
+    def better(places: Places | None) -> bool:
+        nonlocal best
+        if places is None or places in tried or len(tried) >= trials:
+            return False
+        tried[places] = score(places)
+        won = tried[places] > tried[best]
+        best = places if won else best
+        on_trial(len(tried), tried[best])
+        return won
+
+    while gained and len(tried) < trials:
+        gained = False
+        for index, by in _moves(len(start)):
+            while better(moved(best, index, by, steps)):
+                gained = True
+    return tried
+
+
+def _moves(count: int) -> Iterator[tuple[int, int]]:
+    """Index of a place, and by how many steps it is moved; the last places first, which matter most near the data."""
+    for reach in REACHES:
+        for index in range(count - 1, 0, -1):
+            yield index, reach
+            yield index, -reach
+
+
+def moved(places: Places, index: int, by: int, steps: int) -> Places | None:
+    """With one place moved; None where it would meet another or leave the ladder."""
+    to = places[index] + by
+    after = places[index + 1] if index + 1 < len(places) else steps
+    if not places[index - 1] < to < after:
+        return None
+    return (*places[:index], to, *places[index + 1 :])

@@ -1,0 +1,58 @@
+"""Where on a ladder the solver takes its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..caching.noise_schedule import best_places
+from ..caching.schedules import Count
+from ..compat.horizon import transfer_schedule, uniform_levels
+from ..models.sampler import LinearSampler
+from ..models.schedule import SigmaSchedule
+from .numbers import placed_form
+
+Levels = Sequence[tuple[float, float]]
+"""(unshifted time, log of signal over noise) of every step; () where unknown."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """The solver's places on the ladder of a call.
+
+    Attributes:
+        count: how many; at most as many as a ladder has distinct noise levels.
+        order: of the solver.
+        asked: places on the ladder that they were found on; () for the best ones.
+        found_on: levels of that ladder, () where unknown.
+        steps: its length.
+    """
+
+    count: int
+    order: int = 2
+    asked: tuple[int, ...] = ()
+    found_on: tuple[tuple[float, float], ...] = ()
+    steps: int = 0
+
+    def on(self, levels: Levels, steps: int) -> tuple[int, ...]:
+        """The places on a ladder of `steps` steps with these levels."""
+        known = len(levels) == steps
+        if self.asked:
+            return self._transferred([time for time, _ in levels] if known else uniform_levels(range(steps), steps))
+        if not known:
+            return tuple(sorted(Count(self.count).full_steps(steps)))
+        distinct = tuple(dict.fromkeys(levels))  # samplers may look twice at a noise level
+        at = best_places(min(self.count, len(distinct)), distinct)
+        return tuple(levels.index(distinct[place]) for place in at)
+
+    def _transferred(self, times: Sequence[float]) -> tuple[int, ...]:
+        if len(times) == self.steps:
+            return self.asked
+        known = len(self.found_on) == self.steps
+        own = [time for time, _ in self.found_on] if known else uniform_levels(range(self.steps), self.steps)
+        return transfer_schedule([own[place] for place in self.asked], times)
+
+    def plan(self, ladder: SigmaSchedule, own: LinearSampler) -> tuple[tuple[int, ...], LinearSampler]:
+        """The places on a ladder, and the solver's numbers there; see `stack.solver.scheduler`."""
+        places = self.on(ladder.levels, len(ladder.sigmas))
+        return places, placed_form(own, places, ladder.times, self.order, after=2 if self.order == 2 else 0)

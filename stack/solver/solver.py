@@ -1,0 +1,149 @@
+"""The solver pass: fewer, second-order steps in place of those of the pipeline's own scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import annotated_types as limits
+
+from ..compat.rules.solver import SOLVER_NEEDS_PIPELINE, SOLVER_SAMPLER, SOLVER_UNDER_ADAPTER
+from ..core.errors import StackError
+from ..core.facts import Facts
+from ..core.installer import Installer
+from ..core.passes import Applied, Finding, TransformedCall, field_options
+from ..core.progress import counted
+from ..core.validate import RunSteps, Steps, check_fields
+from ..runtime.call_arguments import STEPS
+from ..runtime.target import Target
+from .places import Places
+from .scheduler import PlacedSolver
+
+EXCHANGED = "the pipeline's scheduler is no longer the solver's: expected it to stay; undo() the stack, set it, apply()"
+UNSAVED = "save_pretrained() would write the solver's scheduler: undo() the stack first, or stack.save(folder)"
+
+
+@dataclass(frozen=True)
+class Solver:
+    """The denoiser runs at few steps of the scheduler's own ladder; what comes out is close to all of its steps.
+
+    Calls ask for as many steps as without the pass: its places are among these. A call that names no number, or the
+    solver's own, has the ladder that the stack is planned for.
+
+    Attributes:
+        steps: that are taken; as many as `places` by default.
+        places: these steps of the ladder that the stack is planned for, rising from 0; empty for those that are best
+            for Gaussian data at the scheduler's noise levels. On another ladder each stays at its noise level.
+        order: 1 holds each estimate of the clean sample until the next, 2 draws lines through them.
+
+    Raises:
+        StackError: neither steps nor places, numbers of them that differ, or places that do not rise from 0.
+    """
+
+    steps: RunSteps | None = None
+    places: tuple[Steps, ...] = ()
+    order: Annotated[int, limits.Ge(1), limits.Le(2)] = 2
+    _made: WeakKeyDictionary[Any, PlacedSolver] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    )
+    stage: ClassVar[str] = "solver"
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.stage)
+        if not self.steps and not self.places:
+            raise StackError("solver: expected a number of steps, got none; try solver(steps=6)")
+        if self.places and self.places != tuple(sorted({0, *self.places})):
+            raise StackError(f"solver.places must rise from 0, got {list(self.places)}")
+        if self.places and self.steps not in (None, len(self.places)):
+            raise StackError(f"solver has {self.steps} steps and {len(self.places)} places: expected as many, or one")
+
+    @property
+    def count(self) -> int:
+        """Steps that are taken of a ladder that has as many."""
+        return self.steps or len(self.places)
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make an equal pass, those at their defaults left out."""
+        return field_options(self)
+
+    def places_for(self, facts: Facts) -> Places:
+        """The places on the ladder of any call, of a stack planned for these facts."""
+        ladder = facts.levels if len(facts.levels) == facts.steps else ()
+        return Places(self.count, self.order, self.places, ladder, facts.steps)
+
+    def describe(self, facts: Facts) -> list[str]:
+        at = self.places_for(facts).on(facts.levels, facts.steps)
+        kind = "second-order" if self.order == 2 else "first-order"
+        where = "as asked" if self.places else "best for Gaussian data at the scheduler's noise levels"
+        return [
+            f"{counted(len(at), f'{kind} step')} in place of {facts.steps}, {facts.steps / len(at):.2f}x fewer",
+            f"at steps {' '.join(map(str, at))} of the scheduler's own, {where}",
+        ]
+
+    def check(self, facts: Facts) -> list[Finding]:
+        found = []
+        if not facts.pipeline:
+            what = "a bare denoiser has no scheduler to take steps of: expected its pipeline"
+            found.append(Finding.of(SOLVER_NEEDS_PIPELINE, self.stage, what, fatal=True))
+        elif facts.sampler:
+            found.append(Finding.of(SOLVER_SAMPLER, self.stage, facts.sampler, fatal=True))
+        if facts.distilled:
+            what = f"{facts.distilled} is made for its own {counted(facts.steps, 'step')}: some are left out"
+            found.append(Finding.of(SOLVER_UNDER_ADAPTER, self.stage, what, note=True))
+        if self.places and self.places[-1] >= facts.steps and not facts.called:
+            what = f"places lie within 0..{facts.steps - 1}, got {self.places[-1]}: give Stack(pipe, steps=) theirs"
+            found.append(Finding(self.stage, what, fatal=True))
+        elif self.count >= facts.steps:
+            what = f"{counted(self.count, 'step')} of a ladder of {facts.steps}: 0 are left out"
+            found.append(Finding(self.stage, what, note=True))
+        return found
+
+    def facts_after(self, facts: Facts) -> Facts:
+        """Its steps and their noise levels."""
+        at = self.places_for(facts).on(facts.levels, facts.steps)
+        levels = tuple(facts.levels[i] for i in at) if len(facts.levels) == facts.steps else ()
+        return replace(facts, steps=len(at), levels=levels, ladder=facts.steps)
+
+    def apply(self, target: Target, install: Installer) -> Applied:
+        """Put the solver in the place of the pipeline's scheduler."""
+        facts, pipe = target.now, target.pipe
+        assert pipe is not None  # checked
+        solver = self._solver(pipe.scheduler, facts)
+        install.set_attribute(pipe, "scheduler", solver)
+        install.wrap_call(pipe, "save_pretrained", _refusing)
+
+        def call(given: Mapping[str, Any]) -> TransformedCall:
+            if pipe.scheduler is not solver:
+                raise StackError(EXCHANGED)
+            return on_the_ladder(given, self.count, facts.steps)
+
+        def report() -> dict[str, Any]:
+            return {"places": list(solver.places)}
+
+        return Applied(self.describe(facts)[0], call=call, report=report)
+
+    def _solver(self, own: Any, facts: Facts) -> PlacedSolver:
+        """In place of the pipeline's own scheduler. One that is in the middle of a run goes on: a call whose facts have
+        changed has its passes put on anew at its first step."""
+        before = self._made.get(own)
+        if before is None or not before.running:
+            self._made[own] = PlacedSolver(own, self.places_for(facts).plan, facts.image_tokens)
+        return self._made[own]
+
+
+def on_the_ladder(given: Mapping[str, Any], count: int, ladder: int) -> TransformedCall:
+    """A call that asks for the ladder that is planned for, where it names no number of steps or the solver's own."""
+    arguments = dict(given)
+    listed = any(arguments.get(name) is not None for name in ("sigmas", "timesteps"))
+    if not listed and arguments.get(STEPS) in (None, count):
+        arguments[STEPS] = ladder
+    return TransformedCall(arguments)
+
+
+def _refusing(save: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        raise StackError(UNSAVED)
+
+    return called

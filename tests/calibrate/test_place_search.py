@@ -1,0 +1,62 @@
+"""Searched places of a solver: the climb on a known landscape, and a search on a pipeline."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from stack import Stack, StackError
+from stack.calibrate.place_search import climb, moved, search_places
+from stack.measure.metrics import psnr
+from stack.solver.solver import Solver
+
+from ..conftest import picture, tiny_pipe
+
+BEST = (0, 4, 17, 30, 44)
+
+
+def height(places: tuple[int, ...]) -> float:
+    return -float(sum((a - b) ** 2 for a, b in zip(places, BEST, strict=True)))
+
+
+def test_the_climb_ends_where_no_move_helps() -> None:
+    tried = climb(height, (0, 9, 20, 31, 41), 50, 200)
+    assert max(tried, key=lambda places: tried[places]) == BEST
+    assert len(tried) < 60 and all(value == height(places) for places, value in tried.items())
+
+
+@pytest.mark.parametrize("trials", [1, 7])
+def test_it_stops_at_its_trials(trials: int) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    def score(places: tuple[int, ...]) -> float:
+        calls.append(places)
+        return height(places)
+
+    assert len(climb(score, (0, 9, 20, 31, 41), 50, trials)) == trials == len(calls)
+
+
+def test_a_place_neither_meets_another_nor_leaves_the_ladder() -> None:
+    assert moved((0, 4, 8), 1, 3, 10) == (0, 7, 8) and moved((0, 4, 8), 1, 4, 10) is None
+    assert moved((0, 4, 8), 1, -4, 10) is None and moved((0, 4, 8), 2, 2, 10) is None
+
+
+def test_a_search_leaves_the_best_places_on_the_stack() -> None:
+    pipe = tiny_pipe()
+    before = picture(pipe, 20, seed=3)
+    stack = Stack(pipe, steps=20).solver(4).cache("svd")
+    found = search_places(stack, ["a red ring left of a blue star"], seed=3, trials=8, progress=False)
+    assert found.trials == 8 and found.psnr_db > found.start_psnr_db
+    assert stack.passes[0] == found.solver == Solver(places=found.solver.places)
+    assert not stack.applied and torch.equal(picture(pipe, 20, seed=3), before)
+    with Stack(pipe, steps=20).add(found.solver) as alone:
+        assert math.isclose(psnr(picture(alone, 20, seed=3), before), found.psnr_db, abs_tol=1e-3)
+
+
+def test_what_a_search_needs() -> None:
+    with pytest.raises(StackError, match=r"add .solver\(steps=6\)"):
+        search_places(Stack(tiny_pipe()).cache("svd"), ["a red ring"])
+    with pytest.raises(StackError, match="at least 1 prompt and 1 trial, got 0 and 60"):
+        search_places(Stack(tiny_pipe()).solver(4), [])
