@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from cachebench.assemble import matcher
 from cachebench.record import Record
 from common import show, tell_targets
 from compatbench.budgets import asked, budget_targets
@@ -34,6 +34,7 @@ from stack.loading import load_pipeline
 def main(
     model: str = "shapes-flux",
     rows: Annotated[list[str] | None, typer.Option(help="variants, with wildcards")] = None,
+    called: Annotated[bool, typer.Option(help="only the defaults, as one calls them")] = False,
     prompts: Annotated[int, typer.Option(min=2)] = 4,
     budget: Annotated[float, typer.Option(help="seconds of the calibration of SVD-Cache")] = 60.0,
     runs: Annotated[int, typer.Option(help="random runs with max_error; 0 for none")] = 100,
@@ -46,10 +47,10 @@ def main(
         protocol = {"model": model, "prompts": prompts, "calibration_seconds": budget}
         record = Record.open(out / f"compatibility-{model}.json", protocol, fresh)
         pipe = load_pipeline(model)
-        options = record.remember("svd calibrated", lambda: calibrate(pipe, model, budget))
+        options = record.remember("svd calibrated", lambda: calibrate(pipe, model, budget)) if not called else {}
         calibrated = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         matrix = Matrix(model, pipe, record, prompts, calibrated)
-        record.rows = list(matrix.rows(lambda name: not rows or any(fnmatch(name, one) for one in rows)))
+        record.rows = list(matrix.rows(matcher(rows or ()), called))
         targets = matrix_targets(record.rows)
         if rounds:
             cost = record.remember("layer", lambda: layer_cost(pipe, matrix.texts[0], SEED))
@@ -60,11 +61,11 @@ def main(
             targets += [*whole_targets(parts), *cost_targets(cost)]
         if runs and (lines := list(asked(pipe, model, runs, record.remember))):
             targets += budget_targets(lines)
-        if not rows:
+        if not (rows or called):
             sheet(matrix).save(out / f"compatibility-{model}.png")
         record.targets = [asdict(t) | {"met": t.met} for t in targets]
         record.save()
-        if not rows:
+        if not (rows or called):
             text = page(json.loads(record.path.read_text()), matrix.alone(), f"compatibility-{model}.png")
             (out / f"compatibility-{model}.md").write_text(text)
         if lines := ratios(record.rows):

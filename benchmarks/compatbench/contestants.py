@@ -19,6 +19,8 @@ FULL = {STEPS: {"interval": 5, "warmup": 3}, FEW: {"interval": 2, "warmup": 1}} 
 # On even steps, as published; FastCache with fitted maps.
 READINGS = {method: method + READING for method in ("svd", "taylorseer", "duca")} | {"fastcache": "fastcache-gate"}
 METHODS = ("svd", "taylorseer", "fastcache", "duca")
+AS_CALLED = ", as called"  # with nothing said but a number of full steps
+CALLED = {STEPS: 12, FEW: 5}
 # Two full steps next to each other, as gates and warm-ups make them: a second difference over a gap of one step.
 PAIRS = "taylorseer, in pairs"
 IN_PAIRS = {"full_steps": tuple(step for step in range(STEPS) if step % 8 < 2), "steps": STEPS}
@@ -71,6 +73,16 @@ def contestants(
     if variant.name in COARSE or (variant.name == variant.plain and variant.steps == STEPS):
         found += _joined(variant, PAIRS, READINGS["taylorseer"], IN_PAIRS, IN_PAIRS, measured)
     return found
+
+
+def as_called(variant: Variant) -> list[Contestant]:
+    """The defaults on a variant, which are never joined naively."""
+    count = CALLED[variant.steps]
+    return [
+        Contestant(f"{method}{AS_CALLED}", "layer", lambda pipe, m=method: variant.build(pipe).cache(m, count=count))
+        for method in METHODS
+        if method != "fastcache"
+    ]
 
 
 def _joined(

@@ -18,7 +18,7 @@ from stack.calibrate.quant.floor import NoiseFloor
 from stack.compare.compare import captions
 from stack.compat.noise import Floor
 
-from .contestants import FULL, Contestant, contestants
+from .contestants import FULL, Contestant, as_called, contestants
 from .variants import STEPS, Variant, variants
 
 CALIBRATED_AT = 12  # full steps of 50
@@ -48,12 +48,13 @@ class Matrix:
         self.texts = captions(self.prompts, seed=SEED, model=self.model)
         self.fit_texts = [t for t in captions(self.prompts + 6, seed=77, model=self.model) if t not in self.texts][:4]
 
-    def rows(self, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
-        """Every row of the variants that are wanted."""
+    def rows(self, wanted: Callable[[str], bool], called: bool = False) -> Iterator[dict[str, Any]]:
+        """Every row of the variants that are wanted; of the defaults alone where only what is called so is."""
         for variant in variants(self.model):
             if not wanted(variant.name):
                 continue
-            for contestant in contestants(variant, self.calibrated, self.maps, self.noise):
+            others = [] if called else contestants(variant, self.calibrated, self.maps, self.noise)
+            for contestant in [*others, *as_called(variant)]:
                 key = f"{variant.name}: {contestant.method}, {contestant.kind}"
                 row = self.record.remember(key, lambda v=variant, c=contestant: self.row(v, c))
                 Console().print(f"{key}: {row['psnr']:.1f} dB, {row['cached']} steps cached", highlight=False)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from compatbench.budgets import COUNTS, budget_targets, fixed_count
-from compatbench.contestants import COARSE, IN_PAIRS, METHODS, PAIRS, Naive, contestants
+from compatbench.contestants import COARSE, IN_PAIRS, METHODS, PAIRS, Naive, as_called, contestants
 from compatbench.disturb import Noise, Rounding, rounded
 from compatbench.targets import matrix_targets, ratios
 from compatbench.variants import variants
@@ -97,6 +97,14 @@ def test_every_method_is_joined_three_ways_and_naively_past_the_plan() -> None:
     assert layered.schedule.full_steps == IN_PAIRS["full_steps"]
     stack = Stack(tiny_pipe(), steps=8).add(Naive("svd-published", interval=2, warmup=1))
     assert not stack.plan.findings and stack.plan.passes()[0].policy.site.name == "output"
+
+
+def test_defaults_are_held_against_themselves_on_the_plain_model() -> None:
+    found = [as_called(v) for v in variants("shapes-flux") if v.name in ("plain", "sparse 50 %", "all together")]
+    names = ["svd, as called", "taylorseer, as called", "duca, as called"]
+    assert [[c.method for c in each] for each in found] == [names] * 3
+    stack = found[2][0].put(tiny_pipe())
+    assert stack.passes[-1].policy.corrected and len(stack.passes[-1].policy.schedule_for(8).full_steps(8)) == 5
 
 
 def test_rounding_is_that_of_its_bits_and_comes_off() -> None:
