@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from .caching.cache import FILES
+from .caching.cache import FILES, Cache
+from .caching.fitted import Fitted
 from .core.errors import StackError
 from .core.files import check_folder, inside, read_text, read_toml, reason, write_text
 from .core.validate import checked, shown
@@ -37,13 +38,15 @@ def save_stack(stack: StackLike, folder: str | Path) -> int:
     if not stack.applied:
         raise StackError("save() writes an applied stack: call apply() first")
     check_folder(folder, "save()")
-    above = _above(stack)
+    above, fitted = _above(stack), _fitted(stack)
     recipe = Recipe(folder.absolute().name, "", stack.facts.family, stack.plan.facts_after.asked, above)
     recipe_toml(recipe)  # what it cannot hold is refused before anything is written
     count = save_denoiser(stack.denoiser, folder)
     for options in above.values():
         if "adapter" in options:
             options["adapter"] = carry(options["adapter"], folder)
+    for name, each in fitted.items():
+        each.save(folder / f"{name}.safetensors")
     if stack.pipe is not None:
         _save_scheduler(stack.pipe.scheduler, folder / SCHEDULER)
     # Last: until it is written, loading the folder fails, as no saved stack or because the weights' digest differs.
@@ -56,10 +59,19 @@ def _above(stack: StackLike) -> dict[str, dict[str, Any]]:
     """The options of what the weights do not hold: linears are rounded, and of a fused adapter its schedule is left."""
     added = [p for p in stack.plan.passes() if p.stage in stack.plan.added]
     adapters = [p for p in stack.plan.passes() if isinstance(p, AdapterStage)]  # fused, or repaired to a branch
-    above = {p.stage: p.options() for p in (*stack.passes, *added) if p.stage not in ("distill", "quantize")}
+    files = {name: f"{name}.safetensors" for name in _fitted(stack)}
+    above = {
+        p.stage: p.options_with(files) if isinstance(p, Cache) else p.options()
+        for p in (*stack.passes, *added)
+        if p.stage not in ("distill", "quantize")
+    }
     above |= {p.stage: p.options() for p in adapters if p.stage == Adapter.stage}
     fused = {p.stage: {**p.options(), "fused": True} for p in adapters if p.stage == Distill.stage and p.card.steps}
     return {**fused, **above}
+
+
+def _fitted(stack: StackLike) -> dict[str, Fitted]:
+    return {name: value for p in stack.passes if isinstance(p, Cache) for name, value in p.fitted.items()}
 
 
 def _folder(given: str | Path) -> Path:

@@ -74,7 +74,9 @@ def calibrated(
     search, held = held_apart(prompts)
     stack = Stack.from_recipe(recipe, pipe)
     try:
-        result = stack.calibrate(search, held, **vars(goal), seed=seed, budget=budget, progress=progress, call=call)
+        # Learned corrections would be a second file, which a recipe alone cannot hold.
+        asked: dict[str, Any] = {"budget": budget, "progress": progress, "call": call, "learn": "off"}
+        result = stack.calibrate(search, held, **vars(goal), seed=seed, **asked)
     finally:
         stack.undo()
     # As TOML has them, so that the recipe equals the one that is read back.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,8 +28,10 @@ from .controller import CacheController
 from .corrector import Corrector
 from .describe import described, noise_words
 from .fastcache.maps import load_maps
+from .fitted import Fitted
 from .gate_policies import BudgetPolicy, DraftPolicy
 from .guard import NoGradients, OutputGuard
+from .learned import Corrections, load_learned
 from .methods import PRESETS, unlike_published
 from .noise_schedule import Levels
 from .options import modern
@@ -37,7 +39,7 @@ from .placement import all_on_device, first_on_device
 from .policy import IMPLIED, Policy
 from .schedules import Schedule
 
-FILES = {"maps": load_maps, "bases": load_bases}  # options that may be given as a file's path
+FILES = {"maps": load_maps, "bases": load_bases, "learned": load_learned}  # options that may be given as a file's path
 # Options that calibration and `fit_gate` choose.
 MEASURED = (
     *(f.name for f in fields(Candidate)),
@@ -63,10 +65,10 @@ class Cache:
 
     Args:
         method: a row of `stack.caching.methods.PRESETS`: "svd" (SVD-Cache, arXiv 2601.07396), "taylorseer", ...
-        options: any choice of `stack.caching.policy.Policy` and of its parts, instead of the preset's; `maps` and
-            `bases` may be a file's path. `max_error=0.02` spends a relative error of the final sample instead of
-            following a schedule: full steps are chosen by what they measure (gate "budget"; `Stack.fit_gate` fits the
-            estimate to finished samples).
+        options: any choice of `stack.caching.policy.Policy` and of its parts, instead of the preset's; `maps`,
+            `bases` and `learned` may be a file's path. `max_error=0.02` spends a relative error of the final sample
+            instead of following a schedule: full steps are chosen by what they measure (gate "budget"; `Stack.fit_gate`
+            fits the estimate to finished samples).
 
     Attributes:
         given: names of the options that the user has set, also where they are as in the preset.
@@ -104,7 +106,7 @@ class Cache:
         return made
 
     def uncalibrated(self, **options: Any) -> Cache:
-        """The same cache without a schedule of its own, and with other choices."""
+        """The same cache without a schedule or learned corrections of its own, and with other choices."""
         return self.having(self.policy.uncalibrated).changed(**options)
 
     def within(self, max_error: float) -> Cache:
@@ -122,11 +124,25 @@ class Cache:
         """The arguments that make an equal cache, those of the preset left out.
 
         Raises:
-            StackError: it holds linear maps, which a recipe can only name the file of.
+            StackError: it holds something fitted, which a recipe can only name the file of.
         """
-        if self.policy.site.fitted.get("maps"):
-            raise StackError("a recipe cannot hold FastCache's maps: write them with fit_maps(save=...), name the file")
+        if fitted := self.fitted:
+            what = ", ".join(fitted)
+            raise StackError(
+                f"a recipe cannot hold what was fitted ({what}): save it and name the file, or Stack.save()"
+            )
         return {"method": self.method, **self._asked}
+
+    @property
+    def fitted(self) -> dict[str, Fitted]:
+        """What was fitted for it, by the option that may name a file with it."""
+        own = self.policy.options()
+        return {name: own[name] for name in FILES if isinstance(own.get(name), Fitted)}
+
+    def options_with(self, files: Mapping[str, str]) -> dict[str, Any]:
+        """The same as `options`, what was fitted being in these files."""
+        bare = self.having(self.policy.changed(**dict.fromkeys(self.fitted)))
+        return {name: value for name, value in bare.options().items() if name not in files} | dict(files)
 
     @property
     def _asked(self) -> dict[str, Any]:
@@ -209,12 +225,18 @@ class Cache:
         )
 
     def install_site(
-        self, controller: CacheController, target: Target, install: Installer, *guards: Interceptor
+        self,
+        controller: CacheController,
+        target: Target,
+        install: Installer,
+        *guards: Interceptor,
+        learned: Corrections | None = None,
     ) -> int:
         """Let this controller decide and predict where the policy says; returns the number of places.
 
         Args:
             guards: what sees outputs as the caller would get them.
+            learned: in place of the policy's.
         """
         site = self.policy.site.build(controller, target, self.policy)
         places = site.install(target.denoiser, target.wiring, install)
@@ -222,14 +244,16 @@ class Cache:
         target.chain.add(
             install,
             *guards,
-            *self.correctors(controller, target),  # correct what the site returned
+            *self.correctors(controller, target, learned or self.policy.learned),  # correct what the site returned
             *site.interceptors,  # call the model, or answer in its place
         )
         return places
 
-    def correctors(self, controller: CacheController, target: Target) -> tuple[Interceptor, ...]:
+    def correctors(
+        self, controller: CacheController, target: Target, learned: Corrections | None = None
+    ) -> tuple[Interceptor, ...]:
         """What lets full steps put right what this controller's forecasts left, if the policy says so."""
-        return (Corrector(controller, _sampler_of(target)),) if self.policy.corrected else ()
+        return (Corrector(controller, _sampler_of(target), learned=learned),) if self.policy.corrected else ()
 
     def apply(self, target: Target, install: Installer) -> Applied:
         controller = self.controller(target)

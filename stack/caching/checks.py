@@ -54,7 +54,8 @@ def judged(
     found: list[Judged] = [(finding, None) for finding in first]
     if any(finding.fatal for finding in first):
         return found
-    for repair in (partial(_uncorrectable, asked), partial(_few_steps, asked), _elsewhere, _aligned, _turned, _noisy):
+    schedules = partial(_uncorrectable, asked), partial(_few_steps, asked), _elsewhere, _aligned
+    for repair in (*schedules, _learnt_elsewhere, _turned, _noisy):
         judgement = repair(policy, facts, stage)
         if judgement is None:
             continue
@@ -154,6 +155,28 @@ def _elsewhere(p: Policy, facts: Facts, stage: str) -> Judged | None:
         what = f"calibrated under other precision or sparsity, schedule kept: {'; '.join(changed)}"
         return Finding.of(CALIBRATED_AT_OTHER_PRECISION, stage, what, note=True), None
     return None
+
+
+def _learnt_elsewhere(p: Policy, facts: Facts, stage: str) -> Judged | None:
+    """Corrections that were learnt on another stack, or for other full steps."""
+    learned = p.learned
+    if learned is None:
+        return None
+    changed = differences(learned.made_under, facts, (*DECISIVE, *MINOR))
+    if not (p.corrected and p.scheduled):
+        what = "learned corrections need a corrector and a schedule"
+    elif misfit := learned.misfit(facts):
+        what = f"the corrections were {misfit}"
+    elif changed:
+        what = f"the corrections were learnt on another stack: {'; '.join(changed)}"
+    elif tuple(full := p.full_steps(facts)) != learned.full_steps:
+        then, now = (" ".join(map(str, steps)) for steps in (learned.full_steps, full))
+        what = f"the corrections were learnt for full steps {then}, the plan has {now}"
+    else:
+        return None
+    return Finding.of(CALIBRATED_ELSEWHERE, stage, what, repair="plain forecasts; calibrate again"), replace(
+        p, learned=None
+    )
 
 
 def _aligned(p: Policy, facts: Facts, stage: str) -> Judged | None:

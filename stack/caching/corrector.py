@@ -11,6 +11,7 @@ hidden state, the outputs of modules, or the estimate itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from ..runtime.call import DenoiserCall, Proceed
 from .controller import CacheController, CacheSlot
 from .forecast import coordinate
 from .latent import like, returned_as, x0_of
+from .learned import PAST, Corrections, key_of
+
+OTHER_LEVELS = "learned corrections are of other noise levels: plain forecasts stand in; calibrate() again for these"
 
 
 class Corrector:
@@ -31,10 +35,17 @@ class Corrector:
     Args:
         sampler: that of the current request.
         order: of the interpolation between full steps: 1 takes both ends, higher ones full steps further back too.
+        learned: what is added to estimates first, on the noise levels that it was learnt on.
     """
 
-    def __init__(self, controller: CacheController, sampler: Callable[[], LinearSampler], order: int = 1):
-        self.controller, self.sampler, self.order = controller, sampler, order
+    def __init__(
+        self,
+        controller: CacheController,
+        sampler: Callable[[], LinearSampler],
+        order: int = 1,
+        learned: Corrections | None = None,
+    ):
+        self.controller, self.sampler, self.order, self.learned = controller, sampler, order, learned
 
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         result, controller = proceed(call), self.controller
@@ -54,12 +65,42 @@ class Corrector:
     def _shift(self, slot: CacheSlot, x0: torch.Tensor) -> torch.Tensor | None:
         """What is to be added to a slot's estimate (B, N, C); None where nothing is owed."""
         call, debts = self.controller.now.step, slot.debts
+        learnt = self._learnt(slot, x0) if self.learned and debts.full else None
+        x0 = x0 if learnt is None else x0 + learnt
         if slot.run:
             debts.used[call] = x0
         else:
-            off = debts.ran(call, x0, self.sampler(), self._coordinates, self.order)
+            off = debts.ran(call, x0, self.sampler(), self._coordinates, self.order, PAST if self.learned else 0)
             self.controller.measure(slot, off, x0.square().mean().sqrt())
-        return debts.owed.pop(call, None)
+        owed = debts.owed.pop(call, None)
+        if learnt is None or owed is None:
+            return owed if learnt is None else learnt
+        return owed + learnt
+
+    def _learnt(self, slot: CacheSlot, x0: torch.Tensor) -> torch.Tensor | None:
+        """What is to be added to a slot's estimate by what was learnt; None for nothing."""
+        learned, controller = self.learned, self.controller
+        assert learned is not None
+        if bool(slot.run) != (learned.kind == "l2p") or not (slot.run or slot.debts.used):
+            return None
+        if not learned.holds(controller.clock.sigma_schedule.sigmas):
+            controller.journal.warn(OTHER_LEVELS)
+            return None
+        now, (before, _) = controller.now, slot.debts.full[0]
+        parts = self._differences(slot, x0)
+        return learned.correction(key_of(now.branch, before, now.step), parts, x0) if parts else None
+
+    def _differences(self, slot: CacheSlot, x0: torch.Tensor) -> list[torch.Tensor]:
+        """What corrections are linear in, (B, N, C) each; see `stack.caching.learned`."""
+        call, debts = self.controller.now.step, slot.debts
+        past = [full for _, full in debts.full]
+        steps = [new - old for new, old in pairwise(past)]
+        if slot.run:
+            return steps
+        missed = debts.missed(call, x0, self._coordinates, self.order)
+        weights = self.sampler().weights[call, list(debts.used)]
+        moved = torch.stack([float(weight) * debt for weight, debt in zip(weights, missed, strict=True)]).sum(0)
+        return [moved, x0 - past[0], *steps[:1]]
 
     @property
     def _coordinates(self) -> list[float]:

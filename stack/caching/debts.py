@@ -15,7 +15,7 @@ class Debts:
     """What the corrector holds of one slot. All tensors are estimates (B, N, C) of the clean sample, in fp32.
 
     Attributes:
-        full: those of as many past full steps as the order, with their calls, newest first.
+        full: those of as many past full steps as are asked for, with their calls, newest first.
         used: those of the cached calls since, as they were forecast.
         owed: what is to be added at calls to come.
     """
@@ -29,22 +29,35 @@ class Debts:
         """Memory held."""
         return sum(x0.nbytes for x0 in (*(x0 for _, x0 in self.full), *self.used.values(), *self.owed.values()))
 
-    def ran(self, call: int, x0: torch.Tensor, sampler: LinearSampler, at: Sequence[float], order: int) -> torch.Tensor:
+    def missed(self, call: int, x0: torch.Tensor, at: Sequence[float], order: int) -> list[torch.Tensor]:
+        """What the cached calls before a full step should have used, less what they did; see `ran`."""
+        nodes = [(call, x0), *self.full[:order]]
+        return [interpolated(at[cached], at, nodes) - used for cached, used in self.used.items()]
+
+    def ran(
+        self,
+        call: int,
+        x0: torch.Tensor,
+        sampler: LinearSampler,
+        at: Sequence[float],
+        order: int,
+        keep: int = 0,
+    ) -> torch.Tensor:
         """A full step's estimate is known: what the cached calls just before should have used, less what they did.
 
         Args:
             at: coordinates of all calls.
             order: of the interpolation.
+            keep: how many full steps to remember, at least as many as the order.
 
         Returns:
             How far the estimates that were used are off, over the size of the sample: a number (), of their mean by
             the weights that they have in the latent now. The difference of forecast and interpolation is Milne's
             estimate of a forecast's error (1926). NaN where there were no cached calls.
         """
-        nodes, calls, used = [(call, x0), *self.full], list(self.used), self.used
-        self.full, self.used = nodes[:order], {}
+        calls, missed = list(self.used), self.missed(call, x0, at, order)
+        self.full, self.used = [(call, x0), *self.full][: max(order, keep)], {}
         due = sampler.settling(call, calls) if calls else {}
-        missed = [interpolated(at[cached], at, nodes) - used[cached] for cached in calls]
         for later, factors in due.items():
             shift = sum(float(factor) * debt for factor, debt in zip(factors, missed, strict=True))
             self.owed[later] = self.owed[later] + shift if later in self.owed else torch.as_tensor(shift)

@@ -39,6 +39,10 @@ class Fitted:
         words = "{} with {} blocks of width {}"
         return f"fitted on {words.format(*mine)}, this is {words.format(*here)}"
 
+    def save(self, path: str | Path) -> None:
+        """Write it to a safetensors file."""
+        raise NotImplementedError
+
     def _write(self, path: str | Path, tensors: dict[str, torch.Tensor], **more: str) -> None:
         about = {"family": self.family, "blocks": str(self.blocks), "width": str(self.width), **more}
         about["made_under"] = "\n".join(self.made_under)

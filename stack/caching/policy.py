@@ -18,6 +18,7 @@ from . import sites as sites  # fills SITES
 from .contract import GATES, SITES, GatePolicy, Site, suiting
 from .forecast import Forecast
 from .gates import Gate
+from .learned import Learned
 from .noise_schedule import Levels
 from .options import Options, by_old_name, field_names, modern, unknown
 from .placement import ON_DEVICE, Placement
@@ -49,6 +50,8 @@ class Policy(Options):
         site: where it stands, with the site's own choices.
         corrected: full steps correct the error of the forecasts before them (`stack.caching.corrector`); for schedules
             and for gates that take no step back, behind samplers that neither add noise nor clip.
+        learned: corrections of estimates that `Stack.calibrate` has learnt, see `stack.caching.learned`; read with a
+            corrector and a schedule only.
         calibrated_for: what was true of the stack when it was calibrated, see `stack.caching.calibrated_for`.
         state_dtype: what features, differences and RFC's inputs are kept in: "bfloat16", "float16", "float32"; "" as
             the model makes them. float16 ends at 65,504.
@@ -67,6 +70,7 @@ class Policy(Options):
     split: SplitPolicy = field(default_factory=ChannelSplit)
     site: Site = field(default_factory=OutputSite)
     corrected: bool = False
+    learned: Learned | None = None
     calibrated_for: tuple[str, ...] = ()
     state_dtype: str = ""
     max_bytes: int = 0
@@ -173,9 +177,9 @@ class Policy(Options):
 
     @property
     def uncalibrated(self) -> Policy:
-        """The same without a schedule of its own."""
+        """The same without a schedule or learned corrections of its own."""
         plain = replace(self.schedule, full_steps=(), full_at=(), segments=())
-        return replace(self, schedule=plain, calibrated_for=())
+        return replace(self, schedule=plain, learned=None, calibrated_for=())
 
     def schedule_for(self, steps: int, sigmas: Sequence[float] = (), levels: Levels = ()) -> Schedule:
         """The schedule of a request with this many steps, at these noise levels if they are known.

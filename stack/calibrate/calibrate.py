@@ -8,7 +8,8 @@ from typing import Any
 
 from ..caching.cache import Cache
 from ..caching.calibrated_for import conditions
-from ..core.errors import StackError
+from ..caching.learned import KINDS
+from ..core.errors import StackError, choose
 from ..runtime.pipeline_calls import Call, PipelineCalls
 from ..runtime.stack_like import StackLike
 from .calibration import Calibration
@@ -29,6 +30,7 @@ def calibrate(
     progress: bool = True,
     theory: bool = True,
     call: Call | None = None,
+    learn: str | None = None,
 ) -> tuple[Cache, Calibration]:
     """Search a schedule, or a threshold, for the cache of a stack with a pipeline; leaves the stack with the best on.
 
@@ -43,6 +45,7 @@ def calibrate(
     Args:
         theory: whether to try proposed schedules first, rather than spreads.
         call: further arguments of every call, see `stack.runtime.pipeline_calls.PipelineCalls`.
+        learn: corrections to learn, see `stack.calibrate.measuring.calibrate`.
 
     Raises:
         StackError: no cache in the stack, no pipeline, fewer than two prompts, a goal that cannot be reached, or a
@@ -52,6 +55,7 @@ def calibrate(
     steps = stack.plan.facts_after.steps
     cache = next((p for p in stack.passes if isinstance(p, Cache)), None)
     refuse(stack, cache, prompts, held_out)
+    kind = kind_of(learn)
     assert cache is not None
     goal = goal.checked(steps)
     if cache.policy.site.decides and not (goal.psnr or goal.seconds):
@@ -61,7 +65,7 @@ def calibrate(
     applied = stack.applied
     try:
         with BestSoFar(budget, progress) as bar, watched(stack.denoiser, budget):
-            run = Search(stack, cache, calls, goal, budget, bar, theory)
+            run = Search(stack, cache, calls, goal, budget, bar, theory, kind)
             choice, held = run.all(prompts, held_out, seed)
             best = choice.cache
             if not choice.kept:
@@ -96,10 +100,24 @@ def _outcome(
         seconds=budget.spent,
         remembered=shared.remembered / max(1, shared.remembered + shared.computed),
         kept=choice.kept,
+        learned=choice.learned,
         before_psnr_db=run.own.psnr,
         left_out=prompts - run.used,
         interrupted=budget.interrupted,
     )
+
+
+def kind_of(learn: str | None) -> str:
+    """The kind of corrections to learn; "" for none.
+
+    Raises:
+        StackError: no such kind.
+    """
+    if learn is None:
+        return KINDS[-1]
+    if learn not in (*KINDS, "off"):
+        raise choose("learn", learn, [*KINDS, "off"])
+    return "" if learn == "off" else learn
 
 
 def refuse(stack: StackLike, cache: Cache | None, prompts: Sequence[str], held_out: Sequence[str]) -> None:

@@ -28,6 +28,8 @@ class Calibration:
             or long requests make it.
         kept: the cache that was there stays: nothing that does what was asked was better on the held-out prompts.
         before_psnr_db: of the cache that was there, on the prompts searched on.
+        learned: kind of the corrections that were learnt on top, see `stack.caching.learned`; "" for none: there was no
+            time, or they did not win on the held-out prompts.
         left_out: prompts that there was no time for.
         interrupted: by Ctrl-C; `held_out_psnr_db` is NaN where that was before the check.
     """
@@ -47,6 +49,7 @@ class Calibration:
     before_psnr_db: float = math.nan
     left_out: int = 0
     interrupted: bool = False
+    learned: str = ""
 
     @property
     def full_steps(self) -> tuple[int, ...]:
@@ -68,6 +71,7 @@ class Calibration:
         before = "" if math.isnan(self.before_psnr_db) else f"{self.before_psnr_db:.1f} dB before, "
         again = f", {self.remembered:.0%} of their full steps remembered" if round(self.remembered, 2) else ""
         kept = "; nothing better was found, the cache stays as it was" if self.kept else ""
+        kept += f"; {self.learned} corrections learnt" if self.learned else ""
         return (
             f"{self.full:.3g} of {self.steps} steps full{self._chosen()}; "
             f"{self.psnr_db:.1f} dB on its prompts, {held}, {before}{self.start_psnr_db:.1f} dB at the start; "

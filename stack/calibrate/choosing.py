@@ -16,6 +16,7 @@ from ..runtime.stack_like import StackLike
 from .calibration import DISAGREE_DB
 from .goals import Goal
 from .held_out import HeldOut, chosen_again, finalists
+from .learned_fit import Estimates, learn
 from .progress import BestSoFar
 from .schedule_search import ScheduleSearch
 from .search import Tried
@@ -25,6 +26,7 @@ from .time_budget import (
     STOPPED,
     OutOfTime,
     SearchBudget,
+    cached_seconds,
     fitting,
     least_seconds,
     picture_seconds,
@@ -32,14 +34,15 @@ from .time_budget import (
 )
 from .trials import Trials, decides_by_threshold
 
+FEW_TRIALS = 3  # for which there has to be time, beside what is kept for learning
 FEW = 8  # trials: a search that time ends before them has hardly left its openings
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """What a search came to: the cache, its full steps and PSNR, the start's PSNR, how many trials it took and, of a
-    schedule, which; how many candidates were compared again on held-out prompts; whether time cut it short; and
-    whether it is the cache that was there."""
+    schedule, which; how many candidates were compared again on held-out prompts; whether time cut it short;
+    whether it is the cache that was there; and the kind of corrections that were learnt on top of it."""
 
     cache: Cache
     full: float
@@ -50,6 +53,7 @@ class SearchResult:
     compared: int = 0
     hurried: bool = False
     kept: bool = False
+    learned: str = ""
 
 
 class Search:
@@ -58,6 +62,8 @@ class Search:
     Attributes:
         trials: on the prompts that there is time for; set by `all`, as are the others.
         own: the cache that was there, as a choice.
+        held: the held-out pictures that decided; None before that.
+        estimates: of the uncached runs, where corrections may be learnt.
         used: how many prompts there was time for, held-out ones included.
     """
 
@@ -73,7 +79,11 @@ class Search:
         budget: SearchBudget,
         bar: BestSoFar,
         theory: bool,
+        kind: str = "",
     ):
+        self.kind = kind
+        self.held: HeldOut | None = None
+        self.estimates = Estimates()
         self.stack, self.cache, self.calls, self.goal = stack, cache, calls, goal
         self.budget, self.bar, self.theory = budget, bar, theory
         self.used = 0
@@ -94,7 +104,7 @@ class Search:
             raise StackError(f"time was over before anything was tried for {self.goal.words}: give it more seconds")
         self.bar.says("checking")
         self.budget.begin_check()
-        return self._checked(choice, held_out)
+        return self._learnt(*self._checked(choice, held_out))
 
     def _record(self, prompts: Sequence[Any], held_out: Sequence[Any], seed: int) -> Sequence[Any]:
         """Run what there is time for without the cache, and with it as it was. Returns the held-out prompts."""
@@ -111,12 +121,15 @@ class Search:
         try:
             self.bar.says(f"recording {counted(len(searched), 'picture')}")
             began = budget.spent
-            self.trials = Trials(self.stack, self.cache, searched, steps, seed, self.calls)
+            beside = [self.estimates.put_on] if self._learns else []
+            self.trials = Trials(self.stack, self.cache, searched, steps, seed, self.calls, beside)
             # Uncached once, with the cache that was there, and with what was found.
             picture = (budget.spent - began) / len(searched)
-            budget.keep(min(CHECK * least_seconds(picture, 0, len(held), share), budget.seconds - budget.spent))
+            check = least_seconds(picture, 0, len(held), share)
+            budget.keep(min(CHECK * check, budget.seconds - budget.spent))
             self.bar.says("the cache as it is")
             point = self.trials.as_it_is()
+            self._keep_for_learning(cached_seconds(picture, self.used, share))
         except OutOfTime:
             raise too_short(max(picture, budget.spent / len(searched)), budget.seconds, share) from None
         self.own_seconds, self.goal = point.seconds, self.goal.or_as_before(point.full)
@@ -139,7 +152,7 @@ class Search:
         if self.budget.interrupted:
             return self._better(choice, choice.psnr, self.own.psnr)[0], math.nan
         try:
-            held = HeldOut(self.trials, prompts)
+            self.held = held = HeldOut(self.trials, prompts)
             known = held.psnr(choice.cache)
             ours = known if choice.kept else held.psnr(self.own.cache)
         except STOPPED as stopped:
@@ -150,9 +163,38 @@ class Search:
                 again = self._made_again(choice, held)
                 other = HeldOut(self.trials, prompts, check=2)
                 choice, known, ours = again, other.psnr(again.cache), other.psnr(self.own.cache)
+                self.held = other
             except STOPPED as stopped:
                 self.budget.stopped(stopped)
         return self._better(choice, known, ours)
+
+    def _keep_for_learning(self, seconds: float) -> None:
+        """Keep so much time for learning, where as much is left for a few trials."""
+        left = self.budget.seconds - self.budget.spent - self.budget.reserved
+        if self._learns and left > (1 + FEW_TRIALS) * seconds:
+            self.budget.keep(self.budget.reserved + CHECK * seconds)
+
+    @property
+    def _learns(self) -> bool:
+        """Whether corrections may be learnt."""
+        return bool(self.kind) and self.cache.policy.scheduled and self.cache.policy.correctable
+
+    def _learnt(self, choice: SearchResult, known: float) -> tuple[SearchResult, float]:
+        """The choice with learned corrections where these win on the held-out prompts; else as it is."""
+        held, truth = self.held, self.estimates.x0
+        if held is None or not (self._learns and truth and choice.cache.policy.corrected) or self.budget.interrupted:
+            return choice, known
+        self.bar.says("learning")
+        try:
+            plain = choice.cache.changed(learned=None)
+            taught, pictures = learn(self.trials, plain, self.kind, truth)
+            if not held.wins(taught, choice.cache):
+                return choice, known
+        except STOPPED as stopped:
+            self.budget.stopped(stopped)
+            return choice, known
+        fitted = psnr(pictures, self.trials.target)
+        return replace(choice, cache=taught, psnr=fitted, learned=self.kind), held.psnr(taught)
 
     def _better(self, choice: SearchResult, found: float, ours: float) -> tuple[SearchResult, float]:
         """The choice, or what was there: that stays if it does what is asked and is no worse, and as fast."""

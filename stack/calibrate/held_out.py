@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..caching.candidate import Candidate
 from ..measure.metrics import psnr
 from .search import EARLY, Tried, spread
@@ -30,10 +32,30 @@ class HeldOut:
     def __init__(self, trials: Trials, prompts: Sequence[str], check: int = 1):
         self.trials, self.prompts, self._seed = trials, prompts, trials.seed + check * AWAY
         self.target = trials.run(recorder(Trajectory()), prompts, self._seed)
+        self._last: tuple[Cache, torch.Tensor] | None = None
+
+    def pictures(self, cache: Cache) -> torch.Tensor:
+        """What a cache makes of them; the last one's are kept."""
+        if self._last is None or self._last[0] != cache:
+            self._last = cache, self.trials.run(cache, self.prompts, self._seed)
+        return self._last[1]
 
     def psnr(self, cache: Cache) -> float:
         """PSNR in dB of a cache against the uncached pictures."""
-        return psnr(self.trials.run(cache, self.prompts, self._seed), self.target)
+        return psnr(self.pictures(cache), self.target)
+
+    def wins(self, new: Cache, old: Cache) -> bool:
+        """Whether a cache is better than another: in pooled PSNR and in the mean over pictures.
+
+        Pooled alone, one picture whose layout flips would decide; the mean alone would not see it.
+        """
+        pairs = [(self.psnr(cache), mean_psnr(self.pictures(cache), self.target)) for cache in (old, new)]
+        return all(after > before for before, after in zip(*pairs, strict=True))
+
+
+def mean_psnr(pictures: torch.Tensor, target: torch.Tensor) -> float:
+    """The mean of the pictures' own PSNR in dB."""
+    return sum(map(psnr, pictures, target)) / len(pictures)
 
 
 def finalists(tried: Tried, steps: int, most: int = SEARCHED) -> list[Candidate]:

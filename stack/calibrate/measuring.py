@@ -45,6 +45,7 @@ def calibrate(
     progress: bool = True,
     theory: bool = True,
     call: Call | None = None,
+    learn: str | None = None,
 ) -> Calibration:
     """Search the cache's full steps and forecast on finished pictures, check them on other prompts, keep the best.
 
@@ -59,6 +60,10 @@ def calibrate(
         trials: runs of the whole batch of prompts to spend.
         budget: seconds to spend, the check on held-out prompts included.
         theory: start from the schedule that the recorded errors recommend; see `stack.calibrate.theory`.
+        learn: what is learnt from the recorded runs on top of the schedule, for a cache with a corrector: "l2p" or
+            "low-rank" (`stack.caching.learned`), "off" for nothing. None is "low-rank", the better of the two alone. It
+            is kept if it wins on the held-out prompts. A recipe can only name its file:
+            `found.cache.policy.learned.save(...)`, then `cache(..., learned=...)`.
 
     Raises:
         StackError: see `stack.calibrate.calibrate.calibrate`.
@@ -67,7 +72,7 @@ def calibrate(
     checked(Seed, seed, "seed")
     with stack.lock:
         goal, spend = Goal(full_steps, psnr, seconds), SearchBudget(trials, budget)
-        return search_cache(stack, searched, held, goal, seed, spend, progress, theory, call)[1]
+        return search_cache(stack, searched, held, goal, seed, spend, progress, theory, call, learn)[1]
 
 
 def noise_floor(

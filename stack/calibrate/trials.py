@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -14,11 +14,14 @@ from ..caching.candidate import WHOLE, Candidate
 from ..caching.forecast import COORDINATES
 from ..caching.repairs import can_correct
 from ..core.errors import StackError
+from ..core.installer import Installer
+from ..core.passes import Applied
 from ..measure.metrics import psnr
 from ..measure.timing import timed
 from ..models.sampler import linear_form
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
+from ..runtime.target import Target
 from .observe import Observe
 from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels, rehearsable
 from .trajectory import SegmentErrors, Trajectory, error_weights, growth, recorder
@@ -50,6 +53,17 @@ def decides_by_threshold(cache: Cache) -> bool:
     return bool(cache.policy.gate) or cache.policy.site.threshold_scaled(1.0) is not None
 
 
+def _together(first: Observe, more: Sequence[Callable[[Target, Installer], None]]) -> Observe:
+    """Several observers of one run."""
+
+    def put_on(target: Target, install: Installer) -> Applied | None:
+        for observe in more:
+            observe(target, install)
+        return first.put_on(target, install)
+
+    return Observe(put_on)
+
+
 @dataclass(frozen=True)
 class Times:
     """Seconds of one picture's run: a full step, a cached step, and the uncached run as a whole."""
@@ -67,6 +81,7 @@ class Trials:
     Args:
         seed: of the first prompt; the others follow.
         calls: how the pipeline is called; by default with prompts and seeds alone.
+        beside: further observers of the uncached runs.
     """
 
     def __init__(
@@ -77,14 +92,15 @@ class Trials:
         steps: int,
         seed: int,
         calls: PipelineCalls | None = None,
+        beside: Sequence[Callable[[Target, Installer], None]] = (),
     ):
         self.calls = calls or PipelineCalls(stack.pipe)
         self.stack, self.cache, self.prompts, self.steps, self.seed = stack, cache, prompts, steps, seed
         self._x0 = cache.policy.site.forecasts_x0
         self._recorder = x0_recorder if self._x0 else recorder
-        self._device = torch.device(stack.facts.machine.device)
+        self.device = torch.device(stack.facts.machine.device)
         plain = Trajectory()
-        self.target = self.run(self._recorder(plain))
+        self.target = self.run(_together(self._recorder(plain), beside))
         self.sigmas, self.levels = stack.sigmas, stack.clock.sigma_schedule.levels
         self.shared = Rehearsals(plain)
         self._best = float("-inf")
@@ -137,7 +153,7 @@ class Trials:
         """What the cache makes of the prompts as it was given: all at once under a schedule."""
         if decides_by_threshold(self.cache):
             return self.measured(self.cache, 1.0)
-        made, seconds = timed(partial(self.run, self.cache), self._device)
+        made, seconds = timed(partial(self.run, self.cache), self.device)
         full = len(self.cache.schedule_for(self.steps, self.sigmas, self.levels).full_steps(self.steps))
         return Point(1.0, psnr(made, self.target), full, seconds / len(self.prompts))
 
@@ -150,7 +166,7 @@ class Trials:
     def _measured(self, cache: Cache, factor: float) -> Point:
         made, full, spent, count = [], 0.0, 0.0, len(self.prompts)
         for number, prompt in enumerate(self.prompts):
-            picture, seconds = timed(partial(self.run, cache, [prompt], self.seed + number), self._device)
+            picture, seconds = timed(partial(self.run, cache, [prompt], self.seed + number), self.device)
             made.append(picture)
             report = self.stack.report()
             full, spent = full + report.full_steps / report.branches, spent + seconds
@@ -181,7 +197,7 @@ class Trials:
     def _growth(self) -> list[float]:
         disturbed = Trajectory()
         observer = self._recorder(disturbed, DISTURBED)
-        _, self._disturbed_s = timed(partial(self.run, observer, self.prompts[:1]), self._device)
+        _, self._disturbed_s = timed(partial(self.run, observer, self.prompts[:1]), self.device)
         self._disturbed = self.stack.report().steps
         return growth(self.shared.plain, disturbed, DISTURBED[-1] + 1)
 

@@ -311,3 +311,20 @@ def test_a_fit_that_fails_leaves_model_and_stack_as_they_were() -> None:
 def test_bad_options_are_refused_while_building(options: dict[str, Any], words: str) -> None:
     with pytest.raises(StackError, match=words):
         Stack(tiny_denoiser()).cache("fastcache-published", **options)
+
+
+def test_a_saved_stack_holds_the_maps_too(fitted: Path, tmp_path: Path) -> None:
+    pipe = tiny_pipe()
+    with (
+        Stack(pipe, steps=STEPS)
+        .quantize("int8-weight", min_features=32)
+        .cache("fastcache-gate", maps=fitted, threshold=0.05) as stack
+    ):
+        expected, maps = picture(stack, STEPS), stack.passes[-1].policy.site.maps
+        stack.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "maps.safetensors").is_file()
+    loaded = Stack.load(tmp_path / "saved", tiny_pipe())
+    assert loaded.passes[-1].policy.site.maps.tables["delta"].equal(maps.tables["delta"])
+    assert torch.equal(picture(loaded, STEPS), expected)
+    with pytest.raises(StackError, match=r"cannot hold what was fitted \(maps\)"):
+        stack.passes[-1].options()
