@@ -86,7 +86,7 @@ class Bench:
         """Inside of it all blocks answer at once, and on a cached step what only they read."""
         wiring = wiring_of(self.denoiser)
         modules = [block for _, block in wiring.blocks(self.denoiser)]
-        modules += map(self.denoiser.get_submodule, [*wiring.embedders.values(), *wiring.constants] if cached else [])
+        modules += wiring.idle(self.denoiser) if cached else []
         answers: dict[nn.Module, Any] = {}
         hooks = [m.register_forward_hook(lambda m, _, out: answers.__setitem__(m, out)) for m in modules]
         self.call()

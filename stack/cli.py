@@ -193,11 +193,14 @@ def calibrate(
 
 
 @app.command()
-def models() -> None:
-    """List the reference models that ship with the package."""
+def models(
+    name: Annotated[str | None, typer.Argument(metavar="CLASS", help="A denoiser of diffusers.")] = None,
+) -> None:
+    """List the reference models that ship with the package, or say how a denoiser class is wired."""
+    from .models.shown import shown
     from .reference.load import MODELS
 
-    _list(MODELS.items())
+    typer.echo(shown(name)) if name else _list(MODELS.items())
 
 
 @app.command(name="recipes")

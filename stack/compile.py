@@ -83,7 +83,7 @@ class Compile:
         device = target.facts.machine.device
         if device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
             raise StackError("compile() needs a C++ compiler on this device, found none: install g++, or leave it out")
-        blocks = target.wiring.blocks(target.denoiser)
+        blocks = target.wiring.blocks(target.denoiser) or _repeated(target.denoiser)
         for _, block in blocks:
             install.wrap_call(block, "forward", partial(compiled, mode=self.mode))
         done = f"{len(blocks)} blocks compiled at their first call, mode {self.mode}"
@@ -101,6 +101,12 @@ def compiled(forward: Callable[..., Any], mode: str) -> Callable[..., Any]:
         return made(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
 
     return called
+
+
+def _repeated(denoiser: Any) -> list[tuple[str, nn.Module]]:
+    """The modules that diffusers compiles one by one in a model without a list of blocks, such as a U-Net."""
+    kinds = type(denoiser)._repeated_blocks or ()
+    return [(path, module) for path, module in denoiser.named_modules() if type(module).__name__ in kinds]
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from .models.schedule import timetable_ahead
 from .models.wiring import Wiring
 from .quant.backends import BACKENDS
 from .quant.prequantized import fewest_bits, quantized_by, rounded_to
+
+HEADS = ("num_attention_heads", "num_heads", "n_heads", "heads_num")  # what configurations call the number of heads
 
 
 def _levels(pipe: Any | None, steps: int, image_tokens: int) -> tuple[tuple[float, float], ...]:
@@ -39,10 +42,27 @@ def _linears(denoiser: nn.Module) -> tuple[tuple[str, int, int], ...]:
     return tuple((path, linear.out_features, linear.in_features) for path, linear in found)
 
 
+def _sizes(denoiser: nn.Module, wiring: Wiring) -> tuple[int, int, int]:
+    """Width of the output stream, attention heads and their size; 0 where a model does not say it.
+
+    Without blocks the width is what most linears are given.
+    """
+    config: Any = denoiser.config
+    heads = next((config[name] for name in HEADS if isinstance(config.get(name), int)), 0)
+    if wiring.width_from:
+        linear = denoiser.get_submodule(f"{wiring.blocks(denoiser)[0][0]}.{wiring.width_from}")
+        width = int(vars(linear)["in_features"])
+    else:
+        read = Counter(inputs for _, _, inputs in _linears(denoiser))
+        known = wiring.block_lists and isinstance(config.get("attention_head_dim"), int)
+        width = heads * config["attention_head_dim"] if known else max(read, key=lambda size: read[size], default=0)
+    return width, heads, width // heads if heads else 0
+
+
 def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Facts:
     """What is known before anything runs."""
     config = denoiser.config
-    heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
+    width, heads, head_dim = _sizes(denoiser, wiring)
     parameter = next(denoiser.parameters())
     grid, text_tokens = wiring.tokens(pipe, config)
     quantizer = quantized_by(denoiser)
@@ -52,7 +72,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         machine=machine_of(execution_device(denoiser)),
         dtype=str(parameter.dtype).removeprefix("torch."),
         blocks=len(wiring.blocks(denoiser)),
-        width=heads * head_dim,
+        width=width,
         heads=heads,
         head_dim=head_dim,
         image_tokens=math.prod(grid) if grid else 0,
@@ -67,12 +87,14 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
         linears=_linears(denoiser),
-        latent=_latent(config),
+        latent=wiring.numbers(config) if wiring.numbers else _latent(config),
         sampler=sampler_of(wiring, pipe),
         levels=_levels(pipe, steps, math.prod(grid) if grid else 0),
         flow=wiring.flow,
         origin=_origin(denoiser, pipe),
         carries=preexisting_on(denoiser),
+        lacks=wiring.lacks,
+        wiring=wiring,
     )
 
 

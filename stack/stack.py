@@ -236,7 +236,7 @@ class Stack:
         standing = [text for layer in self._layers for text in layer.applied.warnings]
         findings = self._planner.installed.findings if self._planner.installed else ()
         notes = [f"{f.stage}: {f.what}; {f.repair}{f.tag}" for f in findings if f.repair and not f.note]
-        if self._pipe is not None and self._pipe.transformer is not self.denoiser:
+        if self._pipe is not None and denoiser_of(self._pipe) is not self.denoiser:
             notes.append(REPLACED)
         return Report(
             steps=self._target.journal.records(),
@@ -316,7 +316,7 @@ class Stack:
             if self._pipe is None:
                 return self.apply().denoiser(*args, **kwargs)
             given = named_arguments(self._pipe, args, kwargs)
-            if self.applied and self._pipe.transformer is not self.denoiser:
+            if self.applied and denoiser_of(self._pipe) is not self.denoiser:
                 raise StackError(REPLACED)
             self.apply()
             call_transforms = [layer.applied.call for layer in self._layers if layer.applied.call]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.runtime.arguments import Arguments
+from stack.core.arguments import Arguments
 
 
 def plain(a: int, b: int = 2, *, c: int = 3) -> tuple[Any, ...]:

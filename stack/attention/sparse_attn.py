@@ -85,7 +85,7 @@ class SparseAttention:
         ]
 
     def check(self, facts: Facts) -> list[Finding]:
-        if facts.family not in FAMILIES:
+        if facts.family not in FAMILIES or "attention" in facts.lacks:
             what = f"no block-sparse attention for family {facts.family!r}"
             return [Finding(self.stage, what, f"only {', '.join(FAMILIES)} attention is wired", repair=DENSE)]
         if not self.policy.sparse_steps(facts.steps):

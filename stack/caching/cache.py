@@ -184,8 +184,13 @@ class Cache:
 
     def check(self, facts: Facts) -> list[Finding]:
         p = self.policy
+        missing = dict.fromkeys(name for name in p.site.wants(p) if name in facts.lacks)
+        if missing:
+            reasons = "; ".join(f"{name}: {facts.lacks[name]}" for name in missing)
+            what = f"{self.method} needs what is not known of this {facts.family} model"
+            return [Finding(self.stage, what, reasons, fatal=True)]
         front, back = p.site.front_blocks, p.site.back_blocks
-        if front + back >= facts.blocks:
+        if front + back >= facts.blocks and "blocks" in p.site.needs:
             what = f"{front} front and {back} back blocks leave none of {facts.blocks} to cache"
             return [Finding(self.stage, what, fatal=True)]
         capped = check_cap(p, facts, self.stage)
@@ -221,6 +226,7 @@ class Cache:
             place=first_on_device(split.features) if split else all_on_device,
             given=lambda: target.conditions.given,
             residuals=target.wiring.residuals,
+            whole="rows" in target.wiring.lacks,
             drafts=isinstance(p.gate, DraftPolicy) and bool(p.gate.accept),
         )
 

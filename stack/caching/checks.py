@@ -77,6 +77,9 @@ def _uncorrectable(asked: Mapping[str, Any], p: Policy, facts: Facts, stage: str
     note = "corrected" not in asked and not p.schedule.full_steps
     if facts.sampler:
         return Finding.of(SAMPLER_NOT_PLAIN, stage, facts.sampler, repair=repair, note=note), plain
+    if "whole" in facts.lacks:
+        what = f"a corrector reads the latent off the output: {facts.lacks['whole']}"
+        return Finding(stage, what, repair=repair, note=note), plain
     what = f"a corrector reads the latent off the output: expected no more numbers out than in, got {out} for {into}"
     return Finding.of(LEARNED_VARIANCE, stage, what, repair=repair, note=note), plain
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from ..core.installer import Installer
+from ..models.ports import several
 from ..models.wiring import Wiring
 from ..runtime.conditions import ConditionsReader
 from ..runtime.step_clock import Clock
-from .sites.calls import several
 
 
 class Constants:

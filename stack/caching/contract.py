@@ -107,6 +107,7 @@ class Site(Options):
         forecasts_x0: it forecasts the estimate of x0, and calibration records that.
         measures_slope: it measures what a change of its input does to its output, see `SumPolicy`.
         partial_depth: some blocks can run on its cached steps, so that it may be kept on schedules of few steps.
+        needs: what a model's wiring must have for it, as `Wiring.lacks` names it.
     """
 
     name: ClassVar[str]
@@ -123,6 +124,11 @@ class Site(Options):
     forecasts_x0: ClassVar[bool] = False
     measures_slope: ClassVar[bool] = False
     partial_depth: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("blocks",)
+
+    def wants(self, policy: PolicyLike) -> tuple[str, ...]:
+        """What a model's wiring must have under this policy."""
+        return (*self.needs, *(policy.gate.needs if policy.gate else ()))
 
     @property
     def front_blocks(self) -> int:
@@ -187,6 +193,7 @@ class GatePolicy(Options):
         option: the option that stands for it; "" where it is asked for by name only.
         keeps_probe: it holds a tensor of the output stream's size to compare with.
         correctable: full steps can put right the forecasts before them: not where a step is taken back.
+        needs: what a model's wiring must have for it, as `Wiring.lacks` names it.
     """
 
     name: ClassVar[str]
@@ -198,6 +205,7 @@ class GatePolicy(Options):
     option: ClassVar[str] = ""
     keeps_probe: ClassVar[bool] = False
     correctable: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def suits(self, site: Site) -> bool:
         """Whether it can decide at a site."""

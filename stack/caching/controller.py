@@ -81,6 +81,7 @@ class CacheController:
         place: where the state of a slot's next feature lies, by the number of those it has, and their device.
         given: the arguments of the current denoiser call, by name.
         residuals: names of those that are added between blocks, see `Wiring.residuals`.
+        whole: a batch can only run as a whole.
         drafts: whether steps are taken back that fail their check.
         figures: what a site adds to the report.
         shared: what a site holds for all branches of the request.
@@ -107,6 +108,7 @@ class CacheController:
     place: Place = all_on_device
     given: Callable[[], Mapping[str, Any]] = dict
     residuals: tuple[str, ...] = ()
+    whole: bool = False
     drafts: bool = False
     figures: dict[str, float] = field(default_factory=dict)
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -211,7 +213,7 @@ class CacheController:
             # What is added between blocks, and an image of all samples, would be missing where a draft is taken back.
             skips = [False] * len(slots)
             self.journal.warn("no drafts where control residuals or an image come with the call: steps run in full")
-        if (together or indivisible) and not all(skips):
+        if (together or indivisible or self.whole) and not all(skips):
             skips = [False] * len(slots)
         for slot, skip in zip(slots, skips, strict=True):
             slot.run = slot.run + 1 if skip else 0

@@ -20,7 +20,7 @@ from ..models.sampler import LinearSampler
 from ..runtime.call import DenoiserCall, Proceed
 from .controller import CacheController, CacheSlot
 from .forecast import coordinate
-from .latent import like, returned_as, x0_of
+from .latent import like, returned_as, turned, x0_of
 from .learned import PAST, Corrections, key_of
 
 OTHER_LEVELS = "learned corrections are of other noise levels: plain forecasts stand in; calibrate() again for these"
@@ -52,7 +52,8 @@ class Corrector:
         now, slots = controller.now, controller.slots
         if not now.known:
             return result
-        estimate, x, out = self.sampler().estimates[now.step], call.latent.float(), result[0].float()
+        estimate = turned(self.sampler().estimates[now.step], call)
+        x, out = call.latent.float(), result[0].float()
         x0 = x0_of(estimate, x, out)
         rows = x0.split(len(x0) // len(slots))
         shifts = [self._shift(slot, row) for slot, row in zip(slots, rows, strict=True)]

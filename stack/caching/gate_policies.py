@@ -58,6 +58,7 @@ class PolynomialPolicy(_ThresholdPolicy):
     looks_at: ClassVar[str] = "the changes of the first block's modulated input, summed since the last full step"
     sites: ClassVar[tuple[str, ...]] = BLOCK_RANGES
     keeps_probe: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("modulation",)
     fitted_by: ClassVar[str] = "a polynomial"
 
     coefficients: tuple[float, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +30,11 @@ def noisy_part(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """
     axis = 2 if x.ndim == 3 else 1
     return x.narrow(axis, 0, out.shape[axis]) if x.shape[axis] > out.shape[axis] else x
+
+
+def turned(estimate: Estimate, call: DenoiserCall) -> Estimate:
+    """The estimate for a call whose denoiser returns x0 - noise: its pipeline turns the sign before the sampler."""
+    return replace(estimate, d=-estimate.d) if call.backwards else estimate
 
 
 def x0_of(estimate: Estimate, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -55,7 +55,7 @@ def _partial_depth(p: Policy, facts: Facts) -> Policy:
 def can_correct(facts: Facts) -> bool:
     """Whether x0 can be computed from the denoiser's output, and the sampler neither adds noise nor clips."""
     into, out = facts.latent
-    return into >= out and not facts.sampler
+    return into >= out and not facts.sampler and "whole" not in facts.lacks
 
 
 def for_noise(p: Policy, facts: Facts) -> Policy | None:
@@ -96,4 +96,4 @@ def angle(p: Policy, facts: Facts) -> float | None:
 
 def always_running(p: Policy, facts: Facts) -> float:
     """Share of the blocks that runs on cached steps too."""
-    return (p.site.front_blocks + p.site.back_blocks) / facts.blocks
+    return (p.site.front_blocks + p.site.back_blocks) / max(1, facts.blocks)

@@ -10,9 +10,9 @@ import torch
 from ..caching.calibrated_for import conditions
 from ..caching.fastcache.linear_map import GramSums, LinearMap
 from ..caching.fastcache.maps import APPROXIMATIONS, WHOLE, LinearMaps
-from ..caching.sites.calls import Streams
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
+from ..models.ports import Streams
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from ..runtime.step_clock import StepContext

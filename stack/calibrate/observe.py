@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..caching.sites.calls import BlockCall, Streams, before_blocks
+from ..caching.sites.calls import BlockCall, before_blocks
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding
+from ..models.ports import Streams
 from ..runtime.call import DenoiserCall
 from ..runtime.step_clock import StepContext
 from ..runtime.target import Target

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..caching.sites.calls import Streams
+from ..models.ports import Streams
 from ..models.wiring import Wiring, wiring_of
 from ..runtime.step_clock import StepContext
 from .trajectory import sampled

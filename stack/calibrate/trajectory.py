@@ -11,8 +11,9 @@ from torch import nn
 
 from ..caching.forecast import Forecast, coordinate, gaps
 from ..caching.predictor import weights
-from ..caching.sites.calls import BlockCall, Streams
+from ..caching.sites.calls import BlockCall
 from ..core.installer import Installer
+from ..models.ports import Streams
 from ..models.wiring import Wiring
 from ..runtime.step_clock import StepContext
 from ..runtime.target import Target

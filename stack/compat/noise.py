@@ -93,7 +93,7 @@ def rounding_floor(bits: int, width: int) -> float:
     root mean square is a step over sqrt(12) (Widrow and Kollar 2008, ch. 3). The largest of D normal numbers is about
     sqrt(2 ln 2D) times their spread. 0.8 % for 8 bits at 192 channels, where 0.3 to 1.2 % is measured at the output.
     """
-    return math.sqrt(2 * math.log(2 * width)) / (2 ** (bits - 1) - 1) / math.sqrt(12)
+    return math.sqrt(2 * math.log(2 * max(width, 1))) / (2 ** (bits - 1) - 1) / math.sqrt(12)
 
 
 class NoiseLedger:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -74,7 +76,10 @@ class Facts:
         carries: what other libraries have put on the model, see `stack.models.preexisting`.
         compiled: mode its blocks are compiled in; "" where they are not.
         linears: path, outputs and inputs of every linear of the denoiser; () where unknown.
-        latent: numbers per image token in the denoiser's input and in its output; 0 where unknown.
+        latent: numbers per image token in the denoiser's input and in its output; 0 where unknown. Where only their
+            ratio is known, that.
+        lacks: what the model does not get, and why: "blocks", "range", "modules", ..., see `Wiring.lacks`.
+        wiring: how it is wired, a `stack.models.layout.Wiring`; None where only the family is known.
     """
 
     family: str
@@ -110,6 +115,8 @@ class Facts:
     flow: bool = True
     carries: tuple[str, ...] = ()
     compiled: str = ""
+    lacks: Mapping[str, str] = field(default_factory=dict, repr=False)
+    wiring: Any = field(default=None, repr=False, compare=False)
 
     @property
     def asked(self) -> int:

@@ -98,6 +98,12 @@ def make_plan(facts: Facts, passes: Sequence[Pass], strict: bool = False) -> Pla
     return Plan(facts, tuple(stages), tuple(findings))
 
 
+def _size(facts: Facts) -> str:
+    """Width and heads, as far as they are known."""
+    width = f"width {facts.width or 'unknown'}, "
+    return width + (f"{facts.heads} heads of {facts.head_dim}, " if facts.heads else "")
+
+
 def explain(plan: Plan) -> str:
     """The plan in words: the model, each stage with its reasons, then what was noticed."""
     f = plan.facts
@@ -105,10 +111,11 @@ def explain(plan: Plan) -> str:
     takes = "taken by the solver" if after.ladder else "as the weights below are made for"
     asked = "" if after.steps == f.steps else f", {takes}; asked for {f.steps}"
     lines = [
-        f"{f.family} denoiser: {f.blocks} blocks, width {f.width}, {f.heads} heads of {f.head_dim}, "
+        f"{f.family} denoiser: {f.blocks} blocks, {_size(f)}"
         f"{f.image_tokens or 'unknown'} image tokens, {f.dtype} on {f.machine.device} {f.machine.vector}".rstrip(),
         f"planned for {counted(after.steps, 'step')}{asked}",
     ]
+    lines += [f"not for this model: {name}: {reason}" for name, reason in f.lacks.items()]
     for number, stage in enumerate(plan.stages, 1):
         first, *rest = stage.run.describe(stage.before)
         lines += [f"{number}. {stage.run.stage}: {first}", *(f"   - {line}" for line in rest)]

@@ -1,145 +1,22 @@
-"""How a diffusers family is wired: where its blocks are, what flows through them, what its linears do."""
+"""How diffusers' families are wired: three written by hand, every other derived from its class."""
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from torch import nn
 
 from ..core.errors import StackError
+from .derive.derive import derived
+from .layout import Along, CachedModule, Wiring
 
-
-@dataclass(frozen=True)
-class CachedModule:
-    """A module of a block whose output, before its gate, a per-module cache keeps.
-
-    Attributes:
-        path: inside the block.
-        role: "attention", "mlp", or "both" where one projection ends both.
-        spares: modules whose output nobody reads once this one is predicted.
-        norms: modules that make its input and nothing else's, token by token, of their first argument (B, N, D), and
-            return it alone or first; what they return beside it, gates and shifts, depends on no token.
-        values: the linear that makes the attention values of the same tokens; "" where it is not known.
-    """
-
-    path: str
-    role: str
-    spares: tuple[str, ...] = ()
-    norms: tuple[str, ...] = ()
-    values: str = ""
-
-
-@dataclass(frozen=True)
-class Along:
-    """How an argument of a block runs along the tokens.
-
-    Attributes:
-        streams: whose tokens it holds, one stream after the other.
-        axis: of the argument, or of every tensor of it where it is a tuple.
-    """
-
-    streams: tuple[str, ...]
-    axis: int = 0
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """A family, as data.
-
-    Attributes:
-        family: name used in facts and recipes.
-        classes: names of the diffusers classes it covers.
-        block_lists: module lists in the order they run.
-        streams: what each block takes and returns: stream name to argument name, in the order of the return value.
-        output_stream: the stream the head reads.
-        linears: shell wildcards, role by role, of the linears worth quantizing; paths inside a block.
-        sensitive: shell wildcards, role by role, of the linears whose error does not average out; paths in
-            the denoiser.
-        modules: what a per-module cache keeps, by block list: the modules whose output it predicts.
-        modulation: (block, its arguments) to the first block's modulated input (B, N, D).
-        head: (denoiser, output stream behind the blocks, a block's arguments) to the denoiser's output, token by token.
-        tokens: (pipeline or None, configuration of the denoiser) to the grid of the output stream's tokens and the
-            number of the text's, at the pipeline's default size; () and 0 where unknown.
-        grid: (denoiser, its arguments) to the grid of the output stream's tokens in this very call: (rows, columns), or
-            (frames, rows, columns) of a video; () where they lie on none. The last axis runs fastest.
-        inputs: arguments of the denoiser with a leading batch dimension; () where a batch can only run as a whole.
-        residuals: arguments of the denoiser that a control net makes anew on every step; all others but the latent and
-            its time count as the same on every step of a request.
-        batched: other arguments of a block with a leading batch dimension.
-        constants: modules of the denoiser whose output is the same on every step of a request.
-        embedders: stream name to the module of the denoiser that makes it; only blocks read what these make.
-        along: arguments with an entry per token, such as masks and rotary tables.
-        same_input: shell wildcards, list by list, of the linears of a block that read the very same tensor.
-        only: what the configuration has to say of these entries for the wiring to be true.
-        flow: whether its output is a velocity, noise - x0, whatever the sampler: what a bare denoiser is taken for.
-        halves: whether a pipeline runs both guidance branches in one call, each in one half of the batch.
-        timestep_scale: the denoiser's `timestep` argument divided by this is sigma.
-    """
-
-    family: str
-    classes: tuple[str, ...]
-    block_lists: tuple[str, ...]
-    streams: dict[str, str]
-    output_stream: str
-    linears: dict[str, tuple[str, ...]]
-    sensitive: dict[str, tuple[str, ...]]
-    modules: dict[str, tuple[CachedModule, ...]]
-    modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
-    head: Callable[[Any, torch.Tensor, Mapping[str, Any]], torch.Tensor]
-    tokens: Callable[[Any, Mapping[str, Any]], tuple[tuple[int, ...], int]]
-    grid: Callable[[Any, Mapping[str, Any]], tuple[int, ...]]
-    inputs: tuple[str, ...] = ()
-    residuals: tuple[str, ...] = ()
-    batched: tuple[str, ...] = ("temb",)
-    constants: tuple[str, ...] = ()
-    embedders: Mapping[str, str] = field(default_factory=dict)
-    along: Mapping[str, Along] = field(default_factory=dict)
-    same_input: tuple[tuple[str, ...], ...] = ()
-    only: Mapping[str, Any] = field(default_factory=dict)
-    flow: bool = True
-    halves: bool = False
-    timestep_scale: float = 1.0
-
-    def blocks(self, denoiser: nn.Module) -> list[tuple[str, nn.Module]]:
-        """(path, block) in running order."""
-        return [
-            (f"{name}.{index}", block)
-            for name in self.block_lists
-            for index, block in enumerate(denoiser.get_submodule(name).children())
-        ]
-
-    def block_of(self, path: str) -> str:
-        """The path of the block that a module of this path is in; "" outside of blocks."""
-        for name in self.block_lists:
-            index, _, inside = path.removeprefix(f"{name}.").partition(".")
-            if path.startswith(f"{name}.") and inside:
-                return f"{name}.{index}"
-        return ""
-
-    def modulated(self, block: nn.Module, given: Mapping[str, Any]) -> torch.Tensor:
-        """The modulated input of a block, which TeaCache looks at."""
-        return self.modulation(block, given)
-
-    def role(self, path_in_block: str) -> str | None:
-        """The role of a linear ("attention", "mlp"), or None where it should stay as it is."""
-        return _role_of(path_in_block, self.linears)
-
-    def sensitivity(self, path: str) -> str:
-        """The role of a linear whose error does not average out, or "unknown role" where no list names it."""
-        return _role_of(path, self.sensitive) or "unknown role"
-
-
-def _role_of(path: str, roles: Mapping[str, tuple[str, ...]]) -> str | None:
-    for role, patterns in roles.items():
-        if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
-            return role
-    return None
+__all__ = ["DIT", "FAMILIES", "FLUX", "HUNYUAN_VIDEO", "Along", "CachedModule", "Wiring", "wiring_of"]
 
 
 def _flux_tokens(pipe: Any, config: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
@@ -207,7 +84,8 @@ FLUX = Wiring(
     inputs=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"),
     residuals=("controlnet_block_samples", "controlnet_single_block_samples"),
     constants=("pos_embed",),
-    embedders={"text": "context_embedder", "image": "x_embedder"},
+    makers=("x_embedder",),
+    unread=("context_embedder", "pos_embed"),
     along={"image_rotary_emb": Along(("text", "image"))},
     same_input=(("attn.to_[qkv]", "proj_mlp"), ("attn.add_[qkv]_proj",)),
 )
@@ -263,7 +141,7 @@ DIT = Wiring(
     tokens=_dit_tokens,
     grid=_patches,
     inputs=("hidden_states", "timestep", "class_labels"),
-    embedders={"image": "pos_embed"},
+    makers=("pos_embed",),
     batched=("timestep", "class_labels"),
     timestep_scale=1000.0,
 )
@@ -301,8 +179,8 @@ HUNYUAN_VIDEO = replace(
     inputs=(*FLUX.inputs, "encoder_attention_mask"),
     residuals=(),
     batched=("temb", "attention_mask"),
+    unread=("context_embedder", "rope"),
     constants=("rope",),
-    embedders={"text": "context_embedder", "video": "x_embedder"},
     along={
         "freqs_cis": Along(("video",)),
         "image_rotary_emb": Along(("video",)),
@@ -319,22 +197,15 @@ FAMILIES: dict[str, Wiring] = {wiring.family: wiring for wiring in (FLUX, DIT, H
 
 
 def wiring_of(denoiser: Any) -> Wiring:
-    """The wiring of a model.
+    """The wiring of a model: written by hand where a family is and its configuration fits, else derived.
 
     Raises:
-        StackError: no known family covers its class, or not as it is configured.
+        StackError: no model of diffusers, or none whose forward takes a latent and its time.
     """
     name = type(denoiser).__name__
     for wiring in FAMILIES.values():
-        if name in wiring.classes:
-            _refuse_other(denoiser, wiring)
+        if name in wiring.classes and all(denoiser.config.get(n) == wanted for n, wanted in wiring.only.items()):
             return wiring
-    known = [cls for wiring in FAMILIES.values() for cls in wiring.classes]
-    raise StackError(f"cannot accelerate a {name}: expected one of {', '.join(known)}, or a pipeline with one")
-
-
-def _refuse_other(denoiser: Any, wiring: Wiring) -> None:
-    for entry, wanted in wiring.only.items():
-        if (found := denoiser.config.get(entry)) != wanted:
-            name = type(denoiser).__name__
-            raise StackError(f"cannot accelerate a {name} with {entry}={found!r}: expected {wanted!r}")
+    if not isinstance(denoiser, ModelMixin):
+        raise StackError(f"cannot accelerate a {name}: expected a denoiser of diffusers, or a pipeline with one")
+    return derived(denoiser)

@@ -33,6 +33,10 @@ from .schemes import KEEP, SCHEMES, Scheme, scheme_named
 from .selection import Choice, Rules, choose_linears, choose_named, grouped, kept_words, row_gain, weight_bytes
 
 
+def _wiring(facts: Facts) -> Wiring | None:
+    return facts.wiring or FAMILIES.get(facts.family)
+
+
 @dataclass(frozen=True)
 class Quantize:
     """Weights rounded once, and for "int8" and "fp8" activations on the fly, token by token.
@@ -121,8 +125,10 @@ class Quantize:
 
     def describe(self, facts: Facts) -> list[str]:
         """What is rounded, by whom and why, what stays and why."""
-        roles = " and ".join(FAMILIES[facts.family].linears) if facts.family in FAMILIES else "large"
-        lines = [f"{self.scheme} in the {roles} linears of {facts.blocks} blocks"]
+        family = _wiring(facts)
+        roles = " and ".join(family.linears) if family else "large"
+        where = f" of {facts.blocks} blocks" if facts.blocks else ""
+        lines = [f"{self.scheme} in the {roles} linears{where}"]
         if self.plan:
             counts = {name: list(self.plan.values()).count(name) for name in dict.fromkeys(self.plan.values())}
             lines[0] += ", and a plan: " + ", ".join(f"{count} x {name}" for name, count in counts.items())
@@ -136,7 +142,6 @@ class Quantize:
             lines.append(_ends_line(self.ends, self.share, facts.steps))
         if self.rounded:
             lines.append(f"{len(self.rounded.linears)} linears rounded with error feedback on {self.rounded.source}")
-        family = FAMILIES.get(facts.family)
         kept = row_gain(facts.text_tokens, facts.width) if SCHEMES[self.scheme].rounds_activations else ""
         if family:
             lines.append(f"{', '.join(family.sensitive)} stay: error amplification")
@@ -175,7 +180,7 @@ class Quantize:
         if facts.image_tokens and gain:
             what = f"{facts.image_tokens} image tokens of width {facts.width} are too few for int8 to be faster"
             found.append(Finding.of(ROWS_TOO_FEW, self.stage, what, note=True))
-        if facts.width < self.min_features and not self.plan:
+        if 0 < facts.width < self.min_features and not self.plan:
             what = f"no linear would be converted: the model is {facts.width} wide, min_features is {self.min_features}"
             found.append(Finding(self.stage, what, why=f"try min_features={facts.width}", fatal=True))
         return found if any(finding.fatal for finding in found) else [*found, *self._selected(facts)]
@@ -206,7 +211,7 @@ class Quantize:
 
     def _selected(self, facts: Facts) -> list[Finding]:
         """What speaks against the selection, by the names and sizes of the linears."""
-        family = FAMILIES.get(facts.family)
+        family = _wiring(facts)
         if not facts.linears or family is None:
             return []
         try:

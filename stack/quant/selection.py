@@ -125,7 +125,8 @@ def _judge(path: str, shape: tuple[int, int], wiring: Wiring, rules: Rules) -> C
     scheme = SCHEMES[planned] if planned not in (None, KEEP) else rules.scheme
     block = wiring.block_of(path)
     inside = path[len(block) + 1 :] if block else ""
-    role = wiring.role(inside) if block else None
+    # Where no blocks are known, roles are those of linears anywhere.
+    role = wiring.role(inside or path) if block or not wiring.block_lists else None
     kept = _uneven(shape, rules.multiple(scheme))
     if planned == KEEP or (planned is None and _matches(path, rules.skip)):
         kept = Kept(Reason.ASKED, "kept by the plan of layers" if planned == KEEP else "skipped")

@@ -21,15 +21,20 @@ class DenoiserCall:
     Attributes:
         run: the denoiser's own forward with the arguments of this call; `run()` calls the model.
         given: those arguments by name.
+        name: of the argument that is the noisy latent.
+        backwards: the denoiser's time counts up to the clean sample, and so does its velocity, x0 - noise.
     """
 
     run: partial[Any]
     given: Mapping[str, Any]
+    name: str = "hidden_states"
+    backwards: bool = False
 
     @property
     def latent(self) -> torch.Tensor:
         """The noisy latent, batch first."""
-        return self.given["hidden_states"]
+        latent = self.given[self.name]
+        return batch_of(latent) if isinstance(latent, list) else latent
 
     def separable(self, names: Sequence[str]) -> bool:
         """Whether it can be made for some samples only.
@@ -41,9 +46,9 @@ class DenoiserCall:
 
     def only(self, rows: Sequence[int], names: Sequence[str]) -> DenoiserCall:
         """The same call for these samples."""
-        given = some_rows(self.given, rows, names)
+        given = some_rows(self.given, rows, names, len(self.latent))
         # By name: diffusers' decorators look for some arguments among the named ones.
-        return DenoiserCall(partial(self.run.func, **given), given)
+        return DenoiserCall(partial(self.run.func, **given), given, self.name, self.backwards)
 
 
 def holds_collections(given: Mapping[str, Any]) -> bool:
@@ -52,9 +57,14 @@ def holds_collections(given: Mapping[str, Any]) -> bool:
     return bool(some) and any(isinstance(value, torch.Tensor) for value in flat(some))
 
 
-def some_rows(given: Mapping[str, Any], rows: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+def batch_of(latent: Any) -> torch.Tensor:
+    """A noisy latent, batch first: some denoisers are given a list of samples."""
+    return torch.stack(latent) if isinstance(latent, list) else latent
+
+
+def some_rows(given: Mapping[str, Any], rows: Sequence[int], names: Sequence[str], batch: int) -> dict[str, Any]:
     """The arguments of a denoiser call for these samples; `names` are those with a leading batch dimension."""
-    batch, cut = len(given["hidden_states"]), dict(given)
+    cut = dict(given)
     for name in names:
         value = given.get(name)
         if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch:

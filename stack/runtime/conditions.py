@@ -41,14 +41,17 @@ class ConditionsReader:
     Args:
         residuals: arguments of the denoiser that a control net makes anew on every step, see `Conditioning`.
         passes: how often passes have changed so far.
+        moving: arguments that change on every step: the latent and its time.
 
     Attributes:
         given: arguments of the current call of the denoiser by name; empty outside of calls.
     """
 
-    def __init__(self, denoiser: nn.Module, residuals: tuple[str, ...], passes: Callable[[], int]):
+    def __init__(
+        self, denoiser: nn.Module, residuals: tuple[str, ...], passes: Callable[[], int], moving: Sequence[str] = ()
+    ):
         self._weights, self._attention = WeightsWatch(denoiser), AttentionWatch(denoiser)
-        self._prompt, self._passes = Conditioning(residuals), passes
+        self._prompt, self._passes = Conditioning(residuals, moving), passes
         self._request, self._branch = -1, ""
         self._known: Conditions | None = None
         self.given: Mapping[str, Any] = {}
@@ -224,10 +227,11 @@ class Conditioning:
     Args:
         residuals: arguments that a control net makes anew on every step. Of these their number, shapes and dtypes
             count, and how often they have jumped, see `ResidualWatch`.
+        moving: further arguments that are not looked at here.
     """
 
-    def __init__(self, residuals: Sequence[str] = ()):
-        self._apart = ELSEWHERE.union(residuals)
+    def __init__(self, residuals: Sequence[str] = (), moving: Sequence[str] = ()):
+        self._apart = ELSEWHERE.union(residuals, moving)
         self._residuals = {name: ResidualWatch() for name in residuals}
         self._seen: dict[str, dict[str, Seen]] = {}  # by branch and argument
         self._asked: dict[str, Asked] = {}

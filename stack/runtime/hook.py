@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,20 +11,29 @@ from typing import Any
 
 import torch
 from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from ..compat.rules.state import OTHER_CONDITIONS, STEP_UNKNOWN
 from ..core import readback
+from ..core.arguments import Arguments
 from ..core.installer import BEHIND_HOOK, Installer
 from ..models.schedule import CLOSE, Timetable, fits, timetable_of, was_made
 from ..models.timestep import place_in, precision_of, same_for_all
-from .arguments import Arguments
-from .call import DenoiserCall
+from .call import DenoiserCall, batch_of
 from .step_clock import CallPlace, unknown_place
 from .target import Target
 
 NO_SCHEDULE = (
     "calls while the pipeline's own scheduler has made no schedule: build the stack on the pipeline that is called"
 )
+
+
+UNITS = (1.0, 1000.0, -1.0, -1000.0)  # of the time that denoisers are given, see `Wiring.timestep_scale`
+
+
+def level_of(time: float, scale: float) -> float:
+    """The noise level of a time in this unit; with a minus sign time counts up to the clean sample."""
+    return time / scale if scale > 0 else 1 + time / scale
 
 
 def hook_denoiser(target: Target, install: Installer) -> None:
@@ -40,15 +49,21 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
     """The denoiser's forward with a stack on it: one call from top to bottom."""
     clock, journal, chain = target.clock, target.journal, target.chain
     arguments, steps = Arguments(inner, target.denoiser), _StepReader(target)
+    name, time = target.wiring.latent, target.wiring.time
 
     @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
         # A second pipeline on this model may come from another thread.
         with target.lock:
             given = arguments.named(args, kwargs) if args else kwargs
-            latent = given["hidden_states"]
+            latent = given[name]
+            if isinstance(latent, list):
+                if len({sample.shape for sample in latent}) > 1:
+                    journal.warn("samples of several sizes in one call: it runs as if there were no stack")
+                    return inner(*args, **kwargs)
+                latent = batch_of(latent)
             # Which step this is, asked of the scheduler.
-            place = clock.replaying or steps.of(given["timestep"], latent)
+            place = clock.replaying or steps.of(given[time], latent)
             before, (place, turns_page) = clock.context, clock.admitted(place)
             notes: Sequence[str] = ()
             if turns_page:
@@ -69,7 +84,11 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
             target.conditions.begin(context, given)
             try:
                 # Guards, corrector, the cache's site, and what other passes put there. Last comes the model.
-                return chain.run(DenoiserCall(partial(inner, *args, **kwargs), given))
+                run = partial(inner, *args, **kwargs)
+                if isinstance(given[name], list):
+                    call = DenoiserCall(partial(_stacked, run), given, name, steps.backwards)
+                    return _listed(chain.run(call), given)
+                return chain.run(DenoiserCall(run, given, name, steps.backwards))
             except BaseException:
                 # Half a step leaves nothing that may be reused, and memory may be what it broke off for.
                 target.forget()
@@ -80,6 +99,17 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
                 journal.end()
 
     return forward
+
+
+def _stacked(run: Callable[..., Any], **given: Any) -> tuple[torch.Tensor]:
+    """What a denoiser of lists returns, as one tensor, batch first."""
+    return (batch_of(run(**given)[0]),)
+
+
+def _listed(result: Any, given: Mapping[str, Any]) -> Any:
+    """The inverse, as the caller expects it."""
+    samples = list(result[0].unbind())
+    return Transformer2DModelOutput(sample=samples) if given.get("return_dict", True) else (samples,)
 
 
 @dataclass
@@ -93,6 +123,8 @@ class _StepReader:
     _made: Any = None  # what the timetable was last read from; schedulers make a new one for each request
     _version: int = 0
     _begun: bool = True  # whether that was a schedule at all
+    backwards: bool = False  # whether the time of calls counts up to the clean sample
+    _scale: float = 0.0  # what the last call's time was divided by, where the wiring leaves that open
 
     def of(self, timestep: torch.Tensor, latent: torch.Tensor) -> CallPlace:
         """The place of a call with this timestep argument, on latent tokens (B, N, ...)."""
@@ -109,12 +141,12 @@ class _StepReader:
             clock.timetable, self._made, self._version = timetable_of(scheduler, latent.shape[1]), made, version
             self._begun = was_made(scheduler)
         if not self._begun:
-            return unknown_place(float(timestep.max()) / self.target.wiring.timestep_scale, NO_SCHEDULE)
+            return unknown_place(self._level(timestep.max()), NO_SCHEDULE)
         timetable, at = clock.timetable, own.get("_step_index")
         at = own.get("_begin_index") if at is None else at
         if at is not None and at >= len(timetable.timesteps):
-            level = float(timestep.max()) / self.target.wiring.timestep_scale
-            return unknown_place(level, self._why_unknown(timetable))  # the scheduler has run to its end
+            # The scheduler has run to its end.
+            return unknown_place(self._level(timestep.max()), self._why_unknown(timetable))
         spread = timestep.numel() > 1 and any(timestep.stride())
         if at is None and not spread and (at := place_in(timestep, scheduler.timesteps)) is not None:
             return CallPlace(timetable, at, driven=True)
@@ -124,14 +156,15 @@ class _StepReader:
 
     def _checked(self, timestep: torch.Tensor, timetable: Timetable, at: int, driven: bool) -> CallPlace:
         """This step where it fits the call, else the one with this timestep."""
-        scale, own = self.target.wiring.timestep_scale, timetable.timesteps
+        own = timetable.timesteps
         if timestep.numel() > 1:
             free = readback.reads_are_free(timestep.device) or not self.target.clock.follows(timetable, at)
             if free and not same_for_all(timestep):
-                return unknown_place(float(timestep.max()) / scale, "calls whose samples are at different timesteps")
+                return unknown_place(self._level(timestep.max()), "calls whose samples are at different timesteps")
             timestep = timestep.flatten()[0]
-        value = float(timestep) / scale
         there = 0 <= at < len(own)
+        scale = self.target.wiring.timestep_scale
+        value = float(timestep) / scale if scale else self._level(timestep, own[at] if there else own[0])
         if there and abs(own[at] - value) <= CLOSE * own[at]:
             return CallPlace(timetable, at, driven)
         precision = precision_of(timestep)
@@ -141,6 +174,16 @@ class _StepReader:
         if found is not None:
             return CallPlace(timetable, found, driven)
         return unknown_place(value, self._why_unknown(timetable))
+
+    def _level(self, timestep: torch.Tensor, expected: float | None = None) -> float:
+        """The noise level that a time names. Where its unit is not known, the one that gives what is expected."""
+        time, scale = float(timestep), self.target.wiring.timestep_scale or self._scale
+        if not self.target.wiring.timestep_scale and expected is not None:
+            precision = precision_of(timestep)
+            fitting = (s for s in (self._scale, *UNITS) if s and fits(expected, level_of(time, s), precision))
+            scale = self._scale = next(fitting, scale)
+            self.backwards = scale < 0
+        return level_of(time, scale or UNITS[0])
 
     def _why_unknown(self, timetable: Timetable) -> str:
         steps, pipe = len(timetable.timesteps), self.target.pipe

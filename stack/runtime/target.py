@@ -64,9 +64,12 @@ class Target:
 
     def __post_init__(self) -> None:
         self.now = self.facts
-        self.conditions = ConditionsReader(self.denoiser, self.wiring.residuals, self.passes)
+        wiring = self.wiring
+        self.conditions = ConditionsReader(
+            self.denoiser, wiring.residuals, self.passes, moving=(wiring.latent, wiring.time, *wiring.times)
+        )
         self.grid = RequestGrid(
-            partial(self.wiring.grid, self.denoiser),
+            partial(wiring.grid, self.denoiser),
             lambda: self.conditions.asked_for,
             lambda: self.conditions.given,
         )

@@ -15,14 +15,13 @@ from stack.caching.memory import state_size
 from stack.caching.methods import PRESETS
 from stack.caching.sites.calls import BlockCall
 from stack.calibrate.trajectory import Trajectory, recorder
-from stack.core.errors import StackError
+from stack.core.arguments import Arguments
 from stack.model_facts import facts_of
 from stack.models.schedule import uniform
 from stack.models.wiring import HUNYUAN_VIDEO, wiring_of
 from stack.quant.linears.int8 import Int8Linear
 from stack.reference.shapes_video import TRANSFORMER, new_prompt_encoder, new_scheduler
 from stack.reference.video_pipeline import ShapesVideoPipeline
-from stack.runtime.arguments import Arguments
 
 from ..caching.fitted import PLAIN
 from ..clocks import clock_of
@@ -131,7 +130,8 @@ def test_a_block_given_some_tokens_cuts_positions_and_mask(index: int) -> None:
     with torch.no_grad():
         hidden, words = block(video, text, temb, only, tables)
         given = arguments.named((video, text, temb, seen, tables, None, 16), {})
-        call = BlockCall(block, block.forward, arguments, given, HUNYUAN_VIDEO, clock_of(uniform(STEPS)))
+        ports = HUNYUAN_VIDEO.ports_of("", arguments.names)
+        call = BlockCall(block, block.forward, arguments, given, HUNYUAN_VIDEO, clock_of(uniform(STEPS)), ports)
         some = call.run({"video": video[:, tokens], "text": text}, tokens=tokens)
         rows = call.run({"video": video[1:, tokens], "text": text[1:]}, [1], tokens)
     torch.testing.assert_close(some["video"], hidden[:, tokens], atol=1e-5, rtol=1e-4)
@@ -230,9 +230,11 @@ def test_facts() -> None:
 
 
 @pytest.mark.parametrize("condition", ["latent_concat", "token_replace"])
-def test_image_conditions_are_refused(condition: str) -> None:
-    with pytest.raises(StackError, match=f"image_condition_type='{condition}': expected None"):
-        Stack(tiny_denoiser(image_condition_type=condition))
+def test_with_an_image_as_condition_the_wiring_is_derived(condition: str) -> None:
+    """Some or all tokens of the first frame have a modulation of their own, which the wiring by hand does not know."""
+    wiring = Stack(tiny_denoiser(image_condition_type=condition)).wiring
+    assert wiring is not HUNYUAN_VIDEO and wiring.family == "hunyuan-video"
+    assert wiring.block_lists == HUNYUAN_VIDEO.block_lists and wiring.output_stream == "video"
 
 
 def test_too_short_for_sparse_attention_and_says_so() -> None:

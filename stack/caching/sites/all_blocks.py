@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...core.arguments import Arguments
 from ...core.installer import Installer
+from ...models.ports import shape_only
 from ...models.wiring import Wiring
-from ...runtime.arguments import Arguments
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ..controller import CacheController
-from .bypass import Bypass, shape_only
+from .bypass import Bypass
 
 
 class AllBlocks:
@@ -28,21 +29,21 @@ class AllBlocks:
         self.controller, self.residual = controller, residual
         self.interceptors: tuple[Interceptor, ...] = (self,)
         self._bypass = Bypass()
-        self._stream, self._index = "", 0
+        self._stream = ""
+        self._at = 0  # its place in what the last block returns
         self._forecast: torch.Tensor | None = None  # of the current call, where it is cached
         self._entry: torch.Tensor | None = None  # the output stream where the blocks begin
         self._calling = False
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before the blocks and what they alone read; returns how many blocks can be skipped."""
-        blocks = [block for _, block in wiring.blocks(denoiser)]
+        paths, blocks = zip(*wiring.blocks(denoiser), strict=True)
         # A forecast of what the blocks add is added to the output stream's own embedding.
-        needed = wiring.output_stream if self.residual else ""
-        unread = [name for stream, name in wiring.embedders.items() if stream != needed] + list(wiring.constants)
-        self._stream, name = wiring.output_stream, wiring.streams[wiring.output_stream]
-        first, last = (Arguments(blocks[i].forward, blocks[i]) for i in (0, -1))
-        self._bypass.install([*map(denoiser.get_submodule, unread), *blocks[:-1]], install)
-        self._index = [given for given in wiring.streams.values() if given in last.names].index(name)
+        self._stream = wiring.output_stream
+        self._bypass.install([*wiring.idle(denoiser, entry=self.residual), *blocks[:-1]], install)
+        first, last = (Arguments(block.forward, block) for block in (blocks[0], blocks[-1]))
+        self._at = wiring.ports_of(paths[-1], last.names).places[self._stream]
+        name = wiring.ports_of(paths[0], first.names).takes[self._stream]
         install.wrap_call(blocks[-1], "forward", self._last)
         if self.residual:
             install.wrap_call(blocks[0], "forward", lambda inner: self._first(inner, first, name))
@@ -51,7 +52,8 @@ class AllBlocks:
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         """Decide for a call of the denoiser, and make it."""
         controller = self.controller
-        controller.begin(call.given["hidden_states"])
+        latent = call.given[call.name]
+        controller.begin(latent if isinstance(latent, torch.Tensor) else call.latent)
         cached = all(controller.decide())
         self._forecast = controller.predict(self._stream, controller.slots) if cached else None
         self._calling = True
@@ -79,17 +81,18 @@ class AllBlocks:
                 feature = forecast if self._entry is None else self._entry + forecast
                 return self._put(unread[branch], feature)
             made = inner(*args, **kwargs)
-            feature = made[self._index] if isinstance(made, tuple) else made
+            feature = made if isinstance(made, torch.Tensor) else made[self._at]
             added = feature if self._entry is None else feature - self._entry
             self.controller.store(self._stream, added, self.controller.slots)
             self.controller.read_norms()
-            unread[branch] = shape_only(made) if isinstance(made, tuple) else None
+            unread[branch] = shape_only(made)
             return made
 
         return forward
 
-    def _put(self, unread: tuple[Any, ...] | None, feature: torch.Tensor) -> Any:
+    def _put(self, unread: Any, feature: torch.Tensor) -> Any:
         """The last block's answer with this feature, beside streams that nobody reads behind the blocks."""
-        if unread is None:
+        if isinstance(unread, torch.Tensor):
             return feature
-        return (*unread[: self._index], feature, *unread[self._index + 1 :])
+        at = self._at
+        return type(unread)((*unread[:at], feature, *unread[at + 1 :]))

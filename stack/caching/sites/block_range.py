@@ -12,6 +12,7 @@ from torch import nn
 from ...core.errors import StackError
 from ...core.facts import Facts
 from ...core.installer import Installer
+from ...models.ports import Streams
 from ...models.wiring import Wiring
 from ...runtime.call import Interceptor
 from ...runtime.step_clock import Computed
@@ -20,7 +21,7 @@ from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
 from ..gate_policies import DraftPolicy
 from .all_blocks import AllBlocks
-from .calls import BlockCall, Decides, Streams, before_blocks, take
+from .calls import BlockCall, Decides, before_blocks, take
 
 CHECK = "check"  # key of the feature that drafts are checked on
 
@@ -60,8 +61,14 @@ class BlockRangeSite(Site):
         streams = (text, image) if self.back and text else (image,)
         return SiteState(((*streams, image) if _accepts(policy) else streams,))
 
+    def wants(self, policy: PolicyLike) -> tuple[str, ...]:
+        streams = policy.gate is not None or self.front or self.back or self.residual
+        return (*super().wants(policy), *(("range",) if streams else ()))
+
     def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
-        if policy.gate is None and not (self.front or self.back):
+        # What joined blocks add is known only where both ends of the range are seen.
+        seen = self.residual and target.wiring.joins
+        if policy.gate is None and not (self.front or self.back or seen):
             return AllBlocks(controller, self.residual)
         return BlockRange(controller, self.front, self.back, self.residual, _accepts(policy))
 

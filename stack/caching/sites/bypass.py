@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...core.installer import Installer
+from ...models.ports import shape_only
 from ...runtime.call import DenoiserCall, Proceed
 
 
@@ -52,15 +52,10 @@ class Bypass:
         return forward
 
 
-def shape_only(value: Any) -> Any:
-    """A tensor of the same shape, of NaN and without memory; the same of each in a tuple."""
-    if isinstance(value, tuple):
-        return tuple(map(shape_only, value))
-    return value.new_full((), torch.nan).expand(value.shape)
-
-
 def alike(one: Any, other: Any) -> bool:
-    """Whether two tensors, or two tuples of them, have the same shapes, dtypes and devices."""
-    if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(alike, one, other))
-    return one is not None and one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+    """Whether two tensors, or two tuples or lists of them, have the same shapes, dtypes and devices."""
+    if isinstance(one, tuple | list):
+        return type(one) is type(other) and len(one) == len(other) and all(map(alike, one, other))
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device

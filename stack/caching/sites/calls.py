@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from ...core.arguments import Arguments
 from ...core.installer import Installer
+from ...models.ports import Ports, Streams, rows_of, several
 from ...models.wiring import Wiring
-from ...runtime.arguments import Arguments
 from ...runtime.step_clock import Clock, Computed
 from ..controller import CacheSlot
-
-Streams = dict[str, torch.Tensor]
 
 
 class Decides(Protocol):
@@ -50,6 +49,7 @@ class BlockCall:
         inner: the block's own forward.
         arguments: how its arguments are named.
         given: what it was called with, by name.
+        ports: where its streams are.
         clock: records which samples and tokens run.
     """
 
@@ -59,12 +59,12 @@ class BlockCall:
     given: Mapping[str, Any]
     wiring: Wiring
     clock: Clock
+    ports: Ports
 
     @property
     def streams(self) -> Streams:
         """Stream name to tensor (B, N, D); a block that does not take a stream has none of it."""
-        named = self.given
-        return {stream: named[name] for stream, name in self.wiring.streams.items() if named.get(name) is not None}
+        return self.ports.given(self.given)
 
     def run(
         self, streams: Streams | None = None, rows: Sequence[int] | None = None, tokens: torch.Tensor | None = None
@@ -78,10 +78,9 @@ class BlockCall:
         if tokens is not None:
             arguments |= self._cut(arguments, tokens)
         for name in self.wiring.batched if rows is not None else ():
-            if isinstance(arguments.get(name), torch.Tensor):
-                arguments[name] = arguments[name][list(rows or ())]
-        for stream, tensor in (streams or {}).items():
-            arguments[self.wiring.streams[stream]] = tensor
+            if arguments.get(name) is not None:
+                arguments[name] = rows_of(arguments[name], rows or ())
+        arguments |= self.ports.arguments(streams or {})
         with self.clock.active_set.part(rows, whole=tokens is None):
             return self.read(self.arguments.call(self.inner, arguments))
 
@@ -106,16 +105,11 @@ class BlockCall:
 
     def read(self, result: Any) -> Streams:
         """A block's return value by stream."""
-        return dict(zip(self.streams, several(result), strict=True))
+        return self.ports.read(result)
 
     def answer(self, streams: Streams) -> Any:
         """Streams as this block would return them."""
-        return returned(streams[name] for name in self.streams)
-
-
-def several(result: Any) -> tuple[Any, ...]:
-    """What a module returns, or is given, as a tuple."""
-    return result if isinstance(result, tuple) else (result,)
+        return self.ports.answer(streams)
 
 
 def returned(values: Iterable[Any]) -> Any:
@@ -133,21 +127,39 @@ def before_blocks(
     denoiser: nn.Module, wiring: Wiring, install: Installer, clock: Clock, visit: Callable[[int, BlockCall], Streams]
 ) -> int:
     """Let every call of a block be answered by `visit(number, call)`; returns the number of blocks."""
-    blocks = wiring.blocks(denoiser)
-    for number, (_, block) in enumerate(blocks):
-        install.wrap_call(block, "forward", _stand_in(number, block, wiring, clock, visit))
+    blocks, lengths = wiring.blocks(denoiser), dict[str, int]()
+    for number, (path, block) in enumerate(blocks):
+        own, behind = (
+            path.rpartition(".")[0] for path, _ in (blocks[number], blocks[min(number + 1, len(blocks) - 1)])
+        )
+        notes = own != behind and behind in wiring.joins
+        install.wrap_call(block, "forward", _stand_in(number, path, block, wiring, clock, visit, lengths, notes))
     return len(blocks)
 
 
 def _stand_in(
-    number: int, block: nn.Module, wiring: Wiring, clock: Clock, visit: Callable[[int, BlockCall], Streams]
+    number: int,
+    path: str,
+    block: nn.Module,
+    wiring: Wiring,
+    clock: Clock,
+    visit: Callable[[int, BlockCall], Streams],
+    lengths: dict[str, int],
+    notes: bool,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Args beyond those of `before_blocks`: `lengths` of the streams that later blocks are given in one, and whether
+    this block `notes` them: it is the last one that returns each on its own.
+    """
     arguments = Arguments(block.forward, block)
+    ports = replace(wiring.ports_of(path, arguments.names), lengths=lengths)
 
     def wrapper(inner: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            call = BlockCall(block, inner, arguments, arguments.named(args, kwargs), wiring, clock)
-            return call.answer(visit(number, call))
+            call = BlockCall(block, inner, arguments, arguments.named(args, kwargs), wiring, clock, ports)
+            streams = visit(number, call)
+            if notes:
+                lengths.update((name, tensor.shape[1]) for name, tensor in streams.items())
+            return call.answer(streams)
 
         return forward
 

@@ -19,6 +19,7 @@ from ...compat.rules.state import FEWER_TOKENS
 from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
+from ...models.ports import Streams
 from ...models.wiring import Wiring
 from ...runtime.call import Interceptor, holds_collections
 from ...runtime.step_clock import CACHED, FULL, PARTIAL, Computed, StepContext
@@ -32,7 +33,7 @@ from ..fastcache.replacement import Replacement
 from ..fastcache.running import Running, pick, put
 from ..fastcache.saliency import moving_tokens, saliency
 from ..fitted import Fitted
-from .calls import BlockCall, Streams, before_blocks, take
+from .calls import BlockCall, before_blocks, take
 
 
 @register_site
@@ -45,6 +46,10 @@ class FastCacheSite(FastCacheChoices, Site):
     correctable: ClassVar[bool] = False
     decides: ClassVar[bool] = True
     per_sample: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("blocks", "range", "rows")
+
+    def wants(self, policy: PolicyLike) -> tuple[str, ...]:
+        return (*super().wants(policy), *(("along",) if self.fewer_tokens else ()))
 
     @property
     def bound(self) -> str:

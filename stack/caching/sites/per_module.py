@@ -15,18 +15,20 @@ from ...attention.cost import ATTENTION_SHARE
 from ...bounds import best_speedup
 from ...compat.rules.sparse import ATTENTION_CACHED_AND_SPARSE
 from ...compile import compiled
+from ...core.arguments import Arguments
 from ...core.errors import StackError
 from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
+from ...models.layout import kept, present
+from ...models.ports import Streams, several
 from ...models.wiring import FAMILIES, CachedModule, Wiring
-from ...runtime.arguments import Arguments
 from ...runtime.call import Interceptor
 from ...runtime.step_clock import Computed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
-from .calls import BlockCall, Streams, before_blocks, returned, several
+from .calls import BlockCall, before_blocks, returned
 from .inside import Forward, Inside, as_it_is
 from .work import token_work
 
@@ -44,6 +46,7 @@ class PerBlockSite(Site):
     noise_feature: ClassVar[str] = "blocks"
     divisible: ClassVar[bool] = True
     part: ClassVar[str] = "block"
+    needs: ClassVar[tuple[str, ...]] = ("blocks", "range")
 
     def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
         text = facts.tokens - facts.image_tokens
@@ -63,6 +66,7 @@ class PerModuleSite(Site):
     noise_feature: ClassVar[str] = "blocks"
     divisible: ClassVar[bool] = True
     roles: ClassVar[tuple[str, ...]] = ("attention", "mlp")
+    needs: ClassVar[tuple[str, ...]] = ("blocks", "modules")
 
     def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
         return SiteState(_module_units(facts, self.roles)) if facts.lists else None
@@ -92,7 +96,7 @@ class AttentionSite(PerModuleSite):
 
 def _module_units(facts: Facts, roles: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
     """Tokens of every output of every cached module; the facts must have the block lists."""
-    wiring = FAMILIES[facts.family]
+    wiring = facts.wiring or FAMILIES[facts.family]
     text, image = facts.tokens - facts.image_tokens, facts.image_tokens
     per_list = [_outputs(wiring.modules[name], roles, text, image) for name in wiring.block_lists]
     return tuple(u for count, units in zip(facts.lists, per_list, strict=True) for u in units * count)
@@ -141,7 +145,8 @@ class PerBlock(_Decided):
         controller, entry = self.controller, call.streams
         slots = controller.slots
         if self.skip:
-            return {name: tensor + controller.predict(f"{number}/{name}", slots) for name, tensor in entry.items()}
+            made = {name: f"{number}/{name}" for name in entry if f"{number}/{name}" in slots[0].predictors}
+            return {name: entry[name] + controller.predict(key, slots) for name, key in made.items()}
         out = call.run()
         for name, tensor in out.items():
             controller.store(f"{number}/{name}", tensor - entry[name], slots)
@@ -177,11 +182,12 @@ class PerModule(_Decided):
         attends = "attention" not in self.roles
         for blocks, modules in wiring.modules.items():
             for index, block in enumerate(denoiser.get_submodule(blocks).children()):
-                work, kept = token_work(block, modules), self._chosen(modules)
-                spared = {path for module in kept for path in (module.path, *module.spares)}
+                there = present(block, modules)
+                work, chosen = token_work(block, there), kept(there, self.roles)
+                spared = {path for module in chosen for path in (module.path, *module.spares)}
                 whole += sum(work.values())
                 left += sum(size for path, size in work.items() if path not in spared)
-                for module in kept:
+                for module in chosen:
                     self._place(block, f"{blocks}.{index}.{module.path}", module, install)
                     count += 1
         if not count:
@@ -191,8 +197,9 @@ class PerModule(_Decided):
 
     def _open(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:
         """Stand before the first block, where the step is decided."""
-        _, first = wiring.blocks(denoiser)[0]
-        arguments, name = Arguments(first.forward, first), wiring.streams[wiring.output_stream]
+        path, first = wiring.blocks(denoiser)[0]
+        arguments = Arguments(first.forward, first)
+        name = wiring.ports_of(path, arguments.names).takes[wiring.output_stream]
 
         def opening(inner: Callable[..., Any]) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -202,11 +209,6 @@ class PerModule(_Decided):
             return forward
 
         install.wrap_call(first, "forward", opening)
-
-    def _chosen(self, modules: tuple[CachedModule, ...]) -> list[CachedModule]:
-        """The modules of one block to keep: one that ends both roles, where both are asked for and there is one."""
-        joint = [m for m in modules if m.role == "both" and set(self.roles) == {"attention", "mlp"}]
-        return joint or [m for m in modules if m.role in self.roles]
 
     def _place(self, block: nn.Module, key: str, module: CachedModule, install: Installer) -> None:
         for norm in module.norms if not self.reads_inputs else ():

@@ -13,11 +13,12 @@ from torch import nn
 from ...compile import compiled
 from ...core.facts import Facts
 from ...core.installer import Installer
+from ...models.ports import Streams
 from ...models.wiring import CachedModule, Wiring
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, SiteState, register_site
 from ..controller import CacheController, CacheSlot, mean_ratios
-from .calls import BlockCall, Streams, before_blocks, take
+from .calls import BlockCall, before_blocks, take
 from .inside import Forward, as_it_is
 from .per_module import Given, PerModule, PerModuleSite
 
@@ -31,6 +32,10 @@ class RelationalSite(PerModuleSite):
 
     name: ClassVar[str] = "relational"
     words: ClassVar[str] = "every attention and MLP before its gate, moved as far as its input tells"
+
+    def wants(self, policy: PolicyLike) -> tuple[str, ...]:
+        gated = ("modulation", "rows", "range") if policy.gate else ()
+        return (*super().wants(policy), *gated)
 
     def state(self, facts: Facts, policy: PolicyLike) -> SiteState | None:
         held = super().state(facts, policy)

@@ -18,6 +18,8 @@ from torch import nn
 from ...compile import compiled
 from ...core.facts import Facts
 from ...core.installer import Installer
+from ...models.layout import kept, present
+from ...models.ports import Streams
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.step_clock import NO_BLOCK, Computed
@@ -29,7 +31,7 @@ from ..schedules import Schedule
 from ..tokenwise.cycles import AGGRESSIVE, CONSERVATIVE, FULL_STEP, Cycle, fill
 from ..tokenwise.tokens import TokenChoices
 from .bypass import Bypass
-from .calls import BlockCall, Streams, before_blocks
+from .calls import BlockCall, before_blocks
 from .inside import Forward, Inside, as_it_is
 from .modules import Modules
 from .shapes import element_bytes
@@ -45,6 +47,7 @@ class TokenSite(TokenChoices, Site):
     name: ClassVar[str] = "tokens"
     words: ClassVar[str] = "every attention and MLP before its gate, and the last hidden state before the head"
     noise_feature: ClassVar[str] = "blocks"
+    needs: ClassVar[tuple[str, ...]] = ("blocks", "range", "modules", "tokens")
 
     def even_schedule(self, interval: int, warmup: int) -> Schedule:
         return Cycle(interval, warmup, self.cycle, self.pace)
@@ -105,11 +108,12 @@ class Tokenwise:
         """Put it there; returns the number of modules that a conservative step replaces."""
         count, whole, mlps = 0, 0.0, 0.0
         for part, name in enumerate(wiring.block_lists):
-            modules, blocks = wiring.modules[name], list(denoiser.get_submodule(name).children())
-            attentions = {m.path for m in modules if m.role == "attention"}
-            # A projection that ends attention and MLP brings the block's attention with it.
-            ends = [m for m in modules if m.role == "both"] or modules
+            blocks = list(denoiser.get_submodule(name).children())
             for index, block in enumerate(blocks):
+                modules = tuple(present(block, wiring.modules[name]))
+                attentions = {m.path for m in modules if m.role == "attention"}
+                # A projection that ends attention and MLP brings the block's attention with it.
+                ends = kept(modules, ("attention", "mlp"))
                 work = token_work(block, modules)
                 mlp = sum(size for path, size in work.items() if path not in attentions)
                 whole, mlps = whole + sum(work.values()), mlps + mlp
@@ -122,7 +126,7 @@ class Tokenwise:
                     for path, wrapper in self.modules.wrappers(module, place, modules):
                         self.inside.wrap(block.get_submodule(path), wrapper, install)
         self._mlps = mlps / max(1.0, whole)
-        self.bypass.install(map(denoiser.get_submodule, wiring.embedders.values()), install)
+        self.bypass.install(wiring.idle(denoiser), install)
         last = len(wiring.blocks(denoiser)) - 1
         clock = self.controller.clock
         before_blocks(denoiser, wiring, install, clock, lambda number, call: self._visit(call, number == last))

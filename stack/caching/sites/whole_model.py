@@ -35,6 +35,8 @@ class WholeModelSite(Site):
     correctable: ClassVar[bool] = False
     measures_slope: ClassVar[bool] = True
 
+    needs: ClassVar[tuple[str, ...]] = ("whole",)
+
     def refuses(self, facts: Facts, stage: str) -> list[Finding]:
         return more_than_the_latent(self.name, facts, stage)
 

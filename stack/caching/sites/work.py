@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
@@ -27,7 +27,7 @@ def _linears(module: nn.Module) -> Iterator[nn.Linear | Int8Linear | WeightOnlyL
         yield from _linears(child)
 
 
-def token_work(block: nn.Module, modules: tuple[CachedModule, ...]) -> dict[str, float]:
+def token_work(block: nn.Module, modules: Sequence[CachedModule]) -> dict[str, float]:
     """Path to multiply-accumulates per token of every attention, and of what else a block does token by token.
 
     A projection that ends attention and MLP is counted with the linears that feed it besides attention. Where every

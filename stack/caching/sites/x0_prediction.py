@@ -25,7 +25,7 @@ from ...runtime.step_clock import NOTHING
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController
-from ..latent import output_of, returned_as, x0_of
+from ..latent import output_of, returned_as, turned, x0_of
 from .shapes import fp32_numbers, more_than_the_latent
 
 X0 = "x0"  # key of x0
@@ -39,6 +39,8 @@ class X0Site(Site):
     name: ClassVar[str] = "x0"
     words: ClassVar[str] = "the denoiser's estimate of the clean sample; nothing of the model runs"
     forecasts_x0: ClassVar[bool] = True
+
+    needs: ClassVar[tuple[str, ...]] = ("whole",)
 
     def refuses(self, facts: Facts, stage: str) -> list[Finding]:
         if facts.sampler:
@@ -78,7 +80,7 @@ class X0Prediction:
         cached = all(controller.decide())
         if not controller.now.known:
             return proceed(call)
-        estimate, x = self.sampler().estimates[controller.now.step], latent.float()
+        estimate, x = turned(self.sampler().estimates[controller.now.step], call), latent.float()
         if cached:
             out = output_of(estimate, x, controller.predict(X0, controller.slots))
             return returned_as(call, out.to(latent.dtype))

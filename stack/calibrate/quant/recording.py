@@ -28,24 +28,26 @@ class Recorded:
     Attributes:
         given: its arguments by name; tensors are copies.
         step context: where in its request it was.
+        name: of the argument that is the noisy latent.
     """
 
     given: dict[str, Any]
     context: StepContext
+    name: str = "hidden_states"
 
     @property
     def latent(self) -> torch.Tensor:
         """The noisy latent, batch first."""
-        latent: torch.Tensor = self.given["hidden_states"]
+        latent: torch.Tensor = self.given[self.name]
         return latent
 
     def at(self, latent: torch.Tensor) -> Recorded:
         """The same call on another latent."""
-        return Recorded({**self.given, "hidden_states": latent}, self.context)
+        return Recorded({**self.given, self.name: latent}, self.context, self.name)
 
     def only(self, rows: Sequence[int], names: Sequence[str]) -> Recorded:
         """The same call for these samples; `names` are the arguments with a leading batch dimension."""
-        return Recorded(some_rows(self.given, rows, names), self.context)
+        return Recorded(some_rows(self.given, rows, names, len(self.latent)), self.context, self.name)
 
     @torch.no_grad()
     def run(self, stack: StackLike) -> torch.Tensor:

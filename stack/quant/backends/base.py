@@ -87,18 +87,18 @@ class LibraryLinear(nn.Module):
         self.in_features, self.out_features = features
         self.fewest_rows = fewest_rows
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., K) to (..., N).
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """input (..., K) to (..., N).
 
         Raises:
             StackError: the last dimension is not K.
         """
-        if x.shape[-1] != self.in_features:
-            raise StackError(f"expected rows of {self.in_features} features, got a tensor of shape {tuple(x.shape)}")
-        shape = (*x.shape[:-1], self.out_features)
-        if x.numel() == 0:
-            return x.new_empty(shape)
-        rows = x.reshape(-1, self.in_features).contiguous()
+        if input.shape[-1] != self.in_features:
+            raise StackError(f"expected rows of {self.in_features} features, got shape {tuple(input.shape)}")
+        shape = (*input.shape[:-1], self.out_features)
+        if input.numel() == 0:
+            return input.new_empty(shape)
+        rows = input.reshape(-1, self.in_features).contiguous()
         count = len(rows)
         if count < self.fewest_rows and rows.device.type != "cpu":
             rows = nn.functional.pad(rows, (0, 0, 0, self.fewest_rows - count))

@@ -85,20 +85,20 @@ class Int8Linear(nn.Module):
             exact = int(values.abs().max()) <= kernel.weight_levels
             self._keep(pack(kernel if exact else PLAIN, values, step))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., K) to (..., N).
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """input (..., K) to (..., N).
 
         Raises:
             StackError: the last dimension is not K.
         """
-        if x.shape[-1] != self.in_features:
-            raise StackError(f"expected rows of {self.in_features} features, got a tensor of shape {tuple(x.shape)}")
+        if input.shape[-1] != self.in_features:
+            raise StackError(f"expected rows of {self.in_features} features, got shape {tuple(input.shape)}")
         with torch.no_grad():
-            out = self._compute(x)
+            out = self._compute(input)
         # A compiler would trace the backward pass ahead of time and meet the error.
-        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and input.requires_grad):
             return out
-        return _NoGradient.apply(out, x)
+        return _NoGradient.apply(out, input)
 
     def _compute(self, x: torch.Tensor) -> torch.Tensor:
         shape = (*x.shape[:-1], self.out_features)

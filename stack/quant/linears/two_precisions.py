@@ -59,6 +59,6 @@ class TwoPrecisions(nn.Module):
         super().__init__()
         self.ends, self.middle, self._phase = ends, middle, phase
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., K) to (..., N)."""
-        return self.ends(x) if self._phase.at_ends else self.middle(x)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """input (..., K) to (..., N)."""
+        return self.ends(input) if self._phase.at_ends else self.middle(input)

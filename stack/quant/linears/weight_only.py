@@ -40,16 +40,16 @@ class WeightOnlyLinear(nn.Module):
         low = None if self.low is None else self.low.view(step)
         return Stored(self.scheme, self.values.view(values), self.step.view(step), low, self.in_features)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., K) to (..., N).
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """input (..., K) to (..., N).
 
         Raises:
             StackError: the last dimension is not K.
         """
-        if x.shape[-1] != self.in_features:
-            raise StackError(f"expected rows of {self.in_features} features, got a tensor of shape {tuple(x.shape)}")
+        if input.shape[-1] != self.in_features:
+            raise StackError(f"expected rows of {self.in_features} features, got shape {tuple(input.shape)}")
         table = None if self.table is None else self.table.view(self._types[1])
-        return nn.functional.linear(x, load(self.stored, x.dtype, table), self.bias)
+        return nn.functional.linear(input, load(self.stored, input.dtype, table), self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, scheme={self.scheme.name}"

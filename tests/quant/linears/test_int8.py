@@ -77,7 +77,7 @@ def test_layouts_and_shapes(kernel: Kernel) -> None:
     assert torch.equal(converted(x[:, ::2]), flat.view(3, 5, 7)[:, ::2])
     assert torch.equal(converted(x[0, 0]), flat[0])
     assert converted(x[:, :0]).shape == (3, 0, 7)
-    with pytest.raises(StackError, match=r"33 features, got a tensor of shape \(5, 66\)"):
+    with pytest.raises(StackError, match=r"33 features, got shape \(5, 66\)"):
         converted(torch.randn(5, 66))
 
 

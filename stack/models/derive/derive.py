@@ -1,0 +1,315 @@
+"""The wiring of any denoiser class, from a small random instance of it and a few calls; only what is proven there."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from ...core.errors import StackError
+from ..layout import CachedModule, Wiring
+from ..small import Sizes, Small, small
+from .arguments import batched_inputs, batched_of_blocks, close, rows_differ
+from .blocks import candidates, main_lists
+from .linears import linears_of, roles_in_blocks, same_inputs, sensitive_roles
+from .modules import Modules
+from .streams import Blocks, Unproven, named_blocks, prove_answers, prove_range
+from .trace import Trace, output_of, tensors, traced
+from .unread import constant_modules, unread_modules
+
+LATENTS = ("hidden_states", "sample", "x")  # what diffusers calls the noisy latent
+TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
+ENDS = ("timestep_r", "r_timestep", "target_timestep")  # the time that a step ends at
+WHOLE, BLOCKS, RANGE, ROWS, MODULES = "whole", "blocks", "range", "rows", "modules"
+TOKENS, ALONG = "tokens", "along"
+MODULATION, HEAD, GRID, ATTENTION = "modulation", "head", "grid", "attention"
+BY_HAND = "no wiring by hand says it"
+
+
+def derived(denoiser: nn.Module) -> Wiring:
+    """The wiring of a denoiser's class and configuration; made once for each.
+
+    Raises:
+        StackError: its forward takes no latent or no time under a name that is known.
+    """
+    config: Mapping[str, Any] = dict(vars(denoiser).get("_internal_dict", {}))
+    plain = {name: value for name, value in config.items() if not name.startswith("_")}
+    cls: Any = type(denoiser)
+    return _of_class(cls, json.dumps(plain, sort_keys=True, default=str))
+
+
+def wiring_of_class(cls: type[nn.Module]) -> Wiring:
+    """The wiring of a class as it is by default.
+
+    Raises:
+        StackError: its forward takes no latent or no time under a name that is known.
+    """
+    hashable: Any = cls
+    return _of_class(hashable, "{}")
+
+
+@lru_cache(maxsize=64)
+def _of_class(cls: type[nn.Module], config: str) -> Wiring:
+    return wiring_of_small(cls, _made(cls, json.loads(config)))
+
+
+def _made(cls: type[nn.Module], config: Mapping[str, Any]) -> Small | str:
+    try:
+        return small(cls, config)
+    except StackError as error:
+        return f"no small instance to try it on: {error}"
+
+
+def wiring_of_small(cls: type[nn.Module], made: Small | str) -> Wiring:
+    """The wiring of a class.
+
+    Args:
+        made: a small instance, or why there is none.
+    """
+    takes = tuple(inspect.signature(cls.forward).parameters)
+    latent, time = (_one_of(cls, takes, names) for names in (LATENTS, TIMES))
+    if isinstance(made, str):
+        return _whole(cls, takes, latent, time, made)
+    probe = Probe(made, latent, time)
+    try:
+        return _with_blocks(cls, takes, probe)
+    except Unproven as error:
+        return _whole(cls, takes, latent, time, str(error), probe)
+
+
+def _one_of(cls: type, takes: tuple[str, ...], names: tuple[str, ...]) -> str:
+    found = [name for name in names if name in takes]
+    if not found:
+        expected = " or ".join(names)
+        raise StackError(f"cannot accelerate a {cls.__name__}: expected a denoiser whose forward takes {expected}")
+    return found[0]
+
+
+@dataclass
+class Probe:
+    """A small instance with a traced call of it.
+
+    Attributes:
+        trace: of one sample.
+    """
+
+    small: Small
+    latent: str
+    time: str
+
+    def __post_init__(self) -> None:
+        self.denoiser = self.small.denoiser
+        before = _tensors_of(self.denoiser)
+        self.trace = traced(self.denoiser, self.small.call(Sizes()))
+        self.restless = any(a is not b for a, b in zip(before, _tensors_of(self.denoiser), strict=False))
+        self.inputs, self.why_whole, self.two = self._batch()
+
+    def _batch(self) -> tuple[tuple[str, ...], str, Trace | None]:
+        """Arguments with a leading batch dimension; or why a batch cannot be split, and a traced call of two."""
+        if not self.small.batches:
+            return (), self.small.reason, None
+        two = traced(self.denoiser, self.small.call(Sizes(batch=2)))
+        inputs = batched_inputs(self.trace.given, two.given)
+        cut = {
+            name: value[[1]] if name in inputs and isinstance(value, torch.Tensor) else value
+            for name, value in two.given.items()
+        }
+        if any(not isinstance(two.given[name], torch.Tensor) for name in inputs):
+            return (), "some of its arguments hold samples in collections", two
+        try:
+            alone, whole = tensors(output_of(self.denoiser, cut)), tensors(two.output)
+        except Exception as error:  # whatever a class makes of arguments that do not fit together
+            return (), f"one sample of a batch alone does not run: {error}", two
+        if not all(close(one, other[1:]) for one, other in zip(alone, whole, strict=True)):
+            return (), "one sample of a batch alone gives another output", two
+        return inputs, "", two
+
+    def next_step(self) -> Trace:
+        """A call with another latent at another time, all else the same."""
+        given = dict(self.trace.given)
+        given[self.latent] = _map(given[self.latent], lambda t: t.flip(-1))
+        given[self.time] = _map(given[self.time], lambda t: (t * 0.5).to(t.dtype))
+        return traced(self.denoiser, given)
+
+    @property
+    def unlike_latent(self) -> str:
+        """Why the output is no change of the latent, number for number; "" where it is one."""
+        made = [one for one in self.trace.output if one is not None]
+        if len(made) > 1:
+            return f"it returns {len(made)} outputs"
+        out, latent = (tensors(value)[0].shape for value in (made[0], self.trace.given[self.latent]))
+        channels = len(out) - 1 if len(out) == 3 and not isinstance(made[0], list) else 1 - isinstance(made[0], list)
+        if len(out) == len(latent) and all(
+            a == b for i, (a, b) in enumerate(zip(out, latent, strict=True)) if i != channels
+        ):
+            return ""
+        return f"its output {tuple(out)} is not laid out as its latent {tuple(latent)}"
+
+    @property
+    def ratio(self) -> Fraction:
+        """Numbers in the output for one in the latent."""
+        made, taken = tensors(self.trace.output[0]), tensors(self.trace.given[self.latent])
+        return Fraction(sum(t.numel() for t in made), sum(t.numel() for t in taken))
+
+
+def _tensors_of(denoiser: nn.Module) -> list[torch.Tensor | None]:
+    return [t for module in denoiser.modules() for t in (*module._parameters.values(), *module._buffers.values())]
+
+
+def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    return [change(one) for one in value] if isinstance(value, list) else change(value)
+
+
+def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
+    """Raises `Unproven` where the class has no blocks that could be answered."""
+    denoiser, trace = probe.denoiser, probe.trace
+    found = candidates(denoiser, trace)
+    main = main_lists(found)
+    if not main or len(main[-1].calls) < 2:
+        raise Unproven("no list of blocks that take and return tokens (B, N, D) one after the other")
+    blocks = named_blocks(denoiser, trace, main, _stream_name(trace.given[probe.latent]))
+    prove_answers(denoiser, trace, blocks)
+    lacks = _lacking({RANGE: prove_range(denoiser, trace, blocks)})
+    batched: tuple[str, ...] = ()
+    if probe.two is not None:
+        batched = batched_of_blocks(main, blocks, probe.two)
+        lacks |= _lacking({ROWS: rows_differ(blocks, probe.two, batched)})
+    else:
+        lacks[ROWS] = probe.why_whole
+    makers, unread = unread_modules(denoiser, trace, blocks)
+    linears = linears_of(denoiser, trace, found, main)
+    modules: dict[str, tuple[CachedModule, ...]] = {}
+    try:
+        inside = Modules(denoiser, trace, blocks, {one.path: one.role for one in linears})
+        modules = inside.of_lists()
+        lacks |= _lacking({TOKENS: inside.token_by_token(modules)})
+    except Unproven as error:
+        lacks |= {MODULES: str(error), TOKENS: str(error)}
+    first = main[0].calls[0]
+    width = first.given[blocks.ports_at(first.path).takes[blocks.output]].shape[-1]
+    whole = _whole(cls, takes, probe.latent, probe.time, "", probe)
+    return _changed(
+        whole,
+        block_lists=tuple(one.path for one in main),
+        streams=dict(blocks.ports[main[0].path].takes),
+        output_stream=blocks.output,
+        linears=roles_in_blocks(linears),
+        sensitive=sensitive_roles(linears),
+        batched=batched,
+        constants=tuple(constant_modules(denoiser, trace, probe.next_step())),
+        makers=tuple(makers),
+        unread=tuple(unread),
+        ports=dict(blocks.ports),
+        same_input=same_inputs(linears),
+        width_from=_width_from(first.path, denoiser, width),
+        modules=modules,
+        lacks={**whole.lacks, **lacks, ALONG: BY_HAND},
+        how=_how(blocks, lacks),
+    )
+
+
+def _changed(wiring: Wiring, **fields: Any) -> Wiring:
+    return Wiring(**{**vars(wiring), **fields})
+
+
+def _lacking(reasons: Mapping[str, str]) -> dict[str, str]:
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _stream_name(latent: Any) -> str:
+    """The output stream's: of a latent (B, C, F, H, W) a video's."""
+    one = tensors(latent)[0]
+    return "video" if one.ndim + isinstance(latent, list) == 5 and one.shape[-3] > 1 else "image"
+
+
+def _width_from(block: str, denoiser: nn.Module, width: int) -> str:
+    """A linear of the first block with as many inputs as the stream is wide; attention's first."""
+    named = denoiser.get_submodule(block).named_modules()
+    fitting = [path for path, module in named if isinstance(module, nn.Linear) and module.in_features == width]
+    return next((path for path in fitting if "attn" in path), fitting[0] if fitting else "")
+
+
+def _how(blocks: Blocks, lacks: Mapping[str, str]) -> dict[str, str]:
+    paths = ", ".join(f"{one.path} ({len(one.calls)} in the small model)" for one in blocks.lists)
+    return {
+        "block_lists": f"{paths}: module lists whose members took and returned tokens, in the order they ran",
+        "streams": "the tensors that one block returned and the next was given",
+        "output_stream": "the only stream whose loss behind the last block changes the output",
+        "proof": "blocks that answer with what they returned give the same output, bit for bit",
+        "linears": "by the modules they are in, and the rows they were given",
+    }
+
+
+def _whole(
+    cls: type, takes: tuple[str, ...], latent: str, time: str, why_no_blocks: str, probe: Probe | None = None
+) -> Wiring:
+    """The wiring of a denoiser of which nothing inside is known."""
+    lacks = _lacking({BLOCKS: why_no_blocks})
+    lacks |= {name: BY_HAND for name in (MODULATION, HEAD, GRID, ATTENTION)}
+    lacks |= _lacking({WHOLE: probe.unlike_latent if probe else ""})
+    if probe is not None and probe.restless:
+        lacks |= dict.fromkeys(
+            (WHOLE, BLOCKS), "a call leaves other weights or buffers behind: nothing kept would be valid"
+        )
+    linears = [] if probe is None else linears_of(probe.denoiser, probe.trace, (), ())
+    return Wiring(
+        family=family_name(cls),
+        classes=(cls.__name__,),
+        block_lists=(),
+        streams={},
+        output_stream="",
+        linears=roles_in_blocks(linears),
+        sensitive=sensitive_roles(linears),
+        modules={},
+        modulation=_unknown("the modulated input of a block", cls),
+        head=_unknown("its head", cls),
+        tokens=lambda pipe, config: ((), 0),
+        grid=lambda denoiser, given: (),
+        inputs=() if probe is None else probe.inputs,
+        residuals=tuple(name for name in takes if _is_residual(name)),
+        batched=(),
+        flow=False,
+        timestep_scale=0.0,
+        latent=latent,
+        time=time,
+        times=tuple(name for name in takes if name in ENDS),
+        numbers=None if probe is None else _numbers(probe.ratio),
+        lacks=lacks,
+    )
+
+
+def _is_residual(name: str) -> bool:
+    """Whether an argument of the denoiser is what a control net adds."""
+    return name.endswith(("block_samples", "controlnet_hidden_states", "residuals", "block_additional_residual"))
+
+
+def _numbers(ratio: Fraction) -> Callable[[Mapping[str, Any]], tuple[int, int]]:
+    def numbers(config: Mapping[str, Any]) -> tuple[int, int]:
+        # Only their ratio is known: how much of the latent a token is, is not.
+        return ratio.denominator, ratio.numerator
+
+    return numbers
+
+
+def _unknown(what: str, cls: type) -> Callable[..., NoReturn]:
+    def unknown(*args: Any) -> NoReturn:
+        raise StackError(f"{what} is not known of a {cls.__name__}: {BY_HAND}")
+
+    return unknown
+
+
+def family_name(cls: type) -> str:
+    """The name of a class's family: that of the class without "Transformer3DModel" and the like, in lower case."""
+    name = (
+        re.sub(r"(Transformer)?([123]D)?(Model|Transformer)?$", "", cls.__name__.replace("UNet", "Unet"))
+        or cls.__name__
+    )
+    return re.sub(r"(?<=[a-z])(?=[A-Z][A-Za-z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()

@@ -1,0 +1,202 @@
+"""What a wiring says of a denoiser: where its blocks are, what flows through them, what its linears do."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .ports import Ports
+
+
+@dataclass(frozen=True)
+class CachedModule:
+    """A module of a block whose output, before its gate, a per-module cache keeps.
+
+    Attributes:
+        path: inside the block.
+        role: "attention", "mlp", or "both" where one projection ends both.
+        spares: modules whose output nobody reads once this one is predicted.
+        norms: modules that make its input and nothing else's, token by token, of their first argument (B, N, D), and
+            return it alone or first; what they return beside it, gates and shifts, depends on no token.
+        values: the linear that makes the attention values of the same tokens; "" where it is not known.
+    """
+
+    path: str
+    role: str
+    spares: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    values: str = ""
+
+
+def present(block: nn.Module, modules: Sequence[CachedModule]) -> list[CachedModule]:
+    """Those of a list's modules that this block has: blocks of a list may differ."""
+    there = {path for path, _ in block.named_modules()}
+    return [module for module in modules if there.issuperset((module.path, *module.spares, *module.norms))]
+
+
+def kept(modules: Sequence[CachedModule], roles: Sequence[str]) -> list[CachedModule]:
+    """The modules of one block to keep: one that ends both roles, where both are asked for and there is one."""
+    joint = [m for m in modules if m.role == "both" and set(roles) == {"attention", "mlp"}]
+    return joint or [m for m in modules if m.role in roles]
+
+
+@dataclass(frozen=True)
+class Along:
+    """How an argument of a block runs along the tokens.
+
+    Attributes:
+        streams: whose tokens it holds, one stream after the other.
+        axis: of the argument, or of every tensor of it where it is a tuple.
+    """
+
+    streams: tuple[str, ...]
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """A family, as data.
+
+    Attributes:
+        family: name used in facts and recipes.
+        classes: names of the diffusers classes it covers.
+        block_lists: module lists in the order they run.
+        streams: what each block takes and returns: stream name to argument name, in the order of the return value.
+        output_stream: the stream the head reads.
+        linears: shell wildcards, role by role, of the linears worth quantizing; paths inside a block.
+        sensitive: shell wildcards, role by role, of the linears whose error does not average out; paths in
+            the denoiser.
+        modules: what a per-module cache keeps, by block list: the modules whose output it predicts.
+        modulation: (block, its arguments) to the first block's modulated input (B, N, D).
+        head: (denoiser, output stream behind the blocks, a block's arguments) to the denoiser's output, token by token.
+        tokens: (pipeline or None, configuration of the denoiser) to the grid of the output stream's tokens and the
+            number of the text's, at the pipeline's default size; () and 0 where unknown.
+        grid: (denoiser, its arguments) to the grid of the output stream's tokens in this very call: (rows, columns), or
+            (frames, rows, columns) of a video; () where they lie on none. The last axis runs fastest.
+        inputs: arguments of the denoiser with a leading batch dimension; () where a batch can only run as a whole.
+        residuals: arguments of the denoiser that a control net makes anew on every step; all others but the latent and
+            its time count as the same on every step of a request.
+        batched: other arguments of a block with a leading batch dimension.
+        constants: modules of the denoiser whose output is the same on every step of a request.
+        makers: modules of the denoiser, or lists of them, that make the output stream where the blocks begin; only
+            blocks read it.
+        unread: other modules, or lists of them, that only blocks read.
+        along: arguments with an entry per token, such as masks and rotary tables.
+        same_input: shell wildcards, list by list, of the linears of a block that read the very same tensor.
+        only: what the configuration has to say of these entries for the wiring to be true.
+        flow: whether its output is a velocity, noise - x0, whatever the sampler: what a bare denoiser is taken for.
+        halves: whether a pipeline runs both guidance branches in one call, each in one half of the batch.
+        timestep_scale: the denoiser's time divided by this is sigma; with a minus sign what is left to 1; 0 where the
+            first call of a request tells.
+        latent, time: arguments of the denoiser: the noisy latent, and its time.
+        times: further arguments that change on every step, such as the time that a step ends at.
+        ports: where a block list's streams are; that of `streams`, in this order, for lists that are not named.
+        numbers: configuration to numbers per token of the output stream in the latent and in the output; None where it
+            follows from `in_channels`, `out_channels` and `patch_size`.
+        width_from: path of a linear in the first block whose inputs are as many as the stream is wide; "" where the
+            configuration says it.
+        lacks: what this model does not get, and why: "blocks", "range", "modules", "modulation", "head", ...
+        how: field to how it was found, where it was derived.
+    """
+
+    family: str
+    classes: tuple[str, ...]
+    block_lists: tuple[str, ...]
+    streams: dict[str, str]
+    output_stream: str
+    linears: dict[str, tuple[str, ...]]
+    sensitive: dict[str, tuple[str, ...]]
+    modules: dict[str, tuple[CachedModule, ...]]
+    modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
+    head: Callable[[Any, torch.Tensor, Mapping[str, Any]], torch.Tensor]
+    tokens: Callable[[Any, Mapping[str, Any]], tuple[tuple[int, ...], int]]
+    grid: Callable[[Any, Mapping[str, Any]], tuple[int, ...]]
+    inputs: tuple[str, ...] = ()
+    residuals: tuple[str, ...] = ()
+    batched: tuple[str, ...] = ("temb",)
+    constants: tuple[str, ...] = ()
+    makers: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    along: Mapping[str, Along] = field(default_factory=dict)
+    same_input: tuple[tuple[str, ...], ...] = ()
+    only: Mapping[str, Any] = field(default_factory=dict)
+    flow: bool = True
+    halves: bool = False
+    timestep_scale: float = 1.0
+    latent: str = "hidden_states"
+    time: str = "timestep"
+    times: tuple[str, ...] = ()
+    ports: Mapping[str, Ports] = field(default_factory=dict)
+    numbers: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None
+    width_from: str = ""
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    how: Mapping[str, str] = field(default_factory=dict)
+
+    def blocks(self, denoiser: nn.Module) -> list[tuple[str, nn.Module]]:
+        """(path, block) in running order."""
+        return [
+            (f"{name}.{index}", block)
+            for name in self.block_lists
+            for index, block in enumerate(denoiser.get_submodule(name).children())
+        ]
+
+    def block_of(self, path: str) -> str:
+        """The path of the block that a module of this path is in; "" outside of blocks."""
+        for name in self.block_lists:
+            index, _, inside = path.removeprefix(f"{name}.").partition(".")
+            if path.startswith(f"{name}.") and inside:
+                return f"{name}.{index}"
+        return ""
+
+    def ports_of(self, path: str, arguments: Sequence[str]) -> Ports:
+        """Where the streams of a block are that takes these arguments."""
+        known = self.ports.get(path.rpartition(".")[0])
+        # Some blocks take fewer streams than others.
+        return known or Ports.in_order({s: name for s, name in self.streams.items() if name in arguments})
+
+    @property
+    def joins(self) -> tuple[str, ...]:
+        """Block lists that are given several streams one after the other in one."""
+        return tuple(path for path, ports in self.ports.items() if ports.joined)
+
+    def idle(self, denoiser: nn.Module, entry: bool = False) -> list[nn.Module]:
+        """Modules that need not run where no block does.
+
+        Args:
+            entry: whether the output stream is needed where the blocks begin.
+        """
+        paths = (*(() if entry else self.makers), *self.unread)
+        return [module for path in paths for module in called(denoiser.get_submodule(path))]
+
+    def modulated(self, block: nn.Module, given: Mapping[str, Any]) -> torch.Tensor:
+        """The modulated input of a block, which TeaCache looks at."""
+        return self.modulation(block, given)
+
+    def role(self, path_in_block: str) -> str | None:
+        """The role of a linear ("attention", "mlp"), or None where it should stay as it is."""
+        return _role_of(path_in_block, self.linears)
+
+    def sensitivity(self, path: str) -> str:
+        """The role of a linear whose error does not average out, or "unknown role" where no list names it."""
+        return _role_of(path, self.sensitive) or "unknown role"
+
+
+def _role_of(path: str, roles: Mapping[str, tuple[str, ...]]) -> str | None:
+    for role, patterns in roles.items():
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
+            return role
+    return None
+
+
+def called(module: nn.Module) -> Iterator[nn.Module]:
+    """The module, or those in it where it is a list or a dictionary of them and not called itself."""
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        for part in module.children():
+            yield from called(part)
+    else:
+        yield module

@@ -1,0 +1,68 @@
+"""What `ditstack models CLASS` prints: a wiring, how it was found, and what the class does not get."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+from diffusers import ModelMixin
+from torch import nn
+
+from ..core.errors import StackError, nearest
+from .derive.derive import wiring_of_class
+from .layout import Wiring
+from .small import small
+from .wiring import wiring_of
+
+
+def shown(name: str) -> str:
+    """How a denoiser class of diffusers is wired, how that was found, and what it does not get.
+
+    Raises:
+        StackError: no such class, or one that cannot be wired.
+    """
+    cls = _class_named(name)
+    try:
+        return "\n".join(lines(wiring_of(small(cls).denoiser)))
+    except StackError:
+        return "\n".join(lines(wiring_of_class(cls)))
+
+
+def _class_named(name: str) -> type[nn.Module]:
+    names = dir(diffusers)
+    found = diffusers.__getattr__(name) if name in names else None  # it loads its parts when they are asked for
+    if isinstance(found, type) and issubclass(found, ModelMixin):
+        return found
+    raise nearest(
+        "denoiser class", name, [one for one in names if "Transformer" in one or "UNet" in one or "DiT" in one]
+    )
+
+
+def lines(wiring: Wiring) -> list[str]:
+    """A wiring in words."""
+    how = wiring.how
+    said = [f"{', '.join(wiring.classes)}: family {wiring.family}, {'derived' if how else 'written by hand'}"]
+    said += [f"latent {wiring.latent}, time {wiring.time}; batch along {', '.join(wiring.inputs) or 'nothing known'}"]
+    if wiring.block_lists:
+        said.append(f"blocks: {', '.join(wiring.block_lists)}{_because(how, 'block_lists')}")
+        streams = ", ".join(f"{stream} in {name}" for stream, name in wiring.streams.items())
+        said.append(f"streams: {streams}; {wiring.output_stream} is read behind them{_because(how, 'streams')}")
+    for path in wiring.joins:
+        said.append(f"{path} take {' and '.join(wiring.ports[path].joined)} one after the other in one")
+    for path, modules in wiring.modules.items():
+        said += [f"{path}.*.{module.path}: {module.role}{_without(module.norms + module.spares)}" for module in modules]
+    idle = (*wiring.makers, *wiring.unread)
+    said += [f"read by blocks alone: {', '.join(idle)}"] if idle else []
+    said += [f"the same on every step: {', '.join(wiring.constants)}"] if wiring.constants else []
+    said += [f"{role} linears: {', '.join(patterns)}" for role, patterns in wiring.linears.items() if patterns]
+    said += [f"{role} stays unquantized: {', '.join(patterns)}" for role, patterns in wiring.sensitive.items()]
+    said += [f"proof: {how['proof']}"] if "proof" in how else []
+    return said + [f"not for this class: {lack}: {reason}" for lack, reason in wiring.lacks.items()]
+
+
+def _because(how: Any, name: str) -> str:
+    return f" ({how[name]})" if name in how else ""
+
+
+def _without(paths: tuple[str, ...]) -> str:
+    return f", and {', '.join(paths)} need not run where it is kept" if paths else ""
