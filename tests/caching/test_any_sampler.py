@@ -87,7 +87,7 @@ class Doubles(LinearSampler):
 @pytest.mark.parametrize("kind", [Forgets, Doubles])
 def test_samplers_with_memory_need_what_is_due_later(name: str, kind: type[LinearSampler]) -> None:
     righted, _ = off(name, (0, 1, 4, 6, 7, 10), 1)
-    wrong, _ = off(name, (0, 1, 4, 6, 7, 10), 1, form=lambda form: kind(form.estimates, form.weights))
+    wrong, _ = off(name, (0, 1, 4, 6, 7, 10), 1, form=lambda form: kind(form.estimates, form.weights, form.noise))
     assert righted < 1e-5 and wrong > 100 * righted
 
 

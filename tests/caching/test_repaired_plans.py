@@ -126,7 +126,7 @@ def test_sites_and_gates_speak_for_themselves() -> None:
     assert told["pab-published"] - told["fora-published"] == {"attention-cached-and-sparse"}
     waiting = {n for n, p in PRESETS.items() if "gate-reads-device" in {f.rule for f in clashes(p, cuda, "cache")}}
     assert {name.removesuffix("-published") for name in waiting} == {
-        "first-block", "dbcache", "dbcache-taylor", "teacache", "speca-published", "easycache-published", "rfc",
+        "first-block", "dbcache", "dbcache-taylor", "teacache", "speca", "easycache", "rfc",
     }  # fmt: skip
     rounded = {n for n, p in PRESETS.items() if "gate-threshold" in {f.rule for f in clashes(p, INT8, "cache")}}
     assert rounded == {n for n, p in PRESETS.items() if p.gate}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..ports import Ports, several
-from .trace import Call, Trace
+from .trace import ModuleCall, Trace
 
 Flow = tuple[str, int]  # argument of a block, place in its return value
 
@@ -28,7 +28,7 @@ class BlockList:
     """
 
     path: str
-    calls: tuple[Call, ...]
+    calls: tuple[ModuleCall, ...]
     flows: tuple[Flow, ...]
     plain: bool
 
@@ -60,7 +60,7 @@ def _weights(one: BlockList) -> int:
     return sum(weight.numel() for call in one.calls for weight in call.module.parameters())
 
 
-def _in_turn(path: str, module: nn.ModuleList, trace: Trace) -> Iterator[Call]:
+def _in_turn(path: str, module: nn.ModuleList, trace: Trace) -> Iterator[ModuleCall]:
     """The calls of its members, as long as each ran once and after the one before it."""
     end = -1
     for index in range(len(module)):
@@ -81,7 +81,7 @@ def is_stream(value: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim == 3 and len(value) == 1
 
 
-def _flows(calls: Sequence[Call]) -> tuple[tuple[Flow, ...], bool]:
+def _flows(calls: Sequence[ModuleCall]) -> tuple[tuple[Flow, ...], bool]:
     """What goes from each block to the next, and whether nothing is done to it on the way."""
     first = several(calls[0].result)
     # A stream keeps its shape. Two of one shape are told apart by what the next block is given.
@@ -100,7 +100,7 @@ def _flows(calls: Sequence[Call]) -> tuple[tuple[Flow, ...], bool]:
     return found, len(first) == len(found) and (not likely or len(calls) == 1)
 
 
-def _handed(block: Call, following: Call, pair: Flow) -> bool:
+def _handed(block: ModuleCall, following: ModuleCall, pair: Flow) -> bool:
     """Whether the next block is given what this one returned there."""
     name, place = pair
     items, taken = several(block.result), following.given.get(name)

@@ -20,7 +20,7 @@ from ..small import Sizes, Small, small
 from .arguments import batched_inputs, batched_of_blocks, close, rows_differ
 from .blocks import candidates, main_lists
 from .linears import linears_of, roles_in_blocks, same_inputs, sensitive_roles
-from .modules import Modules
+from .modules import ModuleProof
 from .streams import Blocks, Unproven, named_blocks, prove_answers, prove_range
 from .trace import Trace, output_of, tensors, traced
 from .unread import constant_modules, unread_modules
@@ -188,7 +188,7 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
     linears = linears_of(denoiser, trace, found, main)
     modules: dict[str, tuple[CachedModule, ...]] = {}
     try:
-        inside = Modules(denoiser, trace, blocks, {one.path: one.role for one in linears})
+        inside = ModuleProof(denoiser, trace, blocks, {one.path: one.role for one in linears})
         modules = inside.of_lists()
         lacks |= _lacking({TOKENS: inside.token_by_token(modules)})
     except Unproven as error:

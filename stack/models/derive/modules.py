@@ -15,13 +15,13 @@ from .arguments import called_with, close
 from .blocks import BlockList, is_stream
 from .linears import ATTENTION, MLP, attends
 from .streams import Blocks, Unproven
-from .trace import Answer, Call, Trace, answering, output_of, same
+from .trace import Answer, ModuleCall, Trace, answering, output_of, same
 
 BOTH = "both"
 NONE, SOME = slice(0), slice(1, 3)  # tokens that are given instead of all
 
 
-class Modules:
+class ModuleProof:
     """The modules of the blocks of a small model, and the proof that their outputs can stand in for them."""
 
     def __init__(self, denoiser: nn.Module, trace: Trace, blocks: Blocks, roles: Mapping[str, str]):
@@ -61,7 +61,7 @@ class Modules:
                 found[module.path] = CachedModule(module.path, module.role, module.spares, norms, module.values)
         return tuple(found.values())
 
-    def _of_block(self, block: Call) -> Iterator[CachedModule]:
+    def _of_block(self, block: ModuleCall) -> Iterator[CachedModule]:
         inside = [call for call in self._outermost(block) if any(map(is_stream, several(call.result)))]
         attentions = [call for call in inside if attends(call.module) and not self._reads_conditions(block, call)]
         mlps = [call for call in inside if self._is_mlp(call)]
@@ -80,7 +80,7 @@ class Modules:
             values = self._values(block, call) if role == MLP else ""
             yield self._with_norms(block, CachedModule(_inside(block, call), role, values=values))
 
-    def _outermost(self, block: Call) -> list[Call]:
+    def _outermost(self, block: ModuleCall) -> list[ModuleCall]:
         """Calls of the block's children, once each; of what is in a list instead of the list."""
         paths = [
             f"{block.path}.{name}"
@@ -89,18 +89,18 @@ class Modules:
         ]
         return sorted((self.trace.of(path)[0] for path in paths), key=lambda call: call.first)
 
-    def _reads_conditions(self, block: Call, call: Call) -> bool:
+    def _reads_conditions(self, block: ModuleCall, call: ModuleCall) -> bool:
         """Whether attention is given tokens that are none of the streams: cross-attention."""
         streams = set(self.blocks.ports_at(block.path).takes.values())
         others = [value for name, value in block.given.items() if name not in streams and is_stream(value)]
         given = [value for value in call.given.values() if is_stream(value) and value.shape[1] > 1]
         return any(value is other for value in given for other in others)
 
-    def _is_mlp(self, call: Call) -> bool:
+    def _is_mlp(self, call: ModuleCall) -> bool:
         roles = [role for path, role in self.roles.items() if path.startswith(f"{call.path}.")]
         return len(roles) > 1 and set(roles) == {MLP}
 
-    def _values(self, block: Call, call: Call) -> str:
+    def _values(self, block: ModuleCall, call: ModuleCall) -> str:
         """The linear that makes the attention values of as many tokens as a module is given."""
         tokens = next((t.shape[1] for t in call.given.values() if is_stream(t)), 0)
         for path, role in self.roles.items():
@@ -110,7 +110,7 @@ class Modules:
                 return path[len(block.path) + 1 :]
         return ""
 
-    def _with_norms(self, block: Call, module: CachedModule) -> CachedModule:
+    def _with_norms(self, block: ModuleCall, module: CachedModule) -> CachedModule:
         """The module with the modules that make its input and nothing else's."""
         norms = []
         begin = min(self.trace.of(f"{block.path}.{path}")[0].first for path in (module.path, *module.spares))
@@ -134,7 +134,7 @@ class Modules:
         return answers | {f"{block}.{module.path}": partial(_value, result)}
 
     @torch.no_grad()
-    def _holds(self, block: Call, module: CachedModule) -> bool:
+    def _holds(self, block: ModuleCall, module: CachedModule) -> bool:
         """Whether a block gives the same where a module is kept."""
         try:
             with answering(self.denoiser, self._kept(block.path, module)):
@@ -154,7 +154,7 @@ class Modules:
                         return f"{module.path} of {one.path} cannot be given some tokens only"
         return ""
 
-    def _takes_some(self, block: Call, module: CachedModule) -> bool:
+    def _takes_some(self, block: ModuleCall, module: CachedModule) -> bool:
         """Whether a module's norms, given some tokens, hand it those, and it returns what it makes of each."""
         path, given = f"{block.path}.{module.path}", list[torch.Tensor]()
         call = self.trace.of(path)[0]
@@ -180,7 +180,7 @@ class Modules:
         return handed and close(some, call.result[:, SOME])
 
 
-def _inside(block: Call, call: Call) -> str:
+def _inside(block: ModuleCall, call: ModuleCall) -> str:
     return call.path[len(block.path) + 1 :]
 
 

@@ -18,7 +18,7 @@ Answer = Callable[[Mapping[str, Any]], Any]
 
 
 @dataclass
-class Call:
+class ModuleCall:
     """One call of one module.
 
     Attributes:
@@ -44,29 +44,29 @@ class Trace:
     """
 
     given: Mapping[str, Any]
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
     output: Any = None
 
     def __post_init__(self) -> None:
-        self._by_path: dict[str, list[Call]] = defaultdict(list)
+        self._by_path: dict[str, list[ModuleCall]] = defaultdict(list)
 
-    def add(self, call: Call) -> None:
+    def add(self, call: ModuleCall) -> None:
         """A call has begun."""
         self.calls.append(call)
         self._by_path[call.path].append(call)
 
-    def of(self, path: str) -> list[Call]:
+    def of(self, path: str) -> list[ModuleCall]:
         """The calls of one module."""
         return self._by_path.get(path, [])
 
 
 def traced(denoiser: nn.Module, given: Mapping[str, Any]) -> Trace:
     """Call a denoiser, and record every call of its modules."""
-    trace, names, open_calls = Trace(given), _names(denoiser), list[Call]()
+    trace, names, open_calls = Trace(given), _names(denoiser), list[ModuleCall]()
     clock = iter(range(10**9))
 
     def begun(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = Call(path, module, names[path].named(args, kwargs), next(clock))
+        call = ModuleCall(path, module, names[path].named(args, kwargs), next(clock))
         open_calls.append(call)
         trace.add(call)
 

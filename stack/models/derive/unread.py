@@ -11,7 +11,7 @@ from torch import nn
 
 from ..ports import shape_only
 from .streams import Blocks
-from .trace import Answer, Call, Trace, answering, output_of, same, tensors
+from .trace import Answer, ModuleCall, Trace, answering, output_of, same, tensors
 
 
 def unread_modules(denoiser: nn.Module, trace: Trace, blocks: Blocks) -> tuple[list[str], list[str]]:
@@ -39,7 +39,7 @@ def unread_modules(denoiser: nn.Module, trace: Trace, blocks: Blocks) -> tuple[l
     return makers, others
 
 
-def _before(denoiser: nn.Module, trace: Trace, first: Call) -> Iterator[str]:
+def _before(denoiser: nn.Module, trace: Trace, first: ModuleCall) -> Iterator[str]:
     """Children of the denoiser that ran before the first block."""
     for name, module in denoiser.named_children():
         calls = [call for path in _called(name, module) for call in trace.of(path)]
