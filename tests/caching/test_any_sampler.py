@@ -64,7 +64,7 @@ def test_polynomials_up_to_the_order_are(name: str, order: int, data: st.DataObj
     calls = (*range(order + 1), *rest)
     # Of two calls with one coordinate the interpolation takes one: here every call has its own.
     righted, _ = off(name, calls, order)
-    assert righted < 1e-4
+    assert righted < 1e-3  # in fp32, over steps that divide by a small signal
 
 
 @dataclass(frozen=True, eq=False)
