@@ -84,6 +84,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         quantized_by=quantizer,
         rounds_in_steps=quantizer in BACKENDS and BACKENDS[quantizer].rounds_in_steps,
         pipeline=pipe is not None,
+        pipeline_class="" if pipe is None else type(pipe).__name__,
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
         linears=_linears(denoiser),

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .errors import choose
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -35,6 +37,32 @@ def machine_of(device: torch.device) -> Machine:
         fast_bf16=torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
         vnni=torch.cpu._is_vnni_supported(),
     )
+
+
+# What `--assume` plans for, by name: (name, compute capability).
+ASSUMED = {
+    "a100": ("NVIDIA A100", (8, 0)),
+    "l40s": ("NVIDIA L40S", (8, 9)),
+    "rtx4090": ("NVIDIA GeForce RTX 4090", (8, 9)),
+    "h100": ("NVIDIA H100", (9, 0)),
+    "h200": ("NVIDIA H200", (9, 0)),
+    "b200": ("NVIDIA B200", (10, 0)),
+    "rtx5090": ("NVIDIA GeForce RTX 5090", (12, 0)),
+}
+
+
+def assumed_machine(kind: str) -> Machine:
+    """A machine of this kind, which need not be here: "cpu" is the CPU that is.
+
+    Raises:
+        StackError: unknown kind.
+    """
+    if kind == "cpu":
+        return machine_of(torch.device("cpu"))
+    if kind not in ASSUMED:
+        raise choose("machine", kind, ["cpu", *ASSUMED])
+    name, capability = ASSUMED[kind]
+    return Machine("cuda", vector=name, capability=capability)
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
@@ -67,6 +95,7 @@ class Facts:
         distilled: the card that the steps and the schedule come from, or "".
         origin: hub id of the model, or the last part of its path; "" where unknown.
         pipeline: whether a whole pipeline is there, or a bare denoiser.
+        pipeline_class: name of the pipeline's class; "" for a bare denoiser.
         grid: of the image tokens at the pipeline's default size, (rows, columns) or (frames, rows, columns); () where
             unknown. A call may have another, see `stack.models.grid.RequestGrid`.
         lists: number of blocks in each of the wiring's block lists.
@@ -107,6 +136,7 @@ class Facts:
     quantized_by: str = ""
     rounds_in_steps: bool = False
     pipeline: bool = True
+    pipeline_class: str = ""
     grid: tuple[int, ...] = ()
     lists: tuple[int, ...] = ()
     linears: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)

@@ -153,9 +153,10 @@ class AdapterStage(ABC):
         refused: list[Finding] = []
         if self.updates:
             refused += preexisting.under_linears(facts, self.stage) + preexisting.offloaded(facts, self.stage)
-        # A card with a pipeline and no family is for one that this project does not know.
-        if (card.family or card.pipeline) not in ("", facts.family):
-            what = f"{card.name} is made for {card.family or card.pipeline}: this model is {facts.family}"
+        # A card names the family, or the class of the pipeline that it is for.
+        wanted, this = (card.family, facts.family) if card.family else (card.pipeline, facts.pipeline_class)
+        if wanted not in ("", this):
+            what = f"{card.name} is made for {wanted}: this model is {this or facts.family}"
             refused.append(Finding.of(ANOTHER_MODEL, self.stage, what, fatal=True))
         if facts.distilled and card.steps:
             what = f"{facts.distilled} and {card.name} each bring a schedule: expected one of them"

@@ -116,6 +116,12 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any =
     return 2 * batch * heads * queries * key[2] * (width + value[3])
 
 
+def attention_flops() -> dict[Any, Any]:
+    """CPU attention, which is not in the registry of torch's counter."""
+    aten: Any = torch.ops.aten
+    return {aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
 @contextmanager
 def counted(denoiser: nn.Module) -> Iterator[Counted]:
     """Count the products of whatever runs inside this context, with `torch.utils.flop_counter`.
@@ -131,10 +137,7 @@ def counted(denoiser: nn.Module) -> Iterator[Counted]:
         Figures that are complete when the context ends.
     """
     found, begun = Counted(), [0]
-    aten: Any = torch.ops.aten
-    counter = FlopCounterMode(
-        display=False, custom_mapping={aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    )
+    counter = FlopCounterMode(display=False, custom_mapping=attention_flops())
 
     def begin(*_: Any) -> None:
         begun[0] = counter.get_total_flops()

@@ -203,6 +203,17 @@ class Quantize:
         """Every linear of a denoiser with its verdict. Changes nothing."""
         return choose_linears(denoiser, wiring, self._rules(machine_of(execution_device(denoiser)), facts))
 
+    def verdicts(self, facts: Facts) -> list[Choice]:
+        """The same by names and sizes alone: before there is a model.
+
+        Raises:
+            StackError: the plan names no linear of this model, or it is not known how it is wired.
+        """
+        family = _wiring(facts)
+        if family is None:
+            raise StackError(f"how a {facts.family} model is wired is not known: expected facts of a model")
+        return choose_named(facts.linears, family, self._rules(facts.machine, facts))
+
     def _rules(self, machine: Machine, facts: Facts) -> Rules:
         def multiple(scheme: Scheme) -> int:
             return self.backend_for(scheme, machine)[0].multiple(scheme, machine)
@@ -211,11 +222,10 @@ class Quantize:
 
     def _selected(self, facts: Facts) -> list[Finding]:
         """What speaks against the selection, by the names and sizes of the linears."""
-        family = _wiring(facts)
-        if not facts.linears or family is None:
+        if not facts.linears or _wiring(facts) is None:
             return []
         try:
-            choices = choose_named(facts.linears, family, self._rules(facts.machine, facts))
+            choices = self.verdicts(facts)
         except StackError as error:
             return [Finding(self.stage, str(error), fatal=True)]
         if all(choice.kept for choice in choices):

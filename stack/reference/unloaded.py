@@ -1,0 +1,227 @@
+"""`ditstack explain` of a model that is not there: what a plan would do, hold and save, from its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..caching.cache import Cache
+from ..caching.memory import StateSize, state_size
+from ..caching.repairs import always_running
+from ..core.errors import StackError
+from ..core.facts import Facts, Machine
+from ..core.plan import Plan, explain, make_plan
+from ..distill.stage import AdapterStage
+from ..measure.shape_work import ShapeWork, work_at
+from ..quant.planned import PlannedWeights, planned_weights
+from ..quant.quantize import Quantize
+from ..recipe import Recipe
+from .published import Published
+
+TIERS = {"around the whole denoiser": "whole", "at its blocks": "blocks", "in its attention": "attention"}
+
+
+@dataclass(frozen=True)
+class Savings:
+    """The most that passes can save of a run's arithmetic, as factors: 1.0 saves nothing.
+
+    Attributes:
+        alone: by stage.
+        together: of all of them.
+    """
+
+    alone: dict[str, float]
+    together: float
+
+
+@dataclass(frozen=True)
+class Unloaded:
+    """A recipe's plan for a model without weights.
+
+    Attributes:
+        parameters: of one denoiser.
+        work: of one call; None where it cannot be inferred, with the reason in `no_work`.
+        weights: what quantization makes of them; None without it.
+        state: of the cache, per picture and guidance branch; None without one.
+        branches: denoiser calls of a step under this plan.
+    """
+
+    model: Published
+    plan: Plan
+    parameters: int
+    work: ShapeWork | None
+    no_work: str
+    weights: PlannedWeights | None
+    state: StateSize | None
+    branches: int
+
+    @property
+    def bytes_before(self) -> int:
+        """Of all denoisers' weights, in the model's dtype."""
+        return self.parameters * item_bytes(self.plan.facts) * self.model.denoisers
+
+    @property
+    def bytes_after(self) -> int:
+        """Of all denoisers' weights after quantization."""
+        saved = self.weights.before - self.weights.after if self.weights else 0
+        return self.bytes_before - saved * self.model.denoisers
+
+    @property
+    def state_bytes(self) -> int:
+        """The most that the cache holds for one picture."""
+        return self.state.total * self.branches if self.state else 0
+
+
+def item_bytes(facts: Facts) -> int:
+    """Bytes of a number as the model computes."""
+    return 4 if facts.dtype == "float32" else 2
+
+
+def unloaded(recipe: Recipe, model: Published, machine: Machine, steps: int | None = None) -> Unloaded:
+    """Plan a recipe for a model whose weights are not there.
+
+    Args:
+        steps: denoiser steps; None takes the recipe's.
+
+    Raises:
+        StackError: a pass cannot work on this model, or the configuration is none of its class.
+    """
+    denoiser = model.new_denoiser()
+    facts = model.facts(denoiser, machine, steps or recipe.steps)
+    plan = make_plan(facts, recipe.passes())
+    work, why = _work(denoiser, facts)
+    weights = state = None
+    for stage in plan.stages:
+        if isinstance(stage.run, Quantize):
+            weights = planned_weights(stage.run, stage.before)
+        elif isinstance(stage.run, Cache):
+            state = state_size(stage.run.policy, stage.before)
+    parameters = sum(parameter.numel() for parameter in denoiser.parameters())
+    return Unloaded(model, plan, parameters, work, why, weights, state, _branches(model, plan))
+
+
+def _work(denoiser: nn.Module, facts: Facts) -> tuple[ShapeWork | None, str]:
+    if not facts.image_tokens:
+        return None, "the number of its tokens is not known"
+    if not facts.lists:
+        return None, "no blocks are known of it"
+    try:
+        return work_at(denoiser, facts.wiring, facts.image_tokens, facts.text_tokens), ""
+    except StackError as error:
+        return None, str(error)
+
+
+def _branches(model: Published, plan: Plan) -> int:
+    """Calls of a step: one where an adapter was made for no guidance."""
+    free = [p.card.guidance for p in plan.passes() if isinstance(p, AdapterStage) and p.card.steps]
+    return 1 if any(one.kind == "none" or (one.value or 0.0) <= 1 for one in free) else model.branches
+
+
+def savings(found: Unloaded) -> Savings:
+    """Amdahl's law over the share of the work that each pass touches. A bound: nothing that passes cost is counted.
+
+    Products of fewer bits are taken for as many times as fast; a cached step for free, but for what always runs. What
+    decides by itself which steps run (gates) is left out, and so is what a compiler saves.
+    """
+    plan, work = found.plan, found.work
+    if work is None:
+        linears, attention, rest, rounded = 1.0, 0.0, 0.0, 0.0
+    else:
+        whole = work.total.step()
+        linears, attention, rest = (part / whole for part in (work.total.linears, work.total.attention, work.total.rest))
+        rounded = work.share(found.weights.converted) if found.weights else 0.0
+    after = plan.facts_after
+    alone: dict[str, float] = {}
+    if work is not None and found.weights and after.rounds_activations:
+        alone["quantize"] = 1 / (1 - rounded * (1 - after.activation_bits / plan.facts.activation_bits))
+    if work is not None and after.attention_density < 1:
+        alone["sparse_attn"] = 1 / (1 - attention * (1 - after.attention_density))
+    saved = [1 - 1 / alone[stage] for stage in alone]  # shares of a full step, of other parts of it each
+    inside = linears + attention - sum(saved)
+    full, always, outside = _cached(plan)
+    step, cached = inside + rest, inside * always + rest * outside
+    if full < 1:
+        own = (linears + attention) * always + rest * outside
+        alone["cache"] = 1 / (full + (1 - full) * own)
+    return Savings(alone, 1 / (full * step + (1 - full) * cached))
+
+
+def _cached(plan: Plan) -> tuple[float, float, float]:
+    """Share of steps in full; of a cached step, the shares of the blocks and of the rest that run."""
+    stage = next((s for s in plan.stages if isinstance(s.run, Cache)), None)
+    if stage is None or not isinstance(stage.run, Cache):
+        return 1.0, 1.0, 1.0
+    policy = stage.run.policy
+    if policy.gate or policy.site.decides:
+        return 1.0, 1.0, 1.0
+    full = len(policy.full_steps(stage.before)) / stage.before.steps
+    return full, always_running(policy, stage.before), 1.0 if "blocks" in policy.site.needs else 0.0
+
+
+def told(found: Unloaded) -> str:
+    """The plan and its figures in words."""
+    model, facts = found.model, found.plan.facts
+    machine = facts.machine.vector or facts.machine.device
+    lines = [
+        f"{model.repo} from its configuration alone: no weights were read, nothing was measured on it; for {machine}",
+        _size(model, facts),
+        explain(found.plan),
+        *_tiers(facts),
+        _weights(found),
+        _state(found),
+        *_work_words(found),
+    ]
+    return "\n".join(lines)
+
+
+def _size(model: Published, facts: Facts) -> str:
+    if not facts.grid:
+        return "size unknown: what a token of this class stands for is not known"
+    width, height = model.size
+    video = f", {model.frames} frames" if model.frames else ""
+    tokens = " x ".join(map(str, facts.grid))
+    return f"{width}x{height}{video}: {tokens} tokens, {facts.text_tokens} text tokens"
+
+
+def _tiers(facts: Facts) -> list[str]:
+    got = [words for words, name in TIERS.items() if name not in facts.lacks]
+    return [f"caches and kernels stand: {'; '.join(got) or 'nowhere'}"]
+
+
+def _weights(found: Unloaded) -> str:
+    of = f" in each of {found.model.denoisers} denoisers" if found.model.denoisers > 1 else ""
+    text = f"weights: {found.parameters / 1e9:.2f} B parameters{of}, {gigabytes(found.bytes_before)}"
+    if not found.weights:
+        return f"{text}, not quantized"
+    count = f"{len(found.weights.converted)} of {len(found.plan.facts.linears)} linears rounded"
+    return f"{text} before quantization, {gigabytes(found.bytes_after)} after ({count})"
+
+
+def _state(found: Unloaded) -> str:
+    if not any(isinstance(p, Cache) for p in found.plan.passes()):
+        return "cache state: none, no cache"
+    if found.state is None:
+        return "cache state: unknown, as its tokens or its blocks are"
+    branch = f"{found.branches} guidance branches" if found.branches > 1 else "1 guidance branch"
+    return f"cache state: {gigabytes(found.state_bytes)} per picture ({branch}, {found.state} each)"
+
+
+def _work_words(found: Unloaded) -> list[str]:
+    lines = [f"work of a call: unknown, {found.no_work}"]
+    if found.work is not None:
+        total = found.work.total
+        whole = total.step()
+        shares = (("linears of blocks", total.linears), ("attention", total.attention), ("the rest", total.rest))
+        parts = ", ".join(f"{name} {macs / whole:.1%}" for name, macs in shares)
+        lines = [f"work of a call: {whole / 1e12:.2f} T multiply-accumulates: {parts}"]
+    most = savings(found)
+    alone = "".join(f"{stage} {factor:.2f}x, " for stage, factor in most.alone.items())
+    bound = "bound on arithmetic by the share of the work that is touched, not a measurement"
+    lines.append(f"at most saved: {alone}all together {most.together:.2f}x ({bound})")
+    return lines
+
+
+def gigabytes(count: int) -> str:
+    """Bytes for reading: "23.80 GB", "56.6 MB"."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
