@@ -18,12 +18,11 @@ from rich.progress import Progress as Bar
 
 from .core.errors import StackError
 from .core.files import check_file, check_folder, claimed, reason, write_text
-from .core.validate import MOST_STEPS, shown
+from .core.validate import MOST_STEPS
 
 if TYPE_CHECKING:
     from .compare.loop import Progress
     from .recipe import Recipe
-    from .stack import Stack
 
 # The parent of every error about how a command was called; typer names only its youngest child.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
@@ -117,7 +116,7 @@ def run(
         check_folder(out, "--out")
     import torch
 
-    from .compare.pictures import check_run, free_folder, path_of, run_words, save_picture
+    from .compare.pictures import check_run, drawn, free_folder, path_of, run_words, save_picture
     from .stack import Stack
 
     pipe = _pipeline(model, device)
@@ -131,7 +130,7 @@ def run(
             for number, text in enumerate(texts):
                 generator = torch.Generator("cpu").manual_seed(seed + number)
                 path = path_of(folder, number, text)
-                save_picture(_drawn(stack, text, generator), path, words)
+                save_picture(drawn(stack, text, generator), path, words)
                 done += 1
                 typer.echo(f"{path}\n{stack.report()}")
         except KeyboardInterrupt:
@@ -140,17 +139,29 @@ def run(
 
 @app.command()
 def explain(
-    recipe: RecipeOption = DEFAULT_RECIPE,
-    model: ModelOption = DEFAULT_MODEL,
+    recipe: Annotated[str | None, typer.Argument(help="As elsewhere; without one they are listed.")] = None,
+    model: Annotated[str | None, typer.Option(help="As elsewhere; by default the recipe's, or shapes-flux.")] = None,
     steps: StepsOption = None,
     device: DeviceOption = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, for a model without its weights.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a video, likewise.")] = None,
+    assume: Annotated[str | None, typer.Option(help="A machine that need not be here: h100, a100, cpu, ...")] = None,
+    config: Annotated[Path | None, typer.Option(help="A saved pipeline; its weights need not be there.")] = None,
 ) -> None:
-    """Say what a stack would do to a model: order, reasons, clashes and repairs. Nothing is touched."""
+    """Say what a stack would do to a model: order, reasons, clashes and repairs. Nothing is touched.
+
+    A model whose configuration is published (`ditstack recipes` names them) is planned without its weights.
+    """
+    if recipe is None:
+        return recipes_()
     _within("steps", steps, 1, MOST_STEPS)
     (chosen,) = _recipes([recipe])
+    from .reference.unloaded_words import asked
     from .stack import Stack
 
-    typer.echo(Stack.from_recipe(chosen, _pipeline(model, device), steps=steps).explain())
+    if device is None and (text := asked(chosen, model, config, size, frames, assume, steps)):
+        return typer.echo(text)
+    typer.echo(Stack.from_recipe(chosen, _pipeline(model or DEFAULT_MODEL, device), steps=steps).explain())
 
 
 @app.command()
@@ -204,10 +215,18 @@ def models(
 
 
 @app.command(name="recipes")
-def recipes_() -> None:
-    """List the shipped recipes."""
+def recipes_(
+    write: Annotated[Path | None, typer.Option(help="Write the page of those for real models to this file.")] = None,
+) -> None:
+    """List the shipped recipes with the models that they are for."""
     from .recipe import list_recipes
 
+    if write is not None:
+        from .reference.recipe_page import page
+
+        check_file(write, "--write")
+        write_text(write, page())
+        return typer.echo(f"written: {write}")
     _list((r.name, f"{r.description} ({', '.join(r.stages)}; {r.steps} steps, {r.model})") for r in list_recipes())
 
 
@@ -218,19 +237,12 @@ def adapters(
     ] = None,
 ) -> None:
     """List distilled adapters: what each is for, its steps, guidance and licence, and whether all of it was checked."""
-    from rich.table import Table
-
-    from .compare.console import console
+    from .compare.console import print_columns
     from .distill.find import cards_in, shipped_folder
     from .distill.listing import COLUMNS, row
 
     cards = cards_in(folder or shipped_folder())
-    table = Table(box=None, pad_edge=False)
-    for name in COLUMNS:
-        table.add_column(name, overflow="fold", no_wrap=name == COLUMNS[0])
-    for card in cards:
-        table.add_row(*row(card))
-    console().print(table)
+    print_columns(COLUMNS, map(row, cards))
     typer.echo(
         f"{len(cards)} adapters, {sum(card.verified for card in cards)} verified; the others hold recalled facts"
     )
@@ -347,20 +359,6 @@ def _readable(texts: Sequence[str], pipe: Any) -> list[str]:
     return [text for text in texts or [known.example] if known.parse(text)]
 
 
-def _drawn(stack: Stack, text: str, generator: Any) -> Any:
-    """One picture, or the frames of one video.
-
-    Raises:
-        StackError: the pipeline refuses the prompt.
-    """
-    try:
-        return stack(text, generator=generator, return_dict=False)[0][0]
-    except (ValueError, TypeError) as error:
-        if isinstance(error, StackError):
-            raise
-        raise StackError(f"the pipeline refuses the prompt {shown(text)}: {reason(error)}") from None
-
-
 def _list(lines: Any) -> None:
     for name, text in lines:
         typer.echo(f"{name}: {text}")
@@ -369,13 +367,8 @@ def _list(lines: Any) -> None:
 @contextmanager
 def _progress() -> Iterator[Any]:
     """A bar on stderr: what is running, how many pictures are done, how long it will take."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
+    text, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
+    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), left)
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None, left="")
 

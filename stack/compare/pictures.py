@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import StackError
-from ..core.files import whole
+from ..core.files import reason, whole
+from ..core.validate import shown
 
 KEY = "ditstack"  # of the text inside a picture's file
 FRAME_MS = 125  # how long a frame of a video is shown
@@ -76,3 +77,17 @@ def save_picture(drawn: Any, path: Path, run: str) -> None:
     frames: dict[str, Any] = {"save_all": True, "append_images": rest, "duration": FRAME_MS, "loop": 0} if rest else {}
     with whole(path) as made:
         first.save(made, pnginfo=about, **frames)
+
+
+def drawn(stack: Any, text: str, generator: Any) -> Any:
+    """One picture, or the frames of one video.
+
+    Raises:
+        StackError: the pipeline refuses the prompt.
+    """
+    try:
+        return stack(text, generator=generator, return_dict=False)[0][0]
+    except (ValueError, TypeError) as error:
+        if isinstance(error, StackError):
+            raise
+        raise StackError(f"the pipeline refuses the prompt {shown(text)}: {reason(error)}") from None

@@ -1,4 +1,4 @@
-"""`ditstack explain` of a model that is not there: what a plan would do, hold and save, from its configuration."""
+"""A recipe planned for a model that is not there: what it would hold and save, from the configuration alone."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from ..caching.memory import StateSize, state_size
 from ..caching.repairs import always_running
 from ..core.errors import StackError
 from ..core.facts import Facts, Machine
-from ..core.plan import Plan, explain, make_plan
+from ..core.plan import Plan, make_plan
 from ..distill.stage import AdapterStage
 from ..measure.shape_work import ShapeWork, work_at
 from ..quant.planned import PlannedWeights, planned_weights
 from ..quant.quantize import Quantize
 from ..recipe import Recipe
 from .published import Published
-
-TIERS = {"around the whole denoiser": "whole", "at its blocks": "blocks", "in its attention": "attention"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def unloaded(recipe: Recipe, model: Published, machine: Machine, steps: int | No
     denoiser = model.new_denoiser()
     facts = model.facts(denoiser, machine, steps or recipe.steps)
     plan = make_plan(facts, recipe.passes())
-    work, why = _work(denoiser, facts)
+    work, no_work = _work(denoiser, facts)
     weights = state = None
     for stage in plan.stages:
         if isinstance(stage.run, Quantize):
@@ -98,7 +96,7 @@ def unloaded(recipe: Recipe, model: Published, machine: Machine, steps: int | No
         elif isinstance(stage.run, Cache):
             state = state_size(stage.run.policy, stage.before)
     parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    return Unloaded(model, plan, parameters, work, why, weights, state, _branches(model, plan))
+    return Unloaded(model, plan, parameters, work, no_work, weights, state, _branches(model, plan))
 
 
 def _work(denoiser: nn.Module, facts: Facts) -> tuple[ShapeWork | None, str]:
@@ -147,81 +145,19 @@ def savings(found: Unloaded) -> Savings:
     return Savings(alone, 1 / (full * step + (1 - full) * cached))
 
 
+def decides_itself(plan: Plan) -> bool:
+    """Whether the plan's cache finds out while it runs which steps it skips."""
+    policies = [p.policy for p in plan.passes() if isinstance(p, Cache)]
+    return any(policy.gate or policy.site.decides for policy in policies)
+
+
 def _cached(plan: Plan) -> tuple[float, float, float]:
     """Share of steps in full; of a cached step, the shares of the blocks and of the rest that run."""
     stage = next((s for s in plan.stages if isinstance(s.run, Cache)), None)
     if stage is None or not isinstance(stage.run, Cache):
         return 1.0, 1.0, 1.0
     policy = stage.run.policy
-    if policy.gate or policy.site.decides:
+    if decides_itself(plan):
         return 1.0, 1.0, 1.0
     full = len(policy.full_steps(stage.before)) / stage.before.steps
     return full, always_running(policy, stage.before), 1.0 if "blocks" in policy.site.needs else 0.0
-
-
-def told(found: Unloaded) -> str:
-    """The plan and its figures in words."""
-    model, facts = found.model, found.plan.facts
-    machine = facts.machine.vector or facts.machine.device
-    lines = [
-        f"{model.repo} from its configuration alone: no weights were read, nothing was measured on it; for {machine}",
-        _size(model, facts),
-        explain(found.plan),
-        *_tiers(facts),
-        _weights(found),
-        _state(found),
-        *_work_words(found),
-    ]
-    return "\n".join(lines)
-
-
-def _size(model: Published, facts: Facts) -> str:
-    if not facts.grid:
-        return "size unknown: what a token of this class stands for is not known"
-    width, height = model.size
-    video = f", {model.frames} frames" if model.frames else ""
-    tokens = " x ".join(map(str, facts.grid))
-    return f"{width}x{height}{video}: {tokens} tokens, {facts.text_tokens} text tokens"
-
-
-def _tiers(facts: Facts) -> list[str]:
-    got = [words for words, name in TIERS.items() if name not in facts.lacks]
-    return [f"caches and kernels stand: {'; '.join(got) or 'nowhere'}"]
-
-
-def _weights(found: Unloaded) -> str:
-    of = f" in each of {found.model.denoisers} denoisers" if found.model.denoisers > 1 else ""
-    text = f"weights: {found.parameters / 1e9:.2f} B parameters{of}, {gigabytes(found.bytes_before)}"
-    if not found.weights:
-        return f"{text}, not quantized"
-    count = f"{len(found.weights.converted)} of {len(found.plan.facts.linears)} linears rounded"
-    return f"{text} before quantization, {gigabytes(found.bytes_after)} after ({count})"
-
-
-def _state(found: Unloaded) -> str:
-    if not any(isinstance(p, Cache) for p in found.plan.passes()):
-        return "cache state: none, no cache"
-    if found.state is None:
-        return "cache state: unknown, as its tokens or its blocks are"
-    branch = f"{found.branches} guidance branches" if found.branches > 1 else "1 guidance branch"
-    return f"cache state: {gigabytes(found.state_bytes)} per picture ({branch}, {found.state} each)"
-
-
-def _work_words(found: Unloaded) -> list[str]:
-    lines = [f"work of a call: unknown, {found.no_work}"]
-    if found.work is not None:
-        total = found.work.total
-        whole = total.step()
-        shares = (("linears of blocks", total.linears), ("attention", total.attention), ("the rest", total.rest))
-        parts = ", ".join(f"{name} {macs / whole:.1%}" for name, macs in shares)
-        lines = [f"work of a call: {whole / 1e12:.2f} T multiply-accumulates: {parts}"]
-    most = savings(found)
-    alone = "".join(f"{stage} {factor:.2f}x, " for stage, factor in most.alone.items())
-    bound = "bound on arithmetic by the share of the work that is touched, not a measurement"
-    lines.append(f"at most saved: {alone}all together {most.together:.2f}x ({bound})")
-    return lines
-
-
-def gigabytes(count: int) -> str:
-    """Bytes for reading: "23.80 GB", "56.6 MB"."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

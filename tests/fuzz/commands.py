@@ -38,14 +38,14 @@ DEVICES = ("tv", "cuda:99", "cuda:x", "cpu:7", "meta", "mps", "", "cuda:-1", "CP
 OPTIONS = {
     "compare": ("--model", "--prompts", "--steps", "--seed", "--out", "--json", "--device"),
     "run": ("--model", "--prompt", "--out", "--steps", "--seed", "--device"),
-    "explain": ("--model", "--steps", "--device"),
+    "explain": ("--model", "--steps", "--device", "--size", "--frames", "--assume", "--config"),
     "calibrate": (
         "--model", "--full-steps", "--psnr", "--seconds", "--prompts", "--budget", "--seed", "--out", "--device",
     ),
-    "models": (), "recipes": (), "adapters": ("--folder",), "rules": ("--write",),
+    "models": (), "recipes": ("--write",), "adapters": ("--folder",), "rules": ("--write",),
 }  # fmt: skip
 ARGUMENTS = ("compare", "run", "explain", "calibrate", "rules")
-PATHS = ("--out", "--json", "--prompts", "--folder", "--write")
+PATHS = ("--out", "--json", "--prompts", "--folder", "--write", "--config")
 
 
 def fuzz(count: int, seed: int) -> Tally:
