@@ -222,10 +222,10 @@ def recipes_(
     from .recipe import list_recipes
 
     if write is not None:
-        from .reference.recipe_page import page
+        from .reference.recipe_page import page, plans
 
         check_file(write, "--write")
-        write_text(write, page())
+        write_text(write, page(plans()))
         return typer.echo(f"written: {write}")
     _list((r.name, f"{r.description} ({', '.join(r.stages)}; {r.steps} steps, {r.model})") for r in list_recipes())
 

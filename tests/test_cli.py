@@ -149,6 +149,22 @@ def test_explain_plans_for_the_steps_asked(run: Run, folder: Path) -> None:
     assert "planned for 20 steps" in out and "1. cache: svd, 6 of 20 steps full" in out
 
 
+def test_explain_plans_a_real_model_without_its_weights(run: Run) -> None:
+    code, out, err = run("explain", "wan21-14b", "--assume", "h100", "--size", "832x480", "--frames", "33")
+    assert code == 0, err
+    first, second, *_ = out.splitlines()
+    assert first.startswith("Wan-AI/Wan2.1-T2V-14B-Diffusers from its configuration alone: no weights were read")
+    assert second == "832x480, 33 frames: 9 x 30 x 52 tokens, 512 text tokens"
+    assert "weights: 14.29 B parameters, 28.58 GB before quantization, 14.53 GB after" in out
+
+
+def test_explain_alone_lists_what_can_be_given(run: Run) -> None:
+    code, out, _ = run("explain")
+    assert code == 0 and out == run("recipes")[1]
+    assert re.search(r"^flux-dev: .*, black-forest-labs/FLUX.1-dev\)$", out, re.MULTILINE)
+    assert re.search(r"^fast: .*, shapes-flux\)$", out, re.MULTILINE)
+
+
 @pytest.mark.parametrize("command", ["models", "recipes", "adapters"])
 def test_lists_name_what_ships(run: Run, command: str) -> None:
     code, out, _ = run(command)
@@ -192,6 +208,10 @@ BAD = {
     "like a command": (["compar"], "No such command 'compar'. Did you mean 'compare'?"),
     "like a recipe": (["explain", "balancd"], "did you mean 'balanced'?"),
     "like a model": (["explain", "{}/mine.toml", "--model", "shapes-flx"], "did you mean 'shapes-flux'?"),
+    "size": (["explain", "flux-dev", "--size", "1024"], "--size must be WIDTHxHEIGHT in pixels, such as 1024x1024"),
+    "machine": (["explain", "flux-dev", "--assume", "h10"], "did you mean 'h100'?"),
+    "frames": (["explain", "flux-dev", "--assume", "h100", "--frames", "9"], "makes pictures: expected no --frames"),
+    "config": (["explain", "flux-dev", "--config", "{}"], "expected model_index.json of a saved pipeline"),
     "like a rule": (["rules", "few-step"], "did you mean 'few-steps'?"),
     "huge steps": (["compare", "--steps", "10001"], "--steps must be a number of at most 10000, got 10001"),
     "no psnr": (["calibrate", "--psnr", "nan"], "--psnr must be a number of at most 100, got nan"),

@@ -156,7 +156,7 @@ class AdapterStage(ABC):
         # A card names the family, or the class of the pipeline that it is for.
         wanted, this = (card.family, facts.family) if card.family else (card.pipeline, facts.pipeline_class)
         if wanted not in ("", this):
-            what = f"{card.name} is made for {wanted}: this model is {this or facts.family}"
+            what = f"{card.name} is made for {wanted}: this model is {facts.family}"
             refused.append(Finding.of(ANOTHER_MODEL, self.stage, what, fatal=True))
         if facts.distilled and card.steps:
             what = f"{facts.distilled} and {card.name} each bring a schedule: expected one of them"

@@ -8,7 +8,7 @@ class have in common.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class ShapeWork:
     attention: float
     total: Work
 
-    def share(self, paths: Mapping[str, Any] | set[str]) -> float:
+    def share(self, paths: Set[str]) -> float:
         """Share of the work that these linears do."""
         whole = self.total.step()
         return sum(macs for path, macs in self.linears.items() if path in paths) / whole if whole else 0.0
@@ -84,7 +84,7 @@ class _Counts:
 @torch.no_grad()
 def _counted(made: Small, sizes: Sizes) -> _Counts:
     denoiser, rows = made.denoiser, dict[str, int]()
-    counter = FlopCounterMode(display=False, depth=None, custom_mapping=attention_flops())
+    counter = FlopCounterMode(display=False, custom_mapping=attention_flops())
 
     def note(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:

@@ -135,7 +135,9 @@ class Published:
     def _kind(self, name: str) -> Any:
         found = diffusers.__getattr__(name) if name in dir(diffusers) else None  # it loads its parts when asked for
         if not (isinstance(found, type) and issubclass(found, ConfigMixin)):
-            raise StackError(f"{self.repo}: diffusers {diffusers.__version__} has no {shown(name)} with a configuration")
+            raise StackError(
+                f"{self.repo}: diffusers {diffusers.__version__} has no {shown(name)} with a configuration"
+            )
         return found
 
     @property

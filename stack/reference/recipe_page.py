@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..core.facts import assumed_machine
 from ..recipe import Recipe, list_recipes
 from .published import published_models
@@ -14,29 +16,38 @@ COLUMNS = (
 )  # fmt: skip
 _INTRODUCTION = """# Recipes for real models
 
-Written by `ditstack recipes --write docs/recipes.md`, for one {machine}. These {count} recipes are made for models whose
+Written by `ditstack recipes --write docs/recipes.md`, for one {machine}. These {count} recipes are for models whose
 weights were never loaded here: **nothing was measured on any of them**, neither pictures nor time nor memory.
 
-`ditstack explain RECIPE --size 1024x1024 --assume h100` plans one from its model's published configuration alone (a file in
-`stack/reference/published/`, written from public knowledge; `--frames` for videos, `--config FOLDER` for a saved pipeline
-without its weights). The model's shapes are real, on torch's meta device: they give the order of the passes, what clashes,
-the bytes of weights and of cache state. Work of a call is inferred from three calls of a small instance of the class.
+`ditstack explain RECIPE --size 1024x1024 --assume h100` plans one from the published configuration of its model alone
+(a file in `stack/reference/published/`, written from public knowledge). `--frames` sets the length of a video;
+`--config FOLDER` takes the configuration of a saved pipeline, whose weights need not be there. The model is made on
+torch's meta device, which gives the order of the passes, what clashes, and the bytes of weights and of cache state. The
+work of a call is inferred from three calls of a small instance of the class.
 
-"At most" is Amdahl's law over the share of the multiply-accumulates that the passes touch: 8-bit products for twice as fast,
-cached steps for free but for what always runs. It counts nothing that passes cost, and nothing that a compiler saves. State is
-that of a whole picture, both guidance branches where a model has two.
+"At most" is Amdahl's law over the share of the multiply-accumulates that the passes touch: 8-bit products count as
+twice as fast, cached steps as free but for what always runs. What passes cost is not counted, nor what a compiler
+saves. State is that of a whole picture, of both guidance branches where a model has two.
 """
 
 
-def page() -> str:
-    """docs/recipes.md: every shipped recipe for a model whose configuration is published."""
-    models = published_models()
-    machine = assumed_machine(PAGE_MACHINE)
+Plans = Sequence[tuple[Recipe, Unloaded]]
+
+
+def plans() -> Plans:
+    """Every shipped recipe for a model whose configuration is published, and its plan."""
+    models, machine = published_models(), assumed_machine(PAGE_MACHINE)
     recipes = [recipe for recipe in list_recipes() if recipe.model in models]
-    rows = [row(recipe, unloaded(recipe, models[recipe.model], machine)) for recipe in recipes]
+    return [(recipe, unloaded(recipe, models[recipe.model], machine)) for recipe in recipes]
+
+
+def page(planned: Plans) -> str:
+    """docs/recipes.md."""
+    rows = [row(recipe, found) for recipe, found in planned]
     lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{_INTRODUCTION.format(machine=machine.vector, count=len(rows))}\n{table}\n"
+    machine = assumed_machine(PAGE_MACHINE).vector
+    return f"{_INTRODUCTION.format(machine=machine, count=len(rows))}\n{table}\n"
 
 
 def row(recipe: Recipe, found: Unloaded) -> tuple[str, ...]:

@@ -127,7 +127,9 @@ def savings(found: Unloaded) -> Savings:
         linears, attention, rest, rounded = 1.0, 0.0, 0.0, 0.0
     else:
         whole = work.total.step()
-        linears, attention, rest = (part / whole for part in (work.total.linears, work.total.attention, work.total.rest))
+        linears, attention, rest = (
+            part / whole for part in (work.total.linears, work.total.attention, work.total.rest)
+        )
         rounded = work.share(found.weights.converted) if found.weights else 0.0
     after = plan.facts_after
     alone: dict[str, float] = {}
