@@ -159,7 +159,7 @@ def explain(
     from .reference.unloaded_words import asked
     from .stack import Stack
 
-    if device is None and (text := asked(chosen, model, config, size, frames, assume, steps)):
+    if text := asked(chosen, model, config, size, frames, assume, steps, device):
         return typer.echo(text)
     typer.echo(Stack.from_recipe(chosen, _pipeline(model or DEFAULT_MODEL, device), steps=steps).explain())
 

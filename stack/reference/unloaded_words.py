@@ -28,6 +28,7 @@ def asked(
     frames: int | None = None,
     assume: str | None = None,
     steps: int | None = None,
+    device: str | None = None,
 ) -> str | None:
     """What `ditstack explain` says without weights; None where it is to load the model.
 
@@ -38,13 +39,17 @@ def asked(
         frames: of a video.
         assume: a kind of machine; None takes this one.
         steps: denoiser steps; None takes the recipe's.
+        device: where the model is to be loaded; None for nowhere, if its configuration is known.
 
     Raises:
         StackError: no configuration of this model is known, or the plan is refused.
     """
     name = model or recipe.model
-    if name not in published_models() and (size, frames, assume, config) == (None, None, None, None):
-        return None
+    if (size, frames, assume, config) == (None, None, None, None):
+        if device is not None or name not in published_models():
+            return None
+    elif device is not None:
+        raise StackError("--device loads the model: expected no --size, --frames, --assume or --config beside it")
     if config is not None and model is not None:
         raise StackError("expected --model or --config, got both: a folder's configuration is a model's")
     known = from_folder(config) if config is not None else published(name)

@@ -262,6 +262,7 @@ def test_a_saved_pipeline_of_a_known_class_has_its_tokens(tmp_path: Path) -> Non
         ({"size": "big"}, "--size must be WIDTHxHEIGHT in pixels, such as 1024x1024, got 'big'"),
         ({"assume": "h10"}, "unknown machine 'h10'.*did you mean 'h100'"),
         ({"model": "nobody/nothing", "assume": "h100"}, "unknown model with a published configuration"),
+        ({"device": "cpu", "assume": "h100"}, "--device loads the model: expected no --size"),
         ({"config": Path("x"), "model": "y"}, "expected --model or --config, got both"),
     ],
 )
@@ -272,3 +273,4 @@ def test_what_cannot_be_planned_is_named(given: dict[str, Any], words: str) -> N
 
 def test_a_model_that_ships_is_loaded() -> None:
     assert asked(load_recipe("fast")) is None
+    assert asked(load_recipe("flux-dev"), device="cpu") is None, "a device asks for the weights"
