@@ -195,14 +195,14 @@ class _StepReader:
 
 
 def _context(
-    target: Target, inner: Callable[[str], AbstractContextManager[None]]
-) -> Callable[[str], AbstractContextManager[None]]:
+    target: Target, inner: Callable[..., AbstractContextManager[None]]
+) -> Callable[..., AbstractContextManager[None]]:
     @contextmanager
-    def context(name: str) -> Iterator[None]:
+    def context(name: str, **place: Any) -> Iterator[None]:  # some pipelines say where their loop is, too
         with target.lock:  # the branch is set once for all threads
             before, target.clock.branch = target.clock.branch, name
             try:
-                with inner(name):
+                with inner(name, **place):
                     yield
             finally:
                 target.clock.branch = before
