@@ -20,6 +20,7 @@ from stack.core.plan import explain, in_order, make_plan
 
 FACTS = Facts(
     family="flux",
+    denoiser_class="FluxTransformer2DModel",
     machine=Machine("cpu", "AVX2", fast_bf16=False),
     dtype="float32",
     blocks=6,

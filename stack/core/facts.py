@@ -96,6 +96,9 @@ class Facts:
         origin: hub id of the model, or the last part of its path; "" where unknown.
         pipeline: whether a whole pipeline is there, or a bare denoiser.
         pipeline_class: name of the pipeline's class; "" for a bare denoiser.
+        denoiser_class: name of the denoiser's class.
+        denoisers: how many of it share the steps of a run.
+        config: entries of the denoiser's configuration.
         grid: of the image tokens at the pipeline's default size, (rows, columns) or (frames, rows, columns); () where
             unknown. A call may have another, see `stack.models.grid.RequestGrid`.
         lists: number of blocks in each of the wiring's block lists.
@@ -137,6 +140,9 @@ class Facts:
     rounds_in_steps: bool = False
     pipeline: bool = True
     pipeline_class: str = ""
+    denoiser_class: str = ""
+    denoisers: int = 1
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     grid: tuple[int, ...] = ()
     lists: tuple[int, ...] = ()
     linears: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)

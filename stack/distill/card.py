@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import annotated_types as limits
 
 from ..core.errors import StackError, choose
-from ..core.validate import Steps
+from ..core.validate import Setting, Steps
 from .schedules import AdapterSchedule
 
 GUIDANCE = {
@@ -119,7 +119,10 @@ class Card:
 
     Attributes:
         base: hub ids or names of the models it is made for.
-        family: the wiring's family, where it is one of this project's; "" if not.
+        classes: names of the denoiser classes it is for; () where only a family or a pipeline is known.
+        pipelines: names of the only pipeline classes it is for; () for any that has such a denoiser.
+        config: entries that the denoiser's configuration has to have, where a class has several models.
+        family: the wiring's family, for cards that name no class; "" if not known.
         model: hub id of a whole distilled checkpoint, which has no LoRA.
         pipeline: the diffusers class whose call takes the arguments of `guidance` and `call`.
         steps, fewest, most: denoiser steps: usual, and the range it still works in.
@@ -135,6 +138,9 @@ class Card:
     name: str
     description: str = ""
     base: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    pipelines: tuple[str, ...] = ()
+    config: Mapping[str, Setting] = field(default_factory=dict)
     family: str = ""
     model: str = ""
     pipeline: str = ""
@@ -175,9 +181,15 @@ class Card:
         return self.most or self.steps
 
     @property
+    def denoisers(self) -> int:
+        """How many denoisers share its steps."""
+        return 2 if self.switch else 1
+
+    @property
     def facts(self) -> tuple[str, ...]:
         """The facts that need a source."""
-        return ("weights" if self.weights else "model", "steps", "schedule", "guidance", "licence")
+        config = ("config",) if self.config else ()
+        return ("weights" if self.weights else "model", "steps", "schedule", "guidance", "licence", *config)
 
     def doubtful(self) -> list[str]:
         """Facts that are recalled or have no source."""

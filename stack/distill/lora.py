@@ -28,10 +28,10 @@ METADATA = "lora_adapter_metadata"  # where diffusers and peft keep a LoRA's con
 
 @dataclass(frozen=True)
 class LowRank:
-    """The update of one linear: scaling * up @ down, and `bias` on top.
+    """The update of one linear or convolution: scaling * up @ down, and `bias` on top.
 
     Attributes:
-        down: (R, K) and up: (N, R), as in the file.
+        down: (R, K) and up: (N, R), as in the file; of a convolution (R, K, height, width) and (N, R, 1, 1).
         scaling: alpha / R.
         bias: (N,), or None.
     """
@@ -42,12 +42,13 @@ class LowRank:
     bias: torch.Tensor | None = None
 
     def delta(self, device: torch.device | None = None) -> torch.Tensor:
-        """The update (N, K) of the weight, in fp32.
+        """The update of the weight, in its shape (N, K) or (N, K, height, width), in fp32.
 
         Args:
             device: to multiply on; None for that of the file's tensors.
         """
-        return self.up.to(device).float() @ self.down.to(device).float() * self.scaling
+        product = self.up.to(device).float().flatten(1) @ self.down.to(device).float().flatten(1)
+        return product.view(len(self.up), *self.down.shape[1:]) * self.scaling
 
 
 @dataclass(frozen=True)
@@ -101,23 +102,36 @@ def _header_alpha(header: Mapping[str, str], name: str) -> float | None:
     values = {key.rpartition(".")[2]: value for key, value in config.items()}
     if values.get("use_rslora") or values.get("alpha_pattern"):
         raise StackError(f"{name} has scaling of its own per module (rslora or alpha_pattern): expected one alpha")
-    alpha = values.get("lora_alpha")
-    return None if alpha is None else checked(Alpha, alpha, f"{name}: lora_alpha")
+    if "lora_alpha" in values:
+        return checked(Alpha, values["lora_alpha"], f"{name}: lora_alpha")
+    return _plain_alpha(header, name) if "alpha" in header else None
 
 
-def linears_of(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Modules by path that are a linear, quantized or not."""
+def _plain_alpha(header: Mapping[str, str], name: str) -> float:
+    """Of files that have it as an entry of its own in their header (MiniMax-H3)."""
+    try:
+        return checked(Alpha, float(header["alpha"]), f"{name}: alpha")
+    except ValueError:
+        raise StackError(f"{name}: expected a number as alpha in its header, got {header['alpha']!r}") from None
+
+
+def layers_of(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Modules by path that can have an update: linears, quantized or not, and convolutions over the whole of a picture."""
     return {
         path: module
         for path, module in denoiser.named_modules()
-        if {"in_features", "out_features"} <= vars(module).keys()
+        if {"in_features", "out_features"} <= vars(module).keys() or _is_convolution(module)
     }
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
 
 
 def updates(
     file: LoraFile, denoiser: nn.Module, component: str = "transformer", alpha: float | None = None
 ) -> dict[str, LowRank]:
-    """The update of each linear of a denoiser, by path.
+    """The update of each linear and convolution of a denoiser, by path.
 
     Args:
         component: the denoiser's name in its pipeline, with which keys may begin.
@@ -138,7 +152,7 @@ def updates(
         if part in modules.setdefault(path, {}):
             raise _misfit(file.name, "expected every module once", [key])
         modules[path][part] = tensor
-    linears = linears_of(denoiser)
+    linears = layers_of(denoiser)
     if foreign := sorted(modules.keys() - linears.keys()):
         raise _misfit(file.name, "expected LoRA keys of its linears", foreign)
     for path, parts in modules.items():
@@ -155,10 +169,12 @@ def _check(name: str, path: str, parts: Mapping[str, torch.Tensor], linear: nn.M
     if DOWN not in parts or UP not in parts:
         raise _misfit(name, f"expected both {DOWN} and {UP}", [path])
     down, up = parts[DOWN], parts[UP]
-    if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1] or not len(down):
-        what = f"expected (R, K) and (N, R) of one rank R, found {tuple(down.shape)} and {tuple(up.shape)}"
+    axes, shape = ("R, K", "N, R") if "in_features" in vars(linear) else ("R, K, H, W", "N, R, 1, 1"), down.shape
+    odd = down.ndim != len(axes[0].split(",")) or up.ndim != down.ndim or set(up.shape[2:]) > {1}
+    if odd or len(down) != up.shape[1] or not len(down):
+        what = f"expected ({axes[0]}) and ({axes[1]}) of one rank R, found {tuple(shape)} and {tuple(up.shape)}"
         raise _misfit(name, what, [path])
-    wanted, found = (linear.out_features, linear.in_features), (len(up), down.shape[1])
+    wanted, found = _shape(linear), (len(up), *shape[1:])
     if wanted != found:
         what = f"made for another base: expected a linear of {_size(found)}, the model's is {_size(wanted)}"
         raise _misfit(name, what, [path])
@@ -171,8 +187,16 @@ def _check(name: str, path: str, parts: Mapping[str, torch.Tensor], linear: nn.M
             raise _misfit(name, "expected finite numbers, found NaN or infinity", [path + part])
 
 
-def _size(shape: tuple[Any, Any]) -> str:
-    return f"{shape[1]} in and {shape[0]} out features"
+def _shape(layer: nn.Module) -> tuple[Any, ...]:
+    """Shape of the weight, which may be packed: it is told from the layer's own entries."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels, layer.in_channels, *layer.kernel_size
+    return layer.out_features, layer.in_features
+
+
+def _size(shape: tuple[Any, ...]) -> str:
+    kernel = f", {shape[2]} x {shape[3]}" if len(shape) > 2 else ""
+    return f"{shape[1]} in and {shape[0]} out features{kernel}"
 
 
 def _scalings(

@@ -19,7 +19,7 @@ Settings = Mapping[str, Setting | tuple[Setting, ...]]
 TOP: dict[str, Any] = {
     **{name: hint for name, hint in hints_of(Card).items() if name not in ("base_licence", "second_call", "folder")},
     "weights": Table, "schedule": Table, "second": Table, "scheduler": Table, "guidance": Table, "licence": Table,
-    "call": Settings,
+    "call": Settings, "config": Settings,
 }  # fmt: skip
 SCHEDULE: dict[str, Any] = {
     "kind": str, "shift": float, "sigmas": tuple[float, ...], "timesteps": tuple[float, ...], "call": Settings,

@@ -41,22 +41,42 @@ class SideLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., K) to (..., N)."""
         out = self.base(x)
-        side = functional.linear(functional.linear(x.to(self.down.dtype), self.down), self.up, self.extra)
-        return out + side.to(out.dtype)
+        return out + self.branch(x.to(self.down.dtype)).to(out.dtype)
+
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        """What is added, in the branch's own dtype."""
+        return functional.linear(functional.linear(x, self.down), self.up, self.extra)
+
+
+class SideConv2d(SideLinear):
+    """As `SideLinear`, beside a convolution: takes (B, K, H, W), returns what its base does, (B, N, H', W')."""
+
+    base: nn.Conv2d
+
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        """See `SideLinear.branch`."""
+        conv = self.base
+        low = functional.conv2d(x, self.down, None, conv.stride, conv.padding, conv.dilation)
+        return functional.conv2d(low, self.up, self.extra)
+
+
+def _beside(base: nn.Module, update: LowRank, scale: float, like: torch.Tensor) -> SideLinear:
+    kind = SideConv2d if isinstance(base, nn.Conv2d) else SideLinear
+    return kind(base, update, scale, like)
 
 
 def put_beside(root: nn.Module, updates: Mapping[str, LowRank], scale: float, install: Installer) -> int:
-    """Put a branch beside each linear that has an update.
+    """Put a branch beside each linear and convolution that has an update.
 
     Returns:
-        The number of linears that have one.
+        The number of those that have one.
 
     Raises:
         StackError: an update goes beyond the weights' type. Nothing is changed then.
     """
     # Weights cast to 8 bits are no type to compute in.
     like = next(p for p in root.parameters() if p.is_floating_point() and torch.finfo(p.dtype).bits >= 16)
-    made = {p: SideLinear(root.get_submodule(p), update, scale, like.data) for p, update in updates.items()}
+    made = {p: _beside(root.get_submodule(p), update, scale, like.data) for p, update in updates.items()}
     for path, side in made.items():
         if not all(bool(tensor.isfinite().all()) for tensor in side.buffers(recurse=False)):
             raise StackError(

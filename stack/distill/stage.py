@@ -23,7 +23,9 @@ from ..runtime.call_arguments import CallParameters
 from ..runtime.target import Target
 from .call import corrected
 from .card import Card
+
 from .find import content, fetched, find_card, on_this_machine
+from .fits import misfit, missing_scheduler
 from .listed import scheduler_of
 from .load import Updates, components_of, load_updates
 from .parse import FLOW_EULER
@@ -153,16 +155,12 @@ class AdapterStage(ABC):
         refused: list[Finding] = []
         if self.updates:
             refused += preexisting.under_linears(facts, self.stage) + preexisting.offloaded(facts, self.stage)
-        # A card names the family, or the class of the pipeline that it is for.
-        wanted, this = (card.family, facts.family) if card.family else (card.pipeline, facts.pipeline_class)
-        if wanted not in ("", this):
-            what = f"{card.name} is made for {wanted}: this model is {facts.family}"
+        if what := misfit(card, facts):
             refused.append(Finding.of(ANOTHER_MODEL, self.stage, what, fatal=True))
         if facts.distilled and card.steps:
             what = f"{facts.distilled} and {card.name} each bring a schedule: expected one of them"
             refused.append(Finding.of(TWO_SCHEDULES, self.stage, what, fatal=True))
-        if card.scheduler.sampler == "custom":
-            what = f"{card.name} needs {card.scheduler.name or 'a scheduler'} of its authors, not in diffusers"
+        if what := missing_scheduler(card):
             refused.append(Finding.of(MISSING_SCHEDULER, self.stage, what, fatal=True))
         return refused
 

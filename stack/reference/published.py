@@ -181,6 +181,7 @@ class Published:
             origin=self.repo,
             pipeline=True,
             pipeline_class=self.pipeline,
+            denoisers=self.denoisers,
         )
 
 

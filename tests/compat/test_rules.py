@@ -78,8 +78,9 @@ def test_figures_that_can_be_computed_are_right() -> None:
     assert f"{min(c.steps for c in cards)} to {max(c.steps for c in cards)}" in RULES["two-schedules"].why
     custom = sum(card.scheduler.sampler == "custom" for card in cards)
     assert RULES["missing-scheduler"].why.startswith(f"{custom} of the {len(cards)} cards")
-    ours = sum(bool(card.family) for card in cards)
-    assert RULES["another-model"].why.startswith(f"{ours} of the {len(cards)} cards")
+    kinds, sized = {kind for card in cards for kind in card.classes}, sum(bool(card.config) for card in cards)
+    told = f"the {len(cards)} cards that ship are for {len(kinds)} classes of denoisers, {sized} of them"
+    assert RULES["another-model"].why.startswith(told)
     free = sum(card.guidance.limit <= 1 for card in cards)
     assert RULES["call-guidance"].evidence[1].figure.startswith(f"{free} of the {len(cards)} cards")
     once = 3 * 0.5 / (1 + 2 * 0.5)

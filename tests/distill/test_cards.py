@@ -64,6 +64,10 @@ def test_every_fact_of_a_shipped_card_has_a_source_or_is_called_doubtful(card: C
 
 @pytest.mark.parametrize("card", [c for c in CARDS if c.pipeline], ids=lambda card: card.name)
 def test_what_a_card_passes_is_what_its_pipeline_takes(card: Card) -> None:
+    if issubclass(getattr(diffusers, card.pipeline), diffusers.ModularPipeline):
+        # What it takes is what its blocks take. Stacks are made over its denoiser, which has no calls to correct.
+        assert not (card.call or card.second_call)
+        return
     known = set(inspect.signature(getattr(diffusers, card.pipeline).__call__).parameters)
     assert {*card.call, *card.second_call} <= known
     if card.guidance.value is not None:
