@@ -235,17 +235,20 @@ def adapters(
     folder: Annotated[
         Path | None, typer.Option(help="A folder of your own .toml cards instead of those that ship.")
     ] = None,
+    write: Annotated[Path | None, typer.Option(help="Write the table of a page anew, docs/adapters.md.")] = None,
 ) -> None:
-    """List distilled adapters: what each is for, its steps, guidance and licence, and whether all of it was checked."""
+    """List distilled adapters: which denoiser class each is for, its schedule, and whether and where it was checked."""
     from .compare.console import print_columns
     from .distill.find import cards_in, shipped_folder
-    from .distill.listing import COLUMNS, row
+    from .distill.listing import NARROW, narrow_row, rewritten, summary
 
     cards = cards_in(folder or shipped_folder())
-    print_columns(COLUMNS, map(row, cards))
-    typer.echo(
-        f"{len(cards)} adapters, {sum(card.verified for card in cards)} verified; the others hold recalled facts"
-    )
+    if write is not None:
+        check_file(write, "--write")
+        write_text(write, rewritten(write.read_text() if write.is_file() else "", cards))
+        return typer.echo(f"written: {write}")
+    print_columns(NARROW, map(narrow_row, cards))
+    typer.echo(summary(cards))
 
 
 @app.command()

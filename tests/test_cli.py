@@ -177,8 +177,8 @@ def test_adapters_lists_a_folder_of_ones_own(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('model = "me/model"\nsteps = 6\nfewest = 4\n[licence]\nweights = "MIT"\n')
     code, out, _ = run("adapters", "--folder", tmp_path)
     assert code == 0
-    assert out.splitlines()[1].split() == ["mine", "me/model", "4-6", "none", "MIT", "no"]
-    assert out.splitlines()[-1] == "1 adapters, 0 verified; the others hold recalled facts"
+    assert out.splitlines()[1].split() == ["mine", "any", "4-6", "scheduler", "none", "MIT", "no"]
+    assert out.splitlines()[-1] == "1 adapters, 1 usable, 0 verified; the others hold recalled facts"
     (tmp_path / "bad.toml").write_text('model = "me/model"\n')
     code, out, err = run("adapters", "--folder", tmp_path)
     assert (code, out) == (2, "") and "card bad: expected steps" in err

@@ -77,7 +77,9 @@ def in_diffusers_layout(file: LoraFile, path: Path, loader: Any | None, denoiser
     Raises:
         StackError: diffusers does not know the layout, or nothing says which model it is of.
     """
-    odd = next((key for key in file.state if not key.endswith((DOWN, UP, BIAS, ALPHA)) or not _is_of(key, denoiser)), "")
+    odd = next(
+        (key for key in file.state if not key.endswith((DOWN, UP, BIAS, ALPHA)) or not _is_of(key, denoiser)), ""
+    )
     if not odd:
         return file
     if loader is None:

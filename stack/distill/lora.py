@@ -116,7 +116,7 @@ def _plain_alpha(header: Mapping[str, str], name: str) -> float:
 
 
 def layers_of(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Modules by path that can have an update: linears, quantized or not, and convolutions over the whole of a picture."""
+    """Modules by path that can have an update: linears, quantized or not, and plain 2-D convolutions."""
     return {
         path: module
         for path, module in denoiser.named_modules()
@@ -170,7 +170,7 @@ def _check(name: str, path: str, parts: Mapping[str, torch.Tensor], linear: nn.M
         raise _misfit(name, f"expected both {DOWN} and {UP}", [path])
     down, up = parts[DOWN], parts[UP]
     axes, shape = ("R, K", "N, R") if "in_features" in vars(linear) else ("R, K, H, W", "N, R, 1, 1"), down.shape
-    odd = down.ndim != len(axes[0].split(",")) or up.ndim != down.ndim or set(up.shape[2:]) > {1}
+    odd = down.ndim != len(axes[0].split(",")) or up.ndim != down.ndim or set(up.shape[2:]) - {1}
     if odd or len(down) != up.shape[1] or not len(down):
         what = f"expected ({axes[0]}) and ({axes[1]}) of one rank R, found {tuple(shape)} and {tuple(up.shape)}"
         raise _misfit(name, what, [path])

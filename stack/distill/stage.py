@@ -23,7 +23,6 @@ from ..runtime.call_arguments import CallParameters
 from ..runtime.target import Target
 from .call import corrected
 from .card import Card
-
 from .find import content, fetched, find_card, on_this_machine
 from .fits import misfit, missing_scheduler
 from .listed import scheduler_of

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 # What diffusers calls the modules of Wan and of MiniMax-H3, and what their authors call them.
 WAN = {
-    "attn1.to_q": "self_attn.q", "attn1.to_k": "self_attn.k", "attn1.to_v": "self_attn.v", "attn1.to_out.0": "self_attn.o",
+    "attn1.to_q": "self_attn.q", "attn1.to_k": "self_attn.k", "attn1.to_v": "self_attn.v",
+    "attn1.to_out.0": "self_attn.o",
     "attn2.to_q": "cross_attn.q", "attn2.to_k": "cross_attn.k", "attn2.to_v": "cross_attn.v",
     "attn2.to_out.0": "cross_attn.o", "ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2",
 }  # fmt: skip
@@ -103,7 +104,9 @@ def _ends(path: str, patterns: tuple[str, ...]) -> bool:
     return any(re.search(rf"(^|\.|_|up|down){pattern}$", path) for pattern in patterns)
 
 
-def close(given: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor], added: Mapping[str, torch.Tensor]) -> None:
+def close(
+    given: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor], added: Mapping[str, torch.Tensor]
+) -> None:
     """Asserts that exactly these parameters have changed, each by what was added."""
     assert {name for name in before if not torch.equal(given[name], before[name])} == set(added)
     for name, update in added.items():

@@ -77,11 +77,13 @@ def test_weights_of_another_size_are_refused_before_anything_is_changed(adapter:
 
 def test_a_card_of_another_class_size_or_pipeline_is_refused() -> None:
     tiny = sd3()
-    with pytest.raises(StackError, match="made for QwenImageTransformer2DModel: this denoiser is SD3Transformer2DModel"):
+    with pytest.raises(
+        StackError, match="made for QwenImageTransformer2DModel: this denoiser is SD3Transformer2DModel"
+    ):
         Stack(tiny.pipe, steps=8).distill("qwen-image-lightning-8").apply()
     with pytest.raises(StackError, match="is made for a model with num_layers 24: this one has 1"):
         Stack(tiny.pipe.transformer, steps=4).distill("hyper-sd3-4").apply()
-    with pytest.raises(StackError, match="is made for QwenImageEditPipeline or .*: this pipeline is QwenImagePipeline"):
+    with pytest.raises(StackError, match=r"made for QwenImageEditPipeline or .*: this pipeline is QwenImagePipeline"):
         Stack(qwen().pipe, steps=8).distill("qwen-image-edit-lightning-8").apply()
 
 

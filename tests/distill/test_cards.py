@@ -12,7 +12,7 @@ from stack import StackError
 from stack.distill.card import RECALLED, Card, tag
 from stack.distill.find import cards_in, find_card, shipped_folder
 from stack.distill.listed import scheduler_of
-from stack.distill.listing import markdown
+from stack.distill.listing import COLUMNS, markdown, rewritten, row
 from stack.distill.parse import parse_card
 
 CARDS = cards_in(shipped_folder())
@@ -175,4 +175,23 @@ def test_a_scheduler_setting_nobody_knows() -> None:
 
 def test_the_table_of_the_documentation_is_the_cards() -> None:
     text = (ROOT / "docs" / "adapters.md").read_text()
+    assert rewritten(text, CARDS) == text, "write it anew: ditstack adapters --write docs/adapters.md"
     assert markdown(CARDS) in text
+
+
+def test_only_the_table_of_a_page_is_written_anew() -> None:
+    page = "before\n\n| adapter | class |\n| --- | --- |\n| x | y |\n\nafter\n"
+    assert rewritten(page, CARDS[:2]) == f"before\n\n{markdown(CARDS[:2])}\n\nafter\n"
+    with pytest.raises(StackError, match=r"expected a page with one table that .* found 0"):
+        rewritten("before\n", CARDS)
+
+
+def test_the_row_of_a_card_names_its_class_its_sizes_and_why_it_cannot_be_used() -> None:
+    rows = {card.name: dict(zip(COLUMNS, row(card), strict=True)) for card in CARDS}
+    wan = rows["wan22-i2v-lightx2v-4"]
+    assert wan["class"] == "WanTransformer3DModel (num_layers 40, in_channels 36, 2 denoisers)"
+    assert (wan["steps"], wan["schedule"], wan["usable"]) == ("4", "dmd", "yes")
+    edit = rows["qwen-image-edit-lightning-4"]["class"]
+    assert edit == "QwenImageTransformer2DModel (in QwenImageEditPipeline or QwenImageEditInpaintPipeline)"
+    assert rows["tdd-sdxl"]["usable"] == "no: needs TDDScheduler of its authors, not in diffusers"
+    assert sum(entry["usable"] == "yes" for entry in rows.values()) == 54

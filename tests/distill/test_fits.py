@@ -16,7 +16,15 @@ from stack.models.examples.shrink import defaults
 from stack.reference.published import published_models
 
 CARDS = {card.name: card for card in cards_in(shipped_folder())}
-FLUX = {"flux-schnell", "flux-turbo-alpha", "hyper-flux-16", "hyper-flux-8", "shapes-flux-4", "shapes-flux-8", "tdd-flux"}
+FLUX = {
+    "flux-schnell",
+    "flux-turbo-alpha",
+    "hyper-flux-16",
+    "hyper-flux-8",
+    "shapes-flux-4",
+    "shapes-flux-8",
+    "tdd-flux",
+}
 SD3 = {"hyper-sd3-16", "hyper-sd3-4", "hyper-sd3-8", "pcm-sd3-2-shift1", "pcm-sd3-4-shift1", "pcm-sd3-4-shift3"}
 SDXL = {"lcm-lora-sdxl", "sdxl-lightning-2", "sdxl-lightning-4", "sdxl-lightning-8", "tdd-sdxl"}
 QWEN = {

@@ -131,10 +131,17 @@ def test_keys_of_other_tools_go_through_diffusers(tmp_path: Path) -> None:
         "double_blocks.0.processor.proj_lora1.up.weight": torch.randn(128, 4),
     }
     save_file(xlabs, tmp_path / "xlabs.safetensors")
-    file = in_diffusers_layout(read_lora(tmp_path / "xlabs.safetensors"), tmp_path / "xlabs.safetensors", type(pipe), pipe.transformer)
+    file = in_diffusers_layout(
+        read_lora(tmp_path / "xlabs.safetensors"), tmp_path / "xlabs.safetensors", type(pipe), pipe.transformer
+    )
     (update,) = updates(file, pipe.transformer).values()
     assert torch.equal(update.down, xlabs["double_blocks.0.processor.proj_lora1.down.weight"])
     assert list(updates(file, pipe.transformer)) == ["transformer_blocks.0.attn.to_out.0"]
-    assert in_diffusers_layout(read_lora(tmp_path / FILE), tmp_path / FILE, type(pipe), pipe.transformer).state.keys() == state.keys()
+    assert (
+        in_diffusers_layout(read_lora(tmp_path / FILE), tmp_path / FILE, type(pipe), pipe.transformer).state.keys()
+        == state.keys()
+    )
     with pytest.raises(StackError, match="other layouts are read for a diffusers pipeline"):
-        in_diffusers_layout(read_lora(tmp_path / "xlabs.safetensors"), tmp_path / "xlabs.safetensors", None, pipe.transformer)
+        in_diffusers_layout(
+            read_lora(tmp_path / "xlabs.safetensors"), tmp_path / "xlabs.safetensors", None, pipe.transformer
+        )

@@ -69,7 +69,9 @@ def pipeline_of(card: Card, denoisers: list[Any]) -> Any | None:
         scheduler = diffusers.UniPCMultistepScheduler(**settings)
     names = ("transformer", "transformer_2") if len(denoisers) > 1 else (component_of(card),)
     extra = {"boundary_ratio": 0.9} if card.switch else {}
-    return kind(**{**dict.fromkeys(needed), "scheduler": scheduler, **dict(zip(names, denoisers, strict=True)), **extra})
+    return kind(
+        **{**dict.fromkeys(needed), "scheduler": scheduler, **dict(zip(names, denoisers, strict=True)), **extra}
+    )
 
 
 def copy_of(card: Card, denoiser: Any, folder: Path) -> str:

@@ -165,9 +165,9 @@ def test_a_whole_checkpoint_is_a_schedule_without_weights() -> None:
 
 
 def test_another_family_or_scheduler_is_refused_by_the_plan(card: Path) -> None:
-    with pytest.raises(StackError, match="accvideo-5 is made for HunyuanVideoTransformer3DModel: this denoiser is FluxTransf"):
+    with pytest.raises(StackError, match="accvideo-5 is made for HunyuanVideoTransformer3DModel"):
         Stack(tiny_pipe()).distill("accvideo-5").explain()
-    with pytest.raises(StackError, match="z-image-turbo is made for ZImageTransformer2DModel: this denoiser is FluxTransf"):
+    with pytest.raises(StackError, match="z-image-turbo is made for ZImageTransformer2DModel"):
         Stack(tiny_pipe()).distill("z-image-turbo").explain()
     card.write_text(CARD + '[scheduler]\nclass = "TDDScheduler"\nsampler = "custom"\n')
     with pytest.raises(StackError, match="needs TDDScheduler of its authors, not in diffusers"):

@@ -218,7 +218,9 @@ def test_guidance_doubles_the_state_and_a_card_without_it_does_not() -> None:
 
 
 def test_a_card_is_for_the_pipelines_of_its_class() -> None:
-    with pytest.raises(StackError, match="is made for QwenImagePipeline: this model is wan"):
+    with pytest.raises(
+        StackError, match="made for QwenImageTransformer2DModel: this denoiser is WanTransformer3DModel"
+    ):
         unloaded(of({"distill": {"adapter": "qwen-image-lightning-8"}}), published(f"Wan-AI/{WAN22}-Diffusers"), H100)
 
 
