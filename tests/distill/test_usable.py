@@ -15,6 +15,7 @@ from stack.distill.card import Card
 from stack.distill.find import cards_in, shipped_folder
 from stack.distill.fits import unusable
 from stack.models.small import Sizes, Small, samples_of, small
+from stack.reference.published import published_models
 
 from .formats import FORMATS, close, write
 
@@ -38,7 +39,12 @@ FILES: dict[str, tuple[str, int]] = {
     "minimax-h3-turbo-4": ("minimax", 16),
 }
 # Flags of real models' configurations that choose which layers there are.
-FLAGS = {"shapes-video-8": {"guidance_embeds": True}}
+SDXL = published_models()["stabilityai/stable-diffusion-xl-base-1.0"].config
+FLAGS = {
+    **{name: SDXL for name in LORAS if "sdxl" in name},
+    "wan21-i2v-lightx2v-4": {"image_dim": 1280, "added_kv_proj_dim": 5120},
+    "shapes-video-8": {"guidance_embeds": True},
+}
 NO_PIPELINE = {
     "HunyuanVideo15Pipeline": "reads its VAE's configuration when it is made",
     "QwenImage21Pipeline": "calls its text processor when it is made",
@@ -160,6 +166,15 @@ def test_its_lora_beside_the_weights_gives_what_it_gives_in_them(name: str, tmp_
     off = max(float((one - other).abs().max()) for one, other in zip(merged, beside, strict=True))
     assert far > 1e-3 and off < 1e-3 * max(1.0, float(max(one.abs().max() for one in merged)))
     assert equal(answer(given[-1]), plain)
+
+
+def test_the_small_models_have_what_tells_the_real_ones_apart() -> None:
+    sdxl, sd15 = (model_for(CARDS[name]).denoiser for name in ("lcm-lora-sdxl", "lcm-lora-sd15"))
+    assert (sdxl.config.addition_embed_type, sd15.config.addition_embed_type) == ("text_time", None)
+    assert (sdxl.config.use_linear_projection, sd15.config.use_linear_projection) == (True, False)
+    images = [any("add_k_proj" in path for path, _ in model_for(CARDS[name]).denoiser.named_modules())
+              for name in ("wan21-i2v-lightx2v-4", "wan21-t2v-lightx2v-4")]  # fmt: skip
+    assert images == [True, False]
 
 
 @pytest.mark.parametrize("name", WHOLE)
