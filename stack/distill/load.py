@@ -64,7 +64,7 @@ def load_updates(card: Card, files: Mapping[str, Path], parts: Mapping[str, nn.M
 def loader_of(card: Card, pipe: Any | None) -> Any | None:
     """The pipeline class that knows the layouts of LoRAs for this model: this one's, else the card's; None for none."""
     known = card.pipeline in dir(diffusers)
-    found = type(pipe) if isinstance(pipe, LoraBaseMixin) else diffusers.__getattr__(card.pipeline) if known else None
+    found = type(pipe) if isinstance(pipe, LoraBaseMixin) else getattr(diffusers, card.pipeline) if known else None
     return found if found is not None and issubclass(found, LoraBaseMixin) else None
 
 
