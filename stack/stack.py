@@ -19,8 +19,9 @@ from .compile import Compile
 from .core.errors import StackError
 from .core.facts import Facts
 from .core.passes import Pass, stage_of
-from .core.plan import Plan, explain, in_order
+from .core.plan import Plan, in_order
 from .core.validate import RunSteps, checked
+from .denoisers import Denoisers
 from .distill.adapter import Adapter
 from .distill.call import transformed_call
 from .distill.distill import Distill
@@ -29,7 +30,7 @@ from .models.denoiser import denoiser_of
 from .models.schedule import flow_timetable
 from .models.wiring import Wiring, wiring_of
 from .passes import made
-from .planner import REPLACED, Planner
+from .planner import Planner
 from .quant.quantize import Quantize
 from .recipe import Recipe
 from .runtime.call_arguments import named_arguments
@@ -94,10 +95,12 @@ class Stack:
             pipe=self._pipe,
             owner=self,
             lock=self.lock,
-            abort=self._layers.let_go,
-            prepare=lambda steps: self._planner.prepare(self._mounted, self._passes, steps),
+            abort=lambda: self._denoisers.let_go(),
+            prepare=lambda steps: self._denoisers.prepare(self._passes, steps),
+            taken_over=lambda: self._denoisers.let_go(self._target),
         )
         self._mounted = Mounted(self._target, self._layers)
+        self._denoisers = Denoisers(self._mounted, self._planner)
 
     @classmethod
     def from_recipe(
@@ -190,9 +193,8 @@ class Stack:
     def facts(self) -> Facts:
         """Facts of the untouched model: as it is now, or as it was when the passes were put on."""
         if not self.applied:
-            now = self.denoiser if self._pipe is None else denoiser_of(self._pipe)
-            if now is not self.denoiser:
-                self._aim(now, self._target.clock.timetable.schedule.shift)
+            if self._denoisers.replaced():
+                self._aim(denoiser_of(self._pipe), self._target.clock.timetable.schedule.shift)
             self._planner.read(self._target)
         return self._target.facts
 
@@ -228,23 +230,11 @@ class Stack:
 
     def explain(self) -> str:
         """The plan in words: order, reasons, clashes and repairs, bytes of state. Touches nothing."""
-        return explain(self.plan)
+        return self._denoisers.explained(self.plan, self._passes)
 
     def report(self) -> Report:
         """What happened in the last pipeline call."""
-        passes = {layer.wanted.stage: layer.applied.report() for layer in self._layers}
-        standing = [text for layer in self._layers for text in layer.applied.warnings]
-        findings = self._planner.installed.findings if self._planner.installed else ()
-        notes = [f"{f.stage}: {f.what}; {f.repair}{f.tag}" for f in findings if f.repair and not f.note]
-        if self._pipe is not None and denoiser_of(self._pipe) is not self.denoiser:
-            notes.append(REPLACED)
-        return Report(
-            steps=self._target.journal.records(),
-            cache_bytes=sum(int(figures.get("bytes", 0)) for figures in passes.values()),
-            passes=passes,
-            summaries={layer.wanted.stage: layer.applied.summary for layer in self._layers},
-            warnings=notes + standing + self._call_notes + list(self._target.journal.warnings),
-        )
+        return self._denoisers.report(self._call_notes)
 
     # ---- measuring: functions over `StackLike`
 
@@ -273,7 +263,7 @@ class Stack:
             if self.applied:
                 return self
             plan = self.plan  # first: it may be for another model than so far
-            self._planner.carry(self._mounted, plan)
+            self._denoisers.carry(plan, self._passes)
             return self
 
     def freeze(self) -> Stack:
@@ -287,7 +277,7 @@ class Stack:
         """
         with self.lock:
             self.apply()
-            self._mounted.freeze()
+            self._denoisers.freeze()
             return self
 
     def save(self, folder: str | Path) -> int:
@@ -316,8 +306,8 @@ class Stack:
             if self._pipe is None:
                 return self.apply().denoiser(*args, **kwargs)
             given = named_arguments(self._pipe, args, kwargs)
-            if self.applied and denoiser_of(self._pipe) is not self.denoiser:
-                raise StackError(REPLACED)
+            if self.applied and (replaced := self._denoisers.replaced()):
+                raise StackError(replaced)
             self.apply()
             call_transforms = [layer.applied.call for layer in self._layers if layer.applied.call]
             given, self._call_notes = transformed_call(call_transforms, given, self._planner.strict)
@@ -364,8 +354,8 @@ class Stack:
             if stage is not None:
                 instead = self._expect(stage)
                 return self._exchange([p for p in self._passes if p.stage != stage] + ([instead] if instead else []))
-            self._layers.check(0)
-            self._mounted.take_off()
+            self._denoisers.check()
+            self._denoisers.take_off()
             return self
 
     def _expect(self, stage: str) -> Pass | None:
@@ -383,7 +373,7 @@ class Stack:
         try:
             self._passes = wanted
             if plan is not None:
-                self._planner.carry(self._mounted, plan)
+                self._denoisers.carry(plan, wanted)
         except BaseException:
             self._passes = before
             raise
@@ -396,4 +386,4 @@ class Stack:
         return self.apply()
 
     def __exit__(self, *_: Any) -> None:
-        self._mounted.take_off()
+        self._denoisers.take_off()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stack.models.schedule import SigmaSchedule, of_flow
-from stack.runtime.step_clock import CallPlace, Clock, StepContext
+from stack.runtime.step_clock import CallPlace, Clock, ComputeModes, StepContext
 
 
 def clock_of(schedule: SigmaSchedule) -> Clock:
@@ -11,6 +11,7 @@ def clock_of(schedule: SigmaSchedule) -> Clock:
     return Clock(of_flow(schedule))
 
 
-def advance(clock: Clock, sigma: float, shape: tuple[int, ...]) -> StepContext:
+def advance(clock: Clock, sigma: float, shape: tuple[int, ...], compute_modes: ComputeModes = ()) -> StepContext:
     """A call at one of the schedule's noise levels begins."""
-    return clock.advance(CallPlace(clock.timetable, clock.timetable.timesteps.index(sigma)), shape)
+    place = CallPlace(clock.timetable, clock.timetable.timesteps.index(sigma))
+    return clock.advance(place, shape, compute_modes=compute_modes)

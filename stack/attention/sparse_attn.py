@@ -141,9 +141,8 @@ class SparseAttention:
         install.on_rollback(partial(setattr, shared, "on", False))
         for attention in plain:
             install.set_attribute(attention, "processor", BlockSparseProcessor(attention.processor, shared))
-        clock = target.clock
-        modes = (*clock.compute_modes, lambda context: bool(self.policy.dense_step(context)))
-        install.set_attribute(clock, "compute_modes", modes)
+        modes = (*target.compute_modes, lambda context: bool(self.policy.dense_step(context)))
+        install.set_attribute(target, "compute_modes", modes)
         install.on_rollback(tally.reset)
         return Applied(
             summary=f"{len(plain)} of {len(layers)} attention layers, keeps {100 * self.keep:g} %: "

@@ -182,7 +182,8 @@ class CacheController:
         active = context.active_set
         active.cached, active.full = True, ()  # nothing is decided yet
         shape, conditions = tuple(tokens.shape), self.conditions()
-        stamp = Stamp(context.request, context.branch, conditions, schedule, shape, tokens.dtype, tokens.device)
+        tensor = (shape, tokens.dtype, tokens.device)
+        stamp = Stamp(context.request, context.branch, conditions, schedule, *tensor, context.joined)
         held = self._held.get(context.branch)
         if held is None or held.stamp != stamp:
             held = self._renewed(context, stamp, held)

@@ -1,4 +1,4 @@
-"""From a pipeline to its denoiser."""
+"""From a pipeline to its denoisers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from torch import nn
 
 from ..core.errors import StackError
 
+NAMES = ("transformer", "unet", "transformer_2")  # of the denoiser; with the last of two alone the other is not called
+
 
 def denoiser_of(pipe: Any) -> nn.Module:
-    """The transformer of a pipeline, or its U-Net.
+    """The transformer of a pipeline, or its U-Net; the first one, where it has two.
 
     Raises:
         StackError: no diffusers pipeline, or one without either.
@@ -18,16 +20,28 @@ def denoiser_of(pipe: Any) -> nn.Module:
     from diffusers import DiffusionPipeline, ModularPipeline
 
     name = type(pipe).__name__
-    if isinstance(pipe, ModularPipeline):
-        raise StackError(f"{name} is a modular pipeline, expected a DiffusionPipeline: try Stack(pipe.transformer)")
-    if not isinstance(pipe, DiffusionPipeline):
+    if not isinstance(pipe, (DiffusionPipeline, ModularPipeline)):
         raise StackError(f"cannot accelerate a {name}: expected a diffusers pipeline or its transformer module")
-    part = next((part for part in ("transformer", "unet") if part in vars(pipe)), "")
-    if not part:
+    parts = [part for part in NAMES if part in vars(pipe)]
+    if not parts:
         other = next((part for part in ("prior", "decoder") if part in vars(pipe)), "")
         denoises = f", its denoiser is a {other}" if other else ""
         raise StackError(f"{name} has no transformer and no unet{denoises}: expected a pipeline of a diffusion model")
-    denoiser: nn.Module | None = vars(pipe)[part]
+    found = (vars(pipe)[part] for part in parts)
+    denoiser: nn.Module | None = next((one for one in found if one is not None), None)
     if denoiser is None:
-        raise StackError(f"the {part} of this {name} is None: load the pipeline with it, or set pipe.{part}")
+        missing = parts[0]
+        raise StackError(f"the {missing} of this {name} is None: load the pipeline with it, or set pipe.{missing}")
+    if vars(pipe).get("scheduler") is None and isinstance(pipe, ModularPipeline):
+        raise StackError(f"this {name} has no scheduler, which says which step a call is: set pipe.scheduler")
     return denoiser
+
+
+def other_denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """The further denoisers of a pipeline, by its names for them: components of the first one's class."""
+    first = denoiser_of(pipe)
+    found: dict[str, nn.Module] = {}
+    for name, part in vars(pipe).items():
+        if type(part) is type(first) and part is not first and part not in found.values():
+            found[name] = part
+    return found

@@ -292,9 +292,9 @@ class Quantize:
             ends, held = _convert(target.denoiser, other, backends, device, None)
         phase = Phase()
         clock = target.clock
-        target.chain.add(install, SwitchPrecision(clock, phase, len(clock.compute_modes)))
-        modes = (*clock.compute_modes, partial(near_ends, share=self.share))
-        install.set_attribute(clock, "compute_modes", modes)
+        target.chain.add(install, SwitchPrecision(clock, phase, len(target.compute_modes)))
+        modes = (*target.compute_modes, partial(near_ends, share=self.share))
+        install.set_attribute(target, "compute_modes", modes)
         return {path: TwoPrecisions(ends[path], module, phase) for path, module in middle.items()}, held
 
 

@@ -60,6 +60,10 @@ class ConditionsReader:
         """A call of the denoiser begins, with these arguments."""
         self._request, self._branch, self.given, self._known = context.request, context.branch, given, None
 
+    def asks_same(self, branch: str, given: Mapping[str, Any]) -> bool:
+        """Whether a call with these arguments asks for what the last one of a branch did; False where none was read."""
+        return self._prompt.asks_same(branch, given)
+
     def end(self) -> None:
         """The call is over: its arguments are let go."""
         self.given, self._known = {}, None
@@ -260,6 +264,16 @@ class Conditioning:
             if given.get(name) is not None:
                 asked = (*asked, (name, watch(request, branch, given[name])))
         return asked
+
+    def asks_same(self, branch: str, given: Mapping[str, Any]) -> bool:
+        """Whether these arguments are what the branch's last ones were, by identity or by content."""
+        seen = self._seen.get(branch)
+        if seen is None:
+            return False
+        empty = [name for name, value in given.items() if value is None or (isinstance(value, dict) and not value)]
+        asked = {name: given[name] for name in given.keys() - self._apart.union(empty)}
+        same = (seen[n].still(value) or seen[n].settled == settled(value) for n, value in asked.items() if n in seen)
+        return seen.keys() == asked.keys() and all(same)
 
 
 def autocast() -> str:

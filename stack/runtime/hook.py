@@ -20,7 +20,7 @@ from ..core.installer import BEHIND_HOOK, Installer
 from ..models.schedule import CLOSE, Timetable, fits, timetable_of, was_made
 from ..models.timestep import place_in, precision_of, same_for_all
 from .call import DenoiserCall, batch_of
-from .step_clock import CallPlace, unknown_place
+from .step_clock import CallPlace, ReadFrom, unknown_place
 from .target import Target
 
 NO_SCHEDULE = (
@@ -71,7 +71,10 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
                 unknown = place.why or place.replayed
                 notes = target.prepare(0 if unknown else len(place.timetable.timesteps) - place.at)
             # Of which request, in what compute mode; which samples run is filled in on the way.
-            context = clock.advance(place, tuple(latent.shape), turns_page)
+            same = partial(target.conditions.asks_same, given=given)
+            context = clock.advance(place, tuple(latent.shape), turns_page, same, target.compute_modes)
+            if clock.took_over:
+                target.taken_over()
             # Its time and, read off the step context in the end, what it turned out to be.
             journal.begin(context, latent.device)
             for note in notes:
@@ -98,7 +101,18 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
                 target.conditions.end()
                 journal.end()
 
-    return forward
+    return _of_part(target, forward) if target.part else forward
+
+
+def _of_part(target: Target, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a denoiser that is not its pipeline's first: its branches have its name in front."""
+
+    @functools.wraps(forward)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with target.lock, target.clock.in_branch(target.part):
+            return forward(*args, **kwargs)
+
+    return called
 
 
 def _stacked(run: Callable[..., Any], **given: Any) -> tuple[torch.Tensor]:
@@ -120,9 +134,6 @@ class _StepReader:
     """
 
     target: Target
-    _made: Any = None  # what the timetable was last read from; schedulers make a new one for each request
-    _version: int = 0
-    _begun: bool = True  # whether that was a schedule at all
     backwards: bool = False  # whether the time of calls counts up to the clean sample
     _scale: float = 0.0  # what the last call's time was divided by, where the wiring leaves that open
 
@@ -137,10 +148,10 @@ class _StepReader:
         made = scheduler.timesteps if made is None else made
         # Some callers write noise levels of their own into what the scheduler has made.
         version = 0 if made.is_inference() else made._version
-        if made is not self._made or version != self._version:
-            clock.timetable, self._made, self._version = timetable_of(scheduler, latent.shape[1]), made, version
-            self._begun = was_made(scheduler)
-        if not self._begun:
+        if not clock.read.still(made, version):
+            clock.timetable = timetable_of(scheduler, latent.shape[1])
+            clock.read = ReadFrom(made, version, was_made(scheduler))
+        if not clock.read.begun:
             return unknown_place(self._level(timestep.max()), NO_SCHEDULE)
         timetable, at = clock.timetable, own.get("_step_index")
         at = own.get("_begin_index") if at is None else at
@@ -199,12 +210,7 @@ def _context(
 ) -> Callable[..., AbstractContextManager[None]]:
     @contextmanager
     def context(name: str, **place: Any) -> Iterator[None]:  # some pipelines say where their loop is, too
-        with target.lock:  # the branch is set once for all threads
-            before, target.clock.branch = target.clock.branch, name
-            try:
-                with inner(name, **place):
-                    yield
-            finally:
-                target.clock.branch = before
+        with target.lock, target.clock.named(name), inner(name, **place):  # the branch is set once for all threads
+            yield
 
     return context

@@ -39,7 +39,7 @@ class Stamp:
     """Everything a cached feature depends on.
 
     Attributes:
-        request, branch: whose trajectory it lies on.
+        request, branch, joined: whose trajectory it lies on, and since which step, see `StepContext`.
         conditions: everything that is no property of the tokens or of the schedule.
         schedule: noise levels and shift: the same step of as many steps may be at another one.
         shape, dtype, device: of the latent tokens it was made from.
@@ -52,6 +52,7 @@ class Stamp:
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    joined: int = 0
 
     def differing(self, other: Stamp) -> list[str]:
         """What is not as in another stamp, by name."""

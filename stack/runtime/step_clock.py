@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,6 +132,9 @@ class StepContext:
         compute_mode: how this step is computed, one entry per pass that has several ways: dense or sparse, in which
             precision. Features of different modes differ by more than time.
         active_set: which samples and tokens of the call run.
+        joined: step at which the branch came in. Later than the request's first where guidance begins in mid-run or
+            goes on after a pause, and where another denoiser of the pipeline takes over. Nothing that was kept before
+            is used then.
     """
 
     request: int
@@ -147,6 +150,7 @@ class StepContext:
     known: bool = True
     compute_mode: tuple[Hashable, ...] = ()
     active_set: ActiveSet = field(default_factory=ActiveSet, compare=False)
+    joined: int = 0
 
     @property
     def is_first(self) -> bool:
@@ -155,6 +159,29 @@ class StepContext:
     @property
     def is_last(self) -> bool:
         return self.step == self.steps - 1
+
+
+@dataclass(frozen=True)
+class ReadFrom:
+    """What a timetable was last read from, by whichever denoiser of the pipeline was called first.
+
+    Attributes:
+        made: the scheduler's; it makes another one for each request.
+        version: of that tensor.
+        begun: whether that was a schedule at all.
+    """
+
+    made: Any = None
+    version: int = 0
+    begun: bool = True
+
+    def still(self, made: Any, version: int) -> bool:
+        """Whether it is the same."""
+        return made is self.made and version == self.version
+
+
+ComputeModes = tuple[Callable[[StepContext], Hashable], ...]
+"""What makes the entries of `StepContext.compute_mode`, one function per pass."""
 
 
 class Clock:
@@ -168,24 +195,23 @@ class Clock:
         context: the current call's step, or the last one's.
         active_set: of the same call.
         running: whether a call is under way.
-        timetable: of the sampler, as last read.
+        timetable, read: of the sampler, as last read, and what from.
         sigma_schedule: of the current request: the timetable's from the step on that the request began with.
         replaying: of every call, while `replay` is on.
-        compute_modes: what makes the entries of `StepContext.compute_mode`, one function per pass.
     """
 
     def __init__(self, timetable: Timetable) -> None:
         self.branch = MAIN
-        self.compute_modes: tuple[Callable[[StepContext], Hashable], ...] = ()
         self.context: StepContext | None = None
         self.running = False
         self.active_set = ActiveSet()
-        self.timetable = timetable
+        self.timetable, self.read = timetable, ReadFrom()
         self.sigma_schedule = timetable.schedule
         self._on = timetable  # what the current request's calls are on
         self._requests = 0
         self._at: dict[str, int] = {}
-        self._shape: tuple[int, ...] = ()
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._joined: dict[str, int] = {}
         self._pages = 0
         self.replaying: CallPlace | None = None
         self._last: CallPlace | None = None  # of the page's last call
@@ -195,8 +221,12 @@ class Clock:
 
     def restart(self) -> None:
         """The next call starts a request, whatever its step."""
-        self._at.clear()
+        self._forget_branches()
         self._last = self._last if self._kept_open else None
+
+    def _forget_branches(self) -> None:
+        for known in (self._at, self._shapes, self._joined):
+            known.clear()
 
     @contextmanager
     def one_page(self) -> Iterator[None]:
@@ -207,6 +237,27 @@ class Clock:
             yield
         finally:
             self._kept_open, self._last = False, None
+
+    @contextmanager
+    def named(self, branch: str) -> Iterator[None]:
+        """Calls inside are of this branch."""
+        before, self.branch = self.branch, branch
+        try:
+            yield
+        finally:
+            self.branch = before
+
+    def in_branch(self, part: str) -> AbstractContextManager[None]:
+        """Calls inside are of this denoiser of a pipeline with several."""
+        return self.named(part if self.branch == MAIN else f"{part}: {self.branch}")
+
+    @property
+    def took_over(self) -> bool:
+        """Whether the current call is the first of its step, and of a branch that comes in there, in mid-run."""
+        context = self.context
+        if context is None or not context.joined == context.step > 0:
+            return False
+        return list(self._at.values()).count(context.at) == 1
 
     @property
     def called(self) -> bool:
@@ -259,23 +310,35 @@ class Clock:
         place = unknown_place(place.timetable.timesteps[place.at], USED_BEFORE)
         return place, self.turns_page(place)
 
-    def advance(self, place: CallPlace, shape: tuple[int, ...], turned: bool | None = None) -> StepContext:
+    def advance(
+        self,
+        place: CallPlace,
+        shape: tuple[int, ...],
+        turned: bool | None = None,
+        asks_same: Callable[[str], bool] = lambda branch: False,
+        compute_modes: ComputeModes = (),
+    ) -> StepContext:
         """A denoiser call at this place, on latent tokens of this shape, begins.
 
         Args:
             turned: what `turns_page` has said of it, if it has been asked.
+            asks_same: whether the call asks for the same as the last one of a branch did.
+            compute_modes: what makes the entries of `StepContext.compute_mode`.
         """
         if self.turns_page(place) if turned is None else turned:
             self._pages += 1
         self._last = place
         at, branch = place.at, self.branch
-        if place.driven and place.timetable is self._on and self._at.get(branch) == at:
-            branch = self._named(at)
-        if not self._continues(place, branch) or shape != self._shape:
+        if place.driven and place.timetable is self._on:
+            branch = self._named(at, asks_same)
+        goes_on = self._continues(place, branch)
+        if self._shapes.get(branch, shape) != shape or not (goes_on or self._joins(place, branch)):
             self._requests += 1
-            self._at.clear()
+            self._forget_branches()
             self._on, self.sigma_schedule = place.timetable, place.timetable.schedule.since(at)
-        self._at[branch], self._shape = at, shape
+        if not goes_on or branch not in self._joined:
+            self._joined[branch] = at
+        self._at[branch], self._shapes[branch] = at, shape
         schedule = self.sigma_schedule
         step = at - schedule.begin
         context = StepContext(
@@ -290,28 +353,41 @@ class Clock:
             at=at,
             whole=len(place.timetable.timesteps),
             known=schedule.known,
+            joined=self._joined[branch] - schedule.begin,
         )
         if place.replayed is not None:
             own: dict[str, Any] = {"request": context.request, "page": context.page, "shape": shape}
             context = replace(place.replayed, **own, compute_mode=(), active_set=ActiveSet())
-        if self.compute_modes:
-            context = replace(context, compute_mode=tuple(of(context) for of in self.compute_modes))
+        if compute_modes:
+            context = replace(context, compute_mode=tuple(of(context) for of in compute_modes))
         self.context, self.active_set, self.running = context, context.active_set, True
         return context
 
     def _continues(self, place: CallPlace, branch: str) -> bool:
-        if place.timetable is not self._on or place.why:
+        return place.timetable is self._on and not place.why and self._at.get(branch) == place.at - 1
+
+    def _joins(self, place: CallPlace, branch: str) -> bool:
+        """Whether a branch that was not at the step before comes into the request, where others are."""
+        if place.timetable is not self._on or place.why or not self._at:
             return False
         previous = self._at.get(branch)
-        # A branch not seen yet joins when another branch is at this very step.
-        return place.at in self._at.values() if previous is None else place.at == previous + 1
+        if not place.driven:  # a step that others have left is another request's
+            return previous is None and place.at in self._at.values()
+        # A scheduler makes a schedule for one request, in which a branch may begin late, pause, or be the first.
+        return max(self._at.values()) in (place.at, place.at - 1) and (previous is None or previous < place.at)
 
-    def _named(self, at: int) -> str:
-        """The current branch; with a number where it has had this step already.
+    def _named(self, at: int, asks_same: Callable[[str], bool] = lambda branch: False) -> str:
+        """The branch of a call under the current name; with a number where others of a step have the name too.
 
-        Only where a scheduler drives the calls: it is made anew for every request, so that a step seen twice is a
-        second call of that step, and not the start of another request.
+        Calls that a pipeline does not name are told apart by what they ask for, and only where that is new by their
+        order. This is for calls that a scheduler drives: it is made anew for every request, so that a step seen twice
+        is a second call of that step, and not the start of another request.
         """
+        known = [name for name in self._at if name == self.branch or name.startswith(f"{self.branch} (")]
+        if len(known) > 1:
+            waiting = sorted((name for name in known if self._at[name] < at), key=lambda name: -self._at[name])
+            if (same := next(filter(asks_same, waiting), None)) is not None:
+                return same
         name, number = self.branch, 1
         while self._at.get(name) == at:
             number += 1

@@ -17,7 +17,7 @@ from ..models.wiring import Wiring
 from .call import InterceptorChain
 from .conditions import ConditionsReader
 from .report import Journal
-from .step_clock import Clock
+from .step_clock import Clock, ComputeModes
 
 PAST_THE_STACK = (
     "no call of the denoiser came through the stack: was its forward replaced after apply()? undo() and apply it again"
@@ -43,6 +43,9 @@ class Target:
         conditions: what the current call's features depend on, for stamps.
         chain: what a call of the whole denoiser passes before the model.
         grid: what the output stream's tokens lie on in the current request.
+        part: the pipeline's name of the denoiser, where it is not its first one; in front of the branches of its calls.
+        taken_over: called where this denoiser's calls follow on those of another.
+        compute_modes: what makes the entries of `StepContext.compute_mode`.
     """
 
     denoiser: nn.Module
@@ -57,6 +60,9 @@ class Target:
     abort: Callable[[], None] = lambda: None
     prepare: Callable[[int], list[str]] = lambda steps: []
     chain: InterceptorChain = field(default_factory=InterceptorChain)
+    part: str = ""
+    taken_over: Callable[[], None] = lambda: None
+    compute_modes: ComputeModes = ()
     conditions: ConditionsReader = field(init=False)
     grid: RequestGrid = field(init=False)
 

@@ -52,11 +52,10 @@ def test_a_switch_of_phase_is_no_drift_and_no_slope() -> None:
     told = {}
     for compute_modes in ((), (lambda context: context.step < 2,)):
         clock = clock_of(UNEVEN)
-        clock.compute_modes = compute_modes
         controller = controller_of(Policy.of(warmup=3, interval=9, gains=(1.0, 1.0)), clock)
         tokens = torch.ones(1, 4, 8, dtype=torch.float64)
         for step, sigma in enumerate(UNEVEN.sigmas[:4]):
-            controller.journal.begin(advance(clock, sigma, tuple(tokens.shape)))
+            controller.journal.begin(advance(clock, sigma, tuple(tokens.shape), compute_modes))
             controller.begin(tokens)
             if controller.decide() == [False]:
                 controller.store("image", tokens * (1 if step < 2 else 9), controller.slots)

@@ -208,7 +208,7 @@ TOKENS = torch.zeros(1, 4, 8)
 STAMP = Stamp(1, "main", Conditions(), uniform(4), (1, 4, 8), torch.float32, torch.device("cpu"))
 OTHERS: dict[str, Any] = {
     "request": 2, "branch": "uncond", "schedule": uniform(4, 3.0), "shape": (1, 8, 4), "dtype": torch.bfloat16,
-    "device": torch.device("meta"),
+    "device": torch.device("meta"), "joined": 3,
 }  # fmt: skip
 
 

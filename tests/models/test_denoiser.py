@@ -38,7 +38,7 @@ REFUSED = {
     "emptied": (emptied, "the transformer of this ShapesFluxPipeline is None: load the pipeline with it, or set"),
     "modular": (
         lambda: object.__new__(ModularPipeline),
-        "ModularPipeline is a modular pipeline, expected a DiffusionPipeline: try Stack(pipe.transformer)",
+        "ModularPipeline has no transformer and no unet: expected a pipeline of a diffusion model",
     ),
     "a module": (lambda: nn.Linear(2, 2), "cannot accelerate a Linear: expected a denoiser of diffusers, or a"),
     "a number": (lambda: 3, "cannot accelerate a int: expected a diffusers pipeline or its transformer module"),

@@ -89,7 +89,7 @@ def test_steps_tell_dense_from_sparse_while_the_pass_is_on(name: str) -> None:
     calls = moving(name)
     told = []
     with stack, torch.no_grad():
-        clock = stack._target.clock
+        target, clock = stack._target, stack.clock
         for call in calls:
             stack.denoiser(**call)
             told.append(clock.context.compute_mode)
@@ -97,4 +97,4 @@ def test_steps_tell_dense_from_sparse_while_the_pass_is_on(name: str) -> None:
     ends = [step < near or step >= STEPS - near for step in range(STEPS)]
     dense = [step in (0, STEPS - 1) for step in range(STEPS)]
     assert told == list(zip(ends, dense, strict=True))
-    assert clock.compute_modes == ()
+    assert target.compute_modes == ()
