@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from .caching.cache import Cache
+from .caching.gate_policies import BudgetPolicy
 from .core.errors import StackError
 from .core.passes import Pass
 from .core.plan import Plan, explain
@@ -31,6 +33,11 @@ SCHEDULE_FACTS = ("steps", "called", "ladder", "sampler", "schedule", "levels")
 ROUNDED_BELOW = (
     "a switchable adapter beside quantize() on a pipeline with two denoisers: it lies on weights that the second one "
     "has not rounded yet; expected a fused one, try distill(name)"
+)
+
+SPENT_TWICE = (
+    "max_error on a pipeline with two denoisers: what one has spent is not known to the other; expected a cache with "
+    "a schedule, such as cache('svd')"
 )
 
 
@@ -65,6 +72,8 @@ class Other:
         stages = [p.stage for p in passes]
         if "adapter" in stages and "quantize" in stages:
             raise StackError(ROUNDED_BELOW)
+        if any(isinstance(p, Cache) and isinstance(p.policy.gate, BudgetPolicy) for p in passes):
+            raise StackError(SPENT_TWICE)
         try:
             return self.planner.plan(target.facts, [p for p in passes if p.stage not in PIPELINE_WIDE])
         except StackError as error:

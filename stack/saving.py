@@ -21,7 +21,7 @@ from .distill.adapter import Adapter
 from .distill.distill import Distill
 from .distill.find import carry
 from .distill.stage import AdapterStage
-from .models.denoiser import denoiser_of
+from .models.denoiser import denoiser_of, one_denoiser
 from .models.wiring import wiring_of
 from .quant.fits import FILE
 from .quant.saved import read_denoiser, save_denoiser
@@ -29,6 +29,7 @@ from .recipe import Recipe, load_recipe, recipe_toml
 from .runtime.stack_like import StackLike
 
 RECIPE, SCHEDULER, SCHEDULER_FILE = "recipe.toml", "scheduler", "scheduler_config.json"
+NOT_SAVED = "keep a recipe, and quantize when it is loaded"
 WEIGHTS = "weights"  # note of a saved recipe: the digest of the weights it was written with
 
 
@@ -37,6 +38,8 @@ def save_stack(stack: StackLike, folder: str | Path) -> int:
     folder = _folder(folder)
     if not stack.applied:
         raise StackError("save() writes an applied stack: call apply() first")
+    if stack.pipe is not None:
+        one_denoiser(stack.pipe, "save()", NOT_SAVED)
     check_folder(folder, "save()")
     above, fitted = _above(stack), _fitted(stack)
     recipe = Recipe(folder.absolute().name, "", stack.facts.family, stack.plan.facts_after.asked, above)
@@ -108,6 +111,8 @@ def load_weights(folder: str | Path, model: Any) -> Recipe:
         if isinstance(each, AdapterStage):
             _ = each.card  # a damaged one is told before the model is touched
     bare = isinstance(model, nn.Module)
+    if not bare:
+        one_denoiser(model, "load()", NOT_SAVED)
     denoiser = model if bare else denoiser_of(model)
     wiring_of(denoiser)
     weights = read_denoiser(denoiser, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from ..models.sampler import LinearSampler, planned_sampler
 from ..runtime.call import Interceptor
 from ..runtime.step_clock import FULL
 from ..runtime.target import Target
+from .aside import SKIPS, StepsAside
 from .bases import load_bases
 from .candidate import Candidate
 from .cap import check_cap, offload
 from .checks import judged
 from .constants import Constants
+from .contract import BeforeBlocks
 from .controller import CacheController
 from .corrector import Corrector
 from .describe import described, noise_words
@@ -245,14 +248,15 @@ class Cache:
             learned: in place of the policy's.
         """
         site = self.policy.site.build(controller, target, self.policy)
-        places = site.install(target.denoiser, target.wiring, install)
-        # The first is the outermost. Every one of them sees what those behind it return.
-        target.chain.add(
-            install,
-            *guards,
-            *self.correctors(controller, target, learned or self.policy.learned),  # correct what the site returned
-            *site.interceptors,  # call the model, or answer in its place
-        )
+        # The first is the outermost: it corrects what the site returned, which calls the model or answers instead.
+        behind = [*self.correctors(controller, target, learned or self.policy.learned), *site.interceptors]
+        skips = SKIPS & set(inspect.signature(type(target.denoiser).forward).parameters)
+        if skips and not isinstance(site, BeforeBlocks):
+            past = StepsAside(install, target.conditions, target.journal)
+            behind, places = [past.passed(one) for one in behind], site.install(target.denoiser, target.wiring, past)
+        else:
+            places = site.install(target.denoiser, target.wiring, install)
+        target.chain.add(install, *guards, *behind)
         return places
 
     def correctors(
@@ -296,7 +300,7 @@ def _sampler_of(target: Target) -> Callable[[], LinearSampler]:
 
 def _none_cached(p: Policy, target: Target) -> str:
     """Why no step of the last pipeline call was cached."""
-    contexts = [entry.context for entry in target.journal.entries]
+    contexts = target.contexts
     said = f"0 of {len(contexts)} steps cached"
     if not all(context.known for context in contexts):
         return f"{said}: it is not known which steps they were"
@@ -312,8 +316,9 @@ def _reporter(
 ) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
         guard.settle(wait=True)
-        cached = sum(entry.kind != FULL for entry in target.journal.entries)
-        if target.journal.entries and not cached:
+        kinds = [entry.kind for entry in target.journal.entries if entry.context.part == target.part]
+        cached = len(kinds) - kinds.count(FULL)
+        if kinds and not cached:
             target.journal.warn(_none_cached(p, target))
         figures: dict[str, Any] = {"bytes": controller.bytes, "host_bytes": controller.host_bytes}
         figures |= {"table_bytes": constants.bytes, "cached_steps": cached, "dropped": controller.dropped}

@@ -87,6 +87,10 @@ class Installs(Protocol):
         ...
 
 
+class BeforeBlocks:
+    """A site that decides before the model is called, and works whichever blocks are."""
+
+
 @dataclass(frozen=True)
 class Site(Options):
     """Where a cache stands. Its fields are the site's own choices.

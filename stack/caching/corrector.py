@@ -20,9 +20,10 @@ from ..models.sampler import LinearSampler
 from ..runtime.call import DenoiserCall, Proceed
 from .controller import CacheController, CacheSlot
 from .forecast import coordinate
-from .latent import like, returned_as, turned, x0_of
+from .latent import like, noisy_part, returned_as, turned, x0_of
 from .learned import PAST, Corrections, key_of
 
+OTHER_LENGTH = "a step whose output is of other tokens than its latent: it is not corrected"
 OTHER_LEVELS = "learned corrections are of other noise levels: plain forecasts stand in; calibrate() again for these"
 
 
@@ -54,6 +55,9 @@ class Corrector:
             return result
         estimate = turned(self.sampler().estimates[now.step], call)
         x, out = call.latent.float(), result[0].float()
+        if noisy_part(x, out).shape != out.shape:  # a step that takes a picture in and returns what is behind it
+            controller.journal.warn(OTHER_LENGTH)
+            return result
         x0 = x0_of(estimate, x, out)
         rows = x0.split(len(x0) // len(slots))
         shifts = [self._shift(slot, row) for slot, row in zip(slots, rows, strict=True)]

@@ -18,8 +18,8 @@ def tokens_of(latent: torch.Tensor) -> torch.Tensor:
 
 
 def like(tokens: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-    """The inverse of `tokens_of`."""
-    return tokens if latent.ndim == 3 else tokens.mT.reshape(latent.shape)
+    """The inverse of `tokens_of`, for tokens that may have fewer channels than the latent, see `noisy_part`."""
+    return tokens if latent.ndim == 3 else tokens.mT.unflatten(2, latent.shape[2:])
 
 
 def noisy_part(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -45,3 +45,14 @@ def other_denoisers(pipe: Any) -> dict[str, nn.Module]:
         if type(part) is type(first) and part is not first and part not in found.values():
             found[name] = part
     return found
+
+
+def one_denoiser(pipe: Any, what: str, instead: str) -> None:
+    """Refuse what is about one denoiser where a pipeline has several.
+
+    Raises:
+        StackError: it has.
+    """
+    if others := other_denoisers(pipe):
+        kind = type(pipe).__name__
+        raise StackError(f"{what} is for a single denoiser, this {kind} has {', '.join(others)} as well: {instead}")

@@ -22,6 +22,19 @@ def same_for_all(timestep: torch.Tensor) -> bool:
     return bool((timestep == timestep.flatten()[0]).all())
 
 
+def of_noisy_tokens(timestep: torch.Tensor) -> torch.Tensor | None:
+    """The time of all noisy tokens of timesteps (B, N) where all others are clean, at time 0; None where they are not.
+
+    A video that continues a picture has its first frame clean.
+    """
+    if timestep.ndim != 2 or timestep.shape[1] < 2:
+        return None
+    time = timestep.max()
+    noisy = timestep == time
+    alike = bool(((timestep == 0) | noisy).all() and noisy.any(1).all())
+    return time if alike else None
+
+
 def place_in(timestep: torch.Tensor, timesteps: torch.Tensor) -> int | None:
     """Which of a scheduler's timesteps an argument is a view of: known without a read. None where it is none."""
     if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():

@@ -18,7 +18,7 @@ from ..core import readback
 from ..core.arguments import Arguments
 from ..core.installer import BEHIND_HOOK, Installer
 from ..models.schedule import CLOSE, Timetable, fits, timetable_of, was_made
-from ..models.timestep import place_in, precision_of, same_for_all
+from ..models.timestep import of_noisy_tokens, place_in, precision_of, same_for_all
 from .call import DenoiserCall, batch_of
 from .step_clock import CallPlace, ReadFrom, unknown_place
 from .target import Target
@@ -109,7 +109,7 @@ def _of_part(target: Target, forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(forward)
     def called(*args: Any, **kwargs: Any) -> Any:
-        with target.lock, target.clock.in_branch(target.part):
+        with target.lock, target.clock.called_in(target.part):
             return forward(*args, **kwargs)
 
     return called
@@ -171,7 +171,10 @@ class _StepReader:
         if timestep.numel() > 1:
             free = readback.reads_are_free(timestep.device) or not self.target.clock.follows(timetable, at)
             if free and not same_for_all(timestep):
-                return unknown_place(self._level(timestep.max()), "calls whose samples are at different timesteps")
+                noisy = of_noisy_tokens(timestep)
+                if noisy is None:
+                    return unknown_place(self._level(timestep.max()), "calls whose samples are at different timesteps")
+                timestep = noisy
             timestep = timestep.flatten()[0]
         there = 0 <= at < len(own)
         scale = self.target.wiring.timestep_scale

@@ -11,6 +11,7 @@ import torch
 
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
+from ..models.denoiser import one_denoiser
 from .call_arguments import STEPS, CallParameters, named_arguments
 
 Call = Mapping[str, Any] | Callable[[list[Any]], Mapping[str, Any]]
@@ -39,10 +40,21 @@ class PipelineCalls:
         more: arguments beside prompts, seed and steps: an image, a size, a number of frames, a negative prompt, the
             scale of an adapter. With `prompt_embeds` among them, or the argument that prompts go to, prompts are only
             names. Embeddings of one sample serve all samples of a call.
+
+    Raises:
+        StackError: a modular pipeline, or one with several denoisers.
     """
 
     pipe: Any
     more: Call | None = None
+
+    def __post_init__(self) -> None:
+        from diffusers import DiffusionPipeline, ModularPipeline
+
+        if isinstance(self.pipe, ModularPipeline):
+            raise StackError(f"cannot measure on a {type(self.pipe).__name__}: expected a DiffusionPipeline")
+        if isinstance(self.pipe, DiffusionPipeline):
+            one_denoiser(self.pipe, "a measurement", "give the options that it would find")
 
     @property
     def takes_prompts(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -135,6 +135,7 @@ class StepContext:
         joined: step at which the branch came in. Later than the request's first where guidance begins in mid-run or
             goes on after a pause, and where another denoiser of the pipeline takes over. Nothing that was kept before
             is used then.
+        part: the pipeline's name of the denoiser that is called, where it is not its first one.
     """
 
     request: int
@@ -151,6 +152,7 @@ class StepContext:
     compute_mode: tuple[Hashable, ...] = ()
     active_set: ActiveSet = field(default_factory=ActiveSet, compare=False)
     joined: int = 0
+    part: str = ""
 
     @property
     def is_first(self) -> bool:
@@ -201,7 +203,7 @@ class Clock:
     """
 
     def __init__(self, timetable: Timetable) -> None:
-        self.branch = MAIN
+        self.branch, self._part = MAIN, ""
         self.context: StepContext | None = None
         self.running = False
         self.active_set = ActiveSet()
@@ -247,9 +249,15 @@ class Clock:
         finally:
             self.branch = before
 
-    def in_branch(self, part: str) -> AbstractContextManager[None]:
-        """Calls inside are of this denoiser of a pipeline with several."""
-        return self.named(part if self.branch == MAIN else f"{part}: {self.branch}")
+    @contextmanager
+    def called_in(self, part: str) -> Iterator[None]:
+        """Calls inside are of this denoiser, one of several of a pipeline."""
+        self._part = part
+        try:
+            with self.named(part if self.branch == MAIN else f"{part}: {self.branch}"):
+                yield
+        finally:
+            self._part = ""
 
     @property
     def took_over(self) -> bool:
@@ -354,6 +362,7 @@ class Clock:
             whole=len(place.timetable.timesteps),
             known=schedule.known,
             joined=self._joined[branch] - schedule.begin,
+            part=self._part,
         )
         if place.replayed is not None:
             own: dict[str, Any] = {"request": context.request, "page": context.page, "shape": shape}

@@ -17,7 +17,7 @@ from ..models.wiring import Wiring
 from .call import InterceptorChain
 from .conditions import ConditionsReader
 from .report import Journal
-from .step_clock import Clock, ComputeModes
+from .step_clock import Clock, ComputeModes, StepContext
 
 PAST_THE_STACK = (
     "no call of the denoiser came through the stack: was its forward replaced after apply()? undo() and apply it again"
@@ -79,6 +79,11 @@ class Target:
             lambda: self.conditions.asked_for,
             lambda: self.conditions.given,
         )
+
+    @property
+    def contexts(self) -> list[StepContext]:
+        """Of this denoiser's calls in the last pipeline call."""
+        return [entry.context for entry in self.journal.entries if entry.context.part == self.part]
 
     @contextmanager
     def one_page(self) -> Iterator[None]:

@@ -13,11 +13,12 @@ from ...core.installer import Installer
 from ...models.ports import shape_only
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
+from ..contract import BeforeBlocks
 from ..controller import CacheController
 from .bypass import Bypass
 
 
-class AllBlocks:
+class AllBlocks(BeforeBlocks):
     """Decides before the denoiser is called. On a cached step the last block answers with the forecast, all others and
     what only they read are bypassed. Where the decision needs to see a block, or some blocks run, see `BlockRange`.
 

@@ -15,7 +15,7 @@ from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.step_clock import NOTHING
 from ...runtime.target import Target
-from ..contract import Installs, PolicyLike, Site, SiteState, register_site
+from ..contract import BeforeBlocks, Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot, mean_ratios
 from ..gates import SumGate
 from ..latent import noisy_part, returned_as
@@ -48,7 +48,7 @@ class WholeModelSite(Site):
         return WholeModel(controller)
 
 
-class WholeModel:
+class WholeModel(BeforeBlocks):
     """Caches what the denoiser adds to the raw latent: out = in + (out - in) of the last full step (EasyCache).
 
     With a gate every sample is decided on its own: on each step its sum grows by k mean|in - in_before| / mean|out|,

@@ -23,7 +23,7 @@ from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.step_clock import NOTHING
 from ...runtime.target import Target
-from ..contract import Installs, PolicyLike, Site, SiteState, register_site
+from ..contract import BeforeBlocks, Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController
 from ..latent import output_of, returned_as, turned, x0_of
 from .shapes import fp32_numbers, more_than_the_latent
@@ -56,7 +56,7 @@ class X0Site(Site):
         return X0Prediction(controller, planned_sampler(target.pipe, lambda: target.clock.sigma_schedule))
 
 
-class X0Prediction:
+class X0Prediction(BeforeBlocks):
     """Intercepts the denoiser; no part of the model runs on a cached step.
 
     Whole batches under a schedule only. Guidance branches each keep their own estimate.
