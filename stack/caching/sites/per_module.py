@@ -173,9 +173,22 @@ class PerModule(_Decided):
         super().__init__(controller)
         self.roles = roles
         self.inside = Inside(compile, whole=lambda: not self.skip)
+        self._time = ""  # name of the denoiser's argument
+        self._per_token = False  # whether every token has a time of its own
+
+    def begin(self, tokens: torch.Tensor) -> None:
+        super().begin(tokens)
+        time = self.controller.given().get(self._time)
+        self._per_token = isinstance(time, torch.Tensor) and time.ndim > 1
+
+    @property
+    def _thins(self) -> bool:
+        """Whether what nobody reads is given no tokens: those would not fit modulations of their own for each."""
+        return self.skip and not self._per_token
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before every module; returns how many are predicted on a cached step."""
+        self._time = wiring.time
         self._open(denoiser, wiring, install)
         whole = left = 0.0
         count = 0
@@ -245,7 +258,7 @@ class PerModule(_Decided):
         """A norm nobody reads on a cached step: no tokens, only the gates it returns beside them."""
 
         def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            return inner(x[:, :0] if self.skip else x, *args, **kwargs)
+            return inner(x[:, :0] if self._thins else x, *args, **kwargs)
 
         return forward
 
@@ -254,7 +267,7 @@ class PerModule(_Decided):
         shapes: list[torch.Size] = []
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self.skip:
+            if self._thins:
                 given = next(x for x in [*args, *kwargs.values()] if isinstance(x, torch.Tensor))
                 # Perhaps other samples than those that ran.
                 return returned(given.new_empty(len(given), 0, *shape[2:]) for shape in shapes)
