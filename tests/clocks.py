@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from stack.models.schedule import SigmaSchedule, of_flow
-from stack.runtime.step_clock import CallPlace, Clock, ComputeModes, StepContext
+from stack.runtime.step import CallPlace, ComputeModes, StepContext
+from stack.runtime.step_clock import Clock
 
 
 def clock_of(schedule: SigmaSchedule) -> Clock:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..compat.rules.sparse import MASKED_ATTENTION
-from ..runtime.step_clock import Clock, StepContext
+from ..runtime.step import StepContext
+from ..runtime.step_clock import Clock
 from .cost import worth_it
 from .maps import FINEST, Grid, cut
 

@@ -18,7 +18,7 @@ from ..core.progress import counted
 from ..core.validate import NotNegative, checked
 from ..models.sampler import LinearSampler, planned_sampler
 from ..runtime.call import Interceptor
-from ..runtime.step_clock import FULL
+from ..runtime.step import FULL
 from ..runtime.target import Target
 from .aside import SKIPS, StepsAside
 from .bases import load_bases

@@ -16,7 +16,8 @@ from ..models.schedule import SigmaSchedule
 from ..runtime.call import holds_collections
 from ..runtime.report import Journal
 from ..runtime.stamp import Conditions, Stamp
-from ..runtime.step_clock import ALL, CACHED, FULL, NO_BLOCK, PARTIAL, Clock, Computed, StepContext
+from ..runtime.step import ALL, CACHED, FULL, NO_BLOCK, PARTIAL, Computed, StepContext
+from ..runtime.step_clock import Clock
 from .debts import Debts
 from .forecast import coordinate
 from .gates import BudgetGate, Gate

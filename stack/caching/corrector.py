@@ -20,7 +20,7 @@ from ..models.sampler import LinearSampler
 from ..runtime.call import DenoiserCall, Proceed
 from .controller import CacheController, CacheSlot
 from .forecast import coordinate
-from .latent import like, noisy_part, returned_as, turned, x0_of
+from .latent import like, returned_as, turned, x0_of
 from .learned import PAST, Corrections, key_of
 
 OTHER_LENGTH = "a step whose output is of other tokens than its latent: it is not corrected"
@@ -55,7 +55,8 @@ class Corrector:
             return result
         estimate = turned(self.sampler().estimates[now.step], call)
         x, out = call.latent.float(), result[0].float()
-        if noisy_part(x, out).shape != out.shape:  # a step that takes a picture in and returns what is behind it
+        tokens = slice(1, 2) if x.ndim == 3 else slice(2, None)
+        if x.shape[tokens] != out.shape[tokens]:  # a step that takes a picture in and returns what is behind it
             controller.journal.warn(OTHER_LENGTH)
             return result
         x0 = x0_of(estimate, x, out)

@@ -17,7 +17,8 @@ from ..core import readback
 from ..core.readback import Readback
 from ..runtime.call import DenoiserCall, Proceed
 from ..runtime.report import Journal
-from ..runtime.step_clock import FULL, Clock, StepContext
+from ..runtime.step import FULL, StepContext
+from ..runtime.step_clock import Clock
 from .latent import tokens_of
 from .predictor import Predictor, weights
 

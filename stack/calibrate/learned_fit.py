@@ -24,7 +24,7 @@ from ..core.passes import Applied
 from ..models.sampler import planned_sampler
 from ..runtime.call import DenoiserCall
 from ..runtime.stack_like import StackLike
-from ..runtime.step_clock import StepContext
+from ..runtime.step import StepContext
 from ..runtime.target import Target
 from .observe import Observe, Run, answer_calls
 from .trials import Trials

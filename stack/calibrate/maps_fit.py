@@ -15,7 +15,7 @@ from ..core.progress import ProgressLine
 from ..models.ports import Streams
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
-from ..runtime.step_clock import StepContext
+from ..runtime.step import StepContext
 from .observe import SeeBlock, watching_blocks
 
 STRIDE = 5  # calls between the inputs that "delta" is measured from: gaps of 1 to 5 steps

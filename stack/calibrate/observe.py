@@ -12,7 +12,7 @@ from ..core.installer import Installer
 from ..core.passes import Applied, Finding
 from ..models.ports import Streams
 from ..runtime.call import DenoiserCall
-from ..runtime.step_clock import StepContext
+from ..runtime.step import StepContext
 from ..runtime.target import Target
 
 Run = Callable[[DenoiserCall], Any]

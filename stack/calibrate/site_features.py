@@ -9,7 +9,7 @@ from torch import nn
 
 from ..models.ports import Streams
 from ..models.wiring import Wiring, wiring_of
-from ..runtime.step_clock import StepContext
+from ..runtime.step import StepContext
 from .trajectory import sampled
 
 BLOCK = "block "  # name of what a block adds, before its number

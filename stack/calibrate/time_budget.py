@@ -18,7 +18,7 @@ from ..measure.timing import drain
 from ..runtime.call import DenoiserCall
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
-from ..runtime.step_clock import StepContext
+from ..runtime.step import StepContext
 from .observe import Observe, Run, answer_calls
 
 CHECK = 1.1  # times the seconds given, until which a check on held-out prompts may run on

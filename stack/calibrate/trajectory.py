@@ -15,7 +15,7 @@ from ..caching.sites.calls import BlockCall
 from ..core.installer import Installer
 from ..models.ports import Streams
 from ..models.wiring import Wiring
-from ..runtime.step_clock import StepContext
+from ..runtime.step import StepContext
 from ..runtime.target import Target
 from .observe import Observe, answer_blocks
 

@@ -14,7 +14,7 @@ from ..core.installer import Installer
 from ..core.passes import Applied
 from ..models.sampler import planned_sampler
 from ..runtime.call import DenoiserCall
-from ..runtime.step_clock import StepContext
+from ..runtime.step import StepContext
 from ..runtime.target import Target
 from .observe import Observe, Run, answer_calls
 from .rehearse import Rehearsals, history

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ..core.errors import StackError
-from ..runtime.step_clock import ALL as ALL_COMPUTED
-from ..runtime.step_clock import CACHED, NO_BLOCK, Computed
+from ..runtime.step import ALL as ALL_COMPUTED
+from ..runtime.step import CACHED, NO_BLOCK, Computed
 
 BASE, BASE_EAGER, ALL = "base", "base-eager", "all"
 FEWER, MULTISTEP = "fewer-steps", "fewer-steps-multistep"

@@ -19,7 +19,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..runtime.step_clock import ALL, Computed
+from ..runtime.step import ALL, Computed
 
 QUERIES, KEYS = ("to_q", "add_q_proj"), ("to_k", "add_k_proj")
 

@@ -24,7 +24,7 @@ from ..models.preexisting import moved_by_hooks
 from .fingerprint import leaves, version_of
 from .residuals import ResidualWatch
 from .stamp import Conditions
-from .step_clock import StepContext
+from .step import StepContext
 from .values import Seen, settled
 
 MODULE = frozenset(vars(nn.Module()))  # what every module has; its weights are looked at as such

@@ -20,7 +20,8 @@ from ..core.installer import BEHIND_HOOK, Installer
 from ..models.schedule import CLOSE, Timetable, fits, timetable_of, was_made
 from ..models.timestep import of_noisy_tokens, place_in, precision_of, same_for_all
 from .call import DenoiserCall, batch_of
-from .step_clock import CallPlace, ReadFrom, unknown_place
+from .step import CallPlace, unknown_place
+from .step_clock import ReadFrom
 from .target import Target
 
 NO_SCHEDULE = (
@@ -148,7 +149,7 @@ class _StepReader:
         made = scheduler.timesteps if made is None else made
         # Some callers write noise levels of their own into what the scheduler has made.
         version = 0 if made.is_inference() else made._version
-        if not clock.read.still(made, version):
+        if made is not clock.read.made or version != clock.read.version:
             clock.timetable = timetable_of(scheduler, latent.shape[1])
             clock.read = ReadFrom(made, version, was_made(scheduler))
         if not clock.read.begun:

@@ -12,7 +12,7 @@ import torch
 
 from ..core.readback import Stopwatch
 from .final_error import final_error_words, summed_error
-from .step_clock import ALL, CACHED, FULL, PARTIAL, Computed, StepContext
+from .step import ALL, CACHED, FULL, PARTIAL, Computed, StepContext
 
 CPU = torch.device("cpu")
 

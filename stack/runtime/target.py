@@ -17,7 +17,8 @@ from ..models.wiring import Wiring
 from .call import InterceptorChain
 from .conditions import ConditionsReader
 from .report import Journal
-from .step_clock import Clock, ComputeModes, StepContext
+from .step import ComputeModes, StepContext
+from .step_clock import Clock
 
 PAST_THE_STACK = (
     "no call of the denoiser came through the stack: was its forward replaced after apply()? undo() and apply it again"

@@ -15,7 +15,8 @@ from stack.core.installer import Installer
 from stack.models.sampler import LinearSampler, linear_form
 from stack.models.schedule import SigmaSchedule, of_flow
 from stack.runtime.call import DenoiserCall, InterceptorChain, Proceed
-from stack.runtime.step_clock import CallPlace, Clock
+from stack.runtime.step import CallPlace
+from stack.runtime.step_clock import Clock
 
 from ..samplers import first_noise, given_to_denoiser
 from .rig import controller_of

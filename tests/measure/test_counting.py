@@ -15,7 +15,7 @@ from stack.compare.table import HEADINGS, cells
 from stack.measure.flops import Work, counted, counting, row_work
 from stack.models.wiring import wiring_of
 from stack.runtime.report import Report, steps_worth
-from stack.runtime.step_clock import ALL, NO_BLOCK, Computed
+from stack.runtime.step import ALL, NO_BLOCK, Computed
 
 from ..conftest import inputs, tiny_denoiser, tiny_pipe
 from ..passes.test_fastcache import made_up

@@ -9,7 +9,7 @@ import torch
 
 from stack import Stack
 from stack.models.schedule import uniform
-from stack.runtime.step_clock import ActiveSet
+from stack.runtime.step import ActiveSet
 
 from ..clocks import advance, clock_of
 from ..conftest import inputs, tiny_denoiser

@@ -6,7 +6,7 @@ from typing import Any
 
 from stack.runtime import conditions
 from stack.runtime.conditions import AttentionWatch, ConditionsReader
-from stack.runtime.step_clock import StepContext
+from stack.runtime.step import StepContext
 
 from ..conftest import tiny_denoiser
 

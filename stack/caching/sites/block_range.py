@@ -15,7 +15,7 @@ from ...core.installer import Installer
 from ...models.ports import Streams
 from ...models.wiring import Wiring
 from ...runtime.call import Interceptor
-from ...runtime.step_clock import Computed
+from ...runtime.step import Computed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot

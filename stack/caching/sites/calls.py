@@ -13,7 +13,8 @@ from ...core.arguments import Arguments
 from ...core.installer import Installer
 from ...models.ports import Ports, Streams, rows_of, several
 from ...models.wiring import Wiring
-from ...runtime.step_clock import Clock, Computed
+from ...runtime.step import Computed
+from ...runtime.step_clock import Clock
 from ..controller import CacheSlot
 
 

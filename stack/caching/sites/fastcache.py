@@ -22,7 +22,7 @@ from ...core.passes import Finding
 from ...models.ports import Streams
 from ...models.wiring import Wiring
 from ...runtime.call import Interceptor, holds_collections
-from ...runtime.step_clock import CACHED, FULL, PARTIAL, Computed, StepContext
+from ...runtime.step import CACHED, FULL, PARTIAL, Computed, StepContext
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot

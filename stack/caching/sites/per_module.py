@@ -24,7 +24,7 @@ from ...models.layout import kept, present
 from ...models.ports import Streams, several
 from ...models.wiring import FAMILIES, CachedModule, Wiring
 from ...runtime.call import Interceptor
-from ...runtime.step_clock import Computed
+from ...runtime.step import Computed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot

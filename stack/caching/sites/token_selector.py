@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...core.readback import sent
-from ...runtime.step_clock import StepContext
+from ...runtime.step import StepContext
 from ..controller import CacheController
 from ..tokenwise.selection import flat_rows, older, random_scores, shared_by_halves, value_scores, with_bonus
 from ..tokenwise.tokens import TokenChoices

@@ -22,7 +22,7 @@ from ...models.layout import kept, present
 from ...models.ports import Streams
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
-from ...runtime.step_clock import NO_BLOCK, Computed
+from ...runtime.step import NO_BLOCK, Computed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController

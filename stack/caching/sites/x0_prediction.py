@@ -21,7 +21,7 @@ from ...core.passes import Finding
 from ...models.sampler import LinearSampler, planned_sampler
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
-from ...runtime.step_clock import NOTHING
+from ...runtime.step import NOTHING
 from ...runtime.target import Target
 from ..contract import BeforeBlocks, Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController

@@ -17,7 +17,7 @@ from ...distill.distill import Distill
 from ...runtime.call import DenoiserCall, some_rows
 from ...runtime.pipeline_calls import Call, PipelineCalls
 from ...runtime.stack_like import StackLike
-from ...runtime.step_clock import StepContext
+from ...runtime.step import StepContext
 from ..observe import Observe, Run, answer_calls
 
 

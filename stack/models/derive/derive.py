@@ -28,6 +28,7 @@ from .unread import constant_modules, unread_modules
 LATENTS = ("hidden_states", "sample", "x")  # what diffusers calls the noisy latent
 TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
 ENDS = ("timestep_r", "r_timestep", "target_timestep")  # the time that a step ends at
+SOUND = ("audio_hidden_states",)  # what is denoised beside the latent
 WHOLE, BLOCKS, RANGE, ROWS, MODULES = "whole", "blocks", "range", "rows", "modules"
 TOKENS, ALONG = "tokens", "along"
 MODULATION, HEAD, GRID, ATTENTION = "modulation", "head", "grid", "attention"
@@ -280,7 +281,7 @@ def _whole(
         timestep_scale=0.0,
         latent=latent,
         time=time,
-        times=tuple(name for name in takes if name in ENDS),
+        times=tuple(name for name in takes if name in (*ENDS, *SOUND)),
         numbers=None if probe is None else _numbers(probe.ratio),
         lacks=lacks,
     )

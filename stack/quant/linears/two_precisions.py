@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from ...runtime.call import DenoiserCall, Proceed
-from ...runtime.step_clock import Clock, StepContext
+from ...runtime.step import StepContext
+from ...runtime.step_clock import Clock
 
 
 class Phase:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from stack.calibrate.maps_fit import STRIDE, MapSums
-from stack.runtime.step_clock import StepContext
+from stack.runtime.step import StepContext
 
 
 def context(step: int, branch: str = "main") -> StepContext:

@@ -211,6 +211,7 @@ def chroma() -> Whole:
 
 def hidream() -> Whole:
     pipe = assembled("HiDreamImagePipeline", transformer=denoiser("HiDreamImageTransformer2DModel"), scheduler=flow())
+    pipe.default_sample_size = 8  # it takes the proportions of the size asked for, and this many pixels
     given = {
         f"{sign}{name}": draw(*shape, seed=seed)
         for sign, seed in (("", 2), ("negative_", 3))

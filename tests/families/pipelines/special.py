@@ -84,6 +84,29 @@ def ideogram4() -> Whole:
     return Whole(pipe, {**SQUARE, **given}, ("transformer", "unconditional_transformer"))
 
 
+class PromptTokens:
+    """In the place of a tokenizer: every prompt is the same few tokens, as embeddings are given."""
+
+    tokenizer = SimpleNamespace(encode=lambda word: [0])
+
+    def apply_chat_template(self, *_: Any, **__: Any) -> list[list[int]]:
+        return [[0]]
+
+
+def qwen21() -> Whole:
+    """The first step takes in the text, whose keys and values later steps are given."""
+    pipe = assembled(
+        "QwenImage21Pipeline", transformer=denoiser("QwenImage21Transformer2DModel"), scheduler=flow(**DYNAMIC),
+        processor=PromptTokens(),
+    )  # fmt: skip
+
+    def encode_prompt(prompt: Any = None, prompt_embeds: Any = None, **_: Any) -> tuple[Any, ...]:
+        return prompt_embeds, None, torch.zeros(1, prompt_embeds.shape[1], dtype=torch.bool)
+
+    pipe.encode_prompt = encode_prompt
+    return Whole(pipe, {**SQUARE, **texts(32), "true_cfg_scale": 3.0})
+
+
 def wan_from_a_picture() -> Whole:
     """Wan 2.2's small model: tokens of the first frame are at time 0, all others at the step's."""
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
@@ -145,6 +168,32 @@ def modular_qwen() -> Whole:
     return Whole(pipe, {**SQUARE, **given}, made="latents")
 
 
+def modular_flux3() -> Whole:
+    from diffusers.modular_pipelines.flux3.modular_blocks_flux3 import Flux3CoreDenoiseStep
+
+    pipe = diffusers.Flux3ModularPipeline(blocks=Flux3CoreDenoiseStep())
+    pipe.update_components(transformer=denoiser("Flux3Transformer2DModel"), scheduler=flow())
+    return Whole(pipe, {**SQUARE, **texts(40)}, made="latents")
+
+
+def minimax_h3() -> Whole:
+    """Video and sound in one sequence, each with a scheduler of its own."""
+    from diffusers.modular_pipelines.minimax_h3.modular_blocks_minimax_h3 import MiniMaxH3CoreDenoiseStep
+
+    pipe = diffusers.MiniMaxH3ModularPipeline(blocks=MiniMaxH3CoreDenoiseStep())
+    schedulers = {name: diffusers.MiniMaxH3Scheduler() for name in ("scheduler", "audio_scheduler")}
+    pipe.update_components(transformer=denoiser("MiniMaxH3Transformer3DModel"), **schedulers)
+    tags = torch.ones(TOKENS, dtype=torch.long)
+    given = {
+        "prompt_embeds": draw(1, TOKENS, 40),
+        "text_token_tags": tags,
+        "height": 64,
+        "width": 64,
+        "num_frames": 120,
+    }
+    return Whole(pipe, given, made="latents")
+
+
 def modular_wan22() -> Whole:
     from diffusers.modular_pipelines.wan.modular_blocks_wan22 import Wan22CoreDenoiseStep
 
@@ -163,10 +212,13 @@ SPECIAL: dict[str, Callable[[], Whole]] = {
     "Flux2KleinPipeline, with a picture": klein_edit,
     "Flux2KleinKVPipeline": klein_kv,
     "QwenImageEditPlusPipeline": qwen_edit_plus,
+    "QwenImage21Pipeline": qwen21,
     "Ideogram4Pipeline": ideogram4,
     "WanImageToVideoPipeline, per-token times": wan_from_a_picture,
     "LTX2Pipeline": ltx2,
     "FluxModularPipeline": modular_flux,
     "QwenImageModularPipeline": modular_qwen,
     "Wan22ModularPipeline": modular_wan22,
+    "Flux3ModularPipeline": modular_flux3,
+    "MiniMaxH3ModularPipeline": minimax_h3,
 }

@@ -28,6 +28,7 @@ CALLS: dict[str, tuple[tuple[str, ...], int]] = {
     "Flux2KleinKVPipeline": (("main",), 1),
     "QwenImagePipeline": (NAMED, 1),
     "QwenImageEditPlusPipeline": (NAMED, 1),
+    "QwenImage21Pipeline": (NAMED, 1),
     "WanPipeline": (NAMED, 1),
     "WanPipeline, two denoisers": ((*NAMED, "transformer_2: cond", "transformer_2: uncond"), 1),
     "WanImageToVideoPipeline, per-token times": (NAMED, 1),
@@ -49,15 +50,14 @@ CALLS: dict[str, tuple[tuple[str, ...], int]] = {
     "AuraFlowPipeline": (("main",), 2),
     "MochiPipeline": (("cond_uncond",), 2),
     "FluxModularPipeline": (("main",), 1),
+    "Flux3ModularPipeline": (UNNAMED, 1),
     "QwenImageModularPipeline": (UNNAMED, 1),
+    "MiniMaxH3ModularPipeline": (("main",), 1),
     "Wan22ModularPipeline": ((*UNNAMED, "transformer_2", "transformer_2 (2)"), 1),
 }
 LTX2 = "LTX2Pipeline"  # see test_special
 # Of the fifteen families that people use most.
 NOT_BUILT = {
-    "QwenImage21Pipeline": "its prompt comes with a mask of picture tokens that only its encoder makes",
-    "Flux3ModularPipeline": "its blocks start from references that only its encoders make",
-    "MiniMaxH3ModularPipeline": "its blocks start from references that only its encoders make",
     "Cosmos3OmniPipeline": "its prompt is tokens that it hands to the denoiser, and it takes no embeddings",
 }
 ALL: dict[str, Callable[[], Whole]] = PIPELINES | SPECIAL

@@ -13,7 +13,7 @@ from torch import nn
 from stack import Stack, StackError
 from stack.quant.linears.two_precisions import Phase, TwoPrecisions, near_ends
 from stack.quant.quantize import Quantize
-from stack.runtime.step_clock import StepContext
+from stack.runtime.step import StepContext
 from tests.conftest import inputs, picture, tiny_denoiser, tiny_pipe
 
 TICK = StepContext(request=1, branch="main", step=0, steps=50, sigma=1.0, time=1.0, shape=(), at=0, whole=50)
