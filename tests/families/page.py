@@ -1,0 +1,96 @@
+"""The page `docs/models.md`: which class of diffusers gets what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from stack.distill.find import cards_in, shipped_folder
+from stack.distill.fits import unusable
+from stack.models.families.refused import REFUSED as NOT_SMALL
+
+from .classes import CLASSES, REFUSED
+from .columns import COLUMNS
+from .pipelines.test_guidance import CALLS
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+YES, NO = "yes", "-"
+TIERS = {
+    "whole": "around the whole denoiser",
+    "blocks": "on its blocks",
+    "attention": "in its attention",
+}
+HEAD = """# Models
+
+Any diffusers denoiser: how a class is built is read off a small instance of it, from one traced call, and proven before
+it is used. `ditstack models CLASS` prints what was found and how. Three families, of which [small trained models
+ship](reference-models.md), are also wired by hand.
+
+Written by `python -m tests.families`, which checks every cell on a small instance of the class with random weights. In
+every cell the pass comes off again and the model's outputs are those of before, bit for bit (undo exact).
+
+| column | what is shown |
+|---|---|
+"""
+TABLE = """
+{counts}
+
+What a class does not get is said by name, with the reason, in `Stack(model).explain()`, and refused before anything is
+changed where it is asked for.
+
+"""
+WHOLE = """
+## Whole pipelines
+
+Small pipelines of these classes run end to end: with every step full bit-equal to the plain pipeline, under
+`cache("svd")` each branch with a full step first and cached steps of its own, off again bit-equal
+(`pytest tests/families/pipelines`). LTX-2, with two outputs, is quantized and not cached.
+
+| pipeline | calls of a step | samples in a call |
+|---|---|---|
+"""
+REFUSALS = """
+## Refused
+
+| class | why |
+|---|---|
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    what = [f"| {name} | {' '.join((column.check.__doc__ or '').split())} |" for name, column in COLUMNS.items()]
+    what.append("| adapters | how many of the shipped [cards](adapters.md) are made for the class and can be used |")
+    refused = [f"| `{name}` | {why} |" for name, why in sorted((NOT_SMALL | REFUSED).items())]
+    whole = [f"| {name} | {', '.join(branches)} | {samples} |" for name, (branches, samples) in CALLS.items()]
+    return (
+        HEAD + "\n".join(what) + "\n" + TABLE.format(counts=counts()) + table()
+        + WHOLE + "\n".join(whole) + "\n" + REFUSALS + "\n".join(refused) + "\n"
+    )  # fmt: skip
+
+
+def counts() -> str:
+    """How many classes have how much of each tier."""
+    wired = len([name for name in CLASSES if name not in REFUSED])
+    lines = [f"{wired} classes of diffusers run; of them"]
+    for tier, words in TIERS.items():
+        found = {name: len(column.classes()) for name, column in COLUMNS.items() if column.tier == tier}
+        lines.append(f"- {words}: " + ", ".join(f"{name} {count}" for name, count in found.items()))
+    return "\n".join(lines)
+
+
+def table() -> str:
+    """A row per class."""
+    has = {column: frozenset(shown.classes()) for column, shown in COLUMNS.items()}
+    cards = adapters()
+    rows = [f"| class | {' | '.join(COLUMNS)} | adapters |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for name in CLASSES:
+        if name not in REFUSED:
+            cells = [YES if name in has[column] else NO for column in COLUMNS]
+            rows.append(f"| `{name}` | {' | '.join(cells)} | {cards[name] or NO} |")
+    return "\n".join(rows) + "\n"
+
+
+def adapters() -> Counter[str]:
+    """Usable cards by class."""
+    return Counter(name for card in cards_in(shipped_folder()) if not unusable(card) for name in card.classes)
