@@ -22,7 +22,8 @@ from ..compat.rules.steps import (
     CALIBRATED_FOR_OTHER_STEPS,
     FEW_STEPS,
     FEWEST_STEPS,
-    LEARNED_VARIANCE,
+    IN_AND_OUT,
+    MORE_THAN_THE_LATENT,
     SAMPLER_NOT_PLAIN,
 )
 from ..core.facts import Facts
@@ -80,8 +81,8 @@ def _uncorrectable(asked: Mapping[str, Any], p: Policy, facts: Facts, stage: str
     if "whole" in facts.lacks:
         what = f"a corrector reads the latent off the output: {facts.lacks['whole']}"
         return Finding(stage, what, repair=repair, note=note), plain
-    what = f"a corrector reads the latent off the output: expected no more numbers out than in, got {out} for {into}"
-    return Finding.of(LEARNED_VARIANCE, stage, what, repair=repair, note=note), plain
+    what = f"a corrector reads the latent off the output: {IN_AND_OUT}, got {out} for {into}"
+    return Finding.of(MORE_THAN_THE_LATENT, stage, what, repair=repair, note=note), plain
 
 
 def _asked_when(p: Policy, facts: Facts, asked: Mapping[str, Any]) -> list[str]:

@@ -55,17 +55,19 @@ class Corrector:
             return result
         estimate = turned(self.sampler().estimates[now.step], call)
         x, out = call.latent.float(), result[0].float()
-        tokens = slice(1, 2) if x.ndim == 3 else slice(2, None)
+        axis, tokens = (2, slice(1, 2)) if x.ndim == 3 else (1, slice(2, None))
         if x.shape[tokens] != out.shape[tokens]:  # a step that takes a picture in and returns what is behind it
             controller.journal.warn(OTHER_LENGTH)
             return result
-        x0 = x0_of(estimate, x, out)
+        # A variance, which some models return behind it, goes into no latent.
+        mean, *variance = out.split(x.shape[axis], axis)
+        x0 = x0_of(estimate, x, mean)
         rows = x0.split(len(x0) // len(slots))
         shifts = [self._shift(slot, row) for slot, row in zip(slots, rows, strict=True)]
         if all(shift is None for shift in shifts):
             return result
         shift = torch.cat([torch.zeros_like(row) if s is None else s for s, row in zip(shifts, rows, strict=True)])
-        out = out + like(shift, x) / estimate.d
+        out = torch.cat([mean + like(shift, x) / estimate.d, *variance], axis)
         return returned_as(call, out.to(result[0].dtype))
 
     def _shift(self, slot: CacheSlot, x0: torch.Tensor) -> torch.Tensor | None:

@@ -18,7 +18,7 @@ def tokens_of(latent: torch.Tensor) -> torch.Tensor:
 
 
 def like(tokens: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-    """The inverse of `tokens_of`, for tokens that may have fewer channels than the latent, see `noisy_part`."""
+    """The inverse of `tokens_of`, for tokens that may have other channels than the latent, see `noisy_part`."""
     return tokens if latent.ndim == 3 else tokens.mT.unflatten(2, latent.shape[2:])
 
 
@@ -26,10 +26,14 @@ def noisy_part(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """The noisy latent in what a denoiser is given: as many channels as it returns, (B, N, C) or (B, C, ...).
 
     Pictures that it is conditioned on may follow in further channels (FLUX Control and Fill): diffusers' pipelines put
-    the noisy latent first.
+    the noisy latent first. Where it returns a variance, too, (DiT, PixArt) that comes last and has no latent to be
+    added to: zeros.
     """
     axis = 2 if x.ndim == 3 else 1
-    return x.narrow(axis, 0, out.shape[axis]) if x.shape[axis] > out.shape[axis] else x
+    missing = out.shape[axis] - x.shape[axis]
+    if missing > 0:
+        return torch.cat([x, torch.zeros_like(x.narrow(axis, 0, missing))], axis)
+    return x.narrow(axis, 0, out.shape[axis]) if missing else x
 
 
 def turned(estimate: Estimate, call: DenoiserCall) -> Estimate:

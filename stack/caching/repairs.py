@@ -54,8 +54,7 @@ def _partial_depth(p: Policy, facts: Facts) -> Policy:
 
 def can_correct(facts: Facts) -> bool:
     """Whether x0 can be computed from the denoiser's output, and the sampler neither adds noise nor clips."""
-    into, out = facts.latent
-    return into >= out and not facts.sampler and "whole" not in facts.lacks
+    return facts.returns_latent and not facts.sampler and "whole" not in facts.lacks
 
 
 def for_noise(p: Policy, facts: Facts) -> Policy | None:

@@ -165,6 +165,12 @@ class Facts:
         return self.image_tokens + self.text_tokens
 
     @property
+    def returns_latent(self) -> bool:
+        """Whether the output is about the latent: no more numbers than go in, or as many again for a variance."""
+        into, out = self.latent
+        return into >= out or out == 2 * into
+
+    @property
     def rounds_activations(self) -> bool:
         """Whether activations are rounded anew on every step."""
         return self.activation_bits < 16

@@ -1,6 +1,7 @@
-"""Conditions in channels behind the latent: caches that read or make latents take the first channels, as the sampler.
+"""Further channels behind the latent, conditions that go in or a variance that comes out: caches take the first ones.
 
-With weights of 0 for the further channels a denoiser is the one without them, so that both must give the same.
+With weights of 0 for the further channels that go in, a denoiser is the one without them: both must give the same. So
+must a denoiser that returns more, whose first channels are those of the narrow one.
 """
 
 from __future__ import annotations
@@ -41,6 +42,17 @@ def widened(narrow: Any) -> Any:
     return wide
 
 
+def varied(narrow: Any) -> Any:
+    """The same denoiser with a variance of twelve channels behind its output."""
+    small = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "in_channels": 12, "out_channels": 24}
+    wide = FluxTransformer2DModel(**{**TRANSFORMER, **small}).eval()
+    weights = narrow.state_dict()
+    for name in ("proj_out.weight", "proj_out.bias"):
+        weights[name] = torch.cat([weights[name], weights[name].flip(0)])
+    wide.load_state_dict(weights)
+    return wide
+
+
 @torch.no_grad()
 def sampled(denoiser: Any, method: str, options: dict[str, Any], channels: int) -> tuple[torch.Tensor, list[str], int]:
     """The latent behind an Euler loop of two samples, what each step was, and the bytes that are held."""
@@ -50,7 +62,7 @@ def sampled(denoiser: Any, method: str, options: dict[str, Any], channels: int) 
         x, control = given["hidden_states"], torch.randn(2, 64, channels, generator=torch.Generator().manual_seed(5))
         for at, to in pairwise(sigmas):
             call = given | {"hidden_states": torch.cat([x, control], 2), "timestep": torch.full((2,), at)}
-            x = x + (to - at) * denoiser(**call)[0]
+            x = x + (to - at) * denoiser(**call)[0][..., :12]
         report = stack.report()
     return x, [record.kind for record in report.steps], report.cache_bytes
 
@@ -65,19 +77,29 @@ def test_the_latent_is_in_the_first_channels(name: str) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", CACHES)
+def test_a_variance_is_not_of_the_latent(name: str) -> None:
+    method, options = CACHES[name]
+    narrow = tiny_denoiser()
+    expected, kinds, _ = sampled(narrow, method, options, 0)
+    got, wide_kinds, _ = sampled(varied(narrow), method, options, 0)
+    assert wide_kinds == kinds and "cached" in kinds
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["easycache-published", "predictor-corrector"])
 def test_more_out_than_in_is_refused_and_more_in_than_out_is_not(method: str) -> None:
     facts = replace(FACTS, latent=(24, 12))
-    assert not [f for f in Cache(method).check(facts) if f.fatal or f.rule == "learned-variance"]
-    (refused,) = [f for f in Cache(method).check(replace(FACTS, latent=(12, 24))) if f.fatal]
-    assert refused.rule == "learned-variance" and "expected no more numbers out than in, got 24 for 12" in refused.what
+    assert not [f for f in Cache(method).check(facts) if f.fatal or f.rule == "more-than-the-latent"]
+    (refused,) = [f for f in Cache(method).check(replace(FACTS, latent=(12, 36))) if f.fatal]
+    assert refused.rule == "more-than-the-latent" and "a variance behind them, got 36 for 12" in refused.what
 
 
 def test_a_corrector_stays_where_conditions_go_in_too() -> None:
     corrected = Cache("svd", corrected=True)
-    assert not [f for f in corrected.check(replace(FACTS, latent=(24, 12))) if f.rule == "learned-variance"]
-    (repaired,) = [f for f in corrected.check(replace(FACTS, latent=(12, 24))) if f.rule == "learned-variance"]
+    assert not [f for f in corrected.check(replace(FACTS, latent=(24, 12))) if f.rule == "more-than-the-latent"]
+    (repaired,) = [f for f in corrected.check(replace(FACTS, latent=(12, 36))) if f.rule == "more-than-the-latent"]
     assert repaired.repair == "full steps correct nothing"
-    calibrated = corrected.changed(full_steps=(0, 9), steps=50).check(replace(FACTS, latent=(12, 24)))
-    (repaired,) = [f for f in calibrated if f.rule == "learned-variance"]
+    calibrated = corrected.changed(full_steps=(0, 9), steps=50).check(replace(FACTS, latent=(12, 36)))
+    (repaired,) = [f for f in calibrated if f.rule == "more-than-the-latent"]
     assert repaired.repair == "full steps correct nothing; calibrate again"

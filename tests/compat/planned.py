@@ -62,7 +62,7 @@ PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
     "calibrated-for-other-steps": ([CALIBRATED], {"steps": 28}),
     "even-steps": ([Cache("svd-published")], {}),
     "sampler-not-plain": ([Cache("predictor-corrector")], {"sampler": "noise is added on every step"}),
-    "learned-variance": ([Cache("easycache-published")], {"latent": (12, 24)}),
+    "more-than-the-latent": ([Cache("easycache-published")], {"latent": (12, 36)}),
     "solver-under-adapter": ([EIGHT, Solver(5)], {}),
     "solver-sampler": ([Solver(6)], {"sampler": "noise is added on every step"}),
     "solver-needs-pipeline": ([Solver(6)], {"pipeline": False}),

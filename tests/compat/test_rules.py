@@ -128,7 +128,7 @@ def test_narrow_gaps_are_said_above_the_threshold_only() -> None:
         (Cache("first-block"), {}, False),  # a gate
         (Cache("fastcache-published-merge"), {}, False),
         (Cache("svd-published"), {"sampler": "noise is added on every step"}, False),  # no corrector to be had
-        (Cache("svd-published"), {"latent": (12, 24)}, False),
+        (Cache("svd-published"), {"latent": (12, 36)}, False),
         (Cache("svd-published"), {"flow": False}, True),
     ],
 )

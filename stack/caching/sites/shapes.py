@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from ...compat.rules.steps import LEARNED_VARIANCE
+from ...compat.rules.steps import IN_AND_OUT, MORE_THAN_THE_LATENT
 from ...core.facts import Facts
 from ...core.passes import Finding
 
 
 def more_than_the_latent(site: str, facts: Facts, stage: str) -> list[Finding]:
-    """A denoiser that returns more numbers than it is given, such as a learned variance, is refused.
-
-    Where it is given more than it returns, the latent is the first part of that (`stack.caching.latent.noisy_part`).
-    """
-    into, out = facts.latent
-    if into >= out:
+    """A denoiser that returns neither its latent nor that and a variance is refused, see `Facts.returns_latent`."""
+    if facts.returns_latent:
         return []
-    what = f"site {site!r} adds to the latent: expected no more numbers out than in, got {out} for {into}"
-    return [Finding.of(LEARNED_VARIANCE, stage, what, repair="site='output'", fatal=True)]
+    into, out = facts.latent
+    what = f"site {site!r} adds to the latent: {IN_AND_OUT}, got {out} for {into}"
+    return [Finding.of(MORE_THAN_THE_LATENT, stage, what, repair="site='output'", fatal=True)]
 
 
 def element_bytes(facts: Facts) -> int:

@@ -126,12 +126,14 @@ SAMPLER_NOT_PLAIN = Rule(
     "plan",
     ("distill", "cache"),
 )
-LEARNED_VARIANCE = Rule(
-    "learned-variance",
+IN_AND_OUT = "expected as many numbers out as in, or fewer, or a variance behind them"
+MORE_THAN_THE_LATENT = Rule(
+    "more-than-the-latent",
     "a denoiser that returns more than the latent",
-    "Around the whole denoiser what is cached is added to the latent, and a corrector reads it off the output: no "
-    "more numbers may come out than go in. Conditions that go in behind the latent (FLUX Control) do not matter.",
-    (Evidence("a DiT with a learned variance returns 8 channels for 4", "DiT-XL/2's configuration"),),
+    "Around the whole denoiser what is cached is added to the latent, and a corrector reads it off the output: what "
+    "comes out has to be about the latent. Conditions that go in behind it (FLUX Control) and a variance that comes "
+    "out behind it (DiT, PixArt) do not matter.",
+    (Evidence("4 numbers out for each that goes in", "defaults of NucleusMoEImageTransformer2DModel"),),
     "Refused, with a site that does not mind; a corrector is left out.",
     "plan",
     ("cache",),
@@ -144,5 +146,5 @@ STEPS = (
     CALIBRATED_FOR_OTHER_STEPS,
     EVEN_STEPS,
     SAMPLER_NOT_PLAIN,
-    LEARNED_VARIANCE,
+    MORE_THAN_THE_LATENT,
 )

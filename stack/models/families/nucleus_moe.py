@@ -2,4 +2,7 @@
 
 from .base import FamilyData
 
-NUCLEUS_MOE = FamilyData(("NucleusMoEImageTransformer2DModel",), config={"num_layers": 5, "num_experts": 16})
+NUCLEUS_MOE = FamilyData(
+    ("NucleusMoEImageTransformer2DModel",), published={"out_channels": 16},
+    config={"num_layers": 5, "num_experts": 16},
+)  # fmt: skip
