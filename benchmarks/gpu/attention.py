@@ -9,8 +9,6 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import nn
 
-from stack.models.attention import FAMILIES
-
 from .sage import put_sage
 
 
@@ -41,5 +39,5 @@ def put_cudnn(denoiser: nn.Module) -> Callable[[], None]:
 KERNELS: dict[str, Callable[[nn.Module], Callable[[], None]]] = {
     "": lambda denoiser: lambda: None,
     "cuDNN": put_cudnn,
-    "Sage": lambda denoiser: put_sage(denoiser, FAMILIES["flux"]),
+    "Sage": put_sage,
 }

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..bounds import dropped_mass_bound
@@ -26,10 +25,11 @@ from .maps import FINEST
 from .sparsity import SparsityPolicy, Tally
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .flex import Flex
 
 DENSE = "stays dense"
-FAMILIES = ("flux", "dit", "hunyuan-video")  # those of `stack.models.attention`, which needs diffusers
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class SparseAttention:
         ]
 
     def check(self, facts: Facts) -> list[Finding]:
-        if facts.family not in FAMILIES or "attention" in facts.lacks:
-            what = f"no block-sparse attention for family {facts.family!r}"
-            return [Finding(self.stage, what, f"only {', '.join(FAMILIES)} attention is wired", repair=DENSE)]
+        if reason := facts.lacks.get("attention"):
+            what = f"no block-sparse attention for {facts.denoiser_class or facts.family}"
+            return [Finding(self.stage, what, reason, repair=DENSE)]
         if not self.policy.sparse_steps(facts.steps):
             first = self.policy.first_steps(facts.steps)
             what = f"0 of {facts.steps} steps would be sparse: first {first} and last {self.dense_last} are dense"
@@ -130,27 +130,22 @@ class SparseAttention:
 
     def apply(self, target: Target, install: Installer) -> Applied:
         # diffusers is wanted only once a model is there.
-        from ..models.attention import FAMILIES as READINGS
+        from .block_sparse import BlockSparse
         from .flex import Flex
-        from .processor import BlockSparseProcessor, Shared
+        from .layers import put_backend
 
-        tally, flex, family = Tally(target.clock), Flex(), READINGS[target.wiring.family]
-        layers = _attention_layers(target)
-        plain = [attention for attention in layers if family.is_plain(attention)]
-        shared = Shared(family, self.policy, tally, lambda: target.conditions.given, flex)
-        install.on_rollback(partial(setattr, shared, "on", False))
-        for attention in plain:
-            install.set_attribute(attention, "processor", BlockSparseProcessor(attention.processor, shared))
+        tally, flex = Tally(target.clock), Flex()
+        layers = put_backend(target, install, BlockSparse(self.policy, tally, flex))
         modes = (*target.compute_modes, lambda context: bool(self.policy.dense_step(context)))
         install.set_attribute(target, "compute_modes", modes)
         install.on_rollback(tally.reset)
         return Applied(
-            summary=f"{len(plain)} of {len(layers)} attention layers, keeps {100 * self.keep:g} %: "
+            summary=f"{len(layers)} of {_attention_layers(target)} attention layers, keeps {100 * self.keep:g} %: "
             + _shapes(self.policy, target.facts),
             report=_reporter(tally, flex, target),
             reset=tally.reset,
-            details={"tally": tally},
-            warnings=_left_alone(layers, plain),
+            details={"tally": tally, "flex": flex},
+            warnings=_left_alone(layers.values()),
         )
 
     def _dense_shape(self, facts: Facts) -> str:
@@ -171,25 +166,23 @@ def _shapes(policy: SparsityPolicy, facts: Facts) -> str:
     return f"{lengths}: density {grid.density(policy.keep):.2f} on sparse steps"
 
 
-def _attention_layers(target: Target) -> list[Any]:
-    from diffusers.models.attention import AttentionModuleMixin
-    from diffusers.models.attention_processor import Attention
+def _attention_layers(target: Target) -> int:
+    """How many there are, cross-attention included."""
+    from ..models.derive.linears import attends
 
-    blocks = [block for _, block in target.wiring.blocks(target.denoiser)]
-    return [m for block in blocks for m in block.modules() if isinstance(m, (Attention, AttentionModuleMixin))]
+    paths = [path for path, module in target.denoiser.named_modules() if attends(module)]
+    return sum(not any(other.startswith(f"{path}.") for other in paths) for path in paths)
 
 
-def _left_alone(layers: Sequence[Any], plain: Sequence[Any]) -> list[str]:
-    """What processors that somebody else chose mean for sparse calls."""
-    others = [type(a.processor).__name__ for a in layers if a not in plain]
-    chosen = (vars(a.processor).get("_attention_backend") for a in plain)  # not every processor has one
-    backends = {str(backend) for backend in chosen if backend is not None}
-    notes = (
-        [f"{len(others)} of {len(layers)} layers stay dense, they have {', '.join(sorted(set(others)))}"]
-        if others
-        else []
-    )
-    notes += [f"sparse calls do not use {', '.join(sorted(backends))}, dense ones do"] if backends else []
+def _left_alone(layers: Iterable[nn.Module]) -> list[str]:
+    """What back ends that somebody else chose mean for sparse calls."""
+    from .layers import backend_of
+
+    chosen = [backend for layer in layers if (backend := backend_of(layer))]
+    past = [backend for backend in chosen if "native" not in backend]
+    through = sorted(set(chosen) - set(past))
+    notes = [f"{len(past)} layers stay dense, {', '.join(sorted(set(past)))} does not go through torch"] if past else []
+    notes += [f"sparse calls do not use {', '.join(through)}, dense ones do"] if through else []
     return [OTHER_PROCESSORS.annotate(text) for text in notes]
 
 

@@ -59,6 +59,39 @@ class Along:
 
 
 @dataclass(frozen=True)
+class SelfAttention:
+    """How attention layers attend over the latent's tokens.
+
+    Attributes:
+        others: where other tokens, text mostly, lie in the sequence: "before" or "behind" the latent's, "" where there
+            are none.
+        numbers: of one sample of the latent for each of its tokens, where there are others; 0 where the configuration
+            says it.
+        hides_text: a mask over keys hides others alone.
+    """
+
+    others: str = ""
+    numbers: int = 0
+    hides_text: bool = False
+
+    def own_tokens(self, latent: Any, numbers: int = 0) -> int:
+        """How many are the latent's; 0 where that is not a whole number, or not the same for all samples.
+
+        Args:
+            latent: (B, ...), or one tensor for each sample.
+            numbers: what the configuration says.
+        """
+        samples = latent if isinstance(latent, list | tuple) else [latent[0]]
+        sizes, each = {sample.numel() for sample in samples}, self.numbers or numbers
+        return 0 if len(sizes) != 1 or (size := sizes.pop()) % each else size // each
+
+
+def numbered(path: str) -> str:
+    """A module's path with a star for every number: members of a list are alike."""
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+
+
+@dataclass(frozen=True)
 class Wiring:
     """A family, as data.
 
@@ -100,6 +133,7 @@ class Wiring:
             follows from `in_channels`, `out_channels` and `patch_size`.
         width_from: path of a linear in the first block whose inputs are as many as the stream is wide; "" where the
             configuration says it.
+        attention: what attends over the latent's tokens, by path with a star for every number.
         lacks: what this model does not get, and why: "blocks", "range", "modules", "modulation", "head", ...
         how: field to how it was found, where it was derived.
     """
@@ -134,6 +168,7 @@ class Wiring:
     ports: Mapping[str, Ports] = field(default_factory=dict)
     numbers: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None
     width_from: str = ""
+    attention: Mapping[str, SelfAttention] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
     how: Mapping[str, str] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..core.errors import StackError
 from .derive.derive import derived
-from .layout import Along, CachedModule, Wiring
+from .layout import Along, CachedModule, SelfAttention, Wiring
 
 __all__ = ["DIT", "FAMILIES", "FLUX", "HUNYUAN_VIDEO", "Along", "CachedModule", "Wiring", "wiring_of"]
 
@@ -88,6 +88,7 @@ FLUX = Wiring(
     unread=("context_embedder", "pos_embed"),
     along={"image_rotary_emb": Along(("text", "image"))},
     same_input=(("attn.to_[qkv]", "proj_mlp"), ("attn.add_[qkv]_proj",)),
+    attention=dict.fromkeys(("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"), SelfAttention("before")),
 )
 
 
@@ -143,6 +144,7 @@ DIT = Wiring(
     inputs=("hidden_states", "timestep", "class_labels"),
     makers=("pos_embed",),
     batched=("timestep", "class_labels"),
+    attention={"transformer_blocks.*.attn1": SelfAttention()},
     timestep_scale=1000.0,
 )
 
@@ -188,6 +190,7 @@ HUNYUAN_VIDEO = replace(
     },
     # Its single blocks put the tokens together anew for the attention, behind the back of `proj_mlp`.
     same_input=(("attn.to_[qkv]",), ("attn.add_[qkv]_proj",)),
+    attention=dict.fromkeys(FLUX.attention, SelfAttention("behind", hides_text=True)),
     # With an image as condition, some or all tokens of the first frame have a modulation of their own.
     only={"image_condition_type": None},
     timestep_scale=1000.0,

@@ -47,6 +47,8 @@ class Target:
         part: the pipeline's name of the denoiser, where it is not its first one; in front of the branches of its calls.
         taken_over: called where this denoiser's calls follow on those of another.
         compute_modes: what makes the entries of `StepContext.compute_mode`.
+        attention_backends: who may compute attention in place of torch, the first one asked first; see
+            `stack.attention.layers`.
     """
 
     denoiser: nn.Module
@@ -64,6 +66,7 @@ class Target:
     part: str = ""
     taken_over: Callable[[], None] = lambda: None
     compute_modes: ComputeModes = ()
+    attention_backends: tuple[Any, ...] = ()
     conditions: ConditionsReader = field(init=False)
     grid: RequestGrid = field(init=False)
 

@@ -18,7 +18,7 @@ from gpu.journal import Journal, is_measured, newest
 from gpu.page import page
 from gpu.references import References, tiles_of_cuda
 from gpu.runner import ContextLost, Row, Runner
-from gpu.sage import SageProcessor, put_sage
+from gpu.sage import put_sage
 from gpu.setting import Setting
 from gpu.targets import base_of, speedup, targets
 from gpu.timing import host_times
@@ -29,7 +29,6 @@ from gpu_page import name_of, record_of
 from stack.attention.maps import cut
 from stack.caching.methods import PRESETS
 from stack.core.errors import StackError
-from stack.models.attention import FLUX
 from stack.quant.backends import BACKENDS
 from stack.quant.schemes import SCHEMES
 
@@ -224,19 +223,17 @@ def test_sage_answers_for_layers_that_fit_and_leaves_the_others(denoiser: Any) -
     denoiser.requires_grad_(False)
     layer = denoiser.transformer_blocks[0].attn
     own, hidden, text = layer.processor, torch.randn(1, 100, 128), torch.randn(1, 28, 128)
-    take_off = put_sage(denoiser, FLUX)
-    wrapped = layer.processor
-    assert isinstance(wrapped, SageProcessor)
-    # 128 keys in float32: the kernel has no float32, so that the layer's own processor answers.
-    assert all(map(torch.equal, wrapped(layer, hidden, text), own(layer, hidden, text)))
+    take_off = put_sage(denoiser)
+    # 128 keys in float32: the kernel has no float32, so that torch answers.
+    assert all(map(torch.equal, layer(hidden, text), own(layer, hidden, text)))
     layer.bfloat16()
     half, words = hidden.bfloat16(), text.bfloat16()
-    got, wanted = (processor(layer, half, words)[0].float() for processor in (wrapped, own))
+    got, wanted = layer(half, words)[0].float(), own(layer, half, words)[0].float()
     assert 0 < float((got - wanted).norm() / wanted.norm()) < 0.05
-    got, wanted = (processor(layer, half[:, :99], words)[0] for processor in (wrapped, own))
-    assert torch.equal(got, wanted)  # 127 keys are no whole tiles
+    # 127 keys are no whole tiles.
+    assert torch.equal(layer(half[:, :99], words)[0], own(layer, half[:, :99], words)[0])
     take_off()
-    assert layer.processor is own
+    assert "forward" not in vars(layer)
 
 
 def test_host_times_counts_calls_and_leaves_no_hooks() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from diffusers import FluxTransformer2DModel
-from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from stack import Stack
 from stack.distill.call import corrected
@@ -16,10 +15,6 @@ from ..conftest import inputs, picture, tiny_denoiser, tiny_pipe
 
 STEPS = 14
 ARGUMENTS = ("prompt", "num_inference_steps", "sigmas", "guidance_scale")
-
-
-class ForeignProcessor(FluxAttnProcessor):
-    """Somebody else's."""
 
 
 def asked(**given: object) -> str:
@@ -65,18 +60,17 @@ def noise_told() -> str:
 
 
 def masked() -> str:
-    stack = Stack(tiny_denoiser(), steps=STEPS).sparse_attn(0.5, even_if_slower=True, block=64).apply()
-    denoiser = stack.denoiser
-    assert isinstance(denoiser, FluxTransformer2DModel)
-    attention = denoiser.single_transformer_blocks[0].attn
+    stack = Stack(tiny_denoiser(), steps=STEPS).sparse_attn(0.5, even_if_slower=True, block=64)
+    mask = torch.ones(1, 1, 80, 80).bool().tril()
     with torch.no_grad():
-        attention.processor(attention, torch.randn(1, 80, 128), attention_mask=torch.ones(1, 1, 1, 80).bool())
+        for step in range(4):
+            stack(**inputs(1 - step / STEPS), joint_attention_kwargs={"attention_mask": mask})
     return str(stack.report().passes["sparse_attn"])
 
 
 def other_processor() -> str:
     denoiser = tiny_denoiser()
-    denoiser.transformer_blocks[0].attn.processor = ForeignProcessor()
+    denoiser.transformer_blocks[0].attn.processor._attention_backend = "sage"
     return str(Stack(denoiser, steps=STEPS).sparse_attn(0.5, even_if_slower=True, block=64).apply().report().warnings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ def test_a_wiring_says_what_it_lacks(name: str) -> None:
             wired(name)
         return
     lacks = {key: reason for key, reason in wired(name).lacks.items() if "by hand" not in reason}
+    lacks.pop("attention", "")  # in test_sparse.py
     expected = LACKS.get(name, {})
     assert lacks.keys() == expected.keys()
     assert [reason for key, reason in expected.items() if reason not in lacks[key]] == []
@@ -51,6 +53,8 @@ def test_what_is_derived_equals_what_is_written_by_hand(family: str) -> None:
     assert list(found.streams) == list(hand.streams)  # in the order of the return value
     assert set(found.batched) == set(hand.batched) and set(found.makers) == set(hand.makers)
     assert set(found.constants) == set(hand.constants) and set(found.unread) == set(hand.unread)
+    # By hand it is the configuration that says how much of the latent a token is.
+    assert {path: replace(one, numbers=0) for path, one in found.attention.items()} == dict(hand.attention)
     given = made(name).call(Sizes())
     assert set(found.inputs) == {argument for argument in hand.inputs if argument in given}
     for path, module in denoiser.named_modules():

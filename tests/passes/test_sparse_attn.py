@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from stack import Stack
@@ -102,7 +103,7 @@ def test_nothing_speaks_against_a_long_sequence() -> None:
         (SparseAttention(0.5), {"machine": Machine("cuda")}, "4112 tokens, pays from 8192"),
         (SparseAttention(1.0), {}, "keep 1 keeps every block"),
         (SparseAttention(0.5), {"steps": 2}, "first 1 and last 1 are dense"),
-        (SparseAttention(0.5), {"family": "other"}, "only flux, dit, hunyuan-video attention is wired"),
+        (SparseAttention(0.5), {"lacks": {"attention": "linear in all layers"}}, "linear in all layers"),
     ],
 )
 def test_what_would_not_pay_stays_dense_and_says_why(
@@ -209,7 +210,7 @@ def test_shapes_are_judged_again_at_run_time() -> None:
     assert count == 2 and "340 tokens" in reason
 
 
-def test_foreign_processors_are_left_alone() -> None:
+def test_foreign_processors_are_looked_through() -> None:
     class Other(FluxAttnProcessor):
         """Someone else's."""
 
@@ -217,5 +218,14 @@ def test_foreign_processors_are_left_alone() -> None:
     other = Other()
     model.single_transformer_blocks[0].attn.set_processor(other)
     applied = SMALL.apply(target_of(model), Installer())
-    assert applied.summary.startswith("1 of 2 attention layers")
+    assert applied.summary.startswith("2 of 2 attention layers") and applied.warnings == []
     assert model.single_transformer_blocks[0].attn.processor is other
+
+
+def test_back_ends_of_others_are_named() -> None:
+    model = tiny_denoiser()
+    for block, name in ((model.transformer_blocks[0], "sage"), (model.single_transformer_blocks[0], "native")):
+        block.attn.processor._attention_backend = AttentionBackendName(name)
+    said = " ".join(SMALL.apply(target_of(model), Installer()).warnings)
+    assert "1 layers stay dense, sage does not go through torch" in said
+    assert "sparse calls do not use native, dense ones do" in said

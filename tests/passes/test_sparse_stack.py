@@ -56,7 +56,7 @@ def test_more_shapes_than_are_kept_compiled_is_a_warning() -> None:
     stack = sparse("flux", block=64)
     outputs(stack, moving("flux"))
     assert stack.report().warnings == []
-    stack.denoiser.transformer_blocks[0].attn.processor.shared.flex.compiled = 33
+    stack._layers[0].applied.details["flex"].compiled = 33
     expected = "attention was compiled 33 times, only 32 shapes are kept: use fewer sizes"
     assert expected in stack.report().warnings
 

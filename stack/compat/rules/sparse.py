@@ -109,31 +109,33 @@ ATTENTION_CACHED_AND_SPARSE = Rule(
 MASKED_ATTENTION = Rule(
     "masked-attention",
     "sparse attention under a mask",
-    "A padded prompt or a condition comes with an attention mask, which a block map does not hold.",
+    "A padded prompt or a condition comes with an attention mask, which a block map does not hold; padded text, hidden "
+    "from all queries alike, is no part of it.",
     (
         Evidence(
-            "0 masked calls are sparse; SageAttention's backend raises on them, as padded batches of Qwen-Image show",
+            "0 calls are sparse whose mask hides more than text; SageAttention's backend raises on them, as padded batches of Qwen-Image show",
             "diffusers' attention backends",
         ),
     ),
-    "Such calls stay dense, bit for bit, and the report counts them by reason.",
+    "A mask that hides nothing is dropped where it can be looked into, one that hides text is followed. Other calls "
+    "stay dense, bit for bit, and the report counts them by reason.",
     "run",
     ("sparse_attn",),
 )
 OTHER_PROCESSORS = Rule(
     "other-processors",
-    "attention processors that are not the family's own",
-    "An image-prompt adapter or another backend (SageAttention) sits in the processor. Exchanging it would drop what "
-    "it does.",
+    "attention that does not go through torch",
+    "A layer's own processor is left where it is and its call of torch's attention answered. One that calls another "
+    "library in its place (SageAttention, FlashAttention as diffusers' back end) leaves nothing to answer.",
     (
         Evidence(
-            "only 1 kind of processor per family is known well enough to be exchanged; a patch of all attention at "
-            "once reached the VAE and the text encoder, and raised",
+            "only calls of `scaled_dot_product_attention` are seen; a patch of all attention at once reached the VAE "
+            "and the text encoder, and raised",
             "diffusers, issue 11168",
         ),
     ),
-    "Layers with another processor are left alone, sparse calls of a layer with another backend do not use it, and the "
-    "report counts both.",
+    "Such layers stay dense, and the report counts their calls; a back end that goes through torch computes the dense "
+    "calls and not the sparse ones.",
     "apply",
     ("sparse_attn",),
 )

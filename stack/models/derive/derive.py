@@ -18,6 +18,7 @@ from ...core.errors import StackError
 from ..layout import CachedModule, Wiring
 from ..small import Sizes, Small, small
 from .arguments import batched_inputs, batched_of_blocks, close, rows_differ
+from .attention import HOW, self_attentions
 from .blocks import candidates, main_lists
 from .linears import linears_of, roles_in_blocks, same_inputs, sensitive_roles
 from .modules import ModuleProof
@@ -213,7 +214,7 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
         width_from=_width_from(first.path, denoiser, width),
         modules=modules,
         lacks={**whole.lacks, **lacks, ALONG: BY_HAND},
-        how=_how(blocks, lacks),
+        how={**whole.how, **_how(blocks, lacks)},
     )
 
 
@@ -254,7 +255,9 @@ def _whole(
 ) -> Wiring:
     """The wiring of a denoiser of which nothing inside is known."""
     lacks = _lacking({BLOCKS: why_no_blocks})
-    lacks |= {name: BY_HAND for name in (MODULATION, HEAD, GRID, ATTENTION)}
+    lacks |= {name: BY_HAND for name in (MODULATION, HEAD, GRID)}
+    attention, why_dense = self_attentions(probe.small, latent) if probe else ({}, why_no_blocks)
+    lacks |= _lacking({ATTENTION: why_dense})
     lacks |= _lacking({WHOLE: probe.unlike_latent if probe else ""})
     if probe is not None and probe.restless:
         lacks |= dict.fromkeys(
@@ -283,7 +286,9 @@ def _whole(
         time=time,
         times=tuple(name for name in takes if name in (*ENDS, *SOUND)),
         numbers=None if probe is None else _numbers(probe.ratio),
+        attention=attention,
         lacks=lacks,
+        how={ATTENTION: HOW} if attention else {},
     )
 
 

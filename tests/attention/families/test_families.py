@@ -6,19 +6,18 @@ import pytest
 import torch
 
 from stack import Stack
-from stack.attention import sparse_attn
 from stack.attention.maps import Grid
 from stack.attention.sparsity import FIRST, LAST, MASKED, SparsityPolicy
-from stack.models.attention import FAMILIES
 from stack.models.schedule import uniform
+from stack.models.wiring import FAMILIES
 
 from .rig import EXACT, HIDDEN, NAMES, STEPS, TOKENS, denoiser, given, request, sample, stack_of, steps
 
 by_family = pytest.mark.parametrize("name", NAMES)
 
 
-def test_the_pass_names_the_families_there_are() -> None:
-    assert set(FAMILIES) == set(sparse_attn.FAMILIES) == set(NAMES)
+def test_every_family_wired_by_hand_is_here() -> None:
+    assert set(FAMILIES) == set(NAMES)
 
 
 @by_family
@@ -84,16 +83,18 @@ def test_padding_of_a_caption_stays_hidden() -> None:
 
 
 def test_a_mask_that_hides_more_than_text_stays_dense() -> None:
-    """DiT's attention takes a mask over its own tokens; nothing tells which of them it hides."""
+    """DiT's attention takes a mask over its own tokens."""
     stack = stack_of("dit").apply()
     attn = stack.denoiser.transformer_blocks[0].attn1
     for sigma in uniform(STEPS).sigmas[:2]:
         steps(stack, {sigma: given("dit", sigma)})
     x, mask = torch.randn(1, 256, 128), torch.zeros(1, 1, 256)
-    mask[..., 100:] = -1e9
     tally = stack._layers[0].applied.details["tally"]
+    sparse = tally.sparse
     with torch.no_grad():
-        expected = attn.processor.inner(attn, x, attention_mask=mask)
+        assert torch.equal(attn(x, attention_mask=mask), attn(x)) and tally.sparse == sparse + 2  # it hides nothing
+        mask[..., 100:] = -1e9
+        expected = attn.processor(attn, x, attention_mask=mask)
         assert torch.equal(attn(x, attention_mask=mask), expected) and not torch.equal(attn(x), expected)
     assert tally.dense[MASKED] == 1
 

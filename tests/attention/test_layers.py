@@ -1,4 +1,4 @@
-"""The processor inside a real FLUX denoiser: dense calls untouched, sparse calls what their map says."""
+"""Attention layers of a real FLUX denoiser: dense calls untouched, sparse calls what their map says."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
-from stack.attention import processor as subject
+from stack.attention import block_sparse as subject
+from stack.attention.block_sparse import BlockSparse
 from stack.attention.flex import Flex
 from stack.attention.kernels import dense
+from stack.attention.layers import put_backend
 from stack.attention.maps import Grid
-from stack.attention.processor import BlockSparseProcessor, Shared
 from stack.attention.sparsity import MASKED, NO_TEXT_LENGTH, OUTSIDE, SparsityPolicy, Tally
-from stack.models.attention import FLUX
+from stack.core.installer import Installer
+from stack.model_facts import facts_of
 from stack.models.schedule import uniform
+from stack.models.wiring import FLUX
+from stack.runtime.report import Journal
 from stack.runtime.step_clock import Clock
+from stack.runtime.target import Target
 
 from ..clocks import advance, clock_of
 from ..conftest import inputs, tiny_denoiser
@@ -33,13 +38,14 @@ def clock() -> Clock:
     return clock
 
 
-def wrapped(model: FluxTransformer2DModel, clock: Clock, keep: float = 0.5) -> tuple[Tally, dict[str, Any]]:
-    """Counts of the calls, and the arguments that the denoiser is taken to have been called with."""
-    policy, tally, given = SparsityPolicy(keep, block=64, even_if_slower=True), Tally(clock), inputs()
-    shared = Shared(FLUX, policy, tally, lambda: given, Flex())
-    for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
-        block.attn.processor = BlockSparseProcessor(block.attn.processor, shared)
-    return tally, given
+def wrapped(model: FluxTransformer2DModel, clock: Clock, keep: float = 0.5) -> tuple[Tally, Target]:
+    """Counts of the calls, and what the denoiser is taken to have been called with."""
+    target = Target(model, FLUX, facts_of(model, FLUX, None, 10), clock, Journal(), lambda: 0)
+    target.conditions.given, tally = inputs(side=SIDE), Tally(clock)
+    policy = SparsityPolicy(keep, block=64, even_if_slower=True)
+    layers = put_backend(target, Installer(), BlockSparse(policy, tally, Flex()))
+    assert list(layers) == ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"]
+    return tally, target
 
 
 @torch.inference_mode()
@@ -109,27 +115,64 @@ def test_a_mask_goes_to_the_original_processor(clock: Clock) -> None:
     assert dict(tally.dense) == {MASKED: 2}
 
 
-def test_unknown_text_length_in_a_single_block_is_dense(clock: Clock) -> None:
+def test_an_unknown_text_length_is_dense(clock: Clock) -> None:
     model = tiny_denoiser()
     expected = run(model)
-    tally, given = wrapped(model, clock)
-    given.clear()
-    out = run(model)
-    assert dict(tally.dense) == {NO_TEXT_LENGTH: 1} and tally.sparse == 1
-    assert not torch.equal(out, expected)
+    tally, target = wrapped(model, clock)
+    target.conditions.given = {}
+    assert torch.equal(run(model), expected)
+    assert dict(tally.dense) == {NO_TEXT_LENGTH: 2} and tally.sparse == 0
 
 
-def test_backend_settings_reach_the_original_processor(clock: Clock) -> None:
+def test_a_back_end_past_torch_stays_dense_and_is_counted(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that diffusers' dispatcher calls in place of torch's attention."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    def other(query: Any, key: Any, value: Any, **_: Any) -> torch.Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2)
+
+    monkeypatch.setitem(_AttentionBackendRegistry._backends, AttentionBackendName.SAGE, other)
     model = tiny_denoiser()
-    wrapped(model, clock)
-    processor = model.transformer_blocks[0].attn.processor
-    model.set_attention_backend("native")
-    assert isinstance(processor.inner, FluxAttnProcessor)
-    assert processor.inner._attention_backend is not None
-    assert processor._attention_backend is processor.inner._attention_backend
-    processor._parallel_config = "anything"
-    assert processor.inner._parallel_config == "anything"
-    processor._parallel_config = None
+    model.transformer_blocks[0].attn.processor._attention_backend = AttentionBackendName.SAGE
+    expected = run(model)
+    tally, _ = wrapped(model, clock)
+    assert not torch.equal(run(model), expected)
+    assert (tally.sparse, dict(tally.dense)) == (1, {"no scaled_dot_product_attention in sage": 1})
+
+
+def test_the_users_own_processor_is_looked_through(clock: Clock) -> None:
+    class Louder(FluxAttnProcessor):
+        def __call__(self, attn: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(attn, 2 * hidden_states, *args, **kwargs)
+
+    model, plain = tiny_denoiser(), tiny_denoiser()
+    for one in (model, plain):
+        one.single_transformer_blocks[0].attn.processor = Louder()
+    tally, _ = wrapped(model, clock, keep=0.7)
+    expected = run(plain)
+    assert 1e-6 < (run(model) - expected).norm() / expected.norm() < 0.1
+    assert tally.sparse == 2
+
+
+def test_context_parallelism_stays_dense(clock: Clock) -> None:
+    model = tiny_denoiser()
+    tally, _ = wrapped(model, clock)
+    attn = model.single_transformer_blocks[0].attn
+    seen: list[bool] = []
+    monkey = attn.processor
+
+    class Parallel(FluxAttnProcessor):
+        """Says that it is, and computes as before: there is but one process."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(True)
+            return monkey(*args, **kwargs)
+
+    attn.processor = Parallel()
+    attn.processor._parallel_config = "ring"
+    run(model)
+    assert seen == [True] and dict(tally.dense) == {"context parallelism": 1} and tally.sparse == 1
 
 
 def test_state_dict_keys_stay(clock: Clock) -> None:

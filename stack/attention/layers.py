@@ -1,0 +1,172 @@
+"""Attention layers whose calls of `scaled_dot_product_attention` back ends may compute in torch's place.
+
+A layer's own processor runs as it is, whoever made it, so that only the product of attention is exchanged. What no back
+end takes is computed by torch with the very arguments it was given, bit for bit as without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property, partial
+from typing import Any, Protocol
+
+import torch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from ..core.installer import Installer
+from ..core.readback import reads_are_free
+from ..models.layout import SelfAttention, numbered
+from ..models.sdpa import Answering, SdpaCall
+from ..runtime.target import Target
+
+NOTHING, OTHERS, MORE = "nothing", "others", "more"
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """A self-attention over the latent's tokens.
+
+    Attributes:
+        layer: path of the module.
+        layout: where the latent's tokens are in the sequence.
+        sdpa: what torch was asked for.
+        own: how many tokens are the latent's; 0 where that is not known.
+        parallel: it runs on several devices, each with a part of the sequence.
+    """
+
+    layer: str
+    layout: SelfAttention
+    sdpa: SdpaCall
+    own: int
+    parallel: bool = False
+
+    @property
+    def others(self) -> int:
+        """How many tokens are not the latent's."""
+        return self.sdpa.tokens - self.own
+
+    @cached_property
+    def hides(self) -> str:
+        """What its mask hides from all queries alike: nothing, other tokens than the latent's, or more than that.
+
+        The mask is looked into only where that does not wait for the device.
+        """
+        mask = self.sdpa.mask
+        if mask is None:
+            return NOTHING
+        free, plain = reads_are_free(mask.device), mask.dtype == torch.bool
+        if free and bool((mask if plain else mask == 0).all()):
+            return NOTHING
+        if not plain or mask.ndim != 4 or mask.shape[1:3] != (1, 1) or not self.layout.others:
+            return MORE
+        # Not `own` from the end, which is no slice of nothing.
+        own = slice(0, self.own) if self.layout.others == "behind" else slice(self.others, None)
+        told = bool(mask[..., own].all()) if free else self.layout.hides_text
+        return OTHERS if told else MORE
+
+    @property
+    def seen(self) -> torch.Tensor | None:
+        """Keys (B, S) that may be attended to; None where all are."""
+        mask = self.sdpa.mask
+        return None if mask is None or self.hides == NOTHING else mask[:, 0, 0].expand(len(self.sdpa.q), -1)
+
+
+class AttentionBackend(Protocol):
+    """Who may compute attention in place of torch."""
+
+    def unfit(self, call: AttentionCall) -> str:
+        """Why it does not compute this call, or "" where it does."""
+        ...
+
+    def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> torch.Tensor:
+        """Attention of (B, S, H, D) tensors with scores scaled by 1 / sqrt(D); (B, S, H, D) out."""
+        ...
+
+    def note(self, reason: str, call: AttentionCall | None) -> None:
+        """Counts one call of a layer.
+
+        Args:
+            reason: why it did not compute it, or "".
+            call: None where torch was not asked for any.
+        """
+        ...
+
+
+def put_backend(target: Target, install: Installer, backend: AttentionBackend) -> dict[str, nn.Module]:
+    """Let a back end be asked first, in all layers that attend over the latent's tokens. Returns these by path."""
+    first, wiring = not target.attention_backends, target.wiring
+    install.set_attribute(target, "attention_backends", (backend, *target.attention_backends))
+    layers = {path: m for path, m in target.denoiser.named_modules() if numbered(path) in wiring.attention}
+    for path, module in layers.items() if first else ():
+        layout = wiring.attention[numbered(path)]
+        # Counters and shapes are Python: traced into a compiled block, every step would be compiled anew.
+        install.wrap_call(module, "forward", partial(_asking, target, path, module, layout), traced=False)
+    return layers
+
+
+def _asking(
+    target: Target, path: str, module: nn.Module, layout: SelfAttention, inner: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A layer's forward, within which the back ends are asked."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        asked: list[AttentionCall] = []
+
+        def answer(sdpa: SdpaCall) -> torch.Tensor | None:
+            # A second one beside it, of an image prompt, is not over the sequence.
+            if asked or not sdpa.tokens:
+                return None
+            asked.append(AttentionCall(path, layout, sdpa, _own_tokens(target, layout, sdpa), is_parallel(module)))
+            return _answer(target, asked[0])
+
+        with Answering(answer):
+            out = inner(*args, **kwargs)
+        if not asked:
+            for backend in target.attention_backends:
+                backend.note(f"no scaled_dot_product_attention{_instead(module)}", None)
+        return out
+
+    return forward
+
+
+def _answer(target: Target, call: AttentionCall) -> torch.Tensor | None:
+    for backend in target.attention_backends:
+        reason = backend.unfit(call)
+        backend.note(reason, call)
+        if not reason:
+            made: torch.Tensor = backend.run(*call.sdpa.plain(), call)
+            return made.transpose(1, 2)
+    return None
+
+
+def _own_tokens(target: Target, layout: SelfAttention, sdpa: SdpaCall) -> int:
+    """How many tokens are the latent's; 0 where its size does not tell."""
+    if not layout.others:
+        return sdpa.tokens
+    latent = target.conditions.given.get(target.wiring.latent)
+    own = 0 if latent is None else layout.own_tokens(latent, target.facts.latent[0])
+    return own if own <= sdpa.tokens else 0
+
+
+def processor_of(module: nn.Module) -> Any:
+    """The processor of one of diffusers' attention modules, else the module itself."""
+    return module.processor if isinstance(module, AttentionModuleMixin | Attention) else module
+
+
+def is_parallel(module: nn.Module) -> bool:
+    """Whether context parallelism of diffusers is on."""
+    return vars(processor_of(module)).get("_parallel_config") is not None
+
+
+def backend_of(module: nn.Module) -> str:
+    """The attention back end of diffusers that somebody has chosen for a layer; "" where nobody has."""
+    chosen = vars(processor_of(module)).get("_attention_backend")
+    return "" if chosen is None else str(chosen.value if isinstance(chosen, Enum) else chosen)
+
+
+def _instead(module: nn.Module) -> str:
+    return f" in {backend_of(module) or type(processor_of(module)).__name__}"

@@ -1,0 +1,91 @@
+"""Calls of torch's `scaled_dot_product_attention` as data, and somebody else to answer them.
+
+Every processor of diffusers ends there, the ones that go through its dispatcher with a native backend too, so that
+queries and keys are seen as the model's own processor made them, norms and positions applied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class SdpaCall:
+    """The arguments of one call.
+
+    Attributes:
+        q, k, v: (B, H, S, D); keys and values may have fewer heads than queries.
+        mask: boolean, True where a query sees a key, or added to the scores; it broadcasts to (B, H, queries, keys).
+        dropout: share of the weights that is dropped.
+        causal: a query sees no key behind itself.
+        scale: of the scores; None is 1 / sqrt(D).
+        grouped: several heads of queries share one of keys.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    mask: torch.Tensor | None = None
+    dropout: float = 0.0
+    causal: bool = False
+    scale: float | None = None
+    grouped: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """How many there are where queries and keys are as many, 0 where they are not."""
+        (*batch, queries, _), (*keys_batch, keys, _) = self.q.shape, self.k.shape
+        return queries if queries == keys and batch[:-1] == keys_batch[:-1] else 0
+
+    def plain(self) -> Tensors:
+        """Queries, keys and values (B, S, H, D) with as many heads each, to be attended to with 1 / sqrt(D)."""
+        q, k, v = (x.transpose(1, 2) for x in (self.q, self.k, self.v))
+        if k.shape[2] != q.shape[2]:
+            k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
+        usual = q.shape[-1] ** -0.5
+        same = self.scale is None or math.isclose(self.scale, usual, rel_tol=1e-6)
+        return (q if same else q * (self.scale / usual)), k, v
+
+
+def _call(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> SdpaCall:
+    """torch's own arguments."""
+    return SdpaCall(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+class Answering(TorchFunctionMode):
+    """Within it this thread's calls are answered by somebody else.
+
+    Args:
+        answer: (B, H, S, D) of a call; None where torch is to compute it, with the very arguments it was given.
+    """
+
+    def __init__(self, answer: Callable[[SdpaCall], torch.Tensor | None]):
+        super().__init__()
+        self._answer = answer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func is F.scaled_dot_product_attention and (made := self._answer(_call(*args, **given))) is not None:
+            return made
+        return func(*args, **given)
