@@ -127,7 +127,7 @@ def _asking(
             out = inner(*args, **kwargs)
         if not asked:
             for backend in target.attention_backends:
-                backend.note(f"no scaled_dot_product_attention{_instead(module)}", None)
+                backend.note(f"no scaled_dot_product_attention over the sequence{_instead(module)}", None)
         return out
 
     return forward

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core.errors import StackError, nearest
 from .derive.derive import wiring_of_class
-from .layout import Wiring
+from .layout import SelfAttention, Wiring
 from .small import small
 from .wiring import wiring_of
 
@@ -56,12 +56,18 @@ def lines(wiring: Wiring) -> list[str]:
     said += [f"the same on every step: {', '.join(wiring.constants)}"] if wiring.constants else []
     said += [f"{role} linears: {', '.join(patterns)}" for role, patterns in wiring.linears.items() if patterns]
     said += [f"{role} stays unquantized: {', '.join(patterns)}" for role, patterns in wiring.sensitive.items()]
+    said += [f"{path} attends over the latent's tokens{_beside(one)}" for path, one in wiring.attention.items()]
+    said += [f"attention: {how['attention']}"] if "attention" in how else []
     said += [f"proof: {how['proof']}"] if "proof" in how else []
     return said + [f"not for this class: {lack}: {reason}" for lack, reason in wiring.lacks.items()]
 
 
 def _because(how: Any, name: str) -> str:
     return f" ({how[name]})" if name in how else ""
+
+
+def _beside(attention: SelfAttention) -> str:
+    return f", with others {attention.others} them" if attention.others else ""
 
 
 def _without(paths: tuple[str, ...]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers import FluxTransformer2DModel
 
 from stack import Stack
 from stack.distill.call import corrected

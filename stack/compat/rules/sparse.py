@@ -113,7 +113,8 @@ MASKED_ATTENTION = Rule(
     "from all queries alike, is no part of it.",
     (
         Evidence(
-            "0 calls are sparse whose mask hides more than text; SageAttention's backend raises on them, as padded batches of Qwen-Image show",
+            "0 calls are sparse whose mask hides more than text; SageAttention's backend raises on all of them, as "
+            "padded batches of Qwen-Image show",
             "diffusers' attention backends",
         ),
     ),
@@ -129,8 +130,8 @@ OTHER_PROCESSORS = Rule(
     "library in its place (SageAttention, FlashAttention as diffusers' back end) leaves nothing to answer.",
     (
         Evidence(
-            "only calls of `scaled_dot_product_attention` are seen; a patch of all attention at once reached the VAE "
-            "and the text encoder, and raised",
+            "1 function of torch is answered, in the layers of 1 model; a patch of all attention at once reached the "
+            "VAE and the text encoder, and raised",
             "diffusers, issue 11168",
         ),
     ),

@@ -31,7 +31,7 @@ HOW = "queries and keys that changed with the latent where attention answered wi
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Watched:
     """A self-attention in one call of a small model.
 
     Attributes:
@@ -97,7 +97,7 @@ def self_attentions(small: Small, latent: str) -> tuple[dict[str, SelfAttention]
     return proven, "" if proven else _why_none(small, reasons)
 
 
-def _layout(seen: _Seen, numbers: int) -> tuple[str, int]:
+def _layout(seen: _Watched, numbers: int) -> tuple[str, int]:
     """Where the others are, and numbers of the latent in a token, 0 where they are not whole."""
     (start, end), tokens = seen.own, len(seen.keys)
     count = end - start
@@ -112,14 +112,14 @@ def _agreed(layouts: Sequence[tuple[str, int]]) -> SelfAttention | None:
     return SelfAttention(others.pop(), numbers.pop()) if others else SelfAttention()
 
 
-def _changed(denoiser: nn.Module, given: Mapping[str, Any], latent: str) -> dict[str, list[_Seen]]:
+def _changed(denoiser: nn.Module, given: Mapping[str, Any], latent: str) -> dict[str, list[_Watched]]:
     """The self-attentions whose keys change with the latent, by module."""
     other = dict(given)
     other[latent] = [0.5 - t for t in given[latent]] if isinstance(given[latent], list) else 0.5 - given[latent]
     before, after = (_recorded(denoiser, one) for one in (given, other))
     seen = {
         path: [
-            _Seen(_differ(one.q, two.q), _differ(one.k, two.k), len(one.q))
+            _Watched(_differ(one.q, two.q), _differ(one.k, two.k), len(one.q))
             for one, two in zip(calls, after[path], strict=True)
             if one.tokens
         ]
