@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any
@@ -18,6 +18,13 @@ from stack.models.wiring import Wiring, wiring_of
 EXPORTED = sorted(name for name in dir(diffusers) if "Transformer" in name or "UNet" in name)
 DITS = ["HunyuanDiT2DModel", "LuminaNextDiT2DModel", "StableAudio3DiTModel", "StableAudioDiTModel"]
 CLASSES = [name for name in EXPORTED if name not in NOT_SMALL] + DITS
+MOST_USED = frozenset((
+    "ZImageTransformer2DModel", "FluxTransformer2DModel", "Flux2Transformer2DModel", "QwenImageTransformer2DModel",
+    "QwenImage21Transformer2DModel", "WanTransformer3DModel", "MiniMaxH3Transformer3DModel",
+    "LTXVideoTransformer3DModel", "Flux3Transformer2DModel", "HunyuanVideoTransformer3DModel",
+    "HunyuanVideo15Transformer3DModel", "Krea2Transformer2DModel", "Ideogram4Transformer2DModel",
+    "SD3Transformer2DModel", "ChromaTransformer2DModel",
+))  # fmt: skip
 LEVELS = (1.0, 0.75, 0.5, 0.25)
 Outputs = list[torch.Tensor]
 
@@ -100,6 +107,27 @@ RESTLESS = {key: "a call leaves other weights or buffers behind" for key in ("wh
 LAYOUT = {"whole": "is not laid out as its latent"}
 NO_ROWS = {"rows": "a block does not run for one sample of a batch"}
 OTHER_ROWS = {"rows": "a block gives other tokens for one sample than in a batch"}
+# Classes without sparse attention, and a part of the reason.
+DENSE = {
+    "AnyFlowFARTransformer3DModel": "blocks.*.attn1 (AnyFlowCausalAttnProcessor)",
+    "HunyuanVideoFramepackTransformer3DModel": "the latent's tokens are between others",
+    "I2VGenXLUNet": "attends within parts of the sequence",
+    "Ideogram4Transformer2DModel": "how much of the latent a token is changes with the size",
+    "Kandinsky6SRTransformer3DModel": "visual_transformer_blocks.*.self_attention (Kandinsky6SRAttnProcessor)",
+    "LatteTransformer3DModel": "attends within parts of the sequence",
+    "MiniMaxH3Transformer3DModel": "the latent's tokens are between others",
+    "NucleusMoEImageTransformer2DModel": "no attention over all the latent's tokens calls",
+    "PRXTransformer2DModel": "no attention over all the latent's tokens calls",
+    "QwenImage21Transformer2DModel": "no attention over all the latent's tokens calls",
+    "SanaTransformer2DModel": "transformer_blocks.*.attn1 (SanaLinearAttnProcessor2_0)",
+    "SanaVideoTransformer3DModel": "transformer_blocks.*.attn1 (SanaLinearAttnProcessor3_0)",
+    "StableAudio3DiTModel": "attends more than once",
+    "StableCascadeUNet": "no attention over all the latent's tokens calls",
+    "UNet1DModel": "mid_block.attentions.* (SelfAttention1d)",
+    "UNet3DConditionModel": "attends within parts of the sequence",
+    "UNetMotionModel": "attends within parts of the sequence",
+    "UNetSpatioTemporalConditionModel": "attends within parts of the sequence",
+}
 # What a class does not get, and a part of the reason.
 LACKS: dict[str, dict[str, str]] = {
     "AnyFlowFARTransformer3DModel": ALL_TOKENS,
@@ -148,8 +176,17 @@ LACKS: dict[str, dict[str, str]] = {
     "WanVACETransformer3DModel": CHANGED,
     "StableAudio3DiTModel": ALL_TOKENS,
 }
+LACKS |= {name: {**LACKS.get(name, {}), "attention": reason} for name, reason in DENSE.items()}
 # Classes that are refused as a whole.
 REFUSED = {
     "Cosmos3OmniTransformer": "expected a denoiser whose forward takes hidden_states or sample",
     "RFD4ProteinaTransformer": "expected a denoiser whose forward takes hidden_states or sample",
 }
+
+
+def some(names: Sequence[str], which: int) -> list[str]:
+    """Those that people use most, and a quarter of the others, another one for each number.
+
+    `python -m tests.families` takes all.
+    """
+    return [name for at, name in enumerate(names) if name in MOST_USED or (at + which) % 4 == 0]

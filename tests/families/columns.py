@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from unittest import mock
 
+import pytest
 import torch
 
 from stack import Stack
 from stack.models.small import Sizes
 
+from . import test_sparse
 from .classes import CLASSES, LACKS, LEVELS, REFUSED, Outputs, flat, loop, made, plain, runs, same, wired
 from .loop_pipeline import STEPS, loop_pipeline
 
@@ -104,6 +106,14 @@ def _uncompiled(compile: Callable[..., object], forward: Callable[..., object], 
     return compile(forward, **{"backend": "eager", **how})
 
 
+def sparse_attn(name: str) -> None:
+    """Key blocks are dropped in the attention over the latent's tokens, between dense steps that are exact."""
+    for test in (test_sparse.test_a_map_that_keeps_everything_is_the_classs_own_attention,
+                 test_sparse.test_blocks_are_dropped_between_dense_ends):  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            test(name, patch)
+
+
 def batch(name: str) -> None:
     """Two samples in one call give what they give one by one, on cached steps, too."""
     with cached(name) as stack:
@@ -193,6 +203,7 @@ COLUMNS = {
     "first-block": Column(first_block, ("blocks", "range"), "blocks"),
     "fora": Column(fora, ("blocks", "modules"), "blocks"),
     "duca": Column(duca, ("blocks", "range", "modules", "tokens"), "blocks"),
+    "sparse_attn": Column(sparse_attn, ("attention",), "attention"),
     "batch": Column(batch, ("blocks",)),
     "guidance": Column(guidance, ("blocks",)),
     "two sizes": Column(two_sizes, ("blocks",)),

@@ -1,13 +1,14 @@
-"""Every cell of `docs/models.md`, on every class."""
+"""Cells of `docs/models.md`: every column on the classes that people use most, and on a quarter of the others."""
 
 from __future__ import annotations
 
 import pytest
 
+from .classes import some
 from .columns import COLUMNS
 from .page import PAGE, page
 
-CELLS = [(column, name) for column, shown in COLUMNS.items() for name in shown.classes()]
+CELLS = [(column, name) for at, (column, shown) in enumerate(COLUMNS.items()) for name in some(shown.classes(), at)]
 
 
 @pytest.mark.parametrize(("column", "name"), CELLS)

@@ -29,7 +29,6 @@ def test_a_wiring_says_what_it_lacks(name: str) -> None:
             wired(name)
         return
     lacks = {key: reason for key, reason in wired(name).lacks.items() if "by hand" not in reason}
-    lacks.pop("attention", "")  # in test_sparse.py
     expected = LACKS.get(name, {})
     assert lacks.keys() == expected.keys()
     assert [reason for key, reason in expected.items() if reason not in lacks[key]] == []
