@@ -19,6 +19,7 @@ from .core.facts import Facts
 from .core.installer import Installer
 from .core.passes import Applied, Finding, field_options
 from .core.validate import check_fields
+from .models.parallel import behind_split
 from .runtime.target import Target
 
 OFF = "off"
@@ -85,7 +86,7 @@ class Compile:
             raise StackError("compile() needs a C++ compiler on this device, found none: install g++, or leave it out")
         blocks = target.wiring.blocks(target.denoiser) or _repeated(target.denoiser)
         for _, block in blocks:
-            install.wrap_call(block, "forward", partial(compiled, mode=self.mode))
+            install.wrap_call(*behind_split(block), partial(compiled, mode=self.mode))
         done = f"{len(blocks)} blocks compiled at their first call, mode {self.mode}"
         return Applied(done, warnings=_beyond_limit([block for _, block in blocks]))
 

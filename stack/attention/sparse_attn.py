@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..bounds import dropped_mass_bound
+from ..compat.rules.compilers import SPLIT_TOKENS
 from ..compat.rules.sparse import (
     FEW_DENSE_STEPS,
     FEWEST_DENSE,
@@ -20,6 +21,7 @@ from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding, field_options
 from ..core.validate import RunSteps, Steps, check_fields
+from ..models.preexisting import PARALLEL
 from ..runtime.target import Target
 from .maps import FINEST
 from .sparsity import SparsityPolicy, Tally
@@ -88,6 +90,8 @@ class SparseAttention:
         if reason := facts.lacks.get("attention"):
             what = f"no block-sparse attention for {facts.denoiser_class or facts.family}"
             return [Finding(self.stage, what, reason, repair=DENSE)]
+        if PARALLEL in facts.carries:
+            return [Finding.of(SPLIT_TOKENS, self.stage, f"the model carries {PARALLEL}", repair=DENSE)]
         if not self.policy.sparse_steps(facts.steps):
             first = self.policy.first_steps(facts.steps)
             what = f"0 of {facts.steps} steps would be sparse: first {first} and last {self.dense_last} are dense"

@@ -16,6 +16,7 @@ from ..core.installer import Installer
 from ..core.passes import Applied, Finding, Pass
 from ..core.progress import counted
 from ..core.validate import NotNegative, checked
+from ..models.parallel import ranks_of
 from ..models.sampler import LinearSampler, planned_sampler
 from ..runtime.call import Interceptor
 from ..runtime.step import FULL
@@ -214,12 +215,12 @@ class Cache:
 
     def controller(self, target: Target) -> CacheController:
         """What decides and predicts for this cache on a model; it changes nothing there."""
-        p, split = self.policy, offload(self.policy, target.now)
+        p, split, ranks = self.policy, offload(self.policy, target.now), ranks_of(target.denoiser)
         return CacheController(
             clock=target.clock,
             journal=target.journal,
             schedule_for=self.schedule_for,
-            new_predictor=lambda key, placement: p.new_predictor(placement, target.grid() if p.banded else (), key),
+            new_predictor=lambda key, place: p.new_predictor(place, target.grid() if p.banded else (), key, ranks),
             conditions=target.conditions,
             new_gate=p.new_gate if p.gate else None,
             gain_at=p.schedule.gain,
@@ -230,6 +231,7 @@ class Cache:
             given=lambda: target.conditions.given,
             residuals=target.wiring.residuals,
             whole="rows" in target.wiring.lacks,
+            ranks=ranks,
             drafts=isinstance(p.gate, DraftPolicy) and bool(p.gate.accept),
         )
 

@@ -8,6 +8,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from ..compat import preexisting
 from ..compat.horizon import forecast_cost, most_saved, uniform_levels
 from ..compat.rules.rounded_caches import (
     BASIS_TURNED,
@@ -51,7 +52,11 @@ def judged(
         method: the preset's name, for words.
         asked: options that the user has set, or that are not the preset's.
     """
-    first = [*policy.site.refuses(facts, stage), *_unfitted(policy, facts, stage, method, asked)]
+    first = [
+        *_split(policy, facts, stage),
+        *policy.site.refuses(facts, stage),
+        *_unfitted(policy, facts, stage, method, asked),
+    ]
     found: list[Judged] = [(finding, None) for finding in first]
     if any(finding.fatal for finding in first):
         return found
@@ -83,6 +88,13 @@ def _uncorrectable(asked: Mapping[str, Any], p: Policy, facts: Facts, stage: str
         return Finding(stage, what, repair=repair, note=note), plain
     what = f"a corrector reads the latent off the output: {IN_AND_OUT}, got {out} for {into}"
     return Finding.of(MORE_THAN_THE_LATENT, stage, what, repair=repair, note=note), plain
+
+
+def _split(p: Policy, facts: Facts, stage: str) -> list[Finding]:
+    """What has to see all tokens of a block, where each process has a part of them."""
+    if p.banded:
+        return preexisting.split_tokens(facts, stage, "split='channels'")
+    return preexisting.split_tokens(facts, stage, "cache('svd')") if p.site.all_tokens else []
 
 
 def _asked_when(p: Policy, facts: Facts, asked: Mapping[str, Any]) -> list[str]:

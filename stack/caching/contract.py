@@ -111,6 +111,7 @@ class Site(Options):
         forecasts_x0: it forecasts the estimate of x0, and calibration records that.
         measures_slope: it measures what a change of its input does to its output, see `SumPolicy`.
         partial_depth: some blocks can run on its cached steps, so that it may be kept on schedules of few steps.
+        all_tokens: it has to see all tokens of a block.
         needs: what a model's wiring must have for it, as `Wiring.lacks` names it.
     """
 
@@ -128,6 +129,7 @@ class Site(Options):
     forecasts_x0: ClassVar[bool] = False
     measures_slope: ClassVar[bool] = False
     partial_depth: ClassVar[bool] = False
+    all_tokens: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("blocks",)
 
     def wants(self, policy: PolicyLike) -> tuple[str, ...]:

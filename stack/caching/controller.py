@@ -12,6 +12,7 @@ import torch
 from ..compat.noise import Floor, floor_at
 from ..compat.rules.state import NOT_A_NUMBER, OTHER_CONDITIONS
 from ..core.errors import StackError
+from ..core.ranks import ALONE, Ranks
 from ..models.schedule import SigmaSchedule
 from ..runtime.call import holds_collections
 from ..runtime.report import Journal
@@ -84,6 +85,7 @@ class CacheController:
         residuals: names of those that are added between blocks, see `Wiring.residuals`.
         whole: a batch can only run as a whole.
         drafts: whether steps are taken back that fail their check.
+        ranks: the processes that share the tokens of the blocks; they decide alike.
         figures: what a site adds to the report.
         shared: what a site holds for all branches of the request.
         dropped: states dropped within a request: their stamp no longer fitted, or they were not finite.
@@ -111,6 +113,7 @@ class CacheController:
     residuals: tuple[str, ...] = ()
     whole: bool = False
     drafts: bool = False
+    ranks: Ranks = ALONE
     figures: dict[str, float] = field(default_factory=dict)
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
     dropped: int = 0
@@ -247,7 +250,7 @@ class CacheController:
 
     def _gated(self, probe: torch.Tensor | None, changes: Sequence[float | None] | None) -> list[bool]:
         """What each slot's gate says."""
-        self.measurements.poll()
+        self.measurements.poll(wait=not self.ranks.alone)  # elsewhere they may have arrived later
         slots, known = self.slots, changes if changes is not None else self._changes(probe)
         rows = [None if probe is None else _row(probe, i) for i in range(len(slots))]
         return [self._judge(slot, self.now, row, change) for slot, row, change in zip(slots, rows, known, strict=True)]
@@ -258,7 +261,7 @@ class CacheController:
         for slot in self.slots:
             waiting = waiting or bool(slot.guard.unread)
         if waiting:
-            self._reader.poll([slot.guard for slot in self.slots])
+            self._reader.poll([slot.guard for slot in self.slots], self.ranks)
 
     def drop_nonfinite(self) -> None:
         """Drop what the branch's last full step stored if it is not finite, so that nothing is forecast from it.
@@ -294,7 +297,7 @@ class CacheController:
             None if probe is None or slot.reference is None else (_row(probe, i) - slot.reference, slot.reference)
             for i, slot in enumerate(self.slots)
         ]
-        return mean_ratios(pairs)
+        return self.ranks.mean_ratios(pairs)
 
     def _judge(self, slot: CacheSlot, context: StepContext, probe: torch.Tensor | None, change: float | None) -> bool:
         assert slot.gate is not None
@@ -333,7 +336,7 @@ class CacheController:
             # In another compute mode the feature jumps, which is no error of the forecast.
             alike = predictor.compute_mode == self.now.compute_mode
             if measure and predictor.ready and alike and (i == 0 or (gate and not gate.corrected)):
-                off = (rows - predictor.predict(x)).norm() / rows.norm().clamp_min(torch.finfo(rows.dtype).tiny)
+                off = self.ranks.relative(rows - predictor.predict(x), rows)
                 error = off if i == 0 else error
             if measure and gate:
                 gate.ran(self.now.step)
@@ -381,13 +384,3 @@ def _carry_over(old: Sequence[Gate | None], new: Sequence[Gate | None]) -> None:
 
 def _row(probe: torch.Tensor, index: int) -> torch.Tensor:
     return probe[index : index + 1]
-
-
-def mean_ratios(pairs: Sequence[tuple[torch.Tensor, torch.Tensor] | None]) -> list[float | None]:
-    """mean|part| / mean|whole| of every (part, whole), and None for None; read back in one go."""
-    ratios = [
-        part.abs().mean() / whole.abs().mean().clamp_min(torch.finfo(whole.dtype).tiny)
-        for part, whole in (pair for pair in pairs if pair is not None)
-    ]
-    numbers = iter(torch.stack(ratios).tolist() if ratios else ())
-    return [None if pair is None else next(numbers) for pair in pairs]

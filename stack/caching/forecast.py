@@ -145,7 +145,7 @@ def over_wide_gaps(
     """
     found = differences(forecast, feature, x, old, mix)
     while forecast.basis == "newton" and not forecast.smoothing and len(old.values) > 1:
-        if not drowned(found.values[1], ledger.variance(found.mixes[1])):
+        if not drowned(found.values[1], ledger.variance(found.mixes[1]), ledger.ranks):
             break
         old = before_newest(old)
         found = differences(forecast, feature, x, old, mix)

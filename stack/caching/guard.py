@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..core import readback
+from ..core.ranks import ALONE, Ranks
 from ..core.readback import Readback
 from ..runtime.call import DenoiserCall, Proceed
 from ..runtime.report import Journal
@@ -243,12 +244,19 @@ class NormReader:
         """Nothing is waited for any more."""
         self.coming.clear()
 
-    def poll(self, guards: Sequence[ExtrapolationGuard]) -> None:
-        """Send what these have noted, and take what has arrived."""
+    def poll(self, guards: Sequence[ExtrapolationGuard], ranks: Ranks = ALONE) -> None:
+        """Send what these have noted, and take what has arrived.
+
+        Args:
+            ranks: the processes that share the tokens. They wait for their numbers: on one of them these may arrive a
+                step earlier, and all have to decide alike.
+        """
         parts = [(guard, sent) for guard in guards if (sent := guard.send())]
         if parts:
-            self.coming.append((Readback(torch.cat([norms for _, sent in parts for _, norms in sent])), parts))
-        while self.coming and self.coming[0][0].ready:
+            self.coming.append(
+                (Readback(ranks.norms(torch.cat([norms for _, sent in parts for _, norms in sent]))), parts)
+            )
+        while self.coming and (not ranks.alone or self.coming[0][0].ready):
             arrived, parts = self.coming.pop(0)
             numbers = arrived.read()
             for guard, sent in parts:

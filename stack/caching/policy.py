@@ -11,6 +11,7 @@ import torch
 from ..compat.noise import Floor
 from ..core.errors import StackError, choose
 from ..core.facts import Facts
+from ..core.ranks import ALONE, Ranks
 from ..core.validate import shown
 from ..models.schedule import SigmaSchedule
 from . import gate_policies as gate_policies  # fills GATES
@@ -194,18 +195,21 @@ class Policy(Options):
         """The full steps of a request as planned."""
         return sorted(self.schedule_for(facts.steps, (), facts.levels).full_steps(facts.steps))
 
-    def new_predictor(self, placement: Placement = ON_DEVICE, grid: tuple[int, ...] = (), key: str = "") -> Predictor:
+    def new_predictor(
+        self, placement: Placement = ON_DEVICE, grid: tuple[int, ...] = (), key: str = "", ranks: Ranks = ALONE
+    ) -> Predictor:
         """A predictor for one feature of one request.
 
         Args:
             key: of the feature, where there are bases.
             grid: of the feature's tokens, where the policy is `banded`.
+            ranks: the processes that share its tokens.
         """
-        return Predictor(self.forecast, self.new_split(grid, key), DTYPES[self.state_dtype], placement)
+        return Predictor(self.forecast, self.new_split(grid, key, ranks), DTYPES[self.state_dtype], placement, ranks)
 
-    def new_split(self, grid: tuple[int, ...] = (), key: str = "") -> Split:
+    def new_split(self, grid: tuple[int, ...] = (), key: str = "", ranks: Ranks = ALONE) -> Split:
         """A split for one feature of one request."""
-        return self.split.new(grid, key)
+        return self.split.new(grid, key, ranks)
 
     def new_gate(self, sigma_schedule: SigmaSchedule) -> Gate:
         """A gate for one sample of one request on this schedule."""

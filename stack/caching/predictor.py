@@ -10,6 +10,7 @@ import torch
 
 from ..compat.noise import NoiseLedger, shrunk
 from ..core.errors import StackError
+from ..core.ranks import ALONE, Ranks
 from .forecast import NOTHING, Differences, Forecast, differences, over_wide_gaps
 from .placement import ON_DEVICE, Placement
 from .splits import Split
@@ -28,6 +29,7 @@ class Predictor:
         dtype: what differences are kept in; None is the feature's. Sums are made in the wider of the two, and a
             forecast has the feature's.
         placement: where they lie between uses; the split stays on the device.
+        ranks: the processes that share the feature's tokens.
 
     Attributes:
         norms: (k,) float32 on the device, of all that forecasts are made of; infinite where it overflows.
@@ -40,6 +42,7 @@ class Predictor:
         split: Split | None = None,
         dtype: torch.dtype | None = None,
         placement: Placement = ON_DEVICE,
+        ranks: Ranks = ALONE,
     ):
         self.forecast = forecast
         self.split = split if forecast.splits else None
@@ -50,7 +53,7 @@ class Predictor:
         self.dtype, self.placement = dtype, placement
         self._given = torch.float32  # the feature's dtype
         self._summed_in = torch.float32
-        self._ledger = NoiseLedger()
+        self._ledger = NoiseLedger(ranks)
         self.norms = torch.zeros(0)
         self.compute_mode: Hashable = ()
 
@@ -162,7 +165,7 @@ class Predictor:
         principal, residual = (gain * part for part in self.forecast.gains)
         if variance is not None:
             if self.split is None:
-                return principal * shrunk(difference, variance)
+                return principal * shrunk(difference, variance, ranks=self._ledger.ranks)
             loud, quiet = self.split.denoised(difference, variance)
             return principal * loud if residual == 0 else torch.add(principal * loud, quiet, alpha=residual)
         if self.split is None or principal == residual:

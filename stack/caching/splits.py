@@ -12,6 +12,7 @@ import torch
 from ..compat.noise import shrunk, wiener
 from ..compat.subspace import principal_basis
 from ..core.errors import StackError, choose
+from ..core.ranks import ALONE, Ranks
 from .bases import Bases
 from .options import Options
 
@@ -47,12 +48,13 @@ class ChannelBasis:
         life: "request" fits V on the request's first full step and keeps it; "warm" also improves it by one subspace
             iteration on every later one.
         found: V (D, k) found offline, which takes the place of the first fit; "warm" goes on from it.
+        ranks: the processes that share the tokens; V is that of all of them.
     """
 
-    def __init__(self, energy: float, life: str = "request", found: torch.Tensor | None = None):
+    def __init__(self, energy: float, life: str = "request", found: torch.Tensor | None = None, ranks: Ranks = ALONE):
         if life not in BASIS_LIVES:
             raise choose("life of the basis", life, BASIS_LIVES)
-        self.energy, self.life, self.found = energy, life, found
+        self.energy, self.life, self.found, self.ranks = energy, life, found, ranks
         self.basis: torch.Tensor | None = None
 
     @property
@@ -62,10 +64,10 @@ class ChannelBasis:
     def fit(self, feature: torch.Tensor, noise: float = 0.0) -> None:
         if self.basis is None or len(self.basis) not in (1, len(feature)):
             found = None if self.found is None else self.found.to(feature)[None]
-            self.basis = principal_basis(feature, self.energy, noise) if found is None else found
+            self.basis = principal_basis(feature, self.energy, noise, self.ranks) if found is None else found
         elif self.life == "warm":
             rows = feature.float()
-            turned, _ = torch.linalg.qr(rows.mT @ (rows @ self.basis.float()))
+            turned, _ = torch.linalg.qr(self.ranks.sum(rows.mT @ (rows @ self.basis.float())))
             self.basis = turned.to(feature.dtype)
 
     def principal(self, feature: torch.Tensor) -> torch.Tensor:
@@ -79,11 +81,11 @@ class ChannelBasis:
         """
         basis = self._fitted
         coefficients = difference @ basis
-        power = coefficients.float().square().mean(1)  # (B, k)
-        gains = wiener(power, variance[:, None], difference.shape[1])
+        power = self.ranks.mean(coefficients.float().square().mean(1))  # (B, k)
+        gains = wiener(power, variance[:, None], difference.shape[1] * self.ranks.size)
         residual = difference - coefficients @ basis.mT
         principal = (coefficients * gains[:, None].to(coefficients.dtype)) @ basis.mT
-        return principal, shrunk(residual, variance, 1 - basis.shape[2] / basis.shape[1])
+        return principal, shrunk(residual, variance, 1 - basis.shape[2] / basis.shape[1], self.ranks)
 
     @property
     def _fitted(self) -> torch.Tensor:
@@ -169,7 +171,7 @@ class SplitPolicy(Options):
         """What is principal, for `explain()`."""
 
     @abstractmethod
-    def new(self, grid: tuple[int, ...] = (), key: str = "") -> Split:
+    def new(self, grid: tuple[int, ...] = (), key: str = "", ranks: Ranks = ALONE) -> Split:
         """A split for one feature of one request; see `Policy.new_predictor`."""
 
 
@@ -205,8 +207,8 @@ class ChannelSplit(SplitPolicy):
     def words(self) -> str:
         return f"energy {self.energy:g}"
 
-    def new(self, grid: tuple[int, ...] = (), key: str = "") -> Split:
-        return ChannelBasis(self.energy, self.basis_life, self.bases.of(key) if self.bases and key else None)
+    def new(self, grid: tuple[int, ...] = (), key: str = "", ranks: Ranks = ALONE) -> Split:
+        return ChannelBasis(self.energy, self.basis_life, self.bases.of(key) if self.bases and key else None, ranks)
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,7 @@ class BandSplit(SplitPolicy):
     def words(self) -> str:
         return f"lowest {self.cutoff:.0%} of the token band"
 
-    def new(self, grid: tuple[int, ...] = (), key: str = "") -> Split:
+    def new(self, grid: tuple[int, ...] = (), key: str = "", ranks: Ranks = ALONE) -> Split:
         return TokenBand(self.cutoff, grid)
 
 

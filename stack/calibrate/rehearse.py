@@ -141,7 +141,7 @@ class _Rehearsing:
 
     def __init__(self, controller: CacheController, candidate: Candidate, shared: Rehearsals):
         self.controller, self.candidate, self.shared = controller, candidate, shared
-        self.clock, self.cached_work = controller.clock, controller.cached_work
+        self.clock, self.cached_work, self.ranks = controller.clock, controller.cached_work, controller.ranks
         self._known: dict[str, torch.Tensor] | None = None
 
     @property

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..core.ranks import ALONE, Ranks
+
 Floor = tuple[tuple[float, float], ...]
 """(sigma, relative random error) pairs; empty where there is no noise."""
 Mix = dict[int, float]
@@ -57,24 +59,26 @@ def wiener(power: torch.Tensor, noise: torch.Tensor, count: int) -> torch.Tensor
     return torch.where(loud > 0, gain.clamp(0, 1), torch.ones_like(gain))
 
 
-def mean_power(values: torch.Tensor) -> torch.Tensor:
-    """Mean square (B,) of each sample of (B, N, D), in float32."""
-    return values.float().square().mean((1, 2))
+def mean_power(values: torch.Tensor, ranks: Ranks = ALONE) -> torch.Tensor:
+    """Mean square (B,) of each sample of (B, N, D), in float32, over the tokens of all these processes."""
+    return ranks.mean(values.float().square().mean((1, 2)))
 
 
-def drowned(difference: torch.Tensor, variance: torch.Tensor) -> bool:
+def drowned(difference: torch.Tensor, variance: torch.Tensor, ranks: Ranks = ALONE) -> bool:
     """Whether noise is more than half of a difference's power in every sample of the batch. Reads one number."""
-    return bool((mean_power(difference) < 2 * variance).all())
+    return bool((mean_power(difference, ranks) < 2 * variance).all())
 
 
-def shrunk(values: torch.Tensor, variance: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+def shrunk(values: torch.Tensor, variance: torch.Tensor, share: float = 1.0, ranks: Ranks = ALONE) -> torch.Tensor:
     """(B, N, D) times one gain per sample.
 
     Args:
         variance: (B,) noise per element before `values` were projected.
         share: of all directions that the projection leaves, in (0, 1]; noise is even in all of them.
+        ranks: the processes that share the tokens.
     """
-    gain = wiener(mean_power(values), share * variance, max(1, round(share * values[0].numel())))
+    count = max(1, round(share * values[0].numel() * ranks.size))
+    gain = wiener(mean_power(values, ranks), share * variance, count)
     return values * gain[:, None, None].to(values.dtype)
 
 
@@ -97,16 +101,21 @@ def rounding_floor(bits: int, width: int) -> float:
 
 
 class NoiseLedger:
-    """How noisy the full steps were that are mixed into the differences in use."""
+    """How noisy the full steps were that are mixed into the differences in use.
 
-    def __init__(self) -> None:
+    Args:
+        ranks: the processes that share the tokens.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self._variances: dict[int, torch.Tensor] = {}
         self._count = 0
 
     def enter(self, feature: torch.Tensor, relative: float) -> Mix:
         """A full step's feature (B, N, D) whose random error is `relative` times its root mean square."""
         number, self._count = self._count, self._count + 1
-        self._variances[number] = relative**2 * mean_power(feature)
+        self._variances[number] = relative**2 * mean_power(feature, self.ranks)
         return {number: 1.0}
 
     def variance(self, mix: Mix) -> torch.Tensor:

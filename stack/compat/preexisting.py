@@ -5,9 +5,9 @@ from __future__ import annotations
 from ..core.facts import Facts
 from ..core.passes import Finding
 from ..core.rule import Rule
-from ..models.preexisting import CACHE, COMPILED, FUSED, LORA, OFFLOADED
+from ..models.preexisting import CACHE, COMPILED, FUSED, LORA, OFFLOADED, PARALLEL
 from .rules.adapters import FUSED_PROJECTIONS, UNMERGED_LORA
-from .rules.compilers import COMPILED_BEFORE, TWO_CACHES
+from .rules.compilers import COMPILED_BEFORE, SPLIT_TOKENS, TWO_CACHES
 from .rules.quantization import OFFLOADED_MODULES
 
 
@@ -33,6 +33,11 @@ def compiled(facts: Facts, stage: str) -> list[Finding]:
 def cached(facts: Facts, stage: str) -> list[Finding]:
     """For a cache."""
     return _refused(facts, stage, {CACHE: (TWO_CACHES, "transformer.disable_cache()")})
+
+
+def split_tokens(facts: Facts, stage: str, instead: str) -> list[Finding]:
+    """For a cache that has to see all tokens of a block; `instead` of it something else is to be tried."""
+    return _refused(facts, stage, {PARALLEL: (SPLIT_TOKENS, instead)})
 
 
 def _refused(facts: Facts, stage: str, against: dict[str, tuple[Rule, str]]) -> list[Finding]:

@@ -7,6 +7,7 @@ import math
 import torch
 
 from ..core.errors import StackError
+from ..core.ranks import ALONE, Ranks
 
 EXACT_WIDTH = 1024  # up to this width the Gram matrix's full eigendecomposition is cheap enough (about 0.1 s)
 SKETCH = EXACT_WIDTH // 8  # vectors beyond that width
@@ -50,13 +51,14 @@ def rank_above_noise(eigenvalues: torch.Tensor, rows: int, noise: float) -> int:
     return max(1, int((eigenvalues > edge).sum()))
 
 
-def principal_basis(feature: torch.Tensor, energy: float, noise: float = 0.0) -> torch.Tensor:
+def principal_basis(feature: torch.Tensor, energy: float, noise: float = 0.0, processes: Ranks = ALONE) -> torch.Tensor:
     """Leading right singular vectors of a feature, uncentred; every sample of a batch gets its own.
 
     Args:
         feature: (B, N, D).
         energy: share of each sample's squared Frobenius norm to keep.
         noise: of the feature, relative to it; directions that drown in it are left out.
+        processes: those that share its tokens; the subspace is that of all of them.
 
     Returns:
         V (B, D, k) in the feature's dtype: orthonormal columns, and zeros where a sample needs fewer than k. The
@@ -65,16 +67,16 @@ def principal_basis(feature: torch.Tensor, energy: float, noise: float = 0.0) ->
     """
     rows = feature.float()
     if rows.shape[-1] <= EXACT_WIDTH:
-        values, vectors = torch.linalg.eigh(rows.mT @ rows)
+        values, vectors = torch.linalg.eigh(processes.sum(rows.mT @ rows))
         values, vectors = values.flip(-1), vectors.flip(-1)
     else:
-        vectors, singular = _range_finder(rows, SKETCH)
+        vectors, singular = _range_finder(rows, SKETCH, processes)
         # The tail beyond the sketch counts as energy too, so that `energy` keeps its meaning.
-        tail = (rows.square().sum((1, 2)) - singular.square().sum(1)).clamp_min(0)
+        tail = (processes.sum(rows.square().sum((1, 2))) - singular.square().sum(1)).clamp_min(0)
         values = torch.cat([singular.square(), tail[:, None]], 1)
     ranks = [min(rank_by_energy(sample, energy), vectors.shape[-1]) for sample in values]
     if noise:
-        cuts = (rank_above_noise(sample, rows.shape[1], noise) for sample in values)
+        cuts = (rank_above_noise(sample, rows.shape[1] * processes.size, noise) for sample in values)
         ranks = [min(rank, cut) for rank, cut in zip(ranks, cuts, strict=True)]
     basis = vectors[..., : max(ranks)].clone()
     for sample, rank in zip(basis, ranks, strict=True):
@@ -82,7 +84,9 @@ def principal_basis(feature: torch.Tensor, energy: float, noise: float = 0.0) ->
     return basis.to(feature.dtype)
 
 
-def _range_finder(rows: torch.Tensor, rank: int, iterations: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+def _range_finder(
+    rows: torch.Tensor, rank: int, processes: Ranks, iterations: int = 2
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Leading right singular vectors (B, D, rank) and values by subspace iteration (Halko et al. 2011, algorithm 4.4).
 
     Starts from its own random generator: the caller's random state is not touched.
@@ -90,9 +94,13 @@ def _range_finder(rows: torch.Tensor, rank: int, iterations: int = 2) -> tuple[t
     generator = torch.Generator(device="cpu").manual_seed(0)
     start = torch.randn(rows.shape[-1], rank, generator=generator).to(rows.device).expand(len(rows), -1, -1)
     for _ in range(iterations + 1):
-        start, _ = torch.linalg.qr(rows.mT @ (rows @ start))
-    _, singular, vh = torch.linalg.svd(rows @ start, full_matrices=False)
-    return start @ vh.mT, singular
+        start, _ = torch.linalg.qr(processes.sum(rows.mT @ (rows @ start)))
+    sketch = rows @ start
+    if processes.alone:
+        _, singular, vh = torch.linalg.svd(sketch, full_matrices=False)
+        return start @ vh.mT, singular
+    squares, turn = torch.linalg.eigh(processes.sum(sketch.mT @ sketch))
+    return start @ turn.flip(-1), squares.flip(-1).clamp_min(0).sqrt()
 
 
 def split(feature: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

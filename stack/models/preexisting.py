@@ -8,12 +8,15 @@ import torch
 from diffusers.models.cache_utils import CacheMixin
 from torch import nn
 
+from .parallel import ranks_of
+
 CAST = "weights cast to fp8"
 LORA = "an unmerged LoRA of peft"
 FUSED = "fused projections"
 OFFLOADED = "offloading hooks"
 CACHE = "a cache of diffusers"
 COMPILED = "blocks compiled in place"
+PARALLEL = "tokens split over processes"
 
 
 def preexisting_on(denoiser: Any) -> tuple[str, ...]:
@@ -27,6 +30,7 @@ def preexisting_on(denoiser: Any) -> tuple[str, ...]:
         # A hook on the whole model moves whatever is in it.
         OFFLOADED: "group_offloading" in hooks or any("_hf_hook" in vars(module) for module in modules[1:]),
         CACHE: isinstance(denoiser, CacheMixin) and denoiser.is_cache_enabled,
+        PARALLEL: not ranks_of(denoiser).alone,
         COMPILED: any(module._compiled_call_impl is not None for module in modules),
     }
     return tuple(name for name, there in found.items() if there)

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..compat.rules.compilers import SPLIT_TOKENS
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
-from ..models.denoiser import one_denoiser
+from ..models.denoiser import denoiser_of, one_denoiser
+from ..models.parallel import ranks_of
 from .call_arguments import STEPS, CallParameters, named_arguments
 
 Call = Mapping[str, Any] | Callable[[list[Any]], Mapping[str, Any]]
@@ -27,6 +29,10 @@ OWN = {
     "num_images_per_prompt": "give more prompts",
     "num_videos_per_prompt": "give more prompts",
 }
+MEASURED_ALONE = (
+    "cannot measure where processes share the tokens: expected one process with all of them; measure there, save the "
+    "stack, and load it here"
+)
 REFUSALS = (ValueError, TypeError, LookupError)  # what pipelines raise over arguments
 OTHER_REFUSALS = (RuntimeError, AttributeError)  # and over those in call= that they do not check
 
@@ -42,7 +48,7 @@ class PipelineCalls:
             names. Embeddings of one sample serve all samples of a call.
 
     Raises:
-        StackError: a modular pipeline, or one with several denoisers.
+        StackError: a modular pipeline, one with several denoisers, or one of several processes that share the tokens.
     """
 
     pipe: Any
@@ -55,6 +61,8 @@ class PipelineCalls:
             raise StackError(f"cannot measure on a {type(self.pipe).__name__}: expected a DiffusionPipeline")
         if isinstance(self.pipe, DiffusionPipeline):
             one_denoiser(self.pipe, "a measurement", "give the options that it would find")
+            if not ranks_of(denoiser_of(self.pipe)).alone:
+                raise StackError(f"{MEASURED_ALONE} ({SPLIT_TOKENS.tag})")
 
     @property
     def takes_prompts(self) -> str:

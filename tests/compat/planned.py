@@ -19,7 +19,7 @@ from stack.core.passes import Pass
 from stack.core.plan import explain, make_plan
 from stack.distill.adapter import Adapter
 from stack.distill.distill import Distill
-from stack.models.preexisting import CACHE, CAST, COMPILED, FUSED, LORA, OFFLOADED
+from stack.models.preexisting import CACHE, CAST, COMPILED, FUSED, LORA, OFFLOADED, PARALLEL
 from stack.quant.quantize import Quantize
 from stack.quant.rounding.calibrated import FeedbackRounding
 from stack.solver.solver import Solver
@@ -74,6 +74,7 @@ PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
     "attention-cached-and-sparse": ([SPARSE, Cache("pab")], LARGE),
     "compiled-before": ([Cache("svd")], {"carries": (COMPILED,)}),
     "two-caches": ([Cache("svd")], {"carries": (CACHE,)}),
+    "split-tokens": ([Cache("toca")], {"carries": (PARALLEL,)}),
     "cuda-graphs": ([Compile("reduce-overhead"), Cache("svd")], {"machine": CUDA}),
     "gate-reads-device": ([Cache("first-block")], {"machine": CUDA}),
     "rounded-eagerly": ([Quantize()], {"machine": CUDA}),

@@ -10,6 +10,7 @@ from torch import nn
 
 from ...core.arguments import Arguments
 from ...core.installer import Installer
+from ...models.parallel import behind_split
 from ...models.ports import shape_only
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
@@ -45,9 +46,9 @@ class AllBlocks(BeforeBlocks):
         first, last = (Arguments(block.forward, block) for block in (blocks[0], blocks[-1]))
         self._at = wiring.ports_of(paths[-1], last.names).places[self._stream]
         name = wiring.ports_of(paths[0], first.names).takes[self._stream]
-        install.wrap_call(blocks[-1], "forward", self._last)
+        install.wrap_call(*behind_split(blocks[-1]), self._last)
         if self.residual:
-            install.wrap_call(blocks[0], "forward", lambda inner: self._first(inner, first, name))
+            install.wrap_call(*behind_split(blocks[0]), lambda inner: self._first(inner, first, name))
         return len(blocks)
 
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:

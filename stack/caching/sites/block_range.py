@@ -249,7 +249,8 @@ class BlockRange:
         drafted = step.rows(skipped=True)
         expected = self.controller.predict(CHECK, [slots[i] for i in drafted])
         error = ((out[stream][drafted] - expected).abs() / (expected.abs() + 1e-10)).flatten(1).mean(1)
-        failed = [row for row, e in zip(drafted, error.tolist(), strict=True) if not e <= bound]
+        errors = self.controller.ranks.mean(error).tolist()
+        failed = [row for row, e in zip(drafted, errors, strict=True) if not e <= bound]
         if not failed:
             return out
         rejected = [slots[i] for i in failed]

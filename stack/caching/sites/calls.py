@@ -11,6 +11,8 @@ from torch import nn
 
 from ...core.arguments import Arguments
 from ...core.installer import Installer
+from ...core.ranks import Ranks
+from ...models.parallel import behind_split
 from ...models.ports import Ports, Streams, rows_of, several
 from ...models.wiring import Wiring
 from ...runtime.step import Computed
@@ -23,6 +25,7 @@ class Decides(Protocol):
 
     clock: Clock
     cached_work: Computed
+    ranks: Ranks
 
     @property
     def probe(self) -> str: ...
@@ -134,7 +137,7 @@ def before_blocks(
             path.rpartition(".")[0] for path, _ in (blocks[number], blocks[min(number + 1, len(blocks) - 1)])
         )
         notes = own != behind and behind in wiring.joins
-        install.wrap_call(block, "forward", _stand_in(number, path, block, wiring, clock, visit, lengths, notes))
+        install.wrap_call(*behind_split(block), _stand_in(number, path, block, wiring, clock, visit, lengths, notes))
     return len(blocks)
 
 

@@ -42,6 +42,7 @@ class FastCacheSite(FastCacheChoices, Site):
     """Blocks and tokens on their own."""
 
     name: ClassVar[str] = "fastcache"
+    all_tokens: ClassVar[bool] = True
     words: ClassVar[str] = "every block, and tokens on their own"
     correctable: ClassVar[bool] = False
     decides: ClassVar[bool] = True

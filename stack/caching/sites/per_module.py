@@ -21,6 +21,7 @@ from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
 from ...models.layout import kept, present
+from ...models.parallel import behind_split
 from ...models.ports import Streams, several
 from ...models.wiring import FAMILIES, CachedModule, Wiring
 from ...runtime.call import Interceptor
@@ -221,7 +222,7 @@ class PerModule(_Decided):
 
             return forward
 
-        install.wrap_call(first, "forward", opening)
+        install.wrap_call(*behind_split(first), opening)
 
     def _place(self, block: nn.Module, key: str, module: CachedModule, install: Installer) -> None:
         for norm in module.norms if not self.reads_inputs else ():

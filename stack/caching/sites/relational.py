@@ -17,7 +17,7 @@ from ...models.ports import Streams
 from ...models.wiring import CachedModule, Wiring
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, SiteState, register_site
-from ..controller import CacheController, CacheSlot, mean_ratios
+from ..controller import CacheController, CacheSlot
 from .calls import BlockCall, before_blocks, take
 from .inside import Forward, as_it_is
 from .per_module import Given, PerModule, PerModuleSite
@@ -97,7 +97,7 @@ class RelationalModules(PerModule):
             skips = controller.decide()
         else:
             first = call.wiring.modulated(call.block, call.given)
-            missed = mean_ratios([self._missed(c, first[i : i + 1]) for i, c in enumerate(slots)])
+            missed = controller.ranks.mean_ratios([self._missed(c, first[i : i + 1]) for i, c in enumerate(slots)])
             skips = controller.decide(changes=missed)
         ran, skipped = ([i for i, skip in enumerate(skips) if skip is wanted] for wanted in (False, True))
         self._rows = ran, skipped
@@ -135,7 +135,7 @@ class RelationalModules(PerModule):
             mine, x, kept = self._of(value, i), self._of(_input(given, index, value.shape), i), slot.kept
             past = slot.predictors.get(part)
             if past is not None and past.ready:
-                kept[f"{part}/rate"] = _ratio(_size(mine - past.last), _size(x - kept[f"{part}/in"]))
+                kept[f"{part}/rate"] = _ratio(self._size(mine - past.last), self._size(x - kept[f"{part}/in"]))
         super()._keep(key, index, value, given)
         for i, slot in enumerate(self.slots):
             x = self._of(_input(given, index, value.shape), i)
@@ -148,7 +148,7 @@ class RelationalModules(PerModule):
             if rate is not None:
                 last, then = slot.predictors[part].last, slot.kept[f"{part}/in"]
                 x = self._of(_input(given, index, self._whole(value.shape)), i)
-                longer = _ratio(rate * _size(x - then), _size(value - last))
+                longer = _ratio(rate * self._size(x - then), self._size(value - last))
                 value = (last + (value - last) * longer.to(value.dtype)).to(value.dtype)
             values.append(value)
         return values[0] if len(values) == 1 else torch.cat(values)
@@ -156,6 +156,11 @@ class RelationalModules(PerModule):
     def _of(self, tensor: torch.Tensor, i: int) -> torch.Tensor:
         """What belongs to a slot."""
         return tensor if self.controller.new_gate is None else tensor[i : i + 1]
+
+    def _size(self, x: torch.Tensor) -> torch.Tensor:
+        """Norm of every sample (B, N, D), over the tokens of all processes, in float32: (B, 1, 1)."""
+        own = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
+        return self.controller.ranks.norms(own)
 
     def _whole(self, shape: torch.Size) -> torch.Size:
         """Shape of all slots' features together."""
@@ -166,11 +171,6 @@ def _input(given: Given, index: int, shape: torch.Size) -> torch.Tensor:
     """The argument that becomes output `index`: joint attention takes its streams in the order it returns them."""
     fits = index < len(given) and given[index].shape[:2] == shape[:2]
     return given[index] if fits else given[0]
-
-
-def _size(x: torch.Tensor) -> torch.Tensor:
-    """Norm of every sample (B, N, D), in float32: (B, 1, 1)."""
-    return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
 
 
 def _ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

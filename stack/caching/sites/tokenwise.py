@@ -45,6 +45,7 @@ class TokenSite(TokenChoices, Site):
     """Modules, some tokens computed."""
 
     name: ClassVar[str] = "tokens"
+    all_tokens: ClassVar[bool] = True
     words: ClassVar[str] = "every attention and MLP before its gate, and the last hidden state before the head"
     noise_feature: ClassVar[str] = "blocks"
     needs: ClassVar[tuple[str, ...]] = ("blocks", "range", "modules", "tokens")

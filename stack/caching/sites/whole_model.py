@@ -11,12 +11,13 @@ from torch import nn
 from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
+from ...core.ranks import ALONE
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.step import NOTHING
 from ...runtime.target import Target
 from ..contract import BeforeBlocks, Installs, PolicyLike, Site, SiteState, register_site
-from ..controller import CacheController, CacheSlot, mean_ratios
+from ..controller import CacheController, CacheSlot
 from ..gates import SumGate
 from ..latent import noisy_part, returned_as
 from .shapes import more_than_the_latent
@@ -73,7 +74,8 @@ class WholeModel(BeforeBlocks):
         controller, latent, names = self.controller, call.latent, self._inputs
         controller.begin(latent)
         slots, gated = controller.slots, controller.new_gate is not None
-        changes = mean_ratios([_moved(c, latent[i : i + 1]) for i, c in enumerate(slots)]) if gated else None
+        # Outside of the hooks that split tokens every process sees all of them.
+        changes = ALONE.mean_ratios([_moved(c, latent[i : i + 1]) for i, c in enumerate(slots)]) if gated else None
         skips = controller.decide(changes=changes, together=not call.separable(names))
         for i, slot in enumerate(slots if gated else ()):
             slot.kept[BEFORE] = latent[i : i + 1].clone()  # the caller's memory may be written to
@@ -96,7 +98,7 @@ class WholeModel(BeforeBlocks):
     def _learn(self, latent: torch.Tensor, out: torch.Tensor, slots: list[CacheSlot]) -> None:
         """These samples have run."""
         gated = [(i, slot, slot.gate) for i, slot in enumerate(slots) if isinstance(slot.gate, SumGate)]
-        slopes = mean_ratios([_slope(slot, out[i : i + 1]) for i, slot, _ in gated])
+        slopes = ALONE.mean_ratios([_slope(slot, out[i : i + 1]) for i, slot, _ in gated])
         for (i, slot, gate), slope in zip(gated, slopes, strict=True):
             gate.ran(slope)
             slot.kept[IN], slot.kept[OUT] = slot.kept[BEFORE], out[i : i + 1].clone()

@@ -34,6 +34,24 @@ TWO_CACHES = Rule(
     "plan",
     ("cache",),
 )
+SPLIT_TOKENS = Rule(
+    "split-tokens",
+    "tokens split over processes",
+    "Under diffusers' context parallelism each process has a part of the tokens between the first block and the head. "
+    "Whatever chooses tokens, or needs their places on the grid, would do it on that part, and decide otherwise than "
+    "the other processes.",
+    (
+        Evidence(
+            "by its own tokens alone, 1 of 2 processes would decide otherwise on 1 of 22 calls of a small FLUX, and on "
+            "2 of a small Wan, under a first-block gate: it would skip the blocks that the other one waits for",
+            "`tests/living/test_parallel.py`",
+        ),
+    ),
+    "Refused: the sites `tokens` and `fastcache`, the split `band`, and measurements, which belong on one process. "
+    "Sparse attention stays dense. Other caches sum what they decide by over the processes.",
+    "plan",
+    ("sparse_attn", "cache"),
+)
 CUDA_GRAPHS = Rule(
     "cuda-graphs",
     "CUDA graphs under a cache",
@@ -119,6 +137,7 @@ ROUNDED_EAGERLY = Rule(
 COMPILERS = (
     COMPILED_BEFORE,
     TWO_CACHES,
+    SPLIT_TOKENS,
     CUDA_GRAPHS,
     GATE_READS_DEVICE,
     SPARSE_BREAKS_GRAPH,
