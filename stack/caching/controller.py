@@ -250,7 +250,7 @@ class CacheController:
 
     def _gated(self, probe: torch.Tensor | None, changes: Sequence[float | None] | None) -> list[bool]:
         """What each slot's gate says."""
-        self.measurements.poll(wait=not self.ranks.alone)  # elsewhere they may have arrived later
+        self.measurements.poll(wait=self.ranks.size > 1)  # elsewhere they may have arrived later
         slots, known = self.slots, changes if changes is not None else self._changes(probe)
         rows = [None if probe is None else _row(probe, i) for i in range(len(slots))]
         return [self._judge(slot, self.now, row, change) for slot, row, change in zip(slots, rows, known, strict=True)]

@@ -256,7 +256,7 @@ class NormReader:
             self.coming.append(
                 (Readback(ranks.norms(torch.cat([norms for _, sent in parts for _, norms in sent]))), parts)
             )
-        while self.coming and (not ranks.alone or self.coming[0][0].ready):
+        while self.coming and (ranks.size > 1 or self.coming[0][0].ready):
             arrived, parts = self.coming.pop(0)
             numbers = arrived.read()
             for guard, sent in parts:

@@ -32,7 +32,7 @@ class Ranks:
 
     def sum(self, numbers: torch.Tensor) -> torch.Tensor:
         """The sum over the processes, the same on all of them; `numbers` is left as it is."""
-        if self.alone:
+        if self.size == 1:
             return numbers
         total = numbers.detach().clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total, group=self.group)
@@ -40,16 +40,16 @@ class Ranks:
 
     def mean(self, means: torch.Tensor) -> torch.Tensor:
         """The mean over all tokens, from the means over those of each process, which has as many, or nearly."""
-        return means if self.alone else self.sum(means) / self.size
+        return means if self.size == 1 else self.sum(means) / self.size
 
     def norms(self, own: torch.Tensor) -> torch.Tensor:
         """Norms of tensors whose tokens are on several processes, from those of their parts."""
-        return own if self.alone else self.sum(own.float().square()).sqrt()
+        return own if self.size == 1 else self.sum(own.float().square()).sqrt()
 
     def relative(self, part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
         """|part| / |whole|, a number () on their device."""
         of_part, of_whole = part.norm(), whole.norm()
-        if not self.alone:
+        if self.size > 1:
             of_part, of_whole = self.norms(torch.stack([of_part, of_whole])).unbind()
         return of_part / of_whole.clamp_min(torch.finfo(whole.dtype).tiny)
 

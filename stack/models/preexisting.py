@@ -17,6 +17,7 @@ OFFLOADED = "offloading hooks"
 CACHE = "a cache of diffusers"
 COMPILED = "blocks compiled in place"
 PARALLEL = "tokens split over processes"
+EXCHANGING = frozenset({"group_offloading", "layerwise_casting"})  # hooks of diffusers
 
 
 def preexisting_on(denoiser: Any) -> tuple[str, ...]:
@@ -37,14 +38,14 @@ def preexisting_on(denoiser: Any) -> tuple[str, ...]:
 
 
 def moved_by_hooks(denoiser: nn.Module) -> list[nn.Module]:
-    """Modules below the denoiser whose tensors an offloading hook exchanges while the denoiser runs.
+    """Modules below the denoiser whose tensors a hook exchanges while the denoiser runs: to move them, or to cast them.
 
     A hook of accelerate on the denoiser itself moves it as a whole, before it runs: it is not counted.
     """
     hooked = [
         m
         for m in denoiser.modules()
-        if "group_offloading" in _hooks(m) or ("_hf_hook" in vars(m) and m is not denoiser)
+        if EXCHANGING.intersection(_hooks(m)) or ("_hf_hook" in vars(m) and m is not denoiser)
     ]
     return list(dict.fromkeys(inner for module in hooked for inner in module.modules()))
 
