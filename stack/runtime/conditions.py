@@ -64,6 +64,10 @@ class ConditionsReader:
         """Whether a call with these arguments asks for what the last one of a branch did; False where none was read."""
         return self._prompt.asks_same(branch, given)
 
+    def weights_written(self) -> None:
+        """Somebody has called what writes to the weights, perhaps in a way that torch does not count."""
+        self._weights.changes += 1
+
     def end(self) -> None:
         """The call is over: its arguments are let go."""
         self.given, self._known = {}, None
@@ -96,16 +100,19 @@ class WeightsWatch:
     Objects, addresses and versions are compared, in 0.2 ms for a model of 1,200 tensors. Nothing is read from the
     device, and no content: state never outlives its request, so only a change in mid-request matters, and one that
     puts back what was there merely costs a full step. Not seen: an edit in mid-request that torch does not count
-    (through `.data`, or of an inference tensor).
+    (through `.data`, or of an inference tensor), unless a method of diffusers made it (`stack.runtime.later`).
 
     Offloading hooks exchange the tensors of their modules between steps. There only shapes, dtypes and versions are
     compared. Scales and switches of peft's adapters are numbers, not tensors: they are compared as they are.
+
+    Attributes:
+        changes: how many there have been.
     """
 
     def __init__(self, denoiser: nn.Module):
         self._denoiser = denoiser
         self._request = -1
-        self._changes = 0
+        self.changes = 0
         self._dicts: list[dict[str, Any]] = []
         self._offloaded: list[Mapping[str, torch.Tensor | None]] = []
         self._adapters: list[Any] = []
@@ -119,13 +126,13 @@ class WeightsWatch:
         if request != self._request:
             self._request = request
             self._look()
-            return self._changes
+            return self.changes
         # Every module, parameter and buffer in its place.
         now = list(chain.from_iterable(map(dict.values, self._dicts)))
         if not (_same(now, self._held) and self._now() == self._marks):
-            self._changes += 1
+            self.changes += 1
             self._look()
-        return self._changes
+        return self.changes
 
     @property
     def adapters(self) -> Hashable:

@@ -1,4 +1,8 @@
-"""What a user may not do to a model while passes stand in for its weights, or at all under a stack."""
+"""What a user may not do to a model while passes stand in for its weights, or at all under a stack.
+
+Where it is allowed, what a cache has kept is no longer used: these methods may write to weights in ways that torch does
+not count.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +36,18 @@ def refuse_later(target: Target, layers: Layers, install: Installer) -> None:
     """Let these methods of denoiser and pipeline refuse while a pass has other weights on it, or while any is on it."""
     for owner, names in ((target.denoiser, LATER | UNDER_NO_STACK), (target.pipe, OF_PIPELINES)):
         for name in names.keys() & set(dir(type(owner))):
-            install.wrap_call(owner, name, partial(_refusing, layers, name))
+            install.wrap_call(owner, name, partial(_refusing, target, layers, name))
 
 
-def _refusing(layers: Layers, name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+def _refusing(target: Target, layers: Layers, name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
     def called(*args: Any, **kwargs: Any) -> Any:
         stages = [layer.wanted.stage for layer in layers if layer.install.weights or name in UNDER_NO_STACK]
         if stages:
             what, why = f"{name}() on a model that carries {' and '.join(stages)}", ALL[name]
             raise StackError(f"{what}: {why}; undo() the stack first")
-        return inner(*args, **kwargs)
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            target.conditions.weights_written()
 
     return called

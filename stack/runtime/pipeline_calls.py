@@ -30,8 +30,8 @@ OWN = {
     "num_videos_per_prompt": "give more prompts",
 }
 MEASURED_ALONE = (
-    "cannot measure where processes share the tokens: expected one process with all of them; measure there, save the "
-    "stack, and load it here"
+    "cannot measure where processes share the tokens: expected one process with all of them; measure there, and "
+    "give what was found to the stack here, as options or in a recipe"
 )
 REFUSALS = (ValueError, TypeError, LookupError)  # what pipelines raise over arguments
 OTHER_REFUSALS = (RuntimeError, AttributeError)  # and over those in call= that they do not check

@@ -148,6 +148,24 @@ def test_a_swapped_lora_is_that_of_the_next_request(name: str, later: bool, lora
         assert torch.equal(tiny.call(stack.undo().pipe), fresh["two"][1])
 
 
+@pytest.mark.parametrize("name", CACHES)
+def test_a_swap_in_mid_run_is_seen(name: str, loras: Path) -> None:
+    """It is written through `.data`, which torch does not count."""
+    tiny = swappable()
+    load(tiny, loras, "one")
+
+    def swap(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
+        if step == 1:
+            load(tiny, loras, "two", hotswap=True)
+        return {}
+
+    with one_thread():
+        stack = STACKS[name](tiny.pipe)
+        tiny.call(stack, callback_on_step_end=swap)
+    assert kinds(stack)[1] != "full" and kinds(stack)[2] == "full"
+    assert any("dropped at step 2: it was made under other weights" in each for each in stack.report().warnings)
+
+
 def test_a_swapped_lora_is_not_compiled_anew(loras: Path) -> None:
     """With the compiler's front end alone, which is what counts graphs."""
     torch._dynamo.reset()
