@@ -47,6 +47,7 @@ RecipeOption = Annotated[str, typer.Argument(help="A shipped recipe or the path 
 ModelOption = Annotated[str, typer.Option(help="A reference model, a local diffusers folder, or a hub id OWNER/NAME.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default CUDA where there is one.")]
 StepsOption = Annotated[int | None, typer.Option(help="Denoiser steps; by default the recipe's.")]
+SizeOption = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, or SIDE; by default the model's own.")]
 
 
 @app.command()
@@ -64,6 +65,7 @@ def compare(
         "ditstack-compare"
     ),
     json: Annotated[Path | None, typer.Option(help="Write compare.json here as well.")] = None,
+    size: SizeOption = None,
     device: DeviceOption = None,
     compile_base: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Also try a compiled base, and take the faster.")
@@ -81,11 +83,13 @@ def compare(
     from .compare.console import console
     from .compare.files import save_outcome
     from .compare.table import print_table
+    from .reference.size import at_size
 
+    model, call = at_size(model, size)
     pipe = _pipeline(model, device)
     with claimed(out, "--out"):
         with _progress() as tell:
-            outcome = run_compare(pipe, chosen, model, prompts, steps, seed, compile_base, tell)
+            outcome = run_compare(pipe, chosen, model, prompts, steps, seed, compile_base, tell, call)
         done = sum(row["prompts_done"] for row in outcome.record["rows"] if not row["same_as"])
         if outcome.record["partial"] and not done:
             raise Interrupted("no picture was measured, nothing is written")
@@ -143,8 +147,8 @@ def explain(
     model: Annotated[str | None, typer.Option(help="As elsewhere; by default the recipe's, or shapes-flux.")] = None,
     steps: StepsOption = None,
     device: DeviceOption = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, for a model without its weights.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames of a video, likewise.")] = None,
+    size: SizeOption = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a video.")] = None,
     assume: Annotated[str | None, typer.Option(help="A machine that need not be here: h100, a100, cpu, ...")] = None,
     config: Annotated[Path | None, typer.Option(help="A saved pipeline; its weights need not be there.")] = None,
 ) -> None:

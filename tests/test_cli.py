@@ -60,6 +60,15 @@ def test_compare_writes_everything(run: Run, folder: Path) -> None:
     assert "fewer-steps-multistep" in out and "one prompt, one seed" in out
 
 
+def test_compare_at_another_size(run: Run, folder: Path) -> None:
+    line = ["compare", folder / "mine.toml", "--model", folder / "model", "--steps", "14", "--prompts", "1"]
+    code, _, err = run(*line, "--no-compile", "--out", folder / "out", "--device", "cpu", "--size", "24x8")
+    assert code == 0, err
+    record = json.loads((folder / "out" / "compare.json").read_text())
+    assert record["size"] == [24, 8]
+    assert record["macs_per_step"]["attention"] == 2 * 2 * 2 * (12 * 4 + 16) ** 2 * 64
+
+
 def test_ctrl_c_keeps_what_was_measured(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stack.compare.engine import PipelineEngine
 
@@ -208,7 +217,7 @@ BAD = {
     "like a command": (["compar"], "No such command 'compar'. Did you mean 'compare'?"),
     "like a recipe": (["explain", "balancd"], "did you mean 'balanced'?"),
     "like a model": (["explain", "{}/mine.toml", "--model", "shapes-flx"], "did you mean 'shapes-flux'?"),
-    "size": (["explain", "flux-dev", "--size", "1024"], "--size must be WIDTHxHEIGHT in pixels, such as 1024x1024"),
+    "size": (["explain", "flux-dev", "--size", "1024x"], "--size must be WIDTHxHEIGHT in pixels, such as 1024x1024"),
     "machine": (["explain", "flux-dev", "--assume", "h10"], "did you mean 'h100'?"),
     "frames": (["explain", "flux-dev", "--assume", "h100", "--frames", "9"], "makes pictures: expected no --frames"),
     "config": (["explain", "flux-dev", "--config", "{}"], "expected model_index.json of a saved pipeline"),

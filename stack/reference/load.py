@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from .clips import Clip, parse_clip, sample_clip
 from .dit_pipeline import ShapesDiTPipeline
 from .pipeline import ShapesFluxPipeline
 from .scenes import Scene, parse, sample
+from .shapes_flux import for_128_pixels
 from .video_pipeline import ShapesVideoPipeline
 
 
@@ -35,8 +36,8 @@ class SceneReader(Protocol):
         ...
 
 
-def _itself(pictures: SceneClassifier) -> SceneReader:
-    return pictures
+def _itself(loaded: Any) -> Any:
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Reference:
         asked: the questions whose answers those words give; the rest of the scene is the model's own choice.
         answers: the right answer to every question about a scene.
         reader: what names the scenes in pictures or videos, made of the reader of pictures.
+        weights: the model whose weights it has; "" for its own.
+        fitted: makes its pipeline of the one with those weights.
     """
 
     description: str
@@ -64,17 +67,26 @@ class Reference:
     asked: tuple[str, ...]
     answers: Callable[[Any], Answers] = answers_of_scene
     reader: Callable[[SceneClassifier], SceneReader] = _itself
+    weights: str = ""
+    fitted: Callable[[Any], Any] = _itself
 
 
+_FLUX = Reference(
+    description="FluxTransformer2DModel on drawn scenes: rectified flow, captions, 64 x 64 pixels, 1,024 tokens",
+    pipeline=ShapesFluxPipeline,
+    sample=sample,
+    prompt=Scene.caption,
+    parse=parse,
+    example="a red ring left of a blue star",
+    asked=tuple(ATTRIBUTES),
+)
 REFERENCES = {
-    "shapes-flux": Reference(
-        description="FluxTransformer2DModel on drawn scenes: rectified flow, captions, 64 x 64 pixels, 1,024 tokens",
-        pipeline=ShapesFluxPipeline,
-        sample=sample,
-        prompt=Scene.caption,
-        parse=parse,
-        example="a red ring left of a blue star",
-        asked=tuple(ATTRIBUTES),
+    "shapes-flux": _FLUX,
+    "shapes-flux-128": replace(
+        _FLUX,
+        description="shapes-flux for 128 x 128 pixels, 4,096 tokens: the same weights, attention sharpened",
+        weights="shapes-flux",
+        fitted=for_128_pixels,
     ),
     "shapes-dit": Reference(
         description="DiTTransformer2DModel on drawn shapes: DDIM, 30 classes, guidance, 32 x 32 pixels, 256 tokens",
@@ -107,8 +119,12 @@ def weights_folder() -> Path:
     return Path(str(resources.files("stack.reference"))) / "weights"
 
 
+def _folder_of(name: str) -> Path:
+    return weights_folder() / (REFERENCES[name].weights or name)
+
+
 # Those whose weights are here. The others can be trained, not loaded.
-MODELS = {name: known.description for name, known in REFERENCES.items() if (weights_folder() / name).is_dir()}
+MODELS = {name: known.description for name, known in REFERENCES.items() if _folder_of(name).is_dir()}
 
 
 def reference(name: str) -> Reference:
@@ -134,8 +150,9 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
         StackError: unknown name, or a model whose weights do not ship.
     """
     if name in REFERENCES and name not in MODELS:
-        raise StackError(f"the weights of {name} do not ship: python -m stack.reference.train {name} makes them")
-    pipe = reference(name).pipeline.from_pretrained(weights_folder() / name, dtype=dtype)
+        raise StackError(f"the weights of {name} do not ship: python -m training.train {name} makes them")
+    known = reference(name)
+    pipe = known.fitted(known.pipeline.from_pretrained(_folder_of(name), dtype=dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

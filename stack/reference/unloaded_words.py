@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
@@ -11,10 +10,10 @@ from ..caching.cache import Cache
 from ..core.errors import StackError
 from ..core.facts import Facts, assumed_machine, machine_of
 from ..core.plan import explain
-from ..core.validate import shown
 from ..recipe import Recipe
 from .published import Published, published, published_models
 from .saved_config import from_folder
+from .size import sides
 from .unloaded import Unloaded, decides_itself, savings, unloaded
 
 TIERS = {"around the whole denoiser": "whole", "at its blocks": "blocks", "in its attention": "attention"}
@@ -35,7 +34,7 @@ def asked(
     Args:
         model: hub id; None takes the recipe's.
         config: folder of a saved pipeline instead.
-        size: "WIDTHxHEIGHT" in pixels.
+        size: in pixels, see `sides`.
         frames: of a video.
         assume: a kind of machine; None takes this one.
         steps: denoiser steps; None takes the recipe's.
@@ -55,16 +54,7 @@ def asked(
     known = from_folder(config) if config is not None else published(name)
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = assumed_machine(assume) if assume is not None else machine_of(here)
-    return told(unloaded(recipe, known.at(_sides(size), frames), machine, steps))
-
-
-def _sides(size: str | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", size)
-    if found is None:
-        raise StackError(f"--size must be WIDTHxHEIGHT in pixels, such as 1024x1024, got {shown(size)}")
-    return int(found[1]), int(found[2])
+    return told(unloaded(recipe, known.at(sides(size) if size is not None else None, frames), machine, steps))
 
 
 def told(found: Unloaded) -> str:

@@ -13,7 +13,7 @@ from training.reader import held_out_accuracy
 STEPS = 20
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if not reference(name).weights])
 def test_weights_fit_in_11_megabytes(name: str) -> None:
     files = [f for f in (weights_folder() / name).rglob("*") if f.is_file()]
     assert 5e6 < sum(f.stat().st_size for f in files) < 11e6

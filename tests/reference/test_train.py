@@ -36,7 +36,7 @@ def test_a_signal_stops_a_run_like_ctrl_c(handlers: None, number: signal.Signals
 
 
 def test_every_reference_model_can_be_trained() -> None:
-    assert list(TASKS) == list(REFERENCES)
+    assert list(TASKS) == [name for name, known in REFERENCES.items() if not known.weights]
     with pytest.raises(typer.BadParameter, match="expected one of shapes-flux, shapes-dit, shapes-video, reader"):
         main("shapes")
 
