@@ -113,7 +113,6 @@ def compare(
     )  # fmt: skip
     record = build_record(header, measurement, engine.work, reader)
     record["base_mode"] = engine.base.mode
-    record["size"] = next(([*g.picture.shape[:-3:-1]] for m in measurement.rows.values() for g in m.generations), None)
     record["base_step_seconds"] = engine.base.step_seconds
     pictures = {name: m.pictures for name, m in measurement.rows.items() if m.generations and name != BASE_EAGER}
     return Outcome(record, pictures, plans)

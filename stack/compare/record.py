@@ -82,6 +82,7 @@ def build_record(header: Header, measurement: Measurement, work: Work, accuracy:
         "prompts": list(header.prompts),
         "steps": header.steps,
         "seed": header.seed,
+        "size": _size(measurement),
         "rows": ordered,
         "efficiency": together,
         "interaction_db": _together(interaction_db, "psnr_db", rows.get(ALL), alone),
@@ -92,6 +93,12 @@ def build_record(header: Header, measurement: Measurement, work: Work, accuracy:
         "macs_per_step": asdict(work),
         "warnings": measurement.warnings + _few(measurement),
     }
+
+
+def _size(measurement: Measurement) -> list[int] | None:
+    """Width and height of the pictures in pixels."""
+    done = measurement.rows[BASE].generations
+    return [*done[0].picture.shape[:-3:-1]] if done else None
 
 
 def _row(m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy) -> dict[str, Any]:
