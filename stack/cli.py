@@ -46,6 +46,8 @@ app = typer.Typer(
 RecipeOption = Annotated[str, typer.Argument(help="A shipped recipe or the path of a .toml file.")]
 ModelOption = Annotated[str, typer.Option(help="A reference model, a local diffusers folder, or a hub id OWNER/NAME.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default CUDA where there is one.")]
+SizeOption = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; by default the pipeline's own.")]
+FramesOption = Annotated[int | None, typer.Option(help="Frames of a video, likewise.")]
 StepsOption = Annotated[int | None, typer.Option(help="Denoiser steps; by default the recipe's.")]
 SizeOption = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, or SIDE; by default the model's own.")]
 
@@ -67,6 +69,8 @@ def compare(
     json: Annotated[Path | None, typer.Option(help="Write compare.json here as well.")] = None,
     size: SizeOption = None,
     device: DeviceOption = None,
+    size: SizeOption = None,
+    frames: FramesOption = None,
     compile_base: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Also try a compiled base, and take the faster.")
     ] = True,
@@ -83,10 +87,11 @@ def compare(
     from .compare.console import console
     from .compare.files import save_outcome
     from .compare.table import print_table
-    from .reference.size import at_size
+    from .runtime.call_arguments import size_arguments
 
     model, call = at_size(model, size)
     pipe = _pipeline(model, device)
+    call = size_arguments(pipe, size, frames)
     with claimed(out, "--out"):
         with _progress() as tell:
             outcome = run_compare(pipe, chosen, model, prompts, steps, seed, compile_base, tell, call)
@@ -111,6 +116,8 @@ def run(
     steps: StepsOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")] = 0,
     device: DeviceOption = None,
+    size: SizeOption = None,
+    frames: FramesOption = None,
 ) -> None:
     """Make pictures with a stack, and say what each step did. A video becomes an animated PNG."""
     _within("steps", steps, 1, MOST_STEPS)
@@ -121,12 +128,14 @@ def run(
     import torch
 
     from .compare.pictures import check_run, drawn, free_folder, path_of, run_words, save_picture
+    from .runtime.call_arguments import size_arguments
     from .stack import Stack
 
     pipe = _pipeline(model, device)
+    call = size_arguments(pipe, size, frames)
     texts = _readable(prompt or [], pipe)
     stack = Stack.from_recipe(chosen, pipe, steps=steps)
-    words = run_words(chosen, model, stack.plan.facts_after.steps, seed, texts)  # a clash is printed before any picture
+    words = run_words(chosen, model, stack.plan.facts_after.steps, seed, texts, call)  # a clash is told first
     folder, done = out or free_folder(DEFAULT_PICTURES, words), 0
     with claimed(folder, "--out"):
         check_run(folder, words, "--out")
@@ -134,7 +143,7 @@ def run(
             for number, text in enumerate(texts):
                 generator = torch.Generator("cpu").manual_seed(seed + number)
                 path = path_of(folder, number, text)
-                save_picture(drawn(stack, text, generator), path, words)
+                save_picture(drawn(stack, pipe, text, generator, call), path, words)
                 done += 1
                 typer.echo(f"{path}\n{stack.report()}")
         except KeyboardInterrupt:
@@ -182,10 +191,13 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The recipe to write; by default RECIPE-calibrated.toml.")] = None,
     device: DeviceOption = None,
+    size: SizeOption = None,
+    frames: FramesOption = None,
 ) -> None:
     """Search a recipe's full steps and forecast on a model's own pictures, and write the recipe with what was found."""
     from .calibrate.goals import Goal
     from .recipe import recipe_toml
+    from .runtime.call_arguments import size_arguments
     from .tune import calibrated, read_prompts
 
     _within("full-steps", full_steps, 0, MOST_STEPS)
@@ -199,8 +211,9 @@ def calibrate(
     check_file(path, "--out")
     texts = read_prompts(prompts) if prompts else _own_prompts(model)
     pipe = _pipeline(model, device)
+    call = size_arguments(pipe, size, frames)
     try:
-        found, result = calibrated(chosen, pipe, _readable(texts, pipe), goal, seed, budget)
+        found, result = calibrated(chosen, pipe, _readable(texts, pipe), goal, seed, budget, call=call)
     except KeyboardInterrupt:
         raise Interrupted(f"nothing is written, recipe {chosen.name} is as it was") from None
     write_text(path, recipe_toml(found))

@@ -12,6 +12,7 @@ import torch
 
 from ..core.errors import StackError
 from ..core.validate import prompts_of
+from ..models.denoiser import denoiser_of
 from ..reference.load import REFERENCES, Reference, load_reader, name_of
 from ..runtime.pipeline_calls import Call, PipelineCalls
 from .engine import PipelineEngine
@@ -107,8 +108,9 @@ def compare(
         measurement.warnings.append("no second-order control: it needs a flow-matching Euler or a DDIM scheduler")
     for m in measurement.rows.values():
         m.warnings += engine.repairs(m.row) if m.row.same_as and m.row.passes else []
+    dtype = denoiser_of(pipe).dtype
     header = Header(
-        model, engine.device.type, str(pipe.transformer.dtype).removeprefix("torch."), tuple(map(str, texts)), steps,
+        model, engine.device.type, str(dtype).removeprefix("torch."), tuple(map(str, texts)), steps,
         seed, tuple(by_name),
     )  # fmt: skip
     record = build_record(header, measurement, engine.work, reader)
@@ -123,7 +125,7 @@ def _reference_row(engine: PipelineEngine, steps: int) -> list[Row]:
 
     In half precision that is 40 dB, more than some passes; in fp32 it is beyond 90, and the time is better spent.
     """
-    rounds_alike = engine.base.mode == "eager" or engine.pipe.transformer.dtype == torch.float32
+    rounds_alike = engine.base.mode == "eager" or denoiser_of(engine.pipe).dtype == torch.float32
     return [] if rounds_alike else [Row(BASE_EAGER, "base", "base", steps=steps)]
 
 

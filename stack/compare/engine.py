@@ -15,6 +15,7 @@ from ..measure.flops import Work, counting
 from ..measure.memory import PeakMemory
 from ..measure.multistep import multistep_of
 from ..measure.timing import timed
+from ..models.denoiser import denoiser_name, denoiser_of
 from ..models.wiring import wiring_of
 from ..runtime.pipeline_calls import Call, PipelineCalls
 from ..stack import Stack
@@ -65,7 +66,7 @@ class PipelineEngine:
         self.calls = PipelineCalls(pipe, call)
         self.steps = steps
         self.device = torch.device(pipe.device)
-        self.base = Base(pipe.transformer, "eager", {}, [])
+        self.base = Base(denoiser_of(pipe), "eager", {}, [])
         self.work = Work(0, 0, 0)
         self._recipes = dict(recipes)
         self._stacks: dict[tuple[str, tuple[str, ...]], Stack] = {}
@@ -89,13 +90,13 @@ class PipelineEngine:
 
     def prepare(self, prompt: str, compile_base: bool = True) -> None:
         """Count the work of one denoiser call, and choose the base: eager, or compiled if that is faster."""
-        blocks = wiring_of(self.pipe.transformer).blocks(self.pipe.transformer)
-        with counting(self.pipe.transformer, blocks) as work:
-            self._plain(self.pipe.transformer, prompt, 0, WARM_UP_STEPS)
+        denoiser = denoiser_of(self.pipe)
+        with counting(denoiser, wiring_of(denoiser).blocks(denoiser)) as work:
+            self._plain(denoiser, prompt, 0, WARM_UP_STEPS)
             self.work = work()
         if compile_base:
             self.base = choose_base(
-                self.pipe.transformer, lambda denoiser, steps: self._plain(denoiser, prompt, 0, steps), self.device
+                denoiser, lambda chosen, steps: self._plain(chosen, prompt, 0, steps), self.device
             )
             self._stacks.clear()
 
@@ -156,8 +157,8 @@ class PipelineEngine:
         """A picture without any pass."""
         install = Installer()
         try:
-            if denoiser is not self.pipe.transformer:
-                install.set_attribute(self.pipe, "transformer", denoiser)
+            if denoiser is not denoiser_of(self.pipe):
+                install.set_attribute(self.pipe, denoiser_name(self.pipe), denoiser)
             if multistep:
                 install.set_attribute(self.pipe, "scheduler", self._solver)
             return self.calls.make(self.pipe, [prompt], seed, steps)
@@ -165,7 +166,7 @@ class PipelineEngine:
             install.rollback()
 
     def _denoiser(self, row: Row) -> nn.Module:
-        return self.pipe.transformer if row.name == BASE_EAGER else self.base.denoiser
+        return denoiser_of(self.pipe) if row.name == BASE_EAGER else self.base.denoiser
 
     def _stack(self, row: Row) -> Stack:
         key = (row.recipe, row.passes)

@@ -6,22 +6,25 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import StackError
 from ..core.files import reason, whole
 from ..core.validate import shown
+from ..runtime.call_arguments import CallParameters
 
 KEY = "ditstack"  # of the text inside a picture's file
 FRAME_MS = 125  # how long a frame of a video is shown
 _NAME = re.compile(r"\d{3,}-.*\.png")
 
 
-def run_words(recipe: Any, model: str, steps: int, seed: int, texts: Sequence[str]) -> str:
+def run_words(
+    recipe: Any, model: str, steps: int, seed: int, texts: Sequence[str], size: Mapping[str, int] | None = None
+) -> str:
     """A run in words: the same words are the same run."""
-    what = json.dumps([recipe.stages, list(texts)], sort_keys=True, default=str)
+    what = json.dumps([recipe.stages, list(texts), *([size] if size else [])], sort_keys=True, default=str)
     short = hashlib.sha256(what.encode("utf-8", "replace")).hexdigest()[:8]
     return f"recipe {recipe.name}, model {model}, {steps} steps, seed {seed}, {len(texts)} prompts, id {short}"
 
@@ -79,14 +82,19 @@ def save_picture(drawn: Any, path: Path, run: str) -> None:
         first.save(made, pnginfo=about, **frames)
 
 
-def drawn(stack: Any, text: str, generator: Any) -> Any:
+def drawn(stack: Any, pipe: Any, text: str, generator: Any, size: Mapping[str, int]) -> Any:
     """One picture, or the frames of one video.
+
+    Args:
+        stack: on `pipe`.
+        size: further arguments, see `stack.runtime.call_arguments.size_arguments`.
 
     Raises:
         StackError: the pipeline refuses the prompt.
     """
     try:
-        return stack(text, generator=generator, return_dict=False)[0][0]
+        prompt = {CallParameters.of(pipe).takes_prompts: text}
+        return stack(**prompt, **size, generator=generator, output_type="pil", return_dict=False)[0][0]
     except (ValueError, TypeError) as error:
         if isinstance(error, StackError):
             raise

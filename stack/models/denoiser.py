@@ -15,6 +15,16 @@ def denoiser_of(pipe: Any) -> nn.Module:
     """The transformer of a pipeline, or its U-Net; the first one, where it has two.
 
     Raises:
+        StackError: see `denoiser_name`.
+    """
+    denoiser: nn.Module = vars(pipe)[denoiser_name(pipe)]
+    return denoiser
+
+
+def denoiser_name(pipe: Any) -> str:
+    """The pipeline's name for its denoiser, such as "transformer" or "unet".
+
+    Raises:
         StackError: no diffusers pipeline, or one without either.
     """
     from diffusers import DiffusionPipeline, ModularPipeline
@@ -27,14 +37,13 @@ def denoiser_of(pipe: Any) -> nn.Module:
         other = next((part for part in ("prior", "decoder") if part in vars(pipe)), "")
         denoises = f", its denoiser is a {other}" if other else ""
         raise StackError(f"{name} has no transformer and no unet{denoises}: expected a pipeline of a diffusion model")
-    found = (vars(pipe)[part] for part in parts)
-    denoiser: nn.Module | None = next((one for one in found if one is not None), None)
-    if denoiser is None:
+    found = next((part for part in parts if vars(pipe)[part] is not None), None)
+    if found is None:
         missing = parts[0]
         raise StackError(f"the {missing} of this {name} is None: load the pipeline with it, or set pipe.{missing}")
     if vars(pipe).get("scheduler") is None and isinstance(pipe, ModularPipeline):
         raise StackError(f"this {name} has no scheduler, which says which step a call is: set pipe.scheduler")
-    return denoiser
+    return found
 
 
 def other_denoisers(pipe: Any) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ from ..core.errors import StackError
 from ..core.facts import Facts, assumed_machine, machine_of
 from ..core.plan import explain
 from ..recipe import Recipe
+from ..runtime.call_arguments import sides_of
 from .published import Published, published, published_models
 from .saved_config import from_folder
 from .size import sides
@@ -54,7 +55,7 @@ def asked(
     known = from_folder(config) if config is not None else published(name)
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = assumed_machine(assume) if assume is not None else machine_of(here)
-    return told(unloaded(recipe, known.at(sides(size) if size is not None else None, frames), machine, steps))
+    return told(unloaded(recipe, known.at(None if size is None else sides_of(size), frames), machine, steps))
 
 
 def told(found: Unloaded) -> str:

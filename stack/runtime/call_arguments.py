@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import Parameter
@@ -10,8 +11,11 @@ from numbers import Integral
 from typing import Any
 
 from ..core.errors import StackError, nearest
+from ..core.validate import shown
 
 STEPS = "num_inference_steps"
+PROMPT = "prompt"
+SIDES, FRAMES = ("width", "height"), ("num_frames", "video_length")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,47 @@ class CallParameters:
             if not any_name:
                 break
         return cls(tuple(positional), tuple(n for n in dict.fromkeys(named) if n not in positional), any_name)
+
+    @property
+    def takes_prompts(self) -> str:
+        """The argument that prompts go to: `prompt`, or the first where there is none (`class_labels` of DiT)."""
+        return PROMPT if PROMPT in self.names else self.positional[0]
+
+
+def sides_of(size: str) -> tuple[int, int]:
+    """Width and height of "WIDTHxHEIGHT".
+
+    Raises:
+        StackError: it is none.
+    """
+    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", size)
+    if found is None:
+        raise StackError(f"--size must be WIDTHxHEIGHT in pixels, such as 1024x1024, got {shown(size)}")
+    return int(found[1]), int(found[2])
+
+
+def size_arguments(pipe: Any, size: str | None, frames: int | None) -> dict[str, int]:
+    """What a pipeline is called with for pictures or videos of another size than its own.
+
+    Args:
+        size: "WIDTHxHEIGHT" in pixels; None for the pipeline's own.
+        frames: of a video, likewise.
+
+    Raises:
+        StackError: the pipeline's size is fixed, or it makes no videos.
+    """
+    names, kind = CallParameters.of(pipe).names, type(pipe).__name__
+    given: dict[str, int] = {}
+    if size is not None:
+        given = dict(zip(SIDES, sides_of(size), strict=True))
+        if not set(SIDES) <= set(names):
+            raise StackError(f"{kind} takes no width and height: expected no --size, got {shown(size)}")
+    if frames is not None:
+        name = next((name for name in FRAMES if name in names), None)
+        if name is None:
+            raise StackError(f"{kind} makes pictures: expected no --frames, got {frames}")
+        given[name] = frames
+    return given
 
 
 def named_arguments(pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from ..core.errors import StackError
 from ..core.progress import ProgressLine
 from ..models.denoiser import denoiser_of, one_denoiser
 from ..models.parallel import ranks_of
-from .call_arguments import STEPS, CallParameters, named_arguments
+from .call_arguments import PROMPT, STEPS, CallParameters, named_arguments
 
 Call = Mapping[str, Any] | Callable[[list[Any]], Mapping[str, Any]]
 """Arguments for every call of the pipeline, or a function of the prompts of a call that gives them."""
 
-PROMPT, EMBEDS = "prompt", "prompt_embeds"
+EMBEDS = "prompt_embeds"
 # What a measurement sets itself, and what to say instead.
 OWN = {
     "generator": "give seed=",
@@ -64,12 +64,6 @@ class PipelineCalls:
             if not ranks_of(denoiser_of(self.pipe)).alone:
                 raise StackError(f"{MEASURED_ALONE} ({SPLIT_TOKENS.tag})")
 
-    @property
-    def takes_prompts(self) -> str:
-        """The argument that prompts go to: `prompt`, or the first where there is none (`class_labels` of DiT)."""
-        takes = CallParameters.of(self.pipe)
-        return PROMPT if PROMPT in takes.names else takes.positional[0]
-
     def arguments(self, prompts: Sequence[Any], seed: int, steps: int, output: str = "pt") -> dict[str, Any]:
         """The arguments of one call: prompt i has the seed `seed` + i.
 
@@ -81,7 +75,7 @@ class PipelineCalls:
         """
         more = self._more(list(prompts))
         given = {name: _for_all(name, value, len(prompts)) for name, value in more.items()}
-        place = self.takes_prompts
+        place = CallParameters.of(self.pipe).takes_prompts
         if place not in more and EMBEDS not in more:
             given[place] = self._prompts(prompts, place)
         for name in ("sigmas", "timesteps"):
