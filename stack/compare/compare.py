@@ -105,7 +105,7 @@ def compare(
         measurement = measure(engine, [*rows, *_reference_row(engine, steps)], texts, seed, tell)
     measurement.warnings += engine.base.warnings + notes
     if not engine.multistep:
-        measurement.warnings.append("no second-order control: it needs a flow-matching Euler or a DDIM scheduler")
+        measurement.warnings.append("no second-order control: it needs a DDIM or a plain flow-matching Euler scheduler")
     for m in measurement.rows.values():
         m.warnings += engine.repairs(m.row) if m.row.same_as and m.row.passes else []
     dtype = denoiser_of(pipe).dtype

@@ -95,9 +95,7 @@ class PipelineEngine:
             self._plain(denoiser, prompt, 0, WARM_UP_STEPS)
             self.work = work()
         if compile_base:
-            self.base = choose_base(
-                denoiser, lambda chosen, steps: self._plain(chosen, prompt, 0, steps), self.device
-            )
+            self.base = choose_base(denoiser, lambda chosen, steps: self._plain(chosen, prompt, 0, steps), self.device)
             self._stacks.clear()
 
     def explain(self, recipe: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from ..core.errors import StackError
 from ..measure.timing import RoundRobin, median, steps_that_fit
 from ..runtime.report import steps_worth
 from .engine import Engine
@@ -49,10 +50,11 @@ def measure(
 
     The base and the whole stacks take the first turns, so that the controls know how many steps they may take and
     get as many turns as everyone else. KeyboardInterrupt ends the loop and keeps what was measured. A row that fails
-    while it runs (out of memory, an unsupported kernel) says so in its warnings and takes no further turns.
+    while it runs (out of memory, an unsupported kernel, a pipeline that refuses its scheduler) says so in its warnings
+    and takes no further turns.
 
     Raises:
-        RuntimeError: the base itself fails.
+        RuntimeError, StackError: the base itself fails.
     """
     single = len({row.recipe for row in rows if row.recipe}) <= 1
     own = [row for row in rows if not row.same_as]
@@ -89,7 +91,7 @@ class _Loop:
         self.tell(self._progress(f"{name}: {doing}"))
         try:
             work(self.result.rows[name].row)
-        except RuntimeError as error:
+        except (RuntimeError, StackError) as error:
             if self.result.rows[name].row.role == "base":
                 raise
             reason = (str(error).strip().splitlines() or [""])[0][:200]

@@ -18,6 +18,8 @@ _SHARED = (
     "num_train_timesteps", "use_dynamic_shifting", "base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift",
     "shift_terminal", "time_shift_type",
 )  # fmt: skip
+# Entries that make another schedule than that of `FlowMultistep`, or add noise.
+_OTHERWISE = ("invert_sigmas", "stochastic_sampling", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _DIFFUSION = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
     "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
@@ -42,8 +44,15 @@ class FlowMultistep(UniPCMultistepScheduler):
         device: str | torch.device | None = None,
         sigmas: list[float] | np.ndarray | None = None,
         mu: float | None = None,
+        timesteps: Sequence[float] | np.ndarray | None = None,
     ) -> None:
-        """Unshifted `sigmas`, by default the pipelines' own 1, 1 - 1/N, ..., 1/N; `mu` is their log of the shift."""
+        """As flow Euler's.
+
+        Args:
+            sigmas: unshifted, by default the pipelines' own 1, 1 - 1/N, ..., 1/N.
+            mu: log of the shift.
+            timesteps: what the denoiser is told, where that is not the shifted noise level (CogView4).
+        """
         if self.times:
             sigmas = np.array(self.times)
         if sigmas is None:
@@ -55,7 +64,10 @@ class FlowMultistep(UniPCMultistepScheduler):
         exact = self.sigmas[:-1].clone()
         # The parent moves a first sigma of 1 by 1e-6, to keep its logarithm finite.
         exact[0] = exact[0].round(decimals=5)
-        self.timesteps = (exact * self.config["num_train_timesteps"]).to(device)
+        told = exact * self.config["num_train_timesteps"]
+        if timesteps is not None and not self.times:
+            told = torch.tensor(np.array(timesteps), dtype=told.dtype)
+        self.timesteps = told.to(device)
 
 
 class DiffusionMultistep(DPMSolverMultistepScheduler):
@@ -102,10 +114,15 @@ def discrete_times(times: Sequence[float], trained: int) -> list[int]:
 def multistep_of(scheduler: Any, times: Sequence[float] = ()) -> FlowMultistep | DiffusionMultistep | None:
     """A second-order solver on the noise levels of `scheduler`; None where that is neither flow Euler nor DDIM.
 
+    None also for a flow Euler whose configuration makes its levels in another way: inverted (Mochi), spaced as Karras
+    et al. do, or with noise added.
+
     Args:
         times: unshifted times to walk, falling from 1; empty for as many as the pipeline asks for, where it asks them.
     """
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        if any(scheduler.config.get(name) for name in _OTHERWISE):
+            return None
         solver: Any = _flow(scheduler)
     elif isinstance(scheduler, DDIMScheduler):
         config = {name: scheduler.config[name] for name in _DIFFUSION}

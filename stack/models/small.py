@@ -25,6 +25,7 @@ __all__ = ["Sizes", "Small", "samples_of", "small"]
 Example = Callable[[Sizes], dict[str, Any]]
 _OTHER = Sizes(frames=2, rows=8, columns=4, text=7)
 """A second set of sizes, so that arguments which fit by accident are found out."""
+REGISTER = "stack.models.families.register_family(FamilyData(...))"
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -71,10 +72,7 @@ def small(cls: type[nn.Module], config: Mapping[str, Any] | None = None) -> Smal
         reason = _unlike_alone(denoiser, call)
         return Small(denoiser, call, not reason, reason)
     nearest = max(failed, key=_depth)
-    raise StackError(
-        f"no example call fits {cls.__name__}: {nearest}; add rules of its arguments to a FamilyData in "
-        "stack/models/families"
-    )
+    raise StackError(f"no example call fits {cls.__name__}: {nearest}; give rules of its arguments in {REGISTER}")
 
 
 @torch.no_grad()
@@ -99,8 +97,7 @@ def _built(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
             denoiser = cls(**config)
         except Exception as error:
             raise StackError(
-                f"no small {cls.__name__} could be built: {error}; add entries of its configuration to a FamilyData in "
-                "stack/models/families"
+                f"no small {cls.__name__} could be built: {error}; give entries of its configuration in {REGISTER}"
             ) from error
     redraw(denoiser)
     return denoiser.eval()
@@ -114,8 +111,7 @@ def _calls(cls: type[nn.Module], config: Mapping[str, Any], family: FamilyData) 
     needed = [name for name, entry in parameters.items() if entry.default is entry.empty and entry.kind in _NAMED]
     if missing := ", ".join(name for name in needed if name not in rules):
         raise StackError(
-            f"{cls.__name__}.forward needs {missing}, of which nothing is known: add a rule for each to a FamilyData "
-            "in stack/models/families"
+            f"{cls.__name__}.forward needs {missing}, of which nothing is known: give a rule for each in {REGISTER}"
         )
     scale = family.time_scale or (1.0 if {"img_ids", "img_shapes"} & set(parameters) else 1000.0)
     fit = family.fit or multiples_of(2 if "sample" in parameters else 1)

@@ -12,6 +12,7 @@ from stack.models.families.refused import REFUSED as NOT_SMALL
 from .classes import CLASSES, REFUSED
 from .columns import COLUMNS
 from .pipelines.test_guidance import CALLS
+from .saved.build import SAVED
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 YES, NO = "yes", "-"
@@ -25,6 +26,16 @@ HEAD = """# Models
 Any diffusers denoiser: how a class is built is read off a small instance of it, from one traced call, and proven before
 it is used. `ditstack models CLASS` prints what was found and how. Three families, of which [small trained models
 ship](reference-models.md), are also wired by hand.
+
+A class of your own needs no data where its arguments have names that diffusers has. Else say what they are like, before
+a stack is put on:
+
+```python
+from stack.models.examples.call import noise
+from stack.models.families import FamilyData, register_family
+
+register_family(FamilyData(("MyTransformer2DModel",), arguments={"verse": noise("B T verse_dim")}))
+```
 
 Written by `python -m tests.families`, which checks every cell on a small instance of the class with random weights. In
 every cell the pass comes off again and the model's outputs are those of before, bit for bit (undo exact).
@@ -49,6 +60,10 @@ Small pipelines of these classes run end to end: with every step full bit-equal 
 | pipeline | calls of a step | samples in a call |
 |---|---|---|
 """
+FOLDERS = """
+Given as a folder to `ditstack explain`, `run` and `compare`, with text encoder, tokenizer and VAE, and no line about any
+of them (`pytest tests/families/saved`): {names}.
+"""
 REFUSALS = """
 ## Refused
 
@@ -65,8 +80,12 @@ def page() -> str:
     whole = [f"| {name} | {', '.join(branches)} | {samples} |" for name, (branches, samples) in CALLS.items()]
     return (
         HEAD + "\n".join(what) + "\n" + TABLE.format(counts=counts()) + table()
-        + WHOLE + "\n".join(whole) + "\n" + REFUSALS + "\n".join(refused) + "\n"
+        + WHOLE + "\n".join(whole) + "\n" + FOLDERS.format(names=_counted(list(SAVED))) + REFUSALS + "\n".join(refused) + "\n"
     )  # fmt: skip
+
+
+def _counted(names: list[str]) -> str:
+    return f"{len(names)} pipelines, {', '.join(names[:-1])} and {names[-1]}"
 
 
 def counts() -> str:

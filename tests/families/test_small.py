@@ -180,7 +180,10 @@ class Stubborn(Unknown):
 def test_refusals_say_what_is_missing() -> None:
     with pytest.raises(StackError, match=r"PriorTransformer has no small instance: it makes an image's embedding"):
         small(diffusers.PriorTransformer)
-    with pytest.raises(StackError, match=r"Unknown.forward needs flavour.*add a rule for each to a FamilyData"):
+    with pytest.raises(
+        StackError,
+        match=r"Unknown.forward needs flavour.*a rule for each in stack.models.families",
+    ):
         small(Unknown)
     with pytest.raises(StackError, match="no example call fits Stubborn"):
         small(Stubborn, {"num_layers": 2})

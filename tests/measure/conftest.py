@@ -32,6 +32,7 @@ class FakeEngine:
     multistep: bool = True
     stop_after: int = 10**9
     failing: str = ""
+    error: Exception = field(default_factory=lambda: RuntimeError("out of memory\nlong traceback"))
     calls: list[tuple[str, str, int]] = field(default_factory=list)
     warmed: list[str] = field(default_factory=list)
 
@@ -42,7 +43,7 @@ class FakeEngine:
         if len(self.calls) == self.stop_after:
             raise KeyboardInterrupt
         if row.name == self.failing:
-            raise RuntimeError("out of memory\nlong traceback")
+            raise self.error
         self.calls.append((row.name, prompt, seed))
         cached = "cache" in row.passes
         return Generation(

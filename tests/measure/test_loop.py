@@ -6,6 +6,7 @@ import pytest
 
 from stack.compare.loop import Progress, measure
 from stack.compare.rows import plan_rows
+from stack.core.errors import StackError
 
 PLAN = plan_rows({"balanced": ("quantize", "sparse_attn", "cache")}, 50)
 PROMPTS = ("a", "b", "c")
@@ -73,6 +74,13 @@ def test_a_failing_row_is_dropped_and_says_so(make_engine: Any) -> None:
     assert result.rows["sparse_attn"].warnings == ["failed: RuntimeError: out of memory"]
     assert result.rows["sparse_attn"].generations == []
     assert {len(m.generations) for name, m in result.rows.items() if name != "sparse_attn"} == {3}
+
+
+def test_a_control_that_the_pipeline_refuses_is_dropped_and_says_so(make_engine: Any) -> None:
+    engine = make_engine(failing="fewer-steps-multistep", error=StackError("refused: no such argument"))
+    result = measure(engine, PLAN, PROMPTS, seed=0)
+    assert result.rows["fewer-steps-multistep"].warnings == ["failed: StackError: refused: no such argument"]
+    assert len(result.rows["fewer-steps"].generations) == 3
 
 
 def test_a_failing_base_ends_the_comparison(make_engine: Any) -> None:

@@ -118,3 +118,22 @@ def test_more_times_than_steps_are_refused() -> None:
 
 def test_other_schedulers_have_no_such_control() -> None:
     assert multistep_of(DDPMScheduler()) is None
+
+
+@pytest.mark.parametrize("entry", ["invert_sigmas", "stochastic_sampling", "use_karras_sigmas"])
+def test_a_flow_on_other_levels_has_no_such_control(entry: str) -> None:
+    assert multistep_of(FlowMatchEulerDiscreteScheduler(shift=3.0, **{entry: True})) is None
+
+
+def test_times_told_to_the_denoiser_are_those_of_the_pipeline() -> None:
+    """CogView4 tells unshifted whole times beside shifted noise levels."""
+    euler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    multistep = multistep_of(euler)
+    assert multistep is not None
+    told = np.array([1000, 750, 500, 250])
+    for scheduler in (euler, multistep):
+        scheduler.set_timesteps(timesteps=told, sigmas=told / 1000, device="cpu")
+    assert multistep.timesteps.tolist() == euler.timesteps.tolist() == [1000.0, 750.0, 500.0, 250.0]
+    assert torch.allclose(multistep.sigmas, euler.sigmas, atol=2e-6)
+    step = multistep.step(torch.ones(2), multistep.timesteps[0], torch.zeros(2), return_dict=False)[0]
+    assert torch.allclose(step, (euler.sigmas[1] - euler.sigmas[0]) * torch.ones(2), atol=1e-5)

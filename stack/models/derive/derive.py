@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ...core.errors import StackError
+from ..families import FAMILIES, FamilyData
 from ..layout import CachedModule, Wiring
 from ..small import Sizes, Small, small
 from .arguments import batched_inputs, batched_of_blocks, close, rows_differ
@@ -45,7 +46,7 @@ def derived(denoiser: nn.Module) -> Wiring:
     config: Mapping[str, Any] = dict(vars(denoiser).get("_internal_dict", {}))
     plain = {name: value for name, value in config.items() if not name.startswith("_")}
     cls: Any = type(denoiser)
-    return _of_class(cls, json.dumps(plain, sort_keys=True, default=str))
+    return _of_class(cls, json.dumps(plain, sort_keys=True, default=str), FAMILIES.get(cls.__name__))
 
 
 def wiring_of_class(cls: type[nn.Module]) -> Wiring:
@@ -55,11 +56,12 @@ def wiring_of_class(cls: type[nn.Module]) -> Wiring:
         StackError: its forward takes no latent or no time under a name that is known.
     """
     hashable: Any = cls
-    return _of_class(hashable, "{}")
+    return _of_class(hashable, "{}", FAMILIES.get(cls.__name__))
 
 
 @lru_cache(maxsize=64)
-def _of_class(cls: type[nn.Module], config: str) -> Wiring:
+def _of_class(cls: type[nn.Module], config: str, known: FamilyData | None) -> Wiring:
+    """The wiring of a class; `known` is what `small` finds, so that data which come later are not overlooked."""
     return wiring_of_small(cls, _made(cls, json.loads(config)))
 
 

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 
+from ...core.errors import StackError
 from .base import FamilyData
 
 
@@ -13,6 +14,21 @@ def _every() -> list[FamilyData]:
 
 
 FAMILIES: dict[str, FamilyData] = {name: family for family in _every() for name in family.classes}
-"""Class name to the family's data."""
+"""Class name to the family's data: a registry, see `register_family`."""
 
-__all__ = ["FAMILIES", "FamilyData"]
+
+def register_family(family: FamilyData) -> FamilyData:
+    """Make the data of a family known, such as one whose classes are not diffusers' own.
+
+    It holds for models that a stack is put on afterwards, and takes the place of what was known of its classes.
+
+    Raises:
+        StackError: it names no class.
+    """
+    if not family.classes:
+        raise StackError("a family needs the names of its classes: expected FamilyData(classes=(NAME, ...))")
+    FAMILIES.update(dict.fromkeys(family.classes, family))
+    return family
+
+
+__all__ = ["FAMILIES", "FamilyData", "register_family"]

@@ -9,7 +9,7 @@ from typing import Any
 from ..examples.call import Rule, Sizes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FamilyData:
     """Data of the denoiser classes of a family.
 
