@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
-from rich.progress import Progress as Bar
 
 from .core.errors import StackError
 from .core.files import check_file, check_folder, claimed, reason, write_text
 from .core.validate import MOST_STEPS
 
 if TYPE_CHECKING:
-    from .compare.loop import Progress
     from .recipe import Recipe
 
 # The parent of every error about how a command was called; typer names only its youngest child.
@@ -84,7 +80,7 @@ def compare(
     if json is not None and json.parent != out:
         check_file(json, "--json")
     from .compare.compare import compare as run_compare
-    from .compare.console import console
+    from .compare.console import console, progress_bar
     from .compare.files import save_outcome
     from .compare.table import print_table
     from .runtime.call_arguments import size_arguments
@@ -93,7 +89,7 @@ def compare(
     pipe = _pipeline(model, device)
     call = size_arguments(pipe, size, frames)
     with claimed(out, "--out"):
-        with _progress() as tell:
+        with progress_bar() as tell:
             outcome = run_compare(pipe, chosen, model, prompts, steps, seed, compile_base, tell, call)
         done = sum(row["prompts_done"] for row in outcome.record["rows"] if not row["same_as"])
         if outcome.record["partial"] and not done:
@@ -382,31 +378,6 @@ def _readable(texts: Sequence[str], pipe: Any) -> list[str]:
 def _list(lines: Any) -> None:
     for name, text in lines:
         typer.echo(f"{name}: {text}")
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A bar on stderr: what is running, how many pictures are done, how long it will take."""
-    text, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
-    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), left)
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None, left="")
-
-        def tell(now: Progress) -> None:
-            bar.update(
-                task, completed=now.done, total=now.total, description=now.text, left=remaining(now.seconds_left)
-            )
-
-        yield tell
-
-
-def remaining(seconds: float | None) -> str:
-    """Time left for reading: "about 1 min 20 s left"; empty while unknown."""
-    if seconds is None:
-        return ""
-    whole = 5 * round(seconds / 5) if seconds >= 10 else round(seconds)
-    minutes, rest = divmod(whole, 60)
-    return f"about {f'{minutes} min ' if minutes else ''}{rest} s left"
 
 
 if __name__ == "__main__":

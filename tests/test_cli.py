@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from stack import Stack
-from stack.cli import main, remaining
+from stack.cli import main
+from stack.compare.console import remaining
 
 from .models.test_hunyuan_video import tiny as tiny_video
 
@@ -304,7 +305,7 @@ def test_ctrl_c_in_run_says_what_was_kept(run: Run, folder: Path, monkeypatch: p
 
 
 def test_ctrl_c_in_calibrate_writes_nothing(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stack.tune.calibrated", interrupted)

@@ -108,9 +108,8 @@ def compare(
         measurement.warnings.append("no second-order control: it needs a DDIM or a plain flow-matching Euler scheduler")
     for m in measurement.rows.values():
         m.warnings += engine.repairs(m.row) if m.row.same_as and m.row.passes else []
-    dtype = denoiser_of(pipe).dtype
     header = Header(
-        model, engine.device.type, str(dtype).removeprefix("torch."), tuple(map(str, texts)), steps,
+        model, engine.device.type, str(denoiser_of(pipe).dtype).removeprefix("torch."), tuple(map(str, texts)), steps,
         seed, tuple(by_name),
     )  # fmt: skip
     record = build_record(header, measurement, engine.work, reader)

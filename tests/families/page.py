@@ -61,8 +61,8 @@ Small pipelines of these classes run end to end: with every step full bit-equal 
 |---|---|---|
 """
 FOLDERS = """
-Given as a folder to `ditstack explain`, `run` and `compare`, with text encoder, tokenizer and VAE, and no line about any
-of them (`pytest tests/families/saved`): {names}.
+Given as a folder to `ditstack explain`, `run` and `compare`, with text encoder, tokenizer and VAE, and no line about
+any of them (`pytest tests/families/saved`): {names}.
 """
 REFUSALS = """
 ## Refused
@@ -80,12 +80,14 @@ def page() -> str:
     whole = [f"| {name} | {', '.join(branches)} | {samples} |" for name, (branches, samples) in CALLS.items()]
     return (
         HEAD + "\n".join(what) + "\n" + TABLE.format(counts=counts()) + table()
-        + WHOLE + "\n".join(whole) + "\n" + FOLDERS.format(names=_counted(list(SAVED))) + REFUSALS + "\n".join(refused) + "\n"
+        + WHOLE + "\n".join(whole) + "\n" + folders() + REFUSALS + "\n".join(refused) + "\n"
     )  # fmt: skip
 
 
-def _counted(names: list[str]) -> str:
-    return f"{len(names)} pipelines, {', '.join(names[:-1])} and {names[-1]}"
+def folders() -> str:
+    """The pipelines that are saved and loaded."""
+    *names, last = SAVED
+    return FOLDERS.format(names=f"{len(SAVED)} pipelines, {', '.join(names)} and {last}")
 
 
 def counts() -> str:
