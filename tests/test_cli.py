@@ -221,6 +221,16 @@ BAD = {
     "size": (["explain", "flux-dev", "--size", "1024x"], "--size must be WIDTHxHEIGHT in pixels, such as 1024x1024"),
     "machine": (["explain", "flux-dev", "--assume", "h10"], "did you mean 'h100'?"),
     "frames": (["explain", "flux-dev", "--assume", "h100", "--frames", "9"], "makes pictures: expected no --frames"),
+    "size to run": (["run", "{}/mine.toml", "--model", "{}/model", "--size", "64"], "--size must be WIDTHxHEIGHT"),
+    "no frames": (["compare", "{}/mine.toml", "--model", "{}/model", "--frames", "0"], "--frames must be at least 1"),
+    "frames of a picture": (
+        ["compare", "{}/mine.toml", "--model", "{}/model", "--frames", "9"],
+        "makes pictures: expected no --frames, got 9",
+    ),
+    "size that is fixed": (
+        ["run", "{}/mine.toml", "--model", "shapes-dit", "--size", "64x64"],
+        "takes no width and height: expected no --size, got '64x64'",
+    ),
     "config": (["explain", "flux-dev", "--config", "{}"], "expected model_index.json of a saved pipeline"),
     "like a rule": (["rules", "few-step"], "did you mean 'few-steps'?"),
     "huge steps": (["compare", "--steps", "10001"], "--steps must be a number of at most 10000, got 10001"),

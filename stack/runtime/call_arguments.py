@@ -89,6 +89,8 @@ def size_arguments(pipe: Any, size: str | None, frames: int | None) -> dict[str,
         if not set(SIDES) <= set(names):
             raise StackError(f"{kind} takes no width and height: expected no --size, got {shown(size)}")
     if frames is not None:
+        if frames < 1:
+            raise StackError(f"--frames must be at least 1, got {frames}")
         name = next((name for name in FRAMES if name in names), None)
         if name is None:
             raise StackError(f"{kind} makes pictures: expected no --frames, got {frames}")
