@@ -129,13 +129,6 @@ def ltx() -> Any:
     )  # fmt: skip
 
 
-def auraflow() -> Any:
-    return assembled(
-        "AuraFlowPipeline", transformer=denoiser("AuraFlowTransformer2DModel"), scheduler=flow(), vae=vae(4),
-        text_encoder=t5("UMT5"), tokenizer=tokenizer(),
-    )  # fmt: skip
-
-
 def cogvideox() -> Any:
     small = _seeded(
         diffusers.AutoencoderKLCogVideoX, down_block_types=("CogVideoXDownBlock3D",) * 4,
@@ -219,7 +212,6 @@ SAVED = {
     "PixArtSigma": Saved(pixart),
     "Wan": Saved(wan, "32x32", 5),
     "LTX": Saved(ltx, "64x64", 9),
-    "AuraFlow": Saved(auraflow),
     "CogVideoX": Saved(cogvideox, "64x64", 5),
     "Mochi": Saved(mochi, "32x32", 7),
     "Sana": Saved(sana),
