@@ -42,7 +42,6 @@ app = typer.Typer(
 RecipeOption = Annotated[str, typer.Argument(help="A shipped recipe or the path of a .toml file.")]
 ModelOption = Annotated[str, typer.Option(help="A reference model, a local diffusers folder, or a hub id OWNER/NAME.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default CUDA where there is one.")]
-SizeOption = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; by default the pipeline's own.")]
 FramesOption = Annotated[int | None, typer.Option(help="Frames of a video, likewise.")]
 StepsOption = Annotated[int | None, typer.Option(help="Denoiser steps; by default the recipe's.")]
 SizeOption = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, or SIDE; by default the model's own.")]
@@ -63,7 +62,6 @@ def compare(
         "ditstack-compare"
     ),
     json: Annotated[Path | None, typer.Option(help="Write compare.json here as well.")] = None,
-    size: SizeOption = None,
     device: DeviceOption = None,
     size: SizeOption = None,
     frames: FramesOption = None,
@@ -83,11 +81,8 @@ def compare(
     from .compare.console import console, progress_bar
     from .compare.files import save_outcome
     from .compare.table import print_table
-    from .runtime.call_arguments import size_arguments
 
-    model, call = at_size(model, size)
-    pipe = _pipeline(model, device)
-    call = size_arguments(pipe, size, frames)
+    model, pipe, call = _sized(model, device, size, frames)
     with claimed(out, "--out"):
         with progress_bar() as tell:
             outcome = run_compare(pipe, chosen, model, prompts, steps, seed, compile_base, tell, call)
@@ -124,11 +119,9 @@ def run(
     import torch
 
     from .compare.pictures import check_run, drawn, free_folder, path_of, run_words, save_picture
-    from .runtime.call_arguments import size_arguments
     from .stack import Stack
 
-    pipe = _pipeline(model, device)
-    call = size_arguments(pipe, size, frames)
+    model, pipe, call = _sized(model, device, size, frames)
     texts = _readable(prompt or [], pipe)
     stack = Stack.from_recipe(chosen, pipe, steps=steps)
     words = run_words(chosen, model, stack.plan.facts_after.steps, seed, texts, call)  # a clash is told first
@@ -153,7 +146,7 @@ def explain(
     steps: StepsOption = None,
     device: DeviceOption = None,
     size: SizeOption = None,
-    frames: Annotated[int | None, typer.Option(help="Frames of a video.")] = None,
+    frames: FramesOption = None,
     assume: Annotated[str | None, typer.Option(help="A machine that need not be here: h100, a100, cpu, ...")] = None,
     config: Annotated[Path | None, typer.Option(help="A saved pipeline; its weights need not be there.")] = None,
 ) -> None:
@@ -193,7 +186,6 @@ def calibrate(
     """Search a recipe's full steps and forecast on a model's own pictures, and write the recipe with what was found."""
     from .calibrate.goals import Goal
     from .recipe import recipe_toml
-    from .runtime.call_arguments import size_arguments
     from .tune import calibrated, read_prompts
 
     _within("full-steps", full_steps, 0, MOST_STEPS)
@@ -206,8 +198,7 @@ def calibrate(
     path = out or Path(f"{re.sub('[^A-Za-z0-9._-]+', '-', chosen.name)[:100]}-calibrated.toml")
     check_file(path, "--out")
     texts = read_prompts(prompts) if prompts else _own_prompts(model)
-    pipe = _pipeline(model, device)
-    call = size_arguments(pipe, size, frames)
+    model, pipe, call = _sized(model, device, size, frames)
     try:
         found, result = calibrated(chosen, pipe, _readable(texts, pipe), goal, seed, budget, call=call)
     except KeyboardInterrupt:
@@ -351,6 +342,16 @@ def _own_prompts(model: str) -> list[str]:
     if model not in REFERENCES:
         raise StackError(f"no prompts are known for {model}: expected --prompts FILE, one prompt per line")
     return captions(7, seed=1000, model=model)[1:]
+
+
+def _sized(model: str, device: str | None, size: str | None, frames: int | None) -> tuple[str, Any, dict[str, int]]:
+    """The model, or the one trained for this size, its pipeline, and what its calls have to say of the size beside."""
+    from .reference.load import at_size
+    from .runtime.call_arguments import size_arguments
+
+    trained = at_size(model, size)
+    pipe = _pipeline(trained, device)
+    return trained, pipe, size_arguments(pipe, size if trained == model else None, frames)
 
 
 def _pipeline(model: str, device: str | None) -> Any:

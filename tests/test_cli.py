@@ -221,7 +221,7 @@ BAD = {
     "size": (["explain", "flux-dev", "--size", "1024x"], "--size must be WIDTHxHEIGHT in pixels, such as 1024x1024"),
     "machine": (["explain", "flux-dev", "--assume", "h10"], "did you mean 'h100'?"),
     "frames": (["explain", "flux-dev", "--assume", "h100", "--frames", "9"], "makes pictures: expected no --frames"),
-    "size to run": (["run", "{}/mine.toml", "--model", "{}/model", "--size", "64"], "--size must be WIDTHxHEIGHT"),
+    "size to run": (["run", "{}/mine.toml", "--model", "{}/model", "--size", "64y"], "--size must be WIDTHxHEIGHT"),
     "no frames": (["compare", "{}/mine.toml", "--model", "{}/model", "--frames", "0"], "--frames must be at least 1"),
     "frames of a picture": (
         ["compare", "{}/mine.toml", "--model", "{}/model", "--frames", "9"],

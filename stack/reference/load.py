@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from ..core.errors import StackError, choose
+from ..runtime.call_arguments import sides_of
 from .classes import class_words, parse_class, sample_class
 from .classifier import ATTRIBUTES, Answers, SceneClassifier
 from .classifier import asked as answers_of_scene
@@ -141,6 +142,20 @@ def reference(name: str) -> Reference:
 def name_of(pipe: Any) -> str | None:
     """The reference model whose kind of pipeline this is; None for anything else."""
     return next((name for name, known in REFERENCES.items() if isinstance(pipe, known.pipeline)), None)
+
+
+def at_size(model: str, size: str | None) -> str:
+    """The model that is trained for pictures of a size, where there is one; else this one.
+
+    Args:
+        size: see `sides_of`; None for the model's own.
+
+    Raises:
+        StackError: it is no size.
+    """
+    width, height = (0, 0) if size is None else sides_of(size)
+    trained = f"{model}-{width}"
+    return trained if width == height and trained in REFERENCES else model
 
 
 def load(name: str, dtype: torch.dtype = torch.float32) -> Any:

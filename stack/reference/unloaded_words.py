@@ -14,7 +14,6 @@ from ..recipe import Recipe
 from ..runtime.call_arguments import sides_of
 from .published import Published, published, published_models
 from .saved_config import from_folder
-from .size import sides
 from .unloaded import Unloaded, decides_itself, savings, unloaded
 
 TIERS = {"around the whole denoiser": "whole", "at its blocks": "blocks", "in its attention": "attention"}
@@ -35,7 +34,7 @@ def asked(
     Args:
         model: hub id; None takes the recipe's.
         config: folder of a saved pipeline instead.
-        size: in pixels, see `sides`.
+        size: in pixels, see `sides_of`.
         frames: of a video.
         assume: a kind of machine; None takes this one.
         steps: denoiser steps; None takes the recipe's.

@@ -61,22 +61,24 @@ class CallParameters:
 
 
 def sides_of(size: str) -> tuple[int, int]:
-    """Width and height of "WIDTHxHEIGHT".
+    """Width and height of "WIDTHxHEIGHT" in pixels, or of "SIDE" for a square.
 
     Raises:
-        StackError: it is none.
+        StackError: it is neither.
     """
-    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", size)
+    found = re.fullmatch(r"([1-9][0-9]{0,5})(?:x([1-9][0-9]{0,5}))?", size)
     if found is None:
-        raise StackError(f"--size must be WIDTHxHEIGHT in pixels, such as 1024x1024, got {shown(size)}")
-    return int(found[1]), int(found[2])
+        raise StackError(
+            f"--size must be WIDTHxHEIGHT in pixels, such as 1024x1024, or one side of a square, got {shown(size)}"
+        )
+    return int(found[1]), int(found[2] or found[1])
 
 
 def size_arguments(pipe: Any, size: str | None, frames: int | None) -> dict[str, int]:
     """What a pipeline is called with for pictures or videos of another size than its own.
 
     Args:
-        size: "WIDTHxHEIGHT" in pixels; None for the pipeline's own.
+        size: see `sides_of`; None for the pipeline's own.
         frames: of a video, likewise.
 
     Raises:
