@@ -15,6 +15,7 @@ from torch import nn
 from ..core.errors import StackError
 from .derive.derive import derived
 from .layout import Along, CachedModule, SelfAttention, Wiring
+from .modulated import UpToAttention
 
 __all__ = ["DIT", "FAMILIES", "FLUX", "HUNYUAN_VIDEO", "Along", "CachedModule", "Wiring", "wiring_of"]
 
@@ -77,7 +78,7 @@ FLUX = Wiring(
             CachedModule("attn", "attention"),
         ),
     },
-    modulation=lambda block, given: block.norm1(given["hidden_states"], emb=given["temb"])[0],
+    modulation=UpToAttention("attn", "hidden_states"),
     head=lambda denoiser, tokens, given: denoiser.proj_out(denoiser.norm_out(tokens, given["temb"])),
     tokens=_flux_tokens,
     grid=_flux_grid,
@@ -97,11 +98,6 @@ def _dit_head(denoiser: Any, tokens: torch.Tensor, given: Mapping[str, Any]) -> 
     when = first.norm1.emb(given["timestep"], given["class_labels"], hidden_dtype=tokens.dtype)
     shift, scale = denoiser.proj_out_1(nn.functional.silu(when)).chunk(2, dim=1)
     return denoiser.proj_out_2(denoiser.norm_out(tokens) * (1 + scale[:, None]) + shift[:, None])
-
-
-def _dit_modulation(block: Any, given: Mapping[str, Any]) -> torch.Tensor:
-    tokens = given["hidden_states"]
-    return block.norm1(tokens, given["timestep"], given["class_labels"], hidden_dtype=tokens.dtype)[0]
 
 
 def _dit_tokens(pipe: Any, config: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
@@ -137,7 +133,7 @@ DIT = Wiring(
     },
     flow=False,
     halves=True,
-    modulation=_dit_modulation,
+    modulation=UpToAttention("attn1", "hidden_states"),
     head=_dit_head,
     tokens=_dit_tokens,
     grid=_patches,

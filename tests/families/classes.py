@@ -176,6 +176,13 @@ LACKS: dict[str, dict[str, str]] = {
     "WanVACETransformer3DModel": CHANGED,
     "StableAudio3DiTModel": ALL_TOKENS,
 }
+NO_ATTENTION = "no attention of its own in the first block"
+LACKS |= {
+    name: {**LACKS[name], "modulation": NO_ATTENTION}
+    for name in ("HeliosTransformer3DModel", "HiDreamImageTransformer2DModel", "PRXTransformer2DModel")
+}
+LACKS["Flux3Transformer2DModel"] = {**ALL_TOKENS, "modulation": "its attention is not given the stream's tokens"}
+LACKS["LuminaNextDiT2DModel"] = {**LACKS.get("LuminaNextDiT2DModel", {}), "modulation": NO_ATTENTION}
 LACKS |= {name: {**LACKS.get(name, {}), "attention": reason} for name, reason in DENSE.items()}
 # Classes that are refused as a whole.
 REFUSED = {

@@ -46,6 +46,13 @@ def first_block(name: str) -> None:
     assert which(outputs, name) == [True, False]
 
 
+def teacache(name: str) -> None:
+    """A gate on the first block's modulated input skips all blocks."""
+    outputs, kinds, calls = runs(name, bare(name).cache("teacache-published", threshold=1e6), 3)
+    assert kinds[0] == "f" and set(kinds[1:]) == {"c"} and set(calls) == {kinds.count("f")}
+    assert which(outputs, name)[:2] == [True, False]
+
+
 def fora(name: str) -> None:
     """Every block runs on a cached step, with its attention and feed-forward as they were."""
     outputs, kinds, calls = runs(name, bare(name).cache("fora", interval=2, warmup=1, corrected=False), 2)
@@ -201,6 +208,7 @@ COLUMNS = {
     "predictor-corrector": Column(predictor_corrector, ("whole",), "whole"),
     "svd": Column(svd, ("blocks",), "blocks"),
     "first-block": Column(first_block, ("blocks", "range"), "blocks"),
+    "teacache": Column(teacache, ("blocks", "range", "modulation"), "blocks"),
     "fora": Column(fora, ("blocks", "modules"), "blocks"),
     "duca": Column(duca, ("blocks", "range", "modules", "tokens"), "blocks"),
     "sparse_attn": Column(sparse_attn, ("attention",), "attention"),

@@ -52,6 +52,7 @@ def test_what_is_derived_equals_what_is_written_by_hand(family: str) -> None:
     assert list(found.streams) == list(hand.streams)  # in the order of the return value
     assert set(found.batched) == set(hand.batched) and set(found.makers) == set(hand.makers)
     assert set(found.constants) == set(hand.constants) and set(found.unread) == set(hand.unread)
+    assert found.modulation == hand.modulation
     # By hand it is the configuration that says how much of the latent a token is.
     assert {path: replace(one, numbers=0) for path, one in found.attention.items()} == dict(hand.attention)
     given = made(name).call(Sizes())

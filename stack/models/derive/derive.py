@@ -22,6 +22,7 @@ from .arguments import batched_inputs, batched_of_blocks, close, rows_differ
 from .attention import HOW, self_attentions
 from .blocks import candidates, main_lists
 from .linears import linears_of, roles_in_blocks, same_inputs, sensitive_roles
+from .modulation import modulated_input
 from .modules import ModuleProof
 from .streams import Blocks, Unproven, named_blocks, prove_answers, prove_range
 from .trace import Trace, output_of, tensors, traced
@@ -136,12 +137,14 @@ class Probe:
             return (), "one sample of a batch alone gives another output", two
         return inputs, "", two
 
+    def later(self, **given: Any) -> Trace:
+        """A call at another time, all else the same, or as given."""
+        time = _map(self.trace.given[self.time], lambda t: (t * 0.5).to(t.dtype))
+        return traced(self.denoiser, {**self.trace.given, self.time: time, **given})
+
     def next_step(self) -> Trace:
         """A call with another latent at another time, all else the same."""
-        given = dict(self.trace.given)
-        given[self.latent] = _map(given[self.latent], lambda t: t.flip(-1))
-        given[self.time] = _map(given[self.time], lambda t: (t * 0.5).to(t.dtype))
-        return traced(self.denoiser, given)
+        return self.later(**{self.latent: _map(self.trace.given[self.latent], lambda t: t.flip(-1))})
 
     @property
     def unlike_latent(self) -> str:
@@ -197,9 +200,14 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
         lacks |= _lacking({TOKENS: inside.token_by_token(modules)})
     except Unproven as error:
         lacks |= {MODULES: str(error), TOKENS: str(error)}
+    whole = _whole(cls, takes, probe.latent, probe.time, "", probe)
+    modulation = whole.modulation
+    try:
+        modulation = modulated_input(denoiser, trace, probe.later(), blocks, modules)
+    except Unproven as error:
+        lacks[MODULATION] = str(error)
     first = main[0].calls[0]
     width = first.given[blocks.ports_at(first.path).takes[blocks.output]].shape[-1]
-    whole = _whole(cls, takes, probe.latent, probe.time, "", probe)
     return _changed(
         whole,
         block_lists=tuple(one.path for one in main),
@@ -215,6 +223,7 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
         same_input=same_inputs(linears),
         width_from=_width_from(first.path, denoiser, width),
         modules=modules,
+        modulation=modulation,
         lacks={**whole.lacks, **lacks, ALONG: BY_HAND},
         how={**whole.how, **_how(blocks, lacks)},
     )
@@ -257,7 +266,7 @@ def _whole(
 ) -> Wiring:
     """The wiring of a denoiser of which nothing inside is known."""
     lacks = _lacking({BLOCKS: why_no_blocks})
-    lacks |= {name: BY_HAND for name in (MODULATION, HEAD, GRID)}
+    lacks |= {HEAD: BY_HAND, GRID: BY_HAND}
     attention, why_dense = self_attentions(probe.small, latent) if probe else ({}, why_no_blocks)
     lacks |= _lacking({ATTENTION: why_dense})
     lacks |= _lacking({WHOLE: probe.unlike_latent if probe else ""})
