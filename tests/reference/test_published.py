@@ -122,31 +122,57 @@ def test_work_is_that_of_a_counted_call(tokens: tuple[int, int]) -> None:
     assert inferred.rest == pytest.approx(known.rest, rel=1e-6)
 
 
-# What the state of a cache grows with: tokens and width of one stream, those of every cached module, or the latent.
-GROWS = {"svd": "stream", "reuse": "stream", "fora": "modules", "taylorseer": "modules", "easycache": "latent"}
+# What the features of a cache grow with: tokens and width of one stream, those of every cached module, or the latent,
+# in fp32 or as the model computes. What a corrector keeps are latents in fp32.
+GROWS = {
+    "svd": "stream",
+    "reuse": "stream",
+    "fora": "modules",
+    "taylorseer": "modules",
+    "easycache": "latent",
+    "predictor-corrector": "exact latent",
+}
 
 
 def numbers(facts: Facts, kind: str) -> int:
-    """Two modules in a double block and one in a single block, over both streams."""
+    """Bytes of what features grow with. Two modules in a double block and one in a single block, over both streams."""
     double, single = facts.lists
+    latent, bytes = facts.image_tokens * facts.latent[1], 4 if facts.dtype == "float32" else 2
     return {
-        "stream": facts.image_tokens * facts.width,
-        "modules": (2 * double + single) * facts.tokens * facts.width,
-        "latent": facts.image_tokens * facts.latent[1],
-    }[kind] * (4 if facts.dtype == "float32" else 2)
+        "stream": facts.image_tokens * facts.width * bytes,
+        "modules": (2 * double + single) * facts.tokens * facts.width * bytes,
+        "latent": latent * bytes,
+        "exact latent": latent * 4,
+    }[kind]
+
+
+def most_held(stack: Stack) -> int:
+    """The most that a cache holds in a run, in bytes."""
+    held: list[int] = []
+
+    def note(*_: Any) -> dict[str, Any]:
+        held.append(stack.report().cache_bytes)
+        return {}
+
+    with stack:
+        stack(PROMPT, generator=torch.Generator().manual_seed(0), callback_on_step_end=note)
+    return max(held)
 
 
 @pytest.mark.parametrize("method", GROWS)
 def test_state_of_flux_is_what_a_small_run_scales_to(method: str) -> None:
-    """12 B parameters in bf16 beside two blocks of width 128 in fp32: 5 % for what does not grow alike, such as the
-    latents that a corrector keeps."""
-    stack = Stack(tiny_pipe(), steps=14).cache(method)
-    stack(PROMPT, generator=torch.Generator().manual_seed(0))
+    """12 B parameters in bf16 beside two blocks of width 128 in fp32."""
     found = unloaded(of({"cache": {"method": method}}), published("black-forest-labs/FLUX.1-dev"), H100)
     assert found.parameters == 11_901_408_320
-    kind = GROWS[method]
-    scale = numbers(found.plan.facts, kind) / numbers(stack.facts, kind)
-    assert found.state_bytes == pytest.approx(stack.report().cache_bytes * scale, rel=0.05)
+    large, pipe = found.plan.facts, tiny_pipe()
+    (cache,) = found.plan.passes()
+    small = Stack(pipe, steps=large.steps)
+    plain: dict[str, Any] = {**cache.options(), "corrected": False}
+    features = most_held(Stack(pipe, steps=large.steps).cache(**plain))
+    owed = most_held(Stack(pipe, steps=large.steps).cache(method)) - features
+    parts = ((features, GROWS[method]), (owed, "exact latent"))
+    expected = sum(held * numbers(large, kind) / numbers(small.facts, kind) for held, kind in parts)
+    assert found.state_bytes == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4-weight", "nf4", "fp8-weight"])
