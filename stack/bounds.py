@@ -41,6 +41,22 @@ def dropped_mass_bound(dropped: Number, value_radius: Number) -> Number:
     return 2 * dropped * value_radius
 
 
+def filler_share_bound(fillers: int, keys: int, mean_score: Number | float = 0.0) -> Number | float:
+    """Largest softmax mass on m keys of score 0 that are added to S others: m / (m + S exp(mean score of the S)).
+
+    The S others have the mass sum exp(s_j) >= S exp(mean s_j) (Jensen's inequality). Smoothed keys have mean 0, and so
+    have their scores, whatever the query: then a filler weighs no more than the average key. Reached where all scores
+    are alike.
+
+    Args:
+        fillers: m.
+        keys: S >= 1.
+        mean_score: of the S others, in units of the exponent. Rounding moves it a little away from 0.
+    """
+    weight = math.exp(mean_score) if isinstance(mean_score, float) else mean_score.exp()
+    return fillers / (fillers + keys * weight)
+
+
 def best_speedup(shares: Sequence[float], rates: Sequence[float]) -> float:
     """Amdahl's law: 1 / (1 - sum p + sum p / r) for parts of the time p made r times faster."""
     rest = 1 - sum(shares)

@@ -14,6 +14,7 @@ from torch import nn
 
 from .compat import preexisting
 from .compat.rules.compilers import RECOMPILE_LIMIT, ROUNDED_EAGERLY, SPARSE_BREAKS_GRAPH
+from .compat.rules.sage import FP16_SUMS
 from .core.errors import StackError, choose
 from .core.facts import Facts
 from .core.installer import Installer
@@ -65,9 +66,14 @@ class Compile:
         if self.mode == OFF:
             return _eager(facts, self.stage)
         found = preexisting.compiled(facts, self.stage)
-        if facts.attention_density < 1:
-            what = f"{facts.blocks} blocks have sparse attention in them, which is not compiled with them"
+        rounded = facts.attention_bits < 16
+        if facts.attention_density < 1 or rounded:
+            kind = "8-bit" if rounded else "sparse"
+            what = f"{facts.blocks} blocks have {kind} attention in them, which is not compiled with them"
             found.append(Finding.of(SPARSE_BREAKS_GRAPH, self.stage, what, note=True))
+        if rounded and facts.machine.fp16_sums:
+            what = f"{facts.blocks} compiled blocks, 8-bit attention, and products added up in fp16"
+            found.append(Finding.of(FP16_SUMS, self.stage, what, note=True))
         return found
 
     def facts_after(self, facts: Facts) -> Facts:

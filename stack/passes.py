@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from .attention.sage_attn import SageAttention
 from .attention.sparse_attn import SparseAttention
 from .caching.cache import FILES, Cache
 from .caching.options import OLD_KEYS
@@ -21,7 +22,7 @@ from .distill.find import is_shipped
 from .quant.quantize import Quantize
 from .solver.solver import Solver
 
-KINDS: tuple[type[Any], ...] = (Distill, Quantize, Adapter, Solver, SparseAttention, Compile, Cache)
+KINDS: tuple[type[Any], ...] = (Distill, Quantize, Adapter, Solver, SageAttention, SparseAttention, Compile, Cache)
 PASSES: dict[str, type[Any]] = {p.stage: p for p in KINDS}
 
 

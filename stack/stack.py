@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from .attention.sage_attn import SageAttention
 from .attention.sparse_attn import SparseAttention
 from .caching.cache import Cache, within
 from .calibrate import measuring, place_search, rounding_fit
@@ -138,6 +139,10 @@ class Stack:
     def solver(self, steps: int | None = None, **options: Any) -> Stack:
         """Take fewer, second-order steps of the scheduler's own; see `stack.solver.solver.Solver`."""
         return self.add(made(Solver, steps=steps, **options))
+
+    def sage_attn(self, **options: Any) -> Stack:
+        """Add 8-bit attention where no other is taken; see `stack.attention.sage_attn.SageAttention`."""
+        return self.add(made(SageAttention, **options))
 
     def sparse_attn(self, keep: float = 0.5, **options: Any) -> Stack:
         """Add block-sparse attention; see `stack.attention.sparse_attn.SparseAttention`."""

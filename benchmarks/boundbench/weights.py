@@ -8,7 +8,14 @@ import torch
 
 from stack.attention.kernels import dense, gather_attention
 from stack.attention.maps import Grid, block_map, keep_mask
-from stack.bounds import dropped_mass_bound, level_rounding_bound, merged_share, rounding_share, sin_theta_bound
+from stack.bounds import (
+    dropped_mass_bound,
+    filler_share_bound,
+    level_rounding_bound,
+    merged_share,
+    rounding_share,
+    sin_theta_bound,
+)
 from stack.compat.subspace import principal_basis, split
 from stack.quant.formats import NF4_LEVELS, load, store
 from stack.quant.kernels.rows import ZERO, quantize_rows, quantize_weight
@@ -104,6 +111,13 @@ def dropped(seed: int) -> list[float]:
     radius = (v - v.mean(1, keepdim=True)).norm(dim=-1).amax(1)[..., None]
     blocks = error > 1e-9  # text queries attend to everything
     return (dropped_mass_bound(mass, radius)[blocks] / error[blocks]).tolist()
+
+
+def fillers(seed: int) -> list[float]:
+    """48 keys of score 0 beside 1,040 others, smoothed."""
+    q, k = (normal(seed + i, tokens, 64) for i, tokens in enumerate((64, 1040)))
+    weights = torch.cat([q @ (k - k.mean(0)).T / 8, torch.zeros(64, 48)], 1).softmax(-1)
+    return (filler_share_bound(48, 1040) / weights[:, 1040:].sum(-1)).tolist()
 
 
 def sampled(seed: int) -> list[float]:

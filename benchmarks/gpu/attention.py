@@ -9,8 +9,6 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import nn
 
-from .sage import put_sage
-
 
 def attention_layers(denoiser: nn.Module) -> list[Any]:
     """The layers of a model that hold a processor."""
@@ -39,5 +37,4 @@ def put_cudnn(denoiser: nn.Module) -> Callable[[], None]:
 KERNELS: dict[str, Callable[[nn.Module], Callable[[], None]]] = {
     "": lambda denoiser: lambda: None,
     "cuDNN": put_cudnn,
-    "Sage": put_sage,
 }

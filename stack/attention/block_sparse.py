@@ -25,17 +25,14 @@ class BlockSparse:
         """Why this call is dense, or ""."""
         if step := self.policy.dense_step(self.tally.clock.context):
             return step
-        sdpa = call.sdpa
-        if call.parallel:
-            return "context parallelism"
-        if sdpa.causal or sdpa.dropout or sdpa.v.shape != sdpa.k.shape:
-            return "causal" if sdpa.causal else "dropout" if sdpa.dropout else "values of another size"
+        if call.unusual:
+            return call.unusual
         if call.hides == MORE:
             return MASKED
         if not call.own:
             return NO_TEXT_LENGTH
-        heads, head_dim = sdpa.q.shape[1], sdpa.q.shape[3]
-        return self.policy.dense_shape(call.own, call.others, heads, head_dim, sdpa.q.device.type)
+        q = call.sdpa.q
+        return self.policy.dense_shape(call.own, call.others, q.shape[1], q.shape[3], q.device.type)
 
     def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> torch.Tensor:
         """Attention by a map of its own. (B, S, H, D) in and out."""

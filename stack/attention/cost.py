@@ -32,6 +32,7 @@ _CPU = Rate(1.4, 3e7, 0, "measured on 2 CPU cores")
 # than a flash kernel does, and training-free sparse attention not to pay below about 8k tokens.
 _CUDA = Rate(1.5, 0.0, 8192, "published figures, not measured on CUDA")
 _RATES = {"cpu": _CPU, "cuda": _CUDA}
+SAGE_COST = "not measured on a GPU; its paper gives about 2.1 times FlashAttention 2"
 ATTENTION_SHARE = 1 / 3  # of a denoiser's time, about
 
 

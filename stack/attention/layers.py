@@ -49,6 +49,16 @@ class AttentionCall:
         """How many tokens are not the latent's."""
         return self.sdpa.tokens - self.own
 
+    @property
+    def unusual(self) -> str:
+        """What no back end computes, or ""."""
+        sdpa = self.sdpa
+        if self.parallel:
+            return "context parallelism"
+        if sdpa.causal or sdpa.dropout:
+            return "causal" if sdpa.causal else "dropout"
+        return "" if sdpa.v.shape == sdpa.k.shape else "values of another size"
+
     @cached_property
     def hides(self) -> str:
         """What its mask hides from all queries alike: nothing, other tokens than the latent's, or more than that.

@@ -4,8 +4,16 @@ Zhang et al. 2024 (arXiv 2410.02367). The arithmetic is that of the package `sag
 rounded to int8 with one step per 128 queries and per 64 keys, the softmax is taken in fp32 to base 2, its weights and
 the values are multiplied in fp16. On normal inputs the result is about 1.3 % off exact attention (root mean square).
 
-The mean key is subtracted first (`smoothed`). That adds one number to all scores of a query, which leaves the softmax
-as it was, and makes the rounding steps much finer where keys share a large offset.
+What the kernel cannot be given is put right before it:
+
+- The mean key is subtracted (`smoothed`). That adds one number to all scores of a query, which leaves the softmax as it
+  was, and makes the rounding steps much finer where keys share a large offset.
+- Products with the values are summed up in fp16 over 64 keys, so that values from 1,024 on may overflow. Each channel is
+  divided by a power of two, which is exact, and the output multiplied with it (`scaled`).
+- Keys that are missing in the last tile would count as keys with score 0 and value 0. The tile is filled with the mean
+  key, which is 0 by then, and the mean value (`filled`). A filler weighs no more than the average key, so that on long
+  sequences it changes next to nothing; on short ones the call is refused. A tail of keys on its own could not be merged
+  with the rest: the kernel does not return the log-sum-exp of its scores.
 """
 
 from __future__ import annotations
@@ -15,48 +23,86 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..bounds import filler_share_bound
 from ..core.errors import StackError
 
+BITS = 8  # of queries and keys
 QUERIES, KEYS = 128, 64  # tokens that share a step
 HEAD_SIZES = (64, 96, 128)
 DTYPES = (torch.float16, torch.bfloat16)
+MOST_FILLED = 1 / 64  # softmax mass of the fillers: as many of them as there are tiles
+ANY_NUMBER = KEYS * (KEYS - 2)  # of more keys than these any number is taken
+LARGEST = 512.0  # of the scaled values: 64 of them add up to half of the largest fp16
 
 
 def sage_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Attention of (B, S, H, D) tensors, without a mask; the same shape and dtype out. One operator when compiled.
 
-    CUDA: the kernel. Elsewhere: `reference`, which is slow and there for tests.
+    CUDA: the kernel. Elsewhere: `reference`, which is slow and there to measure quality.
 
     Raises:
         StackError: the kernel cannot take these inputs (`unfit`), or is not installed.
     """
     if reason := unfit(q, k, v):
         raise StackError(f"SageAttention cannot take these inputs: {reason}; use dense attention here")
-    # Not left to the kernel's own function, which subtracts the mean from its caller's keys, in place.
-    return _sage(q, smoothed(k), v)
+    values, unit = scaled(v)
+    # Not smoothed by the kernel's own function, which subtracts the mean from its caller's keys, in place.
+    return _sage(q, *filled(smoothed(k), values)) * unit
 
 
 def unfit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
     """Why the kernel cannot take these (B, S, H, D) tensors, or "" where it can.
 
-    It takes no mask, heads of 64, 96 or 128, fp16 or bf16, tensors whose last dimension is contiguous, and keys in
-    whole tiles of 64: it would count keys missing in the last tile as keys with score 0 (10 % off at 272 keys, 29 % at
-    77). Values are rounded to fp16, so none may exceed 65,504; that is not looked at, as it would read the device.
+    It takes no mask, heads of 64, 96 or 128, fp16 or bf16, and tensors whose last dimension is contiguous.
     """
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         return f"expected fp16 or bf16 alike, got {', '.join(str(x.dtype).removeprefix('torch.') for x in (q, k, v))}"
-    if q.shape[-1] not in HEAD_SIZES:
-        return f"expected heads of {', '.join(map(str, HEAD_SIZES))}, got {q.shape[-1]}"
     if k.shape != v.shape or (*q.shape[:1], *q.shape[2:]) != (*k.shape[:1], *k.shape[2:]):
         return f"expected one batch, heads and head size, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-    if k.shape[1] == 0 or k.shape[1] % KEYS:
-        return f"expected keys in whole tiles of {KEYS}, got {k.shape[1]}"
+    if reason := unfit_size(k.shape[1], q.shape[-1]):
+        return reason
     return "" if q.stride(-1) == k.stride(-1) == v.stride(-1) == 1 else "the last dimension must be contiguous"
+
+
+def unfit_size(keys: int, head_dim: int) -> str:
+    """Why the kernel cannot take so many keys, or heads of this size; "" where it can."""
+    if head_dim not in HEAD_SIZES:
+        return f"expected heads of {', '.join(map(str, HEAD_SIZES))}, got {head_dim}"
+    missing = -keys % KEYS
+    share = filler_share_bound(missing, keys) if keys else 1.0
+    if share <= MOST_FILLED:
+        return ""
+    return f"expected keys in whole tiles of {KEYS}, or more than {ANY_NUMBER:,}, got {keys:,}"
 
 
 def smoothed(k: torch.Tensor) -> torch.Tensor:
     """Keys (B, S, H, D) without their mean over the tokens."""
     return k - k.mean(1, keepdim=True)
+
+
+def scaled(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values (B, S, H, D) over powers of two (B, 1, H, D), and these: the largest of each channel is in [256, 512).
+
+    No number is read from the device. A channel of zeros, and one that is not finite, are left as they are.
+    """
+    largest = torch.linalg.vector_norm(v, math.inf, dim=1, keepdim=True).float()
+    mantissa, _ = torch.frexp(largest)
+    plain = (mantissa > 0) & largest.isfinite()
+    unit = torch.where(plain, largest / mantissa, LARGEST) / LARGEST
+    unit = unit.clamp(min=torch.finfo(v.dtype).tiny).to(v.dtype)
+    return v / unit, unit
+
+
+def filled(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smoothed keys and values (B, S, H, D) in whole tiles: the mean key, which is 0, and the mean value at their ends.
+
+    With softmax mass p on the fillers the output is off by p times its distance to the mean value.
+    """
+    missing = -k.shape[1] % KEYS
+    if not missing:
+        return k, v
+    mean = v.mean(1, keepdim=True).expand(-1, missing, -1, -1)
+    return F.pad(k, (0, 0, 0, 0, 0, missing)), torch.cat([v, mean], 1)
 
 
 def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tail_as_zero: bool = False) -> torch.Tensor:

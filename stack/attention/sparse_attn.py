@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..bounds import dropped_mass_bound
 from ..compat.rules.compilers import SPLIT_TOKENS
+from ..compat.rules.sage import ENDS_IN_EIGHT_BITS
 from ..compat.rules.sparse import (
     FEW_DENSE_STEPS,
     FEWEST_DENSE,
@@ -101,11 +102,18 @@ class SparseAttention:
         if not facts.image_tokens:
             what = "number of image tokens unknown before the first call"
             note = Finding(self.stage, what, "each call is decided by its own shape", note=True)
-            return [note, *self._few_dense(facts)]
+            return [note, *self._ends(facts)]
         if reason := self._dense_shape(facts):
             what = f"attention would not get faster: {reason}"
             return [Finding.of(SPARSE_DOES_NOT_PAY, self.stage, what, repair=DENSE)]
-        return self._few_dense(facts)
+        return self._ends(facts)
+
+    def _ends(self, facts: Facts) -> list[Finding]:
+        """How the dense steps at both ends will be."""
+        if facts.attention_bits == 16:
+            return self._few_dense(facts)
+        what = f"the dense steps at both ends have scores of {facts.attention_bits} bits"
+        return [Finding.of(ENDS_IN_EIGHT_BITS, self.stage, what, note=True), *self._few_dense(facts)]
 
     def _few_dense(self, facts: Facts) -> list[Finding]:
         """More dense steps under a few-step adapter, where each step decides more of the picture."""
@@ -144,12 +152,12 @@ class SparseAttention:
         install.set_attribute(target, "compute_modes", modes)
         install.on_rollback(tally.reset)
         return Applied(
-            summary=f"{len(layers)} of {_attention_layers(target)} attention layers, keeps {100 * self.keep:g} %: "
+            summary=f"{len(layers)} of {attention_layers(target)} attention layers, keeps {100 * self.keep:g} %: "
             + _shapes(self.policy, target.facts),
             report=_reporter(tally, flex, target),
             reset=tally.reset,
             details={"tally": tally, "flex": flex},
-            warnings=_left_alone(layers.values()),
+            warnings=left_alone(layers.values()),
         )
 
     def _dense_shape(self, facts: Facts) -> str:
@@ -170,7 +178,7 @@ def _shapes(policy: SparsityPolicy, facts: Facts) -> str:
     return f"{lengths}: density {grid.density(policy.keep):.2f} on sparse steps"
 
 
-def _attention_layers(target: Target) -> int:
+def attention_layers(target: Target) -> int:
     """How many there are, cross-attention included."""
     from ..models.derive.linears import attends
 
@@ -178,7 +186,7 @@ def _attention_layers(target: Target) -> int:
     return sum(not any(other.startswith(f"{path}.") for other in paths) for path in paths)
 
 
-def _left_alone(layers: Iterable[nn.Module]) -> list[str]:
+def left_alone(layers: Iterable[nn.Module]) -> list[str]:
     """What back ends that somebody else chose mean for sparse calls."""
     from .layers import backend_of
 

@@ -8,7 +8,7 @@ from ..core.facts import Facts
 DECISIVE = ("family", "blocks", "width", "image_tokens", "adapters", "schedule")
 # The same trajectory, computed less exactly. On shapes-flux a schedule found under int8 kept its quality without it
 # (docs/benchmarks.md), so it is kept, and the plan has a note.
-MINOR = ("weight_bits", "activation_bits", "attention_density")
+MINOR = ("weight_bits", "activation_bits", "attention_density", "attention_bits")
 
 
 def conditions(facts: Facts) -> tuple[str, ...]:

@@ -14,13 +14,15 @@ from .errors import choose
 @dataclass(frozen=True)
 class Machine:
     """What the processor computes fast. Read from torch's own capability flags, never from a clock: the same
-    machine always gets the same plan. `capability` is CUDA's compute capability."""
+    machine always gets the same plan. `capability` is CUDA's compute capability, `fp16_sums` whether this process lets
+    CUDA add up fp16 products in fp16."""
 
     device: str
     vector: str = ""
     fast_bf16: bool = True
     vnni: bool = False
     capability: tuple[int, int] = (0, 0)
+    fp16_sums: bool = False
 
 
 def machine_of(device: torch.device) -> Machine:
@@ -29,7 +31,8 @@ def machine_of(device: torch.device) -> Machine:
         if device.type != "cuda":
             return Machine(device.type)
         name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-        return Machine(device.type, vector=name, capability=capability)
+        fp16_sums = torch.backends.cuda.matmul.allow_fp16_accumulation
+        return Machine(device.type, vector=name, capability=capability, fp16_sums=fp16_sums)
     return Machine(
         device="cpu",
         vector=torch.backends.cpu.get_cpu_capability(),
@@ -87,6 +90,7 @@ class Facts:
         weight_bits, activation_bits: precision inside the large linears.
         rounds_in_steps: whether the library that rounds activations does it in operations of their own.
         attention_density: share of attention blocks that are computed.
+        attention_bits: of queries and keys inside dense attention.
         switches: shares of the schedule, in [0, 1], at which the way a step is computed changes: dense or sparse
             attention, one precision or another.
         adapters: name and content of the adapters in the weights or beside them.
@@ -130,6 +134,7 @@ class Facts:
     weight_bits: int = 16
     activation_bits: int = 16
     attention_density: float = 1.0
+    attention_bits: int = 16
     switches: tuple[float, ...] = ()
     adapters: tuple[str, ...] = ()
     schedule: tuple[float, ...] = ()

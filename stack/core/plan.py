@@ -50,8 +50,8 @@ class Plan:
 
 
 def in_order(passes: Sequence[Pass]) -> list[Pass]:
-    """Sort by stage, whatever order they were asked in: distill, quantize, adapter, solver, sparse attention, compile,
-    cache.
+    """Sort by stage, whatever order they were asked in: distill, quantize, adapter, solver, 8-bit attention, sparse
+    attention, compile, cache.
 
     Weights change first (an adapter is fused before it is rounded), then which steps there are, how they are computed,
     and what is skipped: so that a cache is always calibrated on, and stamped with, the numbers it will meet.

@@ -14,7 +14,7 @@ from sageattention.attn_qk_int8_per_block_h96 import forward as forward_96
 from sageattention.quant_per_block import per_block_int8
 from sageattention.quant_per_block_hd96 import per_block_int8_hd96
 
-from stack.attention.sage import reference, smoothed
+from stack.attention.sage import filled, reference, scaled, smoothed
 
 
 def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -37,7 +37,11 @@ def case(queries: int, keys: int, size: int, dtype: str, heads: int = 2) -> dict
     k = smoothed(k)
     out = kernel(q, k, v)
     exactly = torch.nn.functional.scaled_dot_product_attention(*(x.double().transpose(1, 2) for x in (q, k, v)))
+    large = (v + 4) * 4096  # 64 of them add up to more than fp16 holds
+    values, unit = scaled(large)
     return {
+        "large": off(kernel(q, k, large), reference(q, k, large, tail_as_zero=True)),
+        "guarded": off(kernel(q, *filled(k, values)) * unit, reference(q, *filled(k, large))),
         "reference": off(out, reference(q, k, v, tail_as_zero=True)),
         "reference without tail": off(out, reference(q, k, v)),
         "exact": off(out, exactly.transpose(1, 2)),

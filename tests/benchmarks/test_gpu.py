@@ -18,7 +18,6 @@ from gpu.journal import Journal, is_measured, newest
 from gpu.page import page
 from gpu.references import References, tiles_of_cuda
 from gpu.runner import ContextLost, Row, Runner
-from gpu.sage import put_sage
 from gpu.setting import Setting
 from gpu.targets import base_of, speedup, targets
 from gpu.timing import host_times
@@ -216,24 +215,6 @@ def test_references_keep_half_precision_and_know_what_they_belong_to(tmp_path: P
     with tiles_of_cuda():
         assert cut(1024, 16, None, "cpu").key == 128 and cut(1024, 16, None, "cpu").group == 1
     assert cut(1024, 16, None, "cpu").key == 64
-
-
-def test_sage_answers_for_layers_that_fit_and_leaves_the_others(denoiser: Any) -> None:
-    torch.manual_seed(0)
-    denoiser.requires_grad_(False)
-    layer = denoiser.transformer_blocks[0].attn
-    own, hidden, text = layer.processor, torch.randn(1, 100, 128), torch.randn(1, 28, 128)
-    take_off = put_sage(denoiser)
-    # 128 keys in float32: the kernel has no float32, so that torch answers.
-    assert all(map(torch.equal, layer(hidden, text), own(layer, hidden, text)))
-    layer.bfloat16()
-    half, words = hidden.bfloat16(), text.bfloat16()
-    got, wanted = layer(half, words)[0].float(), own(layer, half, words)[0].float()
-    assert 0 < float((got - wanted).norm() / wanted.norm()) < 0.05
-    # 127 keys are no whole tiles.
-    assert torch.equal(layer(half[:, :99], words)[0], own(layer, half[:, :99], words)[0])
-    take_off()
-    assert "forward" not in vars(layer)
 
 
 def test_host_times_counts_calls_and_leaves_no_hooks() -> None:

@@ -101,7 +101,7 @@ def test_json_round_trip_and_plot(floors: dict[str, NoiseFloor], tmp_path: Path)
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
-    with pytest.raises(StackError, match=r"add \.quantize\(\) or \.sparse_attn\(\)"):
+    with pytest.raises(StackError, match=r"add \.quantize\(\), \.sage_attn\(\) or \.sparse_attn\(\)"):
         Stack(tiny_pipe()).noise_floor([PROMPT])
     with pytest.raises(StackError, match="2 or more neighbours"):
         quantized().noise_floor([PROMPT], neighbours=1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from stack.attention.sage_attn import SageAttention
 from stack.attention.sparse_attn import SparseAttention
 from stack.caching.bases import Bases
 from stack.caching.cache import Cache
@@ -31,6 +32,8 @@ LARGE = {"image_tokens": 4096}
 BASES = Bases("flux", 6, 192, {"image": torch.eye(192)}, made_under=HERE)
 CALIBRATED = Cache("svd", full_steps=(0, 9, 20, 35), steps=50, calibrated_for=HERE)
 FITTED = Cache("teacache", coefficients=(1.0, 0.0), calibrated_for=HERE)
+HALF = {**LARGE, "dtype": "bfloat16"}
+SAGE = SageAttention(even_if_slower=True)
 SPARSE = SparseAttention(0.35, block=128)
 EIGHT = Distill("shapes-flux-8")
 SIXTEEN = Distill("hyper-flux-16")
@@ -72,6 +75,9 @@ PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
     "sparse-under-cache": ([SPARSE, Cache("svd")], LARGE),
     "switch-under-cache": ([SPARSE, Cache("taylorseer-published")], LARGE),
     "attention-cached-and-sparse": ([SPARSE, Cache("pab")], LARGE),
+    "sage-on-rounded-linears": ([Quantize(), SAGE], HALF),
+    "ends-in-eight-bits": ([SAGE, SPARSE], HALF),
+    "fp16-sums": ([SAGE, Compile()], {**HALF, "machine": Machine("cuda", fp16_sums=True)}),
     "compiled-before": ([Cache("svd")], {"carries": (COMPILED,)}),
     "two-caches": ([Cache("svd")], {"carries": (CACHE,)}),
     "split-tokens": ([Cache("toca")], {"carries": (PARALLEL,)}),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from ...attention.sage_attn import SageAttention
 from ...attention.sparse_attn import SparseAttention
 from ...quant.quantize import Quantize
 from ...runtime.stack_like import StackLike
 
-APPROXIMATE = (Quantize.stage, SparseAttention.stage)  # after these a step computes something else than the model
+APPROXIMATE = (
+    Quantize.stage,
+    SageAttention.stage,
+    SparseAttention.stage,
+)  # after these a step computes something else than the model
 FACTS = ("family", "machine", "dtype", "blocks", "width", "adapters", "weight_bits", "activation_bits", "quantized_by")
 
 

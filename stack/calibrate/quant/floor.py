@@ -31,7 +31,7 @@ BLOCKS = "blocks"  # the mean over what each block adds
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """Relative errors that quantization and sparse attention add, per noise level.
+    """Relative errors that quantization, 8-bit and sparse attention add, per noise level.
 
     Attributes:
         sigmas: largest first.
@@ -123,7 +123,7 @@ def measure_floor(
     """
     approximate = [p for p in stack.passes if p.stage in APPROXIMATE]
     if not approximate:
-        raise StackError("nothing is approximated: add .quantize() or .sparse_attn() to the stack")
+        raise StackError("nothing is approximated: add .quantize(), .sage_attn() or .sparse_attn() to the stack")
     if neighbours < 2 or not 0 < nearness <= 1:
         raise StackError(
             f"expected 2 or more neighbours and a nearness in (0, 1], got {neighbours} and {nearness}: "

@@ -8,6 +8,7 @@ from .adapters import ADAPTERS
 from .compilers import COMPILERS
 from .quantization import QUANTIZATION
 from .rounded_caches import ROUNDED_CACHES
+from .sage import SAGE
 from .solver import SOLVER
 from .sparse import SPARSE
 from .state import STATE
@@ -20,6 +21,7 @@ SUBJECTS: dict[str, tuple[Rule, ...]] = {
     "Caches, schedules and few steps": STEPS,
     "Solver": SOLVER,
     "Sparse attention": SPARSE,
+    "8-bit attention": SAGE,
     "Compilers, hooks and other caches": COMPILERS,
     "Cached state": STATE,
 }

@@ -78,8 +78,8 @@ GATE_READS_DEVICE = Rule(
 )
 SPARSE_BREAKS_GRAPH = Rule(
     "sparse-breaks-graph",
-    "compiled blocks with sparse attention in them",
-    "The map and the count of sparse calls are made outside compiled code, as in SpargeAttention: the compiler stops "
+    "compiled blocks with sparse or 8-bit attention in them",
+    "The map and the count of calls are made outside compiled code, as in SpargeAttention: the compiler stops "
     "at each block's attention and goes on behind it.",
     (
         Evidence(
@@ -90,7 +90,7 @@ SPARSE_BREAKS_GRAPH = Rule(
     ),
     "Said in the plan. What is around attention is compiled all the same.",
     "plan",
-    ("sparse_attn", "compile"),
+    ("sage_attn", "sparse_attn", "compile"),
 )
 RECOMPILE_LIMIT = Rule(
     "recompile-limit",

@@ -108,9 +108,9 @@ ATTENTION_CACHED_AND_SPARSE = Rule(
 )
 MASKED_ATTENTION = Rule(
     "masked-attention",
-    "sparse attention under a mask",
-    "A padded prompt or a condition comes with an attention mask, which a block map does not hold; padded text, hidden "
-    "from all queries alike, is no part of it.",
+    "sparse or 8-bit attention under a mask",
+    "A padded prompt or a condition comes with an attention mask, which neither a block map nor SageAttention's "
+    "kernel holds; padded text, hidden from all queries alike, is no part of a map.",
     (
         Evidence(
             "0 calls are sparse whose mask hides more than text; SageAttention's backend raises on all of them, as "
@@ -118,10 +118,10 @@ MASKED_ATTENTION = Rule(
             "diffusers' attention backends",
         ),
     ),
-    "A mask that hides nothing is dropped where it can be looked into, one that hides text is followed. Other calls "
-    "stay dense, bit for bit, and the report counts them by reason.",
+    "A mask that hides nothing is dropped where it can be looked into, one that hides text is followed by sparse "
+    "attention. Other calls stay dense, bit for bit, and the report counts them by reason.",
     "run",
-    ("sparse_attn",),
+    ("sage_attn", "sparse_attn"),
 )
 OTHER_PROCESSORS = Rule(
     "other-processors",
@@ -138,7 +138,7 @@ OTHER_PROCESSORS = Rule(
     "Such layers stay dense, and the report counts their calls; a back end that goes through torch computes the dense "
     "calls and not the sparse ones.",
     "apply",
-    ("sparse_attn",),
+    ("sage_attn", "sparse_attn"),
 )
 
 SPARSE = (
