@@ -29,6 +29,7 @@ STACKS: dict[str, Build] = {
     "torchao": lambda s, _: s.quantize("int8", min_features=64, backend="torchao"),
     "bitsandbytes": lambda s, _: s.quantize("nf4", min_features=64, backend="bitsandbytes"),
     "quanto": lambda s, _: s.quantize("int8-weight", min_features=64, backend="quanto"),
+    "sage": lambda s, _: s.sage_attn(even_if_slower=True),
     "sparse": lambda s, _: s.sparse_attn(even_if_slower=True),
     "compile": lambda s, _: s.compile(),
     "cache": lambda s, _: s.cache("svd"),

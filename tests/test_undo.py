@@ -37,6 +37,7 @@ def build(world: dict[str, Any], stages: list[str]) -> Stack:
         "quantize": lambda: stack.quantize("int8", min_features=64),
         "adapter": lambda: stack.distill(str(world["lora"]), switchable=True),
         "solver": lambda: stack.solver(steps=TAKEN),
+        "sage_attn": lambda: stack.sage_attn(),
         "sparse_attn": lambda: stack.sparse_attn(keep=0.5),
         "cache": lambda: stack.cache("svd", interval=4, warmup=2),
     }

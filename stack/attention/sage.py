@@ -6,10 +6,10 @@ the values are multiplied in fp16. On normal inputs the result is about 1.3 % of
 
 What the kernel cannot be given is put right before it:
 
-- The mean key is subtracted (`smoothed`). That adds one number to all scores of a query, which leaves the softmax as it
-  was, and makes the rounding steps much finer where keys share a large offset.
-- Products with the values are summed up in fp16 over 64 keys, so that values from 1,024 on may overflow. Each channel is
-  divided by a power of two, which is exact, and the output multiplied with it (`scaled`).
+- The mean key is subtracted (`smoothed`). That adds one number to all scores of a query, which leaves the softmax as
+  it was, and makes the rounding steps much finer where keys share a large offset.
+- Products with the values are summed up in fp16 over 64 keys, so that values from 1,024 on may overflow. Each channel
+  is divided by a power of two, which is exact, and the output multiplied with it (`scaled`).
 - Keys that are missing in the last tile would count as keys with score 0 and value 0. The tile is filled with the mean
   key, which is 0 by then, and the mean value (`filled`). A filler weighs no more than the average key, so that on long
   sequences it changes next to nothing; on short ones the call is refused. A tail of keys on its own could not be merged

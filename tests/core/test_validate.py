@@ -90,6 +90,7 @@ def test_a_number_of_too_many_digits_for_python_to_write() -> None:
     [
         (lambda s: s.quantize("int8", rank=4), "unknown option of quantize 'rank': expected one of"),
         (lambda s: s.quantize("int8", skipp=()), "unknown option of quantize 'skipp': did you mean 'skip'?"),
+        (lambda s: s.sage_attn(keep=1), "unknown option of sage_attn 'keep'"),
         (lambda s: s.sparse_attn(x=1), "unknown option of sparse_attn 'x'"),
         (lambda s: s.quantize("int8", min_features="a"), "quantize.min_features: expected a whole number"),
         (lambda s: s.quantize("int8", rounded="x"), "quantize.rounded: expected a FeedbackRounding, got 'x'"),

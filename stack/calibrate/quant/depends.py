@@ -7,11 +7,8 @@ from ...attention.sparse_attn import SparseAttention
 from ...quant.quantize import Quantize
 from ...runtime.stack_like import StackLike
 
-APPROXIMATE = (
-    Quantize.stage,
-    SageAttention.stage,
-    SparseAttention.stage,
-)  # after these a step computes something else than the model
+# After these a step computes something else than the model.
+APPROXIMATE = (Quantize.stage, SageAttention.stage, SparseAttention.stage)
 FACTS = ("family", "machine", "dtype", "blocks", "width", "adapters", "weight_bits", "activation_bits", "quantized_by")
 
 

@@ -11,7 +11,10 @@ SAGE_ON_ROUNDED_LINEARS = Rule(
     "SageAttention 2 users got black pictures. Here every product of attention is kept within fp16, and an output that "
     "is not finite or constant is never returned unnoticed.",
     (
-        Evidence("FIGURE", "[8-bit attention](sparse.md#8-bit-attention)"),
+        Evidence(
+            "shapes-dit with int8 linears has 50.2 dB, with 8-bit attention 56.4, with both 50.6",
+            "[8-bit attention](sparse.md#8-bit-attention)",
+        ),
         Evidence(
             "1 of 4 combinations of Wan 2.1 14B gives a picture: weights and model in fp16; fp8 in either is black",
             "thu-ml/SageAttention, issue 221, version 2.1.1 on an RTX 5090",
@@ -26,7 +29,13 @@ ENDS_IN_EIGHT_BITS = Rule(
     "first and last steps that another pass keeps exact, under 8-bit attention",
     "The steps at both ends decide most of a picture. Sparse attention leaves them dense and `quantize(ends=...)` "
     "computes them more precisely; 8-bit attention is on all steps.",
-    (Evidence("FIGURE", "[8-bit attention](sparse.md#8-bit-attention)"),),
+    (
+        Evidence(
+            "shapes-dit with int8 linears between exact ends has 54.0 dB, with 8-bit attention on all steps as well; "
+            "half of the blocks between dense ends 30.6 dB, in 8 bits as well",
+            "[8-bit attention](sparse.md#8-bit-attention)",
+        ),
+    ),
     "Said in the plan. Leave `sage_attn()` out where the ends have to be exact.",
     "plan",
     ("quantize", "sage_attn", "sparse_attn"),
