@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from stack.attention.sage import rounded
 from stack.caching.forecast import Forecast
 from stack.caching.predictor import Predictor
 from stack.quant.formats import pack_levels
@@ -20,6 +21,7 @@ from . import test_bounds_product as products
 from . import test_bounds_rounding as rounding
 from . import test_bounds_stack as stacks
 from .attention import test_dropped_mass as sparse
+from .attention import test_sage as sage
 from .caching import test_extrapolation as guards
 from .compat.test_mutations import Mutation, Test, broken
 
@@ -52,6 +54,16 @@ def without_growth(errors: list[float], gaps: list[float], lipschitz: float = 0.
 
 def averaged(out: torch.Tensor, lse: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any) -> Any:
     return out.lerp_(v.mean(1, keepdim=True), 0.5)
+
+
+def coarse_heads(x: torch.Tensor, block: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys cut off to every eighth level."""
+    multiples, step = rounded(x, block, scale)
+    return multiples // 8 * 8, step
+
+
+def filled_with_zeros(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.nn.functional.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % sage.KEYS)) for x in (k, v))
 
 
 MUTATIONS = {
@@ -112,6 +124,22 @@ MUTATIONS = {
     "the mean of all values blended in": Mutation(
         "stack.attention.kernels", "add_remainder", averaged,
         case(sparse.test_error_of_what_runs_is_within_the_bound, 0, 30.0, 1e3, 0.9, False),
+    ),
+    "8-bit scores of coarser heads": Mutation(
+        "stack.attention.sage", "rounded", coarse_heads,
+        case(sage.test_the_error_is_what_the_steps_allow, 0, 100, 100, 64, 1.0, 1.0, 0.0, 1.0),
+    ),
+    "values that overflow fp16": Mutation(
+        "stack.attention.sage", "scaled", lambda v: (v, torch.ones_like(v[:, :1])),
+        case(sage.test_values_of_any_size_are_as_exact_as_any_other, [20] * 64, 0),
+    ),
+    "fillers whose value is 0": Mutation(
+        "tests.attention.test_sage", "filled", filled_with_zeros,
+        case(sage.test_fillers_weigh_no_more_than_the_average_key, 0, 100, 1.0, 1.0, 0.0),
+    ),
+    "fillers beside keys that keep their mean": Mutation(
+        "tests.attention.test_sage", "smoothed", lambda k: k,
+        case(sage.test_fillers_weigh_no_more_than_the_average_key, 0, 100, 1.0, 1.0, 20.0),
     ),
     "growth that is left out of the final error": Mutation(
         "tests.test_bounds_stack", "final_error_bound", without_growth,

@@ -35,6 +35,8 @@ from stack.attention.sage import (
 from stack.bounds import filler_share_bound
 from stack.core.errors import StackError
 
+from ..reads import CountReads
+
 # queries, keys, head size, dtype: keys in whole tiles of 64, and not; queries in whole tiles of 128, and not.
 CALLS = [
     (128, 128, 64, "bfloat16"),
@@ -211,6 +213,13 @@ def test_the_operator_is_well_formed_and_breaks_no_graph() -> None:
     torch.library.opcheck(torch.ops.ditstack.sage_attention.default, (q, k, v))
     compiled = torch.compile(sage_attention, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(q, k, v), sage_attention(q, k, v))
+
+
+def test_nothing_is_read_from_the_device() -> None:
+    q, k, v = (x.bfloat16() for x in draw(0, 70, 3990, 64))  # with a tail
+    with CountReads() as reads:
+        sage_attention(q, k, v)
+    assert reads.count == 0
 
 
 def half(*shape: int) -> torch.Tensor:
