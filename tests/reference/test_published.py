@@ -216,6 +216,18 @@ def test_savings_follow_amdahl() -> None:
     assert savings(unloaded(of({}), model, H100)).together == 1.0
 
 
+def test_8_bit_attention_saves_half_of_what_sparse_attention_leaves() -> None:
+    model, sage = published("black-forest-labs/FLUX.1-dev"), {"even_if_slower": True}
+    sparse = {"keep": 0.5, "even_if_slower": True}
+    alone, both = (unloaded(of({"sage_attn": sage, **more}, 50), model, H100) for more in ({}, {"sparse_attn": sparse}))
+    assert alone.work is not None
+    share = alone.work.total.attention / alone.work.total.step()
+    assert 0.19 < share < 0.21
+    assert savings(alone).together == pytest.approx(1 / (1 - share / 2))
+    left = both.plan.facts_after.attention_density
+    assert 0.5 < left < 0.7 and savings(both).together == pytest.approx(1 / (1 - share * (1 - left / 2)))
+
+
 # ---- what is asked for
 
 
