@@ -144,7 +144,7 @@ class Stack:
         """Add 8-bit attention where no other is taken; see `stack.attention.sage_attn.SageAttention`."""
         return self.add(made(SageAttention, **options))
 
-    def sparse_attn(self, keep: float = 0.5, **options: Any) -> Stack:
+    def sparse_attn(self, keep: float | None = None, **options: Any) -> Stack:
         """Add block-sparse attention; see `stack.attention.sparse_attn.SparseAttention`."""
         return self.add(made(SparseAttention, keep=keep, **options))
 

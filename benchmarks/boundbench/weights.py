@@ -8,6 +8,7 @@ import torch
 
 from stack.attention.kernels import dense, gather_attention
 from stack.attention.maps import Grid, block_map, keep_mask
+from stack.attention.producers import sampled as shares
 from stack.bounds import (
     dropped_mass_bound,
     filler_share_bound,
@@ -104,10 +105,10 @@ def angle(seed: int) -> list[float]:
 def dropped(seed: int) -> list[float]:
     """Block-sparse attention at half of the blocks."""
     q, k, v = (normal(seed + i, 1, GRID.tokens, 2, 16) for i in range(3))
-    indices = block_map(q, k, GRID, 0.5)
+    kept = block_map(shares(q, k, GRID), GRID, 0.5)
     weights = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / 4).softmax(-1)
-    mass = (weights * ~keep_mask(indices, GRID)).sum(-1)
-    error = (gather_attention(q, k, v, indices, GRID) - dense(q, k, v)).norm(dim=-1).transpose(1, 2)
+    mass = (weights * ~keep_mask(kept, GRID)).sum(-1)
+    error = (gather_attention(q, k, v, kept, GRID) - dense(q, k, v)).norm(dim=-1).transpose(1, 2)
     radius = (v - v.mean(1, keepdim=True)).norm(dim=-1).amax(1)[..., None]
     blocks = error > 1e-9  # text queries attend to everything
     return (dropped_mass_bound(mass, radius)[blocks] / error[blocks]).tolist()

@@ -42,7 +42,7 @@ class Flex:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        indices: torch.Tensor,
+        kept: torch.Tensor,
         grid: Grid,
         seen: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -52,8 +52,8 @@ class Flex:
             StackError: torch.compile is switched off.
         """
         # What mask functions look up is made out here: compiled kernels read it best from where it was handed in.
-        tables = (kept_tiles(indices, grid), None if seen is None else on_tiles(seen, grid))
-        return self._copy(grid, q, k, v, indices, *tables)(q, k, v, indices, *tables, grid, self.remainder)
+        tables = (kept, kept_tiles(kept, grid), None if seen is None else on_tiles(seen, grid))
+        return self._copy(grid, q, k, v, *tables)(q, k, v, *tables, grid, self.remainder)
 
     def _copy(self, grid: Grid, *tensors: torch.Tensor | None) -> Callable[..., torch.Tensor]:
         # All that the compiler would make another version for, but for process-wide settings such as the gradient mode.
@@ -92,8 +92,8 @@ def flex_with_tables(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    indices: torch.Tensor,
-    keep: torch.Tensor,
+    kept: torch.Tensor,
+    tiles: torch.Tensor,
     seen: torch.Tensor | None,
     grid: Grid,
     remainder: bool = True,
@@ -101,11 +101,11 @@ def flex_with_tables(
     """What is compiled. (B, S, H, D) in and out. Uncompiled it gives the same result, but computes every score.
 
     Args:
-        indices: (B, H, rows, kept) from `block_map`.
-        keep: `kept_tiles` of them.
+        kept: (B, H, rows, blocks) boolean map.
+        tiles: `kept_tiles` of it.
         seen: (B, S) in the order of `on_tiles`.
     """
-    mask = flex_mask(indices, keep, grid, seen)
+    mask = flex_mask(tiles, grid, seen)
     query, key, value = (on_tiles(x, grid).transpose(1, 2) for x in (q, k, v))
     wanted = AuxRequest(lse=remainder)
     out, aux = flex_attention(query, key, value, block_mask=mask, return_aux=wanted)
@@ -113,41 +113,26 @@ def flex_with_tables(
     last = first + grid.blocks * grid.key
     if first != grid.start:
         out = torch.cat([out[:, last : last + grid.start], out[:, :last], out[:, last + grid.start :]], 1)
-    return out if aux.lse is None else add_remainder(out, aux.lse[:, :, first:last], q, k, v, indices, grid)
+    return out if aux.lse is None else add_remainder(out, aux.lse[:, :, first:last], q, k, v, kept, grid)
 
 
-def flex_mask(indices: torch.Tensor, keep: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> BlockMask:
-    """The map as a list of key tiles for each query tile. Arguments as in `flex_with_tables`.
+def flex_mask(tiles: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> BlockMask:
+    """The map as lists of key tiles, as long as each query tile needs them. Arguments as in `flex_with_tables`.
 
     The compiled kernel skips by the lists alone. The mask function repeats the map for backends that do not skip.
     """
-    first, tiles, device = _first_tile(grid), keep.shape[-1], indices.device
-    last = first + grid.blocks
-    every = torch.arange(tiles, device=device)
-    inside, outside = every[first:last], torch.cat([every[:first], every[last:]])
-    chosen = first + indices.repeat_interleave(grid.group, 2)[:, :, : grid.blocks]
-
-    def lists(mine: list[torch.Tensor], others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lengths (B, H, tiles) and tiles (B, H, tiles, tiles) of the query tiles in blocks, and of the others."""
-        row = torch.cat([x.expand(*chosen.shape[:-1], -1) for x in mine], -1)
-        counts = torch.full(keep.shape[:-1], len(others), dtype=torch.int32, device=device)
-        counts[:, :, first:last] = row.shape[-1]
-        listed = torch.zeros(keep.shape, dtype=torch.int32, device=device)
-        listed[..., : len(others)] = others.int()
-        listed[:, :, first:last, : row.shape[-1]] = row.int()
-        return counts, listed
-
+    outside = torch.ones(tiles.shape[-1], dtype=torch.bool, device=tiles.device)
+    outside[_first_tile(grid) : _first_tile(grid) + grid.blocks] = False
     # No score is masked inside a full tile. Those outside the blocks are partial ones where some keys are hidden.
-    full = lists([chosen, outside], every) if seen is None else lists([chosen], inside)
-    partial = lists([outside[:0]], outside[:0]) if seen is None else lists([outside], outside)
+    partial = tiles & (outside if seen is not None else torch.zeros_like(outside))
 
     def looked_up(b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        kept = keep[b, h, query // grid.key, key // grid.key]
+        kept = tiles[b, h, query // grid.key, key // grid.key]
         return kept if seen is None else kept & seen[b, key]
 
     return BlockMask.from_kv_blocks(
-        *partial,
-        *full,
+        *_lists(partial),
+        *_lists(tiles & ~partial),
         BLOCK_SIZE=grid.key,
         mask_mod=looked_up,
         seq_lengths=(grid.tokens, grid.tokens),
@@ -155,14 +140,18 @@ def flex_mask(indices: torch.Tensor, keep: torch.Tensor, grid: Grid, seen: torch
     )
 
 
-def kept_tiles(indices: torch.Tensor, grid: Grid) -> torch.Tensor:
+def _lists(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many tiles (B, H, tiles) each query tile has in a table, and which (B, H, tiles, tiles): these come first."""
+    return table.sum(-1, dtype=torch.int32), (~table).to(torch.int8).argsort(dim=-1, stable=True).int()
+
+
+def kept_tiles(kept: torch.Tensor, grid: Grid) -> torch.Tensor:
     """The map as a table (B, H, tiles, tiles), True where a query tile sees a key tile, in the order of `on_tiles`."""
     first, tiles = _first_tile(grid), -(-grid.tokens // grid.key)
     image = slice(first, first + grid.blocks)
-    keep = torch.ones(*indices.shape[:2], tiles, tiles, dtype=torch.bool, device=indices.device)
-    keep[:, :, image, image] = False
-    keep[:, :, image].scatter_(-1, first + indices.repeat_interleave(grid.group, 2)[:, :, : grid.blocks], True)
-    return keep
+    table = torch.ones(*kept.shape[:2], tiles, tiles, dtype=torch.bool, device=kept.device)
+    table[:, :, image, image] = kept.repeat_interleave(grid.group, 2)[:, :, : grid.blocks]
+    return table
 
 
 def on_tiles(x: torch.Tensor, grid: Grid) -> torch.Tensor:

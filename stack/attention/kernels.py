@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ def sparse_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    indices: torch.Tensor,
+    kept: torch.Tensor,
     grid: Grid,
     flex: Flex,
     seen: torch.Tensor | None = None,
@@ -26,15 +28,15 @@ def sparse_attention(
     CUDA: FlexAttention. Elsewhere: gathered keys. Both compute the same.
 
     Args:
-        indices: (B, H, rows, kept) from `block_map`.
+        kept: (B, H, rows, blocks) boolean map; rows may keep different numbers of blocks.
         flex: what CUDA has compiled so far.
         seen: (B, S), False at keys that nobody may attend to; they lie outside the blocks. None where all are seen.
     """
     if q.device.type == "cuda":
-        return flex(q, k, v, indices, grid, seen)
+        return flex(q, k, v, kept, grid, seen)
     lse = q.new_empty(q.shape[0], q.shape[2], grid.end - grid.start, dtype=torch.float32)
-    out = gather_attention(q, k, v, indices, grid, lse, seen)
-    return add_remainder(out, lse, q, k, v, indices, grid)
+    out = gather_attention(q, k, v, kept, grid, lse, seen)
+    return add_remainder(out, lse, q, k, v, kept, grid)
 
 
 def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
@@ -48,7 +50,7 @@ def gather_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    indices: torch.Tensor,
+    kept: torch.Tensor,
     grid: Grid,
     lse: torch.Tensor | None = None,
     seen: torch.Tensor | None = None,
@@ -57,28 +59,28 @@ def gather_attention(
 
     Args:
         q, k, v: (B, S, H, D).
-        indices: (B, H, rows, kept) from `block_map`.
+        kept: (B, H, rows, blocks) boolean map; rows may keep different numbers of blocks.
         lse: (B, H, queries in blocks) float32; filled with the log-sum-exp of the scores each of them computed.
         seen: see `sparse_attention`.
 
     Returns:
         (B, S, H, D).
     """
-    batch, _, heads, dim = q.shape
-    rows = _Rows(indices, grid, batch, heads)
-    bias = None if seen is None else _bias(seen, indices.shape[-1] * grid.key, grid, q.dtype)
+    dim = q.shape[-1]
+    bias = None if seen is None else _bias(seen, grid, q.dtype)
     flat_k, flat_v = k.reshape(-1, dim), v.reshape(-1, dim)
     out = torch.empty_like(q)
-    for i in range(grid.rows):
-        picked = rows(i)
-        keys, values = (x.index_select(0, picked).view(batch, heads, -1, dim) for x in (flat_k, flat_v))
-        start = grid.start + i * grid.group * grid.key
-        stop = min(start + grid.group * grid.key, grid.end)
-        query = q[:, start:stop].transpose(1, 2)
-        part, mass = _attend(query, keys, values, bias)
-        out[:, start:stop] = part.transpose(1, 2)
+    for part in _parts(kept, grid):
+        keys, values = (
+            x.index_select(0, part.keys.flatten()).view(*part.keys.shape, dim)[:, None] for x in (flat_k, flat_v)
+        )
+        query = q[part.sample, part.queries, part.head][:, None]
+        hidden = None if bias is None else F.pad(bias[part.sample], (keys.shape[2] - bias.shape[-1], 0))
+        attended, mass = _attend(query, keys, values, hidden)
+        out[part.sample, part.queries, part.head] = attended[:, 0]
         if lse is not None:
-            lse[:, :, start - grid.start : stop - grid.start] = mass
+            there = slice(part.queries.start - grid.start, part.queries.stop - grid.start)
+            lse[part.sample, part.head, there] = mass[:, 0].to(lse.dtype)
     if grid.rest:
         first = grid.start
         outside = dense(torch.cat([q[:, :first], q[:, grid.end :]], 1), k, v, seen)
@@ -86,11 +88,10 @@ def gather_attention(
     return out
 
 
-def _bias(seen: torch.Tensor, kept: int, grid: Grid, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to the scores (B, 1, 1, kept + rest) of a query block, whose keys outside the blocks come last."""
+def _bias(seen: torch.Tensor, grid: Grid, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to the scores (B, 1, 1, rest) of the keys outside the blocks, which come last in every part."""
     outside = torch.cat([seen[:, : grid.start], seen[:, grid.end :]], 1)
-    bias = torch.zeros(len(seen), kept + grid.rest, dtype=dtype, device=seen.device)
-    bias[:, kept:].masked_fill_(~outside, -math.inf)
+    bias = torch.zeros(outside.shape, dtype=dtype, device=seen.device).masked_fill_(~outside, -math.inf)
     return bias[:, None, None]
 
 
@@ -105,20 +106,39 @@ def _attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias), scores.logsumexp(-1)
 
 
-class _Rows:
-    """Rows of the flattened (B * S * H, D) keys that a query block sees, in (B, H, token) order."""
+@dataclass(frozen=True)
+class _Part:
+    """Queries that are computed in one call: a query block of all the heads that keep as many blocks there.
 
-    def __init__(self, indices: torch.Tensor, grid: Grid, batch: int, heads: int):
-        def count(stop: int) -> torch.Tensor:
-            return torch.arange(stop, device=indices.device)
+    Attributes:
+        sample, head: (N,) which ones.
+        queries: positions in the sequence.
+        keys: (N, kept + rest) rows of the flattened (B * S * H, D) keys that they see.
+    """
 
-        # Token t of head h in sample b is row (b S + t) H + h: no copy into another layout is needed.
-        offset = (count(batch)[:, None] * grid.tokens * heads + count(heads))[..., None]
-        rest = torch.cat([count(grid.start), count(grid.tokens)[grid.end :]])
-        self._rest = rest * heads + offset
-        self._first = (grid.start + indices * grid.key) * heads + offset[..., None]
-        self._within = count(grid.key) * heads
+    sample: torch.Tensor
+    head: torch.Tensor
+    queries: slice
+    keys: torch.Tensor
 
-    def __call__(self, i: int) -> torch.Tensor:
-        blocks = (self._first[:, :, i, :, None] + self._within).flatten(2)
-        return torch.cat([blocks, self._rest], -1).flatten()
+
+def _parts(kept: torch.Tensor, grid: Grid) -> Iterator[_Part]:
+    """All queries in blocks. Reads the lengths of the rows."""
+    heads = kept.shape[1]
+
+    def count(stop: int) -> torch.Tensor:
+        return torch.arange(stop, device=kept.device)
+
+    within = count(grid.key)
+    rest = torch.cat([count(grid.start), count(grid.tokens)[grid.end :]])
+    blocks = (~kept).to(torch.int8).argsort(dim=-1, stable=True).flatten(0, 1)
+    for row, lengths in enumerate(kept.sum(-1).flatten(0, 1).T.tolist()):
+        start = grid.start + row * grid.group * grid.key
+        for length in sorted(set(lengths)):
+            chosen = torch.tensor([i for i, n in enumerate(lengths) if n == length], device=kept.device)
+            sample, head = chosen // heads, chosen % heads
+            tokens = grid.start + blocks[chosen, row, :length, None] * grid.key + within
+            tokens = torch.cat([tokens.flatten(1), rest.expand(len(chosen), -1)], -1)
+            # Token t of head h in sample b is row (b S + t) H + h: no copy into another layout is needed.
+            keys = (sample[:, None] * grid.tokens + tokens) * heads + head[:, None]
+            yield _Part(sample, head, slice(start, min(start + grid.group * grid.key, grid.end)), keys)

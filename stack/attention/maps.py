@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 KEY_BLOCK = {"cuda": 128}  # FlexAttention's own tile; elsewhere the finest block that costs nothing to gather
 FINEST = 64
@@ -90,37 +89,54 @@ def cut(image: int, text: int, block: int | None, device: str, text_last: bool =
     return Grid(text, image, key, -(-(block or QUERY_BLOCK.get(device, LONGEST)) // key), text_last)
 
 
-def block_map(q: torch.Tensor, k: torch.Tensor, grid: Grid, keep: float) -> torch.Tensor:
-    """The key blocks with the largest pooled scores, per sample, head and query block (training-free, as Jenga's and
-    SpargeAttn's first stage: arXiv 2505.16864, 2502.18137), always with the query block's own.
-
-    Nothing is pooled over the batch or over heads, and scores are fp32, so that neither batching nor precision
-    changes what is kept. No host sync.
+def block_map(shares: torch.Tensor, grid: Grid, keep: float) -> torch.Tensor:
+    """The key blocks with the largest shares of the softmax mass, equally many in every row, its own always. No sync.
 
     Args:
-        q, k: (B, S, H, D), rotary positions applied.
+        shares: (B, H, rows, blocks) from one of `producers.PRODUCERS`.
+        keep: share of the key blocks.
 
     Returns:
-        (B, H, rows, kept) indices of key blocks, ascending.
+        (B, H, rows, blocks) boolean, True where a query block attends to a key block.
     """
-    image = slice(grid.start, grid.end)
-    pooled_q, pooled_k = (x[:, image].unflatten(1, (-1, grid.key)).mean(2, dtype=torch.float32) for x in (q, k))
-    missing = grid.rows * grid.group - grid.blocks
-    # A sum instead of a mean over the group: the ranking within a row is the same, also for a short last group.
-    pooled_q = F.pad(pooled_q, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, grid.group)).sum(2)
-    scores = pooled_q.permute(0, 2, 1, 3) @ pooled_k.permute(0, 2, 3, 1)
-    blocks = torch.arange(grid.blocks, device=q.device)
-    own = blocks // grid.group == torch.arange(grid.rows, device=q.device)[:, None]
-    return scores.masked_fill(own, math.inf).topk(grid.kept(keep), dim=-1).indices.sort(-1).values
+    best = shares.masked_fill(_own(grid, shares.device), math.inf).topk(grid.kept(keep), dim=-1).indices
+    return torch.zeros_like(shares, dtype=torch.bool).scatter_(-1, best, True)
 
 
-def keep_mask(indices: torch.Tensor, grid: Grid) -> torch.Tensor:
+def mass_map(shares: torch.Tensor, grid: Grid, max_mass: float) -> torch.Tensor:
+    """The fewest key blocks per row whose complement has at most `max_mass` of the softmax mass, its own always: the
+    cut by cumulative mass of SpargeAttn (arXiv 2502.18137). Arguments and result as in `block_map`. No sync.
+    """
+    kept = _own(grid, shares.device)
+    # From the smallest share upwards, as long as their sum stays within the budget; own blocks come last.
+    ordered = shares.masked_fill(kept, math.inf).sort(dim=-1)
+    within = ordered.values.cumsum(-1) <= max_mass
+    return torch.empty_like(within).scatter_(-1, ordered.indices, ~within) | kept
+
+
+def dropped_mass(shares: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Share of the softmax mass (B, H, rows) that a map leaves out, as the producer of `shares` has it."""
+    return (shares * ~kept).sum(-1)
+
+
+def computed_share(kept: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Share of the S x S attention scores that is computed by a map, mean over samples and heads. () fp32."""
+    lengths = torch.full((grid.rows,), grid.group * grid.key, device=kept.device)
+    lengths[-1:] = grid.blocks * grid.key - (grid.rows - 1) * grid.group * grid.key
+    inside = (kept.sum(-1) * lengths).sum(-1).float().mean() * grid.key
+    return (inside + grid.rest * (2 * grid.tokens - grid.rest)) / grid.tokens**2
+
+
+def keep_mask(kept: torch.Tensor, grid: Grid) -> torch.Tensor:
     """The map as a boolean mask (B, H, S, S), True where a query sees a key: what the kernels compute, spelled out."""
-    batch, heads = indices.shape[:2]
-    rows = torch.zeros(batch, heads, grid.rows, grid.blocks, dtype=torch.bool, device=indices.device)
-    rows.scatter_(-1, indices, True)
-    fine = rows.repeat_interleave(grid.group, 2)[:, :, : grid.blocks]
-    mask = torch.ones(batch, heads, grid.tokens, grid.tokens, dtype=torch.bool, device=indices.device)
+    mask = torch.ones(*kept.shape[:2], grid.tokens, grid.tokens, dtype=torch.bool, device=kept.device)
     image = slice(grid.start, grid.end)
+    fine = kept.repeat_interleave(grid.group, 2)[:, :, : grid.blocks]
     mask[:, :, image, image] = fine.repeat_interleave(grid.key, 2).repeat_interleave(grid.key, 3)
     return mask
+
+
+def _own(grid: Grid, device: torch.device) -> torch.Tensor:
+    """(rows, blocks), True where a key block lies in the query block."""
+    blocks = torch.arange(grid.blocks, device=device)
+    return blocks // grid.group == torch.arange(grid.rows, device=device)[:, None]

@@ -16,19 +16,13 @@ import torch
 from .maps import Grid
 
 
-def dropped_blocks(indices: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """The map's complement (B, H, rows, blocks), True where a block is left out."""
-    out = torch.ones(*indices.shape[:3], grid.blocks, dtype=torch.bool, device=indices.device)
-    return out.scatter_(-1, indices, False)
-
-
 def add_remainder(
     out: torch.Tensor,
     lse: torch.Tensor,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    indices: torch.Tensor,
+    kept: torch.Tensor,
     grid: Grid,
 ) -> torch.Tensor:
     """Blend the pooled part of the dropped blocks into the output of the image queries, in place.
@@ -36,18 +30,16 @@ def add_remainder(
     Args:
         out: (B, S, H, D), attention over the kept keys.
         lse: (B, H, image queries), its log-sum-exp over the kept keys.
-        indices: (B, H, rows, kept) from `block_map`.
+        kept: (B, H, rows, blocks) boolean map.
     """
-    if indices.shape[-1] == grid.blocks:
-        return out
     image = slice(grid.start, grid.end)
     keys, values = (x[:, image].unflatten(1, (-1, grid.key)).mean(2).transpose(1, 2) for x in (k, v))
     query = q[:, image].transpose(1, 2)
     scores = (query @ keys.mT).float() / math.sqrt(q.shape[-1]) + math.log(grid.key)
-    dropped = dropped_blocks(indices, grid).repeat_interleave(grid.group * grid.key, 2)[:, :, : query.shape[2]]
-    scores.masked_fill_(~dropped, -math.inf)
-    mass = scores.logsumexp(-1)
-    pooled = torch.softmax(scores, -1).to(v.dtype) @ values
+    scores.masked_fill_(kept.repeat_interleave(grid.group * grid.key, 2)[:, :, : query.shape[2]], -math.inf)
+    # Finite also in rows that drop nothing, so that these get weights of 0 and not of 0 / 0.
+    mass = scores.logsumexp(-1).clamp_min(torch.finfo(scores.dtype).min)
+    pooled = (scores - mass[..., None]).exp().to(v.dtype) @ values
     share = torch.sigmoid(mass - lse).to(out.dtype)
     out[:, image].lerp_(pooled.transpose(1, 2), share.transpose(1, 2)[..., None])
     return out

@@ -17,7 +17,7 @@ from ..compat.rules.sparse import (
     OTHER_PROCESSORS,
     SPARSE_DOES_NOT_PAY,
 )
-from ..core.errors import StackError
+from ..core.errors import StackError, choose
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding, field_options
@@ -25,6 +25,7 @@ from ..core.validate import RunSteps, Steps, check_fields
 from ..models.preexisting import PARALLEL
 from ..runtime.target import Target
 from .maps import FINEST
+from .producers import PRODUCERS
 from .sparsity import SparsityPolicy, Tally
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .flex import Flex
 
 DENSE = "stays dense"
+MEASURED = "sampled"  # the producer whose shares are exact for the queries it looks at
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,11 @@ class SparseAttention:
     handles faster.
 
     Attributes:
-        keep: share of image key blocks that each query block attends to, in (0, 1].
+        keep: share of image key blocks that each query block attends to, in (0, 1]; 0.5 where no `max_mass` is given.
+        max_mass: instead of `keep`, the share of the softmax mass that a query block and head may leave out, in (0, 1),
+            measured on one query in 32. Each attends to the fewest blocks within it; calls in which these are too many
+            to gain anything stay dense, where that can be read without waiting for the device.
+        producer: who says which blocks matter: "sampled" (queries, exactly), "pooled", "antidiagonal" or "window".
         block: query block in tokens, a multiple of 64; None takes the device's best (256 on a CPU, 128 on CUDA).
         dense_first: dense steps at the start, at least 1; None is a tenth of the schedule.
         dense_last: dense steps at the end.
@@ -52,26 +58,42 @@ class SparseAttention:
             could be dropped, query blocks are cut as short as they can be.
     """
 
-    keep: float = 0.5
+    keep: float | None = None
     block: int | None = None
     dense_first: RunSteps | None = None
     dense_last: Steps = 1
     even_if_slower: bool = False
+    max_mass: float | None = None
+    producer: str = MEASURED
     stage: ClassVar[str] = "sparse_attn"
 
     def __post_init__(self) -> None:
         check_fields(self, self.stage)
-        if not 0 < self.keep <= 1:
-            raise StackError(f"keep must be in (0, 1], got {self.keep!r}: it is the share of key blocks attended to")
+        if self.producer not in PRODUCERS:
+            raise choose("producer of block maps", self.producer, list(PRODUCERS))
+        self._check_amount()
         if self.block is not None and (self.block < FINEST or self.block % FINEST):
             raise StackError(
                 f"block must be a multiple of {FINEST} tokens, got {self.block!r}: try 256, or leave it out"
             )
 
+    def _check_amount(self) -> None:
+        if self.max_mass is None:
+            object.__setattr__(self, "keep", 0.5 if self.keep is None else self.keep)
+        elif self.keep is not None:
+            raise StackError(f"keep={self.keep!r} and max_mass={self.max_mass!r}: expected one of them, leave one out")
+        elif not 0 < self.max_mass < 1:
+            raise StackError(f"max_mass must be in (0, 1), got {self.max_mass!r}: it is the share of the mass left out")
+        elif self.producer != MEASURED:
+            raise StackError(f"max_mass needs measured mass, got producer={self.producer!r}: take {MEASURED!r}")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise StackError(f"keep must be in (0, 1], got {self.keep!r}: it is the share of key blocks attended to")
+
     @property
     def policy(self) -> SparsityPolicy:
         """The decisions this pass makes, as pure functions."""
-        return SparsityPolicy(self.keep, self.block, self.dense_first, self.dense_last, self.even_if_slower)
+        amount = (self.keep or 0.0, self.block, self.dense_first, self.dense_last)
+        return SparsityPolicy(*amount, self.even_if_slower, self.max_mass, self.producer)
 
     def options(self) -> dict[str, Any]:
         """The arguments that make an equal pass, those at their defaults left out."""
@@ -81,11 +103,16 @@ class SparseAttention:
         first = self.policy.first_steps(facts.steps)
         sparse = self.policy.sparse_steps(facts.steps)
         return [
-            f"keeps {100 * self.keep:g} % of the image key blocks per query block and head, chosen by pooled scores",
+            f"{self._amount()} of the image key blocks per query block and head, chosen by {self.producer} scores",
             f"{sparse} of {facts.steps} steps sparse: the first {first} and the last {self.dense_last} stay dense",
             _shapes(self.policy, facts),
-            _error_words(self.keep),
+            _error_words(self.policy),
         ]
+
+    def _amount(self) -> str:
+        if self.max_mass is not None:
+            return f"leaves out at most {100 * self.max_mass:g} % of the softmax mass: keeps the fewest"
+        return f"keeps {100 * self.policy.keep:g} %"
 
     def check(self, facts: Facts) -> list[Finding]:
         if reason := facts.lacks.get("attention"):
@@ -126,17 +153,21 @@ class SparseAttention:
         return [Finding.of(FEW_DENSE_STEPS, self.stage, what, repair=f"{wanted} are", replacement=more)]
 
     def facts_after(self, facts: Facts) -> Facts:
-        """`attention_density` becomes the mean over the planned steps, dense ones included."""
+        """`attention_density` becomes the mean over the planned steps, dense ones included.
+
+        What a budget of mass will leave out is not known before a run: no time is taken as saved.
+        """
         policy, steps = self.policy, facts.steps
-        saved = policy.sparse_steps(steps) * (1 - self._density(facts))
-        ends = (policy.first_steps(steps), steps - policy.last) if saved else ()
+        density = self._density(facts)
+        saved = 0.0 if self.max_mass is not None else policy.sparse_steps(steps) * (1 - density)
+        ends = (policy.first_steps(steps), steps - policy.last) if density < 1 and policy.sparse_steps(steps) else ()
         switches = (*facts.switches, *(step / steps for step in ends if step < steps))
         return replace(facts, attention_density=facts.attention_density * (1 - saved / steps), switches=switches)
 
     def _density(self, facts: Facts) -> float:
-        """Share of the scores that a sparse step computes."""
+        """Share of the scores that a sparse step computes; with `max_mass`, at least."""
         if not facts.image_tokens:
-            return self.keep
+            return self.policy.keep
         grid = self.policy.grid(facts.image_tokens, facts.text_tokens, facts.machine.device)
         return 1.0 if self._dense_shape(facts) else grid.density(self.keep)
 
@@ -152,7 +183,7 @@ class SparseAttention:
         install.set_attribute(target, "compute_modes", modes)
         install.on_rollback(tally.reset)
         return Applied(
-            summary=f"{len(layers)} of {attention_layers(target)} attention layers, keeps {100 * self.keep:g} %: "
+            summary=f"{len(layers)} of {attention_layers(target)} attention layers, {self._amount()}: "
             + _shapes(self.policy, target.facts),
             report=_reporter(tally, flex, target),
             reset=tally.reset,
@@ -175,7 +206,8 @@ def _shapes(policy: SparsityPolicy, facts: Facts) -> str:
         return f"{DENSE}: {reason}"
     grid = policy.grid(facts.image_tokens, facts.text_tokens, device)
     lengths = f"{grid.rows} query blocks of {grid.group * grid.key} by {grid.blocks} key blocks of {grid.key}"
-    return f"{lengths}: density {grid.density(policy.keep):.2f} on sparse steps"
+    least = "at least " if policy.max_mass is not None else ""
+    return f"{lengths}: density {least}{grid.density(policy.keep):.2f} on sparse steps"
 
 
 def attention_layers(target: Target) -> int:
@@ -198,11 +230,12 @@ def left_alone(layers: Iterable[nn.Module]) -> list[str]:
     return [OTHER_PROCESSORS.annotate(text) for text in notes]
 
 
-def _error_words(keep: float) -> str:
+def _error_words(policy: SparsityPolicy) -> str:
     """What leaving blocks out may cost."""
-    most = dropped_mass_bound(1 - keep, 1.0)
+    lost = 1 - policy.keep if policy.max_mass is None else policy.max_mass
+    most = dropped_mass_bound(lost, 1.0)
     return (
-        f"error: an output that loses {1 - keep:.0%} of its attention is off by at most {most:.2f} times the spread of "
+        f"error: an output that loses {lost:.0%} of its attention is off by at most {most:.2f} times the spread of "
         "its values (bound); what scores lowest is left out"
     )
 

@@ -6,14 +6,18 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..compat.rules.sparse import MASKED_ATTENTION
+import torch
+
+from ..bounds import dropped_mass_bound
+from ..compat.rules.sparse import MARGIN, MASKED_ATTENTION
 from ..runtime.step import StepContext
 from ..runtime.step_clock import Clock
-from .cost import worth_it
+from .cost import predicted_speedup, worth_it
 from .maps import FINEST, Grid, cut
 
 OUTSIDE, FIRST, LAST = "outside a request", "first steps", "last step"
 MASKED, NO_TEXT_LENGTH = f"attention mask ({MASKED_ATTENTION.tag})", "text length unknown"
+TOO_DENSE = "no map within max_mass pays"
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,12 @@ class SparsityPolicy:
     """What the user asked for.
 
     Attributes:
-        keep: share of image key blocks that a query block attends to.
+        keep: share of image key blocks that a query block attends to; with `max_mass`, at least.
         block: query block in tokens, None for the device's best.
         first, last: dense steps at both ends; `first` None is a tenth of the schedule, at least one.
         even_if_slower: do not ask the cost rule.
+        max_mass: share of the softmax mass that may be dropped, None where `keep` decides.
+        producer: who says which blocks hold how much of it, one of `producers.PRODUCERS`.
     """
 
     keep: float
@@ -32,6 +38,8 @@ class SparsityPolicy:
     first: int | None = None
     last: int = 1
     even_if_slower: bool = False
+    max_mass: float | None = None
+    producer: str = "sampled"
 
     def first_steps(self, steps: int) -> int:
         """Dense steps at the start: they fix the layout, and an error there stays in the picture."""
@@ -56,6 +64,12 @@ class SparsityPolicy:
         nothing = self.keep == 1 or self.grid(image, text, device).density(self.keep) == 1
         return "" if good or (self.even_if_slower and not nothing) else why
 
+    def dense_map(self, grid: Grid, density: float, heads: int, head_dim: int, device: str) -> str:
+        """Why a map that was made for a budget of mass is not used, or "". `density` is its share of the scores."""
+        if density == 1 or predicted_speedup(grid, density, heads, head_dim, device) < MARGIN:
+            return "" if self.even_if_slower and density < 1 else TOO_DENSE
+        return ""
+
     def grid(self, image: int, text: int, device: str, text_last: bool = False) -> Grid:
         """How such a sequence is cut; as finely as can be where only that leaves something to drop."""
         grid = cut(image, text, self.block, device, text_last)
@@ -66,18 +80,19 @@ class SparsityPolicy:
 
 @dataclass
 class Tally:
-    """Attention calls of the current pipeline call. All figures follow from shapes: nothing is read from the device."""
+    """Attention calls of the current pipeline call. Nothing is read from the device before `figures` is asked for."""
 
     clock: Clock
     sparse: int = 0
     dense: Counter[str] = field(default_factory=Counter)
-    computed: float = 0.0
+    computed: float | torch.Tensor = 0.0
+    dropped: float | torch.Tensor = 0.0
     _page: int = -1
 
-    def note(self, reason: str, density: float = 1.0) -> None:
-        """One attention call: sparse where `reason` is empty, with its share of computed scores."""
+    def note(self, reason: str, density: float | torch.Tensor = 1.0, dropped: float | torch.Tensor = 0.0) -> None:
+        """One attention call: sparse where `reason` is empty, with its shares of computed scores and dropped mass."""
         self.begin()
-        self.computed += density
+        self.computed, self.dropped = self.computed + density, self.dropped + dropped
         if reason:
             self.dense[reason] += 1
         else:
@@ -92,7 +107,7 @@ class Tally:
 
     def reset(self) -> None:
         """Forget the request."""
-        self.sparse, self.computed, self._page = 0, 0.0, -1
+        self.sparse, self.computed, self.dropped, self._page = 0, 0.0, 0.0, -1
         self.dense.clear()
 
     @property
@@ -101,6 +116,16 @@ class Tally:
         return self.sparse + self.dense.total()
 
     def figures(self) -> dict[str, Any]:
-        """Sparse and dense calls, reasons, and the mean share of scores computed over all of them."""
-        density = self.computed / self.calls if self.calls else None
-        return {"sparse_calls": self.sparse, "dense_calls": dict(self.dense), "density": density}
+        """Sparse and dense calls, reasons, and the mean share of scores computed over all of them.
+
+        Also the mean share of the softmax mass that sparse calls left out, as the producer of their maps has it, and
+        the bound on the error of an output that follows from it, in units of the spread of its values.
+        """
+        dropped = float(self.dropped) / self.sparse if self.sparse else None
+        return {
+            "sparse_calls": self.sparse,
+            "dense_calls": dict(self.dense),
+            "density": float(self.computed) / self.calls if self.calls else None,
+            "dropped_mass": dropped,
+            "error_bound": None if dropped is None else dropped_mass_bound(dropped, 1.0),
+        }

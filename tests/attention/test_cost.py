@@ -14,6 +14,11 @@ def verdict(image: int = 1024, keep: float = 0.5, heads: int = 8, device: str = 
     return worth_it(image, 16, keep, None, heads, 64, device)
 
 
+def speedup(image: int, keep: float, heads: int = 3) -> float:
+    grid = cut(image, 16, None, "cpu")
+    return predicted_speedup(grid, grid.density(keep), heads, 64, "cpu")
+
+
 KEEPS = (0.25, 0.35, 0.5, 0.75)
 # (image tokens, heads): speed of sparse attention, map included, over dense attention at each of KEEPS. fp32, 16 text
 # tokens, heads of 64, two AVX2 cores; medians of five interleaved runs.
@@ -33,7 +38,7 @@ MEASURED = {
 def test_decides_as_the_measurements_do(image: int, heads: int) -> None:
     """Sparse where it gained 45 % or more, dense where it gained nothing; in between either is right."""
     for keep, measured in zip(KEEPS, MEASURED[image, heads], strict=True):
-        predicted = predicted_speedup(cut(image, 16, None, "cpu"), keep, heads, 64, "cpu")
+        predicted = speedup(image, keep, heads)
         assert predicted == pytest.approx(measured, rel=0.35 if measured > 1.5 else 0.17)
         if not 1.0 < measured < 1.45:
             assert verdict(image, keep, heads)[0] is (measured >= 1.45)
@@ -53,8 +58,8 @@ def test_short_sequences_never_pay() -> None:
 
 
 def test_gain_grows_with_length_and_with_what_is_dropped() -> None:
-    lengths = [predicted_speedup(cut(n, 16, None, "cpu"), 0.35, 3, 64, "cpu") for n in (576, 1024, 2304, 4096)]
-    keeps = [predicted_speedup(cut(2304, 16, None, "cpu"), k, 3, 64, "cpu") for k in (0.75, 0.5, 0.35, 0.25)]
+    lengths = [speedup(n, 0.35) for n in (576, 1024, 2304, 4096)]
+    keeps = [speedup(2304, k) for k in (0.75, 0.5, 0.35, 0.25)]
     assert lengths == sorted(lengths) and keeps == sorted(keeps) and keeps[0] < MARGIN < keeps[1]
 
 

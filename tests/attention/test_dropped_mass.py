@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from stack.attention.flex import Flex
 from stack.attention.kernels import dense, gather_attention, sparse_attention
-from stack.attention.maps import Grid, block_map, keep_mask
+from stack.attention.maps import Grid, keep_mask
 from stack.attention.sparse_attn import SparseAttention
 from stack.bounds import dropped_mass_bound
 
 from ..test_plan import FACTS
+from .mapped import block_map
 
 GRID = Grid(text=3, image=48, key=8, group=1)
 
@@ -27,10 +28,10 @@ def scene(seed: int, sharpness: float, outlier: float) -> tuple[torch.Tensor, to
     return sharpness * q, k, v
 
 
-def dropped_mass(q: torch.Tensor, k: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def dropped_mass(q: torch.Tensor, k: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact attention weights (1, H, S, S) and, per query (1, H, S), the share of them the map leaves out."""
     weights = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / q.shape[-1] ** 0.5).softmax(-1)
-    return weights, (weights * ~keep_mask(indices, GRID)).sum(-1)
+    return weights, (weights * ~keep_mask(kept, GRID)).sum(-1)
 
 
 draws = given(
@@ -51,9 +52,9 @@ def a_map(q: torch.Tensor, k: torch.Tensor, keep: float, adversarial: bool) -> t
 @draws
 def test_error_is_within_the_bound(seed: int, sharpness: float, outlier: float, keep: float, adversarial: bool) -> None:
     q, k, v = scene(seed, sharpness, outlier)
-    indices = a_map(q, k, keep, adversarial)
-    _, mass = dropped_mass(q, k, indices)
-    error = (gather_attention(q, k, v, indices, GRID) - dense(q, k, v)).norm(dim=-1).transpose(1, 2)
+    kept = a_map(q, k, keep, adversarial)
+    _, mass = dropped_mass(q, k, kept)
+    error = (gather_attention(q, k, v, kept, GRID) - dense(q, k, v)).norm(dim=-1).transpose(1, 2)
     radius = (v - v.mean(1, keepdim=True)).norm(dim=-1).amax(1)[..., None]
     assert (error <= dropped_mass_bound(mass, radius) + 1e-10 * radius).all()
 
@@ -65,9 +66,9 @@ def test_error_of_what_runs_is_within_the_bound(
 ) -> None:
     """`sparse_attention` also blends the dropped blocks' means back in: no worse than leaving them out may be."""
     q, k, v = scene(seed, sharpness, outlier)
-    indices = a_map(q, k, keep, adversarial)
-    _, mass = dropped_mass(q, k, indices)
-    error = (sparse_attention(q, k, v, indices, GRID, Flex()) - dense(q, k, v)).norm(dim=-1).transpose(1, 2)
+    kept = a_map(q, k, keep, adversarial)
+    _, mass = dropped_mass(q, k, kept)
+    error = (sparse_attention(q, k, v, kept, GRID, Flex()) - dense(q, k, v)).norm(dim=-1).transpose(1, 2)
     radius = (v - v.mean(1, keepdim=True)).norm(dim=-1).amax(1)[..., None]
     assert (error <= dropped_mass_bound(mass, radius) + 1e-6 * radius).all()  # its log-sum-exp is float32
 
@@ -79,13 +80,13 @@ def test_error_is_the_mass_times_the_distance_of_two_means(
 ) -> None:
     """o - o_S = delta (vbar_dropped - o_S): the identity behind the bound."""
     q, k, v = scene(seed, sharpness, outlier)
-    indices = a_map(q, k, keep, adversarial)
-    weights, mass = dropped_mass(q, k, indices)
-    kept = gather_attention(q, k, v, indices, GRID).transpose(1, 2)
-    from_dropped = (weights * ~keep_mask(indices, GRID)) @ v.transpose(1, 2)  # delta * vbar_dropped
-    difference = dense(q, k, v).transpose(1, 2) - kept
+    kept = a_map(q, k, keep, adversarial)
+    weights, mass = dropped_mass(q, k, kept)
+    out = gather_attention(q, k, v, kept, GRID).transpose(1, 2)
+    from_dropped = (weights * ~keep_mask(kept, GRID)) @ v.transpose(1, 2)  # delta * vbar_dropped
+    difference = dense(q, k, v).transpose(1, 2) - out
     scale = v.abs().max()
-    torch.testing.assert_close(difference / scale, (from_dropped - mass[..., None] * kept) / scale, atol=1e-10, rtol=0)
+    torch.testing.assert_close(difference / scale, (from_dropped - mass[..., None] * out) / scale, atol=1e-10, rtol=0)
 
 
 def test_the_bound_is_reached() -> None:
@@ -93,7 +94,7 @@ def test_the_bound_is_reached() -> None:
     grid = Grid(text=0, image=16, key=8, group=1)
     q = k = torch.zeros(1, 16, 1, 2, dtype=torch.float64)
     v = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(8)[None, :, None, None].expand(1, 16, 1, 2)
-    error = gather_attention(q, k, v, torch.tensor([[[[0], [1]]]]), grid) - dense(q, k, v)
+    error = gather_attention(q, k, v, torch.eye(2, dtype=torch.bool)[None, None], grid) - dense(q, k, v)
     bound = dropped_mass_bound(torch.tensor(0.5, dtype=torch.float64), v[0, 0, 0].norm())
     torch.testing.assert_close(error.norm(dim=-1), bound.expand(1, 16, 1))
 

@@ -14,11 +14,11 @@ from torch._dynamo.utils import counters
 
 from stack.attention.flex import Flex
 from stack.attention.kernels import dense, gather_attention
-from stack.attention.maps import Grid, block_map, cut, keep_mask
+from stack.attention.maps import Grid, cut, keep_mask
 from stack.attention.remainder import add_remainder
 from stack.core.errors import StackError
 
-from .mapped import flex_uncompiled
+from .mapped import block_map, flex_uncompiled
 
 TWELVE = [*((n, 128) for n in range(512, 1536, 128)), (500, 77), (640, 5), (770, 130), (1025, 0)]
 GRIDS = {
@@ -50,11 +50,11 @@ def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
 
 
 def gathered(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, indices: torch.Tensor, grid: Grid, seen: torch.Tensor | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kept: torch.Tensor, grid: Grid, seen: torch.Tensor | None
 ) -> torch.Tensor:
     """What a CPU computes: the gather kernel with the remainder."""
     lse = torch.empty(len(q), q.shape[2], grid.end - grid.start)
-    return add_remainder(gather_attention(q, k, v, indices, grid, lse, seen), lse, q, k, v, indices, grid)
+    return add_remainder(gather_attention(q, k, v, kept, grid, lse, seen), lse, q, k, v, kept, grid)
 
 
 def assert_compiled(copies: int) -> None:
@@ -66,9 +66,9 @@ def assert_compiled(copies: int) -> None:
 def check(flex: Flex, image: int, text: int) -> None:
     grid = cut(image, text, None, "cuda")
     q, k, v = qkv(grid)
-    indices = block_map(q, k, grid, 0.5)
-    out = flex(q, k, v, indices, grid)
-    torch.testing.assert_close(out, masked(q, k, v, keep_mask(indices, grid)), atol=1e-5, rtol=0)
+    kept = block_map(q, k, grid, 0.5)
+    out = flex(q, k, v, kept, grid)
+    torch.testing.assert_close(out, masked(q, k, v, keep_mask(kept, grid)), atol=1e-5, rtol=0)
     assert (out - dense(q, k, v)).abs().max() > 0.1
 
 
@@ -98,25 +98,25 @@ def test_with_the_remainder_it_is_what_a_cpu_computes(grid: Grid, keep: float, c
     if seen is not None:
         seen[0, grid.tokens - 3 :] = False
         seen[1, grid.end : grid.end + 1] = False
-    indices = block_map(q, k, grid, keep)
+    kept = block_map(q, k, grid, keep)
     attend = Flex("aot_eager") if compiled else flex_uncompiled
-    out, expected = attend(q, k, v, indices, grid, seen), gathered(q, k, v, indices, grid, seen)
+    out, expected = attend(q, k, v, kept, grid, seen), gathered(q, k, v, kept, grid, seen)
     assert (out - expected).norm() <= 1e-4 * expected.norm()
-    without = gather_attention(q, k, v, indices, grid, seen=seen)
+    without = gather_attention(q, k, v, kept, grid, seen=seen)
     assert (out - without).norm() > 0.02 * expected.norm()
 
 
 def test_layouts_have_copies_of_their_own() -> None:
-    """Fused projections hand over views, and another number of kept blocks is another shape."""
+    """Fused projections hand over views; another number of kept blocks is the same shape."""
     grid = cut(512, 128, None, "cuda")
     flex, (q, k, v) = Flex("aot_eager"), qkv(grid)
     fused = torch.cat([q, k, v], -1).chunk(3, -1)
     for keep in (0.5, 0.75):
-        indices = block_map(q, k, grid, keep)
+        kept = block_map(q, k, grid, keep)
         for _ in range(2):
-            torch.testing.assert_close(flex(*fused, indices, grid), flex(q, k, v, indices, grid), atol=1e-6, rtol=0)
-    assert flex.compiled == 4
-    assert_compiled(4)
+            torch.testing.assert_close(flex(*fused, kept, grid), flex(q, k, v, kept, grid), atol=1e-6, rtol=0)
+    assert flex.compiled == 2
+    assert_compiled(2)
 
 
 def test_copies_are_bounded_and_the_last_used_stay() -> None:
@@ -150,6 +150,6 @@ def test_what_was_compiled_goes_with_its_owner() -> None:
 def test_uncompiled_it_is_an_error_and_never_dense() -> None:
     grid = cut(256, 0, None, "cuda")
     q, k, v = qkv(grid)
-    indices = block_map(q, k, grid, 0.5)
+    kept = block_map(q, k, grid, 0.5)
     with torch.compiler.set_stance("force_eager"), pytest.raises(StackError, match=r"needs torch\.compile"):
-        Flex("aot_eager")(q, k, v, indices, grid)
+        Flex("aot_eager")(q, k, v, kept, grid)

@@ -9,9 +9,9 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from stack.attention.flex import flex_mask, kept_tiles, on_tiles
 from stack.attention.kernels import dense, gather_attention
-from stack.attention.maps import Grid, block_map, keep_mask
+from stack.attention.maps import Grid, keep_mask
 
-from .mapped import flex_uncompiled, sparse_attention
+from .mapped import block_map, flex_uncompiled, sparse_attention
 
 GRIDS = {
     "even": Grid(text=16, image=256, key=32, group=2),
@@ -38,18 +38,18 @@ def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
-def tiles_of(indices: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> BlockMask:
+def tiles_of(kept: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> BlockMask:
     ordered = None if seen is None else on_tiles(seen, grid)
-    return flex_mask(indices, kept_tiles(indices, grid), grid, ordered)
+    return flex_mask(kept_tiles(kept, grid), grid, ordered)
 
 
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
 def test_gather_equals_a_boolean_mask(grid: Grid, keep: float) -> None:
     q, k, v = qkv(grid)
-    indices = block_map(q, k, grid, keep) if grid.blocks else torch.zeros(2, 3, 0, 0, dtype=torch.long)
-    expected = masked(q, k, v, keep_mask(indices, grid))
-    torch.testing.assert_close(gather_attention(q, k, v, indices, grid), expected, atol=1e-5, rtol=0)
+    kept = block_map(q, k, grid, keep) if grid.blocks else torch.zeros(2, 3, 0, 0, dtype=torch.bool)
+    expected = masked(q, k, v, keep_mask(kept, grid))
+    torch.testing.assert_close(gather_attention(q, k, v, kept, grid), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("keep", (0.25, 0.5))
@@ -57,9 +57,9 @@ def test_gather_equals_a_boolean_mask(grid: Grid, keep: float) -> None:
 def test_flex_equals_a_boolean_mask(grid: Grid, keep: float) -> None:
     """Eager FlexAttention ignores the block lists: it can only agree through the mask function."""
     q, k, v = qkv(grid)
-    indices = block_map(q, k, grid, keep)
-    expected = masked(q, k, v, keep_mask(indices, grid))
-    torch.testing.assert_close(flex_uncompiled(q, k, v, indices, grid, remainder=False), expected, atol=1e-5, rtol=0)
+    kept = block_map(q, k, grid, keep)
+    expected = masked(q, k, v, keep_mask(kept, grid))
+    torch.testing.assert_close(flex_uncompiled(q, k, v, kept, grid, remainder=False), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("grid", list(GRIDS.values())[:8], ids=list(GRIDS)[:8])
@@ -91,10 +91,10 @@ def test_hidden_keys_are_seen_by_nobody(grid: Grid, keep: float) -> None:
     seen = torch.ones(2, grid.tokens, dtype=torch.bool)
     hidden = slice(grid.tokens - 3, None) if grid.text_last else slice(2, grid.text)
     seen[0, hidden] = False
-    indices = block_map(q, k, grid, keep)
-    expected = masked(q, k, v, keep_mask(indices, grid) & seen[:, None, None])
-    torch.testing.assert_close(gather_attention(q, k, v, indices, grid, seen=seen), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(flex_uncompiled(q, k, v, indices, grid, seen, False), expected, atol=1e-5, rtol=0)
+    kept = block_map(q, k, grid, keep)
+    expected = masked(q, k, v, keep_mask(kept, grid) & seen[:, None, None])
+    torch.testing.assert_close(gather_attention(q, k, v, kept, grid, seen=seen), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(flex_uncompiled(q, k, v, kept, grid, seen, False), expected, atol=1e-5, rtol=0)
     k[0, hidden], v[0, hidden] = 50.0, 1e3
     through = sparse_attention(q, k, v, grid, keep, seen)
     assert through[0].abs().max() < 100
@@ -154,8 +154,8 @@ def test_gradients_flow_only_to_kept_values() -> None:
     grid = Grid(text=0, image=128, key=32, group=1)
     q, k, v = qkv(grid, batch=1)
     v.requires_grad_(True)
-    indices = torch.tensor([[[[0], [0], [2], [3]]]]).expand(1, 3, 4, 1)  # nobody keeps block 1
-    gather_attention(q, k, v, indices, grid).sum().backward()
+    kept = torch.eye(4, dtype=torch.bool)[[0, 0, 2, 3]].expand(1, 3, 4, 4)  # nobody keeps block 1
+    gather_attention(q, k, v, kept, grid).sum().backward()
     assert v.grad is not None
     per_block = v.grad.abs().sum((0, 2, 3)).view(4, 32).sum(-1)
     assert per_block[1] == 0 and (per_block[[0, 2, 3]] > 1).all()

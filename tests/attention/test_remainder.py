@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.attention.kernels import dense, gather_attention
-from stack.attention.maps import block_map, cut, keep_mask
-from stack.attention.remainder import dropped_blocks
+from stack.attention.maps import cut, keep_mask
 
-from .mapped import sparse_attention
+from .mapped import block_map, sparse_attention
 
 TEXT, IMAGE, HEADS, DIM = 5, 512, 2, 16
 
@@ -42,17 +41,17 @@ def test_the_estimated_mass_never_exceeds_the_dropped_one(seed: int, spread: flo
     q, k, v = draw(seed, spread=spread)
     v = torch.zeros_like(v)
     grid = cut(IMAGE, TEXT, 64, "cpu")
-    indices = block_map(q, k, grid, keep)
+    kept = block_map(q, k, grid, keep)
     # Dropped blocks hold the value 1, kept ones 0: the output is the mass that is given to the dropped ones.
-    left_out = dropped_blocks(indices, grid).any(1).any(1)[0]
+    left_out = (~kept).any(1).any(1)[0]
     scores = (q.transpose(1, 2) @ k.transpose(1, 2).mT) / DIM**0.5
-    true = (scores.softmax(-1) * ~keep_mask(indices, grid)).sum(-1)
+    true = (scores.softmax(-1) * ~keep_mask(kept, grid)).sum(-1)
     for block in left_out.nonzero().flatten().tolist():
         v[:, TEXT + block * grid.key : TEXT + (block + 1) * grid.key] = 1
-    kept = gather_attention(q, k, v, indices, grid)
+    without = gather_attention(q, k, v, kept, grid)
     added = sparse_attention(q, k, v, grid, keep)
     rows = slice(TEXT, None)
-    gained = (added - kept)[:, rows].amax(-1).transpose(1, 2)
+    gained = (added - without)[:, rows].amax(-1).transpose(1, 2)
     assert (gained <= true[..., rows] + 1e-5).all()
 
 

@@ -48,10 +48,10 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Grid]]:
     """Sparse calls are held against attention under the boolean mask of their map, and answered by it."""
     grids: list[Grid] = []
 
-    def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, indices: Any, grid: Grid, *rest: Any) -> torch.Tensor:
-        made = gather_attention(q, k, v, indices, grid, None, rest[1])
+    def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kept: Any, grid: Grid, *rest: Any) -> torch.Tensor:
+        made = gather_attention(q, k, v, kept, grid, None, rest[1])
         heads = (x.transpose(1, 2) for x in (q, k, v))
-        mask = keep_mask(indices, grid)
+        mask = keep_mask(kept, grid)
         if rest[1] is not None:
             mask = mask & rest[1][:, None, None]
         expected = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2)

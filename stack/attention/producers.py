@@ -1,0 +1,87 @@
+"""Who says which key blocks a query block needs: shares of its softmax mass, exact on a few queries or guessed.
+
+Each producer is a pure function of queries and keys (B, S, H, D), rotary positions applied, and a grid. It returns
+(B, H, rows, blocks) fp32 shares of the mass of a query block: at least 0, and at most 1 in a row together with what
+lies outside the blocks. Nothing is pooled over the batch or over heads, and scores are fp32, so that batching does not
+change a share. No host sync. `seen` (B, S) is False at keys outside the blocks that nobody may attend to.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from .maps import Grid
+
+
+class Producer(Protocol):
+    """One of the functions of this file."""
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """Shares (B, H, rows, blocks)."""
+        ...
+
+
+SAMPLE = 32  # of so many queries one is looked at
+# Which one goes up by this from sample to sample, so that samples spread over the columns of a picture: of every 32nd
+# query of a row-major picture of 32 columns all would be in one column.
+STAGGER = 13
+TILE = 16  # of the antidiagonals; XAttention's coarser choice
+
+
+def sampled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
+    """Exact shares of one query in 32, averaged over the query block (choice by sampled queries: SVG, 2502.01776)."""
+    every = min(SAMPLE, grid.key)
+    at = torch.arange(0, grid.blocks * grid.key, every, device=q.device)
+    at = grid.start + at + (at // every * STAGGER + every // 2) % every
+    scores = (q[:, at].transpose(1, 2) @ k.permute(0, 2, 3, 1)).float().div_(math.sqrt(q.shape[-1]))
+    if seen is not None:
+        scores.masked_fill_(~seen[:, None, None], -math.inf)
+    return _by_block(scores.softmax(-1)[..., grid.start : grid.end], grid)
+
+
+def pooled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
+    """Softmax over the blocks of mean query by mean key (Jenga, SpargeAttn: arXiv 2505.16864, 2502.18137)."""
+    image = slice(grid.start, grid.end)
+    pooled_q, pooled_k = (x[:, image].unflatten(1, (-1, grid.key)).mean(2, dtype=torch.float32) for x in (q, k))
+    scores = _by_row(pooled_q.transpose(1, 2), grid) @ pooled_k.permute(0, 2, 3, 1)
+    return (scores / math.sqrt(q.shape[-1])).softmax(-1)
+
+
+def antidiagonal(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
+    """Softmax over the blocks of scores summed along the antidiagonals of 16 x 16 tiles (XAttention, 2503.16428)."""
+    tile = min(TILE, grid.key)
+    tiles_q, tiles_k = (x[:, grid.start : grid.end].unflatten(1, (-1, tile)).permute(0, 3, 1, 2, 4) for x in (q, k))
+    scores = (tiles_q.flip(3).flatten(3) @ tiles_k.flatten(3).mT).float().div_(tile * math.sqrt(q.shape[-1]))
+    return _by_block(scores.softmax(-1), grid)
+
+
+def window(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
+    """The nearest blocks, whatever they hold: a static window, the control. Its shares are no measured mass."""
+    blocks = torch.arange(grid.blocks, device=q.device, dtype=torch.float32)
+    centres = _by_row(blocks.view(1, 1, -1, 1), grid)
+    near = 1 / (1 + (blocks - centres).abs())
+    return (near / near.sum(-1, keepdim=True)).expand(q.shape[0], q.shape[2], -1, -1)
+
+
+def _by_block(weights: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Shares (B, H, rows, blocks) from softmax weights (B, H, queries, keys), equally many of each in every block."""
+    if not grid.blocks:
+        return weights.new_zeros(*weights.shape[:2], 0, 0)
+    weights = weights.unflatten(-1, (grid.blocks, -1)).sum(-1)
+    return _by_row(weights.unflatten(2, (grid.blocks, -1)).mean(3), grid)
+
+
+def _by_row(x: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Means (B, H, rows, N) over the key blocks of each query block, of (B, H, blocks, N)."""
+    missing = grid.rows * grid.group - grid.blocks
+    total = F.pad(x, (0, 0, 0, missing)).unflatten(2, (-1, grid.group)).sum(3)
+    sizes = torch.full((grid.rows, 1), float(grid.group), device=x.device)
+    sizes[-1:] -= missing
+    return total / sizes
+
+
+PRODUCERS: dict[str, Producer] = {f.__name__: f for f in (sampled, pooled, antidiagonal, window)}
