@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from stack.attention.maps import Grid, mass_map
 from stack.attention.sage import rounded
 from stack.caching.forecast import Forecast
 from stack.caching.predictor import Predictor
@@ -21,6 +22,7 @@ from . import test_bounds_product as products
 from . import test_bounds_rounding as rounding
 from . import test_bounds_stack as stacks
 from .attention import test_dropped_mass as sparse
+from .attention import test_producers as producers
 from .attention import test_sage as sage
 from .caching import test_extrapolation as guards
 from .compat.test_mutations import Mutation, Test, broken
@@ -123,7 +125,15 @@ MUTATIONS = {
     ),
     "the mean of all values blended in": Mutation(
         "stack.attention.kernels", "add_remainder", averaged,
-        case(sparse.test_error_of_what_runs_is_within_the_bound, 0, 30.0, 1e3, 0.9, False),
+        case(sparse.test_error_of_what_runs_is_within_the_bound, 0, 30.0, 1e3, 0.9, False, "pooled", False),
+    ),
+    "half as much mass again as the budget": Mutation(
+        "tests.attention.test_producers", "mass_map", lambda shares, grid, most: mass_map(shares, grid, 1.5 * most),
+        case(producers.test_a_map_for_a_budget_is_the_sparsest_within_it, Grid(0, 90, 4, 1), 0, 1.0, 0.3),
+    ),
+    "a neighbourhood that may be dropped": Mutation(
+        "stack.attention.maps", "_own", lambda grid, device: torch.zeros(grid.rows, grid.blocks, dtype=torch.bool),
+        case(producers.test_a_map_for_a_budget_is_the_sparsest_within_it, Grid(0, 90, 4, 1), 0, 1.0, 0.3),
     ),
     "8-bit scores of coarser heads": Mutation(
         "stack.attention.sage", "rounded", coarse_heads,

@@ -169,7 +169,7 @@ class SparseAttention:
         if not facts.image_tokens:
             return self.policy.keep
         grid = self.policy.grid(facts.image_tokens, facts.text_tokens, facts.machine.device)
-        return 1.0 if self._dense_shape(facts) else grid.density(self.keep)
+        return 1.0 if self._dense_shape(facts) else grid.density(self.policy.keep)
 
     def apply(self, target: Target, install: Installer) -> Applied:
         # diffusers is wanted only once a model is there.

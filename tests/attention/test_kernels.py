@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
-from stack.attention.flex import flex_mask, kept_tiles, on_tiles
+from stack.attention import kernels
+from stack.attention.flex import Flex, flex_mask, kept_tiles, on_tiles
 from stack.attention.kernels import dense, gather_attention
 from stack.attention.maps import Grid, keep_mask
 
@@ -81,6 +82,38 @@ def test_flex_block_lists_say_what_its_mask_function_says(grid: Grid) -> None:
     fine = listed.repeat_interleave(grid.key, 2).repeat_interleave(grid.key, 3)
     assert torch.equal(fine[:, :, : grid.tokens, : grid.tokens], looked_up)
     assert not listed.all() or grid.blocks <= grid.group
+
+
+def uneven_map(grid: Grid, seed: int = 0) -> torch.Tensor:
+    """Rows keep anything from one block to all of them; in the first sample's first head only one, in the last all."""
+    generator = torch.Generator().manual_seed(seed)
+    chances = torch.rand(2, 3, grid.rows, 1, generator=generator)
+    kept = torch.rand(2, 3, grid.rows, grid.blocks, generator=generator) < chances
+    kept[0, 0], kept[1, 2] = False, True
+    return kept | torch.eye(grid.rows, grid.blocks, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("grid", list(GRIDS.values())[:8], ids=list(GRIDS)[:8])
+def test_rows_of_different_lengths_equal_a_boolean_mask(grid: Grid, dtype: torch.dtype) -> None:
+    """Both kernels, with keys that nobody may see. Rounding is that of the dtype."""
+    q, k, v = (x.to(dtype) for x in qkv(grid))
+    seen = torch.ones(2, grid.tokens, dtype=torch.bool)
+    seen[0, : grid.start - 1 if grid.start else 0] = False
+    kept = uneven_map(grid)
+    expected = masked(q.float(), k.float(), v.float(), keep_mask(kept, grid) & seen[:, None, None])
+    close = {"atol": 1e-5 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps, "rtol": 0}
+    torch.testing.assert_close(gather_attention(q, k, v, kept, grid, seen=seen).float(), expected, **close)
+    torch.testing.assert_close(flex_uncompiled(q, k, v, kept, grid, seen, False).float(), expected, **close)
+
+
+def test_a_row_that_drops_nothing_is_exact_beside_one_that_does() -> None:
+    grid = GRIDS["short last query block"]
+    q, k, v = qkv(grid)
+    kept = uneven_map(grid)
+    for out in (kernels.sparse_attention(q, k, v, kept, grid, Flex()), flex_uncompiled(q, k, v, kept, grid)):
+        off = (out - dense(q, k, v)).abs().amax((1, 3))
+        assert off[1, 2] < 1e-5 and off[0, 0] > 0.05
 
 
 @pytest.mark.parametrize("keep", (0.25, 1.0))

@@ -12,8 +12,9 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from stack import Stack
+from stack.attention.maps import Grid
 from stack.attention.sparse_attn import SparseAttention
-from stack.attention.sparsity import FIRST, LAST
+from stack.attention.sparsity import FIRST, LAST, TOO_DENSE, SparsityPolicy
 from stack.core.errors import StackError
 from stack.core.facts import Facts, Machine
 from stack.core.installer import Installer
@@ -63,6 +64,15 @@ def installed(steps: int = 10, wanted: SparseAttention = SMALL) -> tuple[Target,
         ({"keep": float("nan")}, "sparse_attn.keep: expected a finite number, got nan"),
         ({"keep": "half"}, "sparse_attn.keep: expected a finite number, got 'half'"),
         ({"keep": True}, "sparse_attn.keep: expected a finite number, got True"),
+        ({"max_mass": 0.0}, "max_mass must be in .* got 0.0: it is the share of the mass left out"),
+        ({"max_mass": 1.0}, "max_mass must be in .* got 1.0"),
+        ({"max_mass": float("nan")}, "sparse_attn.max_mass: expected a finite number, got nan"),
+        ({"keep": 0.5, "max_mass": 0.05}, "keep=0.5 and max_mass=0.05: expected one of them, leave one out"),
+        (
+            {"max_mass": 0.05, "producer": "pooled"},
+            "max_mass needs measured mass, got producer='pooled': take 'sampled'",
+        ),
+        ({"producer": "pool"}, "unknown producer of block maps 'pool'.* did you mean 'pooled'"),
         ({"block": 0}, "block must be a multiple of 64 tokens, got 0"),
         ({"block": 100}, "block must be a multiple of 64 tokens, got 100"),
         ({"block": 128.0}, "sparse_attn.block: expected a whole number, got 128.0"),
@@ -86,6 +96,8 @@ def test_removed_options_say_so(name: str) -> None:
 
 
 def test_good_values_are_taken() -> None:
+    assert SparseAttention() == SparseAttention(0.5) and SparseAttention(max_mass=0.05).keep is None
+    assert SparseAttention(max_mass=0.05).options() == {"max_mass": 0.05}
     assert SparseAttention(1) == SparseAttention(keep=1.0, block=None, dense_first=None, dense_last=1)
 
 
@@ -177,6 +189,43 @@ def test_in_a_stack_every_layer_is_sparse_between_the_ends(others: tuple[str, ..
     figures = stack.report().passes["sparse_attn"]
     assert figures["sparse_calls"] == 16 and figures["dense_calls"] == {FIRST: 2, LAST: 2}
     assert stack.report().warnings == []
+
+
+def test_a_budget_of_mass_is_kept_and_reported() -> None:
+    """More of it leaves out more, and never more than asked for; the error is within the reported bound."""
+    plain, found = call(target_of(tiny_denoiser()), 0.5), []
+    for most in (0.05, 0.3, 0.6):
+        target, _, applied = installed(wanted=SparseAttention(max_mass=most, block=64, even_if_slower=True))
+        error = (call(target, 0.5) - plain).norm() / plain.norm()
+        figures = applied.report()
+        if figures["sparse_calls"]:
+            assert 0 < figures["dropped_mass"] <= most
+            assert figures["error_bound"] == pytest.approx(2 * figures["dropped_mass"])
+        found.append((figures["density"], float(error)))
+    assert [density for density, _ in found] == sorted((density for density, _ in found), reverse=True)
+    assert found[-1][0] < found[0][0] <= 1 and found[-1][1] > found[0][1]
+
+
+def test_where_no_map_is_within_the_budget_the_call_is_dense_bit_for_bit() -> None:
+    target, _, applied = installed(wanted=SparseAttention(max_mass=1e-6, block=64, even_if_slower=True))
+    assert torch.equal(call(target, 0.5), call(target_of(tiny_denoiser()), 0.5))
+    assert applied.report()["dense_calls"] == {TOO_DENSE: 2} and applied.report()["density"] == 1.0
+
+
+def test_a_map_that_does_not_pay_is_not_used() -> None:
+    policy, grid = SparsityPolicy(0.0, max_mass=0.05), Grid(16, 4096, 64, 4)
+    assert policy.dense_map(grid, 0.5, 3, 64, "cpu") == "" and policy.dense_map(grid, 0.7, 3, 64, "cpu") == TOO_DENSE
+    told = replace(policy, even_if_slower=True)
+    assert told.dense_map(grid, 0.7, 3, 64, "cpu") == "" and told.dense_map(grid, 1.0, 3, 64, "cpu") == TOO_DENSE
+
+
+def test_a_budget_of_mass_promises_no_time_and_switches_all_the_same() -> None:
+    wanted = SparseAttention(max_mass=0.05)
+    assert wanted.facts_after(FACTS) == replace(FACTS, switches=(0.1, 0.98))
+    lines = wanted.describe(FACTS)
+    assert lines[0].startswith("leaves out at most 5 % of the softmax mass: keeps the fewest of the image key blocks")
+    assert "density at least 0.07 on sparse steps" in lines[2]
+    assert "loses 5% of its attention is off by at most 0.10 times the spread" in lines[3]
 
 
 def test_error_falls_as_more_is_kept() -> None:
