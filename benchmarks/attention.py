@@ -21,12 +21,20 @@ from stack import Stack
 from stack.attention.flex import Flex
 from stack.attention.kernels import dense, sparse_attention
 from stack.attention.maps import block_map
+from stack.attention.producers import sampled
 from stack.attention.sparse_attn import SparseAttention
 from stack.loading import load_pipeline
 from stack.reference.load import REFERENCES, reference
 from training.evaluate import held_out_scenes
 
-ROWS = {f"keep {keep}": keep for keep in (0.5, 0.75, 0.25)}
+ROWS: dict[str, dict[str, Any]] = {
+    "keep 0.5": {"keep": 0.5},
+    "keep 0.5, pooled scores": {"keep": 0.5, "producer": "pooled"},
+    "keep 0.75": {"keep": 0.75},
+    "keep 0.25": {"keep": 0.25},
+    "max_mass 0.05": {"max_mass": 0.05},
+    "max_mass 0.2": {"max_mass": 0.2},
+}
 
 
 def draw(stack: Stack, words: list[str], steps: int) -> torch.Tensor:
@@ -36,19 +44,21 @@ def draw(stack: Stack, words: list[str], steps: int) -> torch.Tensor:
     return next(iter(out.values())).float()
 
 
-def rows_of(model: str, prompts: int, steps: int, wanted: dict[str, float]) -> list[dict[str, Any]]:
+def rows_of(model: str, prompts: int, steps: int, wanted: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """A row per variant: PSNR against dense attention, and the share of scores computed."""
     known, pipe = reference(model), load_pipeline(model)
     words = [known.prompt(scene) for scene in held_out_scenes(prompts, known.sample)]
     with Stack(pipe, steps=steps) as plain:
         base = draw(plain, words, steps)
     rows = []
-    for name, keep in wanted.items():
-        with Stack(pipe, steps=steps).sparse_attn(keep, even_if_slower=True) as stack:
+    for name, options in wanted.items():
+        with Stack(pipe, steps=steps).sparse_attn(**options, even_if_slower=True) as stack:
             off = (draw(stack, words, steps) - base).square().flatten(1).mean(1)
             told = stack.report().passes["sparse_attn"]
         psnr = float((-10 * off.log10()).mean())
-        rows.append({"model": model, "row": name, "psnr": psnr, "density": told["density"]})
+        rows.append(
+            {"model": model, "row": name, "psnr": psnr, "density": told["density"], "dropped": told["dropped_mass"]}
+        )
     return rows
 
 
@@ -58,11 +68,11 @@ def times_of(model: str) -> dict[str, Any]:
     grid = SparseAttention(even_if_slower=True).policy.grid(facts.image_tokens, facts.text_tokens, "cpu")
     dtype = getattr(torch, facts.dtype)
     q, k, v = (torch.randn(1, grid.tokens, facts.heads, facts.head_dim).to(dtype) for _ in range(3))
-    indices = block_map(q, k, grid, 0.5)
+    kept = block_map(sampled(q, k, grid), grid, 0.5)
     flex = Flex()
     runs: dict[str, Callable[[], object]] = {
-        "map": lambda: block_map(q, k, grid, 0.5),
-        "sparse": lambda: sparse_attention(q, k, v, indices, grid, flex),
+        "map": lambda: block_map(sampled(q, k, grid), grid, 0.5),
+        "sparse": lambda: sparse_attention(q, k, v, kept, grid, flex),
         "dense": lambda: dense(q, k, v),
     }
     return {"model": model, **{f"{name} ms": _cpu_ms(run) for name, run in runs.items()}}

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from stack.attention.flex import Flex
 from stack.attention.kernels import dense, sparse_attention
 from stack.attention.maps import block_map, cut
+from stack.attention.producers import sampled
 from stack.attention.sage import sage_attention
 
 from .journal import Line
@@ -89,9 +90,9 @@ class Attention:
         """Block-sparse attention by a map, and the map."""
         q, k, v = self.inputs()
         grid = cut(self.image, self.text, 128, self.setting.device.type)
-        indices, flex = block_map(q, k, grid, keep), Flex()
-        found = self.timed(lambda: sparse_attention(q, k, v, indices, grid, flex), grid.density(keep))
-        map_ms = call_ms(lambda: block_map(q, k, grid, keep), self.setting.device, CALLS)
+        kept, flex = block_map(sampled(q, k, grid), grid, keep), Flex()
+        found = self.timed(lambda: sparse_attention(q, k, v, kept, grid, flex), grid.density(keep))
+        map_ms = call_ms(lambda: block_map(sampled(q, k, grid), grid, keep), self.setting.device, CALLS)
         return {**found, "map_ms": map_ms, "density": grid.density(keep)}
 
 
