@@ -2,8 +2,9 @@
 
 python benchmarks/maps.py [--model shapes-flux] [--prompts 1] [--steps 8] [--json FILE]
 Queries and keys of all attention calls at three steps. Of each producer at equal density: the softmax mass that its
-blocks hold (of all queries, exactly), the relative error of sparse attention against dense attention in fp32, the density that
-it needs where 90 % of the mass is to be kept, and the CPU time of a map beside dense attention in the model's dtype.
+blocks hold (of all queries, exactly), the relative error of sparse attention against dense attention in fp32, the
+density that it needs where 90 % of the mass is to be kept, and the CPU time of a map beside dense attention in the
+model's dtype.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def calls_of(model: str, prompts: int, steps: int) -> list[Qkv]:
-    """Queries, keys and values (B, S, H, D) of the self-attention at a quarter, half and three quarters of the steps."""
+    """Queries, keys and values (B, S, H, D) of self-attention at a quarter, half and three quarters of the steps."""
     known, pipe = reference(model), load_pipeline(model)
     words = [known.prompt(scene) for scene in held_out_scenes(prompts, known.sample)]
     calls: list[Qkv] = []
