@@ -9,7 +9,7 @@ from .flex import Flex
 from .kernels import sparse_attention
 from .layers import MORE, AttentionCall
 from .maps import Grid, block_map, computed_share, dropped_mass, mass_map
-from .producers import PRODUCERS
+from .producers import MEASURED, PRODUCERS
 from .sparsity import MASKED, NO_TEXT_LENGTH, SparsityPolicy, Tally
 
 
@@ -22,8 +22,9 @@ class BlockSparse:
 
     def __init__(self, policy: SparsityPolicy, tally: Tally, flex: Flex):
         self.policy, self.tally, self.flex = policy, tally, flex
-        # The map of the call that was asked for last, its share of computed scores and of dropped mass.
-        self._kept = self._density = self._dropped = torch.empty(0)
+        # The map of the call that was asked for last, its share of computed scores and, if measured, of dropped mass.
+        self._kept = self._density = torch.empty(0)
+        self._dropped: torch.Tensor | None = None
 
     def unfit(self, call: AttentionCall) -> str:
         """Why this call is dense, or ""."""
@@ -48,7 +49,7 @@ class BlockSparse:
         else:
             kept = mass_map(shares, grid, policy.max_mass)
         self._kept, self._density = kept, computed_share(kept, grid)
-        self._dropped = dropped_mass(shares, kept).mean()
+        self._dropped = dropped_mass(shares, kept).mean() if policy.producer == MEASURED else None
         if policy.max_mass is not None and reads_are_free(q.device):
             return policy.dense_map(grid, float(self._density), q.shape[2], q.shape[3], q.device.type)
         return ""

@@ -25,6 +25,7 @@ class Producer(Protocol):
         ...
 
 
+MEASURED = "sampled"  # whose shares are exact for the queries it looks at; the others guess
 SAMPLE = 32  # of so many queries one is looked at
 # Which one goes up by this from sample to sample, so that samples spread over the columns of a picture: of every 32nd
 # query of a row-major picture of 32 columns all would be in one column.

@@ -25,7 +25,7 @@ from ..core.validate import RunSteps, Steps, check_fields
 from ..models.preexisting import PARALLEL
 from ..runtime.target import Target
 from .maps import FINEST
-from .producers import PRODUCERS
+from .producers import MEASURED, PRODUCERS
 from .sparsity import SparsityPolicy, Tally
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from .flex import Flex
 
 DENSE = "stays dense"
-MEASURED = "sampled"  # the producer whose shares are exact for the queries it looks at
 
 
 @dataclass(frozen=True)

@@ -86,13 +86,15 @@ class Tally:
     sparse: int = 0
     dense: Counter[str] = field(default_factory=Counter)
     computed: float | torch.Tensor = 0.0
-    dropped: float | torch.Tensor = 0.0
+    dropped: float | torch.Tensor | None = None
     _page: int = -1
 
-    def note(self, reason: str, density: float | torch.Tensor = 1.0, dropped: float | torch.Tensor = 0.0) -> None:
+    def note(self, reason: str, density: float | torch.Tensor = 1.0, dropped: torch.Tensor | None = None) -> None:
         """One attention call: sparse where `reason` is empty, with its shares of computed scores and dropped mass."""
         self.begin()
-        self.computed, self.dropped = self.computed + density, self.dropped + dropped
+        self.computed = self.computed + density
+        if dropped is not None:
+            self.dropped = dropped + (0.0 if self.dropped is None else self.dropped)
         if reason:
             self.dense[reason] += 1
         else:
@@ -107,7 +109,7 @@ class Tally:
 
     def reset(self) -> None:
         """Forget the request."""
-        self.sparse, self.computed, self.dropped, self._page = 0, 0.0, 0.0, -1
+        self.sparse, self.computed, self.dropped, self._page = 0, 0.0, None, -1
         self.dense.clear()
 
     @property
@@ -118,10 +120,10 @@ class Tally:
     def figures(self) -> dict[str, Any]:
         """Sparse and dense calls, reasons, and the mean share of scores computed over all of them.
 
-        Also the mean share of the softmax mass that sparse calls left out, as the producer of their maps has it, and
-        the bound on the error of an output that follows from it, in units of the spread of its values.
+        Also the mean share of the softmax mass that sparse calls left out, None where the producer of their maps does
+        not measure it, and the bound on the error of an output that follows, in units of the spread of its values.
         """
-        dropped = float(self.dropped) / self.sparse if self.sparse else None
+        dropped = None if self.dropped is None else float(self.dropped) / self.sparse
         return {
             "sparse_calls": self.sparse,
             "dense_calls": dict(self.dense),

@@ -206,6 +206,13 @@ def test_a_budget_of_mass_is_kept_and_reported() -> None:
     assert found[-1][0] < found[0][0] <= 1 and found[-1][1] > found[0][1]
 
 
+def test_a_guess_is_not_reported_as_dropped_mass() -> None:
+    target, _, applied = installed(wanted=replace(SMALL, producer="pooled"))
+    call(target, 0.5)
+    figures = applied.report()
+    assert figures["sparse_calls"] == 2 and figures["dropped_mass"] is None and figures["error_bound"] is None
+
+
 def test_where_no_map_is_within_the_budget_the_call_is_dense_bit_for_bit() -> None:
     target, _, applied = installed(wanted=SparseAttention(max_mass=1e-6, block=64, even_if_slower=True))
     assert torch.equal(call(target, 0.5), call(target_of(tiny_denoiser()), 0.5))
