@@ -118,7 +118,9 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[Recorder]:
             patch.setattr(torch.Tensor, name, _scalar(name, getattr(torch.Tensor, name), recorder))
         patch.setattr(FakeTensor, "tolist", torch.Tensor.tolist)
         patch.setattr(torch, "Event", lambda *args, **kwargs: NeverYet(recorder))
-        patch.setattr(select, "_unless_illegal", lambda choice, linear: choice)  # it refuses weights that are no plain tensors
+        patch.setattr(
+            select, "_unless_illegal", lambda choice, linear: choice
+        )  # it refuses weights that are no plain tensors
         patch.setattr(copy, "deepcopy", _deepcopy(copy.deepcopy))
         patch.setattr("torchao.quantization.quant_api._check_hardware_support", lambda *args, **kwargs: None)
         with FakeTensorMode(allow_non_fake_inputs=True), recorder:
