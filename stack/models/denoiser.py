@@ -17,7 +17,8 @@ def denoiser_of(pipe: Any) -> nn.Module:
     Raises:
         StackError: see `denoiser_name`.
     """
-    denoiser: nn.Module = vars(pipe)[denoiser_name(pipe)]
+    name = denoiser_name(pipe)  # first: not everything has attributes
+    denoiser: nn.Module = vars(pipe)[name]
     return denoiser
 
 

@@ -207,8 +207,8 @@ def test_a_fixed_schedule_works_here_too() -> None:
 
 def test_models_that_return_another_shape_are_refused_while_planning() -> None:
     config = {k: v for k, v in tiny().transformer.config.items() if not k.startswith("_")}
-    stack = Stack(DiTTransformer2DModel(**{**config, "out_channels": 6})).cache("easycache-published")
-    with pytest.raises(StackError, match=r"got 24 for 12 .*; try: site='output'"):
+    stack = Stack(DiTTransformer2DModel(**{**config, "out_channels": 9})).cache("easycache-published")
+    with pytest.raises(StackError, match=r"got 36 for 12 .*; try: site='output'"):
         stack.apply()
     assert not stack.applied
 

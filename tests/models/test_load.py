@@ -10,7 +10,9 @@ from stack.loading import device_of, load_pipeline
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(StackError, match=r"unknown model 'shapes-fux': expected one of shapes-flux, shapes-dit,"):
+    with pytest.raises(
+        StackError, match=r"unknown model 'shapes-fux': expected one of shapes-flux, shapes-flux-128, shapes-dit,"
+    ):
         load_pipeline("shapes-fux")
 
 
