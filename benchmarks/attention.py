@@ -10,12 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import torch
 import typer
-from common import finish, show
+from common import finish, interleaved, show
 
 from stack import Stack
 from stack.attention.flex import Flex
@@ -75,16 +74,8 @@ def times_of(model: str) -> dict[str, Any]:
         "sparse": lambda: sparse_attention(q, k, v, kept, grid, flex),
         "dense": lambda: dense(q, k, v),
     }
-    return {"model": model, **{f"{name} ms": _cpu_ms(run) for name, run in runs.items()}}
-
-
-def _cpu_ms(run: Callable[[], object], rounds: int = 21) -> float:
-    seconds = []
-    for _ in range(rounds + 2):
-        started = time.process_time()
-        run()
-        seconds.append(time.process_time() - started)
-    return 1000 * median(seconds[2:])
+    seconds = interleaved(runs, 21, clock=time.process_time)
+    return {"model": model, **{f"{name} ms": 1000 * each for name, each in seconds.items()}}
 
 
 @torch.inference_mode()

@@ -13,12 +13,12 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Annotated, Any
 
 import torch
 import typer
-from common import finish, show
+from common import finish, interleaved, show
 
 from stack import Stack
 from stack.attention.flex import Flex
@@ -105,16 +105,8 @@ def times_of(model: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid
     runs: dict[str, Callable[[], object]] = {"dense": lambda: dense(q, k, v)}
     for name, make in PRODUCERS.items():
         runs[name] = lambda make=make: block_map(make(q, k, grid), grid, 0.5)
-    return {"model": model, **{f"{name} ms": _cpu_ms(run) for name, run in runs.items()}}
-
-
-def _cpu_ms(run: Callable[[], object], rounds: int = 11) -> float:
-    seconds = []
-    for _ in range(rounds + 2):
-        started = time.process_time()
-        run()
-        seconds.append(time.process_time() - started)
-    return 1000 * median(seconds[2:])
+    seconds = interleaved(runs, 11, clock=time.process_time)
+    return {"model": model, **{f"{name} ms": 1000 * each for name, each in seconds.items()}}
 
 
 @torch.inference_mode()

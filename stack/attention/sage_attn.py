@@ -105,9 +105,9 @@ def _no_kernel(facts: Facts) -> str:
 
 def _reporter(tally: Tally, target: Target) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
-        if target.contexts and not tally.sparse:
-            reasons = ", ".join(f"{count} {why}" for why, count in tally.dense.items()) or "none got that far"
+        if target.contexts and not tally.taken:
+            reasons = ", ".join(f"{count} {why}" for why, count in tally.left.items()) or "none got that far"
             target.journal.warn(f"0 attention calls in 8 bits: {reasons}")
-        return {"sage_calls": tally.sparse, "other_calls": dict(tally.dense)}
+        return {"sage_calls": tally.taken, "other_calls": dict(tally.left)}
 
     return report

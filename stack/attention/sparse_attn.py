@@ -241,8 +241,8 @@ def _error_words(policy: SparsityPolicy) -> str:
 
 def _reporter(tally: Tally, flex: Flex, target: Target) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
-        if target.contexts and not tally.sparse:
-            reasons = ", ".join(f"{count} {why}" for why, count in tally.dense.items()) or "no attention ran"
+        if target.contexts and not tally.taken:
+            reasons = ", ".join(f"{count} {why}" for why, count in tally.left.items()) or "no attention ran"
             target.journal.warn(f"0 of {tally.calls} attention calls sparse: {reasons}")
         if flex.compiled > flex.most:
             target.journal.warn(

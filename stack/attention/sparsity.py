@@ -80,25 +80,31 @@ class SparsityPolicy:
 
 @dataclass
 class Tally:
-    """Attention calls of the current pipeline call. Nothing is read from the device before `figures` is asked for."""
+    """Attention calls of the current pipeline call. Nothing is read from the device before `figures` is asked for.
+
+    Attributes:
+        taken: calls that the back end computed.
+        left: calls that it left to others, by reason.
+        computed, dropped: sums over calls of the share of scores computed and, over those taken, of the mass left out.
+    """
 
     clock: Clock
-    sparse: int = 0
-    dense: Counter[str] = field(default_factory=Counter)
+    taken: int = 0
+    left: Counter[str] = field(default_factory=Counter)
     computed: float | torch.Tensor = 0.0
     dropped: float | torch.Tensor | None = None
     _page: int = -1
 
     def note(self, reason: str, density: float | torch.Tensor = 1.0, dropped: torch.Tensor | None = None) -> None:
-        """One attention call: sparse where `reason` is empty, with its shares of computed scores and dropped mass."""
+        """One attention call: taken where `reason` is empty, with its shares of computed scores and dropped mass."""
         self.begin()
         self.computed = self.computed + density
         if dropped is not None:
             self.dropped = dropped + (0.0 if self.dropped is None else self.dropped)
         if reason:
-            self.dense[reason] += 1
+            self.left[reason] += 1
         else:
-            self.sparse += 1
+            self.taken += 1
 
     def begin(self) -> None:
         """An attention call begins; a new pipeline call starts a new page."""
@@ -109,13 +115,13 @@ class Tally:
 
     def reset(self) -> None:
         """Forget the request."""
-        self.sparse, self.computed, self.dropped, self._page = 0, 0.0, None, -1
-        self.dense.clear()
+        self.taken, self.computed, self.dropped, self._page = 0, 0.0, None, -1
+        self.left.clear()
 
     @property
     def calls(self) -> int:
         """Attention calls so far."""
-        return self.sparse + self.dense.total()
+        return self.taken + self.left.total()
 
     def figures(self) -> dict[str, Any]:
         """Sparse and dense calls, reasons, and the mean share of scores computed over all of them.
@@ -123,10 +129,10 @@ class Tally:
         Also the mean share of the softmax mass that sparse calls left out, None where the producer of their maps does
         not measure it, and the bound on the error of an output that follows, in units of the spread of its values.
         """
-        dropped = None if self.dropped is None else float(self.dropped) / self.sparse
+        dropped = None if self.dropped is None else float(self.dropped) / self.taken
         return {
-            "sparse_calls": self.sparse,
-            "dense_calls": dict(self.dense),
+            "sparse_calls": self.taken,
+            "dense_calls": dict(self.left),
             "density": float(self.computed) / self.calls if self.calls else None,
             "dropped_mass": dropped,
             "error_bound": None if dropped is None else dropped_mass_bound(dropped, 1.0),

@@ -65,11 +65,6 @@ class LoraFile:
     state: dict[str, torch.Tensor]
     alpha: float | None = None
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether every key is one of peft's own."""
-        return all(key.endswith(PARTS) for key in self.state)
-
 
 def read_lora(path: Path) -> LoraFile:
     """A LoRA file as it is.

@@ -82,7 +82,7 @@ def test_sparse_calls_differ_and_are_counted(clock: Clock) -> None:
     tally, _ = wrapped(model, clock)
     assert 1e-5 < (run(model) - expected).norm() / expected.norm() < 0.5
     density = Grid(16, 324, 64, 1).density(0.5)
-    assert (tally.sparse, tally.dense, tally.figures()["density"]) == (2, {}, pytest.approx(density))
+    assert (tally.taken, tally.left, tally.figures()["density"]) == (2, {}, pytest.approx(density))
 
 
 def test_batched_equals_one_by_one(clock: Clock) -> None:
@@ -101,7 +101,7 @@ def test_dense_outside_a_request_is_bit_identical() -> None:
     expected = run(model)
     tally, _ = wrapped(model, clock_of(uniform(10)))
     assert torch.equal(run(model), expected)
-    assert dict(tally.dense) == {OUTSIDE: 2}
+    assert dict(tally.left) == {OUTSIDE: 2}
 
 
 def test_a_mask_goes_to_the_original_processor(clock: Clock) -> None:
@@ -112,7 +112,7 @@ def test_a_mask_goes_to_the_original_processor(clock: Clock) -> None:
     tally, _ = wrapped(model, clock)
     assert torch.equal(run(model, joint_attention_kwargs={"attention_mask": mask}), expected)
     assert not torch.equal(run(tiny_denoiser()), expected)
-    assert dict(tally.dense) == {MASKED: 2}
+    assert dict(tally.left) == {MASKED: 2}
 
 
 def test_an_unknown_text_length_is_dense(clock: Clock) -> None:
@@ -121,7 +121,7 @@ def test_an_unknown_text_length_is_dense(clock: Clock) -> None:
     tally, target = wrapped(model, clock)
     target.conditions.given = {}
     assert torch.equal(run(model), expected)
-    assert dict(tally.dense) == {NO_TEXT_LENGTH: 2} and tally.sparse == 0
+    assert dict(tally.left) == {NO_TEXT_LENGTH: 2} and tally.taken == 0
 
 
 def test_a_back_end_past_torch_stays_dense_and_is_counted(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_a_back_end_past_torch_stays_dense_and_is_counted(clock: Clock, monkeypa
     expected = run(model)
     tally, _ = wrapped(model, clock)
     assert not torch.equal(run(model), expected)
-    assert (tally.sparse, dict(tally.dense)) == (1, {"no scaled_dot_product_attention over the sequence in sage": 1})
+    assert (tally.taken, dict(tally.left)) == (1, {"no scaled_dot_product_attention over the sequence in sage": 1})
 
 
 def test_the_users_own_processor_is_looked_through(clock: Clock) -> None:
@@ -152,7 +152,7 @@ def test_the_users_own_processor_is_looked_through(clock: Clock) -> None:
     tally, _ = wrapped(model, clock, keep=0.7)
     expected = run(plain)
     assert 1e-6 < (run(model) - expected).norm() / expected.norm() < 0.1
-    assert tally.sparse == 2
+    assert tally.taken == 2
 
 
 def test_context_parallelism_stays_dense(clock: Clock) -> None:
@@ -172,7 +172,7 @@ def test_context_parallelism_stays_dense(clock: Clock) -> None:
     attn.processor = Parallel()
     attn.processor._parallel_config = "ring"
     run(model)
-    assert seen == [True] and dict(tally.dense) == {"context parallelism": 1} and tally.sparse == 1
+    assert seen == [True] and dict(tally.left) == {"context parallelism": 1} and tally.taken == 1
 
 
 def test_state_dict_keys_stay(clock: Clock) -> None:
@@ -201,4 +201,4 @@ def test_compiled_blocks_break_around_attention_once(clock: Clock) -> None:
         advance(clock, sigma, (1, SIDE * SIDE, 12))
         run(model)
     assert compiled > 0 and len(graphs) == compiled
-    assert tally.sparse == 10
+    assert tally.taken == 10

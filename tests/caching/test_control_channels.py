@@ -6,6 +6,7 @@ must a denoiser that returns more, whose first channels are those of the narrow 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -67,22 +68,13 @@ def sampled(denoiser: Any, method: str, options: dict[str, Any], channels: int) 
     return x, [record.kind for record in report.steps], report.cache_bytes
 
 
+@pytest.mark.parametrize(("wide", "channels"), [(widened, 12), (varied, 0)])
 @pytest.mark.parametrize("name", CACHES)
-def test_the_latent_is_in_the_first_channels(name: str) -> None:
+def test_the_latent_is_in_the_first_channels(name: str, wide: Callable[[Any], Any], channels: int) -> None:
     method, options = CACHES[name]
     narrow = tiny_denoiser()
     expected, kinds, _ = sampled(narrow, method, options, 0)
-    got, wide_kinds, _ = sampled(widened(narrow), method, options, 12)
-    assert wide_kinds == kinds and "cached" in kinds
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", CACHES)
-def test_a_variance_is_not_of_the_latent(name: str) -> None:
-    method, options = CACHES[name]
-    narrow = tiny_denoiser()
-    expected, kinds, _ = sampled(narrow, method, options, 0)
-    got, wide_kinds, _ = sampled(varied(narrow), method, options, 0)
+    got, wide_kinds, _ = sampled(wide(narrow), method, options, channels)
     assert wide_kinds == kinds and "cached" in kinds
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 

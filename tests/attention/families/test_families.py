@@ -90,13 +90,13 @@ def test_a_mask_that_hides_more_than_text_stays_dense() -> None:
         steps(stack, {sigma: given("dit", sigma)})
     x, mask = torch.randn(1, 256, 128), torch.zeros(1, 1, 256)
     tally = stack._layers[0].applied.details["tally"]
-    sparse = tally.sparse
+    sparse = tally.taken
     with torch.no_grad():
-        assert torch.equal(attn(x, attention_mask=mask), attn(x)) and tally.sparse == sparse + 2  # it hides nothing
+        assert torch.equal(attn(x, attention_mask=mask), attn(x)) and tally.taken == sparse + 2  # it hides nothing
         mask[..., 100:] = -1e9
         expected = attn.processor(attn, x, attention_mask=mask)
         assert torch.equal(attn(x, attention_mask=mask), expected) and not torch.equal(attn(x), expected)
-    assert tally.dense[MASKED] == 1
+    assert tally.left[MASKED] == 1
 
 
 def test_short_sequences_are_forced_only_when_told() -> None:
