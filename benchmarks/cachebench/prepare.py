@@ -15,9 +15,11 @@ from placement import Times, place
 from rich.progress import Progress
 
 from stack import Stack
-from stack.caching.cache import Cache
+from stack.caching.cache import FILES, Cache
+from stack.caching.learned import Learned
 from stack.caching.methods import PRESETS
 from stack.caching.sites.fastcache import FastCacheSite
+from stack.core.errors import StackError
 from stack.measure.multistep import multistep_of
 
 from .bench import FIT_SEED, HELD_SEED, Bench, pictures
@@ -35,9 +37,17 @@ def tuples(value: Any) -> Any:
 
 
 def options_of(cache: Cache) -> dict[str, Any]:
-    """What sets a cache apart from its preset, fitted maps aside."""
+    """What sets a cache apart from its preset, those options aside that files hold."""
     own = cache.policy.differing(PRESETS[cache.method])
-    return {name: value for name, value in own.items() if name != "maps"}
+    return {name: value for name, value in own.items() if name not in FILES}
+
+
+def kept_file(bench: Bench, what: str) -> Path:
+    """Where something fitted for this protocol is kept: beside other temporary files, its folder made."""
+    key = hashlib.sha256(json.dumps([bench.protocol(), str(bench.weights), what]).encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / "ditstack-bench" / f"{what.split(',')[0]}-{key}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _cache_of(stack: Stack) -> Cache:
@@ -56,10 +66,22 @@ def calibrated(bench: Bench, record: Record, full: int, method: str = "svd") -> 
             )
         finally:
             stack.undo()
-        return {"options": options_of(_cache_of(stack)), "trials": result.trials, "told": str(result)}
+        cache = _cache_of(stack)
+        if isinstance(cache.policy.learned, Learned):
+            cache.policy.learned.save(learned)
+        return {
+            "options": options_of(cache), "trials": result.trials, "told": str(result),
+            "learned": cache.policy.learned is not None,
+        }  # fmt: skip
 
+    learned = kept_file(bench, f"learned, {method}, {full}")
     found = record.remember(f"{method} calibrated, {full}", compute)
-    return {name: tuples(value) for name, value in found["options"].items()}
+    options = {name: tuples(value) for name, value in found["options"].items()}
+    if not found["learned"]:
+        return options
+    if not learned.is_file():
+        raise StackError(f"what was learnt for {method} calibrated, {full} is gone: expected {learned}, try --fresh")
+    return {**options, "learned": str(learned)}
 
 
 def gate_options(bench: Bench, record: Record, method: str) -> dict[str, Any]:
@@ -85,10 +107,8 @@ def fitted(bench: Bench, record: Record, method: str) -> dict[str, Any]:
 
 def fitted_maps(bench: Bench) -> Path:
     """A file with FastCache's maps, kept beside other temporary files and fitted where it is missing."""
-    key = hashlib.sha256(json.dumps([bench.protocol(), str(bench.weights)]).encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / "ditstack-bench" / f"maps-{key}.safetensors"
+    path = kept_file(bench, "maps")
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         stack = Stack(bench.pipe, steps=bench.steps).cache("fastcache-gate")
         stack.fit_maps(bench.fit_texts, seed=FIT_SEED, save=path)
     return path

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stack import Stack
-from stack.caching.cache import Cache
+from stack.caching.cache import FILES, Cache
 from stack.caching.methods import PRESETS, is_reading
 from stack.caching.policy import Policy
 from stack.calibrate.thresholds import loosened
@@ -59,7 +59,7 @@ class Row:
 
 
 def preset(bench: Bench, name: str, method: str, group: str = "preset", family: str = "", **options: Any) -> Row:
-    """A row of our own mechanism. Fitted `maps`, given as a file's path, are told as such only."""
+    """A row of our own mechanism. What was fitted and is given as a file's path is told as such only."""
 
     @contextmanager
     def using() -> Iterator[Live]:
@@ -67,7 +67,7 @@ def preset(bench: Bench, name: str, method: str, group: str = "preset", family: 
         with stack:
             yield Live(stack, bench.pipe.transformer)
 
-    told = {key: value if key != "maps" else "fitted" for key, value in options.items()}
+    told = {key: value if key not in FILES else "fitted" for key, value in options.items()}
     return Row(name, group, family or method, {"method": method, **told}, using)
 
 
