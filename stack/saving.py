@@ -1,4 +1,7 @@
-"""A quantized stack in a folder: the rounded weights, the passes above them, the sampler."""
+"""A quantized stack in a folder: the rounded weights, the passes above them, the sampler.
+
+The weights of a pipeline's first denoiser lie in the folder itself, those of another in one of its name inside.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,16 @@ from .distill.adapter import Adapter
 from .distill.distill import Distill
 from .distill.find import carry
 from .distill.stage import AdapterStage
-from .models.denoiser import denoiser_of, one_denoiser
+from .models.denoiser import denoiser_of, other_denoisers
 from .models.wiring import wiring_of
 from .quant.fits import FILE
-from .quant.saved import read_denoiser, save_denoiser
+from .quant.saved import Restored, put_on, read_denoiser, save_denoiser
 from .recipe import Recipe, load_recipe, recipe_toml
 from .runtime.stack_like import StackLike
 
 RECIPE, SCHEDULER, SCHEDULER_FILE = "recipe.toml", "scheduler", "scheduler_config.json"
-NOT_SAVED = "keep a recipe, and quantize when it is loaded"
 WEIGHTS = "weights"  # note of a saved recipe: the digest of the weights it was written with
+OTHERS = "weights_of_"  # the same of another denoiser than the first, before its name
 
 
 def save_stack(stack: StackLike, folder: str | Path) -> int:
@@ -38,13 +41,13 @@ def save_stack(stack: StackLike, folder: str | Path) -> int:
     folder = _folder(folder)
     if not stack.applied:
         raise StackError("save() writes an applied stack: call apply() first")
-    if stack.pipe is not None:
-        one_denoiser(stack.pipe, "save()", NOT_SAVED)
     check_folder(folder, "save()")
     above, fitted = _above(stack), _fitted(stack)
     recipe = Recipe(folder.absolute().name, "", stack.facts.family, stack.plan.facts_after.asked, above)
     recipe_toml(recipe)  # what it cannot hold is refused before anything is written
+    others = {} if stack.pipe is None else other_denoisers(stack.pipe)
     count = save_denoiser(stack.denoiser, folder)
+    count += sum(save_denoiser(denoiser, folder / name) for name, denoiser in others.items())
     for options in above.values():
         if "adapter" in options:
             options["adapter"] = carry(options["adapter"], folder)
@@ -53,7 +56,8 @@ def save_stack(stack: StackLike, folder: str | Path) -> int:
     if stack.pipe is not None:
         _save_scheduler(stack.pipe.scheduler, folder / SCHEDULER)
     # Last: until it is written, loading the folder fails, as no saved stack or because the weights' digest differs.
-    text = recipe_toml(replace(recipe, stages=above, notes={WEIGHTS: digest(folder / FILE)}))
+    notes = {WEIGHTS: digest(folder / FILE)} | {f"{OTHERS}{name}": digest(folder / name / FILE) for name in others}
+    text = recipe_toml(replace(recipe, stages=above, notes=notes))
     write_text(folder / RECIPE, text)
     return count
 
@@ -111,18 +115,37 @@ def load_weights(folder: str | Path, model: Any) -> Recipe:
         if isinstance(each, AdapterStage):
             _ = each.card  # a damaged one is told before the model is touched
     bare = isinstance(model, nn.Module)
-    if not bare:
-        one_denoiser(model, "load()", NOT_SAVED)
-    denoiser = model if bare else denoiser_of(model)
-    wiring_of(denoiser)
-    weights = read_denoiser(denoiser, folder)
-    if recipe.notes.get(WEIGHTS, "") not in ("", digest(folder / FILE)):
-        raise StackError(f"{folder / FILE} is not the file that {RECIPE} was written with: save() the stack again")
+    denoisers = {"": model if bare else denoiser_of(model)} | ({} if bare else other_denoisers(model))
+    _check_others(recipe, [name for name in denoisers if name], folder)
+    weights = [_weights(denoiser, folder, name, recipe) for name, denoiser in denoisers.items()]
     scheduler = None if bare else _scheduler(type(model.scheduler), folder)
-    weights.put_on(denoiser)
+    put_on(weights)
     if scheduler is not None:
         model.scheduler = scheduler
     return recipe
+
+
+def _check_others(recipe: Recipe, names: list[str], folder: Path) -> None:
+    """Refuse a model that has not the denoisers that were saved.
+
+    Raises:
+        StackError: it has more, or fewer.
+    """
+    saved = [note.removeprefix(OTHERS) for note in recipe.notes if note.startswith(OTHERS)]
+    if sorted(saved) != sorted(names):
+        holds = f"weights of one denoiser and {' and '.join(saved)}" if saved else "weights of one denoiser"
+        has = f"this model has {' and '.join(names) or 'no other'} beside its first"
+        raise StackError(f"{folder} has {holds}, {has}: load the pipeline that it was saved from")
+
+
+def _weights(denoiser: nn.Module, folder: Path, name: str, recipe: Recipe) -> Restored:
+    """The weights of one denoiser, checked; `name` is "" for the first one."""
+    wiring_of(denoiser)
+    place = inside(folder, name, str(folder), links=False) if name else folder
+    weights = read_denoiser(denoiser, place)
+    if recipe.notes.get(f"{OTHERS}{name}" if name else WEIGHTS, "") not in ("", digest(place / FILE)):
+        raise StackError(f"{place / FILE} is not the file that {RECIPE} was written with: save() the stack again")
+    return weights
 
 
 def _check_links(recipe: Recipe, folder: Path) -> None:

@@ -10,6 +10,7 @@ from ..caching.cache import Cache
 from ..caching.calibrated_for import conditions
 from ..caching.learned import KINDS
 from ..core.errors import StackError, choose
+from ..models.denoiser import all_denoisers
 from ..runtime.pipeline_calls import Call, PipelineCalls
 from ..runtime.stack_like import StackLike
 from .calibration import Calibration
@@ -64,7 +65,7 @@ def calibrate(
     calls.check([*prompts, *held_out], steps)
     applied = stack.applied
     try:
-        with BestSoFar(budget, progress) as bar, watched(stack.denoiser, budget):
+        with BestSoFar(budget, progress) as bar, watched(all_denoisers(stack.pipe).values(), budget):
             run = Search(stack, cache, calls, goal, budget, bar, theory, kind)
             choice, held = run.all(prompts, held_out, seed)
             best = choice.cache

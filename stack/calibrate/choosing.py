@@ -208,7 +208,7 @@ class Search:
         """A choice that held-out prompts refute, made again with their say."""
         trials, known_so_far = self.trials, dict(choice.tried)
         best, db, compared = chosen_again(
-            finalists(choice.tried, trials.steps),
+            finalists(choice.tried, trials.steps, always=trials.always),
             lambda c: known_so_far[c] if c in known_so_far else psnr(trials.undisturbed(c), trials.target),
             lambda c: held.psnr(trials.calibrated(c)),
             len(trials.prompts) / len(held.prompts),

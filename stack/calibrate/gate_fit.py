@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -52,15 +53,17 @@ def residual_ratios(trajectory: Trajectory, requests: int) -> tuple[float, ...]:
 def output_polynomial(trajectory: Trajectory, requests: int) -> tuple[float, ...]:
     """TeaCache's polynomial, highest power first: relative change of the modulated input to that of the residual.
 
-    Least squares over all neighbouring steps of all requests.
+    Least squares over all neighbouring steps of all requests that one denoiser has.
     """
     modulated = torch.stack(trajectory.modulated).unflatten(0, (requests, -1))
     residual = torch.stack(trajectory.features) - torch.stack(trajectory.inputs)
-    x, y = _changes(modulated), _changes(residual.unflatten(0, (requests, -1)))
+    parts = [tick.part for tick in trajectory.ticks[: modulated.shape[1]]]
+    same = [before == part for before, part in pairwise(parts)]
+    x, y = (_changes(values)[:, same].flatten() for values in (modulated, residual.unflatten(0, (requests, -1))))
     return tuple(float(c) for c in np.polyfit(x, y, DEGREE))
 
 
 def _changes(values: torch.Tensor) -> np.ndarray:
-    """mean|v_t - v_(t-1)| / mean|v_(t-1)| of (R, S, B, n, D), step by step; (R (S - 1),)."""
+    """mean|v_t - v_(t-1)| / mean|v_(t-1)| of (R, S, B, n, D), step by step; (R, S - 1)."""
     gone = (values[:, 1:] - values[:, :-1]).abs().flatten(2).mean(-1)
-    return (gone / values[:, :-1].abs().flatten(2).mean(-1)).flatten().numpy()
+    return (gone / values[:, :-1].abs().flatten(2).mean(-1)).numpy()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..caching.candidate import WHOLE, Candidate
 from ..core.errors import StackError
 from ..core.validate import check_fields
-from .search import spread
+from .search import spread, through
 
 if TYPE_CHECKING:
     from .trials import Times, Trials
@@ -87,12 +87,15 @@ def guess(psnr: float, trials: Trials) -> int:
     """
     steps, own = trials.steps, trials.cache.policy
     middle = max(2, steps // 5)
-    template = replace(Candidate.of(own, spread(middle, steps, 1.0)), gains=WHOLE, order=1, corrected=False)
+    template = replace(
+        Candidate.of(own, through(spread(middle, steps, 1.0), trials.always)), gains=WHOLE, order=1, corrected=False
+    )
     errors = trials.errors(template)
     if errors is None:
         return middle
     offset = trials.score(template) + 10 * math.log10(errors.total(template.full_steps))
     for count in range(2, steps):
-        if offset - 10 * math.log10(max(errors.total(spread(count, steps, 1.0)), 1e-30)) >= psnr:
+        total = errors.total(through(spread(count, steps, 1.0), trials.always))
+        if offset - 10 * math.log10(max(total, 1e-30)) >= psnr:
             return count
     return steps - 1

@@ -11,7 +11,7 @@ import torch
 
 from ..caching.candidate import Candidate
 from ..measure.metrics import psnr
-from .search import EARLY, Tried, spread
+from .search import EARLY, Tried, spread, through
 from .trajectory import Trajectory, recorder
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def mean_psnr(pictures: torch.Tensor, target: torch.Tensor) -> float:
     return sum(map(psnr, pictures, target)) / len(pictures)
 
 
-def finalists(tried: Tried, steps: int, most: int = SEARCHED) -> list[Candidate]:
+def finalists(tried: Tried, steps: int, most: int = SEARCHED, always: Sequence[int] = ()) -> list[Candidate]:
     """Candidates worth another look, the best one first. Pure.
 
     A search ends among neighbours of its best candidate, which err alike. What differs is how soon the next full steps
@@ -71,7 +71,7 @@ def finalists(tried: Tried, steps: int, most: int = SEARCHED) -> list[Candidate]
     for candidate, _ in sorted(tried, key=lambda pair: -pair[1]):
         kinds.setdefault((candidate.full_steps[1:3], candidate.gains, candidate.order, candidate.corrected), candidate)
     searched = list(kinds.values())[:most]
-    dense = [spread(len(start.full_steps), steps, power) for power in EARLY]
+    dense = [through(spread(len(start.full_steps), steps, power), always) for power in EARLY]
     early = [replace(searched[0], full_steps=full, segments=()) for full in dense]
     return list(dict.fromkeys([*searched, *early, start]))
 

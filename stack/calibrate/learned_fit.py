@@ -36,9 +36,9 @@ ENERGY = 0.99999  # of the estimates, in the subspace that forms of "low-rank" a
 
 @dataclass
 class Estimates:
-    """The estimates of uncached runs, in host memory: by guidance branch, one (B, N, C) per call."""
+    """The estimates of uncached runs, in host memory: by guidance branch and step, (B, N, C) each."""
 
-    x0: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    x0: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
 
     def put_on(self, target: Target, install: Installer) -> None:
         """Write down every call's, as it is."""
@@ -49,10 +49,10 @@ class Estimates:
 
         def visit(call: DenoiserCall, run: Run, context: StepContext) -> Any:
             result = run(call)
-            known = self.x0.setdefault(context.branch, [])
-            if context.step == len(known):
+            known = self.x0.setdefault(context.branch, {})
+            if context.step not in known:
                 estimate = sampler().estimates[context.step]
-                known.append(x0_of(estimate, call.latent.float(), result[0].float()).cpu())
+                known[context.step] = x0_of(estimate, call.latent.float(), result[0].float()).cpu()
             return result
 
         answer_calls(target, install, visit)
@@ -63,14 +63,14 @@ class RollOut:
     """Takes the place of `Learned` in a corrector: fits a form at every call that asks for one, and applies it.
 
     Attributes:
-        truth: by guidance branch, the estimates (B, N, C) of the calls.
+        truth: by guidance branch and step, the estimates (B, N, C).
         basis: (C, r); (0, 0) for "l2p".
         ridge: see `fitted`.
         forms: fitted so far.
     """
 
     kind: str
-    truth: Mapping[str, Sequence[torch.Tensor]]
+    truth: Mapping[str, Mapping[int, torch.Tensor]]
     basis: torch.Tensor
     ridge: float
     forms: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -112,15 +112,17 @@ def fitted(parts: Sequence[torch.Tensor], target: torch.Tensor, ridge: float) ->
     return solution.float()
 
 
-def subspace(truth: Mapping[str, Sequence[torch.Tensor]], energy: float = ENERGY) -> torch.Tensor:
+def subspace(truth: Mapping[str, Mapping[int, torch.Tensor]], energy: float = ENERGY) -> torch.Tensor:
     """The leading directions (C, r) of the channels of all estimates, found as SVD-Cache's."""
-    gram = sum(torch.einsum("bnc,bnd->cd", x0.double(), x0.double()) for calls in truth.values() for x0 in calls)
+    gram = sum(
+        torch.einsum("bnc,bnd->cd", x0.double(), x0.double()) for calls in truth.values() for x0 in calls.values()
+    )
     values, vectors = torch.linalg.eigh(gram)
     return vectors.flip(1)[:, : rank_by_energy(values.flip(0), energy)].float().contiguous()
 
 
 def learn(
-    trials: Trials, cache: Cache, kind: str, truth: Mapping[str, Sequence[torch.Tensor]]
+    trials: Trials, cache: Cache, kind: str, truth: Mapping[str, Mapping[int, torch.Tensor]]
 ) -> tuple[Cache, torch.Tensor]:
     """The cache with corrections of a kind, learnt on the trials' own prompts, and its pictures of these."""
     stack: StackLike = trials.stack

@@ -20,6 +20,7 @@ from ..core.errors import StackError
 from ..core.files import check_file
 from ..core.progress import ProgressLine
 from ..core.validate import Seed, checked, prompts_of, some_prompts
+from ..models.denoiser import one_denoiser
 from ..runtime.pipeline_calls import Call, PipelineCalls
 from ..runtime.stack_like import AnyStack, StackLike
 from . import bases_fit, gate_fit, maps_fit
@@ -147,7 +148,7 @@ def fit_maps(
         save: a safetensors file to write them to, for the option `maps` of a recipe beside it.
 
     Raises:
-        StackError: no FastCache in the stack, no pipeline, or no prompts.
+        StackError: no FastCache in the stack, no pipeline, or one with two denoisers, or no prompts.
     """
     texts, calls = some_prompts(prompts), PipelineCalls(stack.pipe, call)
     checked(Seed, seed, "seed")
@@ -159,6 +160,7 @@ def fit_maps(
             _has_maps,
             "a pipeline with .cache('fastcache-gate') or another FastCache that replaces blocks by maps",
             lambda cache: cache.changed(maps=maps_fit.fit(stack, texts, seed, ridge, rank, calls, bar)),
+            "fit_maps()",
         )
         assert isinstance(cache.policy.site, FastCacheSite)
         maps = cache.policy.site.maps
@@ -185,7 +187,8 @@ def fit_bases(
         save: a safetensors file to write them to, for the option `bases` of a recipe beside it.
 
     Raises:
-        StackError: no cache with a principal subspace in the stack, no pipeline, or no prompts.
+        StackError: no cache with a principal subspace in the stack, no pipeline, or one with two denoisers, or no
+            prompts.
     """
     texts, calls = some_prompts(prompts), PipelineCalls(stack.pipe, call)
     checked(Seed, seed, "seed")
@@ -197,6 +200,7 @@ def fit_bases(
             _has_subspace,
             "a pipeline with a cache that has a principal subspace, such as .cache('svd-published')",
             lambda cache: cache.changed(bases=bases_fit.fit_bases(stack, cache, texts, seed, calls, bar)),
+            "fit_bases()",
         )
         bases = cache.policy.split.found
         assert bases is not None
@@ -205,16 +209,23 @@ def fit_bases(
         return bases
 
 
-def _refit(stack: StackLike, suits: Callable[[Cache], bool], expected: str, fit: Callable[[Cache], Cache]) -> Cache:
+def _refit(
+    stack: StackLike, suits: Callable[[Cache], bool], expected: str, fit: Callable[[Cache], Cache], alone: str = ""
+) -> Cache:
     """Exchange the stack's cache for one that `fit` makes of it; it may put other passes in its place meanwhile.
 
+    Args:
+        alone: what measures one denoiser only, as its user calls it; "" for what measures all of a pipeline.
+
     Raises:
-        StackError: the stack has no cache that suits.
+        StackError: the stack has no cache that suits, or what measures one denoiser meets two.
     """
     cache = next((p for p in stack.passes if isinstance(p, Cache)), None)
     if cache is None or not suits(cache) or stack.pipe is None:
         got = "a bare denoiser" if stack.pipe is None else f"a cache {cache.method!r}" if cache else "no cache"
         raise StackError(f"expected {expected}; got {got}")
+    if alone:
+        one_denoiser(stack.pipe, alone)
     applied = stack.applied
     try:
         cache = fit(cache)

@@ -7,6 +7,7 @@ best schedule under the new weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -59,13 +60,13 @@ class Proposer:
             return self.start
         costs = np.array([self._by_stretch(candidate.full_steps) for candidate in tried])
         weights = learn_weights(costs, [10 ** (-score / 10) for score in tried.values()])
-        path, _ = best_schedule(
+        path, cost = best_schedule(
             lambda h, i, j: weights[self._stretch(i)] * self.errors.cost(h, i, j),
             len(self.start.full_steps),
             self.steps,
         )
         proposal = replace(self.start, full_steps=path)
-        return None if proposal in tried else proposal
+        return None if proposal in tried or math.isinf(cost) else proposal
 
     def _stretch(self, step: int) -> int:
         return step * STRETCHES // self.steps

@@ -18,6 +18,7 @@ from ..caching.sites.block_range import BlockRange, BlockRangeSite
 from ..core.errors import StackError
 from ..core.installer import Installer
 from ..core.passes import Applied
+from ..runtime.step import StepContext
 from ..runtime.target import Target
 from .trajectory import Trajectory, sampled
 
@@ -72,8 +73,8 @@ class Rehearsals:
     remembered: int = 0
     _features: OrderedDict[tuple[object, ...], dict[str, torch.Tensor]] = field(default_factory=OrderedDict)
 
-    def begin(self, step: int, tokens: torch.Tensor, patient: bool = False) -> None:
-        """A step of a trial begins with these tokens (B, N, D).
+    def begin(self, context: StepContext, tokens: torch.Tensor, patient: bool = False) -> None:
+        """A step of a trial begins with these tokens (B, N, D); those of branches that are not written down are let by.
 
         Args:
             patient: the trial has a corrector, which later makes up for large errors on the way.
@@ -81,6 +82,9 @@ class Rehearsals:
         Raises:
             Abandoned: in the second half, when the trial is too far off.
         """
+        step = context.step
+        if self.plain.ticks[step].branch != context.branch:
+            return
         if step == 0:
             self.deviations = []
         off = float((sampled(tokens) - self.plain.inputs[step]).norm())
@@ -155,7 +159,7 @@ class _Rehearsing:
 
     def begin(self, tokens: torch.Tensor) -> None:
         self.controller.begin(tokens)
-        self.shared.begin(self.controller.now.step, tokens, patient=self.candidate.corrected)
+        self.shared.begin(self.controller.now, tokens, patient=self.candidate.corrected)
 
     def decide(self, probe: torch.Tensor | None = None) -> list[bool]:
         skips = self.controller.decide(probe)

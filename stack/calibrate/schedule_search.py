@@ -10,7 +10,7 @@ from ..core.errors import StackError
 from .goals import Goal, full_steps_for, guess
 from .progress import BestSoFar
 from .propose import Proposer
-from .search import Found, Scored, openings, search, spread
+from .search import Found, Scored, openings, search, spread, through
 from .segment_gains import refinable, refined
 from .time_budget import STOPPED, SearchBudget
 from .trials import Trials
@@ -60,15 +60,18 @@ class ScheduleSearch:
         own = cache.policy
         start = Candidate.of(own, self._first(count))
         there = replace(Candidate.of(own, own.schedule.full_steps), segments=own.schedule.segments)
+        always = trials.always
+        if not {*always} <= {*there.full_steps}:
+            there = replace(there, full_steps=(), segments=())
         scored = Scored(trials.score, most, self.budget.left, lambda c, v: self.bar.scored(v))
         varied = bool(own.forecast.effective_order) and not own.forecast.level
         propose = self._proposer(start, varied)
         correctable = varied and trials.correctable
         # A corrector wants other schedules than a forecast alone.
         template = replace(start, gains=WHOLE, order=1, corrected=True) if correctable else start
-        families = openings(template, steps) if own.site.forecasts_x0 or correctable else ()
+        families = openings(template, steps, always) if own.site.forecasts_x0 or correctable else ()
         if families and trials.levels:
-            placed = best_places(count, trials.levels, template.order, template.corrected)
+            placed = through(best_places(count, trials.levels, template.order, template.corrected), always)
             families = [[replace(template, full_steps=placed)], *families]
 
         def enough() -> bool:
@@ -78,7 +81,9 @@ class ScheduleSearch:
             scored.better(start)
             if len(there.full_steps) == count:
                 scored.better(there)
-            found = search(scored, start, steps, propose, trials.coordinates, enough, varied, families, correctable)
+            found = search(
+                scored, start, steps, propose, trials.coordinates, enough, varied, families, correctable, always
+            )
             if varied and not scored.spent and refinable(found.best):
                 self.bar.says("gains")
                 scored.better(refined(found.best, trials.undisturbed, trials.target))
@@ -93,9 +98,9 @@ class ScheduleSearch:
         """Where so many full steps are without calibration."""
         trials, own = self.trials, self.trials.cache.policy
         if own.schedule.spread == "even":
-            return spread(count, trials.steps, 1.0)
+            return through(spread(count, trials.steps, 1.0), trials.always)
         made = own.uncalibrated.changed(count=count).schedule_for(trials.steps, (), trials.levels)
-        return tuple(sorted(made.full_steps(trials.steps)))
+        return through(tuple(sorted(made.full_steps(trials.steps))), trials.always)
 
     def _proposer(self, start: Candidate, varied: bool) -> Proposer | None:
         template = start if not varied else Candidate(start.full_steps, WHOLE, 1, start.coordinate, start.energy)

@@ -91,21 +91,37 @@ def spread(count: int, steps: int, power: float) -> tuple[int, ...]:
     return tuple(dict.fromkeys(places))
 
 
-def neighbours(full: tuple[int, ...], steps: int, moves: tuple[int, ...] = MOVES) -> Iterator[tuple[int, ...]]:
-    """The schedules that differ from `full` by one full step moved; step 0 stays. Late steps first: a trial that
-    shares its beginning with the best one is cheaper."""
+def through(full: tuple[int, ...], always: Sequence[int]) -> tuple[int, ...]:
+    """The schedule with the steps that are always full among its own: for each that is missing the nearest is moved."""
+    for step in always:
+        free = [place for place in full[1:] if place not in always]
+        if step not in full:
+            moved = min(free, key=lambda place: abs(place - step), default=None)
+            full = tuple(sorted({*full, step} - {moved}))
+    return full
+
+
+def neighbours(
+    full: tuple[int, ...], steps: int, moves: tuple[int, ...] = MOVES, always: Sequence[int] = ()
+) -> Iterator[tuple[int, ...]]:
+    """The schedules that differ from `full` by one full step moved; step 0 and those that are always full stay. Late
+    steps first: a trial that shares its beginning with the best one is cheaper."""
     for move in moves:
         for place in reversed(full[1:]):
             target = place + move
-            if 0 < target < steps and target not in full:
+            if 0 < target < steps and target not in full and place not in always:
                 yield tuple(sorted((set(full) - {place}) | {target}))
 
 
-def openings(template: Candidate, steps: int) -> list[list[Candidate]]:
-    """Spreads to begin a search with, family by family: dense near the data, and dense at the noisy start."""
+def openings(template: Candidate, steps: int, always: Sequence[int] = ()) -> list[list[Candidate]]:
+    """Spreads to begin a search with, family by family: dense near the data, and dense at the noisy start.
+
+    Args:
+        always: see `search`.
+    """
     count = len(template.full_steps)
     families = [dense_end(count, steps, power) for power in DENSE], [spread(count, steps, power) for power in EARLY]
-    return [[replace(template, full_steps=full) for full in family] for family in families]
+    return [[replace(template, full_steps=through(full, always)) for full in family] for family in families]
 
 
 def forecasts(
@@ -137,6 +153,7 @@ def search(
     varied: bool = True,
     families: Sequence[Sequence[Candidate]] = (),
     correctable: bool = False,
+    always: Sequence[int] = (),
 ) -> Found:
     """Find full steps and a forecast with a high score.
 
@@ -152,20 +169,22 @@ def search(
         families: candidates to try after the first proposals: the first of each family, then the rest of the best one's
             family. Proposals go on if they were better.
         correctable: whether corrected candidates may be tried.
+        always: steps beside the first that are full whatever is tried; those of the candidates given are, too.
     """
     scored.better(start)
     if propose:
         _follow(scored, propose, GLIMPSE if families else None)
     elif not families:
         for power in LEANING:
-            scored.better(replace(start, full_steps=spread(len(start.full_steps), steps, power)))
+            leaning = through(spread(len(start.full_steps), steps, power), always)
+            scored.better(replace(start, full_steps=leaning))
     if not _opened(scored, families) and families and propose:
         _follow(scored, propose)
     if varied:
         _vary(scored, coordinates, correctable)
     moved = True
     while moved and not enough() and not scored.spent:
-        moved = _move(scored, steps)
+        moved = _move(scored, steps, always)
     if varied:
         scored.follow(energies(scored.found().best))
     return scored.found()
@@ -197,10 +216,10 @@ def _vary(scored: Scored, coordinates: Callable[[Candidate], Sequence[str]], cor
         scored.follow(replace(now, **change) for change in line)
 
 
-def _move(scored: Scored, steps: int) -> bool:
+def _move(scored: Scored, steps: int, always: Sequence[int]) -> bool:
     moved = False
     for move in MOVES:
         best = scored.found().best
-        for full in neighbours(best.full_steps, steps, (move,)):
+        for full in neighbours(best.full_steps, steps, (move,), always):
             moved |= scored.better(replace(best, full_steps=full))
     return moved

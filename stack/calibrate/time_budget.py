@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -91,13 +91,14 @@ class SearchBudget:
 
 
 @contextmanager
-def watched(denoiser: nn.Module, budget: SearchBudget) -> Iterator[None]:
-    """Look at the budget before every call of the denoiser inside the `with`."""
-    handle = denoiser.register_forward_pre_hook(lambda *_: budget.look())
+def watched(denoisers: Iterable[nn.Module], budget: SearchBudget) -> Iterator[None]:
+    """Look at the budget before every call of one of the denoisers inside the `with`."""
+    handles = [denoiser.register_forward_pre_hook(lambda *_: budget.look()) for denoiser in denoisers]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 class _Seen(Exception):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,13 +28,14 @@ SAMPLED_TOKENS = 128  # of the output stream: the head works token by token, and
 class Trajectory:
     """The last hidden state of a batch of uncached requests, at some tokens, step by step.
 
-    Where guidance branches are calls of their own, the first one stands for all.
+    Where guidance branches are calls of their own, the first one stands for all. Where two denoisers take turns each
+    step is that of the one that has it; where both are called in every step, the first one stands for both.
 
     Attributes:
         features: one (B, n, D) per step.
         ticks: one per step.
         inputs: one (B, n, D) per step, the output stream before the first block: the embedded latents.
-        modulated: one (B, n, D) per step, the first block's modulated input.
+        modulated: one (B, n, D) per step, the first block's modulated input; none where the model's is not known.
         heads: per step, features (B, n, D) to the denoiser's output (B, n, C).
     """
 
@@ -42,9 +45,17 @@ class Trajectory:
     modulated: list[torch.Tensor] = field(default_factory=list)
     heads: list[Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=list)
 
-    def holds(self, branch: str) -> bool:
-        """Whether this branch is the one that is written down."""
-        return not self.ticks or self.ticks[0].branch == branch
+    def holds(self, context: StepContext) -> bool:
+        """Whether this call is the one of its step that is written down."""
+        known = next((tick for tick in self.ticks if tick.part == context.part), None)
+        if known is not None:
+            return known.branch == context.branch
+        return not self.ticks or (self.ticks[-1].request, self.ticks[-1].step) != (context.request, context.step)
+
+    @property
+    def takeovers(self) -> tuple[int, ...]:
+        """Steps at which another denoiser takes over: nothing kept serves there, so that they always run in full."""
+        return tuple(tick.step for before, tick in pairwise(self.ticks) if tick.part != before.part)
 
     def xs(self, name: str) -> list[float]:
         """Coordinates of the steps."""
@@ -65,6 +76,7 @@ class SegmentErrors:
         assert forecast.order <= 1 and not forecast.splits
         self.trajectory, self.scale, self.forecast = trajectory, scale, forecast
         self._xs = trajectory.xs(forecast.coordinate)
+        self._parts = [tick.part for tick in trajectory.ticks]
         with torch.no_grad():
             self._outputs = [head(f) for head, f in zip(trajectory.heads, trajectory.features, strict=True)]
         self._sums: dict[tuple[int, int, int], torch.Tensor] = {}
@@ -82,7 +94,8 @@ class SegmentErrors:
     def _error(self, before: int, at: int, step: int) -> torch.Tensor:
         features, nodes = self.trajectory.features, [self._xs[at]]
         predicted = features[at]
-        if before >= 0 and (gap := gaps(self.forecast, self._xs[at], [self._xs[before]])):
+        same = before >= 0 and self._parts[before] == self._parts[at]
+        if same and (gap := gaps(self.forecast, self._xs[at], [self._xs[before]])):
             nodes.append(self._xs[before])
             factor = self.forecast.gains[0] * weights(self.forecast, self._xs[step], nodes)[1] / gap[0]
             predicted = predicted + factor * (features[at] - features[before])
@@ -90,7 +103,12 @@ class SegmentErrors:
 
     @torch.no_grad()
     def cost(self, before: int, at: int, to: int) -> float:
-        """Mean square of `vector`: the cost of a segment if errors of different segments do not cancel."""
+        """Mean square of `vector`: the cost of a segment if errors of different segments do not cancel.
+
+        Infinite where another denoiser takes over inside it: there is no such segment.
+        """
+        if self._parts[at] != self._parts[to - 1]:
+            return math.inf
         return float(self.vector(before, at, to).square().mean())
 
     def total(self, full_steps: Sequence[int]) -> float:
@@ -124,7 +142,7 @@ class FeatureRecorder:
         def visit(number: int, call: BlockCall, context: StepContext) -> Streams:
             if number == 0:
                 self._begin(call, context)
-            if context.step in self.reused:
+            if context.step in self.reused and context.branch in self._last:
                 return call.streams if number < last else {**call.streams, stream: self._last[context.branch]}
             out = call.run()
             if number == last:
@@ -136,17 +154,18 @@ class FeatureRecorder:
     def _begin(self, call: BlockCall, context: StepContext) -> None:
         """The first block is called; the head needs its arguments as well."""
         self._given = call.given
-        if self.trajectory.holds(context.branch):
+        if self.trajectory.holds(context):
+            self.trajectory.ticks.append(context)
             self.trajectory.inputs.append(sampled(call.streams[call.wiring.output_stream]))
-            self.trajectory.modulated.append(sampled(call.wiring.modulated(call.block, call.given)))
+            if "modulation" not in call.wiring.lacks:
+                self.trajectory.modulated.append(sampled(call.wiring.modulated(call.block, call.given)))
 
     def _end(self, feature: torch.Tensor, context: StepContext, denoiser: nn.Module, wiring: Wiring) -> None:
         """The last block has returned the output stream's feature (B, N, D)."""
         self._last[context.branch] = feature
-        if self.trajectory.holds(context.branch):
+        if self.trajectory.holds(context):
             given, dtype = self._given, feature.dtype
             self.trajectory.features.append(sampled(feature))
-            self.trajectory.ticks.append(context)
             self.trajectory.heads.append(lambda f: wiring.head(denoiser, f.to(dtype), given).float())
 
 

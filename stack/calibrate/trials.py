@@ -107,6 +107,11 @@ class Trials:
         self._points: dict[float, Point] = {}  # by factor
 
     @property
+    def always(self) -> tuple[int, ...]:
+        """Steps beside the first that run in full whatever is tried."""
+        return self.shared.plain.takeovers
+
+    @property
     def correctable(self) -> bool:
         """Whether full steps could put right what this cache's forecasts leave."""
         facts, p = self.stack.plan.facts_after, self.cache.policy
@@ -154,8 +159,8 @@ class Trials:
         if decides_by_threshold(self.cache):
             return self.measured(self.cache, 1.0)
         made, seconds = timed(partial(self.run, self.cache), self.device)
-        full = len(self.cache.schedule_for(self.steps, self.sigmas, self.levels).full_steps(self.steps))
-        return Point(1.0, psnr(made, self.target), full, seconds / len(self.prompts))
+        full = {*self.cache.schedule_for(self.steps, self.sigmas, self.levels).full_steps(self.steps), *self.always}
+        return Point(1.0, psnr(made, self.target), len(full), seconds / len(self.prompts))
 
     def measured(self, cache: Cache, factor: float) -> Point:
         """What a cache with a gate makes of every prompt, one by one: gates decide picture by picture."""
@@ -169,7 +174,7 @@ class Trials:
             picture, seconds = timed(partial(self.run, cache, [prompt], self.seed + number), self.device)
             made.append(picture)
             report = self.stack.report()
-            full, spent = full + report.full_steps / report.branches, spent + seconds
+            full, spent = full + report.full_steps_each, spent + seconds
         return Point(factor, psnr(torch.cat(made), self.target), full / count, spent / count)
 
     def restart(self) -> None:
@@ -202,12 +207,12 @@ class Trials:
         return growth(self.shared.plain, disturbed, DISTURBED[-1] + 1)
 
     def errors(self, candidate: Candidate) -> SegmentErrors | None:
-        """Predicted errors of the candidate's forecast; None where its order or the sampler allows no prediction.
+        """Predicted errors of the candidate's forecast; None where its order, the sampler or the model allows none.
 
         Nor for forecasts of x0: there the errors of full steps, whose latents were forecast, outweigh
         those of cached steps, and the best schedule by prediction was 13 dB worse than a plain spread.
         """
-        if self._x0:
+        if self._x0 or "head" in self.stack.facts.lacks:
             return None
         forecast = replace(
             self.cache.policy.forecast, gains=candidate.gains, order=candidate.order, coordinate=candidate.coordinate

@@ -34,10 +34,10 @@ def x0_recorder(trajectory: Trajectory, reused: tuple[int, ...] = ()) -> Observe
 
         def visit(call: DenoiserCall, run: Run, context: StepContext) -> Any:
             estimate, x = sampler().estimates[context.step], call.latent.float()
-            if trajectory.holds(context.branch):
+            if trajectory.holds(context):
                 trajectory.inputs.append(sampled(tokens_of(x)))
                 trajectory.ticks.append(context)
-            if context.step in reused:
+            if context.step in reused and context.branch in last:
                 out = output_of(estimate, x, last[context.branch])
                 return returned_as(call, out.to(call.latent.dtype))
             result = run(call)

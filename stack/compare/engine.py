@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
+from ..attention.sparse_attn import SparseAttention
 from ..compat.rules.steps import FEWEST_STEPS
 from ..compile import Compile
 from ..core.installer import Installer
@@ -15,11 +17,11 @@ from ..measure.flops import Work, counting
 from ..measure.memory import PeakMemory
 from ..measure.multistep import multistep_of
 from ..measure.timing import timed
-from ..models.denoiser import denoiser_name, denoiser_of
+from ..models.denoiser import all_denoisers, denoiser_of
 from ..models.wiring import wiring_of
 from ..runtime.pipeline_calls import Call, PipelineCalls
 from ..stack import Stack
-from .base import Base, choose_base
+from .base import TRIAL_STEPS, Base, choose_base
 from .rows import BASE_EAGER, Generation, Row, is_multistep
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ class PipelineEngine:
 
     Attributes:
         base: what the base runs on; set by `prepare`.
-        work: multiply-accumulates of one denoiser call; set by `prepare`.
+        work: multiply-accumulates of one denoiser call; set by `prepare`. Where a pipeline has two, of the first one's.
+        fewest: steps of a run in which every denoiser of the pipeline is called; set by `prepare`.
     """
 
     def __init__(self, pipe: Any, recipes: Mapping[str, Recipe], steps: int, call: Call | None = None):
@@ -66,7 +69,8 @@ class PipelineEngine:
         self.calls = PipelineCalls(pipe, call)
         self.steps = steps
         self.device = torch.device(pipe.device)
-        self.base = Base(denoiser_of(pipe), "eager", {}, [])
+        self.base = Base(all_denoisers(pipe), "eager", {}, [])
+        self.fewest = WARM_UP_STEPS
         self.work = Work(0, 0, 0)
         self._recipes = dict(recipes)
         self._stacks: dict[tuple[str, tuple[str, ...]], Stack] = {}
@@ -90,13 +94,34 @@ class PipelineEngine:
 
     def prepare(self, prompt: str, compile_base: bool = True) -> None:
         """Count the work of one denoiser call, and choose the base: eager, or compiled if that is faster."""
-        denoiser = denoiser_of(self.pipe)
+        denoiser, denoisers = denoiser_of(self.pipe), all_denoisers(self.pipe)
         with counting(denoiser, wiring_of(denoiser).blocks(denoiser)) as work:
-            self._plain(denoiser, prompt, 0, WARM_UP_STEPS)
+            self.fewest = self._reaching(denoisers, prompt)
             self.work = work()
         if compile_base:
-            self.base = choose_base(denoiser, lambda chosen, steps: self._plain(chosen, prompt, 0, steps), self.device)
+            run = partial(self._plain, prompt=prompt, seed=0)
+            self.base = choose_base(
+                denoisers, lambda chosen, steps: run(chosen, steps=steps), self.device, max(TRIAL_STEPS, self.fewest)
+            )
             self._stacks.clear()
+
+    def _reaching(self, denoisers: Mapping[str, nn.Module], prompt: str) -> int:
+        """The number of steps, doubled from a few on, with which all these denoisers are called."""
+        called: set[str] = set()
+        handles = [
+            module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+            for name, module in denoisers.items()
+        ]
+        steps = WARM_UP_STEPS
+        try:
+            self._plain(denoisers, prompt, 0, steps)
+            while len(called) < len(denoisers) and steps < self.steps:
+                steps = min(2 * steps, self.steps)
+                self._plain(denoisers, prompt, 0, steps)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return steps
 
     def explain(self, recipe: str) -> str:
         """The plan of a whole recipe, in words."""
@@ -110,14 +135,14 @@ class PipelineEngine:
             finally:
                 stack.undo()
         else:
-            self._plain(self._denoiser(row), prompt, 0, WARM_UP_STEPS, is_multistep(row))
+            self._plain(self._denoisers(row), prompt, 0, self.fewest, is_multistep(row))
 
     def generate(self, row: Row, prompt: str, seed: int) -> Generation:
         if row.role == "stack" and row.passes:
             return self._stacked(row, prompt, seed)
         with PeakMemory(self.device) as peak:
             drawn, seconds = timed(
-                lambda: self._plain(self._denoiser(row), prompt, seed, row.steps, is_multistep(row)), self.device
+                lambda: self._plain(self._denoisers(row), prompt, seed, row.steps, is_multistep(row)), self.device
             )
         return Generation(_picture(drawn), seconds, ("full",) * row.steps, peak_bytes=peak.bytes)
 
@@ -132,8 +157,7 @@ class PipelineEngine:
             with PeakMemory(self.device) as peak:
                 drawn, seconds = timed(lambda: self.calls.make(stack, [prompt], seed, planned), self.device)
             report = stack.report()
-            branch = report.steps[0].branch if report.steps else ""
-            steps = [step for step in report.steps if step.branch == branch]
+            steps = report.leading
             return Generation(
                 picture=_picture(drawn),
                 seconds=seconds,
@@ -149,22 +173,25 @@ class PipelineEngine:
 
     def _short(self, stack: Stack, prompt: str) -> None:
         """As few steps as run what a whole call runs: with fewer the plan is another one."""
-        self.calls.make(stack, [prompt], 0, min(stack.plan.facts_after.asked, FEWEST_STEPS))
+        self.calls.make(stack, [prompt], 0, min(stack.plan.facts_after.asked, max(FEWEST_STEPS, self.fewest)))
 
-    def _plain(self, denoiser: nn.Module, prompt: str, seed: int, steps: int, multistep: bool = False) -> torch.Tensor:
+    def _plain(
+        self, denoisers: Mapping[str, nn.Module], prompt: str, seed: int, steps: int, multistep: bool = False
+    ) -> torch.Tensor:
         """A picture without any pass."""
         install = Installer()
         try:
-            if denoiser is not denoiser_of(self.pipe):
-                install.set_attribute(self.pipe, denoiser_name(self.pipe), denoiser)
+            for name, denoiser in denoisers.items():
+                if denoiser is not vars(self.pipe)[name]:
+                    install.set_attribute(self.pipe, name, denoiser)
             if multistep:
                 install.set_attribute(self.pipe, "scheduler", self._solver)
             return self.calls.make(self.pipe, [prompt], seed, steps)
         finally:
             install.rollback()
 
-    def _denoiser(self, row: Row) -> nn.Module:
-        return denoiser_of(self.pipe) if row.name == BASE_EAGER else self.base.denoiser
+    def _denoisers(self, row: Row) -> Mapping[str, nn.Module]:
+        return all_denoisers(self.pipe) if row.name == BASE_EAGER else self.base.denoisers
 
     def _stack(self, row: Row) -> Stack:
         key = (row.recipe, row.passes)
@@ -178,8 +205,11 @@ class PipelineEngine:
 
 def _density(stack: Stack, report: Report) -> float:
     """Share of the attention that was computed, as counted while it ran; as planned where nothing counted."""
-    counted = report.passes.get("sparse_attn", {}).get("density")
-    return stack.plan.facts_after.attention_density if counted is None else float(counted)
+    found = [figures for stage, figures in report.passes.items() if stage.split(" on ")[0] == SparseAttention.stage]
+    calls = [figures["sparse_calls"] + sum(figures["dense_calls"].values()) for figures in found]
+    if not sum(calls):
+        return stack.plan.facts_after.attention_density
+    return sum(n * figures["density"] for n, figures in zip(calls, found, strict=True) if n) / sum(calls)
 
 
 def _picture(drawn: torch.Tensor) -> torch.Tensor:

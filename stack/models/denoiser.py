@@ -57,12 +57,21 @@ def other_denoisers(pipe: Any) -> dict[str, nn.Module]:
     return found
 
 
-def one_denoiser(pipe: Any, what: str, instead: str) -> None:
-    """Refuse what is about one denoiser where a pipeline has several.
+def all_denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """Every denoiser of a pipeline, by its names for them, the first one first.
+
+    Raises:
+        StackError: see `denoiser_name`.
+    """
+    return {denoiser_name(pipe): denoiser_of(pipe), **other_denoisers(pipe)}
+
+
+def one_denoiser(pipe: Any, what: str) -> None:
+    """Refuse what is measured on one denoiser where a pipeline has several.
 
     Raises:
         StackError: it has.
     """
     if others := other_denoisers(pipe):
-        kind = type(pipe).__name__
-        raise StackError(f"{what} is for a single denoiser, this {kind} has {', '.join(others)} as well: {instead}")
+        has = f"this {type(pipe).__name__} has {', '.join(others)} as well"
+        raise StackError(f"{what} is for a single denoiser, {has}: give the options that it would find")

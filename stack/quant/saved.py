@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,25 +86,32 @@ def _without_branches(denoiser: nn.Module) -> Callable[[str], str]:
 
 @dataclass(frozen=True)
 class Restored:
-    """The linears and tensors of a file, checked against one denoiser and not on it yet."""
+    """The linears and tensors of a file, checked against this denoiser and not on it yet."""
 
+    denoiser: nn.Module
     linears: dict[str, nn.Module]
     tensors: dict[str, torch.Tensor]
 
-    def put_on(self, denoiser: nn.Module) -> None:
-        """Give the denoiser these weights, for good; an exception leaves it as it was."""
-        parts = list(denoiser.modules())
-        before = [(dict(m._modules), dict(m._parameters), dict(m._buffers)) for m in parts]
-        try:
-            for path, module in self.linears.items():
-                parent, _, name = path.rpartition(".")
-                denoiser.get_submodule(parent)._modules[name] = module
-                module.register_state_dict_post_hook(no_original)
-            denoiser.load_state_dict(self.tensors, assign=True)
-        except BaseException:
-            for part, (modules, parameters, buffers) in zip(parts, before, strict=True):
-                part._modules, part._parameters, part._buffers = modules, parameters, buffers
-            raise
+    def put_on(self) -> None:
+        """Give the denoiser these weights, for good."""
+        for path, module in self.linears.items():
+            parent, _, name = path.rpartition(".")
+            self.denoiser.get_submodule(parent)._modules[name] = module
+            module.register_state_dict_post_hook(no_original)
+        self.denoiser.load_state_dict(self.tensors, assign=True)
+
+
+def put_on(all_of_them: Sequence[Restored]) -> None:
+    """Give denoisers their weights, for good; an exception leaves all of them as they were."""
+    parts = [module for one in all_of_them for module in one.denoiser.modules()]
+    before = [(dict(m._modules), dict(m._parameters), dict(m._buffers)) for m in parts]
+    try:
+        for one in all_of_them:
+            one.put_on()
+    except BaseException:
+        for part, (modules, parameters, buffers) in zip(parts, before, strict=True):
+            part._modules, part._parameters, part._buffers = modules, parameters, buffers
+        raise
 
 
 def read_denoiser(denoiser: nn.Module, folder: Path) -> Restored:
@@ -133,7 +140,7 @@ def read_denoiser(denoiser: nn.Module, folder: Path) -> Restored:
     linears = {path: _restored(path, entry, tensors, kernel, shared) for path, entry in entries.items()}
     rounded = {f"{path}.weight" for path in entries}
     own = {name: tensors[name] for name in denoiser.state_dict() if name not in rounded}
-    return Restored(linears, own)
+    return Restored(denoiser, linears, own)
 
 
 def _tensors(denoiser: nn.Module) -> dict[str, torch.Tensor]:

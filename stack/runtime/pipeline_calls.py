@@ -12,7 +12,7 @@ import torch
 from ..compat.rules.compilers import SPLIT_TOKENS
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
-from ..models.denoiser import denoiser_of, one_denoiser
+from ..models.denoiser import all_denoisers
 from ..models.parallel import ranks_of
 from .call_arguments import PROMPT, STEPS, CallParameters, named_arguments
 
@@ -48,7 +48,7 @@ class PipelineCalls:
             names. Embeddings of one sample serve all samples of a call.
 
     Raises:
-        StackError: a modular pipeline, one with several denoisers, or one of several processes that share the tokens.
+        StackError: a modular pipeline, or one of several processes that share the tokens.
     """
 
     pipe: Any
@@ -59,10 +59,9 @@ class PipelineCalls:
 
         if isinstance(self.pipe, ModularPipeline):
             raise StackError(f"cannot measure on a {type(self.pipe).__name__}: expected a DiffusionPipeline")
-        if isinstance(self.pipe, DiffusionPipeline):
-            one_denoiser(self.pipe, "a measurement", "give the options that it would find")
-            if not ranks_of(denoiser_of(self.pipe)).alone:
-                raise StackError(f"{MEASURED_ALONE} ({SPLIT_TOKENS.tag})")
+        denoisers = all_denoisers(self.pipe) if isinstance(self.pipe, DiffusionPipeline) else {}
+        if not all(ranks_of(denoiser).alone for denoiser in denoisers.values()):
+            raise StackError(f"{MEASURED_ALONE} ({SPLIT_TOKENS.tag})")
 
     def arguments(self, prompts: Sequence[Any], seed: int, steps: int, output: str = "pt") -> dict[str, Any]:
         """The arguments of one call: prompt i has the seed `seed` + i.

@@ -65,6 +65,19 @@ class Report:
         return sum(record.kind == FULL for record in self.steps)
 
     @property
+    def leading(self) -> list[StepRecord]:
+        """One call of every step: of its guidance branches, and of two denoisers that it calls, the first."""
+        first: dict[int, str] = {}
+        for record in self.steps:
+            first.setdefault(record.step, record.branch)
+        return [record for record in self.steps if record.branch == first[record.step]]
+
+    @property
+    def full_steps_each(self) -> float:
+        """Full steps of one guidance branch, on average over all."""
+        return self.full_steps * len(self.leading) / max(1, len(self.steps))
+
+    @property
     def branches(self) -> int:
         """Guidance branches that are calls of their own."""
         return len({record.branch for record in self.steps})

@@ -101,8 +101,8 @@ class Blocks(nn.Module):
 
 def test_a_model_that_does_not_compile_is_measured_eager() -> None:
     model = Blocks(RuntimeError("no C++ compiler found\nsecond line"))
-    base = choose_base(model, lambda denoiser, steps: None, torch.device("cpu"))
-    assert base.denoiser is model and base.mode == "eager"
+    base = choose_base({"transformer": model}, lambda denoisers, steps: None, torch.device("cpu"))
+    assert base.denoisers == {"transformer": model} and base.mode == "eager"
     assert base.warnings == ["base could not be compiled, measured eager: RuntimeError: no C++ compiler found"]
 
 
@@ -110,13 +110,13 @@ def test_a_model_that_does_not_compile_is_measured_eager() -> None:
 def test_the_faster_base_wins(slow: str) -> None:
     model = Blocks()
 
-    def run(denoiser: nn.Module, steps: int) -> None:
-        mode = "compiled" if denoiser.compiled else "eager"
+    def run(denoisers: Any, steps: int) -> None:
+        mode = "compiled" if denoisers["transformer"].compiled else "eager"
         sum(range(3_000_000 if mode == slow else 3))
 
-    base = choose_base(model, run, torch.device("cpu"))
+    base = choose_base({"transformer": model}, run, torch.device("cpu"))
     assert base.mode != slow
-    assert base.denoiser.compiled == (base.mode == "compiled") and not model.compiled
+    assert base.denoisers["transformer"].compiled == (base.mode == "compiled") and not model.compiled
     assert base.step_seconds[base.mode] < base.step_seconds[slow]
 
 
@@ -125,7 +125,7 @@ def test_stacks_run_as_the_base_does(
     engine: PipelineEngine, pipe: Any, monkeypatch: pytest.MonkeyPatch, mode: str, stages: list[str]
 ) -> None:
     assert [p.stage for p in engine.effective(ALL)] == ["cache"]
-    monkeypatch.setattr(subject, "choose_base", lambda denoiser, *_: Base(denoiser, mode, {}, []))
+    monkeypatch.setattr(subject, "choose_base", lambda denoisers, *_: Base(denoisers, mode, {}, []))
     engine.prepare(PROMPT)
     seen: list[list[str]] = []
     monkeypatch.setattr(Stack, "apply", lambda stack: seen.append([p.stage for p in stack.plan.passes()]) or stack)

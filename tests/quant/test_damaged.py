@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from stack import Stack, StackError
 from stack.quant.linears.int8 import Int8Linear
-from stack.quant.saved import read_denoiser
+from stack.quant.saved import put_on, read_denoiser
 from tests.conftest import picture, tiny_denoiser, tiny_pipe
 from tests.fuzz.saved import bits, same
 from tests.lora import save_lora
@@ -138,7 +138,7 @@ def test_breaking_off_in_the_middle_of_a_load_leaves_the_model_as_it_was(folder:
     before, weights = bits(denoiser), read_denoiser(denoiser, folder)
     weights.tensors["x_embedder.bias"] = torch.zeros(1)  # load_state_dict stops at it, with others in place
     with pytest.raises(RuntimeError):
-        weights.put_on(denoiser)
+        put_on([weights])
     assert same(before, bits(denoiser))
     assert not any(isinstance(module, Int8Linear) for module in denoiser.modules())
 

@@ -14,6 +14,7 @@ from ...core.passes import Pass
 from ...core.progress import counted
 from ...core.validate import prompts_of
 from ...distill.distill import Distill
+from ...models.denoiser import one_denoiser
 from ...runtime.call import DenoiserCall, some_rows
 from ...runtime.pipeline_calls import Call, PipelineCalls
 from ...runtime.stack_like import StackLike
@@ -110,10 +111,11 @@ def record_calls(
         call: further arguments of the request, see `stack.runtime.pipeline_calls.PipelineCalls`.
 
     Raises:
-        StackError: no pipeline, no prompts, or no steps.
+        StackError: no pipeline, or one with two denoisers; no prompts, or no steps.
     """
     if stack.pipe is None:
         raise StackError("calls are recorded on pictures: expected Stack(pipeline), got a bare denoiser")
+    one_denoiser(stack.pipe, "recording calls")
     prompts = prompts_of(prompts)
     if not prompts or steps < 1:
         raise StackError(f"expected at least 1 prompt and 1 step, got {counted(len(prompts), 'prompt')} and {steps}")

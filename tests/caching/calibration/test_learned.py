@@ -65,7 +65,7 @@ def test_the_map_of_a_drawn_linear_system_is_found() -> None:
 
 def test_weights_of_a_forecast_are_found_call_by_call() -> None:
     parts, x0 = [drawn(2, 30, 3, seed=1), drawn(2, 30, 3, seed=2)], drawn(2, 30, 3, seed=3)
-    truth = [x0, x0 + 0.3 * parts[0] - 0.2 * parts[1], x0 + 0.5 * parts[0]]
+    truth = dict(enumerate([x0, x0 + 0.3 * parts[0] - 0.2 * parts[1], x0 + 0.5 * parts[0]]))
     rolled = RollOut("l2p", {"": truth}, torch.zeros(0, 0), ridge=0.0)
     for call in (1, 2):
         correction = rolled.correction(f"/0/{call}", parts, x0)

@@ -19,23 +19,24 @@ def picture(side: int = 64) -> Image.Image:
     return Image.fromarray((np.random.default_rng(0).random((side, side, 3)) * 255).astype("uint8"))
 
 
-def _wan_vae(channels: int = 16) -> AutoencoderKLWan:
+def wan_vae(channels: int = 16) -> AutoencoderKLWan:
     """A third of a second to build; sides are an eighth, frames a quarter."""
     torch.manual_seed(3)
     return AutoencoderKLWan(base_dim=3, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
 
 
-def _flux2_vae() -> AutoencoderKLFlux2:
+def flux2_vae(channels: int = 32) -> AutoencoderKLFlux2:
     torch.manual_seed(3)
     return AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4, 4, 4, 4), layers_per_block=1, latent_channels=32, norm_num_groups=2, sample_size=16,
+        block_out_channels=(4, 4, 4, 4), layers_per_block=1, latent_channels=channels, norm_num_groups=2,
+        sample_size=16,
     ).eval()  # fmt: skip
 
 
 def _klein(name: str, **given: Any) -> Whole:
     transformer = denoiser("Flux2Transformer2DModel", guidance_embeds=False)
-    pipe = assembled(name, transformer=transformer, scheduler=flow(**DYNAMIC), vae=_flux2_vae())
+    pipe = assembled(name, transformer=transformer, scheduler=flow(**DYNAMIC), vae=flux2_vae())
     return Whole(pipe, {**SQUARE, "prompt_embeds": text(40), **given})
 
 
@@ -73,10 +74,11 @@ def ideogram4() -> Whole:
     )  # fmt: skip
 
     def encode_prompt(prompt: Any, grid_h: int, grid_w: int, max_sequence_length: int, device: Any) -> tuple[Any, ...]:
-        ids = pipe._prepare_ids([TOKENS], grid_h, grid_w, max_sequence_length, device)
-        features = torch.zeros(1, max_sequence_length + grid_h * grid_w, 40)
-        seed = 2 if prompt == "one" else 3
-        features[:, max_sequence_length - TOKENS : max_sequence_length] = draw(1, TOKENS, 40, seed=seed)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        ids = pipe._prepare_ids([TOKENS] * len(prompts), grid_h, grid_w, max_sequence_length, device)
+        features = torch.zeros(len(prompts), max_sequence_length + grid_h * grid_w, 40)
+        for row, asked in zip(features, prompts, strict=True):
+            row[max_sequence_length - TOKENS : max_sequence_length] = draw(TOKENS, 40, seed=2 if asked == "one" else 3)
         return features, *ids
 
     pipe.encode_prompt = encode_prompt
@@ -111,7 +113,7 @@ def wan_from_a_picture() -> Whole:
     """Wan 2.2's small model: tokens of the first frame are at time 0, all others at the step's."""
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     pipe = assembled(
-        "WanImageToVideoPipeline", transformer=denoiser("WanTransformer3DModel"), scheduler=scheduler, vae=_wan_vae(),
+        "WanImageToVideoPipeline", transformer=denoiser("WanTransformer3DModel"), scheduler=scheduler, vae=wan_vae(),
         expand_timesteps=True,
     )  # fmt: skip
     return Whole(pipe, {"height": 32, "width": 32, "num_frames": 5, **texts(40), "image": picture(32)})
