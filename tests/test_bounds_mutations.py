@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from stack.attention.maps import Grid, mass_map
+from stack.attention.maps import Grid, fewest, mass_map
 from stack.attention.sage import rounded
 from stack.caching.forecast import Forecast
 from stack.caching.predictor import Predictor
@@ -22,6 +22,7 @@ from . import test_bounds_product as products
 from . import test_bounds_rounding as rounding
 from . import test_bounds_stack as stacks
 from .attention import test_dropped_mass as sparse
+from .attention import test_output_error as errors
 from .attention import test_producers as producers
 from .attention import test_sage as sage
 from .caching import test_extrapolation as guards
@@ -125,7 +126,16 @@ MUTATIONS = {
     ),
     "the mean of all values blended in": Mutation(
         "stack.attention.kernels", "add_remainder", averaged,
-        case(sparse.test_error_of_what_runs_is_within_the_bound, 0, 30.0, 1e3, 0.9, False, "pooled", False),
+        case(sparse.test_error_of_what_runs_is_within_the_bound, 0, 30.0, 1e3, 0.9, False, "pooled", "share"),
+    ),
+    "dropped blocks whose means are not added": Mutation(
+        "stack.attention.kernels", "add_remainder", lambda out, *_: out,
+        case(errors.test_sampled_outputs_are_within_the_budget, Grid(4, 90, 4, 1), 0, 1.0, 1.0, False, 0.3),
+    ),
+    "half as much error again as the budget": Mutation(
+        "stack.attention.output_error", "fewest",
+        lambda losses, counts, most, grid: fewest(losses, counts, 1.5 * most, grid),
+        case(errors.test_sampled_outputs_are_within_the_budget, Grid(4, 90, 4, 1), 0, 1.0, 1.0, False, 0.3),
     ),
     "half as much mass again as the budget": Mutation(
         "tests.attention.test_producers", "mass_map", lambda shares, grid, most: mass_map(shares, grid, 1.5 * most),

@@ -9,8 +9,10 @@ from .flex import Flex
 from .kernels import sparse_attention
 from .layers import MORE, AttentionCall
 from .maps import Grid, block_map, computed_share, dropped_mass, mass_map
-from .producers import MEASURED, PRODUCERS
-from .sparsity import MASKED, NO_TEXT_LENGTH, SparsityPolicy, Tally
+from .output_error import error_map
+from .producers import MEASURED, PRODUCERS, sample_of
+from .sparsity import MASKED, NO_TEXT_LENGTH, SparsityPolicy
+from .tally import Tally
 
 
 class BlockSparse:
@@ -22,9 +24,9 @@ class BlockSparse:
 
     def __init__(self, policy: SparsityPolicy, tally: Tally, flex: Flex):
         self.policy, self.tally, self.flex = policy, tally, flex
-        # The map of the call that was asked for last, its share of computed scores and, if measured, of dropped mass.
-        self._kept = self._density = torch.empty(0)
-        self._dropped: torch.Tensor | None = None
+        # The map of the call that was asked for last, and what is noted of it.
+        self._kept = torch.empty(0)
+        self._measured: dict[str, torch.Tensor | None] = {}
 
     def unfit(self, call: AttentionCall) -> str:
         """Why this call is dense, or ""."""
@@ -42,16 +44,13 @@ class BlockSparse:
 
     def _map(self, call: AttentionCall) -> str:
         """Makes the map of a call; says why it is not worth its use, where that can be read without waiting."""
-        (q, k, _), policy, grid = call.sdpa.plain(), self.policy, self._grid(call)
-        shares = PRODUCERS[policy.producer](q.detach(), k.detach(), grid, call.seen)
-        if policy.max_mass is None:
-            kept = block_map(shares, grid, policy.keep)
-        else:
-            kept = mass_map(shares, grid, policy.max_mass)
-        self._kept, self._density = kept, computed_share(kept, grid)
-        self._dropped = dropped_mass(shares, kept).mean() if policy.producer == MEASURED else None
-        if policy.max_mass is not None and reads_are_free(q.device):
-            return policy.dense_map(grid, float(self._density), q.shape[2], q.shape[3], q.device.type)
+        q, k, v = (x.detach() for x in call.sdpa.plain())
+        policy, grid = self.policy, self._grid(call)
+        self._kept, dropped, error = _made(policy, q, k, v, grid, call.seen)
+        density = computed_share(self._kept, grid)
+        self._measured = {"density": density, "dropped": dropped, "error": error}
+        if policy.budget and reads_are_free(q.device):
+            return policy.dense_map(grid, float(density), q.shape[2], q.shape[3], q.device.type)
         return ""
 
     def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> torch.Tensor:
@@ -59,12 +58,27 @@ class BlockSparse:
         return sparse_attention(q, k, v, self._kept, self._grid(call), self.flex, call.seen)
 
     def note(self, reason: str, call: AttentionCall | None) -> None:
-        """Counts a call, with its shares of computed scores and of dropped mass."""
-        if call is None or reason:
-            self.tally.note(reason)
-        else:
-            self.tally.note("", self._density, self._dropped)
+        """Counts a call, with what was measured of its map."""
+        self.tally.note(reason, call.layer if call else "", **({"dropped": 0.0} if reason else self._measured))
 
     def _grid(self, call: AttentionCall) -> Grid:
         device = call.sdpa.q.device.type
         return self.policy.grid(call.own, call.others, device, call.layout.others == "behind")
+
+
+def _made(
+    policy: SparsityPolicy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, seen: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The map that a policy asks for and, where measured, the mean mass that it drops and its outputs' mean error."""
+    if policy.producer != MEASURED:
+        return block_map(PRODUCERS[policy.producer](q, k, grid, seen), grid, policy.keep), None, None
+    sample = sample_of(q, k, grid, seen)
+    shares, error = sample.shares(grid), None
+    if policy.max_error is not None:
+        kept, errors = error_map(q, k, v, sample, shares, grid, policy.max_error)
+        error = errors.mean()
+    elif policy.max_mass is not None:
+        kept = mass_map(shares, grid, policy.max_mass)
+    else:
+        kept = block_map(shares, grid, policy.keep)
+    return kept, dropped_mass(shares, kept).mean(), error

@@ -6,7 +6,8 @@ import torch
 
 from .layers import NOTHING, AttentionCall
 from .sage import sage_attention, unfit
-from .sparsity import MASKED, Tally
+from .sparsity import MASKED
+from .tally import Tally
 
 
 class EightBit:

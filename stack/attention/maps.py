@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 KEY_BLOCK = {"cuda": 128}  # FlexAttention's own tile; elsewhere the finest block that costs nothing to gather
 FINEST = 64
@@ -99,19 +100,42 @@ def block_map(shares: torch.Tensor, grid: Grid, keep: float) -> torch.Tensor:
     Returns:
         (B, H, rows, blocks) boolean, True where a query block attends to a key block.
     """
-    best = shares.masked_fill(_own(grid, shares.device), math.inf).topk(grid.kept(keep), dim=-1).indices
-    return torch.zeros_like(shares, dtype=torch.bool).scatter_(-1, best, True)
+    order = ranked(shares, grid)
+    return first_blocks(order, torch.tensor(grid.kept(keep), device=shares.device).expand(shares.shape[:3]))
 
 
 def mass_map(shares: torch.Tensor, grid: Grid, max_mass: float) -> torch.Tensor:
     """The fewest key blocks per row whose complement has at most `max_mass` of the softmax mass, its own always: the
     cut by cumulative mass of SpargeAttn (arXiv 2502.18137). Arguments and result as in `block_map`. No sync.
     """
-    kept = _own(grid, shares.device)
-    # From the smallest share upwards, as long as their sum stays within the budget; own blocks come last.
-    ordered = shares.masked_fill(kept, math.inf).sort(dim=-1)
-    within = ordered.values.cumsum(-1) <= max_mass
-    return torch.empty_like(within).scatter_(-1, ordered.indices, ~within) | kept
+    order = ranked(shares, grid)
+    # Summed up from the smallest share on, so that small budgets are not lost in the rounding of sums near 1.
+    left_out = F.pad(shares.gather(-1, order).flip(-1).cumsum(-1).flip(-1), (0, 1))
+    return first_blocks(order, fewest(left_out, torch.arange(grid.blocks + 1, device=order.device), max_mass, grid))
+
+
+def ranked(shares: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The key blocks (B, H, rows, blocks) of each row by number: its own, then the others by share, largest first."""
+    own = _own(grid, shares.device)
+    return shares.masked_fill(own, math.inf).argsort(dim=-1, descending=True, stable=True)
+
+
+def fewest(losses: torch.Tensor, counts: torch.Tensor, most: float, grid: Grid) -> torch.Tensor:
+    """How many blocks (B, H, rows) a row keeps so that what it loses is within a budget, also if it kept more.
+
+    Args:
+        losses: (B, H, rows, N), what a row loses that keeps the first `counts` blocks of its order.
+        counts: (N,) ascending, the last one is all blocks.
+    """
+    # From the entry behind the last one that is over; what is not a number is not within either.
+    entry = (torch.arange(1, len(counts) + 1, device=losses.device) * ~(losses <= most)).amax(-1)
+    return torch.maximum(counts[entry.clamp(max=len(counts) - 1)], _own(grid, losses.device).sum(-1))
+
+
+def first_blocks(order: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """The map that keeps the first `counts` (...) blocks of an order (..., blocks)."""
+    kept = torch.arange(order.shape[-1], device=order.device) < counts[..., None]
+    return torch.empty_like(kept).scatter_(-1, order.expand_as(kept), kept)
 
 
 def dropped_mass(shares: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ change a share. No host sync. `seen` (B, S) is False at keys outside the blocks 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -33,15 +35,48 @@ STAGGER = 13
 TILE = 16  # of the antidiagonals; XAttention's coarser choice
 
 
-def sampled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
-    """Exact shares of one query in 32, averaged over the query block (choice by sampled queries: SVG, 2502.01776)."""
+@dataclass(frozen=True)
+class Sample:
+    """The queries in blocks that are looked at, equally many of every key block.
+
+    Attributes:
+        at: (n,) their positions in the sequence.
+        scores: (B, H, n, S) fp32, over all keys.
+    """
+
+    at: torch.Tensor
+    scores: torch.Tensor
+
+    @cached_property
+    def weights(self) -> torch.Tensor:
+        """Their softmax weights (B, H, n, S)."""
+        return self.scores.softmax(-1)
+
+    @property
+    def lse(self) -> torch.Tensor:
+        """The log-sum-exp of their scores (B, H, n, 1), from the largest weight."""
+        largest = self.weights.max(-1, keepdim=True)
+        return self.scores.gather(-1, largest.indices) - largest.values.log()
+
+    def shares(self, grid: Grid) -> torch.Tensor:
+        """Shares (B, H, rows, blocks) of their mass, averaged over the query block."""
+        return _by_block(self.weights[..., grid.start : grid.end], grid)
+
+
+def sample_of(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> Sample:
+    """One query in 32, against all keys."""
     every = min(SAMPLE, grid.key)
     at = torch.arange(0, grid.blocks * grid.key, every, device=q.device)
     at = grid.start + at + (at // every * STAGGER + every // 2) % every
     scores = (q[:, at].transpose(1, 2) @ k.permute(0, 2, 3, 1)).float().div_(math.sqrt(q.shape[-1]))
     if seen is not None:
         scores.masked_fill_(~seen[:, None, None], -math.inf)
-    return _by_block(scores.softmax(-1)[..., grid.start : grid.end], grid)
+    return Sample(at, scores)
+
+
+def sampled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
+    """Exact shares of one query in 32, averaged over the query block (choice by sampled queries: SVG, 2502.01776)."""
+    return sample_of(q, k, grid, seen).shares(grid)
 
 
 def pooled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:

@@ -16,7 +16,7 @@ from ..runtime.target import Target
 from .cost import SAGE_COST
 from .sage import BITS, DTYPES, unfit_size
 from .sparse_attn import DENSE, attention_layers, left_alone
-from .sparsity import Tally
+from .tally import Tally
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from ..models.preexisting import PARALLEL
 from ..runtime.target import Target
 from .maps import FINEST
 from .producers import MEASURED, PRODUCERS
-from .sparsity import SparsityPolicy, Tally
+from .sparsity import SparsityPolicy
+from .tally import Tally
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from .flex import Flex
 
 DENSE = "stays dense"
+# What may be asked for instead of a share of the blocks, and what it is.
+BUDGETS = {"max_mass": "the share of the mass left out", "max_error": "the relative error of attention's outputs"}
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,13 @@ class SparseAttention:
     handles faster.
 
     Attributes:
-        keep: share of image key blocks that each query block attends to, in (0, 1]; 0.5 where no `max_mass` is given.
+        keep: share of image key blocks that each query block attends to, in (0, 1]; 0.5 where no budget is given.
         max_mass: instead of `keep`, the share of the softmax mass that a query block and head may leave out, in (0, 1),
             measured on one query in 32. Each attends to the fewest blocks within it; calls in which these are too many
             to gain anything stay dense, where that can be read without waiting for the device.
+        max_error: likewise, the error of attention's outputs: root mean square over the sampled queries of a query
+            block and head, over that of all sampled outputs of the head. It bounds the error of these queries together;
+            for the other 31 in 32 it is an estimate.
         producer: who says which blocks matter: "sampled" (queries, exactly), "pooled", "antidiagonal" or "window".
         block: query block in tokens, a multiple of 64; None takes the device's best (256 on a CPU, 128 on CUDA).
         dense_first: dense steps at the start, at least 1; None is a tenth of the schedule.
@@ -63,6 +69,7 @@ class SparseAttention:
     dense_last: Steps = 1
     even_if_slower: bool = False
     max_mass: float | None = None
+    max_error: float | None = None
     producer: str = MEASURED
     stage: ClassVar[str] = "sparse_attn"
 
@@ -77,22 +84,25 @@ class SparseAttention:
             )
 
     def _check_amount(self) -> None:
-        if self.max_mass is None:
-            object.__setattr__(self, "keep", 0.5 if self.keep is None else self.keep)
-        elif self.keep is not None:
-            raise StackError(f"keep={self.keep!r} and max_mass={self.max_mass!r}: expected one of them, leave one out")
-        elif not 0 < self.max_mass < 1:
-            raise StackError(f"max_mass must be in (0, 1), got {self.max_mass!r}: it is the share of the mass left out")
-        elif self.producer != MEASURED:
-            raise StackError(f"max_mass needs measured mass, got producer={self.producer!r}: take {MEASURED!r}")
-        if self.keep is not None and not 0 < self.keep <= 1:
+        asked = {name: vars(self)[name] for name in ("keep", *BUDGETS) if vars(self)[name] is not None}
+        if len(asked) > 1:
+            given = " and ".join(f"{name}={value!r}" for name, value in asked.items())
+            raise StackError(f"{given}: expected one of them, leave {'one' if len(asked) == 2 else 'two'} out")
+        for name in BUDGETS & asked.keys():
+            if not 0 < asked[name] < 1:
+                raise StackError(f"{name} must be in (0, 1), got {asked[name]!r}: it is {BUDGETS[name]}")
+            if self.producer != MEASURED:
+                raise StackError(f"{name} needs exact scores, got producer={self.producer!r}: take {MEASURED!r}")
+        if not asked:
+            object.__setattr__(self, "keep", 0.5)
+        elif self.keep is not None and not 0 < self.keep <= 1:
             raise StackError(f"keep must be in (0, 1], got {self.keep!r}: it is the share of key blocks attended to")
 
     @property
     def policy(self) -> SparsityPolicy:
         """The decisions this pass makes, as pure functions."""
         amount = (self.keep or 0.0, self.block, self.dense_first, self.dense_last)
-        return SparsityPolicy(*amount, self.even_if_slower, self.max_mass, self.producer)
+        return SparsityPolicy(*amount, self.even_if_slower, self.max_mass, self.max_error, self.producer)
 
     def options(self) -> dict[str, Any]:
         """The arguments that make an equal pass, those at their defaults left out."""
@@ -111,6 +121,8 @@ class SparseAttention:
     def _amount(self) -> str:
         if self.max_mass is not None:
             return f"leaves out at most {100 * self.max_mass:g} % of the softmax mass: keeps the fewest"
+        if self.max_error is not None:
+            return f"outputs of sampled queries are off by at most {100 * self.max_error:g} %: keeps the fewest"
         return f"keeps {100 * self.policy.keep:g} %"
 
     def check(self, facts: Facts) -> list[Finding]:
@@ -154,17 +166,17 @@ class SparseAttention:
     def facts_after(self, facts: Facts) -> Facts:
         """`attention_density` becomes the mean over the planned steps, dense ones included.
 
-        What a budget of mass will leave out is not known before a run: no time is taken as saved.
+        What a budget will leave out is not known before a run: no time is taken as saved.
         """
         policy, steps = self.policy, facts.steps
         density = self._density(facts)
-        saved = 0.0 if self.max_mass is not None else policy.sparse_steps(steps) * (1 - density)
+        saved = 0.0 if policy.budget else policy.sparse_steps(steps) * (1 - density)
         ends = (policy.first_steps(steps), steps - policy.last) if density < 1 and policy.sparse_steps(steps) else ()
         switches = (*facts.switches, *(step / steps for step in ends if step < steps))
         return replace(facts, attention_density=facts.attention_density * (1 - saved / steps), switches=switches)
 
     def _density(self, facts: Facts) -> float:
-        """Share of the scores that a sparse step computes; with `max_mass`, at least."""
+        """Share of the scores that a sparse step computes; with a budget, at least."""
         if not facts.image_tokens:
             return self.policy.keep
         grid = self.policy.grid(facts.image_tokens, facts.text_tokens, facts.machine.device)
@@ -205,7 +217,7 @@ def _shapes(policy: SparsityPolicy, facts: Facts) -> str:
         return f"{DENSE}: {reason}"
     grid = policy.grid(facts.image_tokens, facts.text_tokens, device)
     lengths = f"{grid.rows} query blocks of {grid.group * grid.key} by {grid.blocks} key blocks of {grid.key}"
-    least = "at least " if policy.max_mass is not None else ""
+    least = "at least " if policy.budget else ""
     return f"{lengths}: density {least}{grid.density(policy.keep):.2f} on sparse steps"
 
 
@@ -231,6 +243,11 @@ def left_alone(layers: Iterable[nn.Module]) -> list[str]:
 
 def _error_words(policy: SparsityPolicy) -> str:
     """What leaving blocks out may cost."""
+    if policy.max_error is not None:
+        return (
+            f"error: at most {policy.max_error:.2g} of the outputs of sampled queries, measured in every call; for the "
+            "others an estimate"
+        )
     lost = 1 - policy.keep if policy.max_mass is None else policy.max_mass
     most = dropped_mass_bound(lost, 1.0)
     return (

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from stack.attention.flex import Flex
 from stack.attention.kernels import dense, gather_attention, sparse_attention
 from stack.attention.maps import Grid, block_map, keep_mask, mass_map
-from stack.attention.producers import PRODUCERS
+from stack.attention.output_error import error_map
+from stack.attention.producers import PRODUCERS, sample_of
 from stack.attention.sparse_attn import SparseAttention
 from stack.bounds import dropped_mass_bound
 
@@ -41,25 +42,27 @@ draws = given(
     keep=st.sampled_from([0.1, 0.34, 0.5, 0.9]),
     adversarial=st.booleans(),
     producer=st.sampled_from(list(PRODUCERS)),
-    by_mass=st.booleans(),
+    by=st.sampled_from(["share", "mass", "error"]),
 )
 
 
 def a_map(
-    q: torch.Tensor, k: torch.Tensor, keep: float, adversarial: bool, producer: str, by_mass: bool
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keep: float, adversarial: bool, producer: str, by: str
 ) -> torch.Tensor:
-    """The map, or the worst one: the blocks with the *smallest* scores. Of as many blocks, or of as much mass."""
+    """The map, or the worst one: the blocks with the *smallest* scores. Of as many blocks, as much mass or error."""
     shares = PRODUCERS[producer](-q if adversarial else q, k, GRID)
-    return mass_map(shares, GRID, 1 - keep) if by_mass else block_map(shares, GRID, keep)
+    if by == "error":
+        return error_map(q, k, v, sample_of(q, k, GRID), shares, GRID, 1 - keep)[0]
+    return mass_map(shares, GRID, 1 - keep) if by == "mass" else block_map(shares, GRID, keep)
 
 
 @settings(deadline=None, max_examples=40)
 @draws
 def test_error_is_within_the_bound(
-    seed: int, sharpness: float, outlier: float, keep: float, adversarial: bool, producer: str, by_mass: bool
+    seed: int, sharpness: float, outlier: float, keep: float, adversarial: bool, producer: str, by: str
 ) -> None:
     q, k, v = scene(seed, sharpness, outlier)
-    kept = a_map(q, k, keep, adversarial, producer, by_mass)
+    kept = a_map(q, k, v, keep, adversarial, producer, by)
     _, mass = dropped_mass(q, k, kept)
     error = (gather_attention(q, k, v, kept, GRID) - dense(q, k, v)).norm(dim=-1).transpose(1, 2)
     radius = (v - v.mean(1, keepdim=True)).norm(dim=-1).amax(1)[..., None]
@@ -69,11 +72,11 @@ def test_error_is_within_the_bound(
 @settings(deadline=None, max_examples=40)
 @draws
 def test_error_of_what_runs_is_within_the_bound(
-    seed: int, sharpness: float, outlier: float, keep: float, adversarial: bool, producer: str, by_mass: bool
+    seed: int, sharpness: float, outlier: float, keep: float, adversarial: bool, producer: str, by: str
 ) -> None:
     """`sparse_attention` also blends the dropped blocks' means back in: no worse than leaving them out may be."""
     q, k, v = scene(seed, sharpness, outlier)
-    kept = a_map(q, k, keep, adversarial, producer, by_mass)
+    kept = a_map(q, k, v, keep, adversarial, producer, by)
     _, mass = dropped_mass(q, k, kept)
     error = (sparse_attention(q, k, v, kept, GRID, Flex()) - dense(q, k, v)).norm(dim=-1).transpose(1, 2)
     radius = (v - v.mean(1, keepdim=True)).norm(dim=-1).amax(1)[..., None]
@@ -83,11 +86,11 @@ def test_error_of_what_runs_is_within_the_bound(
 @settings(deadline=None, max_examples=40)
 @draws
 def test_error_is_the_mass_times_the_distance_of_two_means(
-    seed: int, sharpness: float, outlier: float, keep: float, adversarial: bool, producer: str, by_mass: bool
+    seed: int, sharpness: float, outlier: float, keep: float, adversarial: bool, producer: str, by: str
 ) -> None:
     """o - o_S = delta (vbar_dropped - o_S): the identity behind the bound."""
     q, k, v = scene(seed, sharpness, outlier)
-    kept = a_map(q, k, keep, adversarial, producer, by_mass)
+    kept = a_map(q, k, v, keep, adversarial, producer, by)
     weights, mass = dropped_mass(q, k, kept)
     out = gather_attention(q, k, v, kept, GRID).transpose(1, 2)
     from_dropped = (weights * ~keep_mask(kept, GRID)) @ v.transpose(1, 2)  # delta * vbar_dropped

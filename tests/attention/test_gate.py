@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from stack.attention.sparsity import FIRST, LAST, OUTSIDE, SparsityPolicy, Tally
+from stack.attention.sparsity import FIRST, LAST, OUTSIDE, SparsityPolicy
+from stack.attention.tally import Tally
 from stack.models.schedule import uniform
 
 from ..clocks import advance, clock_of
@@ -47,11 +49,29 @@ def test_tally_counts_one_request() -> None:
     tally = Tally(clock)
     for sigma in (1.0, 0.75):
         advance(clock, sigma, (1, 4, 4))
-        tally.note(FIRST if sigma == 1.0 else "", 1.0 if sigma == 1.0 else 0.5)
-        tally.note("", 0.25)
+        tally.note(FIRST if sigma == 1.0 else "", density=1.0 if sigma == 1.0 else 0.5)
+        tally.note("", density=0.25)
     assert tally.figures().items() >= {"sparse_calls": 3, "dense_calls": {FIRST: 1}, "density": 0.5}.items()
     advance(clock, 1.0, (1, 4, 4))  # the next request
     tally.note(LAST)
     assert tally.figures().items() >= {"sparse_calls": 0, "dense_calls": {LAST: 1}, "density": 1.0}.items()
     tally.reset()
     assert tally.figures().items() >= {"sparse_calls": 0, "dense_calls": {}, "density": None}.items()
+
+
+def test_tally_has_a_list_per_layer_over_the_steps() -> None:
+    """Two calls of a layer in one step are averaged; a step without a call of it has None."""
+    clock = clock_of(uniform(4))
+    tally = Tally(clock)
+    advance(clock, 1.0, (1, 4, 4))
+    tally.note(FIRST, "a", dropped=0.0)
+    advance(clock, 0.75, (1, 4, 4))
+    tally.note("", "a", density=torch.tensor(0.5), dropped=torch.tensor(0.25), error=torch.tensor(0.125))
+    tally.note("", "a", density=0.25, dropped=0.75, error=0.375)
+    tally.note("", "b", density=0.5)
+    figures = tally.figures()
+    assert figures["by_layer"] == {
+        "a": {"density": [1.0, 0.375], "dropped_mass": [0.0, 0.5]},
+        "b": {"density": [None, 0.5], "dropped_mass": [None, None]},
+    }
+    assert (figures["dropped_mass"], figures["output_error"], figures["error_bound"]) == (0.5, 0.25, 1.0)

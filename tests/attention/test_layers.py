@@ -15,7 +15,8 @@ from stack.attention.flex import Flex
 from stack.attention.kernels import dense
 from stack.attention.layers import put_backend
 from stack.attention.maps import Grid
-from stack.attention.sparsity import MASKED, NO_TEXT_LENGTH, OUTSIDE, SparsityPolicy, Tally
+from stack.attention.sparsity import MASKED, NO_TEXT_LENGTH, OUTSIDE, SparsityPolicy
+from stack.attention.tally import Tally
 from stack.core.installer import Installer
 from stack.model_facts import facts_of
 from stack.models.schedule import uniform

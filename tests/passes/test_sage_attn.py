@@ -14,7 +14,8 @@ from stack.attention import sage_attn as subject
 from stack.attention.eight_bit import EightBit
 from stack.attention.layers import AttentionCall
 from stack.attention.sage_attn import SageAttention
-from stack.attention.sparsity import FIRST, LAST, MASKED, Tally
+from stack.attention.sparsity import FIRST, LAST, MASKED
+from stack.attention.tally import Tally
 from stack.core.facts import Machine
 from stack.core.plan import explain, make_plan
 from stack.models.layout import SelfAttention

@@ -68,9 +68,16 @@ def installed(steps: int = 10, wanted: SparseAttention = SMALL) -> tuple[Target,
         ({"max_mass": 1.0}, "max_mass must be in .* got 1.0"),
         ({"max_mass": float("nan")}, "sparse_attn.max_mass: expected a finite number, got nan"),
         ({"keep": 0.5, "max_mass": 0.05}, "keep=0.5 and max_mass=0.05: expected one of them, leave one out"),
+        ({"max_error": 1.0}, "max_error must be in .* got 1.0: it is the relative error of attention's outputs"),
+        ({"max_mass": 0.1, "max_error": 0.1}, "max_mass=0.1 and max_error=0.1: expected one of them, leave one out"),
+        ({"keep": 0.5, "max_mass": 0.1, "max_error": 0.1}, "expected one of them, leave two out"),
+        (
+            {"max_error": 0.05, "producer": "window"},
+            "max_error needs exact scores, got producer='window': take 'sampled'",
+        ),
         (
             {"max_mass": 0.05, "producer": "pooled"},
-            "max_mass needs measured mass, got producer='pooled': take 'sampled'",
+            "max_mass needs exact scores, got producer='pooled': take 'sampled'",
         ),
         ({"producer": "pool"}, "unknown producer of block maps 'pool'.* did you mean 'pooled'"),
         ({"block": 0}, "block must be a multiple of 64 tokens, got 0"),
@@ -204,6 +211,26 @@ def test_a_budget_of_mass_is_kept_and_reported() -> None:
         found.append((figures["density"], float(error)))
     assert [density for density, _ in found] == sorted((density for density, _ in found), reverse=True)
     assert found[-1][0] < found[0][0] <= 1 and found[-1][1] > found[0][1]
+
+
+def test_a_budget_of_error_is_kept_and_reported() -> None:
+    """The denoiser's own error grows with what attention's outputs may lose, which is within the budget."""
+    plain, found = call(target_of(tiny_denoiser()), 0.5), []
+    for most in (0.02, 0.1, 0.4):
+        target, _, applied = installed(wanted=SparseAttention(max_error=most, block=64, even_if_slower=True))
+        error = (call(target, 0.5) - plain).norm() / plain.norm()
+        figures = applied.report()
+        if figures["sparse_calls"]:
+            assert 0 < figures["output_error"] <= most
+        found.append((figures["density"], float(error)))
+    assert [density for density, _ in found] == sorted((density for density, _ in found), reverse=True)
+    assert found[-1][0] < found[0][0] <= 1 and found[-1][1] > found[0][1]
+
+
+def test_explain_says_what_a_budget_of_error_holds_for() -> None:
+    lines = SparseAttention(max_error=0.05).describe(FACTS)
+    assert lines[0].startswith("outputs of sampled queries are off by at most 5 %: keeps the fewest of the image key")
+    assert lines[3].startswith("error: at most 0.05 of the outputs of sampled queries, measured in every call;")
 
 
 def test_a_guess_is_not_reported_as_dropped_mass() -> None:
