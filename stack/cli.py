@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,7 @@ SizeOption = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, or
 
 @app.command()
 def compare(
+    context: typer.Context,
     recipes: Annotated[
         list[str] | None, typer.Argument(help="Recipes: shipped names or .toml files. One is taken apart pass by pass.")
     ] = None,
@@ -58,7 +60,7 @@ def compare(
     ] = 3,
     steps: Annotated[int, typer.Option(help="Steps of the base run.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt; also draws the prompts.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for grid.png, chart.png, report.html, compare.json.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for grid.png, chart.svg, report.html, compare.json.")] = Path(
         "ditstack-compare"
     ),
     json: Annotated[Path | None, typer.Option(help="Write compare.json here as well.")] = None,
@@ -86,6 +88,7 @@ def compare(
     with claimed(out, "--out"):
         with progress_bar() as tell:
             outcome = run_compare(pipe, chosen, model, prompts, steps, seed, compile_base, tell, call)
+        outcome.record["command"] = shlex.join(["ditstack", *context.obj])
         done = sum(row["prompts_done"] for row in outcome.record["rows"] if not row["same_as"])
         if outcome.record["partial"] and not done:
             raise Interrupted("no picture was measured, nothing is written")
@@ -282,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _main(arguments: Sequence[str]) -> int:
     try:
         with quiet():
-            code = app(list(arguments) or ["--help"], standalone_mode=False) or 0
+            code = app(list(arguments) or ["--help"], standalone_mode=False, obj=list(arguments)) or 0
             if code == INTERRUPTED:  # typer makes this of a Ctrl-C that no command has caught
                 raise Interrupted("nothing more is written")
             return code

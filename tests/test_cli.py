@@ -52,7 +52,7 @@ def test_compare_writes_everything(run: Run, folder: Path) -> None:
     )  # fmt: skip
     assert code == 0, err
     names = {path.name for path in (folder / "out").iterdir()}
-    assert names == {"compare.json", "grid.png", "chart.png", "report.html"}
+    assert names == {"compare.json", "grid.png", "chart.svg", "report.html"}
     record = json.loads((folder / "copy.json").read_text())
     assert [row["name"] for row in record["rows"] if not row["same_as"]] == [
         "base", "all", "fewer-steps", "fewer-steps-multistep",
@@ -330,7 +330,7 @@ def test_an_interrupted_comparison_leaves_no_pictures_of_the_one_before(folder: 
     from stack.compare.compare import Outcome
     from stack.compare.files import save_outcome
 
-    for name in ("grid.png", "chart.png"):
+    for name in ("grid.png", "chart.svg"):
         (folder / name).write_text("of a run before")
     record = {"rows": [], "model": "m", "partial": True}
     monkey = pytest.MonkeyPatch()
@@ -338,7 +338,7 @@ def test_an_interrupted_comparison_leaves_no_pictures_of_the_one_before(folder: 
     written = save_outcome(Outcome(record, {}), folder)
     monkey.undo()
     assert [path.name for path in written] == ["compare.json", "report.html"]
-    assert not (folder / "grid.png").exists() and not (folder / "chart.png").exists()
+    assert not (folder / "grid.png").exists() and not (folder / "chart.svg").exists()
 
 
 @pytest.mark.parametrize(("arguments", "expected"), BAD.values(), ids=BAD.keys())

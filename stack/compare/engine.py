@@ -163,6 +163,8 @@ class PipelineEngine:
                 seconds=seconds,
                 kinds=tuple(step.kind for step in steps),
                 computed=tuple(step.computed for step in steps),
+                sigmas=tuple(step.sigma for step in steps),
+                errors=tuple(step.error for step in steps),
                 density=_density(stack, report),
                 cache_bytes=report.cache_bytes,
                 peak_bytes=peak.bytes,

@@ -19,6 +19,7 @@ from ..measure.flops import Work, row_work
 from ..measure.metrics import CAP_DB, efficiency, interaction_db, picture_warnings, psnr, ssim
 from ..measure.timing import median, ratio
 from ..runtime.report import steps_worth
+from .contributions import contributions
 from .loop import Measurement
 from .rows import ALL, BASE, BASE_EAGER, Generation, Measured, Row, uncached_partner
 
@@ -86,8 +87,10 @@ def build_record(header: Header, measurement: Measurement, work: Work, accuracy:
         "rows": ordered,
         "efficiency": together,
         "interaction_db": _together(interaction_db, "psnr_db", rows.get(ALL), alone),
+        "contributions": contributions(rows),
         "recipe": header.recipes[0] if len(header.recipes) == 1 else list(header.recipes),
         "partial": measurement.partial,
+        "command": None,  # the command line adds its own
         "machine": machine(header.device),
         "versions": versions(),
         "macs_per_step": asdict(work),
@@ -130,6 +133,8 @@ def _row(m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy) 
         "prompts_done": len(done),
         "kinds": list(kinds),
         "computed": [step.linears for step in done[0].work] if done else [],
+        "sigmas": list(done[0].sigmas) if done else [],
+        "errors": list(done[0].errors) if done else [],
         "attention_density": done[0].density if done else None,
         "psnr_vs_uncached_db": None if partner is None else _against(m, measurement, partner),
     }

@@ -46,6 +46,8 @@ class Generation:
         kinds: what each step was: "full", "cached" or "partial".
         density: share of the attention that was computed, where it was.
         computed: how much of a full step's work each step did; empty where `kinds` says all.
+        sigmas: noise level of each step, as the report of the stack has it; empty without a stack.
+        errors: relative error of the cache's forecast, on the steps where it was measured, else None.
     """
 
     picture: torch.Tensor
@@ -56,6 +58,8 @@ class Generation:
     peak_bytes: int | None = None
     warnings: tuple[str, ...] = ()
     computed: tuple[Computed, ...] = ()
+    sigmas: tuple[float, ...] = ()
+    errors: tuple[float | None, ...] = ()
 
     @property
     def work(self) -> tuple[Computed, ...]:

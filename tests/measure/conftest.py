@@ -53,6 +53,10 @@ class FakeEngine:
             kinds=tuple("full" if not cached or i % 10 == 0 else "cached" for i in range(row.steps)),
             density=0.5 if "sparse_attn" in row.passes else 1.0,
             cache_bytes=4096 if cached else 0,
+            sigmas=tuple(1 - i / row.steps for i in range(row.steps * bool(row.passes))),
+            errors=tuple(
+                0.01 + i / 1000 if cached and i in (10, 40) else None for i in range(row.steps * bool(row.passes))
+            ),
             peak_bytes=10**6,
         )
 

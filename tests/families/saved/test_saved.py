@@ -80,7 +80,7 @@ def test_compare_writes_its_files(run: Run, name: str, folder: Path) -> None:
     options = ["--prompts", 1, "--steps", STEPS, "--no-compile", "--out", folder / "out", *_options(SAVED[name])]
     run("compare", "cache.toml", *options)
     assert {path.name for path in (folder / "out").iterdir()} == {
-        "compare.json", "grid.png", "chart.png", "report.html",
+        "compare.json", "grid.png", "chart.svg", "report.html",
     }  # fmt: skip
     record = json.loads((folder / "out" / "compare.json").read_text())
     rows = {row["name"]: row for row in record["rows"]}
