@@ -62,12 +62,16 @@ class PipelineEngine:
         base: what the base runs on; set by `prepare`.
         work: multiply-accumulates of one denoiser call; set by `prepare`. Where a pipeline has two, of the first one's.
         fewest: steps of a run in which every denoiser of the pipeline is called; set by `prepare`.
+        output: what is made: "pt" for pictures in [0, 1], "latent" for latents.
     """
 
-    def __init__(self, pipe: Any, recipes: Mapping[str, Recipe], steps: int, call: Call | None = None):
+    def __init__(
+        self, pipe: Any, recipes: Mapping[str, Recipe], steps: int, call: Call | None = None, output: str = "pt"
+    ):
         self.pipe = pipe
         self.calls = PipelineCalls(pipe, call)
         self.steps = steps
+        self.output = output
         self.device = torch.device(pipe.device)
         self.base = Base(all_denoisers(pipe), "eager", {}, [])
         self.fewest = WARM_UP_STEPS
@@ -155,7 +159,8 @@ class PipelineEngine:
                     self._short(stack, prompt)
             planned = stack.plan.facts_after.asked
             with PeakMemory(self.device) as peak:
-                drawn, seconds = timed(lambda: self.calls.make(stack, [prompt], seed, planned), self.device)
+                run = partial(self.calls.make, stack, [prompt], seed, planned, self.output)
+                drawn, seconds = timed(run, self.device)
             report = stack.report()
             steps = report.leading
             return Generation(
@@ -188,7 +193,7 @@ class PipelineEngine:
                     install.set_attribute(self.pipe, name, denoiser)
             if multistep:
                 install.set_attribute(self.pipe, "scheduler", self._solver)
-            return self.calls.make(self.pipe, [prompt], seed, steps)
+            return self.calls.make(self.pipe, [prompt], seed, steps, self.output)
         finally:
             install.rollback()
 

@@ -1,0 +1,1 @@
+"""Search over passes and their settings for the fastest stack that keeps within limits."""

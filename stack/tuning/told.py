@@ -1,0 +1,123 @@
+"""A finished search in words and as data: a verdict, a table, tune.json and a picture of the front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..compare.record import machine, save_json, versions
+from ..core.files import write_text
+from ..recipe import recipe_toml
+from .front import quality
+from .study import Tried
+from .tune import Tuned
+
+COLUMNS = ("stack", "speedup", "quality", "flipped", "seconds", "GB", "")
+MARKS = ((16, "#9aa5b1"), (36, "#1f6feb"))  # size and colour of what was tried, and of what was checked
+RECIPE, RECORD, PICTURE = "tuned.toml", "tune.json", "front.png"
+
+
+def named(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """Stages as one would call them: "int8 + sparse_attn keep 0.5 + svd, 5 full steps"."""
+    return " + ".join(_stage(name, options) for name, options in stages.items()) or "no stack"
+
+
+def _stage(name: str, options: Mapping[str, Any]) -> str:
+    if name == "quantize":
+        return str(options["scheme"])
+    if name == "cache":
+        calibrated = "calibrated" if options.get("full_steps") else "full steps"
+        count = len(options.get("full_steps", ())) or options.get("count", "")
+        return f"{options['method']}, {count} {calibrated}"
+    return " ".join([name, *(f"{key} {value}" for key, value in options.items())])
+
+
+def verdict(found: Tuned) -> str:
+    """What the search came to, in one sentence."""
+    chosen, asked = found.chosen, found.limits.words
+    if chosen is None:
+        return f"{asked}: stopped before anything was checked; the same command goes on from {len(found.tried)} tried"
+    figures = f"{chosen.figures.speedup:.2f}x at {_quality(chosen)} on held-out prompts"
+    if chosen.excess:
+        return f"{asked}: nothing that was tried keeps it; the nearest is {named(chosen.stages)}: {figures}"
+    return f"{asked}: {named(chosen.stages)}: {figures}"
+
+
+def _quality(one: Tried) -> str:
+    figures = one.figures
+    if figures.psnr is not None:
+        return f"{figures.psnr:.1f} dB" + (f", LPIPS {figures.lpips:.3f}" if figures.lpips is not None else "")
+    return "unknown quality" if figures.error is None else f"error {figures.error:.3g}"
+
+
+def lines(found: Tuned) -> list[tuple[str, ...]]:
+    """The rows of the table under `COLUMNS`: what was checked on held-out prompts, the fastest first."""
+    return [_line(one, found) for one in sorted(found.checked, key=lambda each: -each.figures.speedup)]
+
+
+def _line(one: Tried, found: Tuned) -> tuple[str, ...]:
+    figures, mark = one.figures, "chosen" if one is found.chosen and not one.excess else ""
+    flipped = f"{100 * figures.flipped:.0f} %" if figures.psnr is not None else "-"
+    note = "beyond the limits" if one.excess else mark
+    memory = f"{figures.gigabytes:.2f}" if figures.gigabytes else "-"
+    shown = (named(one.stages), f"{figures.speedup:.2f}x", _quality(one), flipped, f"{figures.seconds:.2f}")
+    return (*shown, memory, note)
+
+
+def record(found: Tuned, model: str, device: str) -> dict[str, Any]:
+    """The contents of tune.json."""
+    return {
+        "model": model, "limits": found.limits.given, "verdict": verdict(found), "partial": found.partial,
+        "base_seconds": found.base_seconds, "base_mode": found.base_mode, "refused": found.refused,
+        "chosen": None if found.chosen is None else _data(found.chosen), "checked": _all(found.checked),
+        "tried": _all(found.tried), "machine": machine(device), "versions": versions(),
+    }  # fmt: skip
+
+
+def _all(found: Sequence[Tried]) -> list[dict[str, Any]]:
+    return [_data(one) for one in found]
+
+
+def _data(one: Tried) -> dict[str, Any]:
+    about = {"name": named(one.stages), "how": one.how, "excess": one.excess}
+    return {**about, **asdict(one.figures), "stages": one.stages}
+
+
+def save(found: Tuned, folder: Path, model: str, device: str) -> list[Path]:
+    """Write the recipe, where there is one, the record and the picture; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / RECORD]
+    save_json(record(found, model, device), written[0])
+    if found.recipe is not None:
+        written.append(folder / RECIPE)
+        write_text(written[-1], recipe_toml(found.recipe))
+    if found.tried:
+        written.append(folder / PICTURE)
+        draw(found, written[-1])
+    return written
+
+
+def draw(found: Tuned, path: Path) -> None:
+    """Quality over speedup: what was tried, what was checked, and the front among it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    kinds = {"tried, on the prompts searched on": found.tried, "checked, on held-out prompts": found.checked}
+    for (kind, each), (size, colour) in zip(kinds.items(), MARKS, strict=True):
+        x, y = [one.figures.speedup for one in each], [quality(one) for one in each]
+        axes.scatter(x, y, s=size, color=colour, label=kind)
+    for one in found.front:
+        label = named(one.stages).replace(" + ", "\n")
+        at = (one.figures.speedup, quality(one))
+        axes.annotate(label, at, xytext=(4, 4), textcoords="offset points", fontsize=6.5)
+    if found.limits.min_psnr:
+        axes.axhline(found.limits.min_psnr, color="#b42318", linewidth=1, label=f"min_psnr={found.limits.min_psnr:g}")
+    axes.set_xlabel("speedup over the model without a stack")
+    axes.set_ylabel("relative error of latents, negative" if found.limits.max_error else "PSNR in dB, median")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    FigureCanvasAgg(figure).print_png(path)

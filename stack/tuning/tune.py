@@ -1,0 +1,215 @@
+"""`ditstack tune` as a function: a pipeline and limits in, a recipe and what was tried out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..calibrate.goals import Goal
+from ..core.errors import StackError
+from ..recipe import Recipe
+from ..runtime.pipeline_calls import Call
+from ..tune import calibrated, held_apart
+from .front import best, finalists, pareto
+from .limits import Limits
+from .space import FEWEST_STEPS, Space, Stages, space_of
+from .study import CALIBRATED, Study, Tried
+from .tryout import Asked, Tryout, asked
+
+SEARCH_SHARE = 0.6  # of the time; the rest calibrates the best cache and checks on held-out prompts
+CALIBRATION = 0.15  # of the time, for each calibration
+CHECKED = 6  # candidates that are measured on held-out prompts
+HELD_SEED = 10_000  # added to the seed for held-out prompts
+NAME = "tuned"
+
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Tuned:
+    """What a search came to.
+
+    Attributes:
+        recipe: the chosen stack; its notes hold the figures on held-out prompts. None where nothing keeps the limits.
+        chosen: the same with its figures on held-out prompts; the nearest to the limits where nothing keeps them.
+        checked: every candidate that was measured on held-out prompts, as `finalists` orders them.
+        tried: all that was measured on the prompts searched on.
+        refused: how many candidates did not run.
+        base_seconds: of one picture without a stack, in the rounds of the check.
+        base_mode: "eager" or "compiled", whichever was faster without a stack.
+        partial: stopped before the check was done.
+    """
+
+    limits: Limits
+    recipe: Recipe | None = None
+    chosen: Tried | None = None
+    checked: list[Tried] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)
+    refused: int = 0
+    base_seconds: float = 0.0
+    base_mode: str = ""
+    partial: bool = False
+
+    @property
+    def front(self) -> list[Tried]:
+        """Checked candidates that no other beats in both time and quality, the fastest first."""
+        return pareto(self.checked)
+
+
+def tune(
+    pipe: Any,
+    limits: Limits,
+    prompts: Sequence[Any],
+    *,
+    study: str | Path,
+    steps: int = 50,
+    fixed: Mapping[str, dict[str, Any]] | None = None,
+    model: str = "",
+    budget: float = 600.0,
+    trials: int = 400,
+    seed: int = 0,
+    call: Call | None = None,
+    compile_base: bool = True,
+    tell: Tell = lambda text: None,
+) -> Tuned:
+    """Search for the fastest stack within limits (or the best one in a time), and check it on held-out prompts.
+
+    The pipeline is left as it was. Ctrl-C ends the search and keeps what was tried; the same study goes on.
+
+    Args:
+        prompts: three or more; every third is held out, with seeds of its own.
+        study: a file, or a database's URL, which several machines of one kind may share.
+        steps: of the model without a stack.
+        fixed: stages that every candidate has, with their options: a distilled adapter, say.
+        model: its name in the study.
+        budget: seconds to spend, about.
+        trials: the most candidates to try.
+        seed: of the first prompt, and of the search.
+        call: further arguments of every call, see `stack.runtime.pipeline_calls.PipelineCalls`.
+        compile_base: also try compiled blocks, and take the faster; stacks are then compiled as well.
+        tell: called with a line before every piece of work.
+
+    Raises:
+        StackError: too few prompts, nothing that could be tried on this model, or a study of something else.
+    """
+    search, held = held_apart(prompts)
+    place = Tryout(pipe, steps, limits, call, compile_base)
+    space = space_of(place.plan, steps, fixed or {}, small=bool(limits.max_memory))
+    if not (space.schemes or space.sparse or space.methods or space.solver):
+        raise StackError("nothing to tune: no pass that could be tried works here; Stack(pipe).explain() says why")
+    kept = Study(study, f"{model}: {limits.words}", _protocol(space, limits, search, seed), seed)
+    kept.begin(space)
+    found = Tuned(limits)
+    run = _Search(place, space, kept, limits, asked(search, seed), tell, time.monotonic() + budget)
+    try:
+        place.prepare(run.samples, tell)
+        found.base_mode, found.base_seconds = place.mode, place.base_seconds
+        run.search(budget * SEARCH_SHARE, trials)
+        if limits.on_quality:
+            run.place_full_steps(search, seed, budget * CALIBRATION, call)
+        run.check(asked(held, seed + HELD_SEED), found)
+    except KeyboardInterrupt:
+        found.partial = True
+    found.tried, found.refused = kept.tried(pruned=True), kept.refused
+    if found.chosen is not None and not found.chosen.excess:
+        found.recipe = _recipe(place, found, found.chosen, (len(search), len(held)))
+    return found
+
+
+def _protocol(space: Space, limits: Limits, prompts: Sequence[Any], seed: int) -> dict[str, Any]:
+    """What the figures of a study depend on."""
+    asked_for = {"limits": limits.given, "steps": space.steps, "prompts": [str(p) for p in prompts], "seed": seed}
+    return {**asked_for, "fixed": dict(space.fixed), "schemes": space.schemes, "methods": space.methods}
+
+
+@dataclass
+class _Search:
+    """The parts of one run of `tune`."""
+
+    place: Tryout
+    space: Space
+    study: Study
+    limits: Limits
+    samples: Sequence[Asked]
+    tell: Tell
+    ends: float  # by the monotonic clock
+
+    def search(self, seconds: float, trials: int) -> None:
+        """Try what the sampler proposes, for about so many seconds."""
+        started = time.monotonic()
+        for number in range(trials):
+            left = seconds - (time.monotonic() - started)
+            if left <= 0:
+                break
+            self.tell(f"candidate {number + 1}, {self._best_words()}, {left:.0f} s of the search left")
+            self._one()
+
+    def _one(self) -> None:
+        trial, stages = self.study.ask(self.space)
+        known = self.study.same(stages)
+        try:
+            figures = known.figures if known else self.place.figures(stages, self.samples, self.limits.hopeless)
+        except (StackError, RuntimeError) as error:
+            return self.study.refuse(trial, (str(error).strip().splitlines() or [type(error).__name__])[0][:200])
+        except KeyboardInterrupt:
+            self.study.leave(trial)
+            raise
+        pruned = figures.samples < len(self.samples)
+        self.study.tell(trial, figures, self.limits.excess(figures), self.limits.cost(figures), pruned)
+
+    def _best_words(self) -> str:
+        chosen = best(self.study.tried(), self.limits)
+        if chosen is None:
+            return "none measured yet"
+        return f"best so far {chosen.figures.speedup:.2f}x" + (" but beyond the limits" if chosen.excess else "")
+
+    def place_full_steps(self, prompts: Sequence[Any], seed: int, seconds: float, call: Call | None) -> None:
+        """Calibrate the best cache with one full step fewer, and again while that keeps the limits; or with as many."""
+        start = best([one for one in self.study.tried() if "count" in one.stages.get("cache", {})], self.limits)
+        if start is None:
+            return
+        count = start.stages["cache"]["count"]
+        counts = [count] if start.excess else range(count - 1, FEWEST_STEPS - 1, -1)
+        try:
+            for each in counts:
+                if self._calibrated(start.stages, each, prompts, seed, seconds, call).excess:
+                    break
+        except StackError as error:  # too little time for a calibration on this model: what was searched stands
+            self.tell(f"full steps stay where the cache puts them: {error}")
+
+    def _calibrated(
+        self, stages: Stages, count: int, prompts: Sequence[Any], seed: int, seconds: float, call: Call | None
+    ) -> Tried:
+        self.tell(f"placing {count} full steps by calibration, about {seconds:.0f} s")
+        recipe = self.place.recipe(NAME, _with_count(stages, count), "", {})
+        made, _ = calibrated(recipe, self.place.pipe, prompts, Goal(full_steps=count), seed, seconds, False, call)
+        figures = self.place.figures(made.stages, self.samples)
+        one = Tried(made.stages, figures, self.limits.excess(figures), CALIBRATED)
+        self.study.add(one, self.limits.cost(figures))
+        return one
+
+    def check(self, samples: Sequence[Asked], found: Tuned) -> None:
+        """Measure the best candidates on held-out prompts, in turn with the model without a stack."""
+        chosen = finalists(self.study.tried() or self.study.tried(pruned=True), self.limits, CHECKED)
+        if not chosen:
+            raise StackError("no candidate ran in this time: give more with budget=")
+        figures, found.base_seconds = self.place.in_turn([one.stages for one in chosen], samples, self.tell)
+        found.checked = [
+            replace(one, figures=seen, excess=self.limits.excess(seen))
+            for one, seen in zip(chosen, figures, strict=True)
+        ]
+        found.chosen = best(found.checked, self.limits)
+
+
+def _with_count(stages: Stages, count: int) -> Stages:
+    return {**stages, "cache": {**stages["cache"], "count": count}}
+
+
+def _recipe(place: Tryout, found: Tuned, chosen: Tried, prompts: tuple[int, int]) -> Recipe:
+    """The chosen stack as a recipe."""
+    figures = {key: round(value, 3) for key, value in asdict(chosen.figures).items() if isinstance(value, float)}
+    notes = {"tuned_for": found.limits.words, "searched_on": prompts[0], "held_out": prompts[1], **figures}
+    return place.recipe(NAME, chosen.stages, f"tuned for {found.limits.words}", notes)

@@ -1,0 +1,99 @@
+"""The whole search on a small pipeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from stack import Stack, StackError
+from stack.recipe import load_recipe
+from stack.tuning.limits import Limits
+from stack.tuning.told import COLUMNS, lines, named, save, verdict
+from stack.tuning.tryout import Tryout
+from stack.tuning.tune import Tuned, tune
+
+from ..conftest import PROMPT, picture, tiny_pipe
+
+STEPS = 14
+PROMPTS = [PROMPT, "a green circle", "a cyan star on a white background"]
+
+
+def search(tmp_path: Path, limits: Limits, **more: object) -> Tuned:
+    given = {"steps": STEPS, "trials": 6, "budget": 1000.0, "compile_base": False, "study": tmp_path / "study.db"}
+    return tune(tiny_pipe(), limits, PROMPTS, **{**given, **more})  # type: ignore[arg-type]
+
+
+def test_what_is_chosen_keeps_its_limit_when_measured_again(tmp_path: Path) -> None:
+    pipe = tiny_pipe()
+    before = picture(pipe, STEPS)
+    found = tune(
+        pipe, Limits(min_psnr=25), PROMPTS, steps=STEPS, trials=6, compile_base=False, study=tmp_path / "study.db"
+    )
+    assert torch.equal(picture(pipe, STEPS), before)
+    assert found.recipe is not None and found.chosen is not None and not found.partial
+    assert found.chosen.figures.psnr >= 25 and found.recipe.notes["psnr"] == round(found.chosen.figures.psnr, 3)
+    assert found.recipe.notes["tuned_for"] == "min_psnr=25"
+    paths = save(found, tmp_path / "out", "tiny", "cpu")
+    assert [path.name for path in paths] == ["tune.json", "tuned.toml", "front.png"]
+    recipe = load_recipe(str(tmp_path / "out" / "tuned.toml"))
+    assert recipe.stages == found.chosen.stages and recipe.steps == STEPS
+    kept = json.loads(paths[0].read_text())
+    assert kept["chosen"]["psnr"] == found.chosen.figures.psnr and kept["verdict"] == verdict(found)
+    assert kept["chosen"]["name"] == named(recipe.stages) and len(kept["tried"]) == len(found.tried)
+    with Stack.from_recipe(recipe, pipe) as stack:
+        picture(stack, STEPS)
+    table = lines(found)
+    assert all(len(line) == len(COLUMNS) for line in table) and [line[-1] for line in table].count("chosen") == 1
+
+
+def test_a_limit_that_nothing_keeps_gives_no_recipe(tmp_path: Path) -> None:
+    found = search(tmp_path, Limits(min_psnr=98), trials=4)
+    assert found.recipe is None and found.chosen is not None and found.chosen.excess > 0
+    assert verdict(found).startswith("min_psnr=98: nothing that was tried keeps it; the nearest is ")
+    assert all(line[-1] == "beyond the limits" for line in lines(found))
+
+
+def test_an_error_of_latents_is_measured_on_latents(tmp_path: Path) -> None:
+    found = search(tmp_path, Limits(max_error=0.5), trials=4)
+    assert found.chosen is not None and 0 < found.chosen.figures.error <= 0.5
+    assert found.chosen.figures.psnr is None
+
+
+def test_a_search_that_is_stopped_keeps_what_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, calls = Tryout.figures, []
+
+    def stopped(self: Tryout, *args: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Tryout, "figures", stopped)
+    found = search(tmp_path, Limits(min_psnr=25))
+    assert found.partial and found.chosen is None and len(found.tried) == 2
+    assert verdict(found) == "min_psnr=25: stopped before anything was checked; the same command goes on from 2 tried"
+    monkeypatch.setattr(Tryout, "figures", measure)
+    again = search(tmp_path, Limits(min_psnr=25), trials=1)
+    assert not again.partial and len(again.tried) >= 3
+
+
+def test_one_of_several_candidates_that_fails_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = Tryout.figures
+
+    def failing(self: Tryout, stages: dict[str, object], *args: object) -> object:
+        if "solver" in stages:
+            raise RuntimeError("out of memory")
+        return measure(self, stages, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Tryout, "figures", failing)
+    found = search(tmp_path, Limits(min_psnr=25))
+    assert found.refused >= 1 and found.recipe is not None and "solver" not in found.recipe.stages
+
+
+def test_too_few_prompts_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="at least 3 different prompts"):
+        tune(tiny_pipe(), Limits(min_psnr=30), PROMPTS[:2], study=tmp_path / "study.db")
+    assert not (tmp_path / "study.db").exists()
