@@ -84,6 +84,12 @@ class PipelineEngine:
     def multistep(self) -> bool:
         return self._solver is not None
 
+    def beside(self, recipes: Mapping[str, Recipe]) -> PipelineEngine:
+        """An engine for other recipes that shares the base of this one."""
+        other = PipelineEngine(self.pipe, recipes, self.steps, self.calls.more, self.output)
+        other.base, other.fewest, other.work = self.base, self.fewest, self.work
+        return other
+
     def effective(self, row: Row) -> tuple[Pass, ...]:
         """The passes that a row will really run, once its plan is repaired.
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from ..core.files import whole, write_text
 from .compare import Outcome
 from .grid import draw_grid
+from .product import save_product
 from .record import save_json
 from .report.page import chart_svg, report_html
 
 
 def save_outcome(outcome: Outcome, folder: Path, json: Path | None = None) -> list[Path]:
-    """Write compare.json, grid.png, chart.svg and report.html; of an interrupted comparison what there is to show.
+    """Write compare.json, grid.png, product.png, chart.svg and report.html; interrupted, what there is to show.
 
     Args:
         json: where else compare.json should go.
@@ -24,13 +25,14 @@ def save_outcome(outcome: Outcome, folder: Path, json: Path | None = None) -> li
     written = [folder / "compare.json"] + ([json] if json else [])
     for path in written:
         save_json(outcome.record, path)
-    grid, chart = folder / "grid.png", folder / "chart.svg"
-    for path in (grid, chart):  # those of a run before would pass for this one's
+    grid, product, chart = folder / "grid.png", folder / "product.png", folder / "chart.svg"
+    for path in (grid, product, chart):  # those of a run before would pass for this one's
         path.unlink(missing_ok=True)
     if outcome.pictures:
         with whole(grid) as made:
             draw_grid(outcome.record, outcome.pictures).save(made)
         written.append(grid)
+        written += [product] if save_product(outcome.record, outcome.pictures, product) else []
         if drawing := chart_svg(outcome.record):
             write_text(chart, drawing)
             written.append(chart)

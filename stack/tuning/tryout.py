@@ -61,7 +61,7 @@ class Tryout:
 
     def __post_init__(self) -> None:
         self._distance = load_perceptual() if self.limits.max_lpips else None
-        self._base = self._engine({})
+        self._base = PipelineEngine(self.pipe, {}, self.steps, self.call, self.limits.output)
 
     @property
     def base_seconds(self) -> float:
@@ -153,12 +153,7 @@ class Tryout:
 
     def _candidate(self, name: str, stages: Stages) -> tuple[PipelineEngine, Row]:
         recipe = self._recipe(name, stages)
-        engine = self._engine({name: recipe})
-        engine.base = self._base.base
-        return engine, Row(name, "stack", "all", name, tuple(recipe.stages), self.steps)
-
-    def _engine(self, recipes: dict[str, Recipe]) -> PipelineEngine:
-        return PipelineEngine(self.pipe, recipes, self.steps, self.call, self.limits.output)
+        return self._base.beside({name: recipe}), Row(name, "stack", "all", name, tuple(recipe.stages), self.steps)
 
     def _recipe(self, name: str, stages: Stages) -> Recipe:
         return self.recipe(name, stages, "", {})

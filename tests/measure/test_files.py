@@ -25,7 +25,8 @@ def outcome_of(comparison: Any, engine: Any = None) -> Outcome:
 def test_everything_is_written(comparison: Any, tmp_path: Path) -> None:
     outcome = outcome_of(comparison)
     written = save_outcome(outcome, tmp_path / "out", tmp_path / "elsewhere" / "x.json")
-    assert [path.name for path in written] == ["compare.json", "x.json", "grid.png", "chart.svg", "report.html"]
+    names = ["compare.json", "x.json", "grid.png", "product.png", "chart.svg", "report.html"]
+    assert [path.name for path in written] == names
     first, second = (json.loads(path.read_text()) for path in written[:2])
     assert first == second and len(first["rows"]) == 10
     assert Image.open(tmp_path / "out" / "grid.png").size == grid_size(10, 3)
@@ -51,7 +52,7 @@ def test_pictures_keep_their_shape_in_the_grid() -> None:
 
 def test_an_interruption_leaves_all_files(comparison: Any, make_engine: Any, tmp_path: Path) -> None:
     written = save_outcome(outcome_of(comparison, make_engine(stop_after=12)), tmp_path / "some")
-    assert len(written) == 4
+    assert len(written) == 5
     assert json.loads(written[0].read_text())["partial"] is True
     assert "Interrupted" in written[-1].read_text()
     nothing = save_outcome(outcome_of(comparison, make_engine(stop_after=0)), tmp_path / "none")
