@@ -20,7 +20,7 @@ from ..models.sampler import LinearSampler
 from ..runtime.call import DenoiserCall, Proceed
 from .controller import CacheController, CacheSlot
 from .forecast import coordinate
-from .latent import like, returned_as, turned, x0_of
+from .latent import like, turned, x0_of
 from .learned import PAST, Corrections, key_of
 
 OTHER_LENGTH = "a step whose output is of other tokens than its latent: it is not corrected"
@@ -54,7 +54,8 @@ class Corrector:
         if not now.known:
             return result
         estimate = turned(self.sampler().estimates[now.step], call)
-        x, out = call.latent.float(), result[0].float()
+        x, made = call.latent.float(), call.made(result)
+        out = made.float()
         axis, tokens = (2, slice(1, 2)) if x.ndim == 3 else (1, slice(2, None))
         if x.shape[tokens] != out.shape[tokens]:  # a step that takes a picture in and returns what is behind it
             controller.journal.warn(OTHER_LENGTH)
@@ -68,7 +69,7 @@ class Corrector:
             return result
         shift = torch.cat([torch.zeros_like(row) if s is None else s for s, row in zip(shifts, rows, strict=True)])
         out = torch.cat([mean + like(shift, x) / estimate.d, *variance], axis)
-        return returned_as(call, out.to(result[0].dtype))
+        return call.answer(out.to(made.dtype))
 
     def _shift(self, slot: CacheSlot, x0: torch.Tensor) -> torch.Tensor | None:
         """What is to be added to a slot's estimate (B, N, C); None where nothing is owed."""

@@ -95,10 +95,11 @@ class OutputGuard:
         result = proceed(call)
         now = self._clock.context
         assert now is not None
-        norms = norms_of(result[0])
+        output = call.made(result)
+        norms = norms_of(output)
         if now.active_set.kind == FULL:
             self.settle()
-            last = self._note(now, result[0], norms)
+            last = self._note(now, output, norms)
             if now.is_last:  # no step comes that would notice
                 seen = last.readback or Readback(norms)
                 self._late.append((now.request, now.at, last.tokens, seen, seen))
@@ -115,7 +116,8 @@ class OutputGuard:
         self.recomputed += 1
         self._journal.warn(f"output of cached step {now.at} was {wrong}: the step was made again in full")
         result = proceed(call)
-        self._note(now, result[0], norms_of(result[0]))
+        output = call.made(result)
+        self._note(now, output, norms_of(output))
         return result
 
     def _note(self, now: StepContext, output: torch.Tensor, norms: torch.Tensor) -> _LastFull:

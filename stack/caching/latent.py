@@ -1,12 +1,10 @@
-"""The latent that a denoiser is given and what it returns, as tokens, as estimates, and as a call's result."""
+"""The latent that a denoiser is given and what it returns, as tokens and as estimates."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from ..models.estimates import Estimate
 from ..runtime.call import DenoiserCall
@@ -50,8 +48,3 @@ def output_of(estimate: Estimate, x: torch.Tensor, x0: torch.Tensor) -> torch.Te
     """The output m, in the latent's layout, that amounts to this estimate (B, N, C): the inverse of `x0_of`."""
     clean = like(x0, x)
     return (clean - estimate.c * noisy_part(x, clean)) / estimate.d
-
-
-def returned_as(call: DenoiserCall, sample: torch.Tensor) -> Any:
-    """A sample as the denoiser would return it."""
-    return Transformer2DModelOutput(sample=sample) if call.given.get("return_dict", True) else (sample,)

@@ -52,7 +52,7 @@ class Estimates:
             known = self.x0.setdefault(context.branch, {})
             if context.step not in known:
                 estimate = sampler().estimates[context.step]
-                known[context.step] = x0_of(estimate, call.latent.float(), result[0].float()).cpu()
+                known[context.step] = x0_of(estimate, call.latent.float(), call.made(result).float()).cpu()
             return result
 
         answer_calls(target, install, visit)

@@ -131,7 +131,7 @@ class FeatureRecorder:
 
     trajectory: Trajectory
     reused: tuple[int, ...] = ()
-    _last: dict[str, torch.Tensor] = field(default_factory=dict)
+    _last: dict[str, Streams] = field(default_factory=dict)
     _given: Mapping[str, Any] = field(default_factory=dict)
 
     def put_on(self, target: Target, install: Installer) -> None:
@@ -143,9 +143,10 @@ class FeatureRecorder:
             if number == 0:
                 self._begin(call, context)
             if context.step in self.reused and context.branch in self._last:
-                return call.streams if number < last else {**call.streams, stream: self._last[context.branch]}
+                return call.streams if number < last else {**call.streams, **self._last[context.branch]}
             out = call.run()
             if number == last:
+                self._last[context.branch] = {name: out[name] for name in wiring.read}
                 self._end(out[stream], context, denoiser, wiring)
             return out
 
@@ -162,7 +163,6 @@ class FeatureRecorder:
 
     def _end(self, feature: torch.Tensor, context: StepContext, denoiser: nn.Module, wiring: Wiring) -> None:
         """The last block has returned the output stream's feature (B, N, D)."""
-        self._last[context.branch] = feature
         if self.trajectory.holds(context):
             given, dtype = self._given, feature.dtype
             self.trajectory.features.append(sampled(feature))

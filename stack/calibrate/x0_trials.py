@@ -9,7 +9,7 @@ import torch
 
 from ..caching.cache import Cache
 from ..caching.candidate import Candidate
-from ..caching.latent import output_of, returned_as, tokens_of, x0_of
+from ..caching.latent import output_of, tokens_of, x0_of
 from ..core.installer import Installer
 from ..core.passes import Applied
 from ..models.sampler import planned_sampler
@@ -39,9 +39,9 @@ def x0_recorder(trajectory: Trajectory, reused: tuple[int, ...] = ()) -> Observe
                 trajectory.ticks.append(context)
             if context.step in reused and context.branch in last:
                 out = output_of(estimate, x, last[context.branch])
-                return returned_as(call, out.to(call.latent.dtype))
+                return call.answer(out.to(call.latent.dtype))
             result = run(call)
-            last[context.branch] = x0_of(estimate, x, result[0].float())
+            last[context.branch] = x0_of(estimate, x, call.made(result).float())
             return result
 
         answer_calls(target, install, visit)
@@ -69,7 +69,7 @@ class X0Rehearsal:
         key = (context.branch, *history(self.candidate, context.step))
         known = self.shared.recall(key)
         if known is not None:
-            return returned_as(call, known["out"])
+            return call.answer(known["out"])
         result = run(call)
-        self.shared.remember(key, "out", result[0], len(self.candidate.full_steps))
+        self.shared.remember(key, "out", call.made(result), len(self.candidate.full_steps))
         return result

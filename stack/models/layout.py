@@ -100,7 +100,8 @@ class Wiring:
         classes: names of the diffusers classes it covers.
         block_lists: module lists in the order they run.
         streams: what each block takes and returns: stream name to argument name, in the order of the return value.
-        output_stream: the stream the head reads.
+        output_stream: the stream the head reads, that of the latent where it reads several.
+        also_read: further streams that are read behind the last block.
         linears: shell wildcards, role by role, of the linears worth quantizing; paths inside a block.
         sensitive: shell wildcards, role by role, of the linears whose error does not average out; paths in
             the denoiser.
@@ -127,6 +128,8 @@ class Wiring:
         timestep_scale: the denoiser's time divided by this is sigma; with a minus sign what is left to 1; 0 where the
             first call of a request tells.
         latent, time: arguments of the denoiser: the noisy latent, and its time.
+        beside: arguments that its further outputs are laid out as, such as noisy sound; () where it returns one output.
+        returns: what it returns with `return_dict`, made of its outputs; None is diffusers' usual.
         times: further arguments that change on every step, such as the time that a step ends at.
         ports: where a block list's streams are; that of `streams`, in this order, for lists that are not named.
         numbers: configuration to numbers per token of the output stream in the latent and in the output; None where it
@@ -162,6 +165,9 @@ class Wiring:
     flow: bool = True
     halves: bool = False
     timestep_scale: float = 1.0
+    also_read: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    returns: Callable[..., Any] | None = None
     latent: str = "hidden_states"
     time: str = "timestep"
     times: tuple[str, ...] = ()
@@ -193,6 +199,11 @@ class Wiring:
         known = self.ports.get(path.rpartition(".")[0])
         # Some blocks take fewer streams than others.
         return known or Ports.in_order({s: name for s, name in self.streams.items() if name in arguments})
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The streams that are read behind the last block, that of the latent first."""
+        return self.output_stream, *self.also_read
 
     @property
     def joins(self) -> tuple[str, ...]:

@@ -45,8 +45,9 @@ def lines(wiring: Wiring) -> list[str]:
     said += [f"latent {wiring.latent}, time {wiring.time}; batch along {', '.join(wiring.inputs) or 'nothing known'}"]
     if wiring.block_lists:
         said.append(f"blocks: {', '.join(wiring.block_lists)}{_because(how, 'block_lists')}")
+        read = f"{' and '.join(wiring.read)} {'are' if wiring.also_read else 'is'} read"
         streams = ", ".join(f"{stream} in {name}" for stream, name in wiring.streams.items())
-        said.append(f"streams: {streams}; {wiring.output_stream} is read behind them{_because(how, 'streams')}")
+        said.append(f"streams: {streams}; {read} behind them{_because(how, 'streams')}")
     for path in wiring.joins:
         said.append(f"{path} take {' and '.join(wiring.ports[path].joined)} one after the other in one")
     for path, modules in wiring.modules.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import methodcaller
 from typing import Any, Protocol
 
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from ..core.installer import Installer
 from .values import flat
@@ -23,18 +24,45 @@ class DenoiserCall:
         given: those arguments by name.
         name: of the argument that is the noisy latent.
         backwards: the denoiser's time counts up to the clean sample, and so does its velocity, x0 - noise.
+        beside, returns: see `stack.models.wiring.Wiring`.
     """
 
     run: partial[Any]
     given: Mapping[str, Any]
     name: str = "hidden_states"
     backwards: bool = False
+    beside: tuple[str, ...] = ()
+    returns: Callable[..., Any] | None = None
 
     @property
     def latent(self) -> torch.Tensor:
-        """The noisy latent, batch first."""
+        """The noisy latent, batch first; with all that is denoised beside it, one after the other, (B, N, 1)."""
+        if self.beside:
+            return side_by_side(self._latents)
         latent = self.given[self.name]
         return batch_of(latent) if isinstance(latent, list) else latent
+
+    @property
+    def _latents(self) -> list[torch.Tensor]:
+        return [self.given[name] for name in (self.name, *self.beside)]
+
+    def made(self, result: Any) -> torch.Tensor:
+        """What the denoiser has returned, laid out as `latent`."""
+        if self.beside:
+            return side_by_side([result[place] for place in range(1 + len(self.beside))])
+        sample: torch.Tensor = result[0]
+        return sample
+
+    def answer(self, made: torch.Tensor) -> Any:
+        """The inverse of `made`: what the denoiser would return."""
+        outputs = [made]
+        if self.beside:
+            sizes = [latent[0].numel() for latent in self._latents]
+            parts = zip(made.flatten(1).split(sizes, 1), self._latents, strict=True)
+            outputs = [part.reshape(latent.shape).to(latent.dtype) for part, latent in parts]
+        if not self.given.get("return_dict", True):
+            return tuple(outputs)
+        return (self.returns or Transformer2DModelOutput)(*outputs)
 
     def separable(self, names: Sequence[str]) -> bool:
         """Whether it can be made for some samples only.
@@ -48,13 +76,18 @@ class DenoiserCall:
         """The same call for these samples."""
         given = some_rows(self.given, rows, names, len(self.latent))
         # By name: diffusers' decorators look for some arguments among the named ones.
-        return DenoiserCall(partial(self.run.func, **given), given, self.name, self.backwards)
+        return replace(self, run=partial(self.run.func, **given), given=given)
 
 
 def holds_collections(given: Mapping[str, Any]) -> bool:
     """Whether adapters or control nets pass collections of tensors, whose layout is unknown."""
     some = [value for value in given.values() if isinstance(value, (dict, list, tuple)) and value]
     return bool(some) and any(isinstance(value, torch.Tensor) for value in flat(some))
+
+
+def side_by_side(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """All numbers of tensors (B, ...) one after the other, (B, N, 1)."""
+    return torch.cat([tensor.flatten(1) for tensor in tensors], 1).unsqueeze(-1)
 
 
 def batch_of(latent: Any) -> torch.Tensor:

@@ -68,7 +68,10 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     """Weighted sum of a plain tensor's words, () int64 on its device."""
     if tensor.numel() == 0 or tensor.is_meta:  # the content of an offloaded tensor is elsewhere
         return torch.zeros((), dtype=torch.int64, device="cpu" if tensor.is_meta else tensor.device)
-    flat = tensor.contiguous().flatten().view(torch.uint8)
+    flat = tensor.contiguous().flatten()
+    if flat.stride(0) != 1:  # one number, expanded
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    flat = flat.view(torch.uint8)
     if flat.storage_offset() % WORD:  # part of a tensor, at a place that no word begins at
         flat = flat.clone()
     whole = flat.numel() // (WORD * LANES) * WORD * LANES

@@ -51,6 +51,7 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
     clock, journal, chain = target.clock, target.journal, target.chain
     arguments, steps = Arguments(inner, target.denoiser), _StepReader(target)
     name, time = target.wiring.latent, target.wiring.time
+    several = target.wiring.beside, target.wiring.returns
 
     @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -92,7 +93,7 @@ def _hooked(target: Target, inner: Callable[..., Any]) -> Callable[..., Any]:
                 if isinstance(given[name], list):
                     call = DenoiserCall(partial(_stacked, run), given, name, steps.backwards)
                     return _listed(chain.run(call), given)
-                return chain.run(DenoiserCall(run, given, name, steps.backwards))
+                return chain.run(DenoiserCall(run, given, name, steps.backwards, *several))
             except BaseException:
                 # Half a step leaves nothing that may be reused, and memory may be what it broke off for.
                 target.forget()

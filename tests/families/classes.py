@@ -98,7 +98,7 @@ def runs(name: str, stack: Stack, steps: int = len(LEVELS)) -> tuple[list[Output
 
 
 NO_LIST = {"blocks": "no list of blocks that take and return tokens (B, N, D)"}
-TWO = {"blocks": "behind the last block 2 of its streams are read", "whole": "it returns 2 outputs"}
+TWO = {"tokens": "2 of its streams are read behind the last block"}
 ATTENTION_ONLY = {"tokens": "no feed-forward of its own"}
 ALL_TOKENS = {"tokens": "cannot be given some tokens only"}
 NEITHER = {key: "no attention or feed-forward that gives a whole stream" for key in ("modules", "tokens")}
@@ -152,11 +152,11 @@ LACKS: dict[str, dict[str, str]] = {
     "Kandinsky3UNet": NO_LIST,
     "Kandinsky5Transformer3DModel": LAYOUT,
     "Kandinsky6SRTransformer3DModel": LAYOUT,
-    "Kandinsky6Transformer3DModel": TWO,
+    "Kandinsky6Transformer3DModel": {**TWO, **LAYOUT},
     "LTX2VideoTransformer3DModel": TWO,
     "LatteTransformer3DModel": NO_LIST,
     "LongCatAudioDiTTransformer": ALL_TOKENS,
-    "MiniMaxH3Transformer3DModel": {**ALL_TOKENS, "whole": "it returns 2 outputs"},
+    "MiniMaxH3Transformer3DModel": ALL_TOKENS,
     "MiniMaxMusic3Transformer1DModel": ATTENTION_ONLY,
     "NucleusMoEImageTransformer2DModel": {**ALL_TOKENS, **NO_ROWS},
     "OmniGenTransformer2DModel": RESTLESS,

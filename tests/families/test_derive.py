@@ -107,9 +107,45 @@ def test_a_time_that_counts_up_to_the_clean_sample_is_followed() -> None:
 
 
 def test_the_plan_names_what_a_model_does_not_get() -> None:
-    said = Stack(made("LTX2VideoTransformer3DModel").denoiser, steps=4).explain()
-    assert "not for this model: blocks: behind the last block 2 of its streams are read" in said
-    assert "not for this model: whole: it returns 2 outputs" in said
+    said = Stack(made("Kandinsky6Transformer3DModel").denoiser, steps=4).explain()
+    assert "not for this model: tokens: 2 of its streams are read behind the last block" in said
+    assert "not for this model: whole: its output (1, 3, 8, 12, 16) is not laid out as its latent" in said
+
+
+def test_what_several_outputs_are_read_off_and_laid_out_as_is_derived() -> None:
+    wiring = wired("LTX2VideoTransformer3DModel")
+    assert wiring.read == ("image", "audio_hidden_states")
+    assert wiring.beside == ("audio_hidden_states",) and {"sigma", "audio_timestep"} < {*wiring.times}
+    assert {"proj_in", "audio_proj_in"} == {*wiring.makers}
+    assert wired("FluxTransformer2DModel").beside == () and wired("FluxTransformer2DModel").read == ("image",)
+
+
+@torch.no_grad()
+def test_several_outputs_are_told_apart_and_packed_as_one() -> None:
+    """What a call makes of its outputs, it makes outputs of again: as a tuple, and as the class's own kind."""
+    given = made("LTX2VideoTransformer3DModel")
+    wiring, arguments = wired("LTX2VideoTransformer3DModel"), given.call(Sizes())
+    for more in ({"return_dict": False}, {}):
+        call = DenoiserCall(partial(int), {**arguments, **more}, beside=wiring.beside, returns=wiring.returns)
+        result = given.denoiser(**arguments, **more)
+        again = call.answer(call.made(result))
+        assert type(again) is type(result) and len(again) == 2
+        assert all(torch.equal(again[place], result[place]) for place in (0, 1))
+    sizes = [arguments[name].numel() for name in ("hidden_states", "audio_hidden_states")]
+    assert call.latent.shape == (1, sum(sizes), 1)
+
+
+@torch.no_grad()
+def test_a_step_that_is_skipped_whole_answers_with_every_output() -> None:
+    """What the denoiser has added to the latent and to the sound is added again."""
+    given = made("LTX2VideoTransformer3DModel")
+    with Stack(given.denoiser, steps=4).cache("easycache", threshold=1e6, warmup=2, order=0) as stack:
+        calls = [given.call(Sizes(noise=level)) for level in LEVELS[:3]]
+        made_of = [stack(**arguments) for arguments in calls]
+        assert [step.kind for step in stack.report().steps] == ["full", "full", "cached"]
+    for place, name in enumerate(("hidden_states", "audio_hidden_states")):
+        added = made_of[1][place] - calls[1][name]
+        assert torch.allclose(made_of[2][place], calls[2][name] + added, atol=1e-6)
 
 
 def test_the_command_says_what_was_derived() -> None:

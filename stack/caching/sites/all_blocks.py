@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from ...core.arguments import Arguments
 from ...core.installer import Installer
 from ...models.parallel import behind_split
-from ...models.ports import shape_only
+from ...models.ports import several, shape_only
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ..contract import BeforeBlocks
@@ -31,24 +31,22 @@ class AllBlocks(BeforeBlocks):
         self.controller, self.residual = controller, residual
         self.interceptors: tuple[Interceptor, ...] = (self,)
         self._bypass = Bypass()
-        self._stream = ""
-        self._at = 0  # its place in what the last block returns
-        self._forecast: torch.Tensor | None = None  # of the current call, where it is cached
-        self._entry: torch.Tensor | None = None  # the output stream where the blocks begin
+        self._at: dict[str, int] = {}  # streams that are read behind the blocks, to places in what the last one returns
+        self._forecast: dict[str, torch.Tensor] | None = None  # of the current call, where it is cached
+        self._entry: dict[str, torch.Tensor] = {}  # the same streams where the blocks begin
         self._calling = False
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before the blocks and what they alone read; returns how many blocks can be skipped."""
         paths, blocks = zip(*wiring.blocks(denoiser), strict=True)
-        # A forecast of what the blocks add is added to the output stream's own embedding.
-        self._stream = wiring.output_stream
+        # A forecast of what the blocks add is added to the stream's own embedding.
         self._bypass.install([*wiring.idle(denoiser, entry=self.residual), *blocks[:-1]], install)
         first, last = (Arguments(block.forward, block) for block in (blocks[0], blocks[-1]))
-        self._at = wiring.ports_of(paths[-1], last.names).places[self._stream]
-        name = wiring.ports_of(paths[0], first.names).takes[self._stream]
+        places, takes = wiring.ports_of(paths[-1], last.names).places, wiring.ports_of(paths[0], first.names).takes
+        self._at = {stream: places[stream] for stream in wiring.read}
         install.wrap_call(*behind_split(blocks[-1]), self._last)
         if self.residual:
-            install.wrap_call(*behind_split(blocks[0]), lambda inner: self._first(inner, first, name))
+            install.wrap_call(*behind_split(blocks[0]), lambda inner: self._first(inner, first, takes))
         return len(blocks)
 
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
@@ -57,17 +55,18 @@ class AllBlocks(BeforeBlocks):
         latent = call.given[call.name]
         controller.begin(latent if isinstance(latent, torch.Tensor) else call.latent)
         cached = all(controller.decide())
-        self._forecast = controller.predict(self._stream, controller.slots) if cached else None
+        self._forecast = {s: controller.predict(s, controller.slots) for s in self._at} if cached else None
         self._calling = True
         try:
             return self._bypass.run(call, proceed, controller.now.branch, cached)
         finally:
-            self._calling, self._forecast, self._entry = False, None, None
+            self._calling, self._forecast, self._entry = False, None, {}
 
-    def _first(self, inner: Callable[..., Any], arguments: Arguments, name: str) -> Callable[..., Any]:
+    def _first(self, inner: Callable[..., Any], arguments: Arguments, takes: Mapping[str, str]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._calling:
-                self._entry = arguments.named(args, kwargs)[name]
+                given = arguments.named(args, kwargs)
+                self._entry = {stream: given[takes[stream]] for stream in self._at}
             return inner(*args, **kwargs)
 
         return forward
@@ -80,21 +79,22 @@ class AllBlocks(BeforeBlocks):
                 return inner(*args, **kwargs)
             branch, forecast = self.controller.now.branch, self._forecast
             if forecast is not None:
-                feature = forecast if self._entry is None else self._entry + forecast
-                return self._put(unread[branch], feature)
+                entry = self._entry
+                return self._put(unread[branch], {s: entry[s] + f if entry else f for s, f in forecast.items()})
             made = inner(*args, **kwargs)
-            feature = made if isinstance(made, torch.Tensor) else made[self._at]
-            added = feature if self._entry is None else feature - self._entry
-            self.controller.store(self._stream, added, self.controller.slots)
+            for stream, place in self._at.items():
+                feature = several(made)[place]
+                added = feature - self._entry[stream] if self._entry else feature
+                self.controller.store(stream, added, self.controller.slots)
             self.controller.read_norms()
             unread[branch] = shape_only(made)
             return made
 
         return forward
 
-    def _put(self, unread: Any, feature: torch.Tensor) -> Any:
-        """The last block's answer with this feature, beside streams that nobody reads behind the blocks."""
-        if isinstance(unread, torch.Tensor):
-            return feature
-        at = self._at
-        return type(unread)((*unread[:at], feature, *unread[at + 1 :]))
+    def _put(self, unread: Any, features: Mapping[str, torch.Tensor]) -> Any:
+        """The last block's answer with these features, beside streams that nobody reads behind the blocks."""
+        items = list(several(unread))
+        for stream, feature in features.items():
+            items[self._at[stream]] = feature
+        return items[0] if isinstance(unread, torch.Tensor) else type(unread)(items)

@@ -205,7 +205,7 @@ class BlockRange:
 
     def _features(self, wiring: Wiring) -> list[str]:
         """Streams that somebody reads behind the range."""
-        return list(wiring.streams) if self.back else [wiring.output_stream]
+        return list(wiring.streams) if self.back else list(wiring.read)
 
     def _cells(self, step: _Step, skipped: bool) -> list[CacheSlot]:
         return [slot for slot, skip in zip(self.controller.slots, step.skips, strict=True) if skip is skipped]

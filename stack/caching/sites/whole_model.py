@@ -19,7 +19,7 @@ from ...runtime.target import Target
 from ..contract import BeforeBlocks, Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
 from ..gates import SumGate
-from ..latent import noisy_part, returned_as
+from ..latent import noisy_part
 from .shapes import more_than_the_latent
 
 ADDED = "added"  # key of out - in, the feature that is predicted
@@ -81,19 +81,20 @@ class WholeModel(BeforeBlocks):
             slot.kept[BEFORE] = latent[i : i + 1].clone()  # the caller's memory may be written to
         if not any(skips):
             result = proceed(call)
-            self._learn(latent, result[0], slots)
+            self._learn(latent, call.made(result), slots)
             return result
         skipped = [i for i, skip in enumerate(skips) if skip]
         if len(skipped) == len(skips):
-            return returned_as(call, _onto(latent, controller.predict(ADDED, slots)))
+            return call.answer(_onto(latent, controller.predict(ADDED, slots)))
         ran = [i for i, skip in enumerate(skips) if not skip]
         with controller.now.active_set.part(ran):
-            out = proceed(call.only(ran, names))[0]
+            some = call.only(ran, names)
+            out = some.made(proceed(some))
         self._learn(latent[ran], out, [slots[i] for i in ran])
         whole = out.new_empty(len(latent), *out.shape[1:])
         whole[ran] = out
         whole[skipped] = _onto(latent[skipped], controller.predict(ADDED, [slots[i] for i in skipped])).to(out.dtype)
-        return returned_as(call, whole)
+        return call.answer(whole)
 
     def _learn(self, latent: torch.Tensor, out: torch.Tensor, slots: list[CacheSlot]) -> None:
         """These samples have run."""

@@ -25,7 +25,7 @@ from ...runtime.step import NOTHING
 from ...runtime.target import Target
 from ..contract import BeforeBlocks, Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController
-from ..latent import output_of, returned_as, turned, x0_of
+from ..latent import output_of, turned, x0_of
 from .shapes import fp32_numbers, more_than_the_latent
 
 X0 = "x0"  # key of x0
@@ -83,9 +83,9 @@ class X0Prediction(BeforeBlocks):
         estimate, x = turned(self.sampler().estimates[controller.now.step], call), latent.float()
         if cached:
             out = output_of(estimate, x, controller.predict(X0, controller.slots))
-            return returned_as(call, out.to(latent.dtype))
+            return call.answer(out.to(latent.dtype))
         result = proceed(call)
-        out = result[0].float()
+        out = call.made(result).float()
         x0 = x0_of(estimate, x, out)
         # The latent is exact: all noise of the estimate is d times that of the output.
         noise_gain = float(abs(estimate.d) * out.norm() / x0.norm()) if controller.noise else 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -25,12 +25,13 @@ from .linears import linears_of, roles_in_blocks, same_inputs, sensitive_roles
 from .modulation import modulated_input
 from .modules import ModuleProof
 from .streams import Blocks, Unproven, named_blocks, prove_answers, prove_range
-from .trace import Trace, output_of, tensors, traced
+from .trace import Trace, output_of, same, tensors, traced
 from .unread import constant_modules, unread_modules
 
 LATENTS = ("hidden_states", "sample", "x")  # what diffusers calls the noisy latent
 TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
 ENDS = ("timestep_r", "r_timestep", "target_timestep")  # the time that a step ends at
+AGAIN = ("audio_timestep", "sigma", "audio_sigma")  # the time once more, for other parts of the model
 SOUND = ("audio_hidden_states",)  # what is denoised beside the latent
 WHOLE, BLOCKS, RANGE, ROWS, MODULES = "whole", "blocks", "range", "rows", "modules"
 TOKENS, ALONG = "tokens", "along"
@@ -116,6 +117,7 @@ class Probe:
         self.trace = traced(self.denoiser, self.small.call(Sizes()))
         self.restless = any(a is not b for a, b in zip(before, _tensors_of(self.denoiser), strict=False))
         self.inputs, self.why_whole, self.two = self._batch()
+        self.beside, self.returns, self.unlike_latent = self._outputs()
 
     def _batch(self) -> tuple[tuple[str, ...], str, Trace | None]:
         """Arguments with a leading batch dimension; or why a batch cannot be split, and a traced call of two."""
@@ -146,12 +148,27 @@ class Probe:
         """A call with another latent at another time, all else the same."""
         return self.later(**{self.latent: _map(self.trace.given[self.latent], lambda t: t.flip(-1))})
 
-    @property
-    def unlike_latent(self) -> str:
-        """Why the output is no change of the latent, number for number; "" where it is one."""
+    def _outputs(self) -> tuple[tuple[str, ...], Callable[..., Any] | None, str]:
+        """What further outputs are laid out as, what holds them all, and why they are no change of the latents."""
         made = [one for one in self.trace.output if one is not None]
-        if len(made) > 1:
-            return f"it returns {len(made)} outputs"
+        if len(made) == 1:
+            return (), None, self._unlike(made)
+        given = {name: value for name, value in self.trace.given.items() if name != self.latent}
+        if not all(isinstance(one, torch.Tensor) for one in (*self.trace.output, self.trace.given[self.latent])):
+            return (), None, f"it returns {len(made)} outputs that are not all tensors"
+        if made[0].shape != self.trace.given[self.latent].shape:
+            return (), None, self._unlike(made)
+        beside = [_only(name for name, value in given.items() if _alike(one, value)) for one in made[1:]]
+        if "" in beside or len(set(beside)) < len(beside):
+            return (), None, f"it returns {len(made)} outputs, and not each is laid out as an argument of its own"
+        with torch.no_grad():
+            whole = self.denoiser(**self.trace.given)
+        if len(whole) != len(made) or not same(list(whole.values()), made):
+            return (), None, f"with return_dict it returns other outputs than the {len(made)} without"
+        return tuple(beside), type(whole), ""
+
+    def _unlike(self, made: list[Any]) -> str:
+        """Why the first output is no change of the latent, number for number; "" where it is one."""
         out, latent = (tensors(value)[0].shape for value in (made[0], self.trace.given[self.latent]))
         channels = len(out) - 1 if len(out) == 3 and not isinstance(made[0], list) else 1 - isinstance(made[0], list)
         if len(out) == len(latent) and all(
@@ -165,6 +182,17 @@ class Probe:
         """Numbers in the output for one in the latent."""
         made, taken = tensors(self.trace.output[0]), tensors(self.trace.given[self.latent])
         return Fraction(sum(t.numel() for t in made), sum(t.numel() for t in taken))
+
+
+def _alike(output: torch.Tensor, value: Any) -> bool:
+    """Whether an argument is laid out as an output."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == output.shape
+
+
+def _only(names: Iterable[str]) -> str:
+    """The only name; "" where there are none or several."""
+    found = list(names)
+    return found[0] if len(found) == 1 else ""
 
 
 def _tensors_of(denoiser: nn.Module) -> list[torch.Tensor | None]:
@@ -197,7 +225,8 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
     try:
         inside = ModuleProof(denoiser, trace, blocks, {one.path: one.role for one in linears})
         modules = inside.of_lists()
-        lacks |= _lacking({TOKENS: inside.token_by_token(modules)})
+        several = f"{len(blocks.read)} of its streams are read behind the last block" if blocks.read[1:] else ""
+        lacks |= _lacking({TOKENS: several or inside.token_by_token(modules)})
     except Unproven as error:
         lacks |= {MODULES: str(error), TOKENS: str(error)}
     whole = _whole(cls, takes, probe.latent, probe.time, "", probe)
@@ -213,6 +242,7 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
         block_lists=tuple(one.path for one in main),
         streams=dict(blocks.ports[main[0].path].takes),
         output_stream=blocks.output,
+        also_read=blocks.read[1:],
         linears=roles_in_blocks(linears),
         sensitive=sensitive_roles(linears),
         batched=batched,
@@ -255,7 +285,7 @@ def _how(blocks: Blocks, lacks: Mapping[str, str]) -> dict[str, str]:
     return {
         "block_lists": f"{paths}: module lists whose members took and returned tokens, in the order they ran",
         "streams": "the tensors that one block returned and the next was given",
-        "output_stream": "the only stream whose loss behind the last block changes the output",
+        "output_stream": "the stream whose loss behind the last block changes the first output",
         "proof": "blocks that answer with what they returned give the same output, bit for bit",
         "linears": "by the modules they are in, and the rows they were given",
     }
@@ -295,7 +325,9 @@ def _whole(
         timestep_scale=0.0,
         latent=latent,
         time=time,
-        times=tuple(name for name in takes if name in (*ENDS, *SOUND)),
+        times=tuple(name for name in takes if name in (*ENDS, *AGAIN, *SOUND, *(probe.beside if probe else ()))),
+        beside=() if probe is None else probe.beside,
+        returns=None if probe is None else probe.returns,
         numbers=None if probe is None else _numbers(probe.ratio),
         attention=attention,
         lacks=lacks,

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..ports import Ports, several, shape_only
 from .blocks import BlockList, Flow, joined_streams, ports_of, returned_streams, same_streams
-from .trace import Trace, answering, output_of, same
+from .trace import Trace, answering, output_of, same, tensors
 
 TEXT, JOINT = "text", "joint"
 
@@ -28,13 +28,15 @@ class Blocks:
     Attributes:
         ports: where the streams are, by list.
         streams: stream to argument name, of the first list.
-        output: the stream that is read behind the last block.
+        output: the stream that is read behind the last block for the first output.
+        read: all streams that are read there, this one first.
         one_stream: why the output stream is not the same from the first block to the last; "" where it is.
     """
 
     lists: tuple[BlockList, ...]
     ports: Mapping[str, Ports]
     output: str
+    read: tuple[str, ...]
     one_stream: str
 
     @property
@@ -51,17 +53,17 @@ def named_blocks(denoiser: nn.Module, trace: Trace, lists: Sequence[BlockList], 
     """The blocks with names for their streams.
 
     Args:
-        output: what to call the stream that is read behind the blocks.
+        output: what to call the stream that is read behind the blocks for the first output.
 
     Raises:
-        Unproven: not exactly one stream is read there.
+        Unproven: none is read there for the first output.
     """
     last = lists[-1]
-    read = [flow for flow in returned_streams(last) if _is_read(denoiser, trace, last, flow)]
-    if len(read) != 1:
-        said = ", ".join(flow[0] for flow in read) or "none"
-        raise Unproven(f"behind the last block {len(read)} of its streams are read ({said}): expected one")
-    names = [_named(last, read[0], output)]
+    moved = {flow: _moved(denoiser, trace, last, flow) for flow in returned_streams(last)}
+    read = sorted((flow for flow in moved if moved[flow]), key=lambda flow: not moved[flow][0])
+    if not read or not moved[read[0]][0]:
+        raise Unproven("behind the last block none of its streams is read for the first output")
+    names = [_named(last, read[0], output, also_read=read[1:])]
     links: Mapping[Flow, Flow]
     one_stream = ""
     joined: tuple[str, tuple[Flow, ...]] | None = None
@@ -82,28 +84,37 @@ def named_blocks(denoiser: nn.Module, trace: Trace, lists: Sequence[BlockList], 
     ports = {one.path: ports_of(one, named) for one, named in zip(lists, names, strict=True)}
     if joined:
         ports[joined[0]] = _joined_ports(ports[joined[0]], lists[-2], names[-2], joined[1])
-    return Blocks(tuple(lists), ports, output, one_stream)
+    return Blocks(tuple(lists), ports, output, tuple(names[-1][flow] for flow in read), one_stream)
 
 
-def _named(one: BlockList, read: Flow | None, output: str, given: Mapping[Flow, str] | None = None) -> dict[Flow, str]:
+def _named(
+    one: BlockList,
+    read: Flow | None,
+    output: str,
+    given: Mapping[Flow, str] | None = None,
+    also_read: Sequence[Flow] = (),
+) -> dict[Flow, str]:
     """Names of a list's streams: the one that is read, the text, and others by their argument."""
     names = dict(given or {})
     if read is None and output not in names.values():
         read = next((flow for flow in one.flows if flow[0] in ("hidden_states", "x")), one.flows[0])
     for flow in one.flows:
         if flow not in names:
-            other = TEXT if len(one.flows) <= 2 or "encoder" in flow[0] else flow[0]
+            text = flow not in also_read and (len(one.flows) <= 2 or "encoder" in flow[0])
+            other = TEXT if text else flow[0]
             names[flow] = output if flow == read else other
     return names
 
 
-def _is_read(denoiser: nn.Module, trace: Trace, last: BlockList, flow: Flow) -> bool:
-    """Whether the output depends on what the last block returns there."""
+def _moved(denoiser: nn.Module, trace: Trace, last: BlockList, flow: Flow) -> list[bool]:
+    """Which outputs depend on what the last block returns there; [] where none does."""
     result = last.calls[-1].result
     items = list(several(result))
     items[flow[1]] = shape_only(items[flow[1]])
     answer = type(result)(items) if isinstance(result, list | tuple) else items[0]
-    return not same(_answered(denoiser, trace, {last.calls[-1].path: answer}), trace.output)
+    without = tensors(_answered(denoiser, trace, {last.calls[-1].path: answer}))
+    moved = [not torch.equal(*pair) for pair in zip(without, tensors(trace.output), strict=True)]
+    return moved if any(moved) else []
 
 
 def _read_part(
@@ -180,6 +191,6 @@ def prove_range(denoiser: nn.Module, trace: Trace, blocks: Blocks) -> str:
     if not same(out, trace.output):
         return "blocks that hand on what they were given change what the last one is read for"
     entry = blocks.ports_at(first).read(recorded[first])
-    if not same(handed[last].get(blocks.output), entry.get(blocks.output)):
+    if any(not same(handed[last].get(name), entry.get(name)) for name in blocks.read):
         return "the stream is changed between blocks"
     return ""

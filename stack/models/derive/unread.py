@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,11 @@ def unread_modules(denoiser: nn.Module, trace: Trace, blocks: Blocks) -> tuple[l
     """Modules in front of the blocks whose output nobody reads where the last block answers.
 
     Returns:
-        Those that make the output stream where the blocks begin, and the others.
+        Those that make the streams that are read behind the blocks where these begin, and the others.
     """
     last = {call.path: call.result for call in blocks.lists[-1].calls[-1:]}
-    entry, first = blocks.ports_at(blocks.paths[0]).takes[blocks.output], blocks.lists[0].calls[0]
+    takes, first = blocks.ports_at(blocks.paths[0]).takes, blocks.lists[0].calls[0]
+    entries = [takes[name] for name in blocks.read if name in takes]
     makers: list[str] = []
     others: list[str] = []
     for path in _before(denoiser, trace, first):
@@ -30,12 +31,12 @@ def unread_modules(denoiser: nn.Module, trace: Trace, blocks: Blocks) -> tuple[l
         if answers is None:
             continue
         try:
-            with answering(denoiser, answers | _noting(blocks, last, seen, entry)):
+            with answering(denoiser, answers | _noting(blocks, last, seen, entries)):
                 unread = same(output_of(denoiser, trace.given), trace.output)
         except Exception:  # whatever a model does with an answer of NaN: it reads it
             continue
         if unread:
-            (makers if seen["entry"].isnan().any() else others).append(path)
+            (makers if any(tensor.isnan().any() for tensor in seen.values()) else others).append(path)
     return makers, others
 
 
@@ -65,12 +66,15 @@ def _nothing(denoiser: nn.Module, trace: Trace, path: str) -> dict[str, Answer] 
         return None
 
 
-def _noting(blocks: Blocks, last: Mapping[str, Any], seen: dict[str, torch.Tensor], entry: str) -> dict[str, Answer]:
+def _noting(
+    blocks: Blocks, last: Mapping[str, Any], seen: dict[str, torch.Tensor], entries: Sequence[str]
+) -> dict[str, Answer]:
     """All blocks answer with nothing, the last with what it returned; the first notes what it is given."""
     results = {call.path: call.result for one in blocks.lists for call in one.calls}
 
     def answer(path: str, given: Mapping[str, Any]) -> Any:
-        seen.setdefault("entry", given[entry])
+        for name in entries if not seen else ():
+            seen[name] = given[name]
         return last[path] if path in last else shape_only(results[path])
 
     return {path: partial(answer, path) for path in blocks.paths}
