@@ -14,7 +14,7 @@ from torch import nn
 from .attention.sage_attn import SageAttention
 from .attention.sparse_attn import SparseAttention
 from .caching.cache import Cache, within
-from .calibrate import measuring, place_search, rounding_fit
+from .calibrate import measuring, place_search, rounding_fit, share_fit
 from .calibrate.quant.floor import NoiseFloor
 from .compile import Compile
 from .core.errors import StackError
@@ -245,6 +245,7 @@ class Stack:
 
     calibrate = measuring.calibrate
     fit_rounding = rounding_fit.fit_rounding
+    fit_shares = share_fit.fit_shares
     noise_floor = measuring.noise_floor
     fit_gate = measuring.fit_gate
     fit_maps = measuring.fit_maps

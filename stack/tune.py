@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .attention.sparse_attn import SparseAttention
 from .calibrate.calibration import Calibration
 from .calibrate.goals import Goal
 from .core.errors import StackError
@@ -18,6 +19,7 @@ from .stack import Stack
 
 MOST_PROMPTS, LONGEST_PROMPT = 1000, 10_000
 HELD_OUT = 3  # every third prompt is kept for the check
+FITTED_ON = 2  # prompts that a budget of sparse attention is measured on
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -64,6 +66,9 @@ def calibrated(
 ) -> tuple[Recipe, Calibration]:
     """The recipe with the schedule and the forecast that its own stack wants on this model, which is left as it was.
 
+    Where its sparse attention has a budget, the shares of the blocks that this comes to are measured first, and written
+    too: the cache is calibrated on them.
+
     Args:
         prompts: three or more; see `held_apart`.
         progress, call: see `stack.calibrate.measuring`.
@@ -75,6 +80,8 @@ def calibrated(
     stack = Stack.from_recipe(recipe, pipe)
     try:
         # Learned corrections would be a second file, which a recipe alone cannot hold.
+        if any(isinstance(p, SparseAttention) and p.policy.budget for p in stack.passes):
+            stack.fit_shares(search[:FITTED_ON], seed, progress, call)
         asked: dict[str, Any] = {"budget": budget, "progress": progress, "call": call, "learn": "off"}
         result = stack.calibrate(search, held, **vars(goal), seed=seed, **asked)
     finally:
@@ -83,7 +90,8 @@ def calibrated(
     measured = {
         name: list(value) if isinstance(value, tuple) else value for name, value in result.cache.measured.items()
     }
-    options = {**recipe.stages["cache"], **measured}
+    options = {"cache": {**recipe.stages["cache"], **measured}}
+    options |= {p.stage: p.options() for p in stack.passes if isinstance(p, SparseAttention) and p.layers}
     notes = {
         "calibrated_on": len(search),
         "held_out": len(held),
@@ -92,4 +100,4 @@ def calibrated(
         "start_psnr_db": round(result.start_psnr_db, 1),
         "trials": result.trials,
     }
-    return replace(recipe, stages={**recipe.stages, "cache": options}, notes=notes), result
+    return replace(recipe, stages={**recipe.stages, **options}, notes=notes), result

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pytest import MonkeyPatch
 
 from stack import Stack, StackError
+from stack.attention.sparse_attn import SparseAttention
 from stack.caching.cache import Cache
+from stack.calibrate.calibration import Calibration
 from stack.calibrate.goals import Goal
+from stack.core.passes import Pass
 from stack.recipe import load_recipe, parse_recipe, recipe_toml
 from stack.tune import calibrated, held_apart, read_prompts
 
@@ -47,3 +52,23 @@ def test_a_calibrated_recipe_is_read_back_and_runs_its_schedule(tmp_path: Path) 
     with Stack.from_recipe(read, pipe) as stack:
         picture(stack, STEPS)
         assert [r.step for r in stack.report().steps if r.kind == "full"] == list(result.full_steps)
+
+
+def test_the_shares_of_a_budget_are_fitted_first_and_written_too(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    met: list[Pass] = []
+
+    def search(stack: Stack, *_: Any, **__: Any) -> Calibration:
+        met.extend(stack.passes)
+        return Calibration(Cache("svd", full_steps=(0, 2, 4), steps=6), 6, 3, 40.0, 40.0, 30.0, 1, 1.0)
+
+    monkeypatch.setattr(Stack, "calibrate", search)
+    sparse = {"max_error": 0.3, "block": 64, "even_if_slower": True}
+    plain = parse_recipe({"steps": 6, "sparse_attn": sparse, "cache": {"method": "svd", "interval": 4}}, "mine")
+    found, _ = calibrated(plain, tiny_pipe(36), [PROMPT, *OTHERS], Goal(full_steps=3), progress=False)
+    (tmp_path / "mine.toml").write_text(recipe_toml(found))
+    read = load_recipe(str(tmp_path / "mine.toml"))
+    assert read.stages == found.stages
+    attention = read.passes(["sparse_attn"])[0]
+    assert isinstance(attention, SparseAttention) and attention in met and attention.max_error == 0.3
+    assert list(attention.table) == ["single_transformer_blocks.0.attn", "transformer_blocks.0.attn"]
+    assert 0 < min(share for shares in attention.table.values() for share in shares) < 1

@@ -11,7 +11,7 @@ from .layers import MORE, AttentionCall
 from .maps import Grid, block_map, computed_share, dropped_mass, mass_map
 from .output_error import error_map
 from .producers import MEASURED, PRODUCERS, sample_of
-from .sparsity import MASKED, NO_TEXT_LENGTH, SparsityPolicy
+from .sparsity import MASKED, NO_TEXT_LENGTH, OUTSIDE, SparsityPolicy
 from .tally import Tally
 
 
@@ -24,13 +24,16 @@ class BlockSparse:
 
     def __init__(self, policy: SparsityPolicy, tally: Tally, flex: Flex):
         self.policy, self.tally, self.flex = policy, tally, flex
-        # The map of the call that was asked for last, and what is noted of it.
-        self._kept = torch.empty(0)
+        # The policy and the map of the call that was asked for last, and what is noted of it.
+        self._of_call, self._kept = policy, torch.empty(0)
         self._measured: dict[str, torch.Tensor | None] = {}
 
     def unfit(self, call: AttentionCall) -> str:
         """Why this call is dense, or ""."""
-        if step := self.policy.dense_step(self.tally.clock.context):
+        context = self.tally.clock.context
+        if context is None:
+            return OUTSIDE
+        if step := self.policy.dense_step(context):
             return step
         if call.unusual:
             return call.unusual
@@ -38,17 +41,17 @@ class BlockSparse:
             return MASKED
         if not call.own:
             return NO_TEXT_LENGTH
-        q = call.sdpa.q
-        shape = self.policy.dense_shape(call.own, call.others, q.shape[1], q.shape[3], q.device.type)
+        self._of_call, q = self.policy.of_call(call.layer, context), call.sdpa.q
+        shape = self._of_call.dense_shape(call.own, call.others, q.shape[1], q.shape[3], q.device.type)
         return shape or self._map(call)
 
     def _map(self, call: AttentionCall) -> str:
         """Makes the map of a call; says why it is not worth its use, where that can be read without waiting."""
         q, k, v = (x.detach() for x in call.sdpa.plain())
-        policy, grid = self.policy, self._grid(call)
+        policy, grid = self._of_call, self._grid(call)
         self._kept, dropped, error = _made(policy, q, k, v, grid, call.seen)
         density = computed_share(self._kept, grid)
-        self._measured = {"density": density, "dropped": dropped, "error": error}
+        self._measured = {"density": density, "kept": self._kept.float().mean(), "dropped": dropped, "error": error}
         if policy.budget and reads_are_free(q.device):
             return policy.dense_map(grid, float(density), q.shape[2], q.shape[3], q.device.type)
         return ""
@@ -63,7 +66,7 @@ class BlockSparse:
 
     def _grid(self, call: AttentionCall) -> Grid:
         device = call.sdpa.q.device.type
-        return self.policy.grid(call.own, call.others, device, call.layout.others == "behind")
+        return self._of_call.grid(call.own, call.others, device, call.layout.others == "behind")
 
 
 def _made(

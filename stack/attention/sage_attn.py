@@ -14,8 +14,9 @@ from ..core.validate import check_fields
 from ..quant.backends.libraries import importable
 from ..runtime.target import Target
 from .cost import SAGE_COST
+from .outlook import DENSE
 from .sage import BITS, DTYPES, unfit_size
-from .sparse_attn import DENSE, attention_layers, left_alone
+from .sparse_attn import attention_layers, left_alone
 from .tally import Tally
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..bounds import dropped_mass_bound
+from ..compat.calibrated_for import DECISIVE, differences
 from ..compat.rules.compilers import SPLIT_TOKENS
 from ..compat.rules.sage import ENDS_IN_EIGHT_BITS
 from ..compat.rules.sparse import (
@@ -15,16 +15,18 @@ from ..compat.rules.sparse import (
     FEWEST_DENSE,
     NO_STEP_LEFT_SPARSE,
     OTHER_PROCESSORS,
+    SHARES_FITTED_ELSEWHERE,
     SPARSE_DOES_NOT_PAY,
 )
 from ..core.errors import StackError, choose
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding, field_options
-from ..core.validate import RunSteps, Steps, check_fields
+from ..core.validate import RunSteps, Share, Steps, check_fields, shown
 from ..models.preexisting import PARALLEL
 from ..runtime.target import Target
 from .maps import FINEST
+from .outlook import DENSE, by_layer, density_of, error_words, shapes, why_dense
 from .producers import MEASURED, PRODUCERS
 from .sparsity import SparsityPolicy
 from .tally import Tally
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 
     from .flex import Flex
 
-DENSE = "stays dense"
+Thirds = tuple[Share, Share, Share]
+Table = tuple[tuple[str, Thirds], ...]
 # What may be asked for instead of a share of the blocks, and what it is.
 BUDGETS = {"max_mass": "the share of the mass left out", "max_error": "the relative error of attention's outputs"}
 
@@ -55,6 +58,11 @@ class SparseAttention:
         max_error: likewise, the error of attention's outputs: root mean square over the sampled queries of a query
             block and head, over that of all sampled outputs of the head. It bounds the error of these queries together;
             for the other 31 in 32 it is an estimate.
+        layers: shares of key blocks by path of the layer, for each third of the schedule, that a budget came to on this
+            model (`Stack.fit_shares`). They take its place, and nothing is measured in a call; layers that are not
+            named are dense. A mapping, kept as sorted pairs.
+        calibrated_for: of which stack the shares are, see `stack.compat.calibrated_for`. On another one they are left
+            out, and the budget is measured again.
         producer: who says which blocks matter: "sampled" (queries, exactly), "pooled", "antidiagonal" or "window".
         block: query block in tokens, a multiple of 64; None takes the device's best (256 on a CPU, 128 on CUDA).
         dense_first: dense steps at the start, at least 1; None is a tenth of the schedule.
@@ -71,6 +79,8 @@ class SparseAttention:
     max_mass: float | None = None
     max_error: float | None = None
     producer: str = MEASURED
+    layers: Table | Mapping[str, Thirds] | None = field(default=None, repr=False)
+    calibrated_for: tuple[str, ...] = field(default=(), repr=False)
     stage: ClassVar[str] = "sparse_attn"
 
     def __post_init__(self) -> None:
@@ -78,6 +88,7 @@ class SparseAttention:
         if self.producer not in PRODUCERS:
             raise choose("producer of block maps", self.producer, list(PRODUCERS))
         self._check_amount()
+        self._check_layers()
         if self.block is not None and (self.block < FINEST or self.block % FINEST):
             raise StackError(
                 f"block must be a multiple of {FINEST} tokens, got {self.block!r}: try 256, or leave it out"
@@ -98,15 +109,32 @@ class SparseAttention:
         elif self.keep is not None and not 0 < self.keep <= 1:
             raise StackError(f"keep must be in (0, 1], got {self.keep!r}: it is the share of key blocks attended to")
 
+    def _check_layers(self) -> None:
+        if self.layers is None:
+            return
+        pairs = self.layers.items() if isinstance(self.layers, Mapping) else self.layers
+        object.__setattr__(self, "layers", tuple(sorted(pairs)))
+        for path, shares in self.table.items():
+            if not all(0 < share <= 1 for share in shares):
+                raise StackError(f"sparse_attn.layers: expected shares in (0, 1] for {path}, got {shown(shares)}")
+
+    @property
+    def table(self) -> dict[str, Thirds]:
+        """The shares by path; empty where there are none."""
+        return dict(self.layers or ())
+
     @property
     def policy(self) -> SparsityPolicy:
         """The decisions this pass makes, as pure functions."""
         amount = (self.keep or 0.0, self.block, self.dense_first, self.dense_last)
-        return SparsityPolicy(*amount, self.even_if_slower, self.max_mass, self.max_error, self.producer)
+        budgets = (self.max_mass, self.max_error)
+        return SparsityPolicy(*amount, self.even_if_slower, *budgets, self.producer, self.table or None)
 
     def options(self) -> dict[str, Any]:
         """The arguments that make an equal pass, those at their defaults left out."""
-        return field_options(self)
+        lists = {"layers": {path: list(shares) for path, shares in self.table.items()}} if self.layers else {}
+        stamp = {"calibrated_for": list(self.calibrated_for)} if self.calibrated_for else {}
+        return {**field_options(self), **lists, **stamp}
 
     def describe(self, facts: Facts) -> list[str]:
         first = self.policy.first_steps(facts.steps)
@@ -114,11 +142,14 @@ class SparseAttention:
         return [
             f"{self._amount()} of the image key blocks per query block and head, chosen by {self.producer} scores",
             f"{sparse} of {facts.steps} steps sparse: the first {first} and the last {self.dense_last} stay dense",
-            _shapes(self.policy, facts),
-            _error_words(self.policy),
+            shapes(self.policy, facts),
+            *by_layer(self.policy, facts),
+            error_words(self.policy),
         ]
 
     def _amount(self) -> str:
+        if self.layers is not None:
+            return "keeps, as fitted by layer and third of the schedule, a share"
         if self.max_mass is not None:
             return f"leaves out at most {100 * self.max_mass:g} % of the softmax mass: keeps the fewest"
         if self.max_error is not None:
@@ -131,6 +162,11 @@ class SparseAttention:
             return [Finding(self.stage, what, reason, repair=DENSE)]
         if PARALLEL in facts.carries:
             return [Finding.of(SPLIT_TOKENS, self.stage, f"the model carries {PARALLEL}", repair=DENSE)]
+        if changed := differences(self.calibrated_for, facts, DECISIVE):
+            what = f"the shares kept by layer were fitted on another stack: {'; '.join(changed)}"
+            plain = replace(self, layers=None, calibrated_for=())
+            repair = f"{plain._amount()} of the blocks; fit_shares() again"
+            return [Finding.of(SHARES_FITTED_ELSEWHERE, self.stage, what, repair=repair, replacement=plain)]
         if not self.policy.sparse_steps(facts.steps):
             first = self.policy.first_steps(facts.steps)
             what = f"0 of {facts.steps} steps would be sparse: first {first} and last {self.dense_last} are dense"
@@ -141,7 +177,7 @@ class SparseAttention:
             what = "number of image tokens unknown before the first call"
             note = Finding(self.stage, what, "each call is decided by its own shape", note=True)
             return [note, *self._ends(facts)]
-        if reason := self._dense_shape(facts):
+        if reason := why_dense(self.policy, facts):
             what = f"attention would not get faster: {reason}"
             return [Finding.of(SPARSE_DOES_NOT_PAY, self.stage, what, repair=DENSE)]
         return self._ends(facts)
@@ -169,18 +205,11 @@ class SparseAttention:
         What a budget will leave out is not known before a run: no time is taken as saved.
         """
         policy, steps = self.policy, facts.steps
-        density = self._density(facts)
+        density = density_of(policy, facts)
         saved = 0.0 if policy.budget else policy.sparse_steps(steps) * (1 - density)
         ends = (policy.first_steps(steps), steps - policy.last) if density < 1 and policy.sparse_steps(steps) else ()
         switches = (*facts.switches, *(step / steps for step in ends if step < steps))
         return replace(facts, attention_density=facts.attention_density * (1 - saved / steps), switches=switches)
-
-    def _density(self, facts: Facts) -> float:
-        """Share of the scores that a sparse step computes; with a budget, at least."""
-        if not facts.image_tokens:
-            return self.policy.keep
-        grid = self.policy.grid(facts.image_tokens, facts.text_tokens, facts.machine.device)
-        return 1.0 if self._dense_shape(facts) else grid.density(self.policy.keep)
 
     def apply(self, target: Target, install: Installer) -> Applied:
         # diffusers is wanted only once a model is there.
@@ -195,30 +224,12 @@ class SparseAttention:
         install.on_rollback(tally.reset)
         return Applied(
             summary=f"{len(layers)} of {attention_layers(target)} attention layers, {self._amount()}: "
-            + _shapes(self.policy, target.facts),
+            + shapes(self.policy, target.facts),
             report=_reporter(tally, flex, target),
             reset=tally.reset,
             details={"tally": tally, "flex": flex},
             warnings=left_alone(layers.values()),
         )
-
-    def _dense_shape(self, facts: Facts) -> str:
-        tokens = facts.image_tokens, facts.text_tokens
-        return self.policy.dense_shape(*tokens, facts.heads, facts.head_dim, facts.machine.device)
-
-
-def _shapes(policy: SparsityPolicy, facts: Facts) -> str:
-    """What the cost rule says of a model, in one line."""
-    if not facts.image_tokens:
-        return "tokens unknown: each call is decided by its own shape"
-    device = facts.machine.device
-    reason = policy.dense_shape(facts.image_tokens, facts.text_tokens, facts.heads, facts.head_dim, device)
-    if reason:
-        return f"{DENSE}: {reason}"
-    grid = policy.grid(facts.image_tokens, facts.text_tokens, device)
-    lengths = f"{grid.rows} query blocks of {grid.group * grid.key} by {grid.blocks} key blocks of {grid.key}"
-    least = "at least " if policy.budget else ""
-    return f"{lengths}: density {least}{grid.density(policy.keep):.2f} on sparse steps"
 
 
 def attention_layers(target: Target) -> int:
@@ -239,21 +250,6 @@ def left_alone(layers: Iterable[nn.Module]) -> list[str]:
     notes = [f"{len(past)} layers stay dense, {', '.join(sorted(set(past)))} does not go through torch"] if past else []
     notes += [f"sparse calls do not use {', '.join(through)}, dense ones do"] if through else []
     return [OTHER_PROCESSORS.annotate(text) for text in notes]
-
-
-def _error_words(policy: SparsityPolicy) -> str:
-    """What leaving blocks out may cost."""
-    if policy.max_error is not None:
-        return (
-            f"error: at most {policy.max_error:.2g} of the outputs of sampled queries, measured in every call; for the "
-            "others an estimate"
-        )
-    lost = 1 - policy.keep if policy.max_mass is None else policy.max_mass
-    most = dropped_mass_bound(lost, 1.0)
-    return (
-        f"error: an output that loses {lost:.0%} of its attention is off by at most {most:.2f} times the spread of "
-        "its values (bound); what scores lowest is left out"
-    )
 
 
 def _reporter(tally: Tally, flex: Flex, target: Target) -> Callable[[], dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ..compat.rules.sparse import MARGIN, MASKED_ATTENTION
 from ..runtime.step import StepContext
@@ -12,6 +13,13 @@ from .maps import FINEST, Grid, cut
 OUTSIDE, FIRST, LAST = "outside a request", "first steps", "last step"
 MASKED, NO_TEXT_LENGTH = f"attention mask ({MASKED_ATTENTION.tag})", "text length unknown"
 TOO_DENSE = "no map within the budget pays"
+
+DENSE_LAYER = (1.0, 1.0, 1.0)
+
+
+def third(step: int, steps: int) -> int:
+    """Which third of a schedule a step lies in: 0, 1 or 2."""
+    return 3 * step // steps
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class SparsityPolicy:
         even_if_slower: do not ask the cost rule.
         max_mass, max_error: budgets of dropped softmax mass and of the error of outputs; at most one is given, and
             where none is, `keep` decides.
+        layers: shares of image key blocks by path of the layer, for each third of the schedule, in place of all of
+            these; layers that are not named are dense.
         producer: who says which blocks hold how much of it, one of `producers.PRODUCERS`.
     """
 
@@ -36,11 +46,23 @@ class SparsityPolicy:
     max_mass: float | None = None
     max_error: float | None = None
     producer: str = "sampled"
+    layers: Mapping[str, Sequence[float]] | None = None
 
     @property
     def budget(self) -> bool:
         """Whether the density follows from a budget, and is known only once a map is made."""
-        return self.max_mass is not None or self.max_error is not None
+        return self.layers is None and (self.max_mass is not None or self.max_error is not None)
+
+    def of_call(self, layer: str, context: StepContext) -> SparsityPolicy:
+        """The policy of one layer in one step: with a share of its own where a table has one for it."""
+        return self.of_third(layer, third(context.at, context.whole))
+
+    def of_third(self, layer: str, part: int) -> SparsityPolicy:
+        """The policy of one layer in one third of the schedule."""
+        if self.layers is None:
+            return self
+        keep = self.layers.get(layer, DENSE_LAYER)[part]
+        return replace(self, keep=keep, max_mass=None, max_error=None, layers=None)
 
     def first_steps(self, steps: int) -> int:
         """Dense steps at the start: they fix the layout, and an error there stays in the picture."""

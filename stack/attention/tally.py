@@ -23,6 +23,7 @@ class Attended:
         layer: path of the module; "" where torch was not asked for attention.
         step: of the sampler; -1 outside a request.
         density: share of its scores that was computed.
+        kept: mean share of the key blocks that a query block attended to; 1 of a dense call.
         dropped: mean share of the softmax mass that was left out: 0 of a dense call, None where it was not measured.
         error: mean relative error of the sampled outputs; None where it was not measured.
     """
@@ -31,6 +32,7 @@ class Attended:
     layer: str = ""
     step: int = -1
     density: float | torch.Tensor = 1.0
+    kept: float | torch.Tensor = 1.0
     dropped: float | torch.Tensor | None = None
     error: float | torch.Tensor | None = None
 
@@ -77,8 +79,8 @@ class Tally:
         maps does not measure it, the bound on the error of an output that follows, in units of the spread of its
         values, and, where it was measured, the mean error of the sampled outputs.
 
-        `by_layer` has the density and the dropped mass of each layer as lists over the steps, calls of a step
-        averaged; None stands for a step without a call, and for what was not measured.
+        `by_layer` has the kept share of the blocks and the dropped mass of each layer as lists over the steps, calls of
+        a step averaged; None stands for a step without a call, and for what was not measured.
         """
         sparse = [call for call in self.noted if not call.reason]
         dropped = _mean(call.dropped for call in sparse)
@@ -100,7 +102,7 @@ class Tally:
         steps = range(max((step for _, step in calls), default=-1) + 1)
         return {
             layer: {
-                "density": [_mean(call.density for call in calls.get((layer, step), ())) for step in steps],
+                "kept": [_mean(call.kept for call in calls.get((layer, step), ())) for step in steps],
                 "dropped_mass": [_mean(call.dropped for call in calls.get((layer, step), ())) for step in steps],
             }
             for layer in dict.fromkeys(layer for layer, _ in calls)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..compat import preexisting
+from ..compat.calibrated_for import DECISIVE, MINOR, differences
 from ..compat.horizon import forecast_cost, most_saved, uniform_levels
 from ..compat.rules.rounded_caches import (
     BASIS_TURNED,
@@ -30,7 +31,6 @@ from ..compat.rules.steps import (
 from ..core.facts import Facts
 from ..core.passes import Finding
 from ..core.progress import counted
-from .calibrated_for import DECISIVE, MINOR, differences
 from .clashes import clashes
 from .gate_policies import BudgetPolicy
 from .policy import Policy

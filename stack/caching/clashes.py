@@ -8,6 +8,7 @@ from collections.abc import Collection
 from torch._inductor import list_mode_options
 
 from ..bounds import lagrange_weights
+from ..compat.calibrated_for import DECISIVE, MINOR, differences
 from ..compat.rules.compilers import CUDA_GRAPHS, GATE_READS_DEVICE
 from ..compat.rules.rounded_caches import (
     FITTED_ELSEWHERE,
@@ -21,7 +22,6 @@ from ..compat.rules.sparse import SPARSE_UNDER_CACHE
 from ..compat.rules.steps import DISTILLED_TRAJECTORY, EVEN_STEPS, FEWEST_STEPS, MOST_EVEN
 from ..core.facts import Facts
 from ..core.passes import Finding
-from .calibrated_for import DECISIVE, MINOR, differences
 from .policy import Policy
 from .repairs import angle, can_correct
 

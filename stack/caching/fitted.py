@@ -22,7 +22,7 @@ class Fitted:
 
     Attributes:
         family, blocks, width: of that model.
-        made_under: adapters, precision and sparsity it was fitted under, see `stack.caching.calibrated_for`.
+        made_under: adapters, precision and sparsity it was fitted under, see `stack.compat.calibrated_for`.
     """
 
     family: str

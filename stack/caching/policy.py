@@ -53,7 +53,7 @@ class Policy(Options):
             and for gates that take no step back, behind samplers that neither add noise nor clip.
         learned: corrections of estimates that `Stack.calibrate` has learnt, see `stack.caching.learned`; read with a
             corrector and a schedule only.
-        calibrated_for: what was true of the stack when it was calibrated, see `stack.caching.calibrated_for`.
+        calibrated_for: what was true of the stack when it was calibrated, see `stack.compat.calibrated_for`.
         state_dtype: what features, differences and RFC's inputs are kept in: "bfloat16", "float16", "float32"; "" as
             the model makes them. float16 ends at 65,504.
         max_bytes: the most state on the device per picture and guidance branch that the plan accepts, in bytes; 0 is no

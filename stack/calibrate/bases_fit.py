@@ -9,10 +9,10 @@ import torch
 
 from ..caching.bases import Bases
 from ..caching.cache import Cache
-from ..caching.calibrated_for import conditions
 from ..caching.forecast import Forecast
 from ..caching.predictor import Predictor
 from ..caching.splits import ChannelSplit
+from ..compat.calibrated_for import conditions
 from ..compat.subspace import rank_by_energy
 from ..core.installer import Installer
 from ..core.passes import Applied

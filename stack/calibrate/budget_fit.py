@@ -11,8 +11,8 @@ from statistics import NormalDist, mean, stdev
 import torch
 
 from ..caching.cache import Cache
-from ..caching.calibrated_for import conditions
 from ..caching.gate_policies import BudgetPolicy
+from ..compat.calibrated_for import conditions
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
 from ..runtime.pipeline_calls import PipelineCalls

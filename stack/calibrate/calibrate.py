@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..caching.cache import Cache
-from ..caching.calibrated_for import conditions
 from ..caching.learned import KINDS
+from ..compat.calibrated_for import conditions
 from ..core.errors import StackError, choose
 from ..models.denoiser import all_denoisers
 from ..runtime.pipeline_calls import Call, PipelineCalls

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ..caching.cache import Cache
-from ..caching.calibrated_for import conditions
 from ..caching.gate_policies import BudgetPolicy, MagnitudePolicy
+from ..compat.calibrated_for import conditions
 from ..core.progress import ProgressLine
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from ..caching.cache import Cache
-from ..caching.calibrated_for import conditions
 from ..caching.latent import x0_of
 from ..caching.learned import Learned, applied
+from ..compat.calibrated_for import conditions
 from ..compat.subspace import rank_by_energy
 from ..core.errors import StackError
 from ..core.installer import Installer

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..caching.calibrated_for import conditions
 from ..caching.fastcache.linear_map import GramSums, LinearMap
 from ..caching.fastcache.maps import APPROXIMATIONS, WHOLE, LinearMaps
+from ..compat.calibrated_for import conditions
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
 from ..models.ports import Streams

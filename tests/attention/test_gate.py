@@ -66,12 +66,12 @@ def test_tally_has_a_list_per_layer_over_the_steps() -> None:
     advance(clock, 1.0, (1, 4, 4))
     tally.note(FIRST, "a", dropped=0.0)
     advance(clock, 0.75, (1, 4, 4))
-    tally.note("", "a", density=torch.tensor(0.5), dropped=torch.tensor(0.25), error=torch.tensor(0.125))
-    tally.note("", "a", density=0.25, dropped=0.75, error=0.375)
-    tally.note("", "b", density=0.5)
+    tally.note("", "a", kept=torch.tensor(0.5), dropped=torch.tensor(0.25), error=torch.tensor(0.125))
+    tally.note("", "a", kept=0.25, dropped=0.75, error=0.375)
+    tally.note("", "b", kept=0.5)
     figures = tally.figures()
     assert figures["by_layer"] == {
-        "a": {"density": [1.0, 0.375], "dropped_mass": [0.0, 0.5]},
-        "b": {"density": [None, 0.5], "dropped_mass": [None, None]},
+        "a": {"kept": [1.0, 0.375], "dropped_mass": [0.0, 0.5]},
+        "b": {"kept": [None, 0.5], "dropped_mass": [None, None]},
     }
     assert (figures["dropped_mass"], figures["output_error"], figures["error_bound"]) == (0.5, 0.25, 1.0)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from stack.caching.cache import Cache
-from stack.caching.calibrated_for import conditions
 from stack.caching.clashes import noise_gain
+from stack.compat.calibrated_for import conditions
 from stack.core.facts import Facts, Machine
 from stack.core.passes import Finding
 

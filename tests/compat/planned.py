@@ -12,7 +12,7 @@ from stack.attention.sage_attn import SageAttention
 from stack.attention.sparse_attn import SparseAttention
 from stack.caching.bases import Bases
 from stack.caching.cache import Cache
-from stack.caching.calibrated_for import conditions
+from stack.compat.calibrated_for import conditions
 from stack.compile import Compile
 from stack.core.errors import StackError
 from stack.core.facts import Machine
@@ -35,6 +35,7 @@ FITTED = Cache("teacache", coefficients=(1.0, 0.0), calibrated_for=HERE)
 HALF = {**LARGE, "dtype": "bfloat16"}
 SAGE = SageAttention(even_if_slower=True)
 SPARSE = SparseAttention(0.35, block=128)
+FITTED_SHARES = SparseAttention(max_error=0.1, layers={"blocks.0.attn": (0.3, 0.3, 0.3)}, calibrated_for=HERE)
 EIGHT = Distill("shapes-flux-8")
 SIXTEEN = Distill("hyper-flux-16")
 FED_BACK = Quantize("nf4", feedback=True, rounded=FeedbackRounding({}, ("another adapter",), "cpu", "1 prompt"))
@@ -71,6 +72,7 @@ PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
     "solver-needs-pipeline": ([Solver(6)], {"pipeline": False}),
     "sparse-does-not-pay": ([SparseAttention(0.5)], {"image_tokens": 256}),
     "no-step-left-sparse": ([SPARSE], {**LARGE, "steps": 2}),
+    "shares-fitted-elsewhere": ([FITTED_SHARES], LARGE),
     "few-dense-steps": ([SIXTEEN, SPARSE], LARGE),
     "sparse-under-cache": ([SPARSE, Cache("svd")], LARGE),
     "switch-under-cache": ([SPARSE, Cache("taylorseer-published")], LARGE),

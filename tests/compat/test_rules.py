@@ -12,10 +12,10 @@ import torch
 
 from stack import bounds
 from stack.caching.cache import Cache
-from stack.caching.calibrated_for import conditions
 from stack.caching.clashes import noise_gain, records_graphs
 from stack.caching.schedules import Interval
 from stack.cli import main
+from stack.compat.calibrated_for import conditions
 from stack.compat.rules import RULES, SUBJECTS, rule_named
 from stack.compat.rules.page import page
 from stack.core.errors import StackError

@@ -13,8 +13,10 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from stack import Stack
 from stack.attention.maps import Grid
+from stack.attention.outlook import spans
 from stack.attention.sparse_attn import SparseAttention
 from stack.attention.sparsity import FIRST, LAST, TOO_DENSE, SparsityPolicy
+from stack.compat.calibrated_for import conditions
 from stack.core.errors import StackError
 from stack.core.facts import Facts, Machine
 from stack.core.installer import Installer
@@ -312,3 +314,64 @@ def test_back_ends_of_others_are_named() -> None:
     said = " ".join(SMALL.apply(target_of(model), Installer()).warnings)
     assert "1 layers stay dense, sage does not go through torch" in said
     assert "sparse calls do not use native, dense ones do" in said
+
+
+TABLE = {
+    "a.0.attn": (0.3, 0.25, 0.4),
+    "a.1.attn": (0.25, 0.3, 0.3),
+    "a.2.attn": (0.5, 0.9, 1.0),
+    "b.0.attn": (0.9, 1, 1),
+}
+
+
+def test_a_table_of_shares_is_planned_layer_by_layer() -> None:
+    """The mean over layers and sparse steps, where a share that does not pay counts as dense."""
+    wanted = SparseAttention(max_error=0.1, layers=TABLE)
+    grid = Grid(16, 4096, 64, 4)
+    first, middle, last = 12, 17, 15  # steps 5 to 48 of 50, by third
+    sparse = (
+        first * sum(map(grid.density, (0.3, 0.25, 0.5))) + first
+        + middle * sum(map(grid.density, (0.25, 0.3))) + 2 * middle
+        + last * sum(map(grid.density, (0.4, 0.3))) + 2 * last
+    )  # fmt: skip
+    assert wanted.facts_after(FACTS).attention_density == pytest.approx((sparse / 4 + 6) / 50)
+    assert replace(wanted, layers=None).facts_after(FACTS).attention_density == 1.0
+
+
+def test_explain_says_which_layers_are_sparse_and_why_others_are_not() -> None:
+    lines = SparseAttention(max_error=0.1, layers=TABLE).describe(FACTS)
+    assert lines[3] == "2 layers (a.0-1.attn) sparse, keeping 25 to 40 %"
+    assert lines[4].startswith("1 layer (a.2.attn) sparse in the first third, keeping 50 to 50 %; dense: density 0.9")
+    assert lines[5].startswith("1 layer (b.0.attn) never sparse; dense: density 0.9") and "under 1.25x" in lines[5]
+    assert lines[6].startswith("error: at most 0.1 of the outputs of sampled queries, as measured when the shares were")
+
+
+def test_a_table_in_which_no_layer_pays_is_dense() -> None:
+    (finding,) = SparseAttention(max_error=0.1, layers={"b.0.attn": (0.8, 0.9, 1.0)}).check(FACTS)
+    assert finding.repair == "stays dense" and "density 0.81" in str(finding)
+
+
+def test_a_table_of_another_stack_is_left_out_and_the_budget_measured_again() -> None:
+    stamp = conditions(replace(FACTS, image_tokens=1024))
+    wanted = SparseAttention(max_error=0.1, layers=TABLE, calibrated_for=stamp)
+    (finding,) = wanted.check(FACTS)
+    assert finding.replacement == SparseAttention(max_error=0.1) and "image_tokens 1024, now 4096" in finding.what
+    assert replace(wanted, calibrated_for=conditions(replace(FACTS, weight_bits=8))).check(FACTS) == []
+
+
+@pytest.mark.parametrize(
+    ("shares", "told"),
+    [
+        ((0.5, 0.5), "expected .* list of 3, each a finite number"),
+        ((0.5, 0.0, 0.5), "expected shares in .* for a, got"),
+        ((0.5, 1.5, 0.5), "at most 1"),
+        (0.5, "expected"),
+    ],
+)
+def test_bad_tables_are_named(shares: Any, told: str) -> None:
+    with pytest.raises(StackError, match=told):
+        SparseAttention(max_error=0.1, layers={"a": shares})
+
+
+def test_paths_that_differ_in_a_number_are_told_together() -> None:
+    assert spans(["b.0.x", "b.2.x", "b.1.x", "b.7.x", "c.3.y", "mid"]) == "b.0-2, 7.x, c.3.y, mid"

@@ -5,7 +5,6 @@ import torch
 
 from stack import Stack, StackError
 from stack.caching.cache import Cache
-from stack.caching.calibrated_for import conditions
 from stack.caching.candidate import Candidate
 from stack.calibrate import schedule_search
 from stack.calibrate.goals import Goal, count_in
@@ -14,6 +13,7 @@ from stack.calibrate.progress import BestSoFar
 from stack.calibrate.rehearse import Abandoned, Rehearsal, history
 from stack.calibrate.time_budget import SearchBudget
 from stack.calibrate.trials import Times, Trials
+from stack.compat.calibrated_for import conditions
 from stack.measure.metrics import psnr
 
 from ...conftest import PROMPT, picture, tiny_pipe
