@@ -22,7 +22,7 @@ from stack.attention.kernels import dense, sparse_attention
 from stack.attention.maps import block_map
 from stack.attention.producers import sampled
 from stack.attention.sparse_attn import SparseAttention
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.reference.load import REFERENCES, reference
 from training.evaluate import held_out_scenes
 
@@ -45,7 +45,7 @@ def draw(stack: Stack, words: list[str], steps: int) -> torch.Tensor:
 
 def rows_of(model: str, prompts: int, steps: int, wanted: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """A row per variant: PSNR against dense attention, and the share of scores computed."""
-    known, pipe = reference(model), load_pipeline(model)
+    known, pipe = reference(model), load(model)
     words = [known.prompt(scene) for scene in held_out_scenes(prompts, known.sample)]
     with Stack(pipe, steps=steps) as plain:
         base = draw(plain, words, steps)
@@ -63,7 +63,7 @@ def rows_of(model: str, prompts: int, steps: int, wanted: dict[str, dict[str, An
 
 def times_of(model: str) -> dict[str, Any]:
     """Milliseconds of CPU time of one attention call and its parts, random inputs in the machine's best dtype."""
-    facts = Stack(load_pipeline(model)).facts
+    facts = Stack(load(model)).facts
     grid = SparseAttention(even_if_slower=True).policy.grid(facts.image_tokens, facts.text_tokens, "cpu")
     dtype = getattr(torch, facts.dtype)
     q, k, v = (torch.randn(1, grid.tokens, facts.heads, facts.head_dim).to(dtype) for _ in range(3))

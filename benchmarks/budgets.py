@@ -21,7 +21,7 @@ from common import show, tell_targets
 from compatbench.budgets import STACKS, asked, budget_targets
 
 from stack.core.errors import StackError
-from stack.loading import load_pipeline
+from stack.loading import load
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def main(
     """Measure, print, and keep the record."""
     try:
         record = Record.open(out / f"budgets-{model}.json", {"model": model, "draw": draw, "seed": seed}, fresh)
-        record.rows = list(asked(load_pipeline(model), model, runs, record.remember, draw, seed))
+        record.rows = list(asked(load(model), model, runs, record.remember, draw, seed))
     except StackError as error:
         raise SystemExit(f"error: {error}") from None
     targets = budget_targets(record.rows)

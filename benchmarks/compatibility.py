@@ -27,7 +27,7 @@ from compatbench.targets import matrix_targets, ratios
 from compatbench.whole import whole, whole_targets
 
 from stack.core.errors import StackError
-from stack.loading import load_pipeline
+from stack.loading import load
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def main(
     try:
         protocol = {"model": model, "prompts": prompts, "calibration_seconds": budget}
         record = Record.open(out / f"compatibility-{model}.json", protocol, fresh)
-        pipe = load_pipeline(model)
+        pipe = load(model)
         options = record.remember("svd calibrated", lambda: calibrate(pipe, model, budget)) if not called else {}
         calibrated = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         matrix = Matrix(model, pipe, record, prompts, calibrated)

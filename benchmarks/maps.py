@@ -25,7 +25,7 @@ from stack.attention.flex import Flex
 from stack.attention.kernels import dense, sparse_attention
 from stack.attention.maps import Grid, block_map, computed_share, cut, dropped_mass, mass_map
 from stack.attention.producers import PRODUCERS, sampled
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.models.sdpa import Answering, SdpaCall
 from stack.reference.load import reference
 from training.evaluate import held_out_scenes
@@ -37,7 +37,7 @@ Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def calls_of(model: str, prompts: int, steps: int) -> list[Qkv]:
     """Queries, keys and values (B, S, H, D) of self-attention at a quarter, half and three quarters of the steps."""
-    known, pipe = reference(model), load_pipeline(model)
+    known, pipe = reference(model), load(model)
     words = [known.prompt(scene) for scene in held_out_scenes(prompts, known.sample)]
     calls: list[Qkv] = []
 
@@ -120,7 +120,7 @@ def main(
     rows, times = [], []
     for name in [model] if model else MODELS:
         calls = calls_of(name, prompts, steps)
-        text = Stack(load_pipeline(name)).facts.text_tokens
+        text = Stack(load(name)).facts.text_tokens
         grid = cut(calls[0][0].shape[1] - text, text, None, "cpu")
         found = rows_of(name, calls, grid)
         show(f"{name}: {grid.tokens} tokens", found)

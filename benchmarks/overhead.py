@@ -28,9 +28,9 @@ from common import show
 from torch import nn
 
 from stack import Stack
-from stack.compare.compare import captions
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.models.wiring import wiring_of
+from stack.reference.captions import captions
 from stack.runtime.step_clock import MAIN
 
 MODELS = ["shapes-flux", "shapes-dit", "shapes-video"]
@@ -51,7 +51,7 @@ class Bench:
     """One reference model, and the last call of its denoiser in a real request."""
 
     def __init__(self, model: str):
-        self.model, self.pipe = model, load_pipeline(model)
+        self.model, self.pipe = model, load(model)
         self.pipe.set_progress_bar_config(disable=True)
         self.denoiser, self.prompt = self.pipe.transformer, captions(1, 0, model)[0]
         calls: list[tuple[Any, Any]] = []

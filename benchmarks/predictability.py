@@ -21,7 +21,7 @@ from predictability_maps import Predictability, over_time
 from stack import Stack
 from stack.calibrate.observe import watching_blocks
 from stack.calibrate.site_features import SiteFeatures
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.measure.style import INK
 from stack.reference.load import reference
 from training.evaluate import held_out_scenes
@@ -84,7 +84,7 @@ def main(
     """Print a table of medians, and write the maps and every figure."""
     known = reference(model)
     words = [known.prompt(scene) for scene in held_out_scenes(prompts, known.sample)]
-    stack = Stack(load_pipeline(model), steps=STEPS).cache("svd")
+    stack = Stack(load(model), steps=STEPS).cache("svd")
     found = {site: over_time(steps, gap, energy) for site, steps in features_of(stack, words).items()}
     show(f"{model}, gap {gap}: share of the change that extrapolation explains", table(found))
     out.mkdir(parents=True, exist_ok=True)

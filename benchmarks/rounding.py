@@ -17,7 +17,7 @@ from common import Target, finish, show
 
 from stack import Stack
 from stack.calibrate.quant.recording import Recorded, record_calls
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.measure.metrics import psnr
 from stack.reference.load import reference
 from training.evaluate import held_out_scenes
@@ -64,7 +64,7 @@ def main(
     rng = random.Random(CALIBRATION_SEED)
     calibration = [known.prompt(known.sample(rng)) for _ in range(8 if quick else 12)]
     prompts = [known.prompt(scene) for scene in held_out_scenes(2 if quick else 4, known.sample)]
-    pipe, sampled = load_pipeline(model, torch.bfloat16), 3 if quick else 6
+    pipe, sampled = load(model, torch.bfloat16), 3 if quick else 6
     base = pictures(pipe, prompts, steps)
     uniform = Stack(pipe, steps=steps).quantize("nf4", backend="native")
     fed_back = Stack(pipe, steps=steps).quantize("nf4", feedback=True)

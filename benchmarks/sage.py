@@ -16,7 +16,7 @@ from attention import draw
 from common import finish, show
 
 from stack import Stack
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.reference.load import reference
 from training.evaluate import held_out_scenes
 
@@ -82,7 +82,7 @@ def main(
     json: Path | None = None,
 ) -> None:
     """Print the tables, and write the record if asked to."""
-    known, pipe = reference(MODEL), load_pipeline(MODEL, torch.bfloat16)
+    known, pipe = reference(MODEL), load(MODEL, torch.bfloat16)
     words = [known.prompt(scene) for scene in held_out_scenes(prompts, known.sample)]
     rows, floors = rows_of(pipe, words, steps), floors_of(pipe, words, steps)
     show("PSNR against the model alone", rows)

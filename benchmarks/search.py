@@ -22,8 +22,8 @@ from stack.calibrate.propose import Proposer
 from stack.calibrate.search import Scored, Tried, search, spread
 from stack.calibrate.trajectory import SegmentErrors
 from stack.calibrate.trials import Trials
-from stack.compare.compare import captions
-from stack.loading import load_pipeline
+from stack.loading import load
+from stack.reference.captions import captions
 
 STEPS = 50
 Score = Callable[[Candidate], float]
@@ -59,7 +59,7 @@ def main(
     model: str = "shapes-flux",
 ) -> None:
     """Print the best PSNR after each number of trials, for the three searches."""
-    stack, cache = Stack(load_pipeline(model), steps=STEPS).cache("svd"), Cache("svd")
+    stack, cache = Stack(load(model), steps=STEPS).cache("svd"), Cache("svd")
     runs = Trials(stack, cache, captions(3, seed=77, model=model), STEPS, 0)
     errors = runs.errors(Candidate(()))
     assert errors is not None, "the sampler is a one-step sampler"

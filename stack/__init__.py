@@ -8,22 +8,54 @@ image = fast("a red ring left of a blue star").images[0]
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .core.quiet import quiet as _quiet
+
 if TYPE_CHECKING:
+    from .compare.compare import compare as compare
+    from .compare.outcome import Comparison as Comparison
+    from .compare.pictures import run as run
     from .core.errors import StackError as StackError
+    from .explained import Explanation as Explanation
+    from .explained import explain as explain
+    from .loading import load as load
+    from .recipe import Recipe as Recipe
+    from .recipe import list_recipes as list_recipes
+    from .recipe import load_recipe as load_recipe
+    from .recipe import recipe_toml as recipe_toml
     from .runtime.report import Report as Report
     from .stack import Stack as Stack
+    from .tune import calibrate as calibrate
 
 __version__ = "0.1.0"
 
 # Loaded when asked for: diffusers takes seconds, and --help, adapters and rules need none of it.
-_HOMES = {"Stack": "stack", "StackError": "core.errors", "Report": "runtime.report"}
-__all__ = ["Report", "Stack", "StackError"]
+_HOMES = {
+    "Comparison": "compare.outcome",
+    "Explanation": "explained",
+    "Recipe": "recipe",
+    "Report": "runtime.report",
+    "Stack": "stack",
+    "StackError": "core.errors",
+    "calibrate": "tune",
+    "compare": "compare.compare",
+    "explain": "explained",
+    "list_recipes": "recipe",
+    "load": "loading",
+    "load_recipe": "recipe",
+    "recipe_toml": "recipe",
+    "run": "compare.pictures",
+}
+__all__ = [
+    "Comparison", "Explanation", "Recipe", "Report", "Stack", "StackError", "calibrate", "compare", "explain",
+    "list_recipes", "load", "load_recipe", "recipe_toml", "run",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    with _quiet():  # optional kernels that other libraries miss are no news
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,26 +16,88 @@ import torch
 from .core.errors import StackError
 from .core.facts import best_dtype
 from .core.files import read_text, reason
+from .core.quiet import quiet
 from .core.validate import checked, shown
-from .reference.load import MODELS, REFERENCES, load
+from .models.denoiser import denoiser_of
+from .models.preexisting import LORA, preexisting_on
+from .reference.load import REFERENCES, at_size
+from .reference.load import load as load_reference
+from .reference.names import MODELS
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Pipelines that are ours rather than diffusers'; a saved folder names them in model_index.json.
 _OWN = {known.pipeline.__name__: known.pipeline for known in REFERENCES.values()}
 
 
-def load_pipeline(name: str, dtype: torch.dtype | None = None, device: str | None = None) -> Any:
-    """A pipeline by reference-model name, local diffusers folder or hub id, in the machine's fastest dtype.
+def load(
+    name: str,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    size: str | None = None,
+    lora: str | Path | None = None,
+) -> Any:
+    """A pipeline by reference-model name, local diffusers folder or hub id.
+
+    Args:
+        dtype: of the weights; by default the one that this machine computes fastest, see `best_dtype`.
+        device: "cpu", "cuda" or "cuda:N"; by default CUDA where there is one.
+        size: of the pictures, see `sides_of`: takes the reference model that was trained for it, where there is one.
+        lora: a file of weights, a folder or a hub id, loaded beside the model's own weights.
 
     Raises:
-        StackError: unknown name, a folder that holds no diffusers pipeline, a device that is not there.
+        StackError: unknown name, a folder that holds no diffusers pipeline, a device that is not there, or a LoRA that
+            is none or is for another model.
     """
     checked(str, name, "model")
     place = device_of(device)
     dtype = dtype or best_dtype(place)
-    pipe = load(name, dtype) if name in REFERENCES else _from_pretrained(name, dtype)
-    pipe.set_progress_bar_config(disable=True)
+    trained = at_size(name, size)
+    with quiet(), _no_bars():
+        pipe = load_reference(trained, dtype) if trained in REFERENCES else _from_pretrained(name, dtype)
+        pipe.set_progress_bar_config(disable=True)
+        if lora is not None:
+            _load_lora(pipe, str(lora))
     return pipe.to(place)
+
+
+def _load_lora(pipe: Any, path: str) -> None:
+    load_weights = _lora_loader(pipe)
+    if load_weights is None:
+        raise StackError(f"{type(pipe).__name__} takes no LoRA: expected no --lora, got {shown(path)}")
+    try:
+        load_weights(path)
+    except Exception as error:  # diffusers, peft and the hub's client each raise kinds of their own
+        raise StackError(f"cannot load the LoRA {shown(path)}: {reason(error)}") from None
+    if LORA not in preexisting_on(denoiser_of(pipe)):
+        raise StackError(f"the LoRA {shown(path)} has no weights for this {type(pipe).__name__}'s denoiser")
+
+
+def _lora_loader(pipe: Any) -> Callable[[str], Any] | None:
+    """What loads a LoRA into a pipeline; None where nothing does."""
+    from diffusers.loaders import PeftAdapterMixin
+    from diffusers.loaders.lora_base import LoraBaseMixin
+
+    if type(pipe).__name__ in _OWN:  # they have no text encoders, for which diffusers' loaders of pipelines look
+        denoiser = denoiser_of(pipe)
+        return denoiser.load_lora_adapter if isinstance(denoiser, PeftAdapterMixin) else None
+    return pipe.load_lora_weights if isinstance(pipe, LoraBaseMixin) else None
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep the bars that show how a model is loaded off the screen. Afterwards they are as they were."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
+    shown_before = [one for one in libraries if one.is_progress_bar_enabled()]
+    for one in libraries:
+        one.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for one in shown_before:
+            one.enable_progress_bar()
 
 
 def device_of(name: str | None) -> torch.device:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .core.errors import StackError, choose
 from .core.files import read_toml, toml_text
 from .core.passes import ORDER, Pass
+from .core.recipe_files import shipped
 from .core.validate import RunSteps, check_fields, check_table, checked, shown
 from .passes import PASSES, make_pass
 
@@ -49,14 +49,9 @@ class Recipe:
         return [make_pass(s, self.stages[s], self.file or self.name, self.folder) for s in self.stages if s in wanted]
 
 
-def _shipped() -> dict[str, Any]:
-    folder = resources.files("stack.recipes")
-    return {f.name.removesuffix(".toml"): f for f in folder.iterdir() if f.name.endswith(".toml")}
-
-
 def list_recipes() -> list[Recipe]:
     """The shipped recipes, by name."""
-    return [load_recipe(name) for name in sorted(_shipped())]
+    return [load_recipe(name) for name in shipped()]
 
 
 def load_recipe(name: str) -> Recipe:
@@ -65,17 +60,22 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         StackError: no such recipe, or a file that is none.
     """
-    shipped = _shipped()
+    files = shipped()
     checked(str, name, "recipe")
-    source = shipped.get(name) or (Path(name) if name.endswith(".toml") else None)
+    source = files.get(name) or (Path(name) if name.endswith(".toml") else None)
     if source is None:
-        like = get_close_matches(name, shipped, 1)
+        like = get_close_matches(name, files, 1)
         hint = f"; did you mean {like[0]!r}?" if like else ""
-        known = ", ".join(sorted(shipped))
+        known = ", ".join(files)
         raise StackError(f"unknown recipe {shown(name)}: expected one of {known} or the path of a .toml file{hint}")
     path = Path(str(source))
     data = read_toml(path, f"recipe {name}")
     return parse_recipe(data, path.stem, path.parent, name)
+
+
+def recipe_of(given: Recipe | str | Path) -> Recipe:
+    """A recipe as it is, or the one that is shipped under this name or lies in this .toml file; see `load_recipe`."""
+    return given if isinstance(given, Recipe) else load_recipe(str(given))
 
 
 def parse_recipe(data: dict[str, Any], name: str, folder: Path | None = None, file: str = "") -> Recipe:
@@ -98,6 +98,11 @@ def parse_recipe(data: dict[str, Any], name: str, folder: Path | None = None, fi
     recipe = Recipe(**given, stages=stages, folder=folder, file=file or name)
     recipe.passes()
     return recipe
+
+
+def as_toml(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a pass as a file gives them back: lists for tuples."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
 
 def recipe_toml(recipe: Recipe) -> str:

@@ -28,12 +28,39 @@ from .models.denoiser import denoiser_of, other_denoisers
 from .models.wiring import wiring_of
 from .quant.fits import FILE
 from .quant.saved import Restored, put_on, read_denoiser, save_denoiser
-from .recipe import Recipe, load_recipe, recipe_toml
+from .recipe import Recipe, as_toml, load_recipe, recipe_toml
 from .runtime.stack_like import StackLike
 
 RECIPE, SCHEDULER, SCHEDULER_FILE = "recipe.toml", "scheduler", "scheduler_config.json"
 WEIGHTS = "weights"  # note of a saved recipe: the digest of the weights it was written with
 OTHERS = "weights_of_"  # the same of another denoiser than the first, before its name
+
+
+def to_recipe(stack: StackLike, name: str = "stack", description: str = "", model: str = "") -> Recipe:
+    """The passes asked for as a recipe: `recipe_toml` writes it, `Stack.from_recipe` makes an equal stack of it.
+
+    Args:
+        model: the model it is for; by default the hub id or the folder's name that the pipeline was loaded from, or the
+            model's family.
+
+    Raises:
+        StackError: a pass holds something that a recipe cannot, such as maps that were fitted and not saved.
+    """
+    source = "" if stack.pipe is None else str(stack.pipe.name_or_path or "")
+    source = os.path.basename(os.path.normpath(source)) if os.path.isdir(source) else source
+    options = {p.stage: as_toml(p.options()) for p in stack.passes}
+    return Recipe(name, description, model or source or stack.facts.family, stack.facts.steps, options)
+
+
+def stack_words(stack: StackLike) -> str:
+    """Model, steps, passes with their options, and whether they are on the model."""
+    model = stack.pipe if stack.pipe is not None else stack.denoiser
+    passes = []
+    for p in stack.passes:
+        options = p.options_with(dict.fromkeys(p.fitted, "fitted")) if isinstance(p, Cache) else p.options()
+        passes.append(f"{p.stage}({', '.join(f'{name}={value!r}' for name, value in options.items())})")
+    words = [f"{stack.facts.steps} steps", *passes, "applied" if stack.applied else "not applied"]
+    return f"<Stack on {type(model).__name__}: {', '.join(words)}>"
 
 
 def save_stack(stack: StackLike, folder: str | Path) -> int:

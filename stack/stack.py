@@ -33,14 +33,14 @@ from .models.wiring import Wiring, wiring_of
 from .passes import made
 from .planner import Planner
 from .quant.quantize import Quantize
-from .recipe import Recipe
+from .recipe import Recipe, recipe_of
 from .runtime.call_arguments import named_arguments
 from .runtime.layers import Layers
 from .runtime.mounted import Mounted, mounted_on
 from .runtime.report import Journal, Report
 from .runtime.step_clock import Clock
 from .runtime.target import Target
-from .saving import load_weights, save_stack
+from .saving import load_weights, save_stack, stack_words, to_recipe
 from .solver.solver import Solver
 
 
@@ -105,10 +105,13 @@ class Stack:
 
     @classmethod
     def from_recipe(
-        cls, recipe: Recipe, model: Any, stages: Iterable[str] | None = None, steps: int | None = None
+        cls, recipe: Recipe | str | Path, model: Any, stages: Iterable[str] | None = None, steps: int | None = None
     ) -> Stack:
         """A stack of a recipe's passes (or of those of some stages only) over a model; nothing is applied yet."""
+        recipe = recipe_of(recipe)
         return cls(model, steps=steps or recipe.steps)._with(recipe.passes(stages))
+
+    to_recipe = to_recipe
 
     @staticmethod
     def of(model: Any) -> Stack:
@@ -384,6 +387,9 @@ class Stack:
             self._passes = before
             raise
         return self
+
+    def __repr__(self) -> str:
+        return stack_words(self)
 
     def __reduce__(self) -> str:
         raise StackError("a stack is not copied: copy its model, which gives a plain one, or use save(folder)")

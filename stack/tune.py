@@ -13,8 +13,8 @@ from .calibrate.goals import Goal
 from .core.errors import StackError
 from .core.files import read_text
 from .core.validate import prompts_of, shown
-from .recipe import Recipe
-from .runtime.pipeline_calls import Call
+from .recipe import Recipe, as_toml, recipe_of
+from .runtime.call_arguments import Call, call_of
 from .stack import Stack
 
 MOST_PROMPTS, LONGEST_PROMPT = 1000, 10_000
@@ -54,15 +54,22 @@ def held_apart(prompts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     return [prompt for prompt in known if prompt not in held], held
 
 
-def calibrated(
-    recipe: Recipe,
-    pipe: Any,
-    prompts: Sequence[Any],
-    goal: Goal,
+def calibrate(
+    model: Any,
+    recipe: Recipe | str | Path | None = None,
+    *,
+    prompts: str | Path | Sequence[Any],
+    full_steps: int = 0,
+    psnr: float = 0.0,
+    seconds: float = 0.0,
     seed: int = 0,
     budget: float = 60.0,
-    progress: bool = True,
+    size: str | None = None,
+    frames: int | None = None,
+    guidance: float | None = None,
+    negative_prompt: str | None = None,
     call: Call | None = None,
+    progress: bool = True,
 ) -> tuple[Recipe, Calibration]:
     """The recipe with the schedule and the forecast that its own stack wants on this model, which is left as it was.
 
@@ -70,13 +77,39 @@ def calibrated(
     too: the cache is calibrated on them.
 
     Args:
-        prompts: three or more; see `held_apart`.
-        progress, call: see `stack.calibrate.measuring`.
+        model: a pipeline, or a `Stack` on one that is not applied.
+        recipe: see `stack.recipe.recipe_of`; by default the stack's own.
+        prompts: three or more, or the path of a file of them; see `held_apart`.
+        full_steps, psnr, seconds: what to reach, see `stack.calibrate.goals.Goal`.
+        budget: seconds to spend.
+        size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
 
     Raises:
         StackError: see `Stack.calibrate`.
     """
-    search, held = held_apart(prompts)
+    pipe = model.pipe if isinstance(model, Stack) else model
+    if recipe is None and not isinstance(model, Stack):
+        raise StackError("calibrate() searches a recipe's settings: expected a recipe, or a Stack as its model")
+    chosen = model.to_recipe() if recipe is None else recipe_of(recipe)
+    goal = Goal(full_steps, psnr, seconds)
+    search, held = held_apart(read_prompts(prompts) if isinstance(prompts, Path) else prompts_of(prompts))
+    return _searched(
+        chosen,
+        pipe,
+        search,
+        held,
+        goal,
+        seed,
+        budget,
+        progress,
+        call_of(pipe, size, frames, guidance, negative_prompt, call),
+    )
+
+
+def _searched(
+    recipe: Recipe, pipe: Any, search: list[Any], held: list[Any], goal: Goal, seed: int, budget: float,
+    progress: bool, call: Call,
+) -> tuple[Recipe, Calibration]:  # fmt: skip
     stack = Stack.from_recipe(recipe, pipe)
     try:
         # Learned corrections would be a second file, which a recipe alone cannot hold.
@@ -87,11 +120,8 @@ def calibrated(
     finally:
         stack.undo()
     # As TOML has them, so that the recipe equals the one that is read back.
-    measured = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in result.cache.measured.items()
-    }
-    options = {"cache": {**recipe.stages["cache"], **measured}}
-    options |= {p.stage: p.options() for p in stack.passes if isinstance(p, SparseAttention) and p.layers}
+    options = {"cache": {**recipe.stages["cache"], **as_toml(result.cache.measured)}}
+    options |= {p.stage: as_toml(p.options()) for p in stack.passes if isinstance(p, SparseAttention) and p.layers}
     notes = {
         "calibrated_on": len(search),
         "held_out": len(held),

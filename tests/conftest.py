@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+from stack.cli import main
 from stack.reference.pipeline import ShapesFluxPipeline, image_ids
 from stack.reference.shapes_flux import TRANSFORMER, new_prompt_encoder, new_scheduler
 
@@ -18,6 +21,7 @@ torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST
 
 PROMPT = "a red ring left of a blue star"
 SIZE = 16
+RECIPE = 'name = "mine"\nsteps = 14\n[cache]\ninterval = 4\nwarmup = 2\n'
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +52,27 @@ def pipe() -> ShapesFluxPipeline:
 @pytest.fixture
 def denoiser() -> FluxTransformer2DModel:
     return tiny_denoiser()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line; gives exit code, stdout, stderr."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return int(end.value.code or 0), told.out, told.err
+
+    return call
+
+
+@pytest.fixture
+def folder(pipe: ShapesFluxPipeline, tmp_path: Path) -> Path:
+    """The tiny pipeline as a diffusers folder, and a recipe beside it."""
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    return tmp_path
 
 
 def picture(run: object, steps: int = 14, prompt: str | list[str] = PROMPT, seed: int = 1) -> torch.Tensor:

@@ -10,10 +10,9 @@ from stack import Stack, StackError
 from stack.attention.sparse_attn import SparseAttention
 from stack.caching.cache import Cache
 from stack.calibrate.calibration import Calibration
-from stack.calibrate.goals import Goal
 from stack.core.passes import Pass
 from stack.recipe import load_recipe, parse_recipe, recipe_toml
-from stack.tune import calibrated, held_apart, read_prompts
+from stack.tune import calibrate, held_apart, read_prompts
 
 from .conftest import PROMPT, picture, tiny_pipe
 
@@ -40,7 +39,7 @@ def test_a_calibrated_recipe_is_read_back_and_runs_its_schedule(tmp_path: Path) 
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
     plain = parse_recipe({"steps": STEPS, "cache": {"method": "svd", "interval": 4}}, "mine")
-    found, result = calibrated(plain, pipe, [PROMPT, *OTHERS], Goal(full_steps=5))
+    found, result = calibrate(pipe, plain, prompts=[PROMPT, *OTHERS], full_steps=5)
     assert (picture(pipe, STEPS) == before).all()
     path = tmp_path / "mine.toml"
     path.write_text(recipe_toml(found))
@@ -64,7 +63,7 @@ def test_the_shares_of_a_budget_are_fitted_first_and_written_too(tmp_path: Path,
     monkeypatch.setattr(Stack, "calibrate", search)
     sparse = {"max_error": 0.3, "block": 64, "even_if_slower": True}
     plain = parse_recipe({"steps": 6, "sparse_attn": sparse, "cache": {"method": "svd", "interval": 4}}, "mine")
-    found, _ = calibrated(plain, tiny_pipe(36), [PROMPT, *OTHERS], Goal(full_steps=3), progress=False)
+    found, _ = calibrate(tiny_pipe(36), plain, prompts=[PROMPT, *OTHERS], full_steps=3, progress=False)
     (tmp_path / "mine.toml").write_text(recipe_toml(found))
     read = load_recipe(str(tmp_path / "mine.toml"))
     assert read.stages == found.stages

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from stack.caching.schedules import Interval
-from stack.compare.compare import captions
 from stack.core.errors import StackError
-from stack.loading import load_pipeline
+from stack.loading import load
+from stack.reference.captions import captions
 
 Run = Callable[..., Any]
 WARMUP = 3  # full steps at the start of every interval schedule here, ours and theirs
@@ -70,7 +70,7 @@ class Bench:
 
     def load(self, dtype: torch.dtype | None = None) -> Any:
         """A pipeline of its own, in the machine's fastest dtype or another."""
-        return load_pipeline(str(self.weights) if self.weights else self.model, dtype)
+        return load(str(self.weights) if self.weights else self.model, dtype)
 
     @property
     def texts(self) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from common import Target
 
 from stack import Stack
-from stack.compare.compare import captions
+from stack.reference.captions import captions
 from stack.runtime.report import steps_worth
 
 from .variants import STEPS, variants

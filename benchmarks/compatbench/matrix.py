@@ -15,8 +15,8 @@ from rich.console import Console
 
 from stack import Stack
 from stack.calibrate.quant.floor import NoiseFloor
-from stack.compare.compare import captions
 from stack.compat.noise import Floor
+from stack.reference.captions import captions
 
 from .contestants import FULL, Contestant, as_called, contestants
 from .variants import STEPS, Variant, variants

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from stack import Stack
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.runtime.report import Report
 
 from .cases import DRY, PROMPT, Case, cases
@@ -38,7 +38,7 @@ class Models:
     def __call__(self, dtype: str) -> tuple[Any, torch.Tensor]:
         """Pipeline and latent (1, N, C)."""
         if dtype not in self._known:
-            pipe = load_pipeline("shapes-flux", getattr(torch, dtype), str(self._setting.device))
+            pipe = load("shapes-flux", getattr(torch, dtype), str(self._setting.device))
             self._known[dtype] = pipe, latent(pipe, self._setting, steps=of(self._setting)["steps"])
         return self._known[dtype]
 

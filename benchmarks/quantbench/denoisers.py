@@ -16,7 +16,7 @@ from torch import nn
 from stack import Stack
 from stack.bounds import best_speedup
 from stack.compare.base import stand_in
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.quant.linears.int8 import Int8Linear
 from stack.reference.load import REFERENCES
 
@@ -122,7 +122,7 @@ def case_of(name: str, steps: int, device: str) -> Case:
     """A reference model with the calls of one picture, or a random one."""
     if name in RANDOM:
         return RANDOM[name](device)
-    pipe = load_pipeline(name, torch.bfloat16, device)
+    pipe = load(name, torch.bfloat16, device)
     seen: list[Call] = []
     names = inspect.signature(pipe.transformer.forward)  # DiT's pipeline hands its latent over by position
     handle = pipe.transformer.register_forward_pre_hook(

@@ -11,7 +11,8 @@ from ..caching.learned import KINDS
 from ..compat.calibrated_for import conditions
 from ..core.errors import StackError, choose
 from ..models.denoiser import all_denoisers
-from ..runtime.pipeline_calls import Call, PipelineCalls
+from ..runtime.call_arguments import Call
+from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from .calibration import Calibration
 from .choosing import Search, SearchResult

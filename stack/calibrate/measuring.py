@@ -21,7 +21,8 @@ from ..core.files import check_file
 from ..core.progress import ProgressLine
 from ..core.validate import Seed, checked, prompts_of, some_prompts
 from ..models.denoiser import one_denoiser
-from ..runtime.pipeline_calls import Call, PipelineCalls
+from ..runtime.call_arguments import Call
+from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import AnyStack, StackLike
 from . import bases_fit, gate_fit, maps_fit
 from .calibrate import calibrate as search_cache

@@ -12,7 +12,8 @@ from ..core.errors import StackError
 from ..core.progress import ProgressLine
 from ..core.validate import prompts_of
 from ..measure.metrics import psnr
-from ..runtime.pipeline_calls import Call, PipelineCalls
+from ..runtime.call_arguments import Call
+from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from ..solver.solver import Solver
 from .quant.recording import carrying, taken_off

@@ -15,7 +15,7 @@ from ..core.progress import ProgressLine, counted
 from ..core.validate import Seed, checked, some_prompts
 from ..quant.quantize import Quantize
 from ..quant.rounding.calibrated import FeedbackRounding, InputMoments, rounded_with_feedback
-from ..runtime.pipeline_calls import Call
+from ..runtime.call_arguments import Call
 from ..runtime.stack_like import AnyStack, StackLike
 from .quant.recording import Recorded, below_quantization, carrying, record_calls, taken_off
 

@@ -13,7 +13,8 @@ from ..compat.calibrated_for import conditions
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
 from ..core.validate import Seed, checked, some_prompts
-from ..runtime.pipeline_calls import Call, PipelineCalls
+from ..runtime.call_arguments import Call
+from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import AnyStack, StackLike
 from .quant.recording import carrying, taken_off
 

@@ -38,6 +38,15 @@ def stand_in(denoiser: nn.Module) -> Any:
     return copy.deepcopy(denoiser, shared)
 
 
+def chosen_base(denoisers: Mapping[str, Any], mode: str, step_seconds: dict[str, float]) -> Base:
+    """The base that an earlier run has chosen."""
+    if mode == "compiled":
+        denoisers = {name: stand_in(denoiser) for name, denoiser in denoisers.items()}
+        for denoiser in denoisers.values():
+            denoiser.compile_repeated_blocks()
+    return Base(denoisers, mode, step_seconds, [])
+
+
 def choose_base(
     denoisers: Mapping[str, Any],
     run: Callable[[Mapping[str, nn.Module], int], Any],

@@ -1,122 +1,162 @@
-"""`ditstack compare` as a function: recipes and a pipeline in, figures and pictures out."""
+"""`ditstack compare` as a function: stacks and a pipeline in, figures and pictures out."""
 
 from __future__ import annotations
 
-import itertools
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..core.errors import StackError
-from ..core.validate import prompts_of
+from ..core.files import claimed
+from ..core.progress import ProgressLine
 from ..models.denoiser import denoiser_of
-from ..reference.load import REFERENCES, Reference, load_reader, name_of
-from ..runtime.pipeline_calls import Call, PipelineCalls
-from .engine import PipelineEngine
+from ..reference.captions import known
+from ..reference.load import REFERENCES, load_reader
+from ..runtime.call_arguments import Call, call_of
+from ..stack import Stack
+from .engine import Engine, PipelineEngine
+from .files import save_outcome
+from .kept import Kept, KeptEngine, finished
 from .loop import Measurement, Progress, measure
-from .record import Accuracy, Header, build_record
+from .outcome import Comparison
+from .peers import peers as peers_here
+from .question import Candidate, Question, asked
+from .record import Accuracy, build_record
 from .rows import BASE, BASE_EAGER, Measured, Row, plan_rows, share
-
-if TYPE_CHECKING:
-    from ..recipe import Recipe
-
-DEFAULT = "shapes-flux"  # whose prompts any other model is given
-KNOWN_ALL = 1000  # scenes drawn in a row without a new caption: there are no more
-
-
-@dataclass
-class Outcome:
-    """A finished (or interrupted) comparison.
-
-    Attributes:
-        record: the contents of compare.json.
-        pictures: (B, 3, H, W) or (B, F, 3, H, W) in [0, 1] by row, for the prompts that were done.
-        plans: explain() of each recipe's whole stack.
-    """
-
-    record: dict[str, Any]
-    pictures: dict[str, torch.Tensor]
-    plans: dict[str, str] = field(default_factory=dict)
-
-
-def captions(count: int, seed: int, model: str = DEFAULT) -> list[str]:
-    """`count` different captions of a reference model: a fixed first one, then scenes drawn with the seed.
-
-    A model that knows fewer, as one of classes does, has them repeated in the same order.
-    """
-    known = _known(model)
-    chosen, rng, misses = [known.example], random.Random(seed), 0
-    while len(chosen) < count and misses < KNOWN_ALL:
-        caption = known.prompt(known.sample(rng))
-        misses = misses + 1 if caption in chosen else 0
-        if not misses:
-            chosen.append(caption)
-    return list(itertools.islice(itertools.cycle(chosen), count))
+from .verdict import verdict
 
 
 def compare(
-    pipe: Any,
-    recipes: Sequence[Recipe],
-    model: str,
-    prompts: int | Sequence[Any] = 3,
-    steps: int = 50,
+    model: Any,
+    recipes: Candidate | Sequence[Candidate] | None = None,
+    *,
+    prompts: int | str | Path | Sequence[Any] = 3,
+    steps: int | None = None,
     seed: int = 0,
-    compile_base: bool = True,
-    tell: Callable[[Progress], None] = lambda progress: None,
+    size: str | None = None,
+    frames: int | None = None,
+    guidance: float | None = None,
+    negative_prompt: str | None = None,
     call: Call | None = None,
-) -> Outcome:
-    """Measure recipes on a pipeline: what each pass gives alone, together and left out, beside two controls.
+    peers: bool = False,
+    pairs: bool = False,
+    compile_base: bool = True,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    name: str | None = None,
+    command: str = "",
+    progress: bool = True,
+) -> Comparison:
+    """Measure stacks on a pipeline: what each pass gives alone, together and left out, and the control of every row.
+
+    The control of a row is the same model with as many plain steps as fit in the row's time. The pipeline is left as it
+    was. Ctrl-C ends the comparison and gives back what was measured until then.
 
     Args:
-        model: the name for the record; accuracy is read back for reference models.
+        model: a pipeline, or a `Stack` on one, which is taken off meanwhile.
+        recipes: shipped names, paths of .toml files, `Recipe` or `Stack` objects; one is taken apart pass by pass. By
+            default the stack given as `model`, or the shipped recipe "fast".
+        prompts: prompts of your own, or the path of a file of them, one per line; or how many captions of a reference
+            model. Each has its own seed.
+        steps: of the base run; by default those the recipes are for, a distilled adapter's left aside.
+        seed: of the first prompt; the next ones count up. It also draws the captions.
+        size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
+        peers: also measure caches of other libraries, see `stack.compare.peers`.
+        pairs: also measure each two passes together; of three passes or fewer they are measured anyway.
         compile_base: also try the base with compiled blocks, and take the faster.
-        prompts: how many captions of the reference model, or prompts of your own; a text stands for a list of one.
-        tell: called before every piece of work.
-        call: further arguments of every call, see `stack.runtime.pipeline_calls.PipelineCalls`.
+        out: folder for the report. Pictures are kept there while it is measured, so that the same comparison goes on
+            where it was stopped; one that is there and finished is given back as it is.
+        fresh: measure anew what `out` already holds.
+        name: of the model, for the record; accuracy is read back for reference models.
+        command: the command line that asks, for the report.
+        progress: show one line on stderr.
 
     Raises:
         StackError: a recipe cannot work on this model, or `prompts` or `steps` is below what can be measured.
     """
-    count = prompts if isinstance(prompts, int) else len(prompts_of(prompts))
-    if count < 1:
-        raise StackError(f"prompts must be at least 1, got {count}")
-    if steps < 2:
-        raise StackError(f"steps must be at least 2, got {steps}: the controls need room below the base")
-    by_name = {recipe.name: recipe for recipe in recipes}
-    known = model if model in REFERENCES else name_of(pipe) or DEFAULT
-    texts = captions(prompts, seed, known) if isinstance(prompts, int) else prompts_of(prompts)
-    PipelineCalls(pipe, call).check(texts, 0)
-    rows = plan_rows({name: tuple(recipe.stages) for name, recipe in by_name.items()}, steps)
-    engine = PipelineEngine(pipe, by_name, steps, call)
+    stack = model if isinstance(model, Stack) else None
+    pipe = model if stack is None else stack.pipe
+    if pipe is None:
+        raise StackError("compare() draws pictures: expected a pipeline or a Stack on one, got a bare denoiser")
+    question = asked(
+        pipe, recipes if recipes is not None else stack, prompts, steps, seed, name,
+        call_of(pipe, size, frames, guidance, negative_prompt, call), peers_here() if peers else [], pairs,
+        compile_base,
+    )  # fmt: skip
+    question = replace(question, command=command)
+    with ExitStack() as around:
+        if stack is not None and stack.applied:
+            stack.undo()
+            around.callback(stack.apply)
+        line = around.enter_context(ProgressLine("compare", progress))
+        if out is None:
+            return _measured(pipe, question, None, line)
+        around.enter_context(claimed(Path(out), "--out"))
+        return _in_folder(pipe, question, Path(out), fresh, line)
+
+
+def _in_folder(pipe: Any, question: Question, folder: Path, fresh: bool, line: ProgressLine) -> Comparison:
+    """A comparison whose pictures and report are kept in a folder."""
+    key = question.key
+    if not fresh and (record := finished(folder, key)):
+        return Comparison(record, plans=record["plans"])
+    kept = Kept.at(folder, key, fresh)
+    outcome = _measured(pipe, question, kept, line)
+    outcome.record["key"] = key
+    if outcome.pictures or not outcome.record["partial"]:  # else nothing was measured: what is there is left alone
+        save_outcome(outcome, folder)
+    if not outcome.record["partial"] or not outcome.pictures:
+        kept.drop()
+    return outcome
+
+
+def _measured(pipe: Any, question: Question, kept: Kept | None, line: ProgressLine) -> Comparison:
+    header, texts = question.header, question.prompts
+    rows = plan_rows(
+        {name: [p.stage for p in passes] for name, passes in question.recipes.items()}, header.steps,
+        [peer.name for peer in question.peers], question.pairs,
+    )  # fmt: skip
+    engine = PipelineEngine(pipe, question.recipes, header.steps, question.call, question.peers)
     rows = share(rows, engine.effective)
-    plans = {name: engine.explain(name) for name in by_name}
-    reader, notes = _reader(model, texts) if isinstance(prompts, int) else (lambda pictures: None, [])
-    own = sum(not row.same_as for row in rows)
-    doing = "compiling its blocks and timing them" if compile_base else "first steps"
-    tell(Progress(0, own * count, f"base: {doing}", None))
+    plans = {name: engine.explain(name) for name in question.recipes}
+    reader, notes = _reader(header.model, texts) if question.drawn else (lambda pictures: None, [])
+
+    def tell(now: Progress) -> None:
+        line.says("pictures", now.done, now.total, now.text, now.seconds_left)
+
     try:
-        engine.prepare(texts[0], compile_base)
+        measurement = _run(engine, rows, question, kept, line, tell)
     except KeyboardInterrupt:
-        measurement = Measurement({BASE: Measured(rows[0])}, count, partial=True)
-    else:
-        measurement = measure(engine, [*rows, *_reference_row(engine, steps)], texts, seed, tell)
+        measurement = Measurement({BASE: Measured(rows[0])}, len(texts), partial=True)
     measurement.warnings += engine.base.warnings + notes
     if not engine.multistep:
         measurement.warnings.append("no second-order control: it needs a DDIM or a plain flow-matching Euler scheduler")
     for m in measurement.rows.values():
         m.warnings += engine.repairs(m.row) if m.row.same_as and m.row.passes else []
-    header = Header(
-        model, engine.device.type, str(denoiser_of(pipe).dtype).removeprefix("torch."), tuple(map(str, texts)), steps,
-        seed, tuple(by_name),
-    )  # fmt: skip
     record = build_record(header, measurement, engine.work, reader)
-    record["base_mode"] = engine.base.mode
-    record["base_step_seconds"] = engine.base.step_seconds
+    record |= {"base_mode": engine.base.mode, "base_step_seconds": engine.base.step_seconds, "plans": plans}
+    record |= {"verdict": verdict(record), "command": question.command or None}
     pictures = {name: m.pictures for name, m in measurement.rows.items() if m.generations and name != BASE_EAGER}
-    return Outcome(record, pictures, plans)
+    return Comparison(record, pictures, plans)
+
+
+def _run(
+    engine: PipelineEngine, rows: Sequence[Row], question: Question, kept: Kept | None, line: ProgressLine,
+    tell: Callable[[Progress], None],
+) -> Measurement:  # fmt: skip
+    """Choose the base, or take the one that was chosen before, and measure every row."""
+    header, texts = question.header, question.prompts
+    line.says("base: compiling its blocks and timing them" if question.compile_base else "base: first steps")
+    engine.prepare(texts[0], question.compile_base, kept.base if kept is not None else None)
+    source: Engine = engine
+    if kept is not None:
+        kept.choose(engine.base)
+        source = KeptEngine(engine, kept, range(header.seed, header.seed + len(texts)))
+    return measure(source, [*rows, *_reference_row(engine, header.steps)], texts, header.seed, tell)
 
 
 def _reference_row(engine: PipelineEngine, steps: int) -> list[Row]:
@@ -137,10 +177,6 @@ def _reader(model: str, texts: Sequence[str]) -> tuple[Accuracy, list[str]]:
     except (StackError, OSError) as error:
         first = str(error).splitlines()[0]
         return lambda pictures: None, [f"accuracy not measured: {first}"]
-    known = _known(model)
-    scenes = [known.parse(text) for text in texts]
-    return lambda pictures: reader.accuracy(pictures * 2 - 1, scenes[: len(pictures)], known.asked), []
-
-
-def _known(model: str) -> Reference:
-    return REFERENCES.get(model, REFERENCES[DEFAULT])
+    asked_of = known(model)
+    scenes = [asked_of.parse(text) for text in texts]
+    return lambda pictures: reader.accuracy(pictures * 2 - 1, scenes[: len(pictures)], asked_of.asked), []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,14 +19,15 @@ from ..measure.multistep import multistep_of
 from ..measure.timing import timed
 from ..models.denoiser import all_denoisers, denoiser_of
 from ..models.wiring import wiring_of
-from ..runtime.pipeline_calls import Call, PipelineCalls
+from ..runtime.call_arguments import Call
+from ..runtime.pipeline_calls import PipelineCalls
 from ..stack import Stack
-from .base import TRIAL_STEPS, Base, choose_base
+from .base import TRIAL_STEPS, Base, choose_base, chosen_base, stand_in
+from .peers import Peer
 from .rows import BASE_EAGER, Generation, Row, is_multistep
 
 if TYPE_CHECKING:
     from ..core.passes import Pass
-    from ..recipe import Recipe
     from ..runtime.report import Report
 
 WARM_UP_STEPS = 2
@@ -58,6 +59,10 @@ class PipelineEngine:
     Stacks are applied before and undone after every picture, outside the timed part, so that no row runs on what
     another one left, and only one model is held. Where the base is compiled so are the stacks: like with like.
 
+    Args:
+        recipes: passes by the name of their recipe.
+        call: see `stack.runtime.pipeline_calls.PipelineCalls`.
+
     Attributes:
         base: what the base runs on; set by `prepare`.
         work: multiply-accumulates of one denoiser call; set by `prepare`. Where a pipeline has two, of the first one's.
@@ -66,7 +71,13 @@ class PipelineEngine:
     """
 
     def __init__(
-        self, pipe: Any, recipes: Mapping[str, Recipe], steps: int, call: Call | None = None, output: str = "pt"
+        self,
+        pipe: Any,
+        recipes: Mapping[str, Sequence[Pass]],
+        steps: int,
+        call: Call | None = None,
+        peers: Sequence[Peer] = (),
+        output: str = "pt",
     ):
         self.pipe = pipe
         self.calls = PipelineCalls(pipe, call)
@@ -77,6 +88,7 @@ class PipelineEngine:
         self.fewest = WARM_UP_STEPS
         self.work = Work(0, 0, 0)
         self._recipes = dict(recipes)
+        self._peers = {peer.name: peer for peer in peers}
         self._stacks: dict[tuple[str, tuple[str, ...]], Stack] = {}
         self._solver = multistep_of(pipe.scheduler)
 
@@ -84,9 +96,9 @@ class PipelineEngine:
     def multistep(self) -> bool:
         return self._solver is not None
 
-    def beside(self, recipes: Mapping[str, Recipe]) -> PipelineEngine:
+    def beside(self, recipes: Mapping[str, Sequence[Pass]]) -> PipelineEngine:
         """An engine for other recipes that shares the base of this one."""
-        other = PipelineEngine(self.pipe, recipes, self.steps, self.calls.more, self.output)
+        other = PipelineEngine(self.pipe, recipes, self.steps, self.calls.more, output=self.output)
         other.base, other.fewest, other.work = self.base, self.fewest, self.work
         return other
 
@@ -102,13 +114,22 @@ class PipelineEngine:
         """What the plan changed about a row."""
         return [f"{f.stage}: {f.what}; {f.repair}" for f in self._stack(row).plan.findings if f.repair]
 
-    def prepare(self, prompt: str, compile_base: bool = True) -> None:
-        """Count the work of one denoiser call, and choose the base: eager, or compiled if that is faster."""
+    def prepare(
+        self, prompt: str, compile_base: bool = True, chosen: tuple[str, dict[str, float]] | None = None
+    ) -> None:
+        """Count the work of one denoiser call, and choose the base: eager, or compiled if that is faster.
+
+        Args:
+            chosen: mode and seconds per step of the base that an earlier run has chosen.
+        """
         denoiser, denoisers = denoiser_of(self.pipe), all_denoisers(self.pipe)
         with counting(denoiser, wiring_of(denoiser).blocks(denoiser)) as work:
             self.fewest = self._reaching(denoisers, prompt)
             self.work = work()
-        if compile_base:
+        if chosen is not None:
+            self.base = chosen_base(denoisers, *chosen)
+            self._stacks.clear()
+        elif compile_base:
             run = partial(self._plain, prompt=prompt, seed=0)
             self.base = choose_base(
                 denoisers, lambda chosen, steps: run(chosen, steps=steps), self.device, max(TRIAL_STEPS, self.fewest)
@@ -135,7 +156,7 @@ class PipelineEngine:
 
     def explain(self, recipe: str) -> str:
         """The plan of a whole recipe, in words."""
-        return Stack.from_recipe(self._recipes[recipe], self.pipe, steps=self.steps).explain()
+        return self._of(self._recipes[recipe], self.steps).explain()
 
     def warm_up(self, row: Row, prompt: str) -> None:
         if row.role == "stack" and row.passes:
@@ -145,16 +166,20 @@ class PipelineEngine:
             finally:
                 stack.undo()
         else:
-            self._plain(self._denoisers(row), prompt, 0, self.fewest, is_multistep(row))
+            # A peer skips nothing on two steps, and what it does on skipped ones has to be warm too.
+            steps = row.steps if row.role == "peer" else self.fewest
+            self._plain(self._denoisers(row, steps), prompt, 0, steps, is_multistep(row.name))
 
     def generate(self, row: Row, prompt: str, seed: int) -> Generation:
         if row.role == "stack" and row.passes:
             return self._stacked(row, prompt, seed)
+        denoisers = self._denoisers(row, row.steps)
         with PeakMemory(self.device) as peak:
             drawn, seconds = timed(
-                lambda: self._plain(self._denoisers(row), prompt, seed, row.steps, is_multistep(row)), self.device
+                lambda: self._plain(denoisers, prompt, seed, row.steps, is_multistep(row.name)), self.device
             )
-        return Generation(_picture(drawn), seconds, ("full",) * row.steps, peak_bytes=peak.bytes)
+        kinds = () if row.role == "peer" else ("full",) * row.steps  # what a peer's steps ran is not known here
+        return Generation(_picture(drawn), seconds, kinds, peak_bytes=peak.bytes)
 
     def _stacked(self, row: Row, prompt: str, seed: int) -> Generation:
         stack = self._stack(row)
@@ -203,17 +228,33 @@ class PipelineEngine:
         finally:
             install.rollback()
 
-    def _denoisers(self, row: Row) -> Mapping[str, nn.Module]:
+    def _denoisers(self, row: Row, steps: int) -> Mapping[str, nn.Module]:
+        """What a row without a stack calls, so many times per picture."""
+        if row.role == "peer":
+            return {name: self._under_peer(row, one, steps) for name, one in all_denoisers(self.pipe).items()}
         return all_denoisers(self.pipe) if row.name == BASE_EAGER else self.base.denoisers
+
+    def _under_peer(self, row: Row, denoiser: nn.Module, steps: int) -> nn.Module:
+        copy = stand_in(denoiser)
+        if self.base.mode == "compiled":
+            copy.compile_repeated_blocks()
+        self._peers[row.name].put(copy, steps)
+        return copy
 
     def _stack(self, row: Row) -> Stack:
         key = (row.recipe, row.passes)
         if key not in self._stacks:
-            stack = Stack.from_recipe(self._recipes[row.recipe], self.pipe, row.passes, steps=row.steps)
+            stack = self._of([p for p in self._recipes[row.recipe] if p.stage in row.passes], row.steps)
             if self.base.mode == "compiled" and Compile.stage not in row.passes:
                 stack.compile()
             self._stacks[key] = stack
         return self._stacks[key]
+
+    def _of(self, passes: Sequence[Pass], steps: int) -> Stack:
+        stack = Stack(self.pipe, steps=steps)
+        for one in passes:
+            stack.add(one)
+        return stack
 
 
 def _density(stack: Stack, report: Report) -> float:

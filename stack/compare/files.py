@@ -5,26 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..core.files import whole, write_text
-from .compare import Outcome
 from .grid import draw_grid
+from .outcome import Comparison
 from .product import save_product
 from .record import save_json
 from .report.page import chart_svg, report_html
 
 
-def save_outcome(outcome: Outcome, folder: Path, json: Path | None = None) -> list[Path]:
-    """Write compare.json, grid.png, product.png, chart.svg and report.html; interrupted, what there is to show.
-
-    Args:
-        json: where else compare.json should go.
+def save_outcome(outcome: Comparison, folder: Path) -> list[Path]:
+    """Write compare.json, table.md, grid.png, product.png, chart.svg and report.html; interrupted, what there is.
 
     Returns:
         The files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "compare.json"] + ([json] if json else [])
-    for path in written:
-        save_json(outcome.record, path)
+    record, table = folder / "compare.json", folder / "table.md"
+    save_json(outcome.record, record)
+    write_text(table, outcome.markdown())
+    written = [record, table]
     grid, product, chart = folder / "grid.png", folder / "product.png", folder / "chart.svg"
     for path in (grid, product, chart):  # those of a run before would pass for this one's
         path.unlink(missing_ok=True)

@@ -2,31 +2,86 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..core.errors import StackError
-from ..core.files import reason, whole
-from ..core.validate import shown
-from ..runtime.call_arguments import CallParameters
+from ..core.files import claimed, reason, whole
+from ..core.validate import shown, some_prompts
+from ..runtime.call_arguments import Call, CallParameters
+from .kept import key_of
 
+if TYPE_CHECKING:
+    from ..runtime.report import Report
+    from ..stack import Stack
+
+DEFAULT_FOLDER = Path("ditstack-run")
 KEY = "ditstack"  # of the text inside a picture's file
 FRAME_MS = 125  # how long a frame of a video is shown
 _NAME = re.compile(r"\d{3,}-.*\.png")
 
 
-def run_words(
-    recipe: Any, model: str, steps: int, seed: int, texts: Sequence[str], size: Mapping[str, int] | None = None
-) -> str:
+@dataclass(frozen=True)
+class Made:
+    """A picture, or a video as an animated picture, in a file.
+
+    Attributes:
+        report: what each of its steps did.
+    """
+
+    prompt: str
+    seed: int
+    path: Path
+    report: Report
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {"prompt": self.prompt, "seed": self.seed, "path": str(self.path), "report": self.report.as_dict()}
+
+
+def run(
+    stack: Stack,
+    prompts: Sequence[str],
+    out: str | Path | None = None,
+    *,
+    seed: int = 0,
+    call: Call | None = None,
+    model: str = "",
+    recipe: str = "stack",
+) -> Iterator[Made]:
+    """Make a picture of every prompt with a stack on a pipeline, and write each as it is made.
+
+    Args:
+        out: folder for them; by default ditstack-run, or the next free number.
+        seed: of the first prompt; the next ones count up.
+        call: further arguments of every call, see `stack.runtime.call_arguments.call_of`.
+        model, recipe: names for the files' own words, which say of which run they are.
+
+    Raises:
+        StackError: the folder holds pictures of another run, or the pipeline refuses a prompt.
+    """
+    texts = some_prompts(prompts)
+    words = run_words(stack, texts, seed, call, model, recipe)  # a clash is told first
+    folder = free_folder(DEFAULT_FOLDER, words) if out is None else Path(out)
+    with claimed(folder, "--out"):
+        check_run(folder, words, "--out")
+        for number, text in enumerate(texts):
+            path = path_of(folder, number, str(text))
+            save_picture(drawn(stack, text, seed + number, call), path, words)
+            yield Made(str(text), seed + number, path, stack.report())
+
+
+def run_words(stack: Stack, texts: Sequence[str], seed: int, call: Call | None, model: str, recipe: str) -> str:
     """A run in words: the same words are the same run."""
-    what = json.dumps([recipe.stages, list(texts), *([size] if size else [])], sort_keys=True, default=str)
-    short = hashlib.sha256(what.encode("utf-8", "replace")).hexdigest()[:8]
-    return f"recipe {recipe.name}, model {model}, {steps} steps, seed {seed}, {len(texts)} prompts, id {short}"
+    short = key_of({"passes": list(map(repr, stack.passes)), "texts": list(texts), "call": call})[:8]
+    steps = stack.plan.facts_after.steps
+    return f"recipe {recipe}, model {model}, {steps} steps, seed {seed}, {len(texts)} prompts, id {short}"
 
 
 def path_of(folder: Path, number: int, text: str) -> Path:
@@ -82,19 +137,17 @@ def save_picture(drawn: Any, path: Path, run: str) -> None:
         first.save(made, pnginfo=about, **frames)
 
 
-def drawn(stack: Any, pipe: Any, text: str, generator: Any, size: Mapping[str, int]) -> Any:
+def drawn(stack: Stack, text: str, seed: int, call: Call | None = None) -> Any:
     """One picture, or the frames of one video.
-
-    Args:
-        stack: on `pipe`.
-        size: further arguments, see `stack.runtime.call_arguments.size_arguments`.
 
     Raises:
         StackError: the pipeline refuses the prompt.
     """
+    more = call([text]) if callable(call) else call or {}
+    generator = torch.Generator("cpu").manual_seed(seed)
     try:
-        prompt = {CallParameters.of(pipe).takes_prompts: text}
-        return stack(**prompt, **size, generator=generator, output_type="pil", return_dict=False)[0][0]
+        prompt = {CallParameters.of(stack.pipe).takes_prompts: text}
+        return stack(**{**prompt, **more}, generator=generator, output_type="pil", return_dict=False)[0][0]
     except (ValueError, TypeError) as error:
         if isinstance(error, StackError):
             raise

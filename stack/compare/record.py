@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,15 @@ from typing import Any
 import torch
 
 from ..core.facts import machine_of
-from ..core.files import write_text
+from ..core.files import json_text, write_text
 from ..measure.flops import Work, row_work
 from ..measure.metrics import CAP_DB, efficiency, interaction_db, picture_warnings, psnr, ssim
 from ..measure.timing import median, ratio
 from ..runtime.report import steps_worth
 from .contributions import contributions
+from .intervals import psnr_interval, ratio_interval
 from .loop import Measurement
-from .rows import ALL, BASE, BASE_EAGER, Generation, Measured, Row, uncached_partner
+from .rows import ALL, BASE, BASE_EAGER, Generation, Measured, Row, is_multistep, uncached_partner
 
 ROW_KEYS = (
     "name", "passes", "seconds", "speedup", "flops_speedup", "psnr_db", "ssim", "accuracy", "full_steps", "steps",
@@ -34,7 +33,7 @@ Accuracy = Callable[[torch.Tensor], float | None]
 
 @dataclass(frozen=True)
 class Header:
-    """What a comparison was asked to do, and on what."""
+    """What a comparison was asked to do, and on what; `call` are the other arguments of every call, in words."""
 
     model: str
     device: str
@@ -43,6 +42,7 @@ class Header:
     steps: int
     seed: int
     recipes: tuple[str, ...]
+    call: Mapping[str, Any] = field(default_factory=dict)
 
 
 def reference_of(measurement: Measurement) -> Measured:
@@ -69,10 +69,13 @@ def build_record(header: Header, measurement: Measurement, work: Work, accuracy:
                 "passes": list(m.row.passes),
                 "role": m.row.role,
                 "group": m.row.group,
+                "recipe": m.row.recipe,
+                "control_of": m.row.control_of,
                 "warnings": m.warnings,  # only its own: the measured row has those of the measurement
                 "same_as": m.row.same_as,
             }
     ordered = [rows[name] for name in measurement.rows if name in rows]
+    _name_controls(ordered)
     alone = [rows.get(stage) for stage in measurement.rows[ALL].row.passes] if ALL in measurement.rows else []
     together = _together(efficiency, "speedup", rows.get(ALL), alone)
     return {
@@ -83,19 +86,50 @@ def build_record(header: Header, measurement: Measurement, work: Work, accuracy:
         "prompts": list(header.prompts),
         "steps": header.steps,
         "seed": header.seed,
+        "call": dict(header.call),
         "size": _size(measurement),
         "rows": ordered,
         "efficiency": together,
         "interaction_db": _together(interaction_db, "psnr_db", rows.get(ALL), alone),
         "contributions": contributions(rows),
+        "pairs": _pairs(ordered),
         "recipe": header.recipes[0] if len(header.recipes) == 1 else list(header.recipes),
         "partial": measurement.partial,
-        "command": None,  # the command line adds its own
+        "command": None,  # whoever was asked on a command line adds it
         "machine": machine(header.device),
         "versions": versions(),
         "macs_per_step": asdict(work),
         "warnings": measurement.warnings + _few(measurement),
     }
+
+
+def _name_controls(rows: Sequence[dict[str, Any]]) -> None:
+    """Say of every row which control is its own, and how near to the base that one is."""
+    by_name = {row["name"]: row for row in rows}
+    for row in rows:
+        own = [r for r in rows if r["control_of"] == row["name"] and not is_multistep(r["name"])]
+        # A row that shares another's measurement shares its control.
+        shared = by_name.get(row["same_as"], {}) if row["role"] == "stack" else {}
+        row["control"] = own[0]["name"] if own else shared.get("control")
+        row["control_psnr_db"] = own[0]["psnr_db"] if own else shared.get("control_psnr_db")
+        row["control_steps"] = own[0]["steps"] if own else shared.get("control_steps")
+
+
+def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How each two passes of the one recipe go together, where a row has just these two."""
+    stacks = {tuple(row["passes"]): row for row in rows if row["role"] == "stack"}
+    alone = [passes[0] for passes in stacks if len(passes) == 1]
+    found = []
+    for pair, row in stacks.items():
+        if len(pair) == 2 and set(pair) <= set(alone):
+            parts = [stacks[(stage,)] for stage in pair]
+            found.append({
+                "passes": list(pair),
+                "row": row["name"],
+                "efficiency": _together(efficiency, "speedup", row, parts),
+                "interaction_db": _together(interaction_db, "psnr_db", row, parts),
+            })  # fmt: skip
+    return found
 
 
 def _size(measurement: Measurement) -> list[int] | None:
@@ -109,19 +143,24 @@ def _row(m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy) 
     seconds = median(m.seconds)
     common = min(len(done), len(reference.generations))
     pictures, truth = (m.pictures[:common], reference.pictures[:common]) if common else (None, None)
+    each = [] if pictures is None or truth is None else list(map(psnr, pictures, truth))
+    speedup = ratio(median(base.seconds), seconds)
     kinds = done[0].kinds if done else ()
     partner = uncached_partner(m.row, [other.row for other in measurement.rows.values()])
     return {
         "name": m.row.name,
         "passes": list(m.row.passes),
         "seconds": seconds,
-        "speedup": ratio(median(base.seconds), seconds),
+        "speedup": speedup,
+        "speedup_95": ratio_interval(speedup, base.seconds, m.seconds),
         "flops_speedup": _flops_speedup(work, base.row.steps, done),
         "psnr_db": None if pictures is None or truth is None else psnr(pictures, truth),
+        "psnr_db_each": each,
+        "psnr_db_95": psnr_interval(each),
         "ssim": None if pictures is None or truth is None else ssim(pictures, truth),
         "accuracy": accuracy(m.pictures) if done else None,
-        "full_steps": steps_worth(done[0].work) if done else None,
-        "steps": len(kinds) if done else None,
+        "full_steps": steps_worth(done[0].work) if kinds else None,
+        "steps": len(kinds) or None,
         "cache_bytes": max((g.cache_bytes for g in done), default=None),
         "peak_bytes": max((g.peak_bytes for g in done if g.peak_bytes is not None), default=None),
         "warnings": _warnings(m, pictures, truth),
@@ -129,10 +168,11 @@ def _row(m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy) 
         "group": m.row.group,
         "recipe": m.row.recipe,
         "same_as": None,
+        "control_of": m.row.control_of,
         "seconds_all": m.seconds,
         "prompts_done": len(done),
         "kinds": list(kinds),
-        "computed": [step.linears for step in done[0].work] if done else [],
+        "computed": [step.linears for step in done[0].work] if kinds else [],
         "sigmas": list(done[0].sigmas) if done else [],
         "errors": list(done[0].errors) if done else [],
         "attention_density": done[0].density if done else None,
@@ -142,7 +182,7 @@ def _row(m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy) 
 
 def _flops_speedup(work: Work, steps: int, done: Sequence[Generation]) -> float | None:
     """Work of the base / work of the row, mean over its pictures."""
-    if not done or not work.step():
+    if not done or not done[0].kinds or not work.step():
         return None
     mean = sum(row_work(work, g.work, g.density) for g in done) / len(done)
     return steps * work.step() / mean if mean else None
@@ -201,8 +241,14 @@ def versions() -> dict[str, str]:
 
 
 def visible(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows worth a line on screen: those that share another's measurement are left out."""
-    return [row for row in record["rows"] if not row["same_as"]]
+    """The rows worth a line on screen.
+
+    Those that share another's measurement are left out, and those that are figures of another row: its control where
+    it is no whole stack, and two passes of more than three together.
+    """
+    whole = {row["name"] for row in record["rows"] if row["group"] == "all"}
+    shown = [row for row in record["rows"] if not row["same_as"] and row["group"] != "pair"]
+    return [row for row in shown if row["role"] != "control" or row["control_of"] in whole]
 
 
 def decibels(value: float | None) -> str:
@@ -213,14 +259,6 @@ def decibels(value: float | None) -> str:
 
 
 def save_json(record: Mapping[str, Any], path: Path) -> None:
-    """Write strict JSON: a figure that is not finite becomes null."""
+    """Write a record as strict JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+    write_text(path, json_text(record) + "\n")

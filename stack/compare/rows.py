@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import torch
 
@@ -13,6 +14,7 @@ from ..runtime.step import CACHED, NO_BLOCK, Computed
 
 BASE, BASE_EAGER, ALL = "base", "base-eager", "all"
 FEWER, MULTISTEP = "fewer-steps", "fewer-steps-multistep"
+MOST_FREE = 3  # passes of a recipe whose pairs are all among its other rows
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,13 @@ class Row:
     """One line of a comparison.
 
     Attributes:
-        role: "base", "stack" or "control".
-        group: "base", "alone", "left out", "all" or "control"; decides how it is shown.
-        recipe: the recipe its passes come from; for a control, the one whose time it may use.
+        role: "base", "stack", "peer" (another library's cache) or "control".
+        group: "base", "alone", "left out", "pair", "all", "peer" or "control"; decides how it is shown.
+        recipe: the recipe its passes come from.
         passes: stages that are on, in running order.
         steps: denoiser steps asked for. (A distilled adapter may bring its own.)
         same_as: name of the row that runs the same thing, whose measurement this one shares; set by `share`.
+        control_of: for a control, the row whose time it may use.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Row:
     passes: tuple[str, ...] = ()
     steps: int = 50
     same_as: str = ""
+    control_of: str = ""
 
 
 @dataclass
@@ -85,18 +89,27 @@ class Measured:
         return torch.stack([g.picture for g in self.generations])
 
 
-def plan_rows(recipes: Mapping[str, Sequence[str]], steps: int) -> list[Row]:
-    """The rows, in the order they are shown; controls follow once the time of their stack is known.
+def plan_rows(
+    recipes: Mapping[str, Sequence[str]], steps: int, peers: Sequence[str] = (), pairs: bool = False
+) -> list[Row]:
+    """The rows, in the order they are shown; controls follow once the time of their row is known.
 
     One recipe: `base`, each pass alone, `all`, `all` without each pass. Several recipes: `base` and each whole recipe
-    under its own name.
+    under its own name. Then the peers.
 
     Args:
         recipes: recipe name to its stages, in running order.
+        peers: names of other libraries' caches.
+        pairs: of one recipe, also each two passes together. (Of three passes or fewer the rows above hold them all.)
 
     Raises:
         StackError: one of several recipes has the name of the base.
     """
+    others = [Row(name, "peer", "peer", steps=steps) for name in peers]
+    return _own_rows(recipes, steps, pairs) + others
+
+
+def _own_rows(recipes: Mapping[str, Sequence[str]], steps: int, pairs: bool) -> list[Row]:
     base = Row(BASE, "base", "base", steps=steps)
     if len(recipes) != 1:
         for name in recipes:
@@ -108,7 +121,10 @@ def plan_rows(recipes: Mapping[str, Sequence[str]], steps: int) -> list[Row]:
     whole = (ALL, "all", every)
     alone = [(stage, "alone", (stage,)) for stage in every]
     without = [(f"{ALL}-{stage}", "left out", tuple(s for s in every if s != stage)) for stage in every]
-    named = [*alone, whole, *without]
+    two = (
+        [("+".join(pair), "pair", pair) for pair in combinations(every, 2)] if pairs and len(every) > MOST_FREE else []
+    )
+    named = [*alone, whole, *without, *two]
     return [base, *(Row(name, "stack", group, recipe, passes, steps) for name, group, passes in named)]
 
 
@@ -139,16 +155,30 @@ def whole_stacks(rows: Sequence[Row]) -> list[Row]:
 
 
 def controls_of(row: Row, steps: int, single: bool, multistep: bool = True) -> list[Row]:
-    """The base run with as many steps as fit in this row's time: same scheduler, and a second-order solver."""
-    names = [FEWER, MULTISTEP] if multistep else [FEWER]
+    """The base run with as many steps as fit in this row's time.
+
+    A whole stack has two, the second of them with a second-order solver; any other row has the first.
+
+    Args:
+        single: there is one recipe: the controls of its whole stack need not say whose they are.
+    """
+    whole = row.group == "all"
+    names = [FEWER, MULTISTEP] if multistep and whole else [FEWER]
+    plain = single and whole
     return [
-        Row(name if single else f"{name}@{row.name}", "control", "control", row.recipe, (), steps) for name in names
+        Row(name if plain else f"{name}@{row.name}", "control", "control", row.recipe, (), steps, control_of=row.name)
+        for name in names
     ]
 
 
-def is_multistep(row: Row) -> bool:
-    """Whether a control walks the schedule with the second-order solver."""
-    return row.name.split("@")[0] == MULTISTEP
+def has_control(row: Row) -> bool:
+    """Whether a row is measured against fewer plain steps."""
+    return row.role in ("stack", "peer") and not row.same_as
+
+
+def is_multistep(row: str) -> bool:
+    """Whether the control of this name walks the schedule with the second-order solver."""
+    return row.split("@")[0] == MULTISTEP
 
 
 def uncached_partner(row: Row, rows: Sequence[Row]) -> Row | None:

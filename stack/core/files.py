@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import secrets
@@ -132,6 +133,19 @@ def whole(path: Path) -> Iterator[Path]:
         raise StackError(f"cannot write {path} ({reason(error)})") from None
     finally:
         made.unlink(missing_ok=True)
+
+
+def json_text(value: Any) -> str:
+    """Strict JSON: a number that is not finite becomes null, what JSON has no word for its `repr`."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False, default=repr)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ GROUPS = {
     "alone": ("one pass alone", "#2f6db5"),
     "left out": ("all but one pass", "#6f97c8"),
     "all": ("whole stack", "#b3263a"),
+    "peer": ("cache of another library", "#2a8f6d"),
     "control": ("control: fewer steps", "#b36b00"),
 }
 STEPS = {"full": "#2f6db5", "cached": "#dbe6f3", "partial": "#84a9d6"}

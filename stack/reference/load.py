@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from importlib import resources
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +17,7 @@ from .classifier import asked as answers_of_scene
 from .clip_reader import ClipReader, clip_answers
 from .clips import Clip, parse_clip, sample_clip
 from .dit_pipeline import ShapesDiTPipeline
+from .names import DESCRIPTIONS, MODELS, folder_of, weights_folder
 from .pipeline import ShapesFluxPipeline
 from .scenes import Scene, parse, sample
 from .shapes_flux import for_128_pixels
@@ -55,7 +54,6 @@ class Reference:
         asked: the questions whose answers those words give; the rest of the scene is the model's own choice.
         answers: the right answer to every question about a scene.
         reader: what names the scenes in pictures or videos, made of the reader of pictures.
-        weights: the model whose weights it has; "" for its own.
         fitted: makes its pipeline of the one with those weights.
     """
 
@@ -68,12 +66,11 @@ class Reference:
     asked: tuple[str, ...]
     answers: Callable[[Any], Answers] = answers_of_scene
     reader: Callable[[SceneClassifier], SceneReader] = _itself
-    weights: str = ""
     fitted: Callable[[Any], Any] = _itself
 
 
 _FLUX = Reference(
-    description="FluxTransformer2DModel on drawn scenes: rectified flow, captions, 64 x 64 pixels, 1,024 tokens",
+    description=DESCRIPTIONS["shapes-flux"],
     pipeline=ShapesFluxPipeline,
     sample=sample,
     prompt=Scene.caption,
@@ -85,12 +82,11 @@ REFERENCES = {
     "shapes-flux": _FLUX,
     "shapes-flux-128": replace(
         _FLUX,
-        description="shapes-flux for 128 x 128 pixels, 4,096 tokens: the same weights, attention sharpened",
-        weights="shapes-flux",
+        description=DESCRIPTIONS["shapes-flux-128"],
         fitted=for_128_pixels,
     ),
     "shapes-dit": Reference(
-        description="DiTTransformer2DModel on drawn shapes: DDIM, 30 classes, guidance, 32 x 32 pixels, 256 tokens",
+        description=DESCRIPTIONS["shapes-dit"],
         pipeline=ShapesDiTPipeline,
         sample=sample_class,
         prompt=class_words,
@@ -99,10 +95,7 @@ REFERENCES = {
         asked=("colour", "shape"),
     ),
     "shapes-video": Reference(
-        description=(
-            "HunyuanVideoTransformer3DModel on drawn clips: rectified flow, captions, "
-            "8 frames of 32 x 32 pixels, 1,024 tokens"
-        ),
+        description=DESCRIPTIONS["shapes-video"],
         pipeline=ShapesVideoPipeline,
         sample=sample_clip,
         prompt=Clip.caption,
@@ -113,19 +106,6 @@ REFERENCES = {
         reader=ClipReader,
     ),
 }
-
-
-def weights_folder() -> Path:
-    """Where the shipped checkpoints are."""
-    return Path(str(resources.files("stack.reference"))) / "weights"
-
-
-def _folder_of(name: str) -> Path:
-    return weights_folder() / (REFERENCES[name].weights or name)
-
-
-# Those whose weights are here. The others can be trained, not loaded.
-MODELS = {name: known.description for name, known in REFERENCES.items() if _folder_of(name).is_dir()}
 
 
 def reference(name: str) -> Reference:
@@ -167,7 +147,7 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
     if name in REFERENCES and name not in MODELS:
         raise StackError(f"the weights of {name} do not ship: python -m training.train {name} makes them")
     known = reference(name)
-    pipe = known.fitted(known.pipeline.from_pretrained(_folder_of(name), dtype=dtype))
+    pipe = known.fitted(known.pipeline.from_pretrained(folder_of(name), dtype=dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -28,8 +28,8 @@ def asked(
     assume: str | None = None,
     steps: int | None = None,
     device: str | None = None,
-) -> str | None:
-    """What `ditstack explain` says without weights; None where it is to load the model.
+) -> Unloaded | None:
+    """A recipe planned without weights; None where the model is to be loaded.
 
     Args:
         model: hub id; None takes the recipe's.
@@ -54,7 +54,7 @@ def asked(
     known = from_folder(config) if config is not None else published(name)
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = assumed_machine(assume) if assume is not None else machine_of(here)
-    return told(unloaded(recipe, known.at(None if size is None else sides_of(size), frames), machine, steps))
+    return unloaded(recipe, known.at(None if size is None else sides_of(size), frames), machine, steps)
 
 
 def told(found: Unloaded) -> str:

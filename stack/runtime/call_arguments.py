@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import StackError, nearest
+from ..core.files import reason
 from ..core.validate import shown
 
 STEPS = "num_inference_steps"
 PROMPT = "prompt"
 SIDES, FRAMES = ("width", "height"), ("num_frames", "video_length")
+GUIDANCE, NEGATIVE = "guidance_scale", "negative_prompt"
+_TAKES_IMAGES = re.compile(r"(^|_)images?(_\d+)?$")
+
+Call = Mapping[str, Any] | Callable[[list[Any]], Mapping[str, Any]]
+"""Arguments for every call of the pipeline, or a function of the prompts of a call that gives them."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,65 @@ def size_arguments(pipe: Any, size: str | None, frames: int | None) -> dict[str,
             raise StackError(f"{kind} makes pictures: expected no --frames, got {frames}")
         given[name] = frames
     return given
+
+
+def call_of(
+    pipe: Any,
+    size: str | None = None,
+    frames: int | None = None,
+    guidance: float | None = None,
+    negative_prompt: str | None = None,
+    call: Call | None = None,
+) -> Call:
+    """The arguments of every call beside prompts, seed and steps.
+
+    Args:
+        size, frames: see `size_arguments`.
+        guidance: `guidance_scale` of the call.
+        call: any other arguments by name, or a function of the prompts of a call that gives them. An image may be the
+            path of its file. They win over the above.
+
+    Raises:
+        StackError: the pipeline takes no such argument, or a file is no image.
+    """
+    given: dict[str, Any] = size_arguments(pipe, size, frames)
+    names = CallParameters.of(pipe).names
+    for option, name, value in (("guidance", GUIDANCE, guidance), ("negative prompt", NEGATIVE, negative_prompt)):
+        if value is not None and name not in names:
+            raise StackError(f"{type(pipe).__name__} takes no {name}: expected no {option}, got {shown(value)}")
+        given |= {} if value is None else {name: value}
+    if callable(call):
+        return (lambda prompts: {**given, **call(prompts)}) if given else call
+    if call is not None and not isinstance(call, Mapping):
+        raise StackError(f"call= must be arguments by name, or a function that gives them, got {shown(call)}")
+    return given | {name: _with_images(name, value) for name, value in (call or {}).items()}
+
+
+def _with_images(name: Any, value: Any) -> Any:
+    """An argument that takes images, with the files that it names read."""
+    if not isinstance(name, str) or not _TAKES_IMAGES.search(name):
+        return value
+    if isinstance(value, list | tuple):
+        return [_with_images(name, one) for one in value]
+    return _read_image(name, value) if isinstance(value, str | Path) else value
+
+
+def _read_image(name: str, path: str | Path) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, UnidentifiedImageError) as error:
+        raise StackError(f"{name}: expected the file of an image, got {shown(str(path))} ({reason(error)})") from None
+
+
+def call_words(call: Call) -> dict[str, Any]:
+    """Call arguments as a record has them: plain values as they are, of anything else what it is."""
+    if callable(call):
+        return {"call": "a function of the prompts"}
+    plain = (bool, int, float, str, type(None))
+    return {name: value if isinstance(value, plain) else type(value).__name__ for name, value in call.items()}
 
 
 def named_arguments(pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

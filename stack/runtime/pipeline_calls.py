@@ -14,10 +14,7 @@ from ..core.errors import StackError
 from ..core.progress import ProgressLine
 from ..models.denoiser import all_denoisers
 from ..models.parallel import ranks_of
-from .call_arguments import PROMPT, STEPS, CallParameters, named_arguments
-
-Call = Mapping[str, Any] | Callable[[list[Any]], Mapping[str, Any]]
-"""Arguments for every call of the pipeline, or a function of the prompts of a call that gives them."""
+from .call_arguments import PROMPT, STEPS, Call, CallParameters, named_arguments
 
 EMBEDS = "prompt_embeds"
 # What a measurement sets itself, and what to say instead.

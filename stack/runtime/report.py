@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
 import torch
 
+from ..core.files import json_text
 from ..core.readback import Stopwatch
 from .final_error import final_error_words, summed_error
 from .step import ALL, CACHED, FULL, PARTIAL, Computed, StepContext
@@ -81,6 +82,14 @@ class Report:
     def branches(self) -> int:
         """Guidance branches that are calls of their own."""
         return len({record.branch for record in self.steps})
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values: `step` 0 is the first, seconds are of the device, errors are relative."""
+        return {**asdict(self), "full_steps": self.full_steps, "branches": self.branches}
+
+    def to_json(self) -> str:
+        """`as_dict` as strict JSON: a figure that is not finite is null."""
+        return json_text(self.as_dict())
 
     def __str__(self) -> str:
         if not self.steps:

@@ -15,7 +15,7 @@ from ..core.plan import Plan
 from ..measure.perceptual import Perceptual, load_perceptual
 from ..measure.timing import RoundRobin
 from ..recipe import Recipe
-from ..runtime.pipeline_calls import Call
+from ..runtime.call_arguments import Call
 from ..stack import Stack
 from .figures import Figures, Sample, sample
 from .limits import Limits
@@ -61,7 +61,7 @@ class Tryout:
 
     def __post_init__(self) -> None:
         self._distance = load_perceptual() if self.limits.max_lpips else None
-        self._base = PipelineEngine(self.pipe, {}, self.steps, self.call, self.limits.output)
+        self._base = PipelineEngine(self.pipe, {}, self.steps, self.call, output=self.limits.output)
 
     @property
     def base_seconds(self) -> float:
@@ -153,7 +153,9 @@ class Tryout:
 
     def _candidate(self, name: str, stages: Stages) -> tuple[PipelineEngine, Row]:
         recipe = self._recipe(name, stages)
-        return self._base.beside({name: recipe}), Row(name, "stack", "all", name, tuple(recipe.stages), self.steps)
+        return self._base.beside({name: recipe.passes()}), Row(
+            name, "stack", "all", name, tuple(recipe.stages), self.steps
+        )
 
     def _recipe(self, name: str, stages: Stages) -> Recipe:
         return self.recipe(name, stages, "", {})

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..calibrate.goals import Goal
 from ..core.errors import StackError
 from ..recipe import Recipe
-from ..runtime.pipeline_calls import Call
-from ..tune import calibrated, held_apart
+from ..runtime.call_arguments import Call
+from ..tune import calibrate, held_apart
 from .front import best, finalists, pareto
 from .limits import Limits
 from .space import FEWEST_STEPS, Space, Stages, space_of
@@ -185,7 +184,8 @@ class _Search:
     ) -> Tried:
         self.tell(f"placing {count} full steps by calibration, about {seconds:.0f} s")
         recipe = self.place.recipe(NAME, _with_count(stages, count), "", {})
-        made, _ = calibrated(recipe, self.place.pipe, prompts, Goal(full_steps=count), seed, seconds, False, call)
+        asked_for: dict[str, Any] = {"seed": seed, "budget": seconds, "call": call, "progress": False}
+        made, _ = calibrate(self.place.pipe, recipe, prompts=prompts, full_steps=count, **asked_for)
         figures = self.place.figures(made.stages, self.samples)
         one = Tried(made.stages, figures, self.limits.excess(figures), CALIBRATED)
         self.study.add(one, self.limits.cost(figures))

@@ -7,9 +7,9 @@ from statistics import median
 import torch
 
 from stack import Stack
-from stack.compare.compare import captions
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.measure.metrics import psnr
+from stack.reference.captions import captions
 
 PROMPTS = captions(3, seed=88, model="shapes-flux")
 
@@ -21,7 +21,7 @@ def pictures(stack: Stack, steps: int) -> torch.Tensor:
 
 
 def test_an_adapter_of_four_steps_caches_one_and_puts_it_right() -> None:
-    pipe = load_pipeline("shapes-flux")
+    pipe = load("shapes-flux")
     pipe.set_progress_bar_config(disable=True)
     own = pictures(Stack(pipe).distill("shapes-flux-4"), 4)
     cached = Stack(pipe).distill("shapes-flux-4").cache("svd")

@@ -11,9 +11,9 @@ from stack import Stack
 from stack.caching.cache import Cache
 from stack.caching.methods import PRESETS, is_reading, unlike_published
 from stack.caching.policy import Policy
-from stack.compare.compare import captions
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.measure.metrics import psnr
+from stack.reference.captions import captions
 
 SCHEDULED = [name for name, policy in PRESETS.items() if policy.scheduled and not policy.site.decides]
 
@@ -39,7 +39,7 @@ def test_readings_are_what_was_published() -> None:
 def test_what_differs_is_said() -> None:
     assert unlike_published("svd") == "unlike svd-published: spread='by-noise', gains=(1.0, 1.0), corrected=True"
     assert unlike_published("svd-published") == "" == unlike_published("predictor-corrector")
-    pipe = load_pipeline("shapes-dit")
+    pipe = load("shapes-dit")
     assert unlike_published("svd") in Stack(pipe).cache("svd").explain()
     assert "unlike" not in Stack(pipe).cache("svd-published").explain()
 
@@ -55,7 +55,7 @@ def test_an_interval_means_these_steps_and_a_count_so_many() -> None:
 
 def test_the_default_beats_its_reading_and_plain_steps() -> None:
     """Median over pictures of `shapes-dit`: 7 of 24 steps in full."""
-    pipe = load_pipeline("shapes-dit")
+    pipe = load("shapes-dit")
     pipe.set_progress_bar_config(disable=True)
     prompts = captions(3, seed=61, model="shapes-dit")
 

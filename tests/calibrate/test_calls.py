@@ -10,11 +10,10 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from stack import Stack, StackError
-from stack.calibrate.goals import Goal
 from stack.compare.compare import compare
 from stack.recipe import parse_recipe
 from stack.reference.pipeline import ShapesFluxPipeline
-from stack.tune import calibrated
+from stack.tune import calibrate
 
 from ..conftest import PROMPT, tiny_denoiser, tiny_pipe
 
@@ -62,8 +61,10 @@ MEASUREMENTS: dict[str, Callable[..., Any]] = {
     "noise_floor": lambda pipe, **more: rounded(pipe, "int8", min_features=16).noise_floor(
         PROMPT, steps=2, **more, **QUIET
     ),
-    "tune": lambda pipe, **more: calibrated(RECIPE, pipe, [PROMPT, *OTHERS], Goal(), budget=20.0, **more, **QUIET),
-    "compare": lambda pipe, **more: compare(pipe, [RECIPE], "mine", PROMPT, STEPS, compile_base=False, **more),
+    "tune": lambda pipe, **more: calibrate(pipe, RECIPE, prompts=[PROMPT, *OTHERS], budget=20.0, **more, **QUIET),
+    "compare": lambda pipe, **more: compare(
+        pipe, RECIPE, prompts=PROMPT, steps=STEPS, compile_base=False, **more, **QUIET
+    ),
 }
 
 

@@ -36,16 +36,32 @@ TEXTS = (
 )  # fmt: skip
 DEVICES = ("tv", "cuda:99", "cuda:x", "cpu:7", "meta", "mps", "", "cuda:-1", "CPU", "cpu:", "\x00")
 OPTIONS = {
-    "compare": ("--model", "--prompts", "--steps", "--seed", "--out", "--json", "--device"),
-    "run": ("--model", "--prompt", "--out", "--steps", "--seed", "--device"),
+    "compare": (
+        "--model", "--prompt", "--prompts-file", "--prompts", "--steps", "--seed", "--out", "--device", "--size",
+        "--frames", "--guidance", "--negative-prompt", "--call", "--lora",
+    ),
+    "run": (
+        "--model", "--prompt", "--prompts-file", "--out", "--steps", "--seed", "--device", "--guidance", "--call",
+        "--lora",
+    ),
     "explain": ("--model", "--steps", "--device", "--size", "--frames", "--assume", "--config"),
     "calibrate": (
-        "--model", "--full-steps", "--psnr", "--seconds", "--prompts", "--budget", "--seed", "--out", "--device",
+        "--model", "--full-steps", "--psnr", "--seconds", "--prompts-file", "--budget", "--seed", "--out", "--device",
     ),
     "models": (), "recipes": ("--write",), "adapters": ("--folder",), "rules": ("--write",),
 }  # fmt: skip
 ARGUMENTS = ("compare", "run", "explain", "calibrate", "rules")
-PATHS = ("--out", "--json", "--prompts", "--folder", "--write", "--config")
+PATHS = ("--out", "--prompts-file", "--folder", "--write", "--config", "--lora")
+CALLS = (
+    "{}",
+    "[]",
+    "3",
+    "{",
+    '{"guidance_scale": "x"}',
+    '{"generator": 1}',
+    '{"image": "gone.png"}',
+    '{"1": {"2": []}}',
+)
 
 
 def fuzz(count: int, seed: int) -> Tally:
@@ -112,6 +128,8 @@ def _line(rng: random.Random) -> list[str]:
 def _value(option: str, rng: random.Random) -> str:
     if option == "--model":
         return rng.choice(("broken", "list", "odd", "none", "mine.toml", *TEXTS))
+    if option == "--call":
+        return rng.choice((*CALLS, *TEXTS))
     if option == "--device":
         return rng.choice(DEVICES)
     if option in PATHS:
@@ -129,7 +147,7 @@ def _value(option: str, rng: random.Random) -> str:
                 *TEXTS,
             )
         )
-    return rng.choice(TEXTS if option == "--prompt" else NUMBERS)
+    return rng.choice(TEXTS if option in ("--prompt", "--negative-prompt", "--size") else NUMBERS)
 
 
 def _run(tally: Tally, number: int, line: list[str]) -> None:
@@ -142,7 +160,7 @@ def _run(tally: Tally, number: int, line: list[str]) -> None:
     except BaseException:  # everything else is what the fuzzer looks for
         tally.tracebacks.append(f"{case}\n{traceback.format_exc()}")
         return
-    error = told.getvalue()
+    *_, error = ["", *told.getvalue().splitlines(keepends=True)]  # before it may stand what was being done
     one_line = error.startswith("error: ") and error.endswith("\n") and error[:-1].isprintable()
     if code == 0:
         tally.accepted += 1

@@ -10,11 +10,12 @@ from torch import nn
 from stack import Stack
 from stack.compare import engine as subject
 from stack.compare.base import Base, choose_base, stand_in
-from stack.compare.compare import captions, compare
+from stack.compare.compare import compare
 from stack.compare.engine import PipelineEngine
 from stack.compare.rows import controls_of, plan_rows
 from stack.core.errors import StackError
 from stack.recipe import Recipe
+from stack.reference.captions import captions
 
 PROMPT, STEPS = "a red ring left of a blue star", 14
 CACHED = Recipe("cached", "", "shapes-flux", STEPS, {"cache": {"interval": 4, "warmup": 2}})
@@ -24,7 +25,7 @@ BASE, ALL = ROWS["base"], ROWS["all"]
 
 @pytest.fixture
 def engine(pipe: Any) -> PipelineEngine:
-    return PipelineEngine(pipe, {"cached": CACHED}, STEPS)
+    return PipelineEngine(pipe, {"cached": CACHED.passes()}, STEPS)
 
 
 def test_base_is_the_pipeline_itself(engine: PipelineEngine, pipe: Any) -> None:
@@ -142,7 +143,7 @@ def test_captions_start_alike_and_differ() -> None:
 
 
 def test_a_whole_comparison(pipe: Any) -> None:
-    outcome = compare(pipe, [CACHED], "my-model", prompts=2, steps=STEPS, compile_base=False)
+    outcome = compare(pipe, [CACHED], name="my-model", prompts=2, steps=STEPS, compile_base=False)
     rows = {row["name"]: row for row in outcome.record["rows"]}
     assert list(rows) == ["base", "cache", "all", "all-cache", "fewer-steps", "fewer-steps-multistep"]
     assert rows["base"]["speedup"] == 1.0 and rows["base"]["psnr_db"] == 99.0
@@ -158,7 +159,7 @@ def test_a_whole_comparison(pipe: Any) -> None:
 
 def test_a_pass_without_use_says_so_and_takes_no_time(pipe: Any) -> None:
     idle = Recipe("idle", "", "shapes-flux", STEPS, {"sparse_attn": {"keep": 1.0}, "cache": {"interval": 4}})
-    outcome = compare(pipe, [idle], "my-model", prompts=1, steps=STEPS, compile_base=False)
+    outcome = compare(pipe, [idle], name="my-model", prompts=1, steps=STEPS, compile_base=False)
     rows = {row["name"]: row for row in outcome.record["rows"]}
     assert {name: row["same_as"] for name, row in rows.items() if row["same_as"]} == {
         "sparse_attn": "base", "cache": "all", "all-sparse_attn": "all", "all-cache": "base",
@@ -170,7 +171,7 @@ def test_a_pass_without_use_says_so_and_takes_no_time(pipe: Any) -> None:
 @pytest.mark.parametrize(("prompts", "steps"), [(0, 50), (3, 1), (3, 0)])
 def test_too_little_to_measure_is_refused(pipe: Any, prompts: int, steps: int) -> None:
     with pytest.raises(StackError, match="must be at least"):
-        compare(pipe, [CACHED], "m", prompts=prompts, steps=steps)
+        compare(pipe, [CACHED], name="m", prompts=prompts, steps=steps)
 
 
 def test_captions_begin_again_where_a_model_knows_no_more() -> None:
@@ -192,7 +193,7 @@ def test_on_an_accelerator_compiled_code_is_tuned_and_captured_before_it_is_time
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1234)
     recipe = Recipe("c", "", "shapes-flux", STEPS, {"cache": {"interval": 4, "warmup": 2}, "compile": {}})
-    engine = PipelineEngine(pipe, {"c": recipe}, STEPS)
+    engine = PipelineEngine(pipe, {"c": recipe.passes()}, STEPS)
     engine.device = torch.device(device)
     calls: list[int] = []
     inner = type(pipe).__call__

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,27 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from stack.compare.compare import Outcome
 from stack.compare.files import save_outcome
 from stack.compare.grid import CELL, GAP, HEAD, LABEL, MARGIN, draw_grid, grid_size, to_image
-from stack.compare.table import footnotes, print_table, verdicts
+from stack.compare.outcome import Comparison
+from stack.compare.record import visible
+from stack.compare.table import footnotes, print_table
+from stack.compare.verdict import verdict
 
 
-def outcome_of(comparison: Any, engine: Any = None) -> Outcome:
+def outcome_of(comparison: Any, engine: Any = None) -> Comparison:
     measurement, record = comparison(engine)
     pictures = {name: m.pictures for name, m in measurement.rows.items() if m.generations}
-    return Outcome(record, pictures, {"balanced": "1. quantize: int8 <fast>"})
+    return Comparison(record, pictures, {"balanced": "1. quantize: int8 <fast>"})
 
 
 def test_everything_is_written(comparison: Any, tmp_path: Path) -> None:
     outcome = outcome_of(comparison)
-    written = save_outcome(outcome, tmp_path / "out", tmp_path / "elsewhere" / "x.json")
-    names = ["compare.json", "x.json", "grid.png", "product.png", "chart.svg", "report.html"]
+    written = save_outcome(outcome, tmp_path / "out")
+    names = ["compare.json", "table.md", "grid.png", "product.png", "chart.svg", "report.html"]
     assert [path.name for path in written] == names
-    first, second = (json.loads(path.read_text()) for path in written[:2])
-    assert first == second and len(first["rows"]) == 10
+    assert len(json.loads(written[0].read_text())["rows"]) == 16
+    assert written[1].read_text() == outcome.markdown()
     assert Image.open(tmp_path / "out" / "grid.png").size == grid_size(10, 3)
     assert (tmp_path / "out" / "chart.svg").read_text().count("data-row=") == 9  # all rows but the base
 
@@ -52,24 +55,26 @@ def test_pictures_keep_their_shape_in_the_grid() -> None:
 
 def test_an_interruption_leaves_all_files(comparison: Any, make_engine: Any, tmp_path: Path) -> None:
     written = save_outcome(outcome_of(comparison, make_engine(stop_after=12)), tmp_path / "some")
-    assert len(written) == 5
+    assert len(written) == 6
     assert json.loads(written[0].read_text())["partial"] is True
     assert "Interrupted" in written[-1].read_text()
     nothing = save_outcome(outcome_of(comparison, make_engine(stop_after=0)), tmp_path / "none")
-    assert [path.name for path in nothing] == ["compare.json", "report.html"]
+    assert [path.name for path in nothing] == ["compare.json", "table.md", "report.html"]
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, 120, 150])
 def test_table_shows_every_row_in_full(comparison: Any, width: int) -> None:
     _, record = comparison()
     console = Console(width=width, record=True, file=io.StringIO())
     print_table(record, console)
     text = console.export_text()
-    for row in record["rows"]:
-        assert f" {row['name']} " in text
+    for row in visible(record):
+        assert re.search(rf"^[│ ]*{re.escape(row['name'])} ", text, re.MULTILINE), row["name"]
+    assert text.splitlines()[0].startswith(verdict(record)[:60])
     assert "10.00x" in text and "5 of 50" in text
     assert max(len(line.rstrip()) for line in text.splitlines() if "│" in line) <= width
-    assert ("by work" in text) == (width == 120)
+    assert ("by work" in text) == ("memory" in text) == (width == 150)
+    assert ("10.00x ±" in text) == (width >= 120)
 
 
 def test_footnotes_say_how_the_passes_go_together(comparison: Any) -> None:
@@ -78,17 +83,3 @@ def test_footnotes_say_how_the_passes_go_together(comparison: Any) -> None:
     assert "efficiency 0.80: speedup of all / product of the passes alone" in notes
     assert any(note.startswith("interaction +8.0 dB") for note in notes)
     assert any(note.startswith("warning, all-quantize: identical to base") for note in notes)
-
-
-def test_the_verdict_names_the_better_control() -> None:
-    def row(name: str, group: str, psnr: float, speedup: float) -> dict[str, Any]:
-        role = "control" if group == "control" else "stack"
-        point = {"psnr_db": psnr, "speedup": speedup}
-        return {"name": name, "group": group, "role": role, "recipe": "r", "same_as": None, **point}
-
-    controls = [row("fewer-steps", "control", 30.0, 4.1), row("fewer-steps-multistep", "control", 36.0, 4.0)]
-    (lost,) = verdicts({"rows": [row("all", "all", 33.5, 4.05), row("cache", "alone", 20.0, 4.0), *controls]})
-    assert lost == ("all is 2.5 dB BELOW its better control, fewer-steps-multistep: 33.5 dB at 4.05x, 36.0 dB at 4.00x")
-    (won,) = verdicts({"rows": [row("all", "all", 40.0, 4.05), *controls]})
-    assert won.startswith("all is 4.0 dB above its better control, fewer-steps-multistep")
-    assert verdicts({"rows": [row("all", "all", 40.0, 4.05)]}) == []

@@ -48,6 +48,16 @@ def test_several_recipes_are_compared_as_wholes() -> None:
         plan_rows({"base": ("cache",), "fast": ("cache",)}, 50)
 
 
+def test_pairs_are_rows_of_their_own_where_no_other_row_has_them() -> None:
+    assert plan_rows(THREE, 50, pairs=True) == plan_rows(THREE, 50)
+    four = plan_rows({"r": ("distill", "quantize", "sparse_attn", "cache")}, 50, pairs=True)
+    assert [row.name for row in four if row.group == "pair"] == [
+        "distill+quantize", "distill+sparse_attn", "distill+cache", "quantize+sparse_attn", "quantize+cache",
+        "sparse_attn+cache",
+    ]  # fmt: skip
+    assert not [row for row in plan_rows({"r": ("distill", "quantize", "sparse_attn", "cache")}, 50) if "+" in row.name]
+
+
 def test_a_stage_named_like_its_recipe_is_no_whole_stack() -> None:
     assert [row.name for row in whole_stacks(plan_rows({"cache": ("quantize", "cache")}, 50))] == ["all"]
 
@@ -55,13 +65,15 @@ def test_a_stage_named_like_its_recipe_is_no_whole_stack() -> None:
 def test_controls_carry_their_stack_and_their_steps() -> None:
     (stack,) = whole_stacks(plan_rows(THREE, 50))
     euler, multistep = controls_of(stack, 9, single=True)
-    assert (euler.name, euler.steps, is_multistep(euler)) == ("fewer-steps", 9, False)
-    assert (multistep.name, multistep.steps, is_multistep(multistep)) == ("fewer-steps-multistep", 9, True)
+    assert (euler.name, euler.steps, is_multistep(euler.name)) == ("fewer-steps", 9, False)
+    assert (multistep.name, multistep.steps, is_multistep(multistep.name)) == ("fewer-steps-multistep", 9, True)
     fast = plan_rows({"balanced": ("cache",), "fast": ("cache",)}, 50)[2]
     names = [row.name for row in controls_of(fast, 7, single=False)]
     assert names == ["fewer-steps@fast", "fewer-steps-multistep@fast"]
-    assert is_multistep(controls_of(fast, 7, single=False)[1])
+    assert is_multistep(controls_of(fast, 7, single=False)[1].name)
     assert len(controls_of(stack, 9, single=True, multistep=False)) == 1
+    (alone,) = controls_of(plan_rows(THREE, 50)[1], 30, single=True)  # no second-order control: it is for whole stacks
+    assert (alone.name, alone.steps, alone.control_of) == ("fewer-steps@quantize", 30, "quantize")
 
 
 def test_the_cache_is_measured_against_the_same_passes_without_it() -> None:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from stack.compare.compare import captions, compare
+from stack.compare.compare import compare
 from stack.compare.files import save_outcome
 from stack.compare.grid import to_image
 from stack.measure.flops import counting
 from stack.measure.metrics import picture_warnings, psnr, ssim
 from stack.models.wiring import HUNYUAN_VIDEO
 from stack.recipe import Recipe
+from stack.reference.captions import captions
 
 from ..models.test_hunyuan_video import FRAMES, SIZE, TEXT, VIDEO, tiny
 
@@ -41,7 +42,7 @@ def test_the_grid_shows_four_frames_from_first_to_last() -> None:
 
 
 def test_compare_measures_a_video_model(tmp_path: Path) -> None:
-    outcome = compare(tiny(), [CACHED], "shapes-video", prompts=2, steps=STEPS, compile_base=False)
+    outcome = compare(tiny(), [CACHED], name="shapes-video", prompts=2, steps=STEPS, compile_base=False)
     rows = {row["name"]: row for row in outcome.record["rows"]}
     assert outcome.pictures["all"].shape == (2, FRAMES, 3, SIZE, SIZE)
     assert rows["base"]["psnr_db"] == 99 and 20 < rows["all"]["psnr_db"] < 90
@@ -56,7 +57,7 @@ def test_compare_measures_a_video_model(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_of_another_name_is_asked_in_its_own_language() -> None:
-    outcome = compare(tiny(), [CACHED], "models/mine", prompts=1, steps=STEPS, compile_base=False)
+    outcome = compare(tiny(), [CACHED], name="models/mine", prompts=1, steps=STEPS, compile_base=False)
     assert outcome.record["prompts"] == captions(1, 0, "shapes-video")
     assert all(row["accuracy"] is None for row in outcome.record["rows"])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.reference.classes import NULL
 from stack.reference.dit_pipeline import ShapesDiTPipeline
 from stack.reference.shapes_dit import TRANSFORMER, new_scheduler
@@ -88,7 +88,7 @@ def test_batched_equals_one_by_one() -> None:
 def test_saved_and_loaded_it_draws_the_same(tmp_path: Path) -> None:
     pipe = tiny_dit()
     pipe.save_pretrained(tmp_path)
-    again = load_pipeline(str(tmp_path), dtype=torch.float32, device="cpu")
+    again = load(str(tmp_path), dtype=torch.float32, device="cpu")
     assert type(again) is ShapesDiTPipeline and again.config.size == SIZE
     assert torch.equal(pictures(again, 4, [1]), pictures(pipe, 4, [1]))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.reference.pipeline import image_ids, patchify, unpatchify
 from training.flow import shift_at
 
@@ -40,7 +40,7 @@ def test_the_schedule_is_shifted_by_the_number_of_tokens(size: int, shift: float
 def test_saved_and_loaded_it_draws_the_same(tmp_path: Path) -> None:
     pipe = tiny_pipe()
     pipe.save_pretrained(tmp_path)
-    again = load_pipeline(str(tmp_path), dtype=torch.float32, device="cpu")
+    again = load(str(tmp_path), dtype=torch.float32, device="cpu")
     assert type(again) is type(pipe) and again.config.size == pipe.config.size
     torch.testing.assert_close(picture(again, 6), picture(pipe, 6), atol=1e-5, rtol=0)
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stack.loading import load_pipeline
-from stack.reference.load import load
+from stack.loading import load
 from stack.reference.pipeline import ShapesFluxPipeline
 from stack.reference.video_pipeline import ShapesVideoPipeline
 
@@ -55,7 +54,7 @@ def test_a_perfect_denoiser_gives_its_video_and_is_asked_at_shifted_times() -> N
 def test_saved_and_loaded_it_draws_the_same(tmp_path: Path) -> None:
     pipe = tiny()
     pipe.save_pretrained(tmp_path)
-    again = load_pipeline(str(tmp_path), dtype=torch.float32, device="cpu")
+    again = load(str(tmp_path), dtype=torch.float32, device="cpu")
     assert type(again) is ShapesVideoPipeline and (again.config.size, again.config.frames) == (SIZE, FRAMES)
     assert again.scheduler.config.shift == 3.0
     torch.testing.assert_close(frames(again), frames(pipe), atol=1e-5, rtol=0)
@@ -77,5 +76,5 @@ def test_other_prompts_are_refused() -> None:
 
 
 def test_the_shipped_prompt_encoder_still_loads() -> None:
-    pipe = load("shapes-flux")
+    pipe = load("shapes-flux", dtype=torch.float32, device="cpu")
     assert isinstance(pipe, ShapesFluxPipeline) and pipe.prompt_encoder.words.weight.shape == (29, 64)

@@ -15,7 +15,7 @@ import torch
 from ...core.errors import StackError
 from ...core.passes import Pass
 from ...core.progress import ProgressLine
-from ...runtime.pipeline_calls import Call
+from ...runtime.call_arguments import Call
 from ...runtime.stack_like import StackLike
 from ..observe import watching_blocks
 from ..site_features import BLOCK, SiteFeatures

@@ -16,7 +16,8 @@ from ...core.validate import prompts_of
 from ...distill.distill import Distill
 from ...models.denoiser import one_denoiser
 from ...runtime.call import DenoiserCall, some_rows
-from ...runtime.pipeline_calls import Call, PipelineCalls
+from ...runtime.call_arguments import Call
+from ...runtime.pipeline_calls import PipelineCalls
 from ...runtime.stack_like import StackLike
 from ...runtime.step import StepContext
 from ..observe import Observe, Run, answer_calls

@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ...measure.style import GROUPS, percent, seconds, times
 from ..pictures import FRAME_MS
 from ..record import decibels, visible
-from ..table import HEADINGS, footnotes, verdicts, warnings
+from ..table import HEADINGS, footnotes, warnings
+from ..verdict import margins, verdict
 from .figures import error_bar, memory_bars, of_row, table_row, time_bar
 from .frames import scenes
 from .palette import DARK, LIGHT
@@ -26,12 +27,14 @@ def report_html(record: Mapping[str, Any], plans: Mapping[str, str], pictures: M
         pictures: (B, 3, H, W) or (B, F, 3, H, W) in [0, 1] by row.
     """
     rows = visible(record)
-    told = [*verdicts(record), *warnings(record)]
+    beside = margins(record)
+    told = [*beside, *warnings(record)]
     return _environment().get_template("page.html.j2").render(
         record=record,
         rows=rows,
         title=title_of(record),
-        verdicts=verdicts(record) or [summary(row) for row in rows if row["group"] == "all"],
+        verdict=verdict(record),
+        margins=beside,
         notes=[note for note in footnotes(record) if note not in told],
         warnings=warnings(record),
         plans=plans,
@@ -56,11 +59,6 @@ def title_of(record: Mapping[str, Any]) -> str:
     """What was compared on what."""
     recipes = record["recipe"] if isinstance(record["recipe"], str) else ", ".join(record["recipe"])
     return f"{recipes} on {record['model']}"
-
-
-def summary(row: Mapping[str, Any]) -> str:
-    """What a whole stack does, where there is no control to hold it against."""
-    return f"{row['name']}: {times(row['speedup'])} as fast, {decibels(row['psnr_db'])} dB"
 
 
 def _environment() -> Environment:

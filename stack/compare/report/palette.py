@@ -27,6 +27,7 @@ DARK = {
     "alone": "#6ea8ea",
     "left-out": "#5480b4",
     "all": "#ff7486",
+    "peer": "#4fc4a0",
     "control": "#e7a33a",
     "full": "#6ea8ea",
     "cached": "#2a3644",

@@ -16,7 +16,7 @@ from PIL import Image
 
 from stack import Stack
 from stack.cli import main
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.runtime.call_arguments import size_arguments
 
 from .build import SAVED, Saved
@@ -80,7 +80,7 @@ def test_compare_writes_its_files(run: Run, name: str, folder: Path) -> None:
     options = ["--prompts", 1, "--steps", STEPS, "--no-compile", "--out", folder / "out", *_options(SAVED[name])]
     run("compare", "cache.toml", *options)
     assert {path.name for path in (folder / "out").iterdir()} == {
-        "compare.json", "grid.png", "chart.svg", "report.html",
+        "compare.json", "table.md", "grid.png", "chart.svg", "report.html",
     }  # fmt: skip
     record = json.loads((folder / "out" / "compare.json").read_text())
     rows = {row["name"]: row for row in record["rows"]}
@@ -96,7 +96,7 @@ def test_undo_gives_the_plain_output(name: str, folder: Path) -> None:
     from stack.recipe import load_recipe
 
     saved = SAVED[name]
-    pipe = load_pipeline(str(folder / "model"))
+    pipe = load(str(folder / "model"))
     size = size_arguments(pipe, saved.size, saved.frames or None)
 
     def made(run: Any) -> torch.Tensor:

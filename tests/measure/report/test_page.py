@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from stack.compare.compare import Outcome
 from stack.compare.files import save_outcome
+from stack.compare.outcome import Comparison
 from stack.compare.record import visible
 from stack.compare.report import frames
 from stack.compare.report.figures import ENTRIES
 from stack.compare.report.page import chart_svg, report_html
 from stack.compare.table import HEADINGS, cells
+from stack.compare.verdict import verdict
 
 from .reading import Page, entry, figures
 
@@ -70,9 +71,9 @@ def test_all_that_is_seen_is_also_said(made: tuple[dict[str, Any], Page]) -> Non
 
 
 def test_verdict_first_then_figures_then_how_to_have_it_again(made: tuple[dict[str, Any], Page]) -> None:
-    _, page = made
-    assert page.of("p")[0].attributes == {"class": "verdict"}
-    assert page.of("p")[0].text.startswith("all is ") and "its better control, fewer-steps" in page.of("p")[0].text
+    record, page = made
+    assert page.of("p")[0].attributes == {"class": "verdict"} and page.of("p")[0].text == verdict(record)
+    assert page.of("p")[1].text.startswith("all is ") and "its better control, fewer-steps" in page.of("p")[1].text
     titles = [e.text for e in page.of("h2")]
     assert titles == [
         "Results", "What each pass contributes", "Speed against quality", "Pictures: base against stack",
@@ -123,15 +124,20 @@ def test_several_recipes_have_no_contributions(comparison: Any) -> None:
     page = Page(report_html(record, {}, {}))
     assert record["contributions"] is None
     assert "What each pass contributes" not in [e.text for e in page.of("h2")]
-    verdicts = [e.text for e in page.of("p", **{"class": "verdict"})]
-    assert [text.split()[0] for text in verdicts] == ["one", "two"]
+    assert [e.text for e in page.of("p", **{"class": "verdict"})] == [verdict(record)]
+    assert [e.text.split()[0] for e in page.of("p")[1:3]] == ["one", "two"]
 
 
 def test_an_interruption_is_said_and_what_is_there_is_shown(comparison: Any, make_engine: Any, tmp_path: Path) -> None:
     measurement, record = comparison(make_engine(stop_after=1))
     pictures = {name: m.pictures for name, m in measurement.rows.items() if m.generations}
-    written = save_outcome(Outcome(record, pictures), tmp_path)
-    assert [path.name for path in written] == ["compare.json", "grid.png", "report.html"]  # one row makes no plot
+    written = save_outcome(Comparison(record, pictures), tmp_path)
+    assert [path.name for path in written] == [
+        "compare.json",
+        "table.md",
+        "grid.png",
+        "report.html",
+    ]  # one row makes no plot
     page = Page(written[-1].read_text())
     assert page.of("p", **{"class": "warning"})[0].text.startswith("Interrupted")
     assert len(page.of("img")) == 1 and chart_svg(record) is None

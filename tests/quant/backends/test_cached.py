@@ -12,7 +12,7 @@ import torch
 from stack import Stack, StackError
 from stack.caching.cache import Cache
 from stack.core.facts import machine_of
-from stack.loading import load_pipeline
+from stack.loading import load
 from stack.quant.backends import BACKENDS
 from stack.quant.schemes import SCHEMES
 
@@ -52,7 +52,7 @@ def _one_thread() -> Iterator[None]:
 @cache
 def measured(scheme: str, backend: str) -> dict[str, tuple[float, str]]:
     """By cache: PSNR against the same quantized model without a cache, in dB, and the kinds of the steps."""
-    pipe = load_pipeline("shapes-flux", torch.bfloat16, "cpu")
+    pipe = load("shapes-flux", torch.bfloat16, "cpu")
     pipe.set_progress_bar_config(disable=True)
     stack = Stack(pipe, steps=STEPS).quantize(scheme, backend=backend).add(CACHES["svd"]).apply()
     picture(stack, steps=1)  # some libraries lay out their weights anew in their first call, which drops cached state
@@ -81,6 +81,6 @@ def test_a_cache_loses_what_it_loses_on_native_weights(scheme: str, backend: str
 
 
 def test_what_is_too_narrow_is_said() -> None:
-    pipe = load_pipeline("shapes-flux", torch.bfloat16, "cpu")
+    pipe = load("shapes-flux", torch.bfloat16, "cpu")
     with pytest.raises(StackError, match=r"0 of 60 linears .*192 is no multiple of 128"):
         Stack(pipe).quantize(TOO_NARROW[0], backend=TOO_NARROW[1]).apply()

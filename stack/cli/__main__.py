@@ -1,0 +1,5 @@
+"""`python -m stack.cli`, the same as `ditstack`."""
+
+from .main import main
+
+main()

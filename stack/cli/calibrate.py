@@ -1,0 +1,112 @@
+"""`ditstack calibrate`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.errors import StackError
+from ..core.files import check_file, write_text
+from ..core.validate import MOST_STEPS
+from .app import Interrupted, app
+from .options import (
+    DEFAULT_MODEL,
+    DEFAULT_RECIPE,
+    LONGEST_RUN,
+    CallOption,
+    DeviceOption,
+    FramesOption,
+    GuidanceOption,
+    JsonOption,
+    LoraOption,
+    ModelOption,
+    NegativeOption,
+    PromptOption,
+    PromptsFileOption,
+    PromptsOption,
+    RecipeArgument,
+    SeedOption,
+    SizeOption,
+    call_of_json,
+    check_numbers,
+    loaded,
+    readable,
+    recipes_of,
+    texts_of,
+    told_as,
+    within,
+)
+
+if TYPE_CHECKING:
+    from ..calibrate.calibration import Calibration
+    from ..recipe import Recipe
+
+MOST_DECIBELS, OWN_PROMPTS = 100.0, 6  # of a reference model: four to search on and two to check
+DRAWN_WITH = 1000  # seed of those prompts: not what `compare` draws with by default
+
+
+@app.command()
+def calibrate(
+    recipe: RecipeArgument = DEFAULT_RECIPE,
+    model: ModelOption = DEFAULT_MODEL,
+    full_steps: Annotated[int, typer.Option(help="So many steps run in full; by default as many as now.")] = 0,
+    psnr: Annotated[float, typer.Option(help="Or: as few full steps as reach this PSNR in dB.")] = 0.0,
+    seconds: Annotated[float, typer.Option(help="Or: as many full steps as one picture can have in this time.")] = 0.0,
+    prompt: PromptOption = None,
+    prompts_file: PromptsFileOption = None,
+    prompts: PromptsOption = None,
+    budget: Annotated[float, typer.Option(help="Seconds to spend.")] = 60.0,
+    seed: SeedOption = 0,
+    out: Annotated[Path | None, typer.Option(help="The recipe to write; by default RECIPE-calibrated.toml.")] = None,
+    size: SizeOption = None,
+    frames: FramesOption = None,
+    guidance: GuidanceOption = None,
+    negative_prompt: NegativeOption = None,
+    call: CallOption = None,
+    lora: LoraOption = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Search a recipe's full steps and forecast on a model's own pictures, and write the recipe with what was found.
+
+    It takes 3 prompts, or better 6; every third is held out.
+    """
+    within("full-steps", full_steps, 0, MOST_STEPS)
+    within("psnr", psnr, 0, MOST_DECIBELS)
+    within("seconds", seconds, 0, LONGEST_RUN)
+    within("budget", budget, 0.1, LONGEST_RUN)
+    check_numbers(None, 1, seed, prompts)
+    (chosen,), given = recipes_of([recipe]), call_of_json(call)
+    path = out or Path(f"{re.sub('[^A-Za-z0-9._-]+', '-', chosen.name)[:100]}-calibrated.toml")
+    check_file(path, "--out")
+    texts = texts_of(prompt, prompts_file, prompts) or _own_prompts(model, prompts or OWN_PROMPTS)
+    model, pipe, size = loaded("calibrate", model, device, size, lora)
+    from ..recipe import recipe_toml
+    from ..tune import calibrate as search
+
+    try:
+        found, result = search(
+            pipe, chosen, prompts=readable(texts, pipe), full_steps=full_steps, psnr=psnr, seconds=seconds, seed=seed,
+            budget=budget, size=size, frames=frames, guidance=guidance, negative_prompt=negative_prompt, call=given,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted(f"nothing is written, recipe {chosen.name} is as it was") from None
+    write_text(path, recipe_toml(found))
+    told_as(json, lambda: _as_dict(found, result, path), lambda: f"{result}\nwritten: {path}")
+
+
+def _as_dict(found: Recipe, result: Calibration, path: Path) -> dict[str, Any]:
+    return {"recipe": found.name, "path": str(path), "notes": found.notes, "cache": found.stages["cache"]}
+
+
+def _own_prompts(model: str, count: int) -> list[str]:
+    """Prompts of a reference model, but for the first, which is everywhere."""
+    from ..reference.captions import captions
+    from ..reference.load import REFERENCES
+
+    if model not in REFERENCES:
+        raise StackError(f"no prompts are known for {model}: expected --prompts-file FILE, one prompt per line")
+    return captions(count + 1, seed=DRAWN_WITH, model=model)[1:]

@@ -1,0 +1,99 @@
+"""`ditstack compare`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..core.files import check_folder
+from .app import Interrupted, app
+from .options import (
+    DEFAULT_MODEL,
+    DEFAULT_RECIPE,
+    CallOption,
+    DeviceOption,
+    FramesOption,
+    GuidanceOption,
+    JsonOption,
+    LoraOption,
+    ModelOption,
+    NegativeOption,
+    PromptOption,
+    PromptsFileOption,
+    PromptsOption,
+    SeedOption,
+    SizeOption,
+    call_of_json,
+    check_numbers,
+    loaded,
+    recipes_of,
+    texts_of,
+)
+
+FOLDER, PROMPTS, FEWEST_STEPS = Path("ditstack-compare"), 3, 2
+
+
+@app.command()
+def compare(
+    context: typer.Context,
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="Recipes: shipped names or .toml files. One is taken apart pass by pass.")
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    prompt: PromptOption = None,
+    prompts_file: PromptsFileOption = None,
+    prompts: PromptsOption = None,
+    steps: Annotated[int | None, typer.Option(help="Denoiser steps of the base; by default the recipes'.")] = None,
+    seed: SeedOption = 0,
+    size: SizeOption = None,
+    frames: FramesOption = None,
+    guidance: GuidanceOption = None,
+    negative_prompt: NegativeOption = None,
+    call: CallOption = None,
+    lora: LoraOption = None,
+    peers: Annotated[bool, typer.Option("--peers", help="Also measure cache-dit and the caches of diffusers.")] = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Also measure each two passes of four or more.")] = False,
+    compile_base: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Also try a compiled base, and take the faster.")
+    ] = True,
+    out: Annotated[
+        Path, typer.Option(help="Folder for compare.json, table.md, grid.png, product.png, chart.svg and report.html.")
+    ] = FOLDER,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure anew; by default the same command goes on where it was stopped.")
+    ] = False,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure what each pass gives alone, together and left out, against the model as it is."""
+    check_numbers(steps, FEWEST_STEPS, seed, prompts)
+    chosen, given = recipes_of(recipes or [DEFAULT_RECIPE]), call_of_json(call)
+    check_folder(out, "--out")
+    texts = texts_of(prompt, prompts_file, prompts)
+    model, pipe, size = loaded("compare", model, device, size, lora)
+    from ..compare.compare import compare as run_compare
+    from ..compare.console import console
+    from ..compare.outcome import WIDTH
+    from ..compare.table import print_table
+
+    outcome = run_compare(
+        pipe, chosen, prompts=texts or prompts or PROMPTS, steps=steps, seed=seed, size=size, frames=frames,
+        guidance=guidance, negative_prompt=negative_prompt, call=given, peers=peers, pairs=pairs,
+        compile_base=compile_base, out=out, fresh=fresh, name=model,
+        command=shlex.join(["ditstack", *context.obj]),
+    )  # fmt: skip
+    record = outcome.record
+    done = sum(row["prompts_done"] for row in record["rows"] if not row["same_as"])
+    if record["partial"] and not done:
+        raise Interrupted("no picture was measured, nothing is written")
+    if json:
+        typer.echo(outcome.to_json())
+    else:
+        print_table(record, console(piped=WIDTH))
+        was = "was measured before, --fresh measures anew" if not outcome.pictures else "written"
+        typer.echo(f"{was}: {', '.join(str(out / name) for name in sorted(path.name for path in out.glob('*.*')))}")
+    if record["partial"]:
+        raise Interrupted(f"the {done} pictures measured until then are kept; the same command goes on from them")

@@ -1,0 +1,118 @@
+"""`ditstack models`, `recipes`, `adapters` and `rules`: what there is, listed without loading a library of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.errors import choose
+from ..core.files import check_file, json_text, write_text
+from .app import app
+from .options import JsonOption, told_as
+from .words import tell, tell_list
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A denoiser class of diffusers.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the reference models that ship with the package, or say how a denoiser class is wired."""
+    from ..reference.names import MODELS
+
+    if name is None:
+        return _list(json, [{"name": name, "description": words} for name, words in MODELS.items()])
+    from ..models.shown import shown
+
+    text = shown(name)
+    told_as(json, lambda: {"name": name, "lines": text.split("\n")}, lambda: text)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A shipped recipe or a .toml file: its settings.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write the page of those for real models to this file.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the shipped recipes with the models that they are for, or show one."""
+    from ..core.recipe_files import heads
+
+    if write is not None:
+        from ..reference.recipe_page import page, plans
+
+        check_file(write, "--write")
+        write_text(write, page(plans()))
+        return typer.echo(f"written: {write}")
+    if name is not None:
+        from ..recipe import load_recipe, recipe_toml
+
+        recipe = load_recipe(name)
+        head = {"name": recipe.name, "description": recipe.description, "model": recipe.model, "steps": recipe.steps}
+        return told_as(json, lambda: {**head, **recipe.stages, "notes": recipe.notes}, lambda: recipe_toml(recipe))
+    found = heads()
+    if json:
+        return typer.echo(json_text([vars(head) for head in found]))
+    tell_list(
+        (head.name, f"{head.description} ({', '.join(head.stages)}; {head.steps} steps, {head.model})")
+        for head in found
+    )
+
+
+@app.command()
+def adapters(
+    name: Annotated[str | None, typer.Argument(help="An adapter: all of its card.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="A folder of your own .toml cards instead of those that ship.")
+    ] = None,
+    write: Annotated[Path | None, typer.Option(help="Write the table of a page anew, docs/adapters.md.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """List distilled adapters: which denoiser class each is for, its schedule, and whether and where it was checked."""
+    from ..compare.console import print_columns
+    from ..distill.find import cards_in, shipped_folder
+    from ..distill.listing import COLUMNS, NARROW, narrow_row, rewritten, row, summary
+
+    cards = cards_in(folder or shipped_folder())
+    if write is not None:
+        check_file(write, "--write")
+        write_text(write, rewritten(write.read_text() if write.is_file() else "", cards))
+        return typer.echo(f"written: {write}")
+    if name is not None:
+        named = {card.name: card for card in cards}
+        if name not in named:
+            raise choose("adapter", name, list(named))
+        path = (folder or shipped_folder()) / f"{name}.toml"
+        return told_as(json, lambda: dict(zip(COLUMNS, row(named[name]), strict=True)), path.read_text)
+    if json:
+        return typer.echo(json_text([dict(zip(COLUMNS, row(card), strict=True)) for card in cards]))
+    print_columns(NARROW, map(narrow_row, cards))
+    tell(summary(cards))
+
+
+@app.command()
+def rules(
+    name: Annotated[str | None, typer.Argument(help="A rule, as explain() and warnings name it.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write all of them to this markdown file.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what clashes with what, the number behind it, and what is done about it."""
+    from ..compat.rules import RULES, rule_named
+    from ..compat.rules.page import page, section
+
+    if write is not None:
+        check_file(write, "--write")
+        write_text(write, page())
+        typer.echo(f"written: {write}")
+    elif name is not None:
+        rule = rule_named(name)
+        told_as(json, lambda: vars(rule), lambda: section(rule))
+    elif json:
+        typer.echo(json_text([vars(rule) for rule in RULES.values()]))
+    else:
+        tell_list((rule.name, rule.title) for rule in RULES.values())
+
+
+def _list(json: bool, found: list[dict[str, Any]]) -> None:
+    typer.echo(json_text(found)) if json else tell_list((one["name"], one["description"]) for one in found)

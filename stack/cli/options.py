@@ -1,0 +1,131 @@
+"""Options that several commands have, each with one meaning, and the checks that come before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.errors import StackError
+from ..core.progress import ProgressLine
+from ..core.validate import MOST_STEPS
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+DEFAULT_RECIPE, DEFAULT_MODEL = "fast", "shapes-flux"
+MOST_PROMPTS, LONGEST_RUN = 1000, 86_400.0
+LARGEST_SEED = 2**62
+EXAMPLE = '{"true_cfg_scale": 4}'
+
+RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a .toml file.")]
+ModelOption = Annotated[str, typer.Option(help="A reference model, a local diffusers folder, or a hub id OWNER/NAME.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default CUDA where there is one.")]
+StepsOption = Annotated[int | None, typer.Option(help="Denoiser steps; by default the recipe's.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")]
+SizeOption = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, or SIDE; by default the model's own.")]
+FramesOption = Annotated[int | None, typer.Option(help="Frames of a video; by default the model's own.")]
+GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale; by default the model's own.")]
+NegativeOption = Annotated[str | None, typer.Option("--negative-prompt", help="What not to draw.")]
+CallOption = Annotated[
+    str | None,
+    typer.Option(help='Any other argument of the call, as JSON: {"true_cfg_scale": 4, "image": "cat.png"}.'),
+]
+LoraOption = Annotated[str | None, typer.Option(help="A LoRA file, folder or hub id, loaded into the model.")]
+PromptOption = Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")]
+PromptsFileOption = Annotated[Path | None, typer.Option(help="A text file of prompts, one per line.")]
+PromptsOption = Annotated[
+    int | None, typer.Option(help="How many prompts: of those given the first, else captions of a reference model.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of text.")]
+
+
+def within(name: str, value: float | None, least: float, most: float) -> None:
+    """Refuse an option's value outside its range; NaN is in none."""
+    if value is not None and not least <= value <= most:
+        bound = f"at least {least:g}" if value < least else f"a number of at most {most:g}"
+        raise StackError(f"--{name} must be {bound}, got {value}")
+
+
+def check_numbers(steps: int | None = None, fewest: int = 1, seed: int = 0, prompts: int | None = None) -> None:
+    """Refuse numbers of steps, seeds and prompts that no command takes."""
+    within("prompts", prompts, 1, MOST_PROMPTS)
+    within("steps", steps, fewest, MOST_STEPS)
+    within("seed", seed, 0, LARGEST_SEED)
+
+
+def recipes_of(names: Sequence[str]) -> list[Recipe]:
+    """The recipes by name or file, each once."""
+    from ..recipe import load_recipe
+
+    loaded = [load_recipe(name) for name in names]
+    titles = [recipe.name for recipe in loaded]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise StackError(f"recipe {title!r} is given {titles.count(title)} times: expected different names")
+    return loaded
+
+
+def call_of_json(text: str | None) -> dict[str, Any] | None:
+    """The arguments in `--call`.
+
+    Raises:
+        StackError: not a JSON object.
+    """
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StackError(f"--call: expected JSON such as {EXAMPLE}, got {text[:60]!r} ({error})") from None
+    if not isinstance(found, Mapping):
+        raise StackError(f"--call: expected arguments by name such as {EXAMPLE}, got {text[:60]!r}")
+    return dict(found)
+
+
+def texts_of(prompt: Sequence[str] | None, file: Path | None, count: int | None) -> list[str]:
+    """The prompts on the command line and in the file, or the first of them; none where none are given."""
+    from ..tune import read_prompts
+
+    texts = [*(prompt or []), *(read_prompts(file) if file is not None else [])]
+    if file is not None and not texts:
+        raise StackError(f"--prompts-file: expected a file with a prompt on each line, got none in {file}")
+    if texts and count is not None and count > len(texts):
+        raise StackError(f"--prompts must be at most the {len(texts)} prompts that are given, got {count}")
+    return texts[:count]
+
+
+def loaded(
+    command: str, model: str, device: str | None, size: str | None = None, lora: str | None = None
+) -> tuple[str, Any, str | None]:
+    """The model, or the one trained for this size, its pipeline, and the size that its calls have to ask for."""
+    with ProgressLine(command) as line:
+        line.says(f"loading {model}")  # the libraries alone take seconds
+        from ..loading import load
+        from ..reference.load import at_size
+
+        trained = at_size(model, size)
+        return trained, load(trained, device=device, lora=lora), size if trained == model else None
+
+
+def readable(texts: Sequence[str], pipe: Any) -> list[str]:
+    """The prompts, or an example where there are none, once it is sure that a reference model can read them."""
+    from ..reference.captions import DEFAULT
+    from ..reference.load import name_of, reference
+
+    name = name_of(pipe)
+    known = reference(name or DEFAULT)
+    if name is None:
+        return list(texts or [known.example])
+    return [text for text in texts or [known.example] if known.parse(text)]
+
+
+def told_as(as_json: bool, data: Callable[[], Any], text: Callable[[], str]) -> None:
+    """Print a result: as JSON for scripts, or as text, wrapped to the terminal."""
+    from ..core.files import json_text
+    from .words import tell
+
+    typer.echo(json_text(data())) if as_json else tell(text())

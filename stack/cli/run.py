@@ -1,0 +1,86 @@
+"""`ditstack run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..core.files import check_folder
+from .app import Interrupted, app
+from .options import (
+    DEFAULT_MODEL,
+    DEFAULT_RECIPE,
+    CallOption,
+    DeviceOption,
+    FramesOption,
+    GuidanceOption,
+    JsonOption,
+    LoraOption,
+    ModelOption,
+    NegativeOption,
+    PromptOption,
+    PromptsFileOption,
+    PromptsOption,
+    RecipeArgument,
+    SeedOption,
+    SizeOption,
+    StepsOption,
+    call_of_json,
+    check_numbers,
+    loaded,
+    readable,
+    recipes_of,
+    texts_of,
+    told_as,
+)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument = DEFAULT_RECIPE,
+    model: ModelOption = DEFAULT_MODEL,
+    prompt: PromptOption = None,
+    prompts_file: PromptsFileOption = None,
+    prompts: PromptsOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures; by default ditstack-run, or the next free number.")
+    ] = None,
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
+    size: SizeOption = None,
+    frames: FramesOption = None,
+    guidance: GuidanceOption = None,
+    negative_prompt: NegativeOption = None,
+    call: CallOption = None,
+    lora: LoraOption = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make pictures with a stack, and say what each step did. A video becomes an animated PNG."""
+    check_numbers(steps, 1, seed, prompts)
+    (chosen,), given = recipes_of([recipe]), call_of_json(call)
+    if out is not None:
+        check_folder(out, "--out")
+    texts = texts_of(prompt, prompts_file, prompts)
+    model, pipe, size = loaded("run", model, device, size, lora)
+    from ..compare.pictures import run as run_stack
+    from ..reference.captions import captions
+    from ..runtime.call_arguments import call_of
+    from ..stack import Stack
+
+    texts = readable(texts or (captions(prompts, seed, model) if prompts else []), pipe)
+    called = call_of(pipe, size, frames, guidance, negative_prompt, given)
+    stack = Stack.from_recipe(chosen, pipe, steps=steps)
+    done = []
+    try:
+        for made in run_stack(stack, texts, out, seed=seed, call=called, model=model, recipe=chosen.name):
+            done.append(made)
+            if not json:
+                told_as(False, made.as_dict, lambda made=made: f"{made.path}\n{made.report}")  # type: ignore[misc]
+    except KeyboardInterrupt:
+        where = f" in {done[0].path.parent}" if done else ""
+        raise Interrupted(f"the first {len(done)} of {len(texts)} pictures are kept{where}") from None
+    if json:
+        told_as(True, lambda: [made.as_dict() for made in done], str)

@@ -1,0 +1,138 @@
+"""What a comparison is asked: stacks, prompts, steps and call arguments, checked before anything runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import StackError
+from ..core.passes import Pass
+from ..core.validate import RunSteps, Seed, checked, prompts_of
+from ..models.denoiser import denoiser_of
+from ..recipe import Recipe, recipe_of
+from ..reference.captions import DEFAULT, captions
+from ..reference.load import REFERENCES, name_of
+from ..runtime.call_arguments import Call, call_words
+from ..runtime.pipeline_calls import PipelineCalls
+from ..stack import Stack
+from ..tune import read_prompts
+from .kept import key_of
+from .peers import Peer
+from .record import Header, machine, versions
+
+Candidate = Recipe | Stack | str | Path
+"""What can be compared: a recipe, by its name, its file or itself, or a stack."""
+DEFAULT_RECIPE, DEFAULT_STEPS = "fast", 50
+LEAST_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be measured.
+
+    Attributes:
+        recipes: passes by name, in running order.
+        prompts: as the pipeline is given them.
+        drawn: the prompts are a reference model's own, whose pictures can be read back.
+        pairs, compile_base: see `stack.compare.compare.compare`.
+        command: the command line that asks, for the report; two questions that differ in it alone are equal.
+    """
+
+    header: Header
+    recipes: dict[str, tuple[Pass, ...]]
+    prompts: list[Any]
+    drawn: bool
+    call: Call
+    peers: Sequence[Peer]
+    pairs: bool
+    compile_base: bool
+    command: str = ""
+
+    @property
+    def key(self) -> str:
+        """Equal for equal questions on the same machine with the same libraries."""
+        passes = {name: [repr(one) for one in passes] for name, passes in self.recipes.items()}
+        return key_of({
+            "header": vars(self.header), "passes": passes, "call": self.call, "pairs": self.pairs,
+            "peers": [peer.name for peer in self.peers], "compile": self.compile_base,
+            "machine": machine(self.header.device), "versions": versions(),
+        })  # fmt: skip
+
+
+def asked(
+    pipe: Any,
+    recipes: Candidate | Sequence[Candidate] | None,
+    prompts: int | str | Path | Sequence[Any],
+    steps: int | None,
+    seed: int,
+    name: str | None,
+    call: Call,
+    peers: Sequence[Peer],
+    pairs: bool,
+    compile_base: bool,
+) -> Question:
+    """The question, with what was left open filled in; see `stack.compare.compare.compare`.
+
+    Raises:
+        StackError: fewer than one prompt or two steps, recipes of one name, or arguments that the pipeline refuses.
+    """
+    chosen = _named(recipes if recipes is not None else DEFAULT_RECIPE)
+    wanted = _steps(chosen) if steps is None else checked(RunSteps, steps, "steps")
+    if wanted < LEAST_STEPS:
+        raise StackError(f"steps must be at least {LEAST_STEPS}, got {wanted}: the controls need room below the base")
+    model = name or name_of(pipe) or _source(pipe)
+    checked(Seed, seed, "seed")
+    texts = _texts(pipe, prompts, seed, model)
+    PipelineCalls(pipe, call).check(texts, 0)
+    denoiser = denoiser_of(pipe)
+    header = Header(
+        model, pipe.device.type, str(denoiser.dtype).removeprefix("torch."), tuple(map(str, texts)), wanted, seed,
+        tuple(chosen), call_words(call),
+    )  # fmt: skip
+    passes = {name: tuple(one.passes() if isinstance(one, Recipe) else one.passes) for name, one in chosen.items()}
+    return Question(header, passes, texts, isinstance(prompts, int), call, peers, pairs, compile_base)
+
+
+def _named(given: Candidate | Sequence[Candidate]) -> dict[str, Recipe | Stack]:
+    """Recipes and stacks by name."""
+    several = [given] if isinstance(given, Recipe | Stack | str | Path) else list(given)
+    loaded = [one if isinstance(one, Stack) else recipe_of(one) for one in several]
+    found: dict[str, Recipe | Stack] = {}
+    for number, one in enumerate(loaded, 1):
+        title = one.name if isinstance(one, Recipe) else "stack" if len(loaded) == 1 else f"stack-{number}"
+        if title in found:
+            raise StackError(f"recipe {title!r} is given twice: expected different names")
+        found[title] = one
+    if not found:
+        raise StackError("expected a recipe or a stack to compare, got none")
+    return found
+
+
+def _steps(chosen: dict[str, Recipe | Stack]) -> int:
+    """The most steps that one of them is for. A distilled one says how few it takes, not what the base takes."""
+    plain = [
+        one.steps if isinstance(one, Recipe) else one.facts.steps
+        for one in chosen.values()
+        if "distill" not in (one.stages if isinstance(one, Recipe) else [p.stage for p in one.passes])
+    ]
+    return max(plain, default=DEFAULT_STEPS)
+
+
+def _source(pipe: Any) -> str:
+    """The hub id or the folder's name of what a pipeline was loaded from, or its class."""
+    path = str(pipe.name_or_path or "")
+    return os.path.basename(os.path.normpath(path)) if os.path.isdir(path) else path or type(pipe).__name__
+
+
+def _texts(pipe: Any, prompts: int | str | Path | Sequence[Any], seed: int, model: str) -> list[Any]:
+    if isinstance(prompts, int):
+        if prompts < 1:
+            raise StackError(f"prompts must be at least 1, got {prompts}")
+        return list(captions(prompts, seed, model if model in REFERENCES else name_of(pipe) or DEFAULT))
+    texts = read_prompts(prompts) if isinstance(prompts, Path) else prompts_of(prompts)
+    if not texts:
+        raise StackError("prompts must be at least 1, got 0")
+    return texts

@@ -1,0 +1,120 @@
+"""What a comparison comes to, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..measure.style import times
+from .record import decibels, visible
+from .rows import ALL
+
+# Two rows are as fast, or as near to the base, as each other within these: what timing on a quiet machine repeats to,
+# and what nobody sees in a picture.
+SAME_TIME, SAME_DB = 0.02, 0.1
+
+Figures = Mapping[str, Any]
+
+
+def verdict(record: Figures) -> str:
+    """The advice that the figures give: a pass to leave out, fewer plain steps instead, or the stack as it is."""
+    whole = [row for row in visible(record) if row["group"] == "all"]
+    measured = [row for row in whole if row["speedup"] and row["psnr_db"] is not None]
+    if not measured:
+        why = [text for row in whole for text in row["warnings"] if text.startswith("failed")]
+        return f"no verdict: {why[0]}" if why else "no verdict: no whole stack was measured"
+    text = _of_one(record, measured[0]) if len(whole) == 1 else _of_several(record, measured)
+    return f"so far: {text}" if record["partial"] else text
+
+
+def margins(record: Figures) -> list[str]:
+    """Each whole stack beside its better control: what it wins or loses against simply taking fewer steps."""
+    lines = []
+    for row in visible(record):
+        rival = best_control(record, row)
+        if row["group"] != "all" or row["psnr_db"] is None or rival is None:
+            continue
+        margin = row["psnr_db"] - rival["psnr_db"]
+        side = "above" if margin >= 0 else "BELOW"
+        against = f"its better control, {rival['name']}"
+        lines.append(f"{row['name']} is {abs(margin):.1f} dB {side} {against}: {_point(row)}, {_point(rival)}")
+    return lines
+
+
+def best_control(record: Figures, row: Figures) -> Figures | None:
+    """The control of a row that is nearer to the base; None where none was measured."""
+    own = [r for r in record["rows"] if r["control_of"] == row["name"] and r["psnr_db"] is not None]
+    return max(own, key=lambda control: control["psnr_db"], default=None)
+
+
+def _of_one(record: Figures, whole: Figures) -> str:
+    rows = {row["name"]: row for row in record["rows"]}
+    without = {stage: rows.get(f"{ALL}-{stage}") for stage in whole["passes"]}
+    useless = {
+        stage: row for stage, row in without.items() if row and row["same_as"] != "base" and _no_worse(row, whole)
+    }
+    if not useless:
+        return _beside(record, whole, "the stack") + _beaten(record, whole)
+    stage = max(useless, key=lambda stage: useless[stage]["psnr_db"] - whole["psnr_db"])
+    rest = rows[useless[stage]["same_as"] or useless[stage]["name"]]
+    return f"leave {stage} out: {_price(useless[stage], whole)}; {_beside(record, rest, 'the rest')}" + _beaten(
+        record, rest
+    )
+
+
+def _no_worse(without: Figures, whole: Figures) -> bool:
+    """Whether a stack without one of its passes is as fast and as near to the base as with it."""
+    if not without["seconds"] or without["psnr_db"] is None:
+        return False
+    faster = whole["seconds"] / without["seconds"] >= 1 - SAME_TIME
+    return bool(faster and without["psnr_db"] >= whole["psnr_db"] - SAME_DB)
+
+
+def _price(without: Figures, whole: Figures) -> str:
+    """What a pass costs that saves nothing."""
+    if without["same_as"] == whole["name"]:
+        return "it does nothing here"
+    lost, slower = without["psnr_db"] - whole["psnr_db"], whole["seconds"] / without["seconds"] - 1
+    cost = f"it costs {lost:.1f} dB and " if lost >= SAME_DB else "it "
+    return cost + (f"makes the stack {slower:.0%} slower" if slower > SAME_TIME else "saves nothing here")
+
+
+def _beside(record: Figures, row: Figures, what: str) -> str:
+    """A row beside the base and beside fewer plain steps in the same time."""
+    if row["speedup"] <= 1 + SAME_TIME:
+        return f"use the model as it is: {what} saves no time here ({_point(row)})"
+    rival = best_control(record, row)
+    if rival is None:
+        return f"{what} is {times(row['speedup'])} as fast as the base at {decibels(row['psnr_db'])} dB"
+    margin = row["psnr_db"] - rival["psnr_db"]
+    if margin < 0:
+        taken = f"{rival['steps']} steps take the same time and are {-margin:.1f} dB nearer to the base"
+        return f"take fewer plain steps instead: {taken} than {what}"
+    point = f"{times(row['speedup'])} as fast as the base at {decibels(row['psnr_db'])} dB"
+    return f"{what} is {point}, {margin:.1f} dB above fewer plain steps in the same time"
+
+
+def _beaten(record: Figures, row: Figures) -> str:
+    """Another library's cache that is both faster and nearer to the base."""
+    peers = [r for r in visible(record) if r["role"] == "peer" and r["speedup"] and r["psnr_db"] is not None]
+    better = [r for r in peers if r["speedup"] > row["speedup"] and r["psnr_db"] > row["psnr_db"]]
+    best = max(better, key=lambda peer: peer["psnr_db"], default=None)
+    return f"; {best['name']} is faster and nearer to the base ({_point(best)})" if best else ""
+
+
+def _of_several(record: Figures, whole: Sequence[Figures]) -> str:
+    best, margin = None, 0.0
+    for row in whole:
+        rival = best_control(record, row)
+        if rival is not None and row["speedup"] > 1 + SAME_TIME and row["psnr_db"] - rival["psnr_db"] >= margin:
+            best, margin = row, row["psnr_db"] - rival["psnr_db"]
+    if best is None:
+        return (
+            f"take fewer plain steps instead: none of the {len(whole)} recipes is nearer to the base in the same time"
+        )
+    above = f"{margin:.1f} dB above fewer plain steps in the same time, the most of {len(whole)} recipes"
+    return f"take {best['name']}: {_point(best)}, {above}" + _beaten(record, best)
+
+
+def _point(row: Figures) -> str:
+    return f"{decibels(row['psnr_db'])} dB at {times(row['speedup'])}"

@@ -1,0 +1,102 @@
+"""Lists, `--json`, `--version`, help and slips of the keyboard."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from stack import __version__
+from stack.cli.words import wrapped
+from stack.core.recipe_files import heads
+from stack.recipe import list_recipes, load_recipe, recipe_toml
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "one"),
+    [
+        ("models", "name", "shapes-flux"), ("recipes", "name", "fast"), ("adapters", "adapter", "flux-turbo-alpha"),
+        ("rules", "name", "few-steps"),
+    ],
+)  # fmt: skip
+def test_a_list_as_json_has_what_the_list_has(run: Run, command: str, key: str, one: str) -> None:
+    code, out, _ = run(command, "--json")
+    names = [entry[key] for entry in json.loads(out)]
+    assert code == 0 and one in names
+    told = run(command)[1]
+    assert all(name in told for name in names)
+
+
+def test_one_recipe_is_shown_as_its_file_would_be(run: Run) -> None:
+    fast = load_recipe("fast")
+    assert run("recipes", "fast")[1] == recipe_toml(fast) + "\n"
+    shown = json.loads(run("recipes", "fast", "--json")[1])
+    assert shown["cache"] == fast.stages["cache"] and shown["steps"] == 50
+    code, _, err = run("recipes", "fsat")
+    assert code == 2 and "did you mean 'fast'?" in err
+
+
+def test_one_adapter_is_shown_as_its_card(run: Run) -> None:
+    code, out, _ = run("adapters", "flux-turbo-alpha")
+    assert code == 0 and "steps = 8" in out
+    assert json.loads(run("adapters", "flux-turbo-alpha", "--json")[1])["steps"] == "8"
+    code, _, err = run("adapters", "flux-turbo-alph")
+    assert code == 2 and "did you mean 'flux-turbo-alpha'?" in err
+
+
+def test_heads_say_what_the_recipes_say() -> None:
+    assert [(head.name, head.description, head.model, head.steps, head.stages) for head in heads()] == [
+        (recipe.name, recipe.description, recipe.model, recipe.steps, tuple(recipe.stages)) for recipe in list_recipes()
+    ]
+
+
+def test_version_and_help(run: Run) -> None:
+    assert run("--version") == (0, f"ditstack {__version__}\n", "")
+    assert run("-h") == run("--help") and "compare" in run("-h")[1]
+    assert "--prompts-file" in run("compare", "-h")[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (["compare", "--stesp", "3"], "--steps"),
+        (["recipies"], "Did you mean 'recipes'?"),
+        (["run", "--prmpt", "x"], "--prompt"),
+    ],
+)
+def test_a_slip_of_the_keyboard_is_told_what_was_meant(run: Run, line: list[str], expected: str) -> None:
+    code, out, err = run(*line)
+    assert (code, out) == (2, "") and expected in err
+
+
+def test_a_plan_as_json(run: Run) -> None:
+    code, out, _ = run("explain", "flux-dev", "--assume", "h100", "--json")
+    plan = json.loads(out)
+    assert code == 0 and plan["model"] == "black-forest-labs/FLUX.1-dev" and plan["steps"] == 28
+    assert [entry["stage"] for entry in plan["passes"]] == ["quantize", "compile", "cache"]
+    assert any(finding["rule"] for finding in plan["findings"])
+
+
+def test_long_lines_are_wrapped_to_the_terminal() -> None:
+    text = "   - " + "word " * 30
+    lines = wrapped(text, 40).split("\n")
+    assert max(map(len, lines)) <= 40 and " ".join(" ".join(lines).split()) == " ".join(text.split())
+    assert lines[0].startswith("   - ") and all(line.startswith(" " * 7) for line in lines[1:])
+    assert wrapped("short", 40) == "short"
+
+
+@pytest.mark.parametrize("command", ["models", "recipes", "adapters", "rules", "--help"])
+def test_lists_load_no_library_of_models(command: str) -> None:
+    """What makes them quick: without these, a list is under a second of CPU."""
+    code = (
+        "import sys\nfrom stack.cli import main\n"
+        f"try: main([{command!r}])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'matplotlib'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
