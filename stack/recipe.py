@@ -24,7 +24,7 @@ class Recipe:
 
     Attributes:
         model: the model it was tuned on.
-        steps: denoiser steps it was tuned for.
+        steps: denoiser steps it was tuned for; None for those that a pipeline takes by itself.
         stages: stage name to the pass's arguments, in running order.
         notes: how its calibration was measured; shown, never interpreted.
         folder: where the files are that its options name; the file's own.
@@ -34,7 +34,7 @@ class Recipe:
     name: str
     description: str = ""
     model: str = "shapes-flux"
-    steps: RunSteps = 50
+    steps: RunSteps | None = None
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
@@ -111,6 +111,7 @@ def recipe_toml(recipe: Recipe) -> str:
     Raises:
         StackError: it holds something that TOML has no word for.
     """
-    head = {"name": recipe.name, "description": recipe.description, "model": recipe.model, "steps": recipe.steps}
+    head = {"name": recipe.name, "description": recipe.description, "model": recipe.model}
+    head |= {"steps": recipe.steps} if recipe.steps else {}
     notes = {"notes": recipe.notes} if recipe.notes else {}
     return toml_text({**head, **recipe.stages, **notes}, f"recipe {recipe.name}")

@@ -34,7 +34,7 @@ from .passes import made
 from .planner import Planner
 from .quant.quantize import Quantize
 from .recipe import Recipe, recipe_of
-from .runtime.call_arguments import named_arguments
+from .runtime.call_arguments import named_arguments, own_steps
 from .runtime.layers import Layers
 from .runtime.mounted import Mounted, mounted_on
 from .runtime.report import Journal, Report
@@ -58,7 +58,8 @@ class Stack:
 
     Args:
         model: a `DiffusionPipeline` with a `transformer`, or the transformer itself.
-        steps: denoiser steps to plan for; also the default number of steps of a call.
+        steps: denoiser steps to plan for; also the default number of steps of a call. None for the pipeline's own
+            default, and for 50 where that is not known.
         shift: schedule shift of a bare denoiser (a pipeline's scheduler has its own).
         strict: raise where the plan would repair.
         max_error: relative error of the final latents, of all passes together, that the cache fills up; 0 for none.
@@ -68,14 +69,16 @@ class Stack:
         StackError: the model is of no known family, `steps` < 1, or `max_error` < 0.
     """
 
-    def __init__(self, model: Any, steps: int = 50, shift: float = 1.0, strict: bool = False, max_error: float = 0.0):
-        checked(RunSteps, steps, "steps")
+    def __init__(
+        self, model: Any, steps: int | None = None, shift: float = 1.0, strict: bool = False, max_error: float = 0.0
+    ):
+        checked(RunSteps | None, steps, "steps")
         checked(float, shift, "shift")
         if not 0 <= checked(float, max_error, "max_error") < 1:
             raise StackError(f"max_error must be in [0, 1), got {max_error!r}: 0.05 allows 5 % of the final latents")
         self.max_error = max_error
         self._pipe = None if isinstance(model, nn.Module) else model
-        self._planner = Planner(steps, strict)
+        self._planner = Planner(own_steps(model) if steps is None else steps, strict)
         self._passes: list[Pass] = []
         self._layers = Layers()
         self._call_notes: list[str] = []  # what had to be put right in the last call

@@ -78,7 +78,14 @@ class ShapesFluxPipeline(FluxPipeline):
         return latents, image_ids(height // PATCH, width // PATCH).to(device=device, dtype=dtype)
 
     @torch.no_grad()
-    def __call__(self, prompt: Any = None, *args: Any, max_sequence_length: int = 16, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        prompt: Any = None,
+        *args: Any,
+        num_inference_steps: int = 50,
+        max_sequence_length: int = 16,
+        **kwargs: Any,
+    ) -> Any:
         """See `FluxPipeline.__call__`; `output_type` is "pil" (default), "pt", "np" or "latent" (packed tokens).
 
         Raises:
@@ -92,7 +99,8 @@ class ShapesFluxPipeline(FluxPipeline):
         return_dict = kwargs.pop("return_dict", True)
         height = kwargs.setdefault("height", self.config.size)
         width = kwargs.setdefault("width", self.config.size)
-        tokens = super().__call__(prompt, *args, output_type="latent", return_dict=False, **kwargs)[0]
+        kwargs |= {"num_inference_steps": num_inference_steps, "output_type": "latent", "return_dict": False}
+        tokens = super().__call__(prompt, *args, **kwargs)[0]
         if output_type == "latent":
             images = tokens
         else:

@@ -17,6 +17,7 @@ from ..measure.shape_work import ShapeWork, work_at
 from ..quant.planned import PlannedWeights, planned_weights
 from ..quant.quantize import Quantize
 from ..recipe import Recipe
+from ..runtime.call_arguments import ASSUMED_STEPS
 from .published import Published
 
 
@@ -80,13 +81,13 @@ def unloaded(recipe: Recipe, model: Published, machine: Machine, steps: int | No
     """Plan a recipe for a model whose weights are not there.
 
     Args:
-        steps: denoiser steps; None takes the recipe's.
+        steps: denoiser steps; None takes the recipe's, and 50 where that names none.
 
     Raises:
         StackError: a pass cannot work on this model, or the configuration is none of its class.
     """
     denoiser = model.new_denoiser()
-    facts = model.facts(denoiser, machine, steps or recipe.steps)
+    facts = model.facts(denoiser, machine, steps or recipe.steps or ASSUMED_STEPS)
     plan = make_plan(facts, recipe.passes())
     work, no_work = _work(denoiser, facts)
     weights = state = None

@@ -16,6 +16,7 @@ from ..core.files import reason
 from ..core.validate import shown
 
 STEPS = "num_inference_steps"
+ASSUMED_STEPS = 50  # of a loop over a bare denoiser, and of a pipeline that does not say its own number
 PROMPT = "prompt"
 SIDES, FRAMES = ("width", "height"), ("num_frames", "video_length")
 GUIDANCE, NEGATIVE = "guidance_scale", "negative_prompt"
@@ -65,6 +66,19 @@ class CallParameters:
     def takes_prompts(self) -> str:
         """The argument that prompts go to: `prompt`, or the first where there is none (`class_labels` of DiT)."""
         return PROMPT if PROMPT in self.names else self.positional[0]
+
+
+def own_steps(pipe: Any) -> int:
+    """The number of steps that a pipeline takes where its caller names none; 50 where it does not say."""
+    from diffusers import ModularPipeline
+
+    if isinstance(pipe, ModularPipeline):
+        said = [taken.default for taken in pipe.blocks.inputs if taken.name == STEPS]
+    else:
+        calls = (vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind))
+        takes = (inspect.signature(call).parameters for call in calls)
+        said = [parameters[STEPS].default for parameters in takes if STEPS in parameters]
+    return next((steps for steps in said if isinstance(steps, int)), ASSUMED_STEPS)
 
 
 def sides_of(size: str) -> tuple[int, int]:

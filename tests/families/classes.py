@@ -186,7 +186,7 @@ LACKS["LuminaNextDiT2DModel"] = {**LACKS.get("LuminaNextDiT2DModel", {}), "modul
 LACKS |= {name: {**LACKS.get(name, {}), "attention": reason} for name, reason in DENSE.items()}
 # Classes that are refused as a whole.
 REFUSED = {
-    "Cosmos3OmniTransformer": "expected a denoiser whose forward takes hidden_states or sample",
+    "Cosmos3OmniTransformer": "text, video, sound and actions are one sequence without a batch axis",
     "RFD4ProteinaTransformer": "expected a denoiser whose forward takes hidden_states or sample",
 }
 

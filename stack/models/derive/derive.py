@@ -80,6 +80,8 @@ def wiring_of_small(cls: type[nn.Module], made: Small | str) -> Wiring:
     Args:
         made: a small instance, or why there is none.
     """
+    if why := FAMILIES.get(cls.__name__, FamilyData()).unwired:
+        raise StackError(f"cannot accelerate a {cls.__name__}: {why}; use diffusers' own options on it")
     takes = tuple(inspect.signature(cls.forward).parameters)
     latent, time = (_one_of(cls, takes, names) for names in (LATENTS, TIMES))
     if isinstance(made, str):

@@ -25,6 +25,7 @@ class FamilyData:
             columns where the class is a U-Net, else for those asked for.
         time_scale: the timestep at noise level 1; None for 1 where the class takes ids or shapes of packed images, else
             1000.
+        unwired: why no stack goes on it, though a small instance runs; "" where one does.
     """
 
     classes: tuple[str, ...] = ()
@@ -34,3 +35,4 @@ class FamilyData:
     video: bool | None = None
     fit: Callable[[Sizes], Sizes] | None = None
     time_scale: float | None = None
+    unwired: str = ""

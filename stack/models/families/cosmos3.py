@@ -16,6 +16,8 @@ def _from_text(name: str, call: Call) -> torch.Tensor:
 
 COSMOS3 = FamilyData(
     ("Cosmos3OmniTransformer",), video=True,
+    unwired="text, video, sound and actions are one sequence without a batch axis: its blocks take tokens (N, D), and "
+    "it returns a list for each kind, or None where a call has none of it",
     published={"rope_scaling": {"mrope_section": [4, 2, 2]}},
     arguments={
         "input_ids": counted("T"), "text_indexes": counted("T"),
