@@ -22,6 +22,7 @@ from ..core.readback import reads_are_free
 from ..models.layout import SelfAttention, numbered
 from ..models.sdpa import Answering, SdpaCall
 from ..runtime.target import Target
+from .request_masks import RequestMasks
 
 NOTHING, OTHERS, MORE = "nothing", "others", "more"
 
@@ -36,6 +37,7 @@ class AttentionCall:
         sdpa: what torch was asked for.
         own: how many tokens are the latent's; 0 where that is not known.
         parallel: it runs on several devices, each with a part of the sequence.
+        masks: what the masks of the request hide; None where that is not kept.
     """
 
     layer: str
@@ -43,6 +45,7 @@ class AttentionCall:
     sdpa: SdpaCall
     own: int
     parallel: bool = False
+    masks: RequestMasks | None = None
 
     @property
     def others(self) -> int:
@@ -63,20 +66,28 @@ class AttentionCall:
     def hides(self) -> str:
         """What its mask hides from all queries alike: nothing, other tokens than the latent's, or more than that.
 
-        The mask is looked into only where that does not wait for the device.
+        Where a look into the mask waits for the device it is taken once in a request, and never at a mask that may
+        change from step to step: of such a one is taken what the layout says of all.
         """
         mask = self.sdpa.mask
         if mask is None:
             return NOTHING
-        free, plain = reads_are_free(mask.device), mask.dtype == torch.bool
-        if free and bool((mask if plain else mask == 0).all()):
+        if reads_are_free(mask.device):
+            return self._looked(mask)
+        if self.layout.steady and self.masks is not None:
+            return self.masks.once((self.layer, mask.shape, mask.dtype), partial(self._looked, mask))
+        return OTHERS if self.layout.hides_text and self._over_keys(mask) else MORE
+
+    def _looked(self, mask: torch.Tensor) -> str:
+        if bool((mask if mask.dtype == torch.bool else mask == 0).all()):
             return NOTHING
-        if not plain or mask.ndim != 4 or mask.shape[1:3] != (1, 1) or not self.layout.others:
-            return MORE
         # Not `own` from the end, which is no slice of nothing.
         own = slice(0, self.own) if self.layout.others == "behind" else slice(self.others, None)
-        told = bool(mask[..., own].all()) if free else self.layout.hides_text
-        return OTHERS if told else MORE
+        return OTHERS if self._over_keys(mask) and bool(mask[..., own].all()) else MORE
+
+    def _over_keys(self, mask: torch.Tensor) -> bool:
+        """Whether a mask hides keys from all queries alike, and there are others than the latent's to hide."""
+        return mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1:3] == (1, 1) and bool(self.layout.others)
 
     @property
     def seen(self) -> torch.Tensor | None:
@@ -110,16 +121,22 @@ def put_backend(target: Target, install: Installer, backend: AttentionBackend) -
     """Let a back end be asked first, in all layers that attend over the latent's tokens. Returns these by path."""
     first, wiring = not target.attention_backends, target.wiring
     install.set_attribute(target, "attention_backends", (backend, *target.attention_backends))
+    masks = RequestMasks(target)
     layers = {path: m for path, m in target.denoiser.named_modules() if numbered(path) in wiring.attention}
     for path, module in layers.items() if first else ():
         layout = wiring.attention[numbered(path)]
         # Counters and shapes are Python: traced into a compiled block, every step would be compiled anew.
-        install.wrap_call(module, "forward", partial(_asking, target, path, module, layout), traced=False)
+        install.wrap_call(module, "forward", partial(_asking, target, path, module, layout, masks), traced=False)
     return layers
 
 
 def _asking(
-    target: Target, path: str, module: nn.Module, layout: SelfAttention, inner: Callable[..., Any]
+    target: Target,
+    path: str,
+    module: nn.Module,
+    layout: SelfAttention,
+    masks: RequestMasks,
+    inner: Callable[..., Any],
 ) -> Callable[..., Any]:
     """A layer's forward, within which the back ends are asked."""
 
@@ -130,7 +147,8 @@ def _asking(
             # A second one beside it, of an image prompt, is not over the sequence.
             if asked or not sdpa.tokens:
                 return None
-            asked.append(AttentionCall(path, layout, sdpa, _own_tokens(target, layout, sdpa), is_parallel(module)))
+            own = _own_tokens(target, layout, sdpa)
+            asked.append(AttentionCall(path, layout, sdpa, own, is_parallel(module), masks))
             return _answer(target, asked[0])
 
         with Answering(answer):

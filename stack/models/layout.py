@@ -68,11 +68,13 @@ class SelfAttention:
         numbers: of one sample of the latent for each of its tokens, where there are others; 0 where the configuration
             says it.
         hides_text: a mask over keys hides others alone.
+        steady: its mask is the same on every step of a request.
     """
 
     others: str = ""
     numbers: int = 0
     hides_text: bool = False
+    steady: bool = False
 
     def own_tokens(self, latent: Any, numbers: int = 0) -> int:
         """How many are the latent's; 0 where that is not a whole number, or not the same for all samples.

@@ -186,7 +186,7 @@ HUNYUAN_VIDEO = replace(
     },
     # Its single blocks put the tokens together anew for the attention, behind the back of `proj_mlp`.
     same_input=(("attn.to_[qkv]",), ("attn.add_[qkv]_proj",)),
-    attention=dict.fromkeys(FLUX.attention, SelfAttention("behind", hides_text=True)),
+    attention=dict.fromkeys(FLUX.attention, SelfAttention("behind", hides_text=True, steady=True)),
     # With an image as condition, some or all tokens of the first frame have a modulation of their own.
     only={"image_condition_type": None},
     timestep_scale=1000.0,

@@ -27,6 +27,7 @@ SIZES = (
     Sizes(frames=2, rows=8, columns=4, text=7),
     Sizes(frames=5, rows=5, columns=11, text=11),
 )
+LATER = 0.25  # noise level of a later step
 HOW = "queries and keys that changed with the latent where attention answered with its values, at three sizes"
 
 
@@ -92,8 +93,8 @@ def self_attentions(small: Small, latent: str) -> tuple[dict[str, SelfAttention]
         name = numbered(path)
         made[name] = one if made.get(name, one) == one else None
     proven = {path: one for path, one in made.items() if one is not None}
-    hiding = _hide_text(small, latent, proven)
-    proven = {path: replace(one, hides_text=path in hiding) for path, one in proven.items()}
+    hiding, steady = _masked(small, latent, proven)
+    proven = {path: replace(one, hides_text=path in hiding, steady=path in steady) for path, one in proven.items()}
     return proven, "" if proven else _why_none(small, reasons)
 
 
@@ -161,24 +162,40 @@ def _ended(running: list[str], module: nn.Module, args: Any, result: Any) -> Non
     running.pop()
 
 
-def _hide_text(small: Small, latent: str, proven: Mapping[str, SelfAttention]) -> set[str]:
-    """Those whose mask, where the last text token is padding, hides keys from all queries alike, and none of the
-    latent's."""
-    given = dict(small.call(Sizes()))
-    masks = [name for name, value in given.items() if "mask" in name and _is_mask(value)]
-    for name in masks:
-        given[name] = given[name].clone()
-        given[name][:, -1] = 0
+def _masked(small: Small, latent: str, proven: Mapping[str, SelfAttention]) -> tuple[set[str], set[str]]:
+    """What masks do where the last text token is padding.
+
+    Returns:
+        Those whose mask hides keys from all queries alike, and none of the latent's; and those that have the same mask
+        where latent and time are others.
+    """
+    given, other = small.call(Sizes()), small.call(Sizes(noise=LATER))
+    masks = {name: _padded(value) for name, value in given.items() if "mask" in name and _is_mask(value)}
     hiding: dict[str, set[bool]] = defaultdict(set)
+    steady: dict[str, set[bool]] = defaultdict(set)
     try:
-        calls = _recorded(small.denoiser, given) if masks else {}
-    except Exception:  # whatever a class makes of a shorter text
-        return set()
+        calls, later = (_recorded(small.denoiser, {**one, **masks}) for one in (given, other) if masks)
+    except Exception:  # whatever a class makes of a shorter text; or it takes no mask
+        return set(), set()
     for path, own in calls.items():
         one = proven.get(numbered(path))
+        if one is not None:
+            steady[numbered(path)].add(_same_mask(own[0], later[path][0]))
         if one is not None and one.others:
             hiding[numbered(path)].add(_hides_others(own[0], one.own_tokens(given[latent]), one.others))
-    return {path for path, values in hiding.items() if values == {True}}
+    hides, holds = ({path for path, values in found.items() if values == {True}} for found in (hiding, steady))
+    return hides, holds
+
+
+def _padded(mask: torch.Tensor) -> torch.Tensor:
+    """The mask of a text whose last token is padding."""
+    made = mask.clone()
+    made[:, -1] = 0
+    return made
+
+
+def _same_mask(one: SdpaCall, other: SdpaCall) -> bool:
+    return one.mask is not None and other.mask is not None and torch.equal(one.mask, other.mask)
 
 
 def _is_mask(value: Any) -> bool:
