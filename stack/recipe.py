@@ -111,7 +111,7 @@ def recipe_toml(recipe: Recipe) -> str:
     Raises:
         StackError: it holds something that TOML has no word for.
     """
-    head = {"name": recipe.name, "description": recipe.description, "model": recipe.model}
-    head |= {"steps": recipe.steps} if recipe.steps else {}
+    steps = {"steps": recipe.steps} if recipe.steps else {}
+    head = {"name": recipe.name, "description": recipe.description, "model": recipe.model, **steps}
     notes = {"notes": recipe.notes} if recipe.notes else {}
     return toml_text({**head, **recipe.stages, **notes}, f"recipe {recipe.name}")

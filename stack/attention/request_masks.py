@@ -12,8 +12,8 @@ from ..runtime.target import Target
 class RequestMasks:
     """What was read, for as long as a request asks for the same.
 
-    The first step of each guidance branch waits once for every layer whose mask is a tensor of its own. Later steps wait
-    for nothing: masks follow from arguments that are the same on every step, see `SelfAttention.steady`.
+    The first step that asks waits once for every layer, in each guidance branch. Later steps wait for nothing: masks
+    follow from arguments that are the same on every step, see `SelfAttention.steady`.
     """
 
     target: Target

@@ -1,12 +1,14 @@
 """Fake CUDA: tensors with shapes and the device "cuda", and no numbers. Needs a CUDA build of torch, no GPU.
 
 Every operation of the real classes runs as it would on a GPU, so that tensors on the wrong device, reads that wait and
-the number of calls show. `Recorder` counts them; what is read is made up.
+the number of calls show. `Recorder` counts them; what is read is made up, except for tensors filled with one number,
+such as timesteps. What the package works out about a sampler, it works out on the host, with real numbers.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +19,19 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import stack
 from stack.quant import selection as select
 
-READ = 0.01  # what every number read from the device is
+READ = 0.01  # what a number read from the device is
+ON_THE_HOST = (
+    "stack.model_facts.timetable_ahead", "stack.models.sampler._judge", "stack.models.sampler._linear_form",
+    "stack.models.sampler.host_copy", "stack.runtime.hook.timetable_of", "stack.runtime.hook.was_made",
+)  # fmt: skip
+# Their result has the numbers of their first argument:
+SAME_NUMBERS = ("select", "view", "_unsafe_view", "expand", "slice", "alias", "clone", "_to_copy", "max", "unsqueeze")
 HERE = Path(stack.__file__).parent
 # Their result's shape or value is needed on the host:
 WAITING = ("nonzero", "_unique2", "unique_dim", "masked_select", "equal", "bincount")
@@ -35,6 +44,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         calls: operations so far; a view counts as one.
         waits: what made the host wait, with the innermost line of this package that asked for it.
+        filled: tensors that hold one number throughout, with that number.
     """
 
     supports_higher_order_operators = True
@@ -43,6 +53,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.calls = 0
         self.waits: list[str] = []
+        self.filled = WeakTensorKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -62,7 +73,11 @@ class Recorder(TorchDispatchMode):
             )
         if name in ("_to_copy", "copy_"):
             self._copied(name, args, kwargs)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        number = args[1] if name == "full" else self.filled.get(args[0]) if name in SAME_NUMBERS else None
+        if number is not None and isinstance(result, torch.Tensor):
+            self.filled[result] = number
+        return result
 
     def _copied(self, name: str, args: Any, kwargs: Any) -> None:
         source, target = (args[0], kwargs.get("device")) if name == "_to_copy" else (args[1], args[0].device)
@@ -81,6 +96,7 @@ class Recorder(TorchDispatchMode):
         if tensor.device.type == "cuda":
             self.note(what)
         number = True if tensor.dtype == torch.bool else READ if tensor.dtype.is_floating_point else 1
+        number = self.filled.get(tensor, number)
         return _nested(tuple(tensor.shape), number) if what == "tolist" else number
 
 
@@ -122,9 +138,22 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[Recorder]:
             select, "_unless_illegal", lambda choice, linear: choice
         )  # it refuses weights that are no plain tensors
         patch.setattr(copy, "deepcopy", _deepcopy(copy.deepcopy))
+        for path in ON_THE_HOST:
+            module, _, name = path.rpartition(".")
+            patch.setattr(path, _on_the_host(getattr(sys.modules[module], name)))
         patch.setattr("torchao.quantization.quant_api._check_hardware_support", lambda *args, **kwargs: None)
         with FakeTensorMode(allow_non_fake_inputs=True), recorder:
             yield recorder
+
+
+def _on_the_host(real: Any) -> Any:
+    """A function that runs without fake tensors, and unrecorded."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return real(*args, **kwargs)
+
+    return run
 
 
 def _deepcopy(real: Any) -> Any:
@@ -148,7 +177,7 @@ def _scalar(name: str, real: Any, recorder: Recorder) -> Any:
 
     def read(tensor: torch.Tensor) -> Any:
         if not isinstance(tensor, FakeTensor):
-            return real(tensor)
+            return _on_the_host(real)(tensor)
         return kinds.get(name, lambda number: number)(recorder.read(tensor, name if name == "tolist" else "read"))
 
     return read

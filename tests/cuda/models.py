@@ -119,9 +119,9 @@ class Loop(DiffusionPipeline):
     ) -> None:
         batch = len(inputs["hidden_states"])
         scale = 1.0 if "pooled_projections" in inputs and "encoder_attention_mask" not in inputs else 1000.0
-        for step in range(len(self.scheduler.timesteps)):
+        for step, level in enumerate(self.scheduler.sigmas.tolist()[:-1]):
             self.scheduler._step_index = step
-            timestep = torch.full([batch], self.scheduler.sigmas[step].item() * scale, device="cuda")
+            timestep = torch.full([batch], level * scale, device="cuda")
             calls, waits = recorder.calls, len(recorder.waits)
             named = isinstance(self.transformer, CacheMixin)
             with torch.no_grad(), self.transformer.cache_context("cond") if named else nullcontext():

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 
+from stack.attention.layers import AttentionCall, put_backend
 from stack.caching.methods import PRESETS
+from stack.calibrate.observe import Observe
+from stack.core.installer import Installer
+from stack.runtime.target import Target
 
 from ..test_reads import NONE
 from .fake import fake_cuda
+from .models import BLOCKS
 from .run import preset, run
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="fake CUDA tensors need a CUDA build of torch")
@@ -85,3 +91,35 @@ def test_other_families_have_nothing_on_another_device(family: str, name: str) -
     """An operation on tensors of two devices raises."""
     kinds = preset(name, family, batch=2).kinds
     assert kinds[0] == "full" and len(set(kinds)) > 1
+
+
+def test_a_sampler_is_known_and_its_steps_are_cached_as_planned() -> None:
+    """Noise levels are real numbers here: every step is known, and runs as the schedule says."""
+    made = preset("predictor-corrector")
+    assert [step for step, kind in enumerate(made.kinds) if kind == "full"] == [0, 4, 9, 13]
+    assert made.waits("full", "cached") == ["read at runtime/hook.py:183"]  # the first call's timestep
+
+
+class Asking:
+    """Asks every attention call what its mask hides, and computes none."""
+
+    def unfit(self, call: AttentionCall) -> str:
+        return call.hides
+
+    def run(self, *_: Any) -> torch.Tensor:
+        raise AssertionError
+
+    def note(self, reason: str, call: AttentionCall | None) -> None:
+        """Not counted."""
+
+
+def test_masks_are_looked_into_on_the_first_step_alone() -> None:
+    """Each call of HunyuanVideo's attention has a mask."""
+
+    def asking(target: Target, install: Installer) -> None:
+        put_backend(target, install, Asking())
+
+    made = run(lambda stack: stack.add(Observe(asking)), "hunyuan-video", steps=4)
+    looks = [[wait for wait in waits if "attention/layers.py" in wait] for _, waits in made.steps]
+    assert [len(each) for each in looks] == [BLOCKS, 0, 0, 0]
+    assert [waits for _, waits in made.steps[1:]] == [[], [], []]
