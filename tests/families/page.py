@@ -55,10 +55,10 @@ WHOLE = """
 
 Small pipelines of these classes run end to end: with every step full bit-equal to the plain pipeline, under
 `cache("svd")` each branch with a full step first and cached steps of its own, off again bit-equal
-(`pytest tests/families/pipelines`). Of a denoiser with several outputs (LTX-2: video and sound) all are kept and forecast.
-Two denoisers of a pipeline (Wan 2.2, Ideogram 4) are one row in `compare` and have one schedule from `calibrate`, in which
-the step where the second takes over is always full. What is measured for one denoiser alone is refused there:
-`noise_floor`, `fit_rounding`, `fit_bases`, `fit_maps`.
+(`pytest tests/families/pipelines`). Of a denoiser with several outputs (LTX-2: video and sound) all are kept and
+forecast. Two denoisers of a pipeline (Wan 2.2, Ideogram 4) are one row in `compare` and have one schedule from
+`calibrate`, in which the step where the second takes over is always full. What is measured for one denoiser alone is
+refused there: `noise_floor`, `fit_rounding`, `fit_bases`, `fit_maps`.
 
 | pipeline | calls of a step | samples in a call |
 |---|---|---|
