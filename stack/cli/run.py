@@ -55,6 +55,9 @@ def run(
     negative_prompt: NegativeOption = None,
     call: CallOption = None,
     lora: LoraOption = None,
+    attention_map: Annotated[
+        bool, typer.Option("--attention-map", help="Also draw what sparse attention kept, by layer and step.")
+    ] = False,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -65,6 +68,7 @@ def run(
         check_folder(out, "--out")
     texts = texts_of(prompt, prompts_file, prompts)
     model, pipe, size = loaded("run", model, device, size, lora)
+    from ..compare.attention_map import check_map, save_attention_map
     from ..compare.pictures import run as run_stack
     from ..reference.captions import captions
     from ..runtime.call_arguments import call_of
@@ -73,12 +77,18 @@ def run(
     texts = readable(texts or (captions(prompts, seed, model) if prompts else []), pipe)
     called = call_of(pipe, size, frames, guidance, negative_prompt, given)
     stack = Stack.from_recipe(chosen, pipe, steps=steps)
+    if attention_map:
+        check_map(stack.plan, "--attention-map")
     done = []
     try:
         for made in run_stack(stack, texts, out, seed=seed, call=called, model=model, recipe=chosen.name):
             done.append(made)
             if not json:
                 told_as(False, made.as_dict, lambda made=made: f"{made.path}\n{made.report}")  # type: ignore[misc]
+            if attention_map:
+                drawing = made.path.parent / f"attention-{len(done) - 1:03d}.png"
+                save_attention_map(made.report, drawing)
+                typer.echo(f"attention: {drawing}", err=json)
     except KeyboardInterrupt:
         where = f" in {done[0].path.parent}" if done else ""
         raise Interrupted(f"the first {len(done)} of {len(texts)} pictures are kept{where}") from None
