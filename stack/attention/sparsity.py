@@ -53,6 +53,10 @@ class SparsityPolicy:
         """Whether the density follows from a budget, and is known only once a map is made."""
         return self.layers is None and (self.max_mass is not None or self.max_error is not None)
 
+    @property
+    def _measures_error(self) -> bool:
+        return self.layers is None and self.max_error is not None
+
     def of_call(self, layer: str, context: StepContext) -> SparsityPolicy:
         """The policy of one layer in one step: with a share of its own where a table has one for it."""
         return self.of_third(layer, third(context.at, context.whole))
@@ -82,14 +86,14 @@ class SparsityPolicy:
 
     def dense_shape(self, image: int, text: int, heads: int, head_dim: int, device: str) -> str:
         """Why these shapes are dense, or "" where sparse attention pays."""
-        good, why = worth_it(image, text, self.keep, self.block, heads, head_dim, device)
+        good, why = worth_it(image, text, self.keep, self.block, heads, head_dim, device, self._measures_error)
         # With no block to drop there is nothing to skip, at any price.
         nothing = self.keep == 1 or self.grid(image, text, device).density(self.keep) == 1
         return "" if good or (self.even_if_slower and not nothing) else why
 
     def dense_map(self, grid: Grid, density: float, heads: int, head_dim: int, device: str) -> str:
         """Why a map that was made for a budget is not used, or "". `density` is its share of the scores."""
-        if density == 1 or predicted_speedup(grid, density, heads, head_dim, device) < MARGIN:
+        if density == 1 or predicted_speedup(grid, density, heads, head_dim, device, self._measures_error) < MARGIN:
             return "" if self.even_if_slower and density < 1 else TOO_DENSE
         return ""
 
