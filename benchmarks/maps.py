@@ -80,7 +80,7 @@ def rows_of(model: str, calls: list[Qkv], grid: Grid) -> list[dict[str, Any]]:
         for name, kept in maps.items():
             mass = 1 - float(dropped_mass(exact, kept).mean())
             row = {
-                "density": float(computed_share(kept, grid)),
+                "density": float(computed_share(kept, grid).mean()),
                 "mass": mass,
                 "error dB": error_db(q, k, v, kept, grid),
             }

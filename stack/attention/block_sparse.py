@@ -8,7 +8,7 @@ from ..core.readback import reads_are_free
 from .flex import Flex
 from .kernels import sparse_attention
 from .layers import MORE, AttentionCall
-from .maps import Grid, block_map, computed_share, dropped_mass, mass_map
+from .maps import Grid, block_map, computed_share, dropped_mass, mass_map, with_dense_heads
 from .output_error import error_map
 from .producers import MEASURED, PRODUCERS, sample_of
 from .sparsity import MASKED, NO_TEXT_LENGTH, OUTSIDE, SparsityPolicy
@@ -51,9 +51,15 @@ class BlockSparse:
         policy, grid = self._of_call, self._grid(call)
         self._kept, dropped, error = _made(policy, q, k, v, grid, call.seen)
         density = computed_share(self._kept, grid)
-        self._measured = {"density": density, "kept": self._kept.float().mean(), "dropped": dropped, "error": error}
+        self._measured = {
+            "density": density.mean(),
+            "kept": self._kept.float().mean(),
+            "dropped": dropped,
+            "error": error,
+        }
         if policy.budget and reads_are_free(q.device):
-            return policy.dense_map(grid, float(density), q.shape[2], q.shape[3], q.device.type)
+            in_time = float(density.clamp(max=policy.densest(q.device.type)).mean())
+            return policy.dense_map(grid, in_time, q.shape[2], q.shape[3], q.device.type)
         return ""
 
     def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> torch.Tensor:
@@ -84,4 +90,6 @@ def _made(
         kept = mass_map(shares, grid, policy.max_mass)
     else:
         kept = block_map(shares, grid, policy.keep)
+    if policy.budget:
+        kept = with_dense_heads(kept, grid, policy.densest(q.device.type))
     return kept, dropped_mass(shares, kept).mean(), error

@@ -45,6 +45,11 @@ SAGE_COST = "not measured on a GPU; its paper gives about 2.1 times FlashAttenti
 ATTENTION_SHARE = 1 / 3  # of a denoiser's time, about
 
 
+def densest(device: str) -> float:
+    """The share of a head's scores from which on all of them take no longer: it is computed densely."""
+    return 1 / _RATES.get(device, _CPU).slope
+
+
 def predicted_speedup(grid: Grid, density: float, heads: int, head_dim: int, device: str, error: bool = False) -> float:
     """Attention's own speed-up, the map included: dense time over the sum of computed scores, map and overheads.
 

@@ -67,14 +67,16 @@ def gather_attention(
         (B, S, H, D).
     """
     dim = q.shape[-1]
-    bias = None if seen is None else _bias(seen, grid, q.dtype)
+    bias = None if seen is None else _bias(torch.cat([seen[:, : grid.start], seen[:, grid.end :]], 1), q.dtype)
     flat_k, flat_v = k.reshape(-1, dim), v.reshape(-1, dim)
     out = torch.empty_like(q)
+    _whole_heads(q, k, v, kept, grid, out, lse, seen)
     for part in _parts(kept, grid):
         keys, values = (
             x.index_select(0, part.keys.flatten()).view(*part.keys.shape, dim)[:, None] for x in (flat_k, flat_v)
         )
         query = q[part.sample, part.queries, part.head][:, None]
+        # Keys outside the blocks come last in every part.
         hidden = None if bias is None else F.pad(bias[part.sample], (keys.shape[2] - bias.shape[-1], 0))
         attended, mass = _attend(query, keys, values, hidden)
         out[part.sample, part.queries, part.head] = attended[:, 0]
@@ -88,10 +90,30 @@ def gather_attention(
     return out
 
 
-def _bias(seen: torch.Tensor, grid: Grid, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to the scores (B, 1, 1, rest) of the keys outside the blocks, which come last in every part."""
-    outside = torch.cat([seen[:, : grid.start], seen[:, grid.end :]], 1)
-    bias = torch.zeros(outside.shape, dtype=dtype, device=seen.device).masked_fill_(~outside, -math.inf)
+def _whole_heads(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kept: torch.Tensor,
+    grid: Grid,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    seen: torch.Tensor | None,
+) -> None:
+    """Heads that keep every block, in one dense call: nothing is gathered."""
+    sample, head = kept.flatten(2).all(-1).nonzero(as_tuple=True)
+    if not len(sample):
+        return
+    query, keys, values = (x.transpose(1, 2)[sample, head][:, None] for x in (q, k, v))
+    attended, mass = _attend(query, keys, values, None if seen is None else _bias(seen[sample], q.dtype))
+    out[sample, :, head] = attended[:, 0]
+    if lse is not None:
+        lse[sample, head] = mass[:, 0, grid.start : grid.end].to(lse.dtype)
+
+
+def _bias(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to the scores (B, 1, 1, keys) of keys (B, keys)."""
+    bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)
     return bias[:, None, None]
 
 
@@ -123,7 +145,7 @@ class _Part:
 
 
 def _parts(kept: torch.Tensor, grid: Grid) -> Iterator[_Part]:
-    """All queries in blocks. Reads the lengths of the rows."""
+    """All queries in blocks, of heads that drop some. Reads the lengths of the rows."""
     heads = kept.shape[1]
 
     def count(stop: int) -> torch.Tensor:
@@ -132,10 +154,12 @@ def _parts(kept: torch.Tensor, grid: Grid) -> Iterator[_Part]:
     within = count(grid.key)
     rest = torch.cat([count(grid.start), count(grid.tokens)[grid.end :]])
     blocks = (~kept).to(torch.int8).argsort(dim=-1, stable=True).flatten(0, 1)
+    partial = (~kept).flatten(2).any(-1).flatten().tolist()
     for row, lengths in enumerate(kept.sum(-1).flatten(0, 1).T.tolist()):
         start = grid.start + row * grid.group * grid.key
-        for length in sorted(set(lengths)):
-            chosen = torch.tensor([i for i, n in enumerate(lengths) if n == length], device=kept.device)
+        for length in sorted({n for n, some in zip(lengths, partial, strict=True) if some}):
+            heads_of = [i for i, n in enumerate(lengths) if n == length and partial[i]]
+            chosen = torch.tensor(heads_of, device=kept.device)
             sample, head = chosen // heads, chosen % heads
             tokens = grid.start + blocks[chosen, row, :length, None] * grid.key + within
             tokens = torch.cat([tokens.flatten(1), rest.expand(len(chosen), -1)], -1)

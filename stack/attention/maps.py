@@ -100,8 +100,8 @@ def block_map(shares: torch.Tensor, grid: Grid, keep: float) -> torch.Tensor:
     Returns:
         (B, H, rows, blocks) boolean, True where a query block attends to a key block.
     """
-    order = ranked(shares, grid)
-    return first_blocks(order, torch.tensor(grid.kept(keep), device=shares.device).expand(shares.shape[:3]))
+    counts = torch.full(shares.shape[:3], grid.kept(keep), device=shares.device)
+    return first_blocks(ranked(shares, grid), counts)
 
 
 def mass_map(shares: torch.Tensor, grid: Grid, max_mass: float) -> torch.Tensor:
@@ -144,11 +144,16 @@ def dropped_mass(shares: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 
 def computed_share(kept: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Share of the S x S attention scores that is computed by a map, mean over samples and heads. () fp32."""
+    """Share of the S x S attention scores that is computed by a map, (B, H) fp32."""
     lengths = torch.full((grid.rows,), grid.group * grid.key, device=kept.device)
     lengths[-1:] = grid.blocks * grid.key - (grid.rows - 1) * grid.group * grid.key
-    inside = (kept.sum(-1) * lengths).sum(-1).float().mean() * grid.key
+    inside = (kept.sum(-1) * lengths).sum(-1).float() * grid.key
     return (inside + grid.rest * (2 * grid.tokens - grid.rest)) / grid.tokens**2
+
+
+def with_dense_heads(kept: torch.Tensor, grid: Grid, densest: float) -> torch.Tensor:
+    """A map in which heads that would compute more than a share of their scores keep every block. No sync."""
+    return kept | (computed_share(kept, grid) > densest)[..., None, None]
 
 
 def keep_mask(kept: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..compat.rules.sparse import MARGIN, MASKED_ATTENTION
 from ..runtime.step import StepContext
-from .cost import predicted_speedup, worth_it
+from .cost import densest, predicted_speedup, worth_it
 from .maps import FINEST, Grid, cut
 
 OUTSIDE, FIRST, LAST = "outside a request", "first steps", "last step"
@@ -91,11 +91,20 @@ class SparsityPolicy:
         nothing = self.keep == 1 or self.grid(image, text, device).density(self.keep) == 1
         return "" if good or (self.even_if_slower and not nothing) else why
 
+    def densest(self, device: str) -> float:
+        """The share of a head's scores beyond which a map for a budget leaves the head dense."""
+        return 1.0 if self.even_if_slower else densest(device)
+
     def dense_map(self, grid: Grid, density: float, heads: int, head_dim: int, device: str) -> str:
-        """Why a map that was made for a budget is not used, or "". `density` is its share of the scores."""
-        if density == 1 or predicted_speedup(grid, density, heads, head_dim, device, self._measures_error) < MARGIN:
-            return "" if self.even_if_slower and density < 1 else TOO_DENSE
-        return ""
+        """Why a map that was made for a budget is not used, or "".
+
+        Args:
+            density: mean share of a head's scores, at most `densest`: a dense head takes no longer.
+        """
+        if self.even_if_slower:
+            return TOO_DENSE if density == 1 else ""
+        gain = predicted_speedup(grid, density, heads, head_dim, device, self._measures_error)
+        return TOO_DENSE if gain < MARGIN else ""
 
     def grid(self, image: int, text: int, device: str, text_last: bool = False) -> Grid:
         """How such a sequence is cut; as finely as can be where only that leaves something to drop."""

@@ -192,3 +192,23 @@ def test_gradients_flow_only_to_kept_values() -> None:
     assert v.grad is not None
     per_block = v.grad.abs().sum((0, 2, 3)).view(4, 32).sum(-1)
     assert per_block[1] == 0 and (per_block[[0, 2, 3]] > 1).all()
+
+
+def test_heads_that_keep_all_are_computed_without_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside one that does not, with keys of the text hidden; the log-sum-exp is theirs too."""
+    grid = GRIDS["text last"]
+    q, k, v = qkv(grid)
+    seen = torch.ones(2, grid.tokens, dtype=torch.bool)
+    seen[0, -3:] = False
+    kept = block_map(q, k, grid, 0.3)
+    kept[0, 1] = kept[1, 2] = True
+    lse, gathered = torch.zeros(2, 3, grid.end - grid.start), []
+    parts = kernels._parts
+    monkeypatch.setattr(kernels, "_parts", lambda *given: gathered.extend(made := list(parts(*given))) or made)
+    out = gather_attention(q, k, v, kept, grid, lse, seen)
+    mask = keep_mask(kept, grid) & seen[:, None, None]
+    torch.testing.assert_close(out, masked(q, k, v, mask), atol=1e-5, rtol=0)
+    scores = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / 32**0.5).masked_fill(~mask, -torch.inf)
+    torch.testing.assert_close(lse, scores.logsumexp(-1)[:, :, grid.start : grid.end], atol=1e-5, rtol=1e-5)
+    heads = {pair for part in gathered for pair in zip(part.sample.tolist(), part.head.tolist(), strict=True)}
+    assert heads == {(0, 0), (0, 2), (1, 0), (1, 1)}

@@ -255,6 +255,14 @@ def test_a_map_that_does_not_pay_is_not_used() -> None:
     assert told.dense_map(grid, 0.7, 3, 64, "cpu") == "" and told.dense_map(grid, 1.0, 3, 64, "cpu") == TOO_DENSE
 
 
+def test_a_call_with_some_dense_heads_pays_as_long_as_the_mean_does() -> None:
+    """What a dense head takes is what a sparse one of share 1 / 1.4 would."""
+    policy, grid = SparsityPolicy(0.0, max_mass=0.05), Grid(16, 4096, 64, 4)
+    assert policy.densest("cpu") == pytest.approx(1 / 1.4) and replace(policy, even_if_slower=True).densest("cpu") == 1
+    assert policy.dense_map(grid, (0.2 + 0.2 + 1 / 1.4) / 3, 3, 64, "cpu") == ""
+    assert policy.dense_map(grid, (0.2 + 2 / 1.4) / 3, 3, 64, "cpu") == TOO_DENSE
+
+
 def test_a_budget_of_mass_promises_no_time_and_switches_all_the_same() -> None:
     wanted = SparseAttention(max_mass=0.05)
     assert wanted.facts_after(FACTS) == replace(FACTS, switches=(0.1, 0.98))
