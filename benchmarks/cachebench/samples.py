@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fid import frechet_distance
 
 from stack.core.errors import StackError
+from stack.measure.frechet import frechet_distance
 
 from .record import plain
 
@@ -53,7 +53,7 @@ class Samples:
 
 
 def motion(features: torch.Tensor) -> torch.Tensor:
-    """Differences of consecutive frames' features, (N (F - 1), D), as `benchmarks.fid.t_fid` takes them."""
+    """Differences of consecutive frames' features, (N (F - 1), D), as `stack.measure.frechet.t_fid` takes them."""
     return features.diff(dim=1).flatten(0, 1)
 
 

@@ -13,6 +13,7 @@ import torch
 from ..core.errors import StackError
 from ..core.files import claimed
 from ..core.progress import ProgressLine
+from ..measure.quality import Judge
 from ..models.denoiser import denoiser_of
 from ..reference.captions import known
 from ..reference.load import REFERENCES, load_reader
@@ -137,7 +138,7 @@ def _measured(pipe: Any, question: Question, kept: Kept | None, line: ProgressLi
         measurement.warnings.append("no second-order control: it needs a DDIM or a plain flow-matching Euler scheduler")
     for m in measurement.rows.values():
         m.warnings += engine.repairs(m.row) if m.row.same_as and m.row.passes else []
-    record = build_record(header, measurement, engine.work, reader)
+    record = build_record(header, measurement, engine.work, reader, Judge())
     record |= {"base_mode": engine.base.mode, "base_step_seconds": engine.base.step_seconds, "plans": plans}
     record |= {"verdict": verdict(record), "command": question.command or None}
     pictures = {name: m.pictures for name, m in measurement.rows.items() if m.generations and name != BASE_EAGER}

@@ -15,6 +15,7 @@ from ..core.facts import machine_of
 from ..core.files import json_text, write_text
 from ..measure.flops import Work, row_work
 from ..measure.metrics import CAP_DB, efficiency, interaction_db, picture_warnings, psnr, ssim
+from ..measure.quality import Judge
 from ..measure.timing import median, ratio
 from ..runtime.report import steps_worth
 from .contributions import contributions
@@ -50,7 +51,9 @@ def reference_of(measurement: Measurement) -> Measured:
     return measurement.rows.get(BASE_EAGER, measurement.rows[BASE])
 
 
-def build_record(header: Header, measurement: Measurement, work: Work, accuracy: Accuracy) -> dict[str, Any]:
+def build_record(
+    header: Header, measurement: Measurement, work: Work, accuracy: Accuracy, judge: Judge | None = None
+) -> dict[str, Any]:
     """The contents of compare.json.
 
     Speedups are medians over medians. `efficiency` and `interaction_db` exist for a single recipe only.
@@ -58,9 +61,15 @@ def build_record(header: Header, measurement: Measurement, work: Work, accuracy:
     Args:
         work: of one denoiser call.
         accuracy: reads pictures (B, 3, H, W) or videos (B, F, 3, H, W) back; None where that is not possible.
+        judge: measures of quality beyond PSNR and SSIM; none by default.
     """
+    judge = judge or Judge(())
     shown = {name: m for name, m in measurement.rows.items() if name != BASE_EAGER and not m.row.same_as}
-    rows = {name: _row(m, measurement, work, accuracy) for name, m in shown.items() if m.generations or m.warnings}
+    rows = {
+        name: _row(m, measurement, work, accuracy, judge, header.prompts)
+        for name, m in shown.items()
+        if m.generations or m.warnings
+    }
     for name, m in measurement.rows.items():
         if m.row.same_as in rows:
             rows[name] = {
@@ -94,6 +103,8 @@ def build_record(header: Header, measurement: Measurement, work: Work, accuracy:
         "contributions": contributions(rows),
         "pairs": _pairs(ordered),
         "recipe": header.recipes[0] if len(header.recipes) == 1 else list(header.recipes),
+        "metrics": judge.about(),
+        "left_out": judge.left_out,
         "partial": measurement.partial,
         "command": None,  # whoever was asked on a command line adds it
         "machine": machine(header.device),
@@ -138,7 +149,9 @@ def _size(measurement: Measurement) -> list[int] | None:
     return [*done[0].picture.shape[:-3:-1]] if done else None
 
 
-def _row(m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy) -> dict[str, Any]:
+def _row(
+    m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy, judge: Judge, prompts: Sequence[str]
+) -> dict[str, Any]:
     base, reference, done = measurement.rows[BASE], reference_of(measurement), m.generations
     seconds = median(m.seconds)
     common = min(len(done), len(reference.generations))
@@ -158,6 +171,7 @@ def _row(m: Measured, measurement: Measurement, work: Work, accuracy: Accuracy) 
         "psnr_db_each": each,
         "psnr_db_95": psnr_interval(each),
         "ssim": None if pictures is None or truth is None else ssim(pictures, truth),
+        "quality": {} if pictures is None or truth is None else judge(pictures, truth, prompts),
         "accuracy": accuracy(m.pictures) if done else None,
         "full_steps": steps_worth(done[0].work) if kinds else None,
         "steps": len(kinds) or None,

@@ -7,36 +7,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 IDENTICAL_DB = 90.0  # beyond this the difference is rounding: what compilation alone does in fp32
+SMALLEST_MS_SSIM = 176  # pixels
 CAP_DB = 99.0  # what identical pictures get instead of infinity; also the ceiling of everything else
 
 
 def psnr(pictures: torch.Tensor, reference: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, 10 log10(1 / MSE) for a peak of 1.0.
+    """Peak signal-to-noise ratio in dB, 10 log10(1 / MSE) for a peak of 1.0; torchmetrics', in float64.
 
     The squared error is pooled over all pictures before the logarithm, so that one broken picture among many good ones
     shows; the mean of per-picture PSNRs would hide it. Capped at 99 (identical pictures); NaN counts as no likeness, 0.
     """
-    error = (pictures.double() - reference.double()).square().mean().item()
-    if not math.isfinite(error):
-        return 0.0
-    return CAP_DB if error == 0 else min(CAP_DB, -10 * math.log10(error))
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    ratio = float(peak_signal_noise_ratio(pictures.double(), reference.double(), data_range=1.0))
+    return min(CAP_DB, ratio) if ratio > -math.inf else 0.0  # not so for NaN either
 
 
 def ssim(pictures: torch.Tensor, reference: torch.Tensor) -> float:
-    """Structural similarity (Wang et al. 2004), mean over the pictures; scikit-image's, 7 x 7 window."""
-    from skimage.metrics import structural_similarity
+    """Structural similarity (Wang et al. 2004), mean over the pictures; torchmetrics', Gaussian window of 11 x 11."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
 
-    values = [
-        structural_similarity(
-            b.float().permute(1, 2, 0).numpy(), a.float().permute(1, 2, 0).numpy(), channel_axis=2, data_range=1.0
-        )
-        for a, b in zip(_frames(pictures.nan_to_num()), _frames(reference.nan_to_num()), strict=True)
-    ]
-    return float(sum(values) / len(values))
+    some, others = _frames(pictures.nan_to_num().float()), _frames(reference.nan_to_num().float())
+    found: Any = structural_similarity_index_measure(some, others, data_range=1.0)
+    return float(found)
+
+
+def ms_ssim(pictures: torch.Tensor, reference: torch.Tensor) -> float | None:
+    """Structural similarity at five scales (Wang et al. 2003), mean over the pictures; torchmetrics'.
+
+    None for pictures whose shorter side is below 176 pixels: the last of five halvings leaves less than its window.
+    """
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    if min(pictures.shape[-2:]) < SMALLEST_MS_SSIM:
+        return None
+    some, others = _frames(pictures.nan_to_num().float()), _frames(reference.nan_to_num().float())
+    return float(multiscale_structural_similarity_index_measure(some, others, data_range=1.0))
 
 
 def _frames(pictures: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,12 @@ libraries that it does not declare. Pictures are float (B, 3, H, W) in [0, 1].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, files
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core.errors import StackError
+from .wheels import weights_of
 
 WHEEL, WEIGHTS = "stlpips-pytorch", "alex_shift_tolerant.pth"
 SMALLEST = 128  # pixels: smaller pictures are enlarged to this, since the network's features are some ten pixels wide
@@ -76,15 +75,8 @@ def load_perceptual() -> Perceptual:
     Raises:
         StackError: the wheel with the weights is not installed.
     """
-    try:
-        listed = files(WHEEL) or []
-    except PackageNotFoundError:
-        listed = []
-    found = [path.locate() for path in listed if path.name == WEIGHTS]
-    if not found:
-        raise StackError(f"no perceptual distance: expected the weights of {WHEEL}, try pip install 'ditstack[bench]'")
     made = Perceptual()
-    made.load_state_dict(renamed(torch.load(str(found[0]), map_location="cpu", weights_only=True)))
+    made.load_state_dict(renamed(weights_of(WHEEL, WEIGHTS, "perceptual distance")))
     return made.eval().requires_grad_(False)
 
 

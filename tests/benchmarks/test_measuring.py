@@ -15,10 +15,10 @@ from cachebench.quality import likeness, mean_likeness
 from cachebench.record import Record, finished, known_quality, merge, plain
 from cachebench.rows import Live, Row, fewer, preset
 from cachebench.samples import Samples, distances, merged, motion
-from fid import frechet_distance
 
 from stack import Stack
 from stack.core.errors import StackError
+from stack.measure.frechet import frechet_distance
 
 from ..conftest import PROMPT, tiny_pipe
 

@@ -13,6 +13,7 @@ from stack.compare.loop import Measurement, measure
 from stack.compare.record import Header, build_record
 from stack.compare.rows import Generation, Row, plan_rows, share
 from stack.measure.flops import Work
+from stack.measure.quality import Judge, Metric
 
 STEPS = 50
 STAGES = ("quantize", "sparse_attn", "cache")
@@ -22,6 +23,11 @@ SECONDS = {
 }  # fmt: skip
 # A picture's error is a constant offset: PSNR is -20 log10 of it.
 OFFSETS = {"quantize": 0.01, "sparse_attn": 0.02, "cache": 0.001, "all": 0.05, "all-cache": 0.03}
+# How much brighter than the base, times the number of prompts: what a measure is given shows.
+BRIGHTNESS = Metric(
+    "brightness", "brightness", "lower", "sees only how bright",
+    lambda: lambda pictures, reference, prompts: float((pictures - reference).mean()) * len(prompts),
+)  # fmt: skip
 PROMPTS = ("a red ring left of a blue star", "a green circle", "a cyan star")
 
 
@@ -81,7 +87,7 @@ def comparison() -> Make:
         recipes = recipes or {"balanced": STAGES}
         measurement = measure(engine or FakeEngine(), share(plan_rows(recipes, STEPS), effective), PROMPTS, seed=0)
         header = Header("shapes-flux", "cpu", "float32", PROMPTS, STEPS, 0, tuple(recipes))
-        record = build_record(header, measurement, Work(800, 200, 0), lambda pictures: 0.75)
+        record = build_record(header, measurement, Work(800, 200, 0), lambda pictures: 0.75, Judge([BRIGHTNESS]))
         record["base_mode"] = "eager"
         return measurement, record
 

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from fid import fid, frechet_distance, t_fid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack import StackError
+from stack.measure.frechet import fid, frechet_distance, t_fid
 
 SEEDS = st.integers(0, 10_000)
 DIMS = st.integers(1, 12)

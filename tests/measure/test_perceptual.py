@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stack.core.errors import StackError
-from stack.measure import perceptual
+from stack.measure import wheels
 from stack.measure.perceptual import Perceptual, load_perceptual
 
 PINNED = [0.44446, 0.26443]  # two smooth pictures of 64 pixels with noise of 5 %
@@ -64,6 +64,8 @@ def test_without_the_wheel_one_line_says_what_to_install(monkeypatch: pytest.Mon
     def missing(name: str) -> None:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(perceptual, "files", missing)
-    with pytest.raises(StackError, match=r"expected the weights of stlpips-pytorch, try pip install 'ditstack\[bench"):
+    monkeypatch.setattr(wheels, "files", missing)
+    with pytest.raises(
+        StackError, match=r"expected the weights of stlpips-pytorch, try pip install 'ditstack\[quality"
+    ):
         load_perceptual()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...measure.style import megabytes, seconds
 from ..contributions import TOGETHER
+from ..record import decibels
 from ..table import HEADINGS, cells
 
 # Entry of a row behind each column of the table.
@@ -52,6 +53,19 @@ def table_row(row: Mapping[str, Any]) -> list[Figure]:
     """The figures of a row, without its name."""
     named = zip(HEADINGS[1:], cells(row)[1:], strict=True)
     return [of_row(row, ENTRIES[name], text) if name in ENTRIES else Figure("", None, text) for name, text in named]
+
+
+def quality_row(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """A row by every measure of quality of the record."""
+    return [_judged(row, metric["name"]) for metric in metrics]
+
+
+def _judged(row: Mapping[str, Any], name: str) -> Figure:
+    inside = name in row["quality"]
+    value = row["quality"][name] if inside else row.get(name)
+    source = f"rows.{row['name']}.{'quality.' if inside else ''}{name}"
+    text = decibels(value) if name == "psnr_db" else "-" if value is None else f"{value:.4g}"
+    return Figure(source, value, text)
 
 
 def of_row(row: Mapping[str, Any], entry: str, text: str) -> Figure:

@@ -13,7 +13,7 @@ from ..pictures import FRAME_MS
 from ..record import decibels, visible
 from ..table import HEADINGS, footnotes, warnings
 from ..verdict import margins, verdict
-from .figures import error_bar, memory_bars, of_row, table_row, time_bar
+from .figures import error_bar, memory_bars, of_row, quality_row, table_row, time_bar
 from .frames import scenes
 from .palette import DARK, LIGHT
 from .plots import NARROW, WIDE, error_plot, speed_plot
@@ -75,6 +75,6 @@ def _environment() -> Environment:
         "LIGHT": LIGHT,
         "DARK": DARK,
         "figures": table_row,
-        "of_row": of_row,
+        "judged": quality_row,
     }
     return made

@@ -55,9 +55,9 @@ class Page(HTMLParser):
 
 def entry(record: dict[str, Any], source: str) -> Any:
     """The entry of a record that a figure names: "rows.all.speedup", "contributions.cache.seconds_saved"."""
-    table, name, key = re.fullmatch(r"(\w+)\.(.+)\.(\w+)", source).groups()  # type: ignore[union-attr]
+    table, name, inside, key = re.fullmatch(r"(\w+)\.(.+?)\.(quality\.)?(\w+)", source).groups()  # type: ignore[union-attr]
     (line,) = [line for line in record[table] if name in (line.get("name"), line.get("pass"))]
-    return line[key]
+    return line["quality"][key] if inside else line[key]
 
 
 def figures(page: Page) -> Iterator[tuple[str, float, str]]:

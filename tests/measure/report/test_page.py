@@ -36,7 +36,9 @@ def test_every_figure_is_the_records(made: tuple[dict[str, Any], Page]) -> None:
     shown = {f"rows.{row['name']}.{key}" for row in visible(record) for key in ENTRIES.values() if row[key] is not None}
     shares = {f"contributions.{share['pass']}.{key}" for share in record["contributions"] for key in list(share)[1:]}
     peaks = {f"rows.{row['name']}.peak_bytes" for row in visible(record)}
-    assert set(found) == shown | shares | peaks
+    judged = {f"rows.{row['name']}.quality.brightness" for row in visible(record)}
+    assert set(found) == shown | shares | peaks | judged
+    assert found["rows.all.quality.brightness"] == pytest.approx(3 * 0.05)
 
 
 def test_the_table_reads_as_the_one_on_screen(made: tuple[dict[str, Any], Page]) -> None:
@@ -77,8 +79,8 @@ def test_verdict_first_then_figures_then_how_to_have_it_again(made: tuple[dict[s
     titles = [e.text for e in page.of("h2")]
     assert titles == [
         "Results", "What each pass contributes", "Speed against quality", "Pictures: base against stack",
-        "What each step computed", "Error of the cache over the noise level", "Memory", "Plan of balanced",
-        "To have it again",
+        "Quality by every measure", "What each step computed", "Error of the cache over the noise level", "Memory",
+        "Plan of balanced", "To have it again",
     ]  # fmt: skip
     assert [e.text for e in page.of("pre")] == [PLANS["balanced"]]
 

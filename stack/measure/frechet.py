@@ -1,4 +1,4 @@
-"""Frechet distances between sets of pictures or videos, on the features of a net that reads them."""
+"""Frechet distances between sets of pictures or videos, on the features of any network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from stack.core.errors import StackError
+from ..core.errors import StackError
 
 Features = Callable[[torch.Tensor], torch.Tensor]  # pictures (B, 3, H, W) in [0, 1] to features (B, D)
 
@@ -14,8 +14,8 @@ Features = Callable[[torch.Tensor], torch.Tensor]  # pictures (B, 3, H, W) in [0
 def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
     """Squared Frechet distance of two Gaussians fitted to feature sets (Dowson & Landau 1982; Heusel et al. 2017, FID).
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), with means m and covariances C, in float64. The last root's trace is
-    that of (C1^(1/2) C2 C1^(1/2))^(1/2), which is symmetric: two eigendecompositions, no general matrix root.
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), with means m and covariances C, in float64. With C = R^T R the last
+    root's trace is the sum of the singular values of R1 R2^T, which is no larger than the smaller of N and D.
 
     Small samples make it too large, by an amount that falls as 1/N and depends on the model (Chong & Forsyth 2020,
     arXiv:1911.07023): two sets drawn from one distribution are not at 0. Compare only figures of equal N; below N = D
@@ -38,12 +38,10 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
             raise StackError(f"{name} hold NaN or infinity: expected finite numbers; look at the pictures first")
     if features.shape[1] != reference.shape[1]:
         raise StackError(f"expected features of one length, got {features.shape[1]} and {reference.shape[1]}")
-    mean, covariance = _moments(features)
-    mean_r, covariance_r = _moments(reference)
-    root = _root(covariance)
-    # Rounding leaves eigenvalues of a singular product a little below zero.
-    cross = torch.linalg.eigvalsh(root @ covariance_r @ root).clamp(min=0).sqrt().sum()
-    distance = (mean - mean_r).square().sum() + covariance.trace() + covariance_r.trace() - 2 * cross
+    mean, root = _moments(features)
+    mean_r, root_r = _moments(reference)
+    cross = torch.linalg.svdvals(root @ root_r.T).sum()
+    distance = (mean - mean_r).square().sum() + root.square().sum() + root_r.square().sum() - 2 * cross
     return max(0.0, distance.item())
 
 
@@ -75,14 +73,8 @@ def _motion(videos: torch.Tensor, features: Features) -> torch.Tensor:
 
 
 def _moments(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean (D,) and unbiased covariance (D, D) of samples (N, D), in float64."""
+    """Mean (D,) and R (min(N, D), D) with R^T R the unbiased covariance of samples (N, D), in float64."""
     samples = samples.double()
     mean = samples.mean(0)
-    centred = samples - mean
-    return mean, centred.T @ centred / (len(samples) - 1)
-
-
-def _root(matrix: torch.Tensor) -> torch.Tensor:
-    """The symmetric square root of a positive semidefinite matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root = torch.linalg.qr(samples - mean, mode="r").R
+    return mean, root / (len(samples) - 1) ** 0.5
