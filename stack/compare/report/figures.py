@@ -24,6 +24,9 @@ ENTRIES = {
 }
 
 
+ROUNDING = 1e-12  # a squared error below it is what adding up leaves behind
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure for reading.
@@ -83,7 +86,7 @@ def time_bar(record: Mapping[str, Any]) -> list[Part]:
 
 def error_bar(record: Mapping[str, Any]) -> list[Part]:
     """Squared error of the whole stack, by the pass that adds it."""
-    return _stacked(_shares(record, "squared_error", lambda value: f"{value:.1e}" if value else "0"))
+    return _stacked(_shares(record, "squared_error", lambda value: f"{value:.1e}" if abs(value) > ROUNDING else "0"))
 
 
 def saved_words(value: float) -> str:
