@@ -123,7 +123,7 @@ def world_of(model: str, method: str, folder: Path, options: dict[str, Any] | No
     """int8, an adapter beside it, and a cache, over a shipped model; two random adapters are written to `folder`."""
 
     def make() -> Any:
-        pipe = load(model)
+        pipe = load(model, torch.float32)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

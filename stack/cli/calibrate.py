@@ -41,7 +41,6 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..calibrate.calibration import Calibration
     from ..recipe import Recipe
 
 MOST_DECIBELS, OWN_PROMPTS = 100.0, 6  # of a reference model: four to search on and two to check
@@ -95,10 +94,10 @@ def calibrate(
     except KeyboardInterrupt:
         raise Interrupted(f"nothing is written, recipe {chosen.name} is as it was") from None
     write_text(path, recipe_toml(found))
-    told_as(json, lambda: _as_dict(found, result, path), lambda: f"{result}\nwritten: {path}")
+    told_as(json, lambda: _as_dict(found, path), lambda: f"{result}\nwritten: {path}")
 
 
-def _as_dict(found: Recipe, result: Calibration, path: Path) -> dict[str, Any]:
+def _as_dict(found: Recipe, path: Path) -> dict[str, Any]:
     return {"recipe": found.name, "path": str(path), "notes": found.notes, "cache": found.stages["cache"]}
 
 

@@ -94,6 +94,6 @@ def compare(
     else:
         print_table(record, console(piped=WIDTH))
         was = "was measured before, --fresh measures anew" if not outcome.pictures else "written"
-        typer.echo(f"{was}: {', '.join(str(out / name) for name in sorted(path.name for path in out.glob('*.*')))}")
+        typer.echo(f"{was}: {', '.join(map(str, outcome.files))}")
     if record["partial"]:
         raise Interrupted(f"the {done} pictures measured until then are kept; the same command goes on from them")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..reference.load import REFERENCES, load_reader
 from ..runtime.call_arguments import Call, call_of
 from ..stack import Stack
 from .engine import Engine, PipelineEngine
-from .files import save_outcome
+from .files import files_in, save_outcome
 from .kept import Kept, KeptEngine, finished
 from .loop import Measurement, Progress, measure
 from .outcome import Comparison
@@ -89,29 +89,38 @@ def compare(
         compile_base,
     )  # fmt: skip
     question = replace(question, command=command)
-    with ExitStack() as around:
-        if stack is not None and stack.applied:
-            stack.undo()
-            around.callback(stack.apply)
-        line = around.enter_context(ProgressLine("compare", progress))
+    with _taken_off(stack), ProgressLine("compare", progress) as line:
         if out is None:
             return _measured(pipe, question, None, line)
-        around.enter_context(claimed(Path(out), "--out"))
         return _in_folder(pipe, question, Path(out), fresh, line)
+
+
+@contextmanager
+def _taken_off(stack: Stack | None) -> Iterator[None]:
+    """A stack that is off its model meanwhile, and on it again afterwards if it was."""
+    if stack is None or not stack.applied:
+        yield
+        return
+    stack.undo()
+    try:
+        yield
+    finally:
+        stack.apply()
 
 
 def _in_folder(pipe: Any, question: Question, folder: Path, fresh: bool, line: ProgressLine) -> Comparison:
     """A comparison whose pictures and report are kept in a folder."""
-    key = question.key
+    key = question.key(denoiser_of(pipe))
     if not fresh and (record := finished(folder, key)):
-        return Comparison(record, plans=record["plans"])
-    kept = Kept.at(folder, key, fresh)
-    outcome = _measured(pipe, question, kept, line)
-    outcome.record["key"] = key
-    if outcome.pictures or not outcome.record["partial"]:  # else nothing was measured: what is there is left alone
-        save_outcome(outcome, folder)
-    if not outcome.record["partial"] or not outcome.pictures:
-        kept.drop()
+        return Comparison(record, plans=record["plans"], files=files_in(folder))
+    with claimed(folder, "--out"):
+        kept = Kept.at(folder, key, fresh)
+        outcome = _measured(pipe, question, kept, line)
+        outcome.record["key"] = key
+        if outcome.pictures or not outcome.record["partial"]:  # else nothing was measured: what is there is left alone
+            outcome.files = save_outcome(outcome, folder)
+        if not outcome.record["partial"] or not outcome.pictures:
+            kept.drop()
     return outcome
 
 

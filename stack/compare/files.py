@@ -11,6 +11,13 @@ from .product import save_product
 from .record import save_json
 from .report.page import chart_svg, report_html
 
+FILES = ("compare.json", "table.md", "grid.png", "chart.png", "report.html")
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Those of a comparison that lie in its folder."""
+    return [folder / name for name in FILES if (folder / name).is_file()]
+
 
 def save_outcome(outcome: Comparison, folder: Path) -> list[Path]:
     """Write compare.json, table.md, grid.png, product.png, chart.svg and report.html; interrupted, what there is.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from ..core.files import whole, write_text
 from ..runtime.step import Computed
@@ -21,7 +22,8 @@ from .base import Base
 from .engine import Engine
 from .rows import Generation, Row
 
-PARTS, SETTINGS, RECORD = "parts", "settings.json", "compare.json"
+SAMPLED = 64  # numbers of a tensor
+PARTS, SETTINGS, RECORD = ".ditstack-parts", "settings.json", "compare.json"
 
 
 def key_of(asked: Mapping[str, Any]) -> str:
@@ -34,11 +36,21 @@ def _content(value: Any) -> str:
     from PIL.Image import Image
 
     if isinstance(value, torch.Tensor):
-        data = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        data = value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
         return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(data).hexdigest()}"
     if isinstance(value, Image):
         return f"{value.mode} {value.size} {hashlib.sha256(value.tobytes()).hexdigest()}"
     return repr(value)
+
+
+def weights_digest(denoiser: nn.Module) -> str:
+    """Which weights a model has, adapters beside them included, by a sample of every tensor."""
+    digest = hashlib.sha256()
+    for name, weight in denoiser.named_parameters():
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED].float().cpu()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def finished(folder: Path, key: str) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -27,11 +28,13 @@ class Comparison:
         pictures: (B, 3, H, W) or (B, F, 3, H, W) in [0, 1] by row, for the prompts that were done; empty where all of
             it was measured before.
         plans: explain() of each recipe's whole stack.
+        files: what was written, or lies there from before; none without a folder.
     """
 
     record: dict[str, Any]
     pictures: dict[str, torch.Tensor] = field(default_factory=dict)
     plans: dict[str, str] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..core.errors import StackError
 from ..core.passes import Pass
 from ..core.validate import RunSteps, Seed, checked, prompts_of
@@ -19,7 +21,7 @@ from ..runtime.call_arguments import Call, call_words
 from ..runtime.pipeline_calls import PipelineCalls
 from ..stack import Stack
 from ..tune import read_prompts
-from .kept import key_of
+from .kept import key_of, weights_digest
 from .peers import Peer
 from .record import Header, machine, versions
 
@@ -51,14 +53,13 @@ class Question:
     compile_base: bool
     command: str = ""
 
-    @property
-    def key(self) -> str:
-        """Equal for equal questions on the same machine with the same libraries."""
+    def key(self, denoiser: nn.Module) -> str:
+        """Equal for equal questions about equal weights, on the same machine with the same libraries."""
         passes = {name: [repr(one) for one in passes] for name, passes in self.recipes.items()}
         return key_of({
             "header": vars(self.header), "passes": passes, "call": self.call, "pairs": self.pairs,
             "peers": [peer.name for peer in self.peers], "compile": self.compile_base,
-            "machine": machine(self.header.device), "versions": versions(),
+            "weights": weights_digest(denoiser), "machine": machine(self.header.device), "versions": versions(),
         })  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ..core.errors import StackError, choose
+from ..core.facts import best_dtype
 from ..runtime.call_arguments import sides_of
 from .classes import class_words, parse_class, sample_class
 from .classifier import ATTRIBUTES, Answers, SceneClassifier
@@ -138,8 +139,11 @@ def at_size(model: str, size: str | None) -> str:
     return trained if width == height and trained in REFERENCES else model
 
 
-def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
+def load(name: str, dtype: torch.dtype | None = None) -> Any:
     """A reference model as a diffusers pipeline on the CPU.
+
+    Args:
+        dtype: by default the one that a CPU like this computes fastest, as in `stack.loading.load`.
 
     Raises:
         StackError: unknown name, or a model whose weights do not ship.
@@ -147,6 +151,7 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
     if name in REFERENCES and name not in MODELS:
         raise StackError(f"the weights of {name} do not ship: python -m training.train {name} makes them")
     known = reference(name)
+    dtype = dtype or best_dtype(torch.device("cpu"))
     pipe = known.fitted(known.pipeline.from_pretrained(folder_of(name), dtype=dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe

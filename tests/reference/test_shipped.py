@@ -28,7 +28,7 @@ def test_the_reader_names_held_out_drawings() -> None:
 
 
 def test_the_model_draws_what_it_is_asked_for_and_a_stack_keeps_it() -> None:
-    pipe, reader = load("shapes-flux"), load_classifier()
+    pipe, reader = load("shapes-flux", torch.float32), load_classifier()
     assert sum(p.numel() for p in pipe.transformer.parameters()) < 10e6
     scenes = held_out_scenes(2)
     captions = [scene.caption() for scene in scenes]
@@ -50,11 +50,11 @@ def test_the_model_draws_what_it_is_asked_for_and_a_stack_keeps_it() -> None:
 
 
 def test_shapes_dit_draws_the_classes_it_is_asked_for() -> None:
-    pipe, reader, model = load("shapes-dit"), load_classifier(), reference("shapes-dit")
+    pipe, reader, model = load("shapes-dit", torch.float32), load_classifier(), reference("shapes-dit")
     assert scores(pipe, reader, model, prompts=8, steps=10)["accuracy"] >= 0.85
 
 
 def test_shapes_video_draws_the_clips_it_is_asked_for() -> None:
-    pipe, reader, model = load("shapes-video"), load_reader("shapes-video"), reference("shapes-video")
+    pipe, reader, model = load("shapes-video", torch.float32), load_reader("shapes-video"), reference("shapes-video")
     found = scores(pipe, reader, model, prompts=2, steps=12)
     assert found["accuracy"] >= 0.75 and found["direction"] == found["colour"] == 1.0

@@ -1,0 +1,134 @@
+"""What `from stack import ...` gives: the commands as functions, stacks as data and back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import stack as package
+from stack import (
+    Comparison,
+    Recipe,
+    Stack,
+    StackError,
+    calibrate,
+    compare,
+    explain,
+    load,
+    load_recipe,
+    recipe_toml,
+    run,
+)
+
+from .conftest import PROMPT, picture
+
+STEPS = 14
+
+
+def test_every_name_is_there_and_what_it_says() -> None:
+    assert sorted(package.__all__) == package.__all__
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        package.nothing  # noqa: B018
+
+
+def test_names_stay_functions_once_their_packages_are_loaded() -> None:
+    """A package of the same name would take the function's place as soon as it is imported."""
+    names = [name for name in package.__all__ if name.islower()]
+    code = f"import stack\nfor _ in range(2):\n    assert all(callable(getattr(stack, name)) for name in {names})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_and_loading_print_nothing_of_other_libraries() -> None:
+    code = "from stack import Stack, load\nStack(load('shapes-flux', device='cpu'), steps=4)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_shipped_model_has_the_dtype_of_the_command_line() -> None:
+    from stack.core.facts import best_dtype
+    from stack.reference.load import load as load_reference
+
+    fastest = best_dtype(torch.device("cpu"))
+    assert load("shapes-flux", device="cpu").transformer.dtype is fastest
+    assert load_reference("shapes-flux").transformer.dtype is fastest
+
+
+def test_a_stack_becomes_a_recipe_and_an_equal_stack_again(pipe: Any, tmp_path: Path) -> None:
+    made = Stack(pipe, steps=STEPS).quantize("int8", min_features=16).cache("svd", full_steps=(0, 1, 2, 6, 10))
+    recipe = made.to_recipe("mine", "for a test")
+    assert (recipe.name, recipe.model, recipe.steps) == ("mine", "flux", STEPS)
+    (tmp_path / "mine.toml").write_text(recipe_toml(recipe))
+    assert load_recipe(str(tmp_path / "mine.toml")) == recipe
+    for given in (recipe, str(tmp_path / "mine.toml"), tmp_path / "mine.toml"):
+        again = Stack.from_recipe(given, pipe)
+        assert again.passes == made.passes and again.facts.steps == STEPS
+
+
+def test_a_stack_says_what_it_is(pipe: Any) -> None:
+    made = Stack(pipe, steps=STEPS).cache("svd", interval=4)
+    words = "<Stack on ShapesFluxPipeline: 14 steps, cache(method='svd', interval=4), {}applied>"
+    assert repr(made) == words.format("not ")
+    with made:
+        assert repr(made) == words.format("") and Stack.of(pipe) is made
+    with pytest.raises(StackError, match="carries no stack"):
+        Stack.of(pipe)
+
+
+def test_a_report_as_json(pipe: Any) -> None:
+    with Stack(pipe, steps=STEPS).cache("svd", interval=4, warmup=2) as made:
+        picture(made, STEPS)
+        report = made.report()
+    read = json.loads(report.to_json())
+    assert read["full_steps"] == report.full_steps == 5 and read["branches"] == 1
+    assert [step["kind"] for step in read["steps"]] == [step.kind for step in report.steps]
+    assert read["steps"][3]["computed"]["linears"] == 0.0 and read["cache_bytes"] == report.cache_bytes
+
+
+def test_compare_takes_a_stack_and_puts_it_back(pipe: Any) -> None:
+    made = Stack(pipe, steps=STEPS).cache("svd", interval=4, warmup=2).apply()
+    before = picture(made, STEPS)
+    found = compare(made, prompts=[PROMPT], size="16x16", call={"guidance_scale": 2.0}, compile_base=False)
+    assert isinstance(found, Comparison) and made.applied
+    assert torch.equal(picture(made, STEPS), before)
+    assert found.record["recipe"] == "stack" and found.record["steps"] == STEPS
+    assert found.record["call"] == {"width": 16, "height": 16, "guidance_scale": 2.0}
+    assert str(found).startswith(found.verdict) and json.loads(found.to_json())["verdict"] == found.verdict
+    with pytest.raises(StackError, match="expected a pipeline or a Stack on one, got a bare denoiser"):
+        compare(Stack(pipe.transformer))
+
+
+def test_stacks_and_recipes_are_compared_side_by_side(pipe: Any) -> None:
+    recipe = Recipe("mild", steps=STEPS, stages={"cache": {"method": "svd", "interval": 2}})
+    bold = Stack(pipe, steps=STEPS).cache("svd", interval=6)
+    found = compare(pipe, [recipe, bold], prompts=1, compile_base=False, progress=False)
+    assert found.record["recipe"] == ["mild", "stack-2"]
+    rows = {row["name"]: row for row in found.record["rows"]}
+    assert rows["mild"]["full_steps"] > rows["stack-2"]["full_steps"]
+    assert {"fewer-steps@mild", "fewer-steps@stack-2"} <= rows.keys()
+
+
+def test_run_writes_what_the_stack_draws(pipe: Any, tmp_path: Path) -> None:
+    made = list(run(Stack(pipe, steps=4), [PROMPT, "a green circle"], tmp_path / "out", seed=3))
+    assert [one.path.name for one in made] == ["000-a-red-ring-left-of-a-blue-star.png", "001-a-green-circle.png"]
+    assert [one.seed for one in made] == [3, 4] and made[0].as_dict()["report"]["full_steps"] == 4
+    with pytest.raises(StackError, match="holds pictures of another run"):
+        list(run(Stack(pipe, steps=5), [PROMPT], tmp_path / "out", seed=3))
+
+
+def test_explain_is_text_and_data() -> None:
+    found = explain("flux-dev", assume="h100", size="512x512")
+    assert str(found) == found.text and "for NVIDIA H100" in found.text
+    assert [entry["stage"] for entry in found.as_dict()["passes"]] == [p.stage for p in found.plan.passes()]
+
+
+def test_calibrate_without_a_recipe_wants_a_stack(pipe: Any) -> None:
+    with pytest.raises(StackError, match="expected a recipe, or a Stack as its model"):
+        calibrate(pipe, prompts=[PROMPT])
