@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from stack.caching.methods import PRESETS
-from stack.compare.record import save_json
+from stack.comparison.record import save_json
 from stack.core.errors import StackError
 from stack.reference.clips import draw_clips
 from stack.reference.load import REFERENCES, load_classifier

@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stack.compare.console import console
-from stack.compare.record import machine, versions
+from stack.comparison.console import console
+from stack.comparison.record import machine, versions
 
 WIDE = 200  # columns of a table that goes to a file: no figure is cut
 

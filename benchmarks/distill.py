@@ -22,7 +22,7 @@ from PIL import Image
 from rich.progress import track
 
 from stack import Stack
-from stack.compare.grid import draw_grid
+from stack.comparison.grid import draw_grid
 from stack.core.facts import best_dtype
 from stack.measure.metrics import psnr
 from stack.measure.multistep import multistep_of

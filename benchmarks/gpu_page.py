@@ -17,7 +17,7 @@ from gpu.journal import Journal, newest, start_of
 from gpu.page import page
 from gpu.targets import targets
 
-from stack.compare.record import save_json
+from stack.comparison.record import save_json
 from stack.core.errors import StackError
 
 

@@ -19,8 +19,8 @@ from matplotlib import pyplot
 from predictability_maps import Predictability, over_time
 
 from stack import Stack
-from stack.calibrate.observe import watching_blocks
-from stack.calibrate.site_features import SiteFeatures
+from stack.calibration.observe import watching_blocks
+from stack.calibration.site_features import SiteFeatures
 from stack.loading import load
 from stack.measure.style import INK
 from stack.reference.load import reference

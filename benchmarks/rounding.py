@@ -16,7 +16,7 @@ import typer
 from common import Target, finish, show
 
 from stack import Stack
-from stack.calibrate.quant.recording import Recorded, record_calls
+from stack.calibration.quant.recording import Recorded, record_calls
 from stack.loading import load
 from stack.measure.metrics import psnr
 from stack.reference.load import reference

@@ -18,10 +18,10 @@ from rich.progress import track
 from stack import Stack
 from stack.caching.cache import Cache
 from stack.caching.candidate import Candidate
-from stack.calibrate.propose import Proposer
-from stack.calibrate.search import Scored, Tried, search, spread
-from stack.calibrate.trajectory import SegmentErrors
-from stack.calibrate.trials import Trials
+from stack.calibration.propose import Proposer
+from stack.calibration.search import Scored, Tried, search, spread
+from stack.calibration.trajectory import SegmentErrors
+from stack.calibration.trials import Trials
 from stack.loading import load
 from stack.reference.captions import captions
 

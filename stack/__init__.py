@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from .core.quiet import quiet as _quiet
 
 if TYPE_CHECKING:
-    from .compare.compare import compare as compare
-    from .compare.outcome import Comparison as Comparison
-    from .compare.pictures import run as run
+    from .comparison.compare import compare as compare
+    from .comparison.outcome import Comparison as Comparison
+    from .comparison.pictures import run as run
     from .core.errors import StackError as StackError
     from .explained import Explanation as Explanation
     from .explained import explain as explain
@@ -30,20 +30,20 @@ __version__ = "0.1.0"
 
 # Loaded when asked for: diffusers takes seconds, and --help, adapters and rules need none of it.
 _HOMES = {
-    "Comparison": "compare.outcome",
+    "Comparison": "comparison.outcome",
     "Explanation": "explained",
     "Recipe": "recipe",
     "Report": "runtime.report",
     "Stack": "stack",
     "StackError": "core.errors",
     "calibrate": "tune",
-    "compare": "compare.compare",
+    "compare": "comparison.compare",
     "explain": "explained",
     "list_recipes": "recipe",
     "load": "loading",
     "load_recipe": "recipe",
     "recipe_toml": "recipe",
-    "run": "compare.pictures",
+    "run": "comparison.pictures",
 }
 __all__ = [
     "Comparison", "Explanation", "Recipe", "Report", "Stack", "StackError", "calibrate", "compare", "explain",

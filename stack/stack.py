@@ -14,8 +14,8 @@ from torch import nn
 from .attention.sage_attn import SageAttention
 from .attention.sparse_attn import SparseAttention
 from .caching.cache import Cache, within
-from .calibrate import measuring, place_search, rounding_fit, share_fit
-from .calibrate.quant.floor import NoiseFloor
+from .calibration import measuring, place_search, rounding_fit, share_fit
+from .calibration.quant.floor import NoiseFloor
 from .compile import Compile
 from .core.errors import StackError
 from .core.facts import Facts
@@ -260,7 +260,7 @@ class Stack:
 
     @property
     def floor(self) -> NoiseFloor | None:
-        """The noise floor as last measured, see `stack.calibrate.measuring.floor_of`."""
+        """The noise floor as last measured, see `stack.calibration.measuring.floor_of`."""
         return measuring.floor_of(self)
 
     # ---- running

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .attention.sparse_attn import SparseAttention
-from .calibrate.calibration import Calibration
-from .calibrate.goals import Goal
+from .calibration.calibration import Calibration
+from .calibration.goals import Goal
 from .core.errors import StackError
 from .core.files import read_text
 from .core.validate import prompts_of, shown
@@ -80,7 +80,7 @@ def calibrate(
         model: a pipeline, or a `Stack` on one that is not applied.
         recipe: see `stack.recipe.recipe_of`; by default the stack's own.
         prompts: three or more, or the path of a file of them; see `held_apart`.
-        full_steps, psnr, seconds: what to reach, see `stack.calibrate.goals.Goal`.
+        full_steps, psnr, seconds: what to reach, see `stack.calibration.goals.Goal`.
         budget: seconds to spend.
         size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
 

@@ -53,7 +53,7 @@ def test_compare_at_another_size(run: Run, folder: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_was_measured(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stack.compare.engine import PipelineEngine
+    from stack.comparison.engine import PipelineEngine
 
     inner, done = PipelineEngine.generate, []
 
@@ -85,7 +85,7 @@ def test_ctrl_c_before_the_first_picture_keeps_what_an_earlier_run_wrote(
     (folder / "out").mkdir()
     (folder / "out" / "grid.png").write_bytes(b"earlier")
     line = ["compare", folder / "mine.toml", "--model", folder / "model", "--no-compile", "--out", folder / "out"]
-    monkeypatch.setattr("stack.compare.engine.PipelineEngine.generate", interrupted)
+    monkeypatch.setattr("stack.comparison.engine.PipelineEngine.generate", interrupted)
     code, _, err = run(*line)
     assert (code, last(err)) == (130, "interrupted: no picture was measured, nothing is written")
     assert [path.name for path in (folder / "out").iterdir()] == ["grid.png"]
@@ -309,15 +309,15 @@ def test_ctrl_c_in_calibrate_writes_nothing(run: Run, folder: Path, monkeypatch:
 
 
 def test_an_interrupted_comparison_leaves_no_pictures_of_the_one_before(folder: Path) -> None:
-    from stack.compare.files import save_outcome
-    from stack.compare.outcome import Comparison
+    from stack.comparison.files import save_outcome
+    from stack.comparison.outcome import Comparison
 
     for name in ("grid.png", "chart.svg"):
         (folder / name).write_text("of a run before")
     record = {"rows": [], "model": "m", "partial": True}
     monkey = pytest.MonkeyPatch()
-    monkey.setattr("stack.compare.files.report_html", lambda *args: "page")
-    monkey.setattr("stack.compare.outcome.markdown", lambda record: "table")
+    monkey.setattr("stack.comparison.files.report_html", lambda *args: "page")
+    monkey.setattr("stack.comparison.outcome.markdown", lambda record: "table")
     written = save_outcome(Comparison(record), folder)
     monkey.undo()
     assert [path.name for path in written] == ["compare.json", "table.md", "report.html"]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stack.compare.engine import PipelineEngine
-from stack.compare.kept import Kept, key_of
-from stack.compare.rows import Generation, Row
+from stack.comparison.engine import PipelineEngine
+from stack.comparison.kept import Kept, key_of
+from stack.comparison.rows import Generation, Row
 from stack.reference.pipeline import ShapesFluxPipeline
 from stack.runtime.step import Computed
 
@@ -203,8 +203,8 @@ def test_what_cannot_be_asked_is_one_line(
 def test_peers_leave_the_model_and_the_classes_as_they_were(
     pipe: Any, peer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stack.compare import peers as subject
-    from stack.compare.peers import peers
+    from stack.comparison import peers as subject
+    from stack.comparison.peers import peers
 
     monkeypatch.setattr(subject, "THRESHOLDS", (10,))  # random weights change too much for those of real models
     known = {one.name: one for one in peers()}

@@ -10,8 +10,8 @@ from curves import pareto_front
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stack.compare.report.axes import PLACES, Box, cost, place
-from stack.compare.report.plots import top_of
+from stack.comparison.report.axes import PLACES, Box, cost, place
+from stack.comparison.report.plots import top_of
 from stack.measure.style import FAINT, INK, LINE
 
 from .targets import CACHES, CONTROLS, curve, measured

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stack.compare.record import machine, save_json, versions
+from stack.comparison.record import machine, save_json, versions
 from stack.core.errors import StackError
 
 Line = dict[str, Any]

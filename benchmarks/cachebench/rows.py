@@ -14,7 +14,7 @@ from stack import Stack
 from stack.caching.cache import FILES, Cache
 from stack.caching.methods import PRESETS, is_reading
 from stack.caching.policy import Policy
-from stack.calibrate.thresholds import loosened
+from stack.calibration.thresholds import loosened
 from stack.measure.multistep import multistep_of
 
 from .bench import WARMUP, Bench, Run, interval_for

@@ -14,7 +14,7 @@ from cachebench.record import Record
 from rich.console import Console
 
 from stack import Stack
-from stack.calibrate.quant.floor import NoiseFloor
+from stack.calibration.quant.floor import NoiseFloor
 from stack.compat.noise import Floor
 from stack.reference.captions import captions
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from stack.compare.grid import draw_grid
+from stack.comparison.grid import draw_grid
 
 from .contestants import PAIRS, contestants
 from .matrix import Matrix

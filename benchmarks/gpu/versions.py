@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stack.compare.record import machine, versions
+from stack.comparison.record import machine, versions
 
 BESIDE = ("triton", "cache-dit", "sageattention", "bitsandbytes")
 

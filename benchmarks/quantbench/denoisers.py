@@ -15,7 +15,7 @@ from torch import nn
 
 from stack import Stack
 from stack.bounds import best_speedup
-from stack.compare.base import stand_in
+from stack.comparison.base import stand_in
 from stack.loading import load
 from stack.quant.linears.int8 import Int8Linear
 from stack.reference.load import REFERENCES

@@ -74,10 +74,10 @@ def compare(
     check_folder(out, "--out")
     texts = texts_of(prompt, prompts_file, prompts)
     model, pipe, size = loaded("compare", model, device, size, lora)
-    from ..compare.compare import compare as run_compare
-    from ..compare.console import console
-    from ..compare.outcome import WIDTH
-    from ..compare.table import print_table
+    from ..comparison.compare import compare as run_compare
+    from ..comparison.console import console
+    from ..comparison.outcome import WIDTH
+    from ..comparison.table import print_table
 
     outcome = run_compare(
         pipe, chosen, prompts=texts or prompts or PROMPTS, steps=steps, seed=seed, size=size, frames=frames,

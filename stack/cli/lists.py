@@ -70,7 +70,7 @@ def adapters(
     json: JsonOption = False,
 ) -> None:
     """List distilled adapters: which denoiser class each is for, its schedule, and whether and where it was checked."""
-    from ..compare.console import print_columns
+    from ..comparison.console import print_columns
     from ..distill.find import cards_in, shipped_folder
     from ..distill.listing import COLUMNS, NARROW, narrow_row, rewritten, row, summary
 

@@ -68,8 +68,8 @@ def run(
         check_folder(out, "--out")
     texts = texts_of(prompt, prompts_file, prompts)
     model, pipe, size = loaded("run", model, device, size, lora)
-    from ..compare.attention_map import check_map, save_attention_map
-    from ..compare.pictures import run as run_stack
+    from ..comparison.attention_map import check_map, save_attention_map
+    from ..comparison.pictures import run as run_stack
     from ..reference.captions import captions
     from ..runtime.call_arguments import call_of
     from ..stack import Stack

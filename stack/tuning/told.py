@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..compare.record import machine, save_json, versions
+from ..comparison.record import machine, save_json, versions
 from ..core.files import write_text
 from ..recipe import recipe_toml
 from .front import quality

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..compare.engine import PipelineEngine
-from ..compare.rows import BASE, BASE_EAGER, Row
+from ..comparison.engine import PipelineEngine
+from ..comparison.rows import BASE, BASE_EAGER, Row
 from ..core.plan import Plan
 from ..measure.perceptual import Perceptual, load_perceptual
 from ..measure.timing import RoundRobin

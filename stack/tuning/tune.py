@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.errors import StackError
 from ..recipe import Recipe
-from ..runtime.call_arguments import Call
+from ..runtime.call_arguments import Call, own_steps
 from ..tune import calibrate, held_apart
 from .front import best, finalists, pareto
 from .limits import Limits
@@ -64,7 +64,7 @@ def tune(
     prompts: Sequence[Any],
     *,
     study: str | Path,
-    steps: int = 50,
+    steps: int | None = None,
     fixed: Mapping[str, dict[str, Any]] | None = None,
     model: str = "",
     budget: float = 600.0,
@@ -81,7 +81,7 @@ def tune(
     Args:
         prompts: three or more; every third is held out, with seeds of its own.
         study: a file, or a database's URL, which several machines of one kind may share.
-        steps: of the model without a stack.
+        steps: of the model without a stack; None for the pipeline's own.
         fixed: stages that every candidate has, with their options: a distilled adapter, say.
         model: its name in the study.
         budget: seconds to spend, about.
@@ -95,8 +95,8 @@ def tune(
         StackError: too few prompts, nothing that could be tried on this model, or a study of something else.
     """
     search, held = held_apart(prompts)
-    place = Tryout(pipe, steps, limits, call, compile_base)
-    space = space_of(place.plan, steps, fixed or {}, small=bool(limits.max_memory))
+    place = Tryout(pipe, steps or own_steps(pipe), limits, call, compile_base)
+    space = space_of(place.plan, place.steps, fixed or {}, small=bool(limits.max_memory))
     if not (space.schemes or space.sparse or space.methods or space.solver):
         raise StackError("nothing to tune: no pass that could be tried works here; Stack(pipe).explain() says why")
     kept = Study(study, f"{model}: {limits.words}", _protocol(space, limits, search, seed), seed)

@@ -7,8 +7,8 @@ import torch
 
 from stack import Stack, StackError
 from stack.caching.gates import DraftGate, Gate, MagnitudeGate, PolynomialGate, PrefixGate, SumGate
-from stack.calibrate.gate_fit import output_polynomial, residual_ratios
-from stack.calibrate.trajectory import Trajectory
+from stack.calibration.gate_fit import output_polynomial, residual_ratios
+from stack.calibration.trajectory import Trajectory
 
 from ..conftest import picture, tiny_pipe
 

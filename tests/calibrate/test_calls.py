@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from stack import Stack, StackError
-from stack.compare.compare import compare
+from stack.comparison.compare import compare
 from stack.recipe import parse_recipe
 from stack.reference.pipeline import ShapesFluxPipeline
 from stack.tune import calibrate

@@ -11,8 +11,8 @@ import torch
 
 from stack import Stack, StackError
 from stack.caching.cache import Cache
-from stack.calibrate.quant.floor import NoiseFloor, measure_floor
-from stack.calibrate.quant.recording import evenly, record_calls
+from stack.calibration.quant.floor import NoiseFloor, measure_floor
+from stack.calibration.quant.recording import evenly, record_calls
 from tests.conftest import PROMPT, picture, tiny_pipe
 
 OTHER = "a green circle in the top on a white background"

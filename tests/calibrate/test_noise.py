@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stack.calibrate.quant.noise import ErrorSplit, errors_of, split_errors
+from stack.calibration.quant.noise import ErrorSplit, errors_of, split_errors
 from stack.core.errors import StackError
 
 

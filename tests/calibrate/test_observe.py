@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from stack import Stack
-from stack.calibrate.observe import Observe, answer_calls, watching_blocks
-from stack.calibrate.trajectory import Trajectory, recorder
+from stack.calibration.observe import Observe, answer_calls, watching_blocks
+from stack.calibration.trajectory import Trajectory, recorder
 from tests.conftest import picture, tiny_pipe
 
 STEPS = 4

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stack import Stack, StackError
-from stack.calibrate.place_search import climb, moved, search_places
+from stack.calibration.place_search import climb, moved, search_places
 from stack.measure.metrics import psnr
 from stack.solver.solver import Solver
 

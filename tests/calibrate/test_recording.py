@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from stack import Stack
-from stack.calibrate.quant.recording import record_calls
+from stack.calibration.quant.recording import record_calls
 from tests.conftest import PROMPT, tiny_pipe
 from tests.reference.test_dit_pipeline import tiny_dit
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stack import Stack, StackError
-from stack.calibrate.quant.recording import record_calls
-from stack.calibrate.rounding_fit import in_portions, listening
+from stack.calibration.quant.recording import record_calls
+from stack.calibration.rounding_fit import in_portions, listening
 from stack.quant.quantize import Quantize
 from stack.recipe import parse_recipe
 from tests.conftest import PROMPT, picture, tiny_pipe

@@ -10,7 +10,7 @@ import torch
 
 from stack import Stack
 from stack.attention.sparse_attn import SparseAttention
-from stack.calibrate.share_fit import thirds
+from stack.calibration.share_fit import thirds
 from stack.core.errors import StackError
 from stack.recipe import Recipe, load_recipe, recipe_toml
 

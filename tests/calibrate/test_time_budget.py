@@ -11,12 +11,12 @@ import torch
 
 from stack import Stack, StackError
 from stack.caching.cache import Cache
-from stack.calibrate.calibrate import calibrate
-from stack.calibrate.calibration import Calibration
-from stack.calibrate.goals import Goal
-from stack.calibrate.held_out import HeldOut
-from stack.calibrate.time_budget import CHECK, SearchBudget, fitting, least_seconds
-from stack.calibrate.trials import Trials
+from stack.calibration.calibrate import calibrate
+from stack.calibration.calibration import Calibration
+from stack.calibration.goals import Goal
+from stack.calibration.held_out import HeldOut
+from stack.calibration.time_budget import CHECK, SearchBudget, fitting, least_seconds
+from stack.calibration.trials import Trials
 from stack.reference.pipeline import ShapesFluxPipeline
 
 from ..conftest import PROMPT, picture, tiny_pipe

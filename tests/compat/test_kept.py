@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stack.calibrate.memoized import MemoizedAnalysis
+from stack.calibration.memoized import MemoizedAnalysis
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from stack.attention.layers import AttentionCall, put_backend
 from stack.caching.methods import PRESETS
-from stack.calibrate.observe import Observe
+from stack.calibration.observe import Observe
 from stack.core.installer import Installer
 from stack.runtime.target import Target
 

@@ -7,7 +7,7 @@ import torch
 import torch._dynamo.config
 import yaml
 
-from stack.compare.compare import captions
+from stack.comparison.compare import captions
 
 from ..conftest import tiny_pipe
 from .blocks import ROOT, Block, blocks, pages

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from stack.compare.loop import Measurement, measure
-from stack.compare.record import Header, build_record
-from stack.compare.rows import Generation, Row, plan_rows, share
+from stack.comparison.loop import Measurement, measure
+from stack.comparison.record import Header, build_record
+from stack.comparison.rows import Generation, Row, plan_rows, share
 from stack.measure.flops import Work
 from stack.measure.quality import Judge, Metric
 

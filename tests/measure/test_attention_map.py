@@ -9,7 +9,7 @@ import pytest
 
 from stack import Stack
 from stack.attention.sparse_attn import SparseAttention
-from stack.compare.attention_map import attention_figure, check_map, kept_by_layer, save_attention_map
+from stack.comparison.attention_map import attention_figure, check_map, kept_by_layer, save_attention_map
 from stack.core.errors import StackError
 from stack.core.passes import Pass
 from stack.runtime.report import Report

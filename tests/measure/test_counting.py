@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from stack import Stack
-from stack.compare.loop import Measurement
-from stack.compare.record import Header, build_record
-from stack.compare.rows import Generation, Measured, Row
-from stack.compare.table import HEADINGS, cells
+from stack.comparison.loop import Measurement
+from stack.comparison.record import Header, build_record
+from stack.comparison.rows import Generation, Measured, Row
+from stack.comparison.table import HEADINGS, cells
 from stack.measure.flops import Work, counted, counting, row_work
 from stack.models.wiring import wiring_of
 from stack.runtime.report import Report, steps_worth

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from stack import Stack
-from stack.compare import engine as subject
-from stack.compare.base import Base, choose_base, stand_in
-from stack.compare.compare import compare
-from stack.compare.engine import PipelineEngine
-from stack.compare.rows import controls_of, plan_rows
+from stack.comparison import engine as subject
+from stack.comparison.base import Base, choose_base, stand_in
+from stack.comparison.compare import compare
+from stack.comparison.engine import PipelineEngine
+from stack.comparison.rows import controls_of, plan_rows
 from stack.core.errors import StackError
 from stack.recipe import Recipe
 from stack.reference.captions import captions

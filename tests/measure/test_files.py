@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from stack.compare.files import save_outcome
-from stack.compare.grid import CELL, GAP, HEAD, LABEL, MARGIN, draw_grid, grid_size, to_image
-from stack.compare.outcome import Comparison
-from stack.compare.record import visible
-from stack.compare.table import footnotes, print_table
-from stack.compare.verdict import verdict
+from stack.comparison.files import save_outcome
+from stack.comparison.grid import CELL, GAP, HEAD, LABEL, MARGIN, draw_grid, grid_size, to_image
+from stack.comparison.outcome import Comparison
+from stack.comparison.record import visible
+from stack.comparison.table import footnotes, print_table
+from stack.comparison.verdict import verdict
 
 
 def outcome_of(comparison: Any, engine: Any = None) -> Comparison:

@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from stack.compare.intervals import psnr_interval, ratio_interval
+from stack.comparison.intervals import psnr_interval, ratio_interval
 
 
 def test_the_interval_of_a_speedup_is_student_s() -> None:

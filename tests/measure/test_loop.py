@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from stack.compare.loop import Progress, measure
-from stack.compare.rows import plan_rows
+from stack.comparison.loop import Progress, measure
+from stack.comparison.rows import plan_rows
 from stack.core.errors import StackError
 
 PLAN = plan_rows({"balanced": ("quantize", "sparse_attn", "cache")}, 50)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from stack.compare.contributions import factors
-from stack.compare.product import save_product
-from stack.compare.rows import ALL, BASE
+from stack.comparison.contributions import factors
+from stack.comparison.product import save_product
+from stack.comparison.rows import ALL, BASE
 
 STAGES = ["quantize", "sparse_attn", "cache"]
 ROWS = [BASE, *STAGES, ALL, *(f"{ALL}-{stage}" for stage in STAGES)]

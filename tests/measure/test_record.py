@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from stack.compare.loop import measure
-from stack.compare.record import KEYS, ROW_KEYS, Header, build_record, decibels, save_json, visible
-from stack.compare.rows import Row, plan_rows
-from stack.compare.table import footnotes
+from stack.comparison.loop import measure
+from stack.comparison.record import KEYS, ROW_KEYS, Header, build_record, decibels, save_json, visible
+from stack.comparison.rows import Row, plan_rows
+from stack.comparison.table import footnotes
 from stack.measure.flops import Work
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stack.compare.rows import controls_of, is_multistep, plan_rows, share, uncached_partner, whole_stacks
+from stack.comparison.rows import controls_of, is_multistep, plan_rows, share, uncached_partner, whole_stacks
 from stack.core.errors import StackError
 
 THREE = {"balanced": ("quantize", "sparse_attn", "cache")}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stack.compare.verdict import margins, verdict
+from stack.comparison.verdict import margins, verdict
 
 
 def row(name: str, psnr: float | None, speedup: float | None, **more: Any) -> dict[str, Any]:

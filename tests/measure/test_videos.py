@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from stack.compare.compare import compare
-from stack.compare.files import save_outcome
-from stack.compare.grid import to_image
+from stack.comparison.compare import compare
+from stack.comparison.files import save_outcome
+from stack.comparison.grid import to_image
 from stack.measure.flops import counting
 from stack.measure.metrics import picture_warnings, psnr, ssim
 from stack.models.wiring import HUNYUAN_VIDEO

@@ -9,7 +9,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from stack import Stack
-from stack.calibrate.trajectory import Trajectory, recorder
+from stack.calibration.trajectory import Trajectory, recorder
 from stack.models.sampler import linear_form
 from stack.reference.dit_pipeline import ShapesDiTPipeline
 from stack.reference.shapes_dit import TRANSFORMER, new_scheduler

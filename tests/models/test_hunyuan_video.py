@@ -14,7 +14,7 @@ from stack import Stack
 from stack.caching.memory import state_size
 from stack.caching.methods import PRESETS
 from stack.caching.sites.calls import BlockCall
-from stack.calibrate.trajectory import Trajectory, recorder
+from stack.calibration.trajectory import Trajectory, recorder
 from stack.core.arguments import Arguments
 from stack.model_facts import facts_of
 from stack.models.schedule import uniform

@@ -13,7 +13,7 @@ from stack import Stack, StackError
 from stack.caching.bases import Bases, load_bases
 from stack.caching.cache import Cache
 from stack.caching.splits import ChannelBasis
-from stack.calibrate.bases_fit import GramSum
+from stack.calibration.bases_fit import GramSum
 from stack.compat.noise import rounding_floor
 
 PROMPTS = ["a red ring", "a blue star"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.calibrate.budget_fit import ENOUGH, MARGIN, ROUNDS, error_to_come, on_the_edge, student_quantile
+from stack.calibration.budget_fit import ENOUGH, MARGIN, ROUNDS, error_to_come, on_the_edge, student_quantile
 
 
 @given(st.floats(1e-3, 1e3), st.floats(0.3, 1.5))

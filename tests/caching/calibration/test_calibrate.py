@@ -6,13 +6,13 @@ import torch
 from stack import Stack, StackError
 from stack.caching.cache import Cache
 from stack.caching.candidate import Candidate
-from stack.calibrate import schedule_search
-from stack.calibrate.goals import Goal, count_in
-from stack.calibrate.observe import Observe
-from stack.calibrate.progress import BestSoFar
-from stack.calibrate.rehearse import Abandoned, Rehearsal, history
-from stack.calibrate.time_budget import SearchBudget
-from stack.calibrate.trials import Times, Trials
+from stack.calibration import schedule_search
+from stack.calibration.goals import Goal, count_in
+from stack.calibration.observe import Observe
+from stack.calibration.progress import BestSoFar
+from stack.calibration.rehearse import Abandoned, Rehearsal, history
+from stack.calibration.time_budget import SearchBudget
+from stack.calibration.trials import Times, Trials
 from stack.compat.calibrated_for import conditions
 from stack.measure.metrics import psnr
 

@@ -8,10 +8,10 @@ import pytest
 from stack import Stack
 from stack.caching.cache import Cache
 from stack.caching.candidate import Candidate
-from stack.calibrate import choosing
-from stack.calibrate.held_out import SEARCHED, HeldOut, chosen_again, error, finalists
-from stack.calibrate.search import EARLY, spread
-from stack.calibrate.trials import Trials
+from stack.calibration import choosing
+from stack.calibration.held_out import SEARCHED, HeldOut, chosen_again, error, finalists
+from stack.calibration.search import EARLY, spread
+from stack.calibration.trials import Trials
 
 from ...conftest import PROMPT, tiny_pipe
 

@@ -14,10 +14,10 @@ from stack import Stack, StackError
 from stack.caching.cache import Cache
 from stack.caching.corrector import OTHER_LEVELS
 from stack.caching.learned import KINDS, Learned, applied, load_learned
-from stack.calibrate import choosing
-from stack.calibrate.held_out import HeldOut
-from stack.calibrate.learned_fit import Estimates, RollOut, fitted, learn, subspace
-from stack.calibrate.trials import Trials
+from stack.calibration import choosing
+from stack.calibration.held_out import HeldOut
+from stack.calibration.learned_fit import Estimates, RollOut, fitted, learn, subspace
+from stack.calibration.trials import Trials
 
 from ...conftest import PROMPT, picture, tiny_pipe
 
@@ -115,7 +115,7 @@ def test_an_endless_ridge_is_the_default_bit_for_bit(monkeypatch: pytest.MonkeyP
     stack = stack_of()
     for kind in KINDS:
         with monkeypatch.context() as patch:
-            patch.setattr("stack.calibrate.learned_fit.RIDGE", 1e30)
+            patch.setattr("stack.calibration.learned_fit.RIDGE", 1e30)
             made, rolled, trials = taught(stack, kind)
         assert made.policy.learned is not None and made.policy.learned.forms
         assert torch.equal(rolled, trials.run(made.changed(learned=None)))

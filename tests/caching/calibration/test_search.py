@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.caching.candidate import WHOLE, Candidate
-from stack.calibrate.search import DENSE, EARLY, GAINS, Scored, dense_end, neighbours, openings, search, spread
+from stack.calibration.search import DENSE, EARLY, GAINS, Scored, dense_end, neighbours, openings, search, spread
 
 STEPS = 30
 ALL_GAINS = [WHOLE, *(gains for line in GAINS for gains in line)]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from stack import Stack
 from stack.caching.forecast import Forecast
-from stack.calibrate.propose import learn_weights
-from stack.calibrate.theory import best_schedule
-from stack.calibrate.trajectory import SegmentErrors, Trajectory, error_weights, growth, recorder
+from stack.calibration.propose import learn_weights
+from stack.calibration.theory import best_schedule
+from stack.calibration.trajectory import SegmentErrors, Trajectory, error_weights, growth, recorder
 from stack.models.sampler import linear_form
 
 from ...conftest import picture, tiny_pipe

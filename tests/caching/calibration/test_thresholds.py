@@ -10,8 +10,8 @@ from stack import Stack, StackError
 from stack.caching.cache import Cache
 from stack.caching.gate_policies import PrefixPolicy
 from stack.caching.sites.tokenwise import TokenSite
-from stack.calibrate.goals import Goal
-from stack.calibrate.thresholds import CLOSE, Point, boundary, chosen, loosened
+from stack.calibration.goals import Goal
+from stack.calibration.thresholds import CLOSE, Point, boundary, chosen, loosened
 
 from ...conftest import PROMPT, tiny_pipe
 

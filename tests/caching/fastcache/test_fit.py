@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from stack.calibrate.maps_fit import STRIDE, MapSums
+from stack.calibration.maps_fit import STRIDE, MapSums
 from stack.runtime.step import StepContext
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from stack.compare import compare as subject
 
 from stack import Stack
-from stack.compare import compare as subject
 from stack.recipe import Recipe, parse_recipe
 from stack.runtime.call_arguments import own_steps
 

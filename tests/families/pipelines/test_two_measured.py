@@ -11,11 +11,11 @@ import torch
 
 from stack import Stack, StackError
 from stack.caching.cache import Cache
-from stack.calibrate.search import through
-from stack.compare.base import stand_in
-from stack.compare.compare import compare
-from stack.compare.engine import PipelineEngine
-from stack.compare.rows import Row
+from stack.calibration.search import through
+from stack.comparison.base import stand_in
+from stack.comparison.compare import compare
+from stack.comparison.engine import PipelineEngine
+from stack.comparison.rows import Row
 from stack.models.denoiser import all_denoisers
 from stack.recipe import Recipe
 from stack.saving import RECIPE

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from stack.compare.report.page import report_html
+from stack.comparison.report.page import report_html
 
 from .reading import entry
 

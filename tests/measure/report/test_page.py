@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from stack.compare.files import save_outcome
-from stack.compare.outcome import Comparison
-from stack.compare.record import visible
-from stack.compare.report import frames
-from stack.compare.report.figures import ENTRIES
-from stack.compare.report.page import chart_svg, report_html
-from stack.compare.table import HEADINGS, cells
-from stack.compare.verdict import verdict
+from stack.comparison.files import save_outcome
+from stack.comparison.outcome import Comparison
+from stack.comparison.record import visible
+from stack.comparison.report import frames
+from stack.comparison.report.figures import ENTRIES
+from stack.comparison.report.page import chart_svg, report_html
+from stack.comparison.table import HEADINGS, cells
+from stack.comparison.verdict import verdict
 
 from .reading import Page, entry, figures
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from stack.compare.contributions import contributions, squared_error
-from stack.compare.record import visible
-from stack.compare.report.axes import Axis, axis, cost, overlap, place, spread
-from stack.compare.report.figures import error_bar, memory_bars, saved_words, time_bar
-from stack.compare.report.frames import sheet_of
-from stack.compare.report.palette import DARK, LIGHT, contrast
-from stack.compare.report.plots import NARROW, WIDE, error_plot, front, speed_plot, top_of
+from stack.comparison.contributions import contributions, squared_error
+from stack.comparison.record import visible
+from stack.comparison.report.axes import Axis, axis, cost, overlap, place, spread
+from stack.comparison.report.figures import error_bar, memory_bars, saved_words, time_bar
+from stack.comparison.report.frames import sheet_of
+from stack.comparison.report.palette import DARK, LIGHT, contrast
+from stack.comparison.report.plots import NARROW, WIDE, error_plot, front, speed_plot, top_of
 
 
 def rows_of(seconds: dict[str, float], psnr: dict[str, float]) -> dict[str, dict[str, Any]]:

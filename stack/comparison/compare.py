@@ -66,7 +66,7 @@ def compare(
         steps: of the base run; by default those the recipes are for, a distilled adapter's left aside.
         seed: of the first prompt; the next ones count up. It also draws the captions.
         size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
-        peers: also measure caches of other libraries, see `stack.compare.peers`.
+        peers: also measure caches of other libraries, see `stack.comparison.peers`.
         pairs: also measure each two passes together; of three passes or fewer they are measured anyway.
         compile_base: also try the base with compiled blocks, and take the faster.
         out: folder for the report. Pictures are kept there while it is measured, so that the same comparison goes on

@@ -13,7 +13,7 @@ from ..pictures import FRAME_MS
 from ..record import decibels, visible
 from ..table import HEADINGS, footnotes, warnings
 from ..verdict import margins, verdict
-from .figures import error_bar, memory_bars, of_row, quality_row, table_row, time_bar
+from .figures import error_bar, memory_bars, quality_row, table_row, time_bar
 from .frames import scenes
 from .palette import DARK, LIGHT
 from .plots import NARROW, WIDE, error_plot, speed_plot
@@ -64,7 +64,7 @@ def title_of(record: Mapping[str, Any]) -> str:
 def _environment() -> Environment:
     """Autoescape is on: names and prompts are the user's. A name that is not there is an error."""
     made = Environment(
-        loader=PackageLoader("stack.compare.report"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("stack.comparison.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {"times": times, "seconds": seconds, "percent": percent, "decibels": decibels}

@@ -57,18 +57,18 @@ def calibrate(
         prompts: at least two, better four or more, each with its own seed from `seed` on.
         held_out: other prompts. Their PSNR is reported; they have a say only where it is 3 dB lower, see
             `Calibration.compared`.
-        full_steps, psnr, seconds: what to reach, see `stack.calibrate.goals.Goal`; one of them, or none for as many
+        full_steps, psnr, seconds: what to reach, see `stack.calibration.goals.Goal`; one of them, or none for as many
             full steps as the cache has now.
         trials: runs of the whole batch of prompts to spend.
         budget: seconds to spend, the check on held-out prompts included.
-        theory: start from the schedule that the recorded errors recommend; see `stack.calibrate.theory`.
+        theory: start from the schedule that the recorded errors recommend; see `stack.calibration.theory`.
         learn: what is learnt from the recorded runs on top of the schedule, for a cache with a corrector: "l2p" or
             "low-rank" (`stack.caching.learned`), "off" for nothing. None is "low-rank", the better of the two alone. It
             is kept if it wins on the held-out prompts. A recipe can only name its file:
             `found.cache.policy.learned.save(...)`, then `cache(..., learned=...)`.
 
     Raises:
-        StackError: see `stack.calibrate.calibrate.calibrate`.
+        StackError: see `stack.calibration.calibrate.calibrate`.
     """
     searched, held = prompts_of(prompts), prompts_of(held_out, "held_out")
     checked(Seed, seed, "seed")
@@ -87,7 +87,7 @@ def noise_floor(
     call: Call | None = None,
 ) -> NoiseFloor:
     """Measure what quantization and sparse attention add to one forward pass; see
-    `stack.calibrate.quant.floor.measure_floor`.
+    `stack.calibration.quant.floor.measure_floor`.
 
     The random part is put into the stack's cache, which then forecasts no further than what stands out of it.
     """

@@ -51,7 +51,7 @@ def x0_recorder(trajectory: Trajectory, reused: tuple[int, ...] = ()) -> Observe
 
 @dataclass(frozen=True)
 class X0Rehearsal:
-    """A trial of a candidate at the site "x0"; see `stack.calibrate.rehearse.Rehearsal`.
+    """A trial of a candidate at the site "x0"; see `stack.calibration.rehearse.Rehearsal`.
 
     None is given up on its way: correctors make up later for what was far off in the middle.
     """

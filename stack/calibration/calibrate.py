@@ -47,7 +47,7 @@ def calibrate(
     Args:
         theory: whether to try proposed schedules first, rather than spreads.
         call: further arguments of every call, see `stack.runtime.pipeline_calls.PipelineCalls`.
-        learn: corrections to learn, see `stack.calibrate.measuring.calibrate`.
+        learn: corrections to learn, see `stack.calibration.measuring.calibrate`.
 
     Raises:
         StackError: no cache in the stack, no pipeline, fewer than two prompts, a goal that cannot be reached, or a

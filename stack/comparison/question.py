@@ -17,7 +17,7 @@ from ..models.denoiser import denoiser_of
 from ..recipe import Recipe, recipe_of
 from ..reference.captions import DEFAULT, captions
 from ..reference.load import REFERENCES, name_of
-from ..runtime.call_arguments import Call, call_words
+from ..runtime.call_arguments import Call, call_words, own_steps
 from ..runtime.pipeline_calls import PipelineCalls
 from ..stack import Stack
 from ..tune import read_prompts
@@ -27,7 +27,7 @@ from .record import Header, machine, versions
 
 Candidate = Recipe | Stack | str | Path
 """What can be compared: a recipe, by its name, its file or itself, or a stack."""
-DEFAULT_RECIPE, DEFAULT_STEPS = "fast", 50
+DEFAULT_RECIPE = "fast"
 LEAST_STEPS = 2
 
 
@@ -39,7 +39,7 @@ class Question:
         recipes: passes by name, in running order.
         prompts: as the pipeline is given them.
         drawn: the prompts are a reference model's own, whose pictures can be read back.
-        pairs, compile_base: see `stack.compare.compare.compare`.
+        pairs, compile_base: see `stack.comparison.compare.compare`.
         command: the command line that asks, for the report; two questions that differ in it alone are equal.
     """
 
@@ -75,13 +75,13 @@ def asked(
     pairs: bool,
     compile_base: bool,
 ) -> Question:
-    """The question, with what was left open filled in; see `stack.compare.compare.compare`.
+    """The question, with what was left open filled in; see `stack.comparison.compare.compare`.
 
     Raises:
         StackError: fewer than one prompt or two steps, recipes of one name, or arguments that the pipeline refuses.
     """
     chosen = _named(recipes if recipes is not None else DEFAULT_RECIPE)
-    wanted = _steps(chosen) if steps is None else checked(RunSteps, steps, "steps")
+    wanted = _steps(chosen, pipe) if steps is None else checked(RunSteps, steps, "steps")
     if wanted < LEAST_STEPS:
         raise StackError(f"steps must be at least {LEAST_STEPS}, got {wanted}: the controls need room below the base")
     model = name or name_of(pipe) or _source(pipe)
@@ -112,14 +112,17 @@ def _named(given: Candidate | Sequence[Candidate]) -> dict[str, Recipe | Stack]:
     return found
 
 
-def _steps(chosen: dict[str, Recipe | Stack]) -> int:
-    """The most steps that one of them is for. A distilled one says how few it takes, not what the base takes."""
+def _steps(chosen: dict[str, Recipe | Stack], pipe: Any) -> int:
+    """The most steps that one of them is for, or the pipeline's own where none says.
+
+    A distilled one says how few it takes, not what the base takes.
+    """
     plain = [
-        one.steps if isinstance(one, Recipe) else one.facts.steps
+        (one.steps or own_steps(pipe)) if isinstance(one, Recipe) else one.facts.steps
         for one in chosen.values()
         if "distill" not in (one.stages if isinstance(one, Recipe) else [p.stage for p in one.passes])
     ]
-    return max(plain, default=DEFAULT_STEPS)
+    return max(plain) if plain else own_steps(pipe)
 
 
 def _source(pipe: Any) -> str:
