@@ -62,7 +62,11 @@ def test_a_shipped_model_has_the_dtype_of_the_command_line() -> None:
 
 
 def test_a_stack_becomes_a_recipe_and_an_equal_stack_again(pipe: Any, tmp_path: Path) -> None:
-    made = Stack(pipe, steps=STEPS).quantize("int8", min_features=16).cache("svd", full_steps=(0, 1, 2, 6, 10))
+    made = (
+        Stack(pipe, steps=STEPS)
+        .quantize("int8", min_features=16)
+        .cache("svd", full_steps=(0, 1, 2, 6, 10), steps=STEPS)
+    )
     recipe = made.to_recipe("mine", "for a test")
     assert (recipe.name, recipe.model, recipe.steps) == ("mine", "flux", STEPS)
     (tmp_path / "mine.toml").write_text(recipe_toml(recipe))

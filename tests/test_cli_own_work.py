@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from stack.comparison.engine import PipelineEngine
-from stack.comparison.kept import Kept, key_of
+from stack.comparison.kept import KeptPictures, key_of
 from stack.comparison.rows import Generation, Row
 from stack.reference.pipeline import ShapesFluxPipeline
 from stack.runtime.step import Computed
@@ -100,16 +100,16 @@ def test_a_kept_picture_is_read_back_as_it_was_made(tmp_path: Path) -> None:
     made = Generation(
         torch.rand(3, 4, 4), 1.5, ("full", "cached"), 0.5, 12, 34, ("careful",), (Computed(), Computed(0.0, 0.0, 1.0))
     )
-    kept = Kept.at(tmp_path, "key")
+    kept = KeptPictures.at(tmp_path, "key")
     kept.save(row, 3, made)
-    again = Kept.at(tmp_path, "key").load(row, 3)
+    again = KeptPictures.at(tmp_path, "key").load(row, 3)
     assert again is not None and torch.equal(again.picture, made.picture)
     assert {**vars(again), "picture": 0} == {**vars(made), "picture": 0}
     assert kept.load(Row("a/b @ c", "stack", "all", "r", ("cache",), 8), 3) is None and kept.load(row, 4) is None
     next(path for path in kept.folder.iterdir() if path.suffix == ".safetensors").write_bytes(b"cut off")
     assert kept.load(row, 3) is None
     kept.save(row, 3, made)
-    assert Kept.at(tmp_path, "another key").load(row, 3) is None
+    assert KeptPictures.at(tmp_path, "another key").load(row, 3) is None
 
 
 def test_equal_questions_have_equal_keys_also_with_tensors() -> None:

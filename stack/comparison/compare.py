@@ -21,7 +21,7 @@ from ..runtime.call_arguments import Call, call_of
 from ..stack import Stack
 from .engine import Engine, PipelineEngine
 from .files import files_in, save_outcome
-from .kept import Kept, KeptEngine, finished
+from .kept import KeptEngine, KeptPictures, finished
 from .loop import Measurement, Progress, measure
 from .outcome import Comparison
 from .peers import peers as peers_here
@@ -114,7 +114,7 @@ def _in_folder(pipe: Any, question: Question, folder: Path, fresh: bool, line: P
     if not fresh and (record := finished(folder, key)):
         return Comparison(record, plans=record["plans"], files=files_in(folder))
     with claimed(folder, "--out"):
-        kept = Kept.at(folder, key, fresh)
+        kept = KeptPictures.at(folder, key, fresh)
         outcome = _measured(pipe, question, kept, line)
         outcome.record["key"] = key
         if outcome.pictures or not outcome.record["partial"]:  # else nothing was measured: what is there is left alone
@@ -124,7 +124,7 @@ def _in_folder(pipe: Any, question: Question, folder: Path, fresh: bool, line: P
     return outcome
 
 
-def _measured(pipe: Any, question: Question, kept: Kept | None, line: ProgressLine) -> Comparison:
+def _measured(pipe: Any, question: Question, kept: KeptPictures | None, line: ProgressLine) -> Comparison:
     header, texts = question.header, question.prompts
     rows = plan_rows(
         {name: [p.stage for p in passes] for name, passes in question.recipes.items()}, header.steps,
@@ -155,7 +155,7 @@ def _measured(pipe: Any, question: Question, kept: Kept | None, line: ProgressLi
 
 
 def _run(
-    engine: PipelineEngine, rows: Sequence[Row], question: Question, kept: Kept | None, line: ProgressLine,
+    engine: PipelineEngine, rows: Sequence[Row], question: Question, kept: KeptPictures | None, line: ProgressLine,
     tell: Callable[[Progress], None],
 ) -> Measurement:  # fmt: skip
     """Choose the base, or take the one that was chosen before, and measure every row."""

@@ -64,7 +64,7 @@ def finished(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptPictures:
     """The pictures of one comparison in a folder.
 
     Attributes:
@@ -74,7 +74,7 @@ class Kept:
     folder: Path
 
     @classmethod
-    def at(cls, out: Path, key: str, fresh: bool = False) -> Kept:
+    def at(cls, out: Path, key: str, fresh: bool = False) -> KeptPictures:
         """Those in a comparison's folder. Of another comparison, or where all is to be made anew, there are none."""
         kept = cls(out / PARTS)
         if fresh or kept._settings().get("key") != key:
@@ -144,7 +144,7 @@ class KeptEngine:
         seeds: of all prompts: a row that has them all needs no warm-up.
     """
 
-    def __init__(self, engine: Engine, kept: Kept, seeds: Sequence[int]):
+    def __init__(self, engine: Engine, kept: KeptPictures, seeds: Sequence[int]):
         self._engine, self._kept, self._seeds = engine, kept, seeds
 
     @property
