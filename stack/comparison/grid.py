@@ -55,7 +55,7 @@ def _label(pen: ImageDraw.ImageDraw, row: Mapping[str, Any], y: int) -> None:
     lines = [(head, font(15, bold=True), INK)]
     lines += [(f"at the time of {tail}", font(12), FAINT)] if tail else []
     lines += [(times(row["speedup"]), font(24, bold=True), colour_of(row)), (quality, font(15), INK)]
-    lines += [(f"{row['full_steps']:.3g} of {row['steps']} steps full", font(12), FAINT)]
+    lines += [(f"{row['full_steps']:.3g} of {row['steps']} steps full", font(12), FAINT)] if row["steps"] else []
     heights = [int(f.size * 1.45) for _, f, _ in lines]
     top = middle - sum(heights) // 2
     for (text, face, colour), height in zip(lines, heights, strict=True):

@@ -165,7 +165,7 @@ def _row(
         "passes": list(m.row.passes),
         "seconds": seconds,
         "speedup": speedup,
-        "speedup_95": ratio_interval(speedup, base.seconds, m.seconds),
+        "speedup_95": ratio_interval(speedup, base.seconds, m.seconds) if m is not base else None,
         "flops_speedup": _flops_speedup(work, base.row.steps, done),
         "psnr_db": None if pictures is None or truth is None else psnr(pictures, truth),
         "psnr_db_each": each,

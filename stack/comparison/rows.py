@@ -132,7 +132,7 @@ def share(rows: Sequence[Row], effective: Callable[[Row], object]) -> list[Row]:
     """Rows that would run the same thing are measured once: all but one say in `same_as` which.
 
     With one or two stages there are some by nature; more where the plan drops a pass that cannot help on this machine.
-    The base and the whole stacks are always measured themselves.
+    The base, the whole stacks and the peers are always measured themselves.
 
     Args:
         effective: what a row will really run; compared by ==.
@@ -140,7 +140,7 @@ def share(rows: Sequence[Row], effective: Callable[[Row], object]) -> list[Row]:
     own = [row for row in rows if row.group in ("base", "all")]
     shared = {}
     for row in rows:
-        if row not in own:
+        if row not in own and row.role != "peer":
             twin = next((other for other in own if effective(other) == effective(row)), None)
             if twin is None:
                 own.append(row)

@@ -73,7 +73,7 @@ def footnotes(record: Mapping[str, Any]) -> list[str]:
     for row in visible(record):
         if row["psnr_vs_uncached_db"] is not None and row["name"] == ALL and len(row["passes"]) > 1:
             notes.append(f"all against all-cache: {decibels(row['psnr_vs_uncached_db'])} dB, the cache's own error")
-    shared = [f"{row['name']} = {row['same_as']}" for row in record["rows"] if row["same_as"]]
+    shared = [f"{row['name']} = {row['same_as']}" for row in record["rows"] if row["same_as"] and row["passes"]]
     if shared:
         notes.append(f"run the same passes here, measured once: {', '.join(shared)}")
     for pair in record["pairs"]:

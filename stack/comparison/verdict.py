@@ -57,9 +57,17 @@ def _of_one(record: Figures, whole: Figures) -> str:
         return _beside(record, whole, "the stack") + _beaten(record, whole)
     stage = max(useless, key=lambda stage: useless[stage]["psnr_db"] - whole["psnr_db"])
     rest = rows[useless[stage]["same_as"] or useless[stage]["name"]]
-    return f"leave {stage} out: {_price(useless[stage], whole)}; {_beside(record, rest, 'the rest')}" + _beaten(
-        record, rest
-    )
+    if not _worth_having(record, rest):
+        return _beside(record, rest, f"the stack without {stage}") + _beaten(record, rest)
+    advice = f"leave {stage} out: {_price(useless[stage], whole)}"
+    return f"{advice}; {_beside(record, rest, 'the rest')}" + _beaten(record, rest)
+
+
+def _worth_having(record: Figures, row: Figures) -> bool:
+    """Whether a row saves time, and is nearer to the base than fewer plain steps in that time."""
+    rival = best_control(record, row)
+    nearer = rival is None or row["psnr_db"] - rival["psnr_db"] > SAME_DB
+    return bool(nearer and row["speedup"] > 1 + SAME_TIME)
 
 
 def _no_worse(without: Figures, whole: Figures) -> bool:
@@ -87,9 +95,9 @@ def _beside(record: Figures, row: Figures, what: str) -> str:
     if rival is None:
         return f"{what} is {times(row['speedup'])} as fast as the base at {decibels(row['psnr_db'])} dB"
     margin = row["psnr_db"] - rival["psnr_db"]
-    if margin < 0:
-        taken = f"{rival['steps']} steps take the same time and are {-margin:.1f} dB nearer to the base"
-        return f"take fewer plain steps instead: {taken} than {what}"
+    if margin <= SAME_DB:
+        nearer = f"{-margin:.1f} dB nearer to the base than" if margin < -SAME_DB else "as near to the base as"
+        return f"take fewer plain steps instead: {rival['steps']} steps take the same time and are {nearer} {what}"
     point = f"{times(row['speedup'])} as fast as the base at {decibels(row['psnr_db'])} dB"
     return f"{what} is {point}, {margin:.1f} dB above fewer plain steps in the same time"
 
@@ -106,7 +114,7 @@ def _of_several(record: Figures, whole: Sequence[Figures]) -> str:
     best, margin = None, 0.0
     for row in whole:
         rival = best_control(record, row)
-        if rival is not None and row["speedup"] > 1 + SAME_TIME and row["psnr_db"] - rival["psnr_db"] >= margin:
+        if rival and _worth_having(record, row) and row["psnr_db"] - rival["psnr_db"] >= margin:
             best, margin = row, row["psnr_db"] - rival["psnr_db"]
     if best is None:
         return (

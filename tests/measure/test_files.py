@@ -15,7 +15,7 @@ from stack.comparison.files import save_outcome
 from stack.comparison.grid import CELL, GAP, HEAD, LABEL, MARGIN, draw_grid, grid_size, to_image
 from stack.comparison.outcome import Comparison
 from stack.comparison.record import visible
-from stack.comparison.table import footnotes, print_table
+from stack.comparison.table import HEADINGS, cells, footnotes, print_table
 from stack.comparison.verdict import verdict
 
 
@@ -51,6 +51,15 @@ def test_pictures_keep_their_shape_in_the_grid() -> None:
     assert wide.size == (64, 64)
     assert wide.getpixel((32, 32)) == (0, 0, 0) and wide.getpixel((32, 4)) == (255, 255, 255)
     assert to_image(torch.full((3, 4, 4), float("nan"))).getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_a_row_whose_steps_are_not_known_has_its_place_everywhere(comparison: Any, tmp_path: Path) -> None:
+    outcome = outcome_of(comparison)
+    row = next(row for row in outcome.record["rows"] if row["name"] == "cache")
+    row.update(role="peer", group="peer", steps=None, full_steps=None, flops_speedup=None, kinds=[], computed=[])
+    save_outcome(outcome, tmp_path)
+    assert Image.open(tmp_path / "grid.png").size == grid_size(10, 3)
+    assert cells(row)[HEADINGS.index("full steps")] == cells(row)[HEADINGS.index("by work")] == "-"
 
 
 def test_an_interruption_leaves_all_files(comparison: Any, make_engine: Any, tmp_path: Path) -> None:

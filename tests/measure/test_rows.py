@@ -48,6 +48,11 @@ def test_several_recipes_are_compared_as_wholes() -> None:
         plan_rows({"base": ("cache",), "fast": ("cache",)}, 50)
 
 
+def test_peers_are_measured_themselves_though_they_have_no_passes() -> None:
+    rows = share(plan_rows({"r": ("cache",)}, 50, peers=["theirs", "theirs too"]), lambda row: row.passes)
+    assert [(row.name, row.same_as) for row in rows if row.role == "peer"] == [("theirs", ""), ("theirs too", "")]
+
+
 def test_pairs_are_rows_of_their_own_where_no_other_row_has_them() -> None:
     assert plan_rows(THREE, 50, pairs=True) == plan_rows(THREE, 50)
     four = plan_rows({"r": ("distill", "quantize", "sparse_attn", "cache")}, 50, pairs=True)

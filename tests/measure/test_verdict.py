@@ -54,6 +54,15 @@ CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
         [row("all", 36.0, 3.0), row("all-quantize", 37.0, 2.5), WITHOUT_CACHE, control("all", 38.1, steps=16)],
         "take fewer plain steps instead: 16 steps take the same time and are 2.1 dB nearer to the base than the stack",
     ),
+    "a stack that is no better than fewer steps": (
+        [row("all", 36.0, 3.0), row("all-quantize", 37.0, 2.5), WITHOUT_CACHE, control("all", 35.95, steps=16)],
+        "take fewer plain steps instead: 16 steps take the same time and are as near to the base as the stack",
+    ),
+    "a useless pass in a stack that loses": (
+        [row("all", 36.0, 3.0), row("all-quantize", 36.3, 3.0), WITHOUT_CACHE, control("all-quantize", 38.0, steps=16)],
+        "take fewer plain steps instead: 16 steps take the same time and are 1.7 dB nearer to the base than "
+        "the stack without quantize",
+    ),
     "a stack that is no faster": (
         [row("all", 36.0, 1.01), row("all-quantize", 37.0, 0.9), control("all", 99.0, steps=50)],
         "use the model as it is: the stack saves no time here (36.0 dB at 1.01x)",
