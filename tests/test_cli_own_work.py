@@ -183,6 +183,7 @@ BAD = {
     "no object": (["--call", "[1]"], "--call: expected arguments by name such as {"),
     "unknown argument": (["--call", '{"heigth": 3}'], "argument of ShapesFluxPipeline 'heigth': did you mean 'height'"),
     "own argument": (["--call", '{"generator": 3}'], "call= has generator, which is set here: give seed="),
+    "guidance": (["--guidance", "nan"], "--guidance must be a number of at most 1000, got nan"),
     "no file": (["--prompts-file", "{}/gone.txt"], "cannot read prompts from"),
     "empty file": (["--prompts-file", "{}/empty.txt"], "--prompts-file: expected a file with a prompt on each line"),
     "too many": (["--prompt", "a red ring", "--prompts", "2"], "--prompts must be at most the 1 prompts that are"),

@@ -77,7 +77,7 @@ def calibrate(
     within("psnr", psnr, 0, MOST_DECIBELS)
     within("seconds", seconds, 0, LONGEST_RUN)
     within("budget", budget, 0.1, LONGEST_RUN)
-    check_numbers(None, 1, seed, prompts)
+    check_numbers(None, 1, seed, prompts, guidance)
     (chosen,), given = recipes_of([recipe]), call_of_json(call)
     path = out or Path(f"{re.sub('[^A-Za-z0-9._-]+', '-', chosen.name)[:100]}-calibrated.toml")
     check_file(path, "--out")

@@ -69,7 +69,7 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Measure what each pass gives alone, together and left out, against the model as it is."""
-    check_numbers(steps, FEWEST_STEPS, seed, prompts)
+    check_numbers(steps, FEWEST_STEPS, seed, prompts, guidance)
     chosen, given = recipes_of(recipes or [DEFAULT_RECIPE]), call_of_json(call)
     check_folder(out, "--out")
     texts = texts_of(prompt, prompts_file, prompts)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE, DEFAULT_MODEL = "fast", "shapes-flux"
 MOST_PROMPTS, LONGEST_RUN = 1000, 86_400.0
-LARGEST_SEED = 2**62
+LARGEST_SEED, MOST_GUIDANCE = 2**62, 1000.0
 EXAMPLE = '{"true_cfg_scale": 4}'
 
 RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a .toml file.")]
@@ -50,8 +50,11 @@ def within(name: str, value: float | None, least: float, most: float) -> None:
         raise StackError(f"--{name} must be {bound}, got {value}")
 
 
-def check_numbers(steps: int | None = None, fewest: int = 1, seed: int = 0, prompts: int | None = None) -> None:
-    """Refuse numbers of steps, seeds and prompts that no command takes."""
+def check_numbers(
+    steps: int | None = None, fewest: int = 1, seed: int = 0, prompts: int | None = None, guidance: float | None = None
+) -> None:
+    """Refuse numbers of steps, seeds and prompts, and scales of guidance, that no command takes."""
+    within("guidance", guidance, 0, MOST_GUIDANCE)
     within("prompts", prompts, 1, MOST_PROMPTS)
     within("steps", steps, fewest, MOST_STEPS)
     within("seed", seed, 0, LARGEST_SEED)

@@ -62,7 +62,7 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Make pictures with a stack, and say what each step did. A video becomes an animated PNG."""
-    check_numbers(steps, 1, seed, prompts)
+    check_numbers(steps, 1, seed, prompts, guidance)
     (chosen,), given = recipes_of([recipe]), call_of_json(call)
     if out is not None:
         check_folder(out, "--out")

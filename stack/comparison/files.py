@@ -27,7 +27,6 @@ def save_outcome(outcome: Comparison, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     record, table = folder / "compare.json", folder / "table.md"
-    save_json(outcome.record, record)
     write_text(table, outcome.markdown())
     written = [record, table]
     grid, product, chart = folder / "grid.png", folder / "product.png", folder / "chart.svg"
@@ -43,4 +42,5 @@ def save_outcome(outcome: Comparison, folder: Path) -> list[Path]:
             written.append(chart)
     page = folder / "report.html"
     write_text(page, report_html(outcome.record, outcome.plans, outcome.pictures))
+    save_json(outcome.record, record)  # last: with it the comparison counts as finished
     return [*written, page]

@@ -9,6 +9,7 @@ from ..measure.metrics import CAP_DB
 
 LEVEL = 0.95
 MEDIAN = math.sqrt(math.pi / 2)
+LARGEST = 100.0  # logarithm of a factor that says nothing any more, and is far from an overflow
 
 
 def ratio_interval(ratio: float | None, base: Sequence[float], other: Sequence[float]) -> list[float] | None:
@@ -24,7 +25,7 @@ def ratio_interval(ratio: float | None, base: Sequence[float], other: Sequence[f
     half = _half_width(logs)
     if half is None or not ratio:
         return None
-    factor = math.exp(MEDIAN * half)
+    factor = math.exp(min(MEDIAN * half, LARGEST))
     return [ratio / factor, ratio * factor]
 
 

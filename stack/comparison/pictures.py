@@ -15,6 +15,7 @@ from ..core.errors import StackError
 from ..core.files import claimed, reason, whole
 from ..core.validate import shown, some_prompts
 from ..runtime.call_arguments import Call, CallParameters
+from ..runtime.pipeline_calls import given_with
 from .kept import key_of
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def drawn(stack: Stack, text: str, seed: int, call: Call | None = None) -> Any:
     Raises:
         StackError: the pipeline refuses the prompt.
     """
-    more = call([text]) if callable(call) else call or {}
+    more = given_with(call, [text])
     generator = torch.Generator("cpu").manual_seed(seed)
     try:
         prompt = {CallParameters.of(stack.pipe).takes_prompts: text}

@@ -28,9 +28,9 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["name"],
         seconds(row["seconds"]),
-        times(row["speedup"]) + _give(row["speedup_95"], 2),
+        times(row["speedup"]) + _give(row["speedup"], row["speedup_95"], 2),
         times(row["flops_speedup"]),
-        decibels(row["psnr_db"]) + _give(row["psnr_db_95"], 1) if row["role"] != "base" else "-",
+        decibels(row["psnr_db"]) + _give(row["psnr_db"], row["psnr_db_95"], 1) if row["role"] != "base" else "-",
         decibels(row["control_psnr_db"]),
         "-" if row["ssim"] is None or row["role"] == "base" else f"{row['ssim']:.3f}",
         percent(row["accuracy"]),
@@ -40,9 +40,12 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _give(interval: Sequence[float] | None, digits: int) -> str:
-    """Half the width of a 95 % interval, behind its figure."""
-    return "" if interval is None else f" ±{(interval[1] - interval[0]) / 2:.{digits}f}"
+def _give(figure: float | None, interval: Sequence[float] | None, digits: int) -> str:
+    """Half the width of a 95 % interval, behind its figure; a question mark where it is wider than the figure."""
+    if figure is None or interval is None:
+        return ""
+    half = (interval[1] - interval[0]) / 2
+    return f" ±{half:.{digits}f}" if half < figure else " ±?"
 
 
 def markdown(record: Mapping[str, Any]) -> str:
@@ -65,7 +68,7 @@ def footnotes(record: Mapping[str, Any]) -> list[str]:
         "PSNR in dB against its pictures, same seeds; same time: PSNR of the base with as many steps as fit in it"
     ]
     if any(row["psnr_db_95"] for row in record["rows"]):
-        notes.append("±: half of a 95 % interval over the prompts (Student's t)")
+        notes.append("±: half of a 95 % interval over the prompts (Student's t); ±? is more than the figure itself")
     if record["efficiency"] is not None:
         notes.append(f"efficiency {record['efficiency']:.2f}: speedup of all / product of the passes alone")
     if record["interaction_db"] is not None:

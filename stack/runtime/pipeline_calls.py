@@ -140,19 +140,28 @@ class PipelineCalls:
             self.arguments([prompt], 0, steps)
 
     def _more(self, prompts: list[Any]) -> Mapping[str, Any]:
-        more = self.more(prompts) if callable(self.more) else self.more or {}
-        if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
-            raise StackError(f"call= must be arguments by name, or a function that gives them, got {more!r}")
-        for name in more:
-            if name in OWN:
-                raise StackError(f"call= has {name}, which is set here: {OWN[name]}")
-        return more
+        return given_with(self.more, prompts)
 
     def _prompts(self, prompts: Sequence[Any], place: str) -> Any:
         for prompt in prompts:
             if place == PROMPT and not isinstance(prompt, str):
                 raise StackError(f"prompts must be texts, got {prompt!r}")
         return prompts[0] if place == PROMPT and len(prompts) == 1 else list(prompts)
+
+
+def given_with(call: Call | None, prompts: list[Any]) -> Mapping[str, Any]:
+    """The arguments that `call` gives for these prompts.
+
+    Raises:
+        StackError: they are no arguments by name, or set something that is set here.
+    """
+    more = call(prompts) if callable(call) else call or {}
+    if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
+        raise StackError(f"call= must be arguments by name, or a function that gives them, got {more!r}")
+    for name in more:
+        if name in OWN:
+            raise StackError(f"call= has {name}, which is set here: {OWN[name]}")
+    return more
 
 
 def _for_all(name: str, value: Any, count: int) -> Any:

@@ -86,6 +86,13 @@ def test_table_shows_every_row_in_full(comparison: Any, width: int) -> None:
     assert ("10.00x ±" in text) == (width >= 120)
 
 
+def test_an_interval_wider_than_its_figure_is_no_figure(comparison: Any) -> None:
+    row = comparison()[1]["rows"][1]
+    speedup = HEADINGS.index("speedup")
+    assert cells({**row, "speedup": 1.25, "speedup_95": [1.0, 1.6]})[speedup] == "1.25x ±0.30"
+    assert cells({**row, "speedup": 1.25, "speedup_95": [0.1, 15.0]})[speedup] == "1.25x ±?"
+
+
 def test_footnotes_say_how_the_passes_go_together(comparison: Any) -> None:
     _, record = comparison()
     notes = footnotes(record)

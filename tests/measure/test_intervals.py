@@ -22,6 +22,8 @@ def test_the_interval_of_a_speedup_is_student_s() -> None:
     )
     assert ratio_interval(2.0, base, other) == pytest.approx([2 * math.exp(-half), 2 * math.exp(half)])
     assert ratio_interval(2.0, [10.0, 20.0], [5.0, 10.0]) == pytest.approx([2.0, 2.0])  # the same on every prompt
+    low, high = ratio_interval(1.0, [1e-9, 1e9], [1.0, 1.0]) or (0.0, 0.0)
+    assert 0 < low < 1e-40 and 1e40 < high < math.inf
 
 
 def test_the_interval_of_a_psnr_is_that_of_the_mean_error() -> None:
