@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .core.quiet import quiet as _quiet
 
 if TYPE_CHECKING:
+    from .calibrated import calibrate as calibrate
     from .comparison.compare import compare as compare
     from .comparison.outcome import Comparison as Comparison
     from .comparison.pictures import run as run
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from .recipe import recipe_toml as recipe_toml
     from .runtime.report import Report as Report
     from .stack import Stack as Stack
-    from .tune import calibrate as calibrate
+    from .tuning.tune import Tuned as Tuned
+    from .tuning.tune import tune as tune
 
 __version__ = "0.1.0"
 
@@ -36,18 +38,34 @@ _HOMES = {
     "Report": "runtime.report",
     "Stack": "stack",
     "StackError": "core.errors",
-    "calibrate": "tune",
+    "calibrate": "calibrated",
     "compare": "comparison.compare",
     "explain": "explained",
     "list_recipes": "recipe",
     "load": "loading",
     "load_recipe": "recipe",
+    "Tuned": "tuning.tune",
     "recipe_toml": "recipe",
+    "tune": "tuning.tune",
     "run": "comparison.pictures",
 }
 __all__ = [
-    "Comparison", "Explanation", "Recipe", "Report", "Stack", "StackError", "calibrate", "compare", "explain",
-    "list_recipes", "load", "load_recipe", "recipe_toml", "run",
+    "Comparison",
+    "Explanation",
+    "Recipe",
+    "Report",
+    "Stack",
+    "StackError",
+    "Tuned",
+    "calibrate",
+    "compare",
+    "explain",
+    "list_recipes",
+    "load",
+    "load_recipe",
+    "recipe_toml",
+    "run",
+    "tune",
 ]  # fmt: skip
 
 

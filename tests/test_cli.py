@@ -300,7 +300,7 @@ def test_ctrl_c_in_calibrate_writes_nothing(run: Run, folder: Path, monkeypatch:
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stack.tune.calibrate", interrupted)
+    monkeypatch.setattr("stack.calibrated.calibrate", interrupted)
     (folder / "prompts.txt").write_text("a red ring\na blue star\na green circle\n")
     line = ["calibrate", folder / "mine.toml", "--model", folder / "model", "--prompts-file", folder / "prompts.txt"]
     code, _, err = run(*line, "--out", folder / "new.toml")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import StackError
 from ..core.files import check_file, write_text
 from ..core.validate import MOST_STEPS
 from .app import Interrupted, app
@@ -33,6 +32,7 @@ from .options import (
     call_of_json,
     check_numbers,
     loaded,
+    own_prompts,
     readable,
     recipes_of,
     texts_of,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 MOST_DECIBELS, OWN_PROMPTS = 100.0, 6  # of a reference model: four to search on and two to check
-DRAWN_WITH = 1000  # seed of those prompts: not what `compare` draws with by default
 
 
 @app.command()
@@ -81,10 +80,10 @@ def calibrate(
     (chosen,), given = recipes_of([recipe]), call_of_json(call)
     path = out or Path(f"{re.sub('[^A-Za-z0-9._-]+', '-', chosen.name)[:100]}-calibrated.toml")
     check_file(path, "--out")
-    texts = texts_of(prompt, prompts_file, prompts) or _own_prompts(model, prompts or OWN_PROMPTS)
+    texts = texts_of(prompt, prompts_file, prompts) or own_prompts(model, prompts or OWN_PROMPTS)
     model, pipe, size = loaded("calibrate", model, device, size, lora)
+    from ..calibrated import calibrate as search
     from ..recipe import recipe_toml
-    from ..tune import calibrate as search
 
     try:
         found, result = search(
@@ -99,13 +98,3 @@ def calibrate(
 
 def _as_dict(found: Recipe, path: Path) -> dict[str, Any]:
     return {"recipe": found.name, "path": str(path), "notes": found.notes, "cache": found.stages["cache"]}
-
-
-def _own_prompts(model: str, count: int) -> list[str]:
-    """Prompts of a reference model, but for the first, which is everywhere."""
-    from ..reference.captions import captions
-    from ..reference.load import REFERENCES
-
-    if model not in REFERENCES:
-        raise StackError(f"no prompts are known for {model}: expected --prompts-file FILE, one prompt per line")
-    return captions(count + 1, seed=DRAWN_WITH, model=model)[1:]

@@ -11,13 +11,13 @@ import typer
 from ..core.errors import StackError
 from ..core.files import reason
 from ..core.quiet import quiet
-from . import calibrate, compare, explain, lists, run  # commands are put on the application by their modules
+from . import calibrate, compare, explain, lists, run, tune  # commands are put on the application by their modules
 from .app import Interrupted, app
 
 # The parent of every error about how a command was called; typer names only its youngest child.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 INTERRUPTED, MISUSED = 130, 2
-COMMANDS = (compare, run, explain, calibrate, lists)
+COMMANDS = (compare, run, explain, calibrate, tune, lists)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

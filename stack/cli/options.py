@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE, DEFAULT_MODEL = "fast", "shapes-flux"
 MOST_PROMPTS, LONGEST_RUN = 1000, 86_400.0
 LARGEST_SEED, MOST_GUIDANCE = 2**62, 1000.0
+DRAWN_WITH = 1000  # seed of the prompts that settings are searched on: not what `compare` draws with by default
 EXAMPLE = '{"true_cfg_scale": 4}'
 
 RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a .toml file.")]
@@ -91,7 +92,7 @@ def call_of_json(text: str | None) -> dict[str, Any] | None:
 
 def texts_of(prompt: Sequence[str] | None, file: Path | None, count: int | None) -> list[str]:
     """The prompts on the command line and in the file, or the first of them; none where none are given."""
-    from ..tune import read_prompts
+    from ..calibrated import read_prompts
 
     texts = [*(prompt or []), *(read_prompts(file) if file is not None else [])]
     if file is not None and not texts:
@@ -124,6 +125,16 @@ def readable(texts: Sequence[str], pipe: Any) -> list[str]:
     if name is None:
         return list(texts or [known.example])
     return [text for text in texts or [known.example] if known.parse(text)]
+
+
+def own_prompts(model: str, count: int) -> list[str]:
+    """Prompts of a reference model, but for the first, which is everywhere."""
+    from ..reference.captions import captions
+    from ..reference.load import REFERENCES
+
+    if model not in REFERENCES:
+        raise StackError(f"no prompts are known for {model}: expected --prompts-file FILE, one prompt per line")
+    return captions(count + 1, seed=DRAWN_WITH, model=model)[1:]
 
 
 def told_as(as_json: bool, data: Callable[[], Any], text: Callable[[], str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..calibrated import read_prompts
 from ..core.errors import StackError
 from ..core.passes import Pass
 from ..core.validate import RunSteps, Seed, checked, prompts_of
@@ -20,7 +21,6 @@ from ..reference.load import REFERENCES, name_of
 from ..runtime.call_arguments import Call, call_words, own_steps
 from ..runtime.pipeline_calls import PipelineCalls
 from ..stack import Stack
-from ..tune import read_prompts
 from .kept import key_of, weights_digest
 from .peers import Peer
 from .record import Header, machine, versions

@@ -15,7 +15,7 @@ FLIPPED_DB = 25.0  # below it, a picture shows something else
 
 
 @dataclass(frozen=True)
-class Sample:
+class Compared:
     """One picture of a stack beside the same picture without one.
 
     Attributes:
@@ -54,7 +54,7 @@ class Figures:
     samples: int
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], base_seconds: float) -> Figures:
+    def of(cls, samples: Sequence[Compared], base_seconds: float) -> Figures:
         """Figures of at least one sample."""
         seconds = statistics.median(s.seconds for s in samples)
         return cls(
@@ -82,13 +82,13 @@ def sample(
     peak: int | None,
     distance: Perceptual | None,
     latent: bool,
-) -> Sample:
+) -> Compared:
     """Compare a picture (3, H, W) or video (F, 3, H, W) in [0, 1], or latents of any shape, with the target."""
     if latent:
         off, size = (made - target).norm().item(), target.norm().item()
-        return Sample(None, None, off / size if size else None, seconds, peak or 0)
+        return Compared(None, None, off / size if size else None, seconds, peak or 0)
     far = None
     if distance is not None:
         frames = [x.flatten(0, -4) if x.ndim > 3 else x[None] for x in (made, target)]
         far = distance(*frames).mean().item()
-    return Sample(psnr(made[None], target[None]), far, None, seconds, peak or 0)
+    return Compared(psnr(made[None], target[None]), far, None, seconds, peak or 0)

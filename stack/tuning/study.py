@@ -56,7 +56,7 @@ class Study:
     """What was tried, in a database.
 
     Args:
-        storage: a file, made where there is none, or the URL of a database that Optuna knows.
+        storage: a file, made where there is none, the URL of a database that Optuna knows, or None for memory.
         name: of the study in it.
         protocol: what figures depend on; trials of another protocol do not mix with these.
 
@@ -64,9 +64,9 @@ class Study:
         StackError: the database holds another protocol under this name, cannot be opened, or Optuna is missing.
     """
 
-    def __init__(self, storage: str | Path, name: str, protocol: Mapping[str, Any], seed: int = 0):
+    def __init__(self, storage: str | Path | None, name: str, protocol: Mapping[str, Any], seed: int = 0):
         library = optuna_or_error()
-        url = str(storage) if "://" in str(storage) else f"sqlite:///{storage}"
+        url = str(storage) if "://" in str(storage) else f"sqlite:///{storage}" if storage is not None else None
         with quiet_library():
             try:
                 self._study: optuna.Study = library.create_study(
@@ -78,7 +78,7 @@ class Study:
         self._library = library
         self._check(dict(json.loads(json.dumps(protocol))), storage)
 
-    def _check(self, protocol: dict[str, Any], storage: str | Path) -> None:
+    def _check(self, protocol: dict[str, Any], storage: str | Path | None) -> None:
         known = self._study.user_attrs.get(PROTOCOL)
         if known is None:
             return self._study.set_user_attr(PROTOCOL, protocol)

@@ -7,15 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from ..comparison.record import machine, save_json, versions
 from ..core.files import write_text
 from ..recipe import recipe_toml
+from .tune import Tuned
 from .front import quality
 from .study import Tried
-from .tune import Tuned
 
 COLUMNS = ("stack", "speedup", "quality", "flipped", "seconds", "GB", "")
 MARKS = ((16, "#9aa5b1"), (36, "#1f6feb"))  # size and colour of what was tried, and of what was checked
+NUMBERS = ("speedup", "flipped", "seconds", "GB")
 RECIPE, RECORD, PICTURE = "tuned.toml", "tune.json", "front.png"
 
 
@@ -64,6 +68,18 @@ def _line(one: Tried, found: Tuned) -> tuple[str, ...]:
     memory = f"{figures.gigabytes:.2f}" if figures.gigabytes else "-"
     shown = (named(one.stages), f"{figures.speedup:.2f}x", _quality(one), flipped, f"{figures.seconds:.2f}")
     return (*shown, memory, note)
+
+
+def print_front(found: Tuned, console: Console) -> None:
+    """The table of what was checked, and the verdict."""
+    table = Table(box=None, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="right" if name in NUMBERS else "left")
+    for line in lines(found):
+        table.add_row(*line)
+    if found.checked:
+        console.print(table)
+    console.print(verdict(found), markup=False, highlight=False)
 
 
 def record(found: Tuned, model: str, device: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..measure.timing import RoundRobin
 from ..recipe import Recipe
 from ..runtime.call_arguments import Call
 from ..stack import Stack
-from .figures import Figures, Sample, sample
+from .figures import Figures, Compared, sample
 from .limits import Limits
 from .space import Stages
 
@@ -100,7 +100,7 @@ class Tryout:
         """
         engine, row = self._candidate("candidate", stages)
         engine.warm_up(row, samples[0].prompt)
-        done: list[Sample] = []
+        done: list[Compared] = []
         for one in samples:
             done.append(self._compared(engine, row, one))
             if stop(found := Figures.of(done, self.base_seconds)):
@@ -114,7 +114,7 @@ class Tryout:
         engines = {str(n): self._candidate(str(n), stages) for n, stages in enumerate(candidates)}
         for engine, row in engines.values():
             engine.warm_up(row, samples[0].prompt)
-        done: dict[str, list[Sample]] = {name: [] for name in engines}
+        done: dict[str, list[Compared]] = {name: [] for name in engines}
         base: list[float] = []
         for number, name in RoundRobin([BASE, *engines], len(samples)):
             tell(f"checking {len(engines)} stacks: picture {number + 1} of {len(samples)}")
@@ -145,7 +145,7 @@ class Tryout:
     def _row(self, name: str) -> Row:
         return Row(name, "base", "base", steps=self.steps)
 
-    def _compared(self, engine: PipelineEngine, row: Row, one: Asked) -> Sample:
+    def _compared(self, engine: PipelineEngine, row: Row, one: Asked) -> Compared:
         made = engine.generate(row, one.prompt, one.seed)
         target = self._target(one)
         latent = self.limits.output == "latent"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..calibrated import calibrate, held_apart, read_prompts
 from ..core.errors import StackError
-from ..recipe import Recipe
-from ..runtime.call_arguments import Call, own_steps
-from ..tune import calibrate, held_apart
+from ..core.progress import ProgressLine
+from ..core.validate import prompts_of
+from ..recipe import Recipe, recipe_of
+from ..runtime.call_arguments import Call, call_of, own_steps
 from .front import best, finalists, pareto
 from .limits import Limits
 from .space import FEWEST_STEPS, Space, Stages, space_of
@@ -59,62 +61,83 @@ class Tuned:
 
 
 def tune(
-    pipe: Any,
-    limits: Limits,
-    prompts: Sequence[Any],
+    model: Any,
+    recipe: Recipe | str | Path | None = None,
     *,
-    study: str | Path,
+    prompts: str | Path | Sequence[Any],
+    min_psnr: float = 0.0,
+    max_lpips: float = 0.0,
+    max_error: float = 0.0,
+    max_seconds: float = 0.0,
+    max_memory: float = 0.0,
     steps: int | None = None,
-    fixed: Mapping[str, dict[str, Any]] | None = None,
-    model: str = "",
+    seed: int = 0,
     budget: float = 600.0,
     trials: int = 400,
-    seed: int = 0,
+    size: str | None = None,
+    frames: int | None = None,
+    guidance: float | None = None,
+    negative_prompt: str | None = None,
     call: Call | None = None,
     compile_base: bool = True,
-    tell: Tell = lambda text: None,
+    study: str | Path | None = None,
+    name: str = "",
+    progress: bool = True,
 ) -> Tuned:
     """Search for the fastest stack within limits (or the best one in a time), and check it on held-out prompts.
 
     The pipeline is left as it was. Ctrl-C ends the search and keeps what was tried; the same study goes on.
 
     Args:
-        prompts: three or more; every third is held out, with seeds of its own.
-        study: a file, or a database's URL, which several machines of one kind may share.
+        model: a pipeline.
+        recipe: stages that every candidate has, with their options: a distilled adapter, say; see
+            `stack.recipe.recipe_of`.
+        prompts: three or more, or the path of a file of them; every third is held out, with seeds of its own.
+        min_psnr, max_lpips, max_error, max_seconds, max_memory: see `stack.tuning.limits.Limits`.
         steps: of the model without a stack; None for the pipeline's own.
-        fixed: stages that every candidate has, with their options: a distilled adapter, say.
-        model: its name in the study.
+        seed: of the first prompt, and of the search.
         budget: seconds to spend, about.
         trials: the most candidates to try.
-        seed: of the first prompt, and of the search.
-        call: further arguments of every call, see `stack.runtime.pipeline_calls.PipelineCalls`.
+        size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
         compile_base: also try compiled blocks, and take the faster; stacks are then compiled as well.
-        tell: called with a line before every piece of work.
+        study: a file, or a database's URL, which several machines of one kind may share; None keeps it in memory.
+        name: of the model, for the study.
+        progress: show one line on stderr.
 
     Raises:
         StackError: too few prompts, nothing that could be tried on this model, or a study of something else.
     """
-    search, held = held_apart(prompts)
-    place = Tryout(pipe, steps or own_steps(pipe), limits, call, compile_base)
-    space = space_of(place.plan, place.steps, fixed or {}, small=bool(limits.max_memory))
+    limits = Limits(min_psnr, max_lpips, max_error, max_seconds, max_memory)
+    search, held = held_apart(read_prompts(prompts) if isinstance(prompts, Path) else prompts_of(prompts))
+    asked_for = call_of(model, size, frames, guidance, negative_prompt, call)
+    place = Tryout(model, steps or own_steps(model), limits, asked_for, compile_base)
+    fixed = {} if recipe is None else recipe_of(recipe).stages
+    space = space_of(place.plan, place.steps, fixed, small=bool(limits.max_memory))
     if not (space.schemes or space.sparse or space.methods or space.solver):
         raise StackError("nothing to tune: no pass that could be tried works here; Stack(pipe).explain() says why")
-    kept = Study(study, f"{model}: {limits.words}", _protocol(space, limits, search, seed), seed)
+    kept = Study(study, f"{name}: {limits.words}", _protocol(space, limits, search, seed), seed)
     kept.begin(space)
-    found = Tuned(limits)
-    run = _Search(place, space, kept, limits, asked(search, seed), tell, time.monotonic() + budget)
-    try:
-        place.prepare(run.samples, tell)
-        found.base_mode, found.base_seconds = place.mode, place.base_seconds
-        run.search(budget * SEARCH_SHARE, trials)
-        if limits.on_quality:
-            run.place_full_steps(search, seed, budget * CALIBRATION, call)
-        run.check(asked(held, seed + HELD_SEED), found)
-    except KeyboardInterrupt:
-        found.partial = True
-    found.tried, found.refused = kept.tried(pruned=True), kept.refused
+    with ProgressLine("tune", progress) as line:
+        run = _Search(place, space, kept, limits, asked(search, seed), line.says, time.monotonic() + budget)
+        found = _found(run, search, asked(held, seed + HELD_SEED), seed, budget, trials)
     if found.chosen is not None and not found.chosen.excess:
         found.recipe = _recipe(place, found, found.chosen, (len(search), len(held)))
+    return found
+
+
+def _found(run: _Search, search: Sequence[Any], held: Sequence[Asked], seed: int, budget: float, trials: int) -> Tuned:
+    """The whole search, or what there is of it after Ctrl-C."""
+    found, place = Tuned(run.limits), run.place
+    try:
+        place.prepare(run.samples, run.tell)
+        found.base_mode, found.base_seconds = place.mode, place.base_seconds
+        run.search(budget * SEARCH_SHARE, trials)
+        if run.limits.on_quality:
+            run.place_full_steps(search, seed, budget * CALIBRATION)
+        run.check(held, found)
+    except KeyboardInterrupt:
+        found.partial = True
+    found.tried, found.refused = run.study.tried(pruned=True), run.study.refused
     return found
 
 
@@ -165,7 +188,7 @@ class _Search:
             return "none measured yet"
         return f"best so far {chosen.figures.speedup:.2f}x" + (" but beyond the limits" if chosen.excess else "")
 
-    def place_full_steps(self, prompts: Sequence[Any], seed: int, seconds: float, call: Call | None) -> None:
+    def place_full_steps(self, prompts: Sequence[Any], seed: int, seconds: float) -> None:
         """Calibrate the best cache with one full step fewer, and again while that keeps the limits; or with as many."""
         start = best([one for one in self.study.tried() if "count" in one.stages.get("cache", {})], self.limits)
         if start is None:
@@ -174,17 +197,15 @@ class _Search:
         counts = [count] if start.excess else range(count - 1, FEWEST_STEPS - 1, -1)
         try:
             for each in counts:
-                if self._calibrated(start.stages, each, prompts, seed, seconds, call).excess:
+                if self._calibrated(start.stages, each, prompts, seed, seconds).excess:
                     break
         except StackError as error:  # too little time for a calibration on this model: what was searched stands
             self.tell(f"full steps stay where the cache puts them: {error}")
 
-    def _calibrated(
-        self, stages: Stages, count: int, prompts: Sequence[Any], seed: int, seconds: float, call: Call | None
-    ) -> Tried:
+    def _calibrated(self, stages: Stages, count: int, prompts: Sequence[Any], seed: int, seconds: float) -> Tried:
         self.tell(f"placing {count} full steps by calibration, about {seconds:.0f} s")
         recipe = self.place.recipe(NAME, _with_count(stages, count), "", {})
-        asked_for: dict[str, Any] = {"seed": seed, "budget": seconds, "call": call, "progress": False}
+        asked_for: dict[str, Any] = {"seed": seed, "budget": seconds, "call": self.place.call, "progress": False}
         made, _ = calibrate(self.place.pipe, recipe, prompts=prompts, full_steps=count, **asked_for)
         figures = self.place.figures(made.stages, self.samples)
         one = Tried(made.stages, figures, self.limits.excess(figures), CALIBRATED)

@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from stack import Stack, StackError
+from stack.calibrated import calibrate
 from stack.comparison.compare import compare
 from stack.recipe import parse_recipe
 from stack.reference.pipeline import ShapesFluxPipeline
-from stack.tune import calibrate
 
 from ..conftest import PROMPT, tiny_denoiser, tiny_pipe
 

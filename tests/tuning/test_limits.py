@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stack import StackError
-from stack.tuning.figures import Figures, Sample, sample
+from stack.tuning.figures import Figures, Compared, sample
 from stack.tuning.limits import WORST, Limits
 
 
@@ -66,7 +66,7 @@ def test_a_sample_compares_pictures_or_latents() -> None:
 
 
 def test_figures_are_medians_and_survive_json() -> None:
-    some = [Sample(p, None, None, s, b) for p, s, b in ((20.0, 1.0, 5), (40.0, 3.0, 9), (50.0, 2.0, 7))]
+    some = [Compared(p, None, None, s, b) for p, s, b in ((20.0, 1.0, 5), (40.0, 3.0, 9), (50.0, 2.0, 7))]
     found = Figures.of(some, base_seconds=8.0)
     assert (found.psnr, found.seconds, found.speedup, found.samples) == (40.0, 2.0, 4.0, 3)
     assert found.flipped == pytest.approx(1 / 3) and found.gigabytes == 9e-9

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from stack import Stack, StackError
 from stack.recipe import load_recipe
-from stack.tuning.limits import Limits
 from stack.tuning.told import COLUMNS, lines, named, save, verdict
 from stack.tuning.tryout import Tryout
 from stack.tuning.tune import Tuned, tune
@@ -21,17 +21,15 @@ STEPS = 14
 PROMPTS = [PROMPT, "a green circle", "a cyan star on a white background"]
 
 
-def search(tmp_path: Path, limits: Limits, **more: object) -> Tuned:
+def search(tmp_path: Path, **more: Any) -> Tuned:
     given = {"steps": STEPS, "trials": 6, "budget": 1000.0, "compile_base": False, "study": tmp_path / "study.db"}
-    return tune(tiny_pipe(), limits, PROMPTS, **{**given, **more})  # type: ignore[arg-type]
+    return tune(tiny_pipe(), prompts=PROMPTS, **{**given, **more})
 
 
 def test_what_is_chosen_keeps_its_limit_when_measured_again(tmp_path: Path) -> None:
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
-    found = tune(
-        pipe, Limits(min_psnr=25), PROMPTS, steps=STEPS, trials=6, compile_base=False, study=tmp_path / "study.db"
-    )
+    found = tune(pipe, prompts=PROMPTS, min_psnr=25, steps=STEPS, trials=6, compile_base=False)
     assert torch.equal(picture(pipe, STEPS), before)
     assert found.recipe is not None and found.chosen is not None and not found.partial
     assert found.chosen.figures.psnr >= 25 and found.recipe.notes["psnr"] == round(found.chosen.figures.psnr, 3)
@@ -50,14 +48,14 @@ def test_what_is_chosen_keeps_its_limit_when_measured_again(tmp_path: Path) -> N
 
 
 def test_a_limit_that_nothing_keeps_gives_no_recipe(tmp_path: Path) -> None:
-    found = search(tmp_path, Limits(min_psnr=98), trials=4)
+    found = search(tmp_path, min_psnr=98, trials=4)
     assert found.recipe is None and found.chosen is not None and found.chosen.excess > 0
     assert verdict(found).startswith("min_psnr=98: nothing that was tried keeps it; the nearest is ")
     assert all(line[-1] == "beyond the limits" for line in lines(found))
 
 
 def test_an_error_of_latents_is_measured_on_latents(tmp_path: Path) -> None:
-    found = search(tmp_path, Limits(max_error=0.5), trials=4)
+    found = search(tmp_path, max_error=0.5, trials=4)
     assert found.chosen is not None and 0 < found.chosen.figures.error <= 0.5
     assert found.chosen.figures.psnr is None
 
@@ -72,11 +70,11 @@ def test_a_search_that_is_stopped_keeps_what_was_tried(tmp_path: Path, monkeypat
         return measure(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Tryout, "figures", stopped)
-    found = search(tmp_path, Limits(min_psnr=25))
+    found = search(tmp_path, min_psnr=25)
     assert found.partial and found.chosen is None and len(found.tried) == 2
     assert verdict(found) == "min_psnr=25: stopped before anything was checked; the same command goes on from 2 tried"
     monkeypatch.setattr(Tryout, "figures", measure)
-    again = search(tmp_path, Limits(min_psnr=25), trials=1)
+    again = search(tmp_path, min_psnr=25, trials=1)
     assert not again.partial and len(again.tried) >= 3
 
 
@@ -89,11 +87,11 @@ def test_one_of_several_candidates_that_fails_is_left_out(tmp_path: Path, monkey
         return measure(self, stages, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Tryout, "figures", failing)
-    found = search(tmp_path, Limits(min_psnr=25))
+    found = search(tmp_path, min_psnr=25)
     assert found.refused >= 1 and found.recipe is not None and "solver" not in found.recipe.stages
 
 
 def test_too_few_prompts_are_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="at least 3 different prompts"):
-        tune(tiny_pipe(), Limits(min_psnr=30), PROMPTS[:2], study=tmp_path / "study.db")
+        tune(tiny_pipe(), prompts=PROMPTS[:2], min_psnr=30, study=tmp_path / "study.db")
     assert not (tmp_path / "study.db").exists()

@@ -9,10 +9,10 @@ from pytest import MonkeyPatch
 from stack import Stack, StackError
 from stack.attention.sparse_attn import SparseAttention
 from stack.caching.cache import Cache
+from stack.calibrated import calibrate, held_apart, read_prompts
 from stack.calibration.calibration import Calibration
 from stack.core.passes import Pass
 from stack.recipe import load_recipe, parse_recipe, recipe_toml
-from stack.tune import calibrate, held_apart, read_prompts
 
 from .conftest import PROMPT, picture, tiny_pipe
 

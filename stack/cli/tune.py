@@ -1,0 +1,118 @@
+"""`ditstack tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..core.files import check_folder, claimed
+from ..core.validate import MOST_STEPS
+from .app import Interrupted, app
+from .options import (
+    DEFAULT_MODEL,
+    LONGEST_RUN,
+    CallOption,
+    DeviceOption,
+    FramesOption,
+    GuidanceOption,
+    JsonOption,
+    LoraOption,
+    ModelOption,
+    NegativeOption,
+    PromptOption,
+    PromptsFileOption,
+    PromptsOption,
+    SeedOption,
+    SizeOption,
+    call_of_json,
+    check_numbers,
+    loaded,
+    own_prompts,
+    readable,
+    recipes_of,
+    texts_of,
+    within,
+)
+
+FOLDER, STUDY = Path("ditstack-tune"), "study.db"
+OWN_PROMPTS, MOST_TRIALS, MOST_DECIBELS, MOST = 12, 100_000, 100.0, 1e6
+
+
+@app.command()
+def tune(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Stages that every candidate has, such as an adapter's; none by default.")
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    min_psnr: Annotated[float, typer.Option(help="Least PSNR in dB, median over prompts.")] = 0.0,
+    max_lpips: Annotated[float, typer.Option(help="Greatest perceptual distance, likewise.")] = 0.0,
+    max_error: Annotated[float, typer.Option(help="Greatest relative error of the final latents, likewise.")] = 0.0,
+    max_seconds: Annotated[float, typer.Option(help="Longest time of a picture.")] = 0.0,
+    max_memory: Annotated[float, typer.Option(help="Highest memory in GB while a picture is made.")] = 0.0,
+    prompt: PromptOption = None,
+    prompts_file: PromptsFileOption = None,
+    prompts: PromptsOption = None,
+    steps: Annotated[int | None, typer.Option(help="Denoiser steps without a stack; by default the model's.")] = None,
+    seed: SeedOption = 0,
+    budget: Annotated[float, typer.Option(help="Seconds to spend, about.")] = 600.0,
+    trials: Annotated[int, typer.Option(help="The most candidates to try.")] = 400,
+    size: SizeOption = None,
+    frames: FramesOption = None,
+    guidance: GuidanceOption = None,
+    negative_prompt: NegativeOption = None,
+    call: CallOption = None,
+    lora: LoraOption = None,
+    compile_base: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Also try compiled blocks, and take the faster.")
+    ] = True,
+    out: Annotated[Path, typer.Option(help="Folder for tuned.toml, tune.json, front.png and the study.")] = FOLDER,
+    study: Annotated[
+        str | None, typer.Option(help="A database file or URL to share; by default study.db in --out.")
+    ] = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Search passes and settings for the fastest stack within limits, check it on held-out prompts, write its recipe.
+
+    It takes 3 prompts, or better 12; every third is held out. The same command goes on where it was stopped.
+    """
+    for name, value in (("min-psnr", min_psnr), ("max-lpips", max_lpips), ("max-error", max_error)):
+        within(name, value, 0, MOST_DECIBELS)
+    for name, value in (("max-seconds", max_seconds), ("max-memory", max_memory)):
+        within(name, value, 0, MOST)
+    within("budget", budget, 1, LONGEST_RUN)
+    within("trials", trials, 1, MOST_TRIALS)
+    check_numbers(steps, 1, seed, prompts, guidance)
+    within("steps", steps, 1, MOST_STEPS)
+    fixed, given = recipes_of([recipe])[0] if recipe else None, call_of_json(call)
+    check_folder(out, "--out")
+    from ..tuning.limits import Limits
+    from ..tuning.study import optuna_or_error
+
+    Limits(min_psnr, max_lpips, max_error, max_seconds, max_memory)
+    optuna_or_error()
+    texts = texts_of(prompt, prompts_file, prompts) or own_prompts(model, prompts or OWN_PROMPTS)
+    model, pipe, size = loaded("tune", model, device, size, lora)
+    from ..comparison.console import console
+    from ..tuning.told import print_front, record, save, verdict
+    from ..tuning.tune import tune as search
+
+    with claimed(out, "--out"):
+        found = search(
+            pipe, fixed, prompts=readable(texts, pipe), min_psnr=min_psnr, max_lpips=max_lpips, max_error=max_error,
+            max_seconds=max_seconds, max_memory=max_memory, steps=steps, seed=seed, budget=budget, trials=trials,
+            size=size, frames=frames, guidance=guidance, negative_prompt=negative_prompt, call=given,
+            compile_base=compile_base, study=study or out / STUDY, name=model,
+        )  # fmt: skip
+        written = save(found, out, model, pipe.device.type)
+    if json:
+        from ..core.files import json_text
+
+        typer.echo(json_text(record(found, model, pipe.device.type)))
+    else:
+        print_front(found, console())
+        typer.echo(f"written: {', '.join(map(str, written))}")
+    if found.partial:
+        raise Interrupted(f"{verdict(found)}")
