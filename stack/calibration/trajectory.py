@@ -33,7 +33,7 @@ class Trajectory:
 
     Attributes:
         features: one (B, n, D) per step.
-        ticks: one per step.
+        ticks: one per step, reused ones included.
         inputs: one (B, n, D) per step, the output stream before the first block: the embedded latents.
         modulated: one (B, n, D) per step, the first block's modulated input; none where the model's is not known.
         heads: per step, features (B, n, D) to the denoiser's output (B, n, C).

@@ -89,7 +89,7 @@ def test_a_sample_gone_astray_does_not_decide() -> None:
 
 def test_the_subspace_is_that_of_the_estimates() -> None:
     inside = torch.linalg.qr(drawn(6, 2)).Q
-    basis = subspace({"a": [drawn(2, 30, 2, seed=n) @ inside.mT for n in (1, 2)]})
+    basis = subspace({"a": {n: drawn(2, 30, 2, seed=n) @ inside.mT for n in (1, 2)}})
     assert basis.shape == (6, 2)
     assert torch.allclose(basis @ basis.mT, inside @ inside.mT, atol=1e-5)
 
