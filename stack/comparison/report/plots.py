@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,11 +48,18 @@ def speed_plot(record: Mapping[str, Any], size: tuple[int, int] = WIDE) -> Speed
     x, y = _frame([row["speedup"] for row in rows] + [1.0], levels, size)
     places = [(x.at(row["speedup"]), y.at(level)) for row, level in zip(rows, levels, strict=True)]
     names = [f"{row['name']} (identical)" if row["psnr_db"] >= CAP_DB else row["name"] for row in rows]
-    base = (x.at(1.0) - 2, TOP, x.at(1.0) + 2, size[1] - BOTTOM)
-    boxes = spread(places, [width_of(name, SIZE, True) for name in names], _inside(size), SIZE, [base])
-    points = [PlottedRow(r, *at, name, box) for r, at, name, box in zip(rows, places, names, boxes, strict=True)]
     best = front([(row["speedup"], level) for row, level in zip(rows, levels, strict=True)])
+    lines = [(x.at(1.0) - 2, TOP, x.at(1.0) + 2, size[1] - BOTTOM), *_along([places[number] for number in best])]
+    boxes = spread(places, [width_of(name, SIZE, True) for name in names], _inside(size), SIZE, lines)
+    points = [PlottedRow(r, *at, name, box) for r, at, name, box in zip(rows, places, names, boxes, strict=True)]
     return SpeedPlot(size, x, y, points, [points[number] for number in best])
+
+
+def _along(places: Sequence[tuple[float, float]], every: int = 16) -> list[Box]:
+    """Small boxes on the line through these places, so that no name is put across it."""
+    pairs = itertools.pairwise(places)
+    dots = [(a + (c - a) * n / every, b + (d - b) * n / every) for (a, b), (c, d) in pairs for n in range(every + 1)]
+    return [(x - 3, y - 3, x + 3, y + 3) for x, y in dots]
 
 
 def top_of(values: Sequence[float]) -> float:

@@ -101,6 +101,21 @@ def test_points_stand_where_the_record_says(comparison: Any, size: tuple[int, in
         assert point.box[0] >= 0 and point.box[2] <= size[0]
 
 
+def test_names_do_not_lie_across_the_front() -> None:
+    rows = [
+        {"name": name, "speedup": speedup, "psnr_db": psnr, "role": "stack", "same_as": None}
+        for name, speedup, psnr in (("quantize", 1.0, 56.0), ("cache", 2.2, 45.9), ("all", 3.1, 45.6))
+    ]
+    plot = speed_plot({"rows": rows})
+    assert plot is not None and [p.row["name"] for p in plot.front] == ["quantize", "cache", "all"]
+    for one, other in pairwise(plot.front):
+        for point in plot.points:
+            for share in (n / 50 for n in range(51)):
+                x, y = one.x + share * (other.x - one.x), one.y + share * (other.y - one.y)
+                left, top, right, bottom = point.box
+                assert not (left < x < right and top < y < bottom), (point.label, share)
+
+
 def value_at(scale: Axis, place: float) -> float:
     return scale.low + (place - scale.start) / (scale.end - scale.start) * (scale.high - scale.low)
 
