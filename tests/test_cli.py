@@ -16,6 +16,7 @@ from PIL import Image
 
 from stack import Stack
 
+from .conftest import tiny_pipe
 from .models.test_hunyuan_video import tiny as tiny_video
 
 Run = Callable[..., tuple[int, str, str]]
@@ -121,6 +122,19 @@ def test_run_saves_the_picture_the_stack_makes(run: Run, folder: Path) -> None:
     stack = Stack.from_recipe(load_recipe(str(folder / "mine.toml")), load(str(folder / "model")))
     expected = stack("a red ring", generator=torch.Generator().manual_seed(3)).images[0]
     assert Image.open(folder / "pictures" / saved[0]).tobytes() == expected.tobytes()
+
+
+def test_run_draws_what_attention_kept_beside_the_picture(run: Run, folder: Path) -> None:
+    tiny_pipe(36).save_pretrained(folder / "larger")
+    sparse = 'name = "sparse"\nsteps = 4\n[sparse_attn]\nblock = 64\neven_if_slower = true\n'
+    (folder / "sparse.toml").write_text(sparse)
+    asked = ("--prompt", "a red ring", "--attention-map", "--out", folder / "pictures")
+    code, out, err = run("run", folder / "sparse.toml", "--model", folder / "larger", *asked)
+    assert code == 0, err
+    assert f"attention: {folder / 'pictures' / 'attention-000.png'}" in out
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == ["000-a-red-ring.png", "attention-000.png"]
+    code, _, err = run("run", folder / "mine.toml", "--model", folder / "model", *asked)
+    assert code == 2 and "--attention-map: expected a stack with sparse attention: the recipe has no sparse_attn" in err
 
 
 def test_run_saves_a_video_frame_by_frame(run: Run, folder: Path) -> None:
