@@ -102,8 +102,10 @@ def test_ctrl_c_while_the_model_is_loaded_is_told(
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr("stack.loading.load", interrupted)
+    monkeypatch.setattr("stack.explained.load", interrupted)
     before = sorted(os.listdir(folder))
-    assert run(command, folder / "mine.toml") == (130, "", "interrupted: nothing more is written\n")
+    code, out, err = run(command, folder / "mine.toml")
+    assert (code, out, last(err)) == (130, "", "interrupted: nothing more is written")
     assert sorted(os.listdir(folder)) == before
 
 
