@@ -90,19 +90,13 @@ class Stack:
         """From now on the stack is for this denoiser."""
         wiring = wiring_of(denoiser)
         self._target = Target(
-            denoiser=denoiser,
-            wiring=wiring,
-            facts=facts_of(denoiser, wiring, self._pipe, self._planner.steps),
-            clock=Clock(flow_timetable(self._planner.steps, shift)),
-            journal=Journal(),
-            passes=partial(attrgetter("version"), self._layers),
-            pipe=self._pipe,
-            owner=self,
-            lock=self.lock,
+            denoiser=denoiser, wiring=wiring, facts=facts_of(denoiser, wiring, self._pipe, self._planner.steps),
+            clock=Clock(flow_timetable(self._planner.steps, shift)), journal=Journal(),
+            passes=partial(attrgetter("version"), self._layers), pipe=self._pipe, owner=self, lock=self.lock,
             abort=lambda: self._denoisers.let_go(),
             prepare=lambda steps: self._denoisers.prepare(self._passes, steps),
             taken_over=lambda: self._denoisers.let_go(self._target),
-        )
+        )  # fmt: skip
         self._mounted = Mounted(self._target, self._layers)
         self._denoisers = Denoisers(self._mounted, self._planner)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.files import check_folder, claimed
-from ..core.validate import MOST_STEPS
+from ..core.files import check_folder, claimed, json_text
 from .app import Interrupted, app
 from .options import (
     DEFAULT_MODEL,
@@ -36,8 +36,11 @@ from .options import (
     within,
 )
 
+if TYPE_CHECKING:
+    from ..tuning.tune import Tuned
+
 FOLDER, STUDY = Path("ditstack-tune"), "study.db"
-OWN_PROMPTS, MOST_TRIALS, MOST_DECIBELS, MOST = 12, 100_000, 100.0, 1e6
+OWN_PROMPTS, MOST_TRIALS, MOST = 12, 100_000, 1e6
 
 
 @app.command()
@@ -78,41 +81,50 @@ def tune(
 
     It takes 3 prompts, or better 12; every third is held out. The same command goes on where it was stopped.
     """
-    for name, value in (("min-psnr", min_psnr), ("max-lpips", max_lpips), ("max-error", max_error)):
-        within(name, value, 0, MOST_DECIBELS)
-    for name, value in (("max-seconds", max_seconds), ("max-memory", max_memory)):
-        within(name, value, 0, MOST)
-    within("budget", budget, 1, LONGEST_RUN)
-    within("trials", trials, 1, MOST_TRIALS)
+    limits: dict[str, Any] = {
+        "min_psnr": min_psnr, "max_lpips": max_lpips, "max_error": max_error, "max_seconds": max_seconds,
+        "max_memory": max_memory,
+    }  # fmt: skip
     check_numbers(steps, 1, seed, prompts, guidance)
-    within("steps", steps, 1, MOST_STEPS)
     fixed, given = recipes_of([recipe])[0] if recipe else None, call_of_json(call)
     check_folder(out, "--out")
-    from ..tuning.limits import Limits
-    from ..tuning.study import optuna_or_error
-
-    Limits(min_psnr, max_lpips, max_error, max_seconds, max_memory)
-    optuna_or_error()
+    _check(limits, budget, trials)
     texts = texts_of(prompt, prompts_file, prompts) or own_prompts(model, prompts or OWN_PROMPTS)
     model, pipe, size = loaded("tune", model, device, size, lora)
-    from ..comparison.console import console
-    from ..tuning.told import print_front, record, save, verdict
+    from ..tuning.told import record, save, verdict
     from ..tuning.tune import tune as search
 
     with claimed(out, "--out"):
         found = search(
-            pipe, fixed, prompts=readable(texts, pipe), min_psnr=min_psnr, max_lpips=max_lpips, max_error=max_error,
-            max_seconds=max_seconds, max_memory=max_memory, steps=steps, seed=seed, budget=budget, trials=trials,
+            pipe, fixed, prompts=readable(texts, pipe), **limits, steps=steps, seed=seed, budget=budget, trials=trials,
             size=size, frames=frames, guidance=guidance, negative_prompt=negative_prompt, call=given,
             compile_base=compile_base, study=study or out / STUDY, name=model,
         )  # fmt: skip
         written = save(found, out, model, pipe.device.type)
-    if json:
-        from ..core.files import json_text
-
-        typer.echo(json_text(record(found, model, pipe.device.type)))
-    else:
-        print_front(found, console())
-        typer.echo(f"written: {', '.join(map(str, written))}")
+    _show(found, written, json_text(record(found, model, pipe.device.type)) if json else "")
     if found.partial:
-        raise Interrupted(f"{verdict(found)}")
+        raise Interrupted(verdict(found))
+
+
+def _show(found: Tuned, written: Sequence[Path], text: str) -> None:
+    """Print the text for scripts, or the table and where everything is."""
+    from ..comparison.console import console
+    from ..tuning.told import print_front
+
+    if text:
+        return typer.echo(text)
+    print_front(found, console())
+    typer.echo(f"written: {', '.join(map(str, written))}")
+
+
+def _check(limits: Mapping[str, float], budget: float, trials: int) -> None:
+    """Refuse what can be refused before a model is loaded."""
+    from ..tuning.limits import Limits
+    from ..tuning.study import optuna_or_error
+
+    for name, value in limits.items():
+        within(name.replace("_", "-"), value, 0, MOST)
+    within("budget", budget, 1, LONGEST_RUN)
+    within("trials", trials, 1, MOST_TRIALS)
+    Limits(**limits)
+    optuna_or_error()

@@ -54,8 +54,8 @@ def compare(
 ) -> Comparison:
     """Measure stacks on a pipeline: what each pass gives alone, together and left out, and the control of every row.
 
-    The control of a row is the same model with as many plain steps as fit in the row's time. The pipeline is left as it
-    was. Ctrl-C ends the comparison and gives back what was measured until then.
+    The control is the same model with as many plain steps as fit in the row's time. The pipeline is left as it was.
+    Ctrl-C gives back what was measured until then.
 
     Args:
         model: a pipeline, or a `Stack` on one, which is taken off meanwhile.
@@ -68,12 +68,10 @@ def compare(
         size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
         peers: also measure caches of other libraries, see `stack.comparison.peers`.
         pairs: also measure each two passes together; of three passes or fewer they are measured anyway.
-        compile_base: also try the base with compiled blocks, and take the faster.
-        out: folder for the report. Pictures are kept there while it is measured, so that the same comparison goes on
-            where it was stopped; one that is there and finished is given back as it is.
-        fresh: measure anew what `out` already holds.
-        name: of the model, for the record; accuracy is read back for reference models.
-        command: the command line that asks, for the report.
+        compile_base: also try compiled blocks, and take the faster.
+        out: folder for the report, and for pictures while it is measured: the same comparison goes on where it was
+            stopped, and one that is finished is given back, unless `fresh`.
+        name, command: of the model, and the command line that asks, for the record.
         progress: show one line on stderr.
 
     Raises:
@@ -82,17 +80,17 @@ def compare(
     stack = model if isinstance(model, Stack) else None
     pipe = model if stack is None else stack.pipe
     if pipe is None:
-        raise StackError("compare() draws pictures: expected a pipeline or a Stack on one, got a bare denoiser")
+        raise StackError("compare() draws pictures: expected a pipeline, or a Stack on one, got a bare denoiser")
     question = asked(
         pipe, recipes if recipes is not None else stack, prompts, steps, seed, name,
         call_of(pipe, size, frames, guidance, negative_prompt, call), peers_here() if peers else [], pairs,
         compile_base,
     )  # fmt: skip
-    question = replace(question, command=command)
+    question, folder = replace(question, command=command), None if out is None else Path(out)
     with _taken_off(stack), ProgressLine("compare", progress) as line:
-        if out is None:
+        if folder is None:
             return _measured(pipe, question, None, line)
-        return _in_folder(pipe, question, Path(out), fresh, line)
+        return _in_folder(pipe, question, folder, fresh, line)
 
 
 @contextmanager

@@ -72,17 +72,7 @@ def build_record(
     }
     for name, m in measurement.rows.items():
         if m.row.same_as in rows:
-            rows[name] = {
-                **rows[m.row.same_as],
-                "name": name,
-                "passes": list(m.row.passes),
-                "role": m.row.role,
-                "group": m.row.group,
-                "recipe": m.row.recipe,
-                "control_of": m.row.control_of,
-                "warnings": m.warnings,  # only its own: the measured row has those of the measurement
-                "same_as": m.row.same_as,
-            }
+            rows[name] = {**rows[m.row.same_as], **_own(m)}
     ordered = [rows[name] for name in measurement.rows if name in rows]
     _name_controls(ordered)
     alone = [rows.get(stage) for stage in measurement.rows[ALL].row.passes] if ALL in measurement.rows else []
@@ -112,6 +102,15 @@ def build_record(
         "macs_per_step": asdict(work),
         "warnings": measurement.warnings + _few(measurement),
     }
+
+
+def _own(m: Measured) -> dict[str, Any]:
+    """What is a row's own where it shares another's measurement; warnings, but for those of the measurement."""
+    row = m.row
+    return {
+        "name": row.name, "passes": list(row.passes), "role": row.role, "group": row.group, "recipe": row.recipe,
+        "control_of": row.control_of, "warnings": m.warnings, "same_as": row.same_as,
+    }  # fmt: skip
 
 
 def _name_controls(rows: Sequence[dict[str, Any]]) -> None:

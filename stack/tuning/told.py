@@ -13,9 +13,9 @@ from rich.table import Table
 from ..comparison.record import machine, save_json, versions
 from ..core.files import write_text
 from ..recipe import recipe_toml
-from .tune import Tuned
 from .front import quality
 from .study import Tried
+from .tune import Tuned
 
 COLUMNS = ("stack", "speedup", "quality", "flipped", "seconds", "GB", "")
 MARKS = ((16, "#9aa5b1"), (36, "#1f6feb"))  # size and colour of what was tried, and of what was checked

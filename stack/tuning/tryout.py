@@ -17,7 +17,7 @@ from ..measure.timing import RoundRobin
 from ..recipe import Recipe
 from ..runtime.call_arguments import Call
 from ..stack import Stack
-from .figures import Figures, Compared, sample
+from .figures import Compared, Figures, sample
 from .limits import Limits
 from .space import Stages
 

@@ -84,24 +84,21 @@ def tune(
     name: str = "",
     progress: bool = True,
 ) -> Tuned:
-    """Search for the fastest stack within limits (or the best one in a time), and check it on held-out prompts.
+    """Search for the fastest stack within limits (or the best in a time), and check it on held-out prompts.
 
-    The pipeline is left as it was. Ctrl-C ends the search and keeps what was tried; the same study goes on.
+    The pipeline is left as it was. Ctrl-C keeps what was tried; the same study goes on.
 
     Args:
         model: a pipeline.
-        recipe: stages that every candidate has, with their options: a distilled adapter, say; see
-            `stack.recipe.recipe_of`.
+        recipe: stages that every candidate has, such as an adapter's; see `stack.recipe.recipe_of`.
         prompts: three or more, or the path of a file of them; every third is held out, with seeds of its own.
         min_psnr, max_lpips, max_error, max_seconds, max_memory: see `stack.tuning.limits.Limits`.
         steps: of the model without a stack; None for the pipeline's own.
-        seed: of the first prompt, and of the search.
-        budget: seconds to spend, about.
+        seed, budget: of the first prompt and of the search; seconds to spend, about.
         trials: the most candidates to try.
         size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
-        compile_base: also try compiled blocks, and take the faster; stacks are then compiled as well.
+        compile_base: also try compiled blocks, and take the faster.
         study: a file, or a database's URL, which several machines of one kind may share; None keeps it in memory.
-        name: of the model, for the study.
         progress: show one line on stderr.
 
     Raises:
@@ -118,7 +115,7 @@ def tune(
     kept = Study(study, f"{name}: {limits.words}", _protocol(space, limits, search, seed), seed)
     kept.begin(space)
     with ProgressLine("tune", progress) as line:
-        run = _Search(place, space, kept, limits, asked(search, seed), line.says, time.monotonic() + budget)
+        run = _Search(place, space, kept, limits, asked(search, seed), line.says)
         found = _found(run, search, asked(held, seed + HELD_SEED), seed, budget, trials)
     if found.chosen is not None and not found.chosen.excess:
         found.recipe = _recipe(place, found, found.chosen, (len(search), len(held)))
@@ -157,7 +154,6 @@ class _Search:
     limits: Limits
     samples: Sequence[Asked]
     tell: Tell
-    ends: float  # by the monotonic clock
 
     def search(self, seconds: float, trials: int) -> None:
         """Try what the sampler proposes, for about so many seconds."""

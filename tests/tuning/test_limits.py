@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stack import StackError
-from stack.tuning.figures import Figures, Compared, sample
+from stack.tuning.figures import Compared, Figures, sample
 from stack.tuning.limits import WORST, Limits
 
 
