@@ -15,8 +15,9 @@ from .conftest import tiny_pipe
 
 def test_the_shipped_recipes_hold_a_calibrated_cache_and_one_that_needs_none() -> None:
     recipes = {recipe.name: recipe for recipe in list_recipes()}
-    assert [name for name, recipe in recipes.items() if recipe.model in MODELS] == ["balanced", "fast", "turbo"]
-    for recipe in (recipes["balanced"], recipes["fast"]):
+    shipped = [name for name, recipe in recipes.items() if recipe.model in MODELS]
+    assert shipped == ["balanced", "fast", "fast-128", "turbo"]
+    for recipe in (recipes["balanced"], recipes["fast"], recipes["fast-128"]):
         assert list(recipe.stages) == ["quantize", "sparse_attn", "cache"] and recipe.steps == 50
     calibrated = recipes["balanced"].stages["cache"]
     assert calibrated["steps"] == 50 and calibrated["full_steps"][0] == 0

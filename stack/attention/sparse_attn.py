@@ -22,7 +22,7 @@ from ..core.errors import StackError, choose
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding, field_options
-from ..core.validate import RunSteps, Share, Steps, check_fields, shown
+from ..core.validate import Share, Steps, check_fields, shown
 from ..models.preexisting import PARALLEL
 from ..runtime.target import Target
 from .maps import FINEST
@@ -65,7 +65,7 @@ class SparseAttention:
             out, and the budget is measured again.
         producer: who says which blocks matter: "sampled" (queries, exactly), "pooled", "antidiagonal" or "window".
         block: query block in tokens, a multiple of 64; None takes the device's best (256 on a CPU, 128 on CUDA).
-        dense_first: dense steps at the start, at least 1; None is a tenth of the schedule.
+        dense_first: dense steps at the start; None is a tenth of the schedule, at least 1.
         dense_last: dense steps at the end.
         even_if_slower: skip the rule that keeps attention dense where sparsity would not pay; where not even one block
             could be dropped, query blocks are cut as short as they can be.
@@ -73,7 +73,7 @@ class SparseAttention:
 
     keep: float | None = None
     block: int | None = None
-    dense_first: RunSteps | None = None
+    dense_first: Steps | None = None
     dense_last: Steps = 1
     even_if_slower: bool = False
     max_mass: float | None = None

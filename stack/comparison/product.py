@@ -33,7 +33,7 @@ def save_product(record: Mapping[str, Any], pictures: Mapping[str, torch.Tensor]
     shown = [name for name in (BASE, ALL) if name in pictures]
     if found is None or len(found) < 2 or not shown:
         return False
-    figure = Figure(figsize=(9.6, 4.9), dpi=150, facecolor=PAPER, layout="constrained")
+    figure = Figure(figsize=(9.6, 4.9), dpi=120, facecolor=PAPER, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(1 + len(shown), 1, height_ratios=[2.0, *[1.0] * len(shown)])
     _bars(figure.add_subplot(grid[0]), rows, found)

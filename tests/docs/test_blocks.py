@@ -34,6 +34,7 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
     found = [block for page in pages() for block in blocks(page)]
     assert len(found) == sum(page.read_text().count("```python") for page in pages())
     assert {(str(b.page.relative_to(ROOT)), b.why_not) for b in found if b.why_not} == {
+        ("README.md", "needs the weights of FLUX.1-dev"),
         ("docs/adapters.md", "needs the weights of flux-turbo-alpha"),
         ("docs/living.md", "needs several GPUs"),
     }

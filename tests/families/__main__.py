@@ -1,4 +1,4 @@
-"""`python -m tests.families`: checks every cell on every class and writes `docs/models.md`."""
+"""`python -m tests.families`: checks every cell on every class, writes `docs/models.md` and the README's table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from diffusers.utils import logging
 
 from .columns import COLUMNS
 from .page import PAGE, page
+from .readme import README, written
 
 
 def main() -> int:
@@ -31,6 +32,7 @@ def main() -> int:
     print(f"{len(wrong)} cells wrong", *wrong, sep="\n")
     if not only and not wrong:
         PAGE.write_text(page())
+        README.write_text(written(README.read_text()))
     return 1 if wrong else 0
 
 

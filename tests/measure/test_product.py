@@ -58,7 +58,7 @@ def test_the_picture_is_drawn_where_passes_can_multiply(comparison: Any, tmp_pat
     pictures = {name: m.pictures for name, m in measurement.rows.items()}
     assert save_product(record, pictures, tmp_path / "product.png")
     image = Image.open(tmp_path / "product.png").convert("RGB")
-    assert image.width == 1440 and len(image.getcolors(1 << 24) or []) > 50
+    assert image.width == 1152 and len(image.getcolors(1 << 24) or []) > 50
     assert not save_product(record, {}, tmp_path / "none.png") and not (tmp_path / "none.png").exists()
     record["rows"] = [row for row in record["rows"] if row["name"] != "all-cache"]
     assert not save_product(record, {BASE: torch.rand(1, 3, 8, 8)}, tmp_path / "none.png")

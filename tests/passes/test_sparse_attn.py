@@ -85,13 +85,18 @@ def installed(steps: int = 10, wanted: SparseAttention = SMALL) -> tuple[Target,
         ({"block": 0}, "block must be a multiple of 64 tokens, got 0"),
         ({"block": 100}, "block must be a multiple of 64 tokens, got 100"),
         ({"block": 128.0}, "sparse_attn.block: expected a whole number, got 128.0"),
-        ({"dense_first": 0}, "dense_first: expected a whole number of at least 1 .* got 0"),
+        ({"dense_first": -1}, "dense_first: expected a whole number of at least 0 .* got -1"),
         ({"dense_last": -1}, "dense_last: expected a whole number of at least 0 .* got -1"),
     ],
 )
 def test_bad_values_are_named(given: dict[str, Any], told: str) -> None:
     with pytest.raises(StackError, match=told):
         SparseAttention(**given)
+
+
+def test_no_step_need_stay_dense() -> None:
+    policy = SparseAttention(0.5, dense_first=0, dense_last=0).policy
+    assert policy.sparse_steps(20) == 20 and SparseAttention(0.5).policy.first_steps(20) == 2
 
 
 @pytest.mark.parametrize("name", ["reuse_maps", "anchor_keep"])
