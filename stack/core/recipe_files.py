@@ -32,7 +32,7 @@ class RecipeHead:
 def shipped() -> dict[str, Path]:
     """The files of the shipped recipes, by name."""
     folder = Path(str(resources.files("stack.recipes")))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return dict(sorted((path.stem, path) for path in folder.glob("*.toml")))
 
 
 def heads() -> list[RecipeHead]:

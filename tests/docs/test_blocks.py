@@ -7,7 +7,7 @@ import torch
 import torch._dynamo.config
 import yaml
 
-from stack.comparison.compare import captions
+from stack.reference.captions import captions
 
 from ..conftest import tiny_pipe
 from .blocks import ROOT, Block, blocks, pages
@@ -37,6 +37,7 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
         ("README.md", "needs the weights of FLUX.1-dev"),
         ("docs/adapters.md", "needs the weights of flux-turbo-alpha"),
         ("docs/living.md", "needs several GPUs"),
+        ("docs/sparse.md", "needs more tokens than the model of these tests has"),
     }
 
 
