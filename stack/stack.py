@@ -76,6 +76,7 @@ class Stack:
         checked(float, shift, "shift")
         if not 0 <= checked(float, max_error, "max_error") < 1:
             raise StackError(f"max_error must be in [0, 1), got {max_error!r}: 0.05 allows 5 % of the final latents")
+        denoiser = model if isinstance(model, nn.Module) else denoiser_of(model)
         self.max_error = max_error
         self._pipe = None if isinstance(model, nn.Module) else model
         self._planner = Planner(own_steps(model) if steps is None else steps, strict)
@@ -84,7 +85,7 @@ class Stack:
         self._call_notes: list[str] = []  # what had to be put right in the last call
         self.lock = threading.RLock()
         self.analyses: dict[str, Any] = {}
-        self._aim(model if isinstance(model, nn.Module) else denoiser_of(model), shift)
+        self._aim(denoiser, shift)
 
     def _aim(self, denoiser: nn.Module, shift: float) -> None:
         """From now on the stack is for this denoiser."""

@@ -101,8 +101,9 @@ def test_ctrl_c_while_the_model_is_loaded_is_told(
         raise KeyboardInterrupt
 
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("stack.loading.load", interrupted)
+    # This one first: it is imported here, and would keep the other's stand-in for its own.
     monkeypatch.setattr("stack.explained.load", interrupted)
+    monkeypatch.setattr("stack.loading.load", interrupted)
     before = sorted(os.listdir(folder))
     code, out, err = run(command, folder / "mine.toml")
     assert (code, out, last(err)) == (130, "", "interrupted: nothing more is written")

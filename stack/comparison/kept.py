@@ -112,8 +112,8 @@ class KeptPictures:
         if about.pop("row") != _row_words(row):
             return None
         computed = tuple(Computed(**share) for share in about.pop("computed"))
-        kinds, warnings = tuple(about.pop("kinds")), tuple(about.pop("warnings"))
-        return Generation(picture, kinds=kinds, warnings=warnings, computed=computed, **about)
+        about |= {name: tuple(about[name]) for name in ("kinds", "warnings", "sigmas", "errors")}
+        return Generation(picture, computed=computed, **about)
 
     def save(self, row: Row, seed: int, made: Generation) -> None:
         """Keep a picture of a row, with its time and all else that was measured on it."""

@@ -19,11 +19,13 @@ from stack.caching.methods import PRESETS
 
 def bench(dtype: torch.dtype = torch.bfloat16) -> Any:
     pipe = SimpleNamespace(transformer=SimpleNamespace(dtype=dtype), scheduler=None)
-    return SimpleNamespace(counts=(12, 9), usual=9, steps=50, pipe=pipe)
+    return SimpleNamespace(counts=(12, 9), usual=9, steps=50, pipe=pipe, protocol=dict, weights=None)
 
 
 def test_a_calibrated_row_has_what_was_prepared() -> None:
-    record = Record(Path("unused"), {}, prepared={"svd calibrated, 9": {"options": {"full_steps": [0, 9]}}})
+    record = Record(
+        Path("unused"), {}, prepared={"svd calibrated, 9": {"options": {"full_steps": [0, 9]}, "learned": False}}
+    )
     (row,) = ours(bench(), record, lambda name: True)
     assert (row.name, row.group, row.family) == ("svd calibrated, 9", "ours", "svd calibrated")
     assert row.settings == {"method": "svd", "full_steps": (0, 9)}

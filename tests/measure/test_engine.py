@@ -170,7 +170,7 @@ def test_a_pass_without_use_says_so_and_takes_no_time(pipe: Any) -> None:
 
 @pytest.mark.parametrize(("prompts", "steps"), [(0, 50), (3, 1), (3, 0)])
 def test_too_little_to_measure_is_refused(pipe: Any, prompts: int, steps: int) -> None:
-    with pytest.raises(StackError, match="must be at least"):
+    with pytest.raises(StackError, match="at least"):
         compare(pipe, [CACHED], name="m", prompts=prompts, steps=steps)
 
 

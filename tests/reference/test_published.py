@@ -267,9 +267,11 @@ def test_a_saved_pipeline_is_planned_without_its_weights(tmp_path: Path) -> None
     pipe.save_pretrained(tmp_path)
     for weights in tmp_path.rglob("*.safetensors"):
         weights.unlink()
-    text = asked(of({"cache": {"method": "svd"}}), config=tmp_path, assume="h100")
+    found = asked(of({"cache": {"method": "svd"}}), config=tmp_path, assume="h100")
+    assert found is not None
+    text = told(found)
     count = sum(parameter.numel() for parameter in pipe.transformer.parameters())
-    assert text is not None and f"weights: {count / 1e9:.2f} B parameters" in text
+    assert f"weights: {count / 1e9:.2f} B parameters" in text
     assert "size unknown: what a token of this class stands for is not known" in text
     with pytest.raises(StackError, match=r"expected model_index\.json of a saved pipeline"):
         from_folder(tmp_path / "gone")
@@ -291,9 +293,8 @@ def test_a_saved_pipeline_of_a_known_class_has_its_tokens(tmp_path: Path) -> Non
         (tmp_path / name).write_text(json.dumps(content))
     model = from_folder(tmp_path)
     assert (model.denoisers, model.grid, model.config["num_layers"]) == (1, (21, 45, 80), 30)
-    assert "832x480, 33 frames: 9 x 30 x 52 tokens" in str(
-        asked(of({}), config=tmp_path, size="832x480", frames=33, assume="h100")
-    )
+    found = asked(of({}), config=tmp_path, size="832x480", frames=33, assume="h100")
+    assert found is not None and "832x480, 33 frames: 9 x 30 x 52 tokens" in told(found)
 
 
 @pytest.mark.parametrize(

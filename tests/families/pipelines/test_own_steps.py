@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from stack.compare import compare as subject
 
 from stack import Stack
+from stack.comparison.question import asked
 from stack.recipe import Recipe, parse_recipe
 from stack.runtime.call_arguments import own_steps
 
@@ -57,17 +56,8 @@ def test_a_recipe_that_names_no_steps_takes_those_of_the_pipeline() -> None:
     assert Stack.from_recipe(parse_recipe({"steps": 12, "cache": {}}, "own"), flux().pipe).facts.steps == 12
 
 
-def test_a_comparison_without_a_number_takes_the_steps_of_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, seen = flux(), list[int]()
-
-    class Stopped(Exception):
-        pass
-
-    def engine(pipe: Any, recipes: Any, steps: int, call: Any) -> Any:
-        seen.append(steps)
-        raise Stopped
-
-    monkeypatch.setattr(subject, "PipelineEngine", engine)
-    with pytest.raises(Stopped):
-        subject.compare(whole.pipe, [Recipe("r", stages={"cache": {}})], "flux", prompts=["one"], call=whole.given)
-    assert seen == [28]
+def test_a_comparison_without_a_number_takes_the_most_that_a_recipe_or_the_pipeline_has() -> None:
+    pipe, plain = flux().pipe, Recipe("r", stages={"cache": {}})
+    own = Recipe("own", steps=40, stages={"cache": {}})
+    found = [asked(pipe, recipes, ["one"], None, 0, "flux", {}, [], False, False) for recipes in (plain, [plain, own])]
+    assert [question.header.steps for question in found] == [28, 40]

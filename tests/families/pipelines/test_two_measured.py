@@ -52,7 +52,14 @@ def recipe(**cache: Any) -> Recipe:
 
 def compared(whole: Whole, recipe: Recipe) -> dict[str, Any]:
     found = compare(
-        whole.pipe, [recipe], "pair", prompts=["one"], steps=STEPS, compile_base=False, call=beside(whole)
+        whole.pipe,
+        [recipe],
+        name="pair",
+        progress=False,
+        prompts=["one"],
+        steps=STEPS,
+        compile_base=False,
+        call=beside(whole),
     ).record
     return {row["name"]: row for row in found["rows"]}
 

@@ -103,7 +103,15 @@ def test_points_stand_where_the_record_says(comparison: Any, size: tuple[int, in
 
 def test_names_do_not_lie_across_the_front() -> None:
     rows = [
-        {"name": name, "speedup": speedup, "psnr_db": psnr, "role": "stack", "same_as": None}
+        {
+            "name": name,
+            "speedup": speedup,
+            "psnr_db": psnr,
+            "role": "stack",
+            "group": "alone",
+            "same_as": None,
+            "control_of": "",
+        }
         for name, speedup, psnr in (("quantize", 1.0, 56.0), ("cache", 2.2, 45.9), ("all", 3.1, 45.6))
     ]
     plot = speed_plot({"rows": rows})
