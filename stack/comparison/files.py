@@ -11,7 +11,7 @@ from .product import save_product
 from .record import save_json
 from .report.page import chart_svg, report_html
 
-FILES = ("compare.json", "table.md", "grid.png", "chart.png", "report.html")
+FILES = ("compare.json", "table.md", "grid.png", "product.png", "chart.svg", "report.html")
 
 
 def files_in(folder: Path) -> list[Path]:
