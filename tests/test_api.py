@@ -105,7 +105,7 @@ def test_compare_takes_a_stack_and_puts_it_back(pipe: Any) -> None:
     assert found.record["recipe"] == "stack" and found.record["steps"] == STEPS
     assert found.record["call"] == {"width": 16, "height": 16, "guidance_scale": 2.0}
     assert str(found).startswith(found.verdict) and json.loads(found.to_json())["verdict"] == found.verdict
-    with pytest.raises(StackError, match="expected a pipeline or a Stack on one, got a bare denoiser"):
+    with pytest.raises(StackError, match="expected a pipeline, or a Stack on one, got a bare denoiser"):
         compare(Stack(pipe.transformer))
 
 
