@@ -32,13 +32,16 @@ def finalists(found: Sequence[Tried], limits: Limits, most: int) -> list[Tried]:
     """The candidates to measure on held-out prompts: within the limits or nearly, the cheapest first.
 
     Half of the places at most go to those that are beyond a limit by little; with fewer within the limits than places,
-    the nearest to them fill up.
+    the nearest to them fill up. Of candidates with the same stages there is one.
     """
-    cheap = sorted(found, key=lambda one: limits.cost(one.figures))
+    different = [one for number, one in enumerate(found) if one.stages not in [o.stages for o in found[:number]]]
+    cheap = sorted(different, key=lambda one: limits.cost(one.figures))
     within = [one for one in cheap if not one.excess]
     nearly = [one for one in cheap if 0 < one.excess <= SLACK][: most // 2]
     chosen = [*nearly, *within][:most]
-    rest = sorted((one for one in found if one not in chosen), key=lambda one: (one.excess, limits.cost(one.figures)))
+    rest = sorted(
+        (one for one in different if one not in chosen), key=lambda one: (one.excess, limits.cost(one.figures))
+    )
     return [*chosen, *rest[: most - len(chosen)]]
 
 

@@ -23,6 +23,7 @@ from .tryout import Asked, Tryout, asked
 SEARCH_SHARE = 0.6  # of the time; the rest calibrates the best cache and checks on held-out prompts
 CALIBRATION = 0.15  # of the time, for each calibration
 CHECKED = 6  # candidates that are measured on held-out prompts
+REPEATED = 30  # candidates in a row that were measured before: the sampler has nothing new to propose
 HELD_SEED = 10_000  # added to the seed for held-out prompts
 NAME = "tuned"
 
@@ -156,27 +157,30 @@ class _Search:
     tell: Tell
 
     def search(self, seconds: float, trials: int) -> None:
-        """Try what the sampler proposes, for about so many seconds."""
-        started = time.monotonic()
+        """Try what the sampler proposes, for about so many seconds, or until it proposes nothing new."""
+        started, repeated = time.monotonic(), 0
         for number in range(trials):
             left = seconds - (time.monotonic() - started)
-            if left <= 0:
+            if left <= 0 or repeated == REPEATED:
                 break
             self.tell(f"candidate {number + 1}, {self._best_words()}, {left:.0f} s of the search left")
-            self._one()
+            repeated = repeated + 1 if self._one() else 0
 
-    def _one(self) -> None:
+    def _one(self) -> bool:
+        """Try one candidate; True where it was measured before."""
         trial, stages = self.study.ask(self.space)
         known = self.study.same(stages)
         try:
             figures = known.figures if known else self.place.figures(stages, self.samples, self.limits.hopeless)
         except (StackError, RuntimeError) as error:
-            return self.study.refuse(trial, (str(error).strip().splitlines() or [type(error).__name__])[0][:200])
+            self.study.refuse(trial, (str(error).strip().splitlines() or [type(error).__name__])[0][:200])
+            return False
         except KeyboardInterrupt:
             self.study.leave(trial)
             raise
         pruned = figures.samples < len(self.samples)
         self.study.tell(trial, figures, self.limits.excess(figures), self.limits.cost(figures), pruned)
+        return known is not None
 
     def _best_words(self) -> str:
         chosen = best(self.study.tried(), self.limits)

@@ -16,10 +16,10 @@ LIMITS = Limits(min_psnr=40)
 
 def tried(psnr: float, speedup: float) -> Tried:
     measured = figures(psnr, speedup)
-    return Tried({"cache": {"count": round(speedup)}}, measured, LIMITS.excess(measured))
+    return Tried({"cache": {"count": speedup, "level": psnr}}, measured, LIMITS.excess(measured))
 
 
-measured = st.lists(st.tuples(st.integers(20, 60), st.integers(1, 20)), min_size=1, max_size=12)
+measured = st.lists(st.tuples(st.integers(20, 60), st.integers(1, 20)), min_size=1, max_size=12, unique=True)
 
 
 @given(measured)
@@ -53,6 +53,11 @@ def test_some_that_are_nearly_within_are_checked_as_well() -> None:
     found = [tried(41, 5), tried(39.5, 9), tried(39, 8), tried(38.9, 7), tried(30, 20), tried(45, 4)]
     chosen = finalists(found, LIMITS, 4)
     assert [(one.figures.psnr, one.figures.speedup) for one in chosen] == [(39.5, 9), (39, 8), (41, 5), (45, 4)]
+
+
+def test_the_same_stack_is_checked_once() -> None:
+    found = [tried(41, 5), tried(41, 5), tried(42, 4)]
+    assert finalists(found, LIMITS, 6) == [found[0], found[2]]
 
 
 def test_without_any_within_the_limits_the_nearest_is_best() -> None:

@@ -91,6 +91,12 @@ def test_one_of_several_candidates_that_fails_is_left_out(tmp_path: Path, monkey
     assert found.refused >= 1 and found.recipe is not None and "solver" not in found.recipe.stages
 
 
+def test_a_search_with_nothing_new_to_try_ends_before_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stack.tuning.space.Space.choose", lambda space, chooser: {"cache": {"count": 4}})
+    found = tune(tiny_pipe(), prompts=PROMPTS, min_psnr=10, steps=STEPS, trials=400, compile_base=False)
+    assert len([one for one in found.tried if one.how == "searched"]) == 31  # one measured, thirty the same
+
+
 def test_too_few_prompts_are_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="at least 3 different prompts"):
         tune(tiny_pipe(), prompts=PROMPTS[:2], min_psnr=30, study=tmp_path / "study.db")
