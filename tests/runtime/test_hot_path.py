@@ -67,18 +67,21 @@ def counts(family: str, method: str, **options: Any) -> list[tuple[str, int, int
 
 
 def test_a_step_of_a_two_block_flux_costs_few_calls_in_few_files() -> None:
-    """184 calls in 28 files on a cached step and 233 on a full one, before calls passed one chain."""
+    """184 calls in 28 files on a cached step and 233 on a full one, before calls passed one chain.
+
+    The eleventh file and one call of a full step are the denoiser call's own: it knows how several outputs are laid out.
+    """
     found = counts("flux", "svd-published")
     assert "".join(kind for kind, *_ in found) == PATTERN
     cached = [(calls, files) for kind, calls, files in found if kind == "c"]
-    assert max(calls for calls, _ in cached) <= 80 and max(files for _, files in cached) <= 12
+    assert max(calls for calls, _ in cached) <= 80 and max(files for _, files in cached) <= 11
     # The first step of a request also makes what the others use.
-    assert max(calls for kind, calls, _ in found[1:] if kind == "f") <= 126
+    assert max(calls for kind, calls, _ in found[1:] if kind == "f") <= 123
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_most_cached_steps_cost_about_sixty_calls_in_every_family(family: str) -> None:
-    """Each block and embedder costs one; nothing else grows with the model. Some are for models of several outputs."""
-    for method, most in (("svd-published", 66), ("svd", 80)):  # what a corrector keeps in mind is the difference
+    """Each block and embedder costs one; nothing else may grow with the model."""
+    for method, most in (("svd-published", 62), ("svd", 75)):  # what a corrector keeps in mind is the difference
         cached = sorted(calls for kind, calls, _ in counts(family, method, interval=7, warmup=3) if kind == "c")
         assert cached[len(cached) // 2] <= most

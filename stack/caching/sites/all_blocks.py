@@ -11,7 +11,7 @@ from torch import nn
 from ...core.arguments import Arguments
 from ...core.installer import Installer
 from ...models.parallel import behind_split
-from ...models.ports import several, shape_only
+from ...models.ports import shape_only
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ..contract import BeforeBlocks
@@ -55,7 +55,10 @@ class AllBlocks(BeforeBlocks):
         latent = call.given[call.name]
         controller.begin(latent if isinstance(latent, torch.Tensor) else call.latent)
         cached = all(controller.decide())
-        self._forecast = {s: controller.predict(s, controller.slots) for s in self._at} if cached else None
+        if cached:
+            self._forecast = {}
+            for stream in self._at:  # no comprehension: on a cached step each function call counts
+                self._forecast[stream] = controller.predict(stream, controller.slots)
         self._calling = True
         try:
             return self._bypass.run(call, proceed, controller.now.branch, cached)
@@ -79,11 +82,18 @@ class AllBlocks(BeforeBlocks):
                 return inner(*args, **kwargs)
             branch, forecast = self.controller.now.branch, self._forecast
             if forecast is not None:
-                entry = self._entry
-                return self._put(unread[branch], {s: entry[s] + f if entry else f for s, f in forecast.items()})
+                for stream, begun in self._entry.items():
+                    forecast[stream] = begun + forecast[stream]
+                answer = unread[branch]
+                if isinstance(answer, torch.Tensor):
+                    return next(iter(forecast.values()))
+                items = list(answer)  # the other streams: nobody reads them behind the blocks
+                for stream, feature in forecast.items():
+                    items[self._at[stream]] = feature
+                return type(answer)(items)
             made = inner(*args, **kwargs)
             for stream, place in self._at.items():
-                feature = several(made)[place]
+                feature = made if isinstance(made, torch.Tensor) else made[place]
                 added = feature - self._entry[stream] if self._entry else feature
                 self.controller.store(stream, added, self.controller.slots)
             self.controller.read_norms()
@@ -91,10 +101,3 @@ class AllBlocks(BeforeBlocks):
             return made
 
         return forward
-
-    def _put(self, unread: Any, features: Mapping[str, torch.Tensor]) -> Any:
-        """The last block's answer with these features, beside streams that nobody reads behind the blocks."""
-        items = list(several(unread))
-        for stream, feature in features.items():
-            items[self._at[stream]] = feature
-        return items[0] if isinstance(unread, torch.Tensor) else type(unread)(items)
