@@ -72,7 +72,7 @@ def spans(paths: Iterable[str]) -> str:
     """Paths in short, those that differ in one number together: "blocks.0-3, 7.attn"."""
     numbers: dict[tuple[str, str], list[int]] = {}
     for path in paths:
-        before, number, behind = re.fullmatch(r"(\D*)(\d*)(.*)", path).groups()  # type: ignore[union-attr]
+        before, number, behind = re.fullmatch(r"(\D*)(\d*)(.*)", path).groups()  # type: ignore[union-attr]  # any path matches
         numbers.setdefault((before, behind), []).extend([int(number)] if number else [])
     found = []
     for (before, behind), known in numbers.items():

@@ -35,6 +35,7 @@ from .options import (
     texts_of,
     told_as,
 )
+from .words import tell
 
 
 @app.command()
@@ -84,7 +85,7 @@ def run(
         for made in run_stack(stack, texts, out, seed=seed, call=called, model=model, recipe=chosen.name):
             done.append(made)
             if not json:
-                told_as(False, made.as_dict, lambda made=made: f"{made.path}\n{made.report}")  # type: ignore[misc]
+                tell(f"{made.path}\n{made.report}")
             if attention_map:
                 drawing = made.path.parent / f"attention-{len(done) - 1:03d}.png"
                 save_attention_map(made.report, drawing)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import StackError
+from ..core.quiet import quiet
 from .figures import Figures
 from .space import Space, Stages
 
@@ -67,7 +66,7 @@ class Study:
     def __init__(self, storage: str | Path | None, name: str, protocol: Mapping[str, Any], seed: int = 0):
         library = optuna_or_error()
         url = str(storage) if "://" in str(storage) else f"sqlite:///{storage}" if storage is not None else None
-        with quiet_library():
+        with quiet():
             try:
                 self._study: optuna.Study = library.create_study(
                     storage=url, study_name=name, load_if_exists=True, sampler=_sampler(library, seed)
@@ -94,7 +93,7 @@ class Study:
 
     def ask(self, space: Space) -> tuple[optuna.Trial, Stages]:
         """The next candidate."""
-        with quiet_library():
+        with quiet():
             trial = self._study.ask()
             stages = space.choose(trial)
         trial.set_user_attr(STAGES, stages)
@@ -106,7 +105,7 @@ class Study:
         trial.set_user_attr(EXCESS, excess)
         trial.report(cost, figures.samples)
         state = self._library.trial.TrialState
-        with quiet_library():
+        with quiet():
             if pruned:
                 self._study.tell(trial, state=state.PRUNED)
             else:
@@ -115,19 +114,19 @@ class Study:
     def refuse(self, trial: optuna.Trial, why: str) -> None:
         """A candidate that does not run."""
         trial.set_user_attr(REFUSED, why)
-        with quiet_library():
+        with quiet():
             self._study.tell(trial, state=self._library.trial.TrialState.FAIL)
 
     def leave(self, trial: optuna.Trial) -> None:
         """A candidate that was interrupted: it is not counted, and comes up again."""
-        with quiet_library():
+        with quiet():
             self._study.tell(trial, state=self._library.trial.TrialState.FAIL)
             self._study.enqueue_trial(trial.params)
 
     def add(self, tried: Tried, cost: float) -> None:
         """A candidate that did not come from the sampler, such as a calibrated one."""
         kept = {STAGES: tried.stages, FIGURES: asdict(tried.figures), EXCESS: tried.excess, HOW: tried.how}
-        with quiet_library():
+        with quiet():
             self._study.add_trial(self._library.trial.create_trial(value=cost, user_attrs=kept))
 
     def same(self, stages: Stages) -> Tried | None:
@@ -157,19 +156,3 @@ def _sampler(library: Any, seed: int) -> Any:
         n_startup_trials=FIRST_TRIALS, multivariate=True, group=True, seed=seed,
         constraints_func=lambda trial: (trial.user_attrs.get(EXCESS, 0.0),),
     )  # fmt: skip
-
-
-@contextmanager
-def quiet_library() -> Iterator[None]:
-    """Optuna's lines about every trial and its experimental features stay off the screen."""
-    import warnings
-
-    logger = logging.getLogger("optuna")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)

@@ -69,7 +69,7 @@ def counts(family: str, method: str, **options: Any) -> list[tuple[str, int, int
 def test_a_step_of_a_two_block_flux_costs_few_calls_in_few_files() -> None:
     """184 calls in 28 files on a cached step and 233 on a full one, before calls passed one chain.
 
-    The eleventh file and one call of a full step are the denoiser call's own: it knows how several outputs are laid out.
+    The eleventh file, and one call of a full step, are the denoiser call's own: it knows how outputs are laid out.
     """
     found = counts("flux", "svd-published")
     assert "".join(kind for kind, *_ in found) == PATTERN
