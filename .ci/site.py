@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: README and CONTRIBUTING as pages, and links that leave docs/ as plain words."""
+"""Hooks of mkdocs: README, CONTRIBUTING and CHANGELOG as pages, and links that leave docs/ as plain words."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the two pages that lie at the root of the repository."""
+    """Add the pages that lie at the root of the repository."""
     for source, target in PAGES.items():
         files.append(File.generated(config, target, content=(ROOT / source).read_text()))
     return files

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from stack.comparison.console import console
-from stack.comparison.record import machine, versions
+from stack.comparison.record import machine
+from stack.core.versions import versions
 
 WIDE = 200  # columns of a table that goes to a file: no figure is cut
 

@@ -22,7 +22,8 @@ from quantbench.page import page
 from quantbench.pictures import measure_pictures
 from quantbench.targets import denoiser_targets, linear_targets
 
-from stack.comparison.record import machine, versions
+from stack.comparison.record import machine
+from stack.core.versions import versions
 
 SIZES = ((512, 1024), (512, 4096), (768, 1024), (1024, 1024), (1024, 4096), (1536, 2048), (3072, 1024))
 QUICK = ((512, 1024), (1024, 1024))

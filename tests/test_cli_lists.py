@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import diffusers
 import pytest
+import torch
 
 from stack import __version__
 from stack.cli.words import wrapped
@@ -56,7 +58,9 @@ def test_heads_say_what_the_recipes_say() -> None:
 
 
 def test_version_and_help(run: Run) -> None:
-    assert run("--version") == (0, f"ditstack {__version__}\n", "")
+    status, told, errors = run("--version")
+    assert (status, told.splitlines()[0], errors) == (0, f"ditstack {__version__}", "")
+    assert f"torch {torch.__version__}, diffusers {diffusers.__version__}" in told
     assert run("-h") == run("--help") and "compare" in run("-h")[1]
     assert "--prompts-file" in run("compare", "-h")[1]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import stack
 from stack.core.errors import StackError
@@ -23,6 +25,15 @@ def test_every_package_is_listed_and_every_folder_of_code_is_one() -> None:
     code = {file.parent for file in (ROOT / "stack").rglob("*.py")}
     assert {".".join(folder.relative_to(ROOT).parts) for folder in code} == {*settings["packages"]} - elsewhere
     assert all((folder / "__init__.py").is_file() for folder in code)
+
+
+def test_one_version_everywhere() -> None:
+    """The package, its metadata, how it is cited and the newest entry of the changelog."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    changes = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert {project["version"], cited["version"], changes[0]} == {stack.__version__}
+    assert cited["license"] == project["license"]
 
 
 def imported_by(code: str) -> set[str]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stack.comparison.record import machine, save_json, versions
+from stack.comparison.record import machine, save_json
 from stack.core.errors import StackError
+from stack.core.versions import versions
 
 Line = dict[str, Any]
 TIMES = ("rounds", "seconds", "speedup", "overhead_ms")  # of a line: what a further run measures anew

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from stack.comparison.record import machine, versions
+from stack.comparison.record import machine
+from stack.core.versions import versions
 
 BESIDE = ("triton", "cache-dit", "sageattention", "bitsandbytes")
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..core.versions import versions
 
 
 class Interrupted(Exception):
@@ -21,14 +22,15 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"ditstack {__version__}")
+        others = {name: version for name, version in versions().items() if name != "ditstack"}
+        typer.echo(f"ditstack {__version__}\n{', '.join(f'{name} {version}' for name, version in others.items())}")
         raise typer.Exit
 
 
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Print versions and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """Composable acceleration for diffusion transformers."""

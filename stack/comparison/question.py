@@ -14,6 +14,7 @@ from ..calibrated import read_prompts
 from ..core.errors import StackError
 from ..core.passes import Pass
 from ..core.validate import RunSteps, Seed, checked, prompts_of
+from ..core.versions import versions
 from ..models.denoiser import denoiser_of
 from ..recipe import Recipe, recipe_of
 from ..reference.captions import DEFAULT, captions
@@ -23,7 +24,7 @@ from ..runtime.pipeline_calls import PipelineCalls
 from ..stack import Stack
 from .kept import key_of, weights_digest
 from .peers import Peer
-from .record import Header, machine, versions
+from .record import Header, machine
 
 Candidate = Recipe | Stack | str | Path
 """What can be compared: a recipe, by its name, its file or itself, or a stack."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from ..core.facts import machine_of
 from ..core.files import json_text, write_text
+from ..core.versions import versions
 from ..measure.flops import Work, row_work
 from ..measure.metrics import CAP_DB, efficiency, interaction_db, picture_warnings, psnr, ssim
 from ..measure.quality import Judge
@@ -240,17 +240,6 @@ def machine(device: str) -> dict[str, Any]:
     """What it ran on."""
     threads = torch.get_num_threads()
     return {**asdict(machine_of(torch.device(device))), "threads": threads, "system": platform.platform()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what took part, as far as it is installed."""
-    found = {"python": platform.python_version()}
-    for name in ("ditstack", "torch", "diffusers", "transformers", "torchao"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def visible(record: Mapping[str, Any]) -> list[dict[str, Any]]:

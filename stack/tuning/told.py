@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..comparison.record import machine, save_json, versions
+from ..comparison.record import machine, save_json
 from ..core.files import write_text
+from ..core.versions import versions
 from ..recipe import recipe_toml
 from .front import quality
 from .study import Tried
