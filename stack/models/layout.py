@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .ports import Ports
+from .ports import Ports, returned, several
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,23 @@ class Along:
 
     streams: tuple[str, ...]
     axis: int = 0
+
+    def cut(self, value: Any, counts: Mapping[str, int], output: str, tokens: torch.Tensor) -> Any:
+        """The argument for some tokens of the output stream, and all of the others.
+
+        Args:
+            value: the whole argument.
+            counts: tokens of each stream.
+            output: the output stream.
+            tokens: places in it, in the order that is wanted.
+        """
+        places, start = [], 0
+        for name in self.streams:
+            count = counts.get(name, 0)
+            places.append(start + (tokens if name == output else torch.arange(count, device=tokens.device)))
+            start += count
+        left = torch.cat(places)
+        return returned(tensor.index_select(self.axis, left) for tensor in several(value))
 
 
 @dataclass(frozen=True)

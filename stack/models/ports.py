@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,12 @@ class Ports:
 def several(result: Any) -> tuple[Any, ...]:
     """What a module returns, or is given, as a tuple."""
     return tuple(result) if isinstance(result, tuple | list) else (result,)
+
+
+def returned(values: Iterable[Any]) -> Any:
+    """The inverse of `several`: a single value is returned bare."""
+    given = tuple(values)
+    return given if len(given) > 1 else given[0]
 
 
 def shape_only(value: Any) -> Any:

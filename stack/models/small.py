@@ -23,7 +23,7 @@ from .families.refused import REFUSED
 __all__ = ["Sizes", "Small", "samples_of", "small"]
 
 Example = Callable[[Sizes], dict[str, Any]]
-_OTHER = Sizes(frames=2, rows=8, columns=4, text=7)
+OTHER = Sizes(frames=2, rows=8, columns=4, text=7)
 """A second set of sizes, so that arguments which fit by accident are found out."""
 REGISTER = "stack.models.families.register_family(FamilyData(...))"
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -130,7 +130,7 @@ def _call_with(rules: Mapping[str, Rule], basis: Call, fit: Callable[[Sizes], Si
 
 def _tried(denoiser: nn.Module, call: Example) -> None:
     """Raises what the class raises, or a StackError where an answer is not finite."""
-    for sizes in (Sizes(), _OTHER):
+    for sizes in (Sizes(), OTHER):
         for sample in samples_of(denoiser, call(sizes)):
             if not all(torch.isfinite(answer).all() for answer in sample):
                 raise StackError("its answer is not finite")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from ..core.errors import StackError
 from .derive.derive import derived
+from .derive.grid import Positions
 from .layout import Along, CachedModule, SelfAttention, Wiring
 from .modulated import UpToAttention
 
@@ -26,21 +26,6 @@ def _flux_tokens(pipe: Any, config: Mapping[str, Any]) -> tuple[tuple[int, ...],
         return (), 0
     side = pipe.default_sample_size // 2
     return (side, side), _asked(pipe, "max_sequence_length")
-
-
-def _flux_grid(denoiser: Any, given: Mapping[str, Any]) -> tuple[int, ...]:
-    """The places that the tokens' own positions name, whatever their unit; one sync with the device per axis."""
-    ids = given["img_ids"]
-    ids = (ids[0] if ids.ndim == 3 else ids).float()  # diffusers still takes them with a batch dimension
-    axes = [axis.unique(return_inverse=True) for axis in ids.unbind(-1)]
-    counts = [len(values) for values, _ in axes]
-    place = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-    for count, (_, index) in zip(counts, axes, strict=True):
-        place = place * count + index
-    # A picture beside its condition, or tokens in another order, fill no grid one after the other.
-    if math.prod(counts) != len(ids) or not torch.equal(place, torch.arange(len(ids), device=ids.device)):
-        return ()
-    return tuple(counts[1:] if counts[0] == 1 else counts)
 
 
 def _asked(pipe: Any, name: str) -> int:
@@ -81,7 +66,7 @@ FLUX = Wiring(
     modulation=UpToAttention("attn", "hidden_states"),
     head=lambda denoiser, tokens, given: denoiser.proj_out(denoiser.norm_out(tokens, given["temb"])),
     tokens=_flux_tokens,
-    grid=_flux_grid,
+    grid=Positions("img_ids"),
     inputs=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"),
     residuals=("controlnet_block_samples", "controlnet_single_block_samples"),
     constants=("pos_embed",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from ...core.arguments import Arguments
 from ...core.installer import Installer
 from ...core.ranks import Ranks
 from ...models.parallel import behind_split
-from ...models.ports import Ports, Streams, rows_of, several
+from ...models.ports import Ports, Streams, rows_of
 from ...models.wiring import Wiring
 from ...runtime.step import Computed
 from ...runtime.step_clock import Clock
@@ -88,24 +88,14 @@ class BlockCall:
         with self.clock.active_set.part(rows, whole=tokens is None):
             return self.read(self.arguments.call(self.inner, arguments))
 
-    def _cut(self, arguments: dict[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
+    def _cut(self, arguments: Mapping[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
         """The arguments that run along the tokens, for the tokens that are left: some of the output stream's."""
-        cut = {}
-        for name, along in self.wiring.along.items():
-            if arguments.get(name) is not None:
-                left = self._left(along.streams, tokens)
-                cut[name] = returned(tensor.index_select(along.axis, left) for tensor in several(arguments[name]))
-        return cut
-
-    def _left(self, streams: Sequence[str], tokens: torch.Tensor) -> torch.Tensor:
-        """Places of the tokens that are left, where these streams lie one after the other."""
-        places, start, whole = [], 0, self.streams
-        for name in streams:
-            count = whole[name].shape[1] if name in whole else 0
-            left = tokens if name == self.wiring.output_stream else torch.arange(count, device=tokens.device)
-            places.append(start + left)
-            start += count
-        return torch.cat(places)
+        counts = {name: tensor.shape[1] for name, tensor in self.streams.items()}
+        return {
+            name: along.cut(arguments[name], counts, self.wiring.output_stream, tokens)
+            for name, along in self.wiring.along.items()
+            if arguments.get(name) is not None
+        }
 
     def read(self, result: Any) -> Streams:
         """A block's return value by stream."""
@@ -114,12 +104,6 @@ class BlockCall:
     def answer(self, streams: Streams) -> Any:
         """Streams as this block would return them."""
         return self.ports.answer(streams)
-
-
-def returned(values: Iterable[Any]) -> Any:
-    """The inverse of `several`: a single value is returned bare."""
-    given = tuple(values)
-    return given if len(given) > 1 else given[0]
 
 
 def take(streams: Streams, rows: Sequence[int]) -> Streams:

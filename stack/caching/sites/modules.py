@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from ...models.ports import several
+from ...models.ports import returned, several
 from ...models.wiring import CachedModule
 from ..controller import CacheController
 from ..tokenwise.selection import gather, scatter
-from .calls import returned
 from .inside import Forward, Wrapper
 from .token_selector import Place, TokenSelector
 

@@ -22,14 +22,14 @@ from ...core.installer import Installer
 from ...core.passes import Finding
 from ...models.layout import kept, present
 from ...models.parallel import behind_split
-from ...models.ports import Streams, several
+from ...models.ports import Streams, returned, several
 from ...models.wiring import FAMILIES, CachedModule, Wiring
 from ...runtime.call import Interceptor
 from ...runtime.step import Computed
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, Site, SiteState, register_site
 from ..controller import CacheController, CacheSlot
-from .calls import BlockCall, before_blocks, returned
+from .calls import BlockCall, before_blocks
 from .inside import Forward, Inside, as_it_is
 from .work import token_work
 

@@ -16,11 +16,13 @@ from torch import nn
 
 from ...core.errors import StackError
 from ..families import FAMILIES, FamilyData
-from ..layout import CachedModule, Wiring
-from ..small import Sizes, Small, small
+from ..layout import Along, CachedModule, Wiring
+from ..small import OTHER, Sizes, Small, small
+from .along import along_tokens
 from .arguments import batched_inputs, batched_of_blocks, close, rows_differ
 from .attention import HOW, self_attentions
 from .blocks import candidates, main_lists
+from .grid import token_grid
 from .linears import linears_of, roles_in_blocks, same_inputs, sensitive_roles
 from .modulation import modulated_input
 from .modules import ModuleProof
@@ -146,6 +148,10 @@ class Probe:
         time = _map(self.trace.given[self.time], lambda t: (t * 0.5).to(t.dtype))
         return traced(self.denoiser, {**self.trace.given, self.time: time, **given})
 
+    def other_sizes(self) -> Trace:
+        """A call with other numbers of frames, rows, columns and text tokens."""
+        return traced(self.denoiser, self.small.call(OTHER))
+
     def next_step(self) -> Trace:
         """A call with another latent at another time, all else the same."""
         return self.later(**{self.latent: _map(self.trace.given[self.latent], lambda t: t.flip(-1))})
@@ -237,6 +243,16 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
         modulation = modulated_input(denoiser, trace, probe.later(), blocks, modules)
     except Unproven as error:
         lacks[MODULATION] = str(error)
+    grid, other = whole.grid, probe.other_sizes()
+    try:
+        grid = token_grid(denoiser, trace, other, blocks, probe.latent)
+    except Unproven as error:
+        lacks[GRID] = str(error)
+    along: Mapping[str, Along] = {}
+    try:
+        along = along_tokens(trace, other, blocks)
+    except Unproven as error:
+        lacks[ALONG] = str(error)
     first = main[0].calls[0]
     width = first.given[blocks.ports_at(first.path).takes[blocks.output]].shape[-1]
     return _changed(
@@ -256,7 +272,9 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
         width_from=_width_from(first.path, denoiser, width),
         modules=modules,
         modulation=modulation,
-        lacks={**whole.lacks, **lacks, ALONG: BY_HAND},
+        grid=grid,
+        along=along,
+        lacks={**whole.lacks, **lacks},
         how={**whole.how, **_how(blocks, lacks)},
     )
 
@@ -298,7 +316,7 @@ def _whole(
 ) -> Wiring:
     """The wiring of a denoiser of which nothing inside is known."""
     lacks = _lacking({BLOCKS: why_no_blocks})
-    lacks |= {HEAD: BY_HAND, GRID: BY_HAND}
+    lacks |= {HEAD: BY_HAND}
     attention, why_dense = self_attentions(probe.small, latent) if probe else ({}, why_no_blocks)
     lacks |= _lacking({ATTENTION: why_dense})
     lacks |= _lacking({WHOLE: probe.unlike_latent if probe else ""})
