@@ -37,11 +37,9 @@ from .gate_policies import BudgetPolicy, DraftPolicy
 from .guard import NoGradients, OutputGuard
 from .learned import Corrections, load_learned
 from .methods import PRESETS, unlike_published
-from .noise_schedule import Levels
 from .options import modern
 from .placement import all_on_device, first_on_device
 from .policy import IMPLIED, Policy
-from .schedules import Schedule
 
 FILES = {"maps": load_maps, "bases": load_bases, "learned": load_learned}  # options that may be given as a file's path
 # Options that calibration and `fit_gate` choose.
@@ -173,15 +171,6 @@ class Cache:
         """The calibrated schedule; empty without one."""
         return self.policy.schedule.full_steps
 
-    @property
-    def steps(self) -> int:
-        """The number of steps the schedule was calibrated for."""
-        return self.policy.schedule.steps
-
-    def schedule_for(self, steps: int, sigmas: Sequence[float] = (), levels: Levels = ()) -> Schedule:
-        """The schedule of a request with this many steps, see `Policy.schedule_for`."""
-        return self.policy.schedule_for(steps, sigmas, levels)
-
     def describe(self, facts: Facts) -> list[str]:
         unlike = unlike_published(self.method)
         return [*described(self.method, self.policy, facts), *([unlike] if unlike else [])]
@@ -219,7 +208,7 @@ class Cache:
         return CacheController(
             clock=target.clock,
             journal=target.journal,
-            schedule_for=self.schedule_for,
+            schedule_for=p.schedule_for,
             new_predictor=lambda key, place: p.new_predictor(place, target.grid() if p.banded else (), key, ranks),
             conditions=target.conditions,
             new_gate=p.new_gate if p.gate else None,

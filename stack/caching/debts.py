@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..bounds import lagrange_weights
 from ..models.sampler import LinearSampler
 
 
@@ -77,15 +78,9 @@ class Debts:
 
 def lagrange(x: float, nodes: Sequence[float]) -> list[float]:
     """Weights at x of the polynomial through values at these nodes; of nodes at the same place the first counts."""
-    apart = [node for i, node in enumerate(nodes) if node not in nodes[:i]]
-    weights = []
-    for i, node in enumerate(nodes):
-        weight = 0.0 if node in nodes[:i] else 1.0
-        for other in apart:
-            if other != node:
-                weight *= (x - other) / (node - other)
-        weights.append(weight)
-    return weights
+    apart = list(dict.fromkeys(nodes))
+    weights = dict(zip(apart, lagrange_weights(apart, x), strict=True))
+    return [weights.pop(node, 0.0) for node in nodes]
 
 
 def interpolated(x: float, at: Sequence[float], nodes: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:

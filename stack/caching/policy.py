@@ -27,7 +27,7 @@ from .predictor import Predictor
 from .schedule_policy import SchedulePolicy
 from .schedules import Schedule
 from .sites.block_range import OutputSite
-from .splits import SPLITS, ChannelSplit, Split, SplitPolicy
+from .splits import SPLITS, ChannelSplit, SplitPolicy
 
 DTYPES = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 IMPLIED = ("spread", "corrected")  # what `changed` sets where other options ask for it
@@ -205,11 +205,7 @@ class Policy(Options):
             grid: of the feature's tokens, where the policy is `banded`.
             ranks: the processes that share its tokens.
         """
-        return Predictor(self.forecast, self.new_split(grid, key, ranks), DTYPES[self.state_dtype], placement, ranks)
-
-    def new_split(self, grid: tuple[int, ...] = (), key: str = "", ranks: Ranks = ALONE) -> Split:
-        """A split for one feature of one request."""
-        return self.split.new(grid, key, ranks)
+        return Predictor(self.forecast, self.split.new(grid, key, ranks), DTYPES[self.state_dtype], placement, ranks)
 
     def new_gate(self, sigma_schedule: SigmaSchedule) -> Gate:
         """A gate for one sample of one request on this schedule."""

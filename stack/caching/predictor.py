@@ -92,11 +92,6 @@ class Predictor:
         """Coordinates of the full steps behind its terms, newest first."""
         return tuple(self._raw.nodes[: len(self._terms)])
 
-    @property
-    def newest(self) -> float:
-        """Its coordinate."""
-        return self._raw.nodes[0]
-
     def update(
         self, feature: torch.Tensor, x: float, gain: float = 1.0, noise: float = 0.0, compute_mode: Hashable = ()
     ) -> None:

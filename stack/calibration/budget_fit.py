@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import NormalDist, mean, stdev
+from statistics import mean, stdev
 
 import torch
 
@@ -17,7 +17,7 @@ from ..core.errors import StackError
 from ..core.progress import ProgressLine
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
-from .quant.recording import carrying, taken_off
+from .quant.recording import taken_off
 
 ROUNDS = 7
 MARGIN = 1.2  # the worst of a handful of prompts is not the worst of all
@@ -95,21 +95,14 @@ def error_to_come(errors: Sequence[float], kept: float = KEPT) -> float:
     Logarithms of errors are taken for normal, with mean m and spread s of n samples: the limit for one more is
     m + t s sqrt(1 + 1/n), t being Student's quantile with n - 1 degrees of freedom. 0 where an error is 0.
     """
+    from scipy.special import stdtrit
+
     seen = MARGIN * max(errors)
     if min(errors) <= 0 or len(errors) < 3:  # two say nothing of their spread
         return seen
     logarithms = [math.log(error) for error in errors]
     spread = stdev(logarithms) * math.sqrt(1 + 1 / len(errors))
-    return max(seen, math.exp(mean(logarithms) + student_quantile(kept, len(errors) - 1) * spread))
-
-
-def student_quantile(share: float, freedom: int) -> float:
-    """Quantile of Student's t, by Cornish and Fisher's expansion: within 1 % from 4 degrees of freedom on. Pure."""
-    z = NormalDist().inv_cdf(share)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
+    return max(seen, math.exp(mean(logarithms) + float(stdtrit(len(errors) - 1, kept)) * spread))
 
 
 def on_the_edge(worst_at: Callable[[float], float], rounds: int = ROUNDS) -> Round:
@@ -155,7 +148,7 @@ def _originals(
     """Final latents of every prompt without the passes that only compute differently: adapters stay."""
     weights = [p for p in stack.passes if p.stage in ("distill", "adapter")]
     steps = stack.plan.facts_after.asked
-    with taken_off(stack), carrying(stack, weights) as other:
+    with taken_off(stack), stack.beside(weights) as other:
         return list(calls.per_prompt(other, prompts, seed, steps, bar, "original prompt", "latent"))
 
 

@@ -20,7 +20,7 @@ from .learned_fit import Estimates, learn
 from .progress import BestSoFar
 from .schedule_search import ScheduleSearch
 from .search import Tried
-from .thresholds import chosen, tuned
+from .thresholds import chosen, serves, tuned
 from .time_budget import (
     CHECK,
     STOPPED,
@@ -32,7 +32,7 @@ from .time_budget import (
     picture_seconds,
     too_short,
 )
-from .trials import Trials, decides_by_threshold
+from .trials import Point, Trials, decides_by_threshold
 
 FEW_TRIALS = 3  # for which there has to be time, beside what is kept for learning
 FEW = 8  # trials: a search that time ends before them has hardly left its openings
@@ -61,13 +61,14 @@ class Search:
 
     Attributes:
         trials: on the prompts that there is time for; set by `all`, as are the others.
-        own: the cache that was there, as a choice.
+        point: what the cache that was there makes of the prompts; `own` is that cache as a choice.
         held: the held-out pictures that decided; None before that.
         estimates: of the uncached runs, where corrections may be learnt.
         used: how many prompts there was time for, held-out ones included.
     """
 
     trials: Trials
+    point: Point
     own: SearchResult
 
     def __init__(
@@ -109,7 +110,7 @@ class Search:
     def _record(self, prompts: Sequence[Any], held_out: Sequence[Any], seed: int) -> Sequence[Any]:
         """Run what there is time for without the cache, and with it as it was. Returns the held-out prompts."""
         steps, budget = self.stack.plan.facts_after.steps, self.budget
-        share = (self.goal.full_steps or len(self.cache.schedule_for(steps).full_steps(steps))) / steps
+        share = (self.goal.full_steps or len(self.cache.policy.schedule_for(steps).full_steps(steps))) / steps
         self.bar.says("timing one picture")
         try:
             picture = picture_seconds(self.stack, self.calls, prompts[0], seed, steps, budget)
@@ -128,21 +129,18 @@ class Search:
             check = least_seconds(picture, 0, len(held), share)
             budget.keep(min(CHECK * check, budget.seconds - budget.spent))
             self.bar.says("the cache as it is")
-            point = self.trials.as_it_is()
+            self.point = point = self.trials.as_it_is()
             self._keep_for_learning(cached_seconds(picture, self.used, share))
         except OutOfTime:
             raise too_short(max(picture, budget.spent / len(searched)), budget.seconds, share) from None
-        self.own_seconds, self.goal = point.seconds, self.goal.or_as_before(point.full)
+        self.goal = self.goal.or_as_before(point.full)
         self.own = SearchResult(self.cache, point.full, point.psnr, point.psnr, 1, hurried=True, kept=True)
         return held
 
     @property
     def _serves(self) -> bool:
         """Whether the cache that was there does what is asked."""
-        goal = self.goal
-        if goal.psnr:
-            return self.own.psnr >= goal.psnr
-        return self.own_seconds <= goal.seconds if goal.seconds else self.own.full <= goal.full_steps
+        return serves(self.point, self.goal)
 
     def _checked(self, choice: SearchResult, prompts: Sequence[Any]) -> tuple[SearchResult, float]:
         """The better of the choice and the cache that was there on held-out prompts, and its PSNR on these.

@@ -138,7 +138,7 @@ def learn(
     pictures = trials.run(Observe(put_on))
     facts, under = stack.facts, conditions(stack.plan.facts_after)
     sigmas = tuple(trials.sigmas)
-    full = tuple(sorted(plain.schedule_for(trials.steps, sigmas, trials.levels).full_steps(trials.steps)))
+    full = tuple(sorted(plain.policy.schedule_for(trials.steps, sigmas, trials.levels).full_steps(trials.steps)))
     forms = {key: form.cpu() for key, form in rolled.forms.items()}
     learned = Learned(facts.family, facts.blocks, facts.width, kind, full, sigmas, forms, basis.cpu(), made_under=under)
     return plain.changed(learned=learned), pictures

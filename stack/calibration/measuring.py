@@ -28,10 +28,10 @@ from . import bases_fit, gate_fit, maps_fit
 from .calibrate import calibrate as search_cache
 from .calibration import Calibration
 from .goals import Goal
-from .memoized import MemoizedAnalysis
-from .quant.depends import APPROXIMATE, dependencies
-from .quant.floor import NoiseFloor, measure_floor
+from .quant.floor import NoiseFloor, dependencies, measure_floor
 from .time_budget import SearchBudget
+
+FLOOR = "noise floor"  # its key among `StackLike.analyses`
 
 
 def calibrate(
@@ -94,7 +94,7 @@ def noise_floor(
     checked(Seed, seed, "seed")
     with stack.lock:
         found = measure_floor(stack, prompts, seed, steps, neighbours, progress, call=call)
-        stack.analyses.setdefault("noise floor", MemoizedAnalysis()).keep(found)
+        stack.analyses[FLOOR] = found
         cache = next((p for p in stack.passes if isinstance(p, Cache)), None)
         if cache is not None:
             stack.replace(cache.changed(noise=found.at_site(cache.policy.site.noise_feature)))
@@ -103,8 +103,8 @@ def noise_floor(
 
 def floor_of(stack: StackLike) -> NoiseFloor | None:
     """The noise floor as last measured; None where there is none, or where what it depends on has changed."""
-    kept: MemoizedAnalysis[NoiseFloor] = stack.analyses.setdefault("noise floor", MemoizedAnalysis())
-    return kept.current(dependencies(stack, APPROXIMATE))
+    found: NoiseFloor | None = stack.analyses.get(FLOOR)
+    return found if found and found.depends == dependencies(stack) else None
 
 
 def fit_gate(

@@ -16,7 +16,7 @@ from ..runtime.call_arguments import Call
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from ..solver.solver import Solver
-from .quant.recording import carrying, taken_off
+from .quant.recording import taken_off
 
 REACHES = (4, 2, 1)  # steps that a place is moved by, widest first
 Places = tuple[int, ...]
@@ -74,10 +74,10 @@ def search_places(
         steps = stack.facts.steps
         start = own.places or own.places_for(stack.facts).on(stack.facts.levels, steps)
         bar.says("all steps")
-        with carrying(stack, rest) as other:
+        with stack.beside(rest) as other:
             wanted = [calls.make(other, [p], seed + i, steps) for i, p in enumerate(prompts)]
 
-        with carrying(stack, [*rest, replace(own, places=start)]) as other:
+        with stack.beside([*rest, replace(own, places=start)]) as other:
 
             def score(places: Places) -> float:
                 other.replace(replace(own, steps=None, places=places))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -44,15 +44,7 @@ def history(candidate: Candidate, step: int) -> tuple[object, ...]:
     if len(before) == step + 1:  # no cached step yet: no forecast has been used
         return before
     segments = candidate.segments[: len(before) - 1] or (1.0,) * (len(before) - 1)
-    return (
-        before,
-        segments,
-        candidate.gains,
-        candidate.order,
-        candidate.coordinate,
-        candidate.energy,
-        candidate.corrected,
-    )
+    return (replace(candidate, full_steps=before, segments=segments),)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from ..quant.quantize import Quantize
 from ..quant.rounding.calibrated import FeedbackRounding, InputMoments, rounded_with_feedback
 from ..runtime.call_arguments import Call
 from ..runtime.stack_like import AnyStack, StackLike
-from .quant.recording import Recorded, below_quantization, carrying, record_calls, taken_off
+from .quant.recording import Recorded, below_quantization, record_calls, taken_off
 
 BUDGET = 1 << 30  # bytes of second moments that are held at a time
 
@@ -77,7 +77,7 @@ def fit_rounding(
     with stack.lock, taken_off(stack), ProgressLine("fit_rounding", progress) as bar:
         bar.says("recording")
         calls = record_calls(stack, prompts, seed, steps, call)
-        with carrying(stack, below_quantization(stack)) as below:
+        with stack.beside(below_quantization(stack)) as below:
             rounded = _rounded(below, quantize, calls, bar)
             facts = below.plan.facts_after
         source = f"{counted(len(prompts), 'prompt')} from seed {seed}, {counted(steps, 'step')} of each"

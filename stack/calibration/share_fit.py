@@ -16,7 +16,7 @@ from ..core.validate import Seed, checked, some_prompts
 from ..runtime.call_arguments import Call
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import AnyStack, StackLike
-from .quant.recording import carrying, taken_off
+from .quant.recording import taken_off
 
 NOT_RUN = ("compile", "cache")  # stages that change neither queries and keys nor what a budget makes of them
 
@@ -48,7 +48,7 @@ def fit_shares(
     measuring = replace(sparse, layers=None, calibrated_for=(), even_if_slower=True)
     passes = [measuring if p is sparse else p for p in stack.passes if p.stage not in NOT_RUN]
     with stack.lock, ProgressLine("fit_shares", progress) as bar:
-        with taken_off(stack), carrying(stack, passes) as other:
+        with taken_off(stack), stack.beside(passes) as other:
             kept = _kept(other, measuring.policy, texts, seed, calls, bar)
             if not kept:
                 why = "; ".join([str(finding) for finding in other.plan.findings] or other.report().warnings)

@@ -97,6 +97,5 @@ def chosen(points: list[Point], goal: Goal) -> Point:
     serving = [p for p in points if serves(p, goal)]
     if not serving:
         tried = ", ".join(f"{p.psnr:.1f} dB at {p.full:.3g} full steps in {p.seconds:.2f} s" for p in points)
-        asked = next(f"{name}={value:g}" for name, value in vars(goal).items() if value)
-        raise StackError(f"no threshold reached {asked}: tried {tried}")
+        raise StackError(f"no threshold reached {goal.words}: tried {tried}")
     return min(serving, key=lambda p: p.seconds if goal.psnr else -p.psnr)

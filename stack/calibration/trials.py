@@ -159,7 +159,10 @@ class Trials:
         if decides_by_threshold(self.cache):
             return self.measured(self.cache, 1.0)
         made, seconds = timed(partial(self.run, self.cache), self.device)
-        full = {*self.cache.schedule_for(self.steps, self.sigmas, self.levels).full_steps(self.steps), *self.always}
+        full = {
+            *self.cache.policy.schedule_for(self.steps, self.sigmas, self.levels).full_steps(self.steps),
+            *self.always,
+        }
         return Point(1.0, psnr(made, self.target), len(full), seconds / len(self.prompts))
 
     def measured(self, cache: Cache, factor: float) -> Point:

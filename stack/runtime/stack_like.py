@@ -21,7 +21,7 @@ class StackLike(Protocol):
 
     Attributes:
         max_error: relative error of the final latents that all passes together may make; 0 for none.
-        analyses: measurements of this stack by kind, see `stack.calibration.memoized`.
+        analyses: measurements of this stack, by kind.
         lock: held by whoever runs or changes the stack.
     """
 

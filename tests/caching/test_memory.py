@@ -111,7 +111,7 @@ def test_half_the_bits_are_half_the_bytes(method: str) -> None:
 def test_tensors_of_every_forecast(order: int, more: dict[str, float], gains: tuple[float, float]) -> None:
     forecast = Forecast(order, gains, **more)
     policy = Policy.of(order=order, gains=gains, **more)
-    predictor = Predictor(forecast, policy.new_split())
+    predictor = Predictor(forecast, policy.split.new())
     for x in range(order + 3):
         predictor.update(torch.randn(1, 6, 4), 1 - 0.1 * x)
     bases = predictor.split.bytes if predictor.split else 0

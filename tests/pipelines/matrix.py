@@ -149,7 +149,7 @@ def _planned(tiny: Tiny, steps: int, levels: Levels) -> int:
     """Full steps that the plan for this number of steps has at these noise levels; all where it drops the cache."""
     passes = Stack(tiny.pipe, steps=steps).cache("svd").plan.passes()
     cache = next((each for each in passes if isinstance(each, Cache)), None)
-    return steps if cache is None else len(cache.schedule_for(steps, (), levels).full_steps(steps))
+    return steps if cache is None else len(cache.policy.schedule_for(steps, (), levels).full_steps(steps))
 
 
 def _in_short(error: Exception) -> str:

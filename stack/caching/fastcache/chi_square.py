@@ -10,34 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
-
-from ...core.errors import StackError
 
 ADAPTIVE = (0.01, 0.5, -0.002, 5e-5)  # b0..b3 of the published code
-
-
-def chi_square_quantile(probability: float, freedom: int) -> float:
-    """Quantile of chi^2 by Wilson and Hilferty (1931): k (1 - 2/9k + z sqrt(2/9k))^3; 0.1 % from k = 10 on.
-
-    Raises:
-        StackError: a probability outside (0, 1), or fewer than 1 degree of freedom.
-    """
-    if not 0 < probability < 1 or freedom < 1:
-        raise StackError(f"expected a probability in (0, 1) and freedom of at least 1, got {probability} and {freedom}")
-    spread = 2 / (9 * freedom)
-    root = 1 - spread + NormalDist().inv_cdf(probability) * math.sqrt(spread)
-    return freedom * max(0.0, root) ** 3
 
 
 def largest_change(scale: float, alpha: float, elements: int) -> float:
     """The largest delta that the test lets pass: scale sqrt(chi^2_(ND, 1 - alpha) / ND). Scale 1 is the paper's null.
 
     Args:
-        alpha: significance level.
-        elements: N D, numbers in the block's input.
+        alpha: significance level, in (0, 1).
+        elements: N D, numbers in the block's input; at least 1.
     """
-    return scale * math.sqrt(chi_square_quantile(1 - alpha, elements) / elements)
+    from scipy.special import chdtri
+
+    return scale * math.sqrt(float(chdtri(elements, alpha)) / elements)
 
 
 def adaptive_limit(change: float, moment: float, coefficients: Sequence[float] = ADAPTIVE) -> float:

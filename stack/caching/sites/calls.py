@@ -86,7 +86,7 @@ class BlockCall:
                 arguments[name] = rows_of(arguments[name], rows or ())
         arguments |= self.ports.arguments(streams or {})
         with self.clock.active_set.part(rows, whole=tokens is None):
-            return self.read(self.arguments.call(self.inner, arguments))
+            return self.ports.read(self.arguments.call(self.inner, arguments))
 
     def _cut(self, arguments: Mapping[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
         """The arguments that run along the tokens, for the tokens that are left: some of the output stream's."""
@@ -96,14 +96,6 @@ class BlockCall:
             for name, along in self.wiring.along.items()
             if arguments.get(name) is not None
         }
-
-    def read(self, result: Any) -> Streams:
-        """A block's return value by stream."""
-        return self.ports.read(result)
-
-    def answer(self, streams: Streams) -> Any:
-        """Streams as this block would return them."""
-        return self.ports.answer(streams)
 
 
 def take(streams: Streams, rows: Sequence[int]) -> Streams:
@@ -147,7 +139,7 @@ def _stand_in(
             streams = visit(number, call)
             if notes:
                 lengths.update((name, tensor.shape[1]) for name, tensor in streams.items())
-            return call.answer(streams)
+            return ports.answer(streams)
 
         return forward
 

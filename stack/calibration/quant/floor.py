@@ -12,21 +12,27 @@ from pathlib import Path
 
 import torch
 
+from ...attention.sage_attn import SageAttention
+from ...attention.sparse_attn import SparseAttention
 from ...core.errors import StackError
 from ...core.passes import Pass
 from ...core.progress import ProgressLine
+from ...quant.quantize import Quantize
 from ...runtime.call_arguments import Call
 from ...runtime.stack_like import StackLike
 from ..observe import watching_blocks
 from ..site_features import BLOCK, SiteFeatures
-from .depends import APPROXIMATE, dependencies
 from .noise import ErrorSplit, errors_of, split_errors
 from .plots import plot_floor
-from .recording import Recorded, below_quantization, carrying, record_calls, taken_off
+from .recording import Recorded, below_quantization, record_calls, taken_off
 
 NEARNESS = 0.02  # of the latent: what one step of a 50-step schedule changes
 OUTPUT = "output"  # the denoiser's own; the other names are those of `SiteFeatures`
 BLOCKS = "blocks"  # the mean over what each block adds
+# After these a step computes something else than the model.
+APPROXIMATE = (Quantize.stage, SageAttention.stage, SparseAttention.stage)
+# What a floor depends on, beside the passes that approximate.
+FACTS = ("family", "machine", "dtype", "blocks", "width", "adapters", "weight_bits", "activation_bits", "quantized_by")
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,6 @@ class NoiseFloor:
         return (
             f"NoiseFloor(output: {', '.join(parts)} at {len(self.sigmas)} noise levels, {self.neighbours} neighbours)"
         )
-
-    def holds_for(self, depends: Mapping[str, str]) -> bool:
-        """Whether it is still true under these facts."""
-        return dict(self.depends) == dict(depends)
 
     def random(self, feature: str) -> tuple[tuple[float, float], ...]:
         """(sigma, random relative error) of a feature, for `cache(noise=...)`."""
@@ -101,6 +103,19 @@ class NoiseFloor:
     def save_plot(self, path: str | Path) -> None:
         """Draw it; see `plots.plot_floor`."""
         plot_floor(self.sigmas, self.features, Path(path))
+
+
+def dependencies(stack: StackLike) -> dict[str, str]:
+    """The facts behind the passes that approximate, and these passes themselves, as text by name."""
+    plan = stack.plan
+    stages = [stage for stage in plan.stages if stage.run.stage in APPROXIMATE]
+    facts = stages[-1].after if stages else plan.facts
+    values = {name: str(getattr(facts, name)) for name in FACTS}
+    for stage in stages:
+        values[stage.run.stage] = str(stage.run)
+        if isinstance(stage.run, Quantize):
+            values["feedback"] = stage.run.rounded.source if stage.run.rounded else "none"
+    return values
 
 
 def measure_floor(
@@ -144,7 +159,7 @@ def measure_floor(
             split_errors([e for e, r in zip(errors, recorded, strict=True) if r.context.sigma == sigma])
             for sigma in sigmas
         )
-    return NoiseFloor(sigmas, features, nearness, neighbours, dependencies(stack, APPROXIMATE))
+    return NoiseFloor(sigmas, features, nearness, neighbours, dependencies(stack))
 
 
 def _features(
@@ -153,7 +168,7 @@ def _features(
     """Per call and name, the feature at each neighbour, on the model as these passes make it."""
     found = []
     sites = SiteFeatures(stack.denoiser)
-    with carrying(stack, [*passes, watching_blocks(sites.see)]) as other:
+    with stack.beside([*passes, watching_blocks(sites.see)]) as other:
         for group in bar.track(near, phase):
             outputs = [call.run(other).cpu() for call in group]
             found.append({OUTPUT: outputs, **sites.taken()})

@@ -83,13 +83,6 @@ def below_quantization(stack: StackLike) -> list[Pass]:
 
 
 @contextmanager
-def carrying(stack: StackLike, passes: Sequence[Pass]) -> Iterator[StackLike]:
-    """Another stack, of these passes, on the same model: applied inside the `with`, taken off at its end."""
-    with stack.beside(passes) as other:
-        yield other
-
-
-@contextmanager
 def taken_off(stack: StackLike) -> Iterator[None]:
     """The stack taken off its model inside the `with`, and applied again afterwards if it was."""
     applied = stack.applied
@@ -123,6 +116,6 @@ def record_calls(
     passes = below_quantization(stack)
     total = next((p.steps for p in passes if isinstance(p, Distill) and p.steps), stack.facts.steps)
     calls: list[Recorded] = []
-    with carrying(stack, [*passes, recording(evenly(steps, total), calls)]) as other:
+    with stack.beside([*passes, recording(evenly(steps, total), calls)]) as other:
         PipelineCalls(stack.pipe, call).make(other, prompts, seed, total, output="latent")
     return calls

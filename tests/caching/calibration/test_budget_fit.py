@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.calibration.budget_fit import ENOUGH, MARGIN, ROUNDS, error_to_come, on_the_edge, student_quantile
+from stack.calibration.budget_fit import ENOUGH, MARGIN, ROUNDS, error_to_come, on_the_edge
 
 
 @given(st.floats(1e-3, 1e3), st.floats(0.3, 1.5))
@@ -41,12 +41,6 @@ def test_no_more_rounds_than_it_has() -> None:
     asked: list[float] = []
     on_the_edge(lambda scale: asked.append(scale) or 7.0)
     assert len(asked) == ROUNDS
-
-
-def test_students_quantile() -> None:
-    known = {3: 2.3534, 4: 2.1318, 9: 1.8331, 30: 1.6973}  # of any table, one-sided, 95 %
-    for freedom, value in known.items():
-        assert math.isclose(student_quantile(0.95, freedom), value, rel_tol=0.01)
 
 
 def test_nineteen_of_twenty_further_errors_stay_below_the_limit() -> None:
