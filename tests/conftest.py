@@ -14,7 +14,8 @@ from diffusers import FluxTransformer2DModel
 
 from stack.cli import main
 from stack.reference.pipeline import ShapesFluxPipeline, image_ids
-from stack.reference.shapes_flux import TRANSFORMER, new_prompt_encoder, new_scheduler
+from stack.reference.shapes_flux import new_scheduler
+from training.shapes_flux import TRANSFORMER, new_prompt_encoder
 
 # Each of several test processes has its share of the cores.
 torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))

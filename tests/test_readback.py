@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from stack import Stack
-from stack.caching.guard import ExtrapolationGuard, NormReader, OutputGuard
+from stack.caching.guard import ExtrapolationGuard, OutputGuard
+from stack.caching.measurements import Measurements
 from stack.core.readback import Readback, Stopwatch
 from stack.models.timestep import place_in
 
@@ -57,14 +58,16 @@ def test_norms_are_taken_when_they_have_arrived_and_nothing_is_known_before(monk
         events.append(event)
         return readback
 
-    monkeypatch.setattr("stack.caching.guard.Readback", slow)
-    reach, other, reader = ExtrapolationGuard(), ExtrapolationGuard(), NormReader()
+    monkeypatch.setattr("stack.caching.measurements.Readback", slow)
+    reach, other, norms = ExtrapolationGuard(), ExtrapolationGuard(), Measurements()
     reach.note(torch.tensor([float("nan")]))
     other.note(torch.tensor([1.0]))
-    reader.poll([reach, other])
+    reach.send(norms)
+    other.send(norms)
+    norms.poll()
     assert reach.finite and len(events) == 1
     events[0].happened = True
-    reader.poll([reach, other])
+    norms.poll()
     assert not reach.finite and other.finite
     assert events[0].waits == 1  # read once, after it had happened
 
@@ -77,13 +80,14 @@ def test_norms_of_a_state_that_is_gone_say_nothing_of_the_next_one(monkeypatch: 
         pending.append(event)
         return readback
 
-    monkeypatch.setattr("stack.caching.guard.Readback", slow)
-    reach, reader = ExtrapolationGuard(), NormReader()
+    monkeypatch.setattr("stack.caching.measurements.Readback", slow)
+    reach, norms = ExtrapolationGuard(), Measurements()
     reach.note(torch.tensor([float("inf")]))
-    reader.poll([reach])
+    reach.send(norms)
+    norms.poll()
     reach.clear()
     pending[0].happened = True
-    reader.poll([reach])
+    norms.poll()
     assert reach.finite
 
 

@@ -11,9 +11,9 @@ from torch import nn
 from stack.reference.classes import NULL, label_of, sample_class
 from stack.reference.dit_pipeline import ShapesDiTPipeline
 from stack.reference.scenes import draw
-from stack.reference.shapes_dit import new_scheduler, new_transformer
 
 from .levels import stratified_normal
+from .shapes_dit import new_scheduler, new_transformer
 from .task import Stage, Task
 
 STAGES = (

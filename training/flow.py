@@ -12,9 +12,10 @@ from torch import nn
 from stack.reference.pipeline import PATCH, ShapesFluxPipeline, image_ids, patchify
 from stack.reference.prompt import PromptEncoder, tokenize_scenes
 from stack.reference.scenes import draw, sample
-from stack.reference.shapes_flux import SCHEDULE, new_prompt_encoder, new_scheduler, new_transformer
+from stack.reference.shapes_flux import SCHEDULE, new_scheduler
 
 from .levels import noised, shifted_sigmas
+from .shapes_flux import new_prompt_encoder, new_transformer
 from .task import Stage, Task
 
 STAGES = (

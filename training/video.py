@@ -10,17 +10,10 @@ from torch import nn
 
 from stack.reference.clips import FRAMES, draw_clips, sample_clip
 from stack.reference.prompt import VIDEOS, PromptEncoder
-from stack.reference.shapes_video import (
-    PATCH,
-    SIZE,
-    new_prompt_encoder,
-    new_scheduler,
-    new_transformer,
-    shift_at,
-)
 from stack.reference.video_pipeline import ShapesVideoPipeline
 
 from .levels import noised, shifted_sigmas, stratified_normal
+from .shapes_video import PATCH, SIZE, new_prompt_encoder, new_scheduler, new_transformer, shift_at
 from .task import Stage, Task
 
 STAGES = (

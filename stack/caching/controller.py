@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import not_
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from ..runtime.step_clock import Clock
 from .debts import Debts
 from .forecast import coordinate
 from .gates import BudgetGate, Gate
-from .guard import FURTHEST, ExtrapolationGuard, NormReader
+from .guard import FURTHEST, ExtrapolationGuard
 from .measurements import Measurements
 from .noise_schedule import Levels
 from .placement import Place, Placement, all_on_device
@@ -122,7 +121,7 @@ class CacheController:
     cached_work: Computed = NO_BLOCK
     measurements: Measurements = field(default_factory=Measurements)
     _held: dict[str, _Held] = field(default_factory=dict)
-    _reader: NormReader = field(default_factory=NormReader)
+    _norms: Measurements = field(default_factory=Measurements)
     _planned: tuple[SigmaSchedule, frozenset[int]] | None = None
     now: StepContext = field(init=False)
     slots: list[CacheSlot] = field(default_factory=list)
@@ -131,7 +130,7 @@ class CacheController:
     @property
     def bytes(self) -> int:
         """Memory of the device that is held, in bytes."""
-        slots = self._all_cells
+        slots = self._all_slots
         probes = sum(slot.reference.nbytes for slot in slots if slot.reference is not None)
         kept = sum(tensor.nbytes for slot in slots for tensor in slot.kept.values())
         kept += sum(slot.debts.bytes for slot in slots)
@@ -141,30 +140,30 @@ class CacheController:
     @property
     def host_bytes(self) -> int:
         """Memory of the host that is held because the device's is short, in bytes."""
-        return sum(p.host_bytes for slot in self._all_cells for p in slot.predictors.values())
+        return sum(p.host_bytes for slot in self._all_slots for p in slot.predictors.values())
 
     @property
-    def _all_cells(self) -> list[CacheSlot]:
+    def _all_slots(self) -> list[CacheSlot]:
         return [slot for held in self._held.values() for slot in held.slots]
 
     @property
     def estimates(self) -> dict[str, float]:
         """The estimated error of the final sample, of the worst sample and branch, where there is a budget."""
         self.measurements.poll(wait=True)
-        found = [slot.gate.spending.estimate for slot in self._all_cells if isinstance(slot.gate, BudgetGate)]
+        found = [slot.gate.spending.estimate for slot in self._all_slots if isinstance(slot.gate, BudgetGate)]
         return {"estimated_error": max(found)} if found else {}
 
     def reset(self) -> None:
         """Forget every request."""
         self._held.clear()
         self.slots = []
-        self._reader.clear()
+        self._norms.clear()
         self.measurements.clear()
         self.shared.clear()
 
     def empty(self) -> None:
         """Drop what was stored in this request, so that the next decision is for full steps; gates go on counting."""
-        for slot in self._all_cells:
+        for slot in self._all_slots:
             slot.clear()
             slot.reference, slot.run = None, 0
         self.shared.clear()
@@ -183,8 +182,6 @@ class CacheController:
         self.now, self.x = context, context.time
         if self.coordinate != "time":
             self.x = coordinate(self.coordinate, context.step, context.time, context.sigma)
-        active = context.active_set
-        active.cached, active.full = True, ()  # nothing is decided yet
         shape, conditions = tuple(tokens.shape), self.conditions()
         tensor = (shape, tokens.dtype, tokens.device)
         stamp = Stamp(context.request, context.branch, conditions, schedule, *tensor, context.joined)
@@ -207,7 +204,7 @@ class CacheController:
             changes: the change each slot's gate decides on, where the site measures it and hands over no probe.
             together: the batch can only run as a whole, so it is cached only where every slot would be.
         """
-        slots, active = self.slots, self.now.active_set
+        slots, outcome = self.slots, self.now.outcome
         self.drop_nonfinite()
         skips = self._scheduled() if self.new_gate is None else self._gated(probe, changes)
         for i, slot in enumerate(slots):
@@ -222,13 +219,12 @@ class CacheController:
             skips = [False] * len(slots)
         for slot, skip in zip(slots, skips, strict=True):
             slot.run = slot.run + 1 if skip else 0
-        active.full = tuple(map(not_, skips))
         if not any(skips):
-            active.kind, active.computed = FULL, ALL
+            outcome.kind, outcome.computed = FULL, ALL
         elif all(skips):
-            active.kind, active.computed = PARTIAL if partial else CACHED, self.cached_work
+            outcome.kind, outcome.computed = PARTIAL if partial else CACHED, self.cached_work
         else:
-            active.kind, active.computed = PARTIAL, self.cached_work.beside(skips.count(False) / len(skips))
+            outcome.kind, outcome.computed = PARTIAL, self.cached_work.beside(skips.count(False) / len(skips))
         return skips
 
     @property
@@ -257,11 +253,12 @@ class CacheController:
 
     def read_norms(self) -> None:
         """Read how large what was stored is, where that has arrived."""
-        waiting = bool(self._reader.coming)
         for slot in self.slots:
-            waiting = waiting or bool(slot.guard.unread)
-        if waiting:
-            self._reader.poll([slot.guard for slot in self.slots], self.ranks)
+            if slot.guard.unread:
+                slot.guard.send(self._norms)
+        # Where processes share the tokens they wait: numbers may arrive a step earlier on one, and all decide alike.
+        if self._norms.noted or self._norms.coming:
+            self._norms.poll(self.ranks.size > 1, self.ranks)
 
     def drop_nonfinite(self) -> None:
         """Drop what the branch's last full step stored if it is not finite, so that nothing is forecast from it.
@@ -310,11 +307,10 @@ class CacheController:
         """Drafts of these slots failed their check: the step runs in full after all."""
         for slot in slots:
             slot.run = 0
-        active = self.now.active_set
-        active.full = tuple(not slot.run for slot in self.slots)
+        full, outcome = sum(not slot.run for slot in self.slots), self.now.outcome
         self.rolled_back += 1
-        active.kind = PARTIAL if any(slot.run for slot in self.slots) else FULL
-        active.computed = self.cached_work.beside(active.full.count(True) / len(active.full))
+        outcome.kind = PARTIAL if full < len(self.slots) else FULL
+        outcome.computed = self.cached_work.beside(full / len(self.slots))
 
     def store(
         self, key: str, feature: torch.Tensor, slots: Sequence[CacheSlot], measure: bool = True, noise_gain: float = 1.0
@@ -359,7 +355,7 @@ class CacheController:
         return torch.cat([slot.predictors[key].predict(self.x) for slot in slots])
 
     def _renewed(self, context: StepContext, stamp: Stamp, held: _Held | None) -> _Held:
-        """Cells for this branch, in place of those that were made under another stamp."""
+        """Slots for this branch, in place of those that were made under another stamp."""
         if held is not None and held.stamp.request == stamp.request:
             self.dropped += 1
             changed = ", ".join(stamp.differing(held.stamp))

@@ -7,20 +7,21 @@ up is refused before a block is skipped for it, and no cached step waits for the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..core import readback
-from ..core.ranks import ALONE, Ranks
 from ..core.readback import Readback
 from ..runtime.call import DenoiserCall, Proceed
 from ..runtime.report import Journal
 from ..runtime.step import FULL, StepContext
 from ..runtime.step_clock import Clock
 from .latent import tokens_of
+from .measurements import Measurements
 from .predictor import Predictor, weights
 
 # Times the last feature's norm. On shapes-flux SVD-Cache may go 0.2, and TaylorSeer, the farthest of all presets, 3.4
@@ -97,7 +98,7 @@ class OutputGuard:
         assert now is not None
         output = call.made(result)
         norms = norms_of(output)
-        if now.active_set.kind == FULL:
+        if now.outcome.kind == FULL:
             self.settle()
             last = self._note(now, output, norms)
             if now.is_last:  # no step comes that would notice
@@ -194,15 +195,14 @@ class ExtrapolationGuard:
         self.unread, self._awaited = [], []
         self._squares.clear()
 
-    def send(self) -> Norms:
-        """The norms noted since the last call; until `take` is called for them nothing is known."""
+    def send(self, to: Measurements) -> None:
+        """Send the norms noted since the last call; until they have arrived nothing is known of them."""
         if self.unread:
             self._awaited, self.unread = self.unread, []
             self._squares.clear()
-            return self._awaited
-        return []
+            to.note(partial(self._take, self._awaited), torch.cat([norms for _, norms in self._awaited]))
 
-    def take(self, sent: Norms, numbers: Sequence[float]) -> None:
+    def _take(self, sent: Norms, *numbers: float) -> None:
         """The numbers of norms that were sent; passed over if others have been sent since."""
         if sent is not self._awaited:
             return
@@ -227,41 +227,3 @@ class ExtrapolationGuard:
                 distance += abs(weight) * square**0.5
             distances.append(distance / max(squares[0] ** 0.5, 1e-30))
         return max(distances)
-
-
-class NormReader:
-    """Reads norms back without waiting for the device: asked at every step, it takes what has arrived.
-
-    On a CPU that is everything. On an accelerator the host runs ahead: a forecast that goes too far may be used once or
-    twice before that is known.
-
-    Attributes:
-        coming: what is on its way, and to whom.
-    """
-
-    def __init__(self) -> None:
-        self.coming: list[tuple[Readback, list[tuple[ExtrapolationGuard, Norms]]]] = []
-
-    def clear(self) -> None:
-        """Nothing is waited for any more."""
-        self.coming.clear()
-
-    def poll(self, guards: Sequence[ExtrapolationGuard], ranks: Ranks = ALONE) -> None:
-        """Send what these have noted, and take what has arrived.
-
-        Args:
-            ranks: the processes that share the tokens. They wait for their numbers: on one of them these may arrive a
-                step earlier, and all have to decide alike.
-        """
-        parts = [(guard, sent) for guard in guards if (sent := guard.send())]
-        if parts:
-            self.coming.append(
-                (Readback(ranks.norms(torch.cat([norms for _, sent in parts for _, norms in sent]))), parts)
-            )
-        while self.coming and (ranks.size > 1 or self.coming[0][0].ready):
-            arrived, parts = self.coming.pop(0)
-            numbers = arrived.read()
-            for guard, sent in parts:
-                count = sum(len(norms) for _, norms in sent)
-                guard.take(sent, numbers[:count])
-                numbers = numbers[count:]

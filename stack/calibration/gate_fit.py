@@ -57,7 +57,7 @@ def output_polynomial(trajectory: Trajectory, requests: int) -> tuple[float, ...
     """
     modulated = torch.stack(trajectory.modulated).unflatten(0, (requests, -1))
     residual = torch.stack(trajectory.features) - torch.stack(trajectory.inputs)
-    parts = [tick.part for tick in trajectory.ticks[: modulated.shape[1]]]
+    parts = [context.part for context in trajectory.contexts[: modulated.shape[1]]]
     same = [before == part for before, part in pairwise(parts)]
     x, y = (_changes(values)[:, same].flatten() for values in (modulated, residual.unflatten(0, (requests, -1))))
     return tuple(float(c) for c in np.polyfit(x, y, DEGREE))

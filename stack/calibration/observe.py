@@ -64,9 +64,7 @@ class _Visitor:
 
 def answer_blocks(target: Target, install: Installer, visit: Callable[[int, BlockCall, StepContext], Streams]) -> None:
     """Let `visit(number, call, step)` answer every call of a block; `call.run()` makes it."""
-    before_blocks(
-        target.denoiser, target.wiring, install, target.clock, lambda number, call: visit(number, call, now(target))
-    )
+    before_blocks(target.denoiser, target.wiring, install, lambda number, call: visit(number, call, now(target)))
 
 
 def watching_blocks(see: SeeBlock) -> Observe:

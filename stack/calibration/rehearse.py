@@ -75,7 +75,7 @@ class Rehearsals:
             Abandoned: in the second half, when the trial is too far off.
         """
         step = context.step
-        if self.plain.ticks[step].branch != context.branch:
+        if self.plain.contexts[step].branch != context.branch:
             return
         if step == 0:
             self.deviations = []

@@ -33,33 +33,34 @@ class Trajectory:
 
     Attributes:
         features: one (B, n, D) per step.
-        ticks: one per step, reused ones included.
+        contexts: one per step, reused ones included.
         inputs: one (B, n, D) per step, the output stream before the first block: the embedded latents.
         modulated: one (B, n, D) per step, the first block's modulated input; none where the model's is not known.
         heads: per step, features (B, n, D) to the denoiser's output (B, n, C).
     """
 
     features: list[torch.Tensor] = field(default_factory=list)
-    ticks: list[StepContext] = field(default_factory=list)
+    contexts: list[StepContext] = field(default_factory=list)
     inputs: list[torch.Tensor] = field(default_factory=list)
     modulated: list[torch.Tensor] = field(default_factory=list)
     heads: list[Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=list)
 
     def holds(self, context: StepContext) -> bool:
         """Whether this call is the one of its step that is written down."""
-        known = next((tick for tick in self.ticks if tick.part == context.part), None)
+        known = next((one for one in self.contexts if one.part == context.part), None)
         if known is not None:
             return known.branch == context.branch
-        return not self.ticks or (self.ticks[-1].request, self.ticks[-1].step) != (context.request, context.step)
+        last = self.contexts[-1] if self.contexts else None
+        return last is None or (last.request, last.step) != (context.request, context.step)
 
     @property
     def takeovers(self) -> tuple[int, ...]:
         """Steps at which another denoiser takes over: nothing kept serves there, so that they always run in full."""
-        return tuple(tick.step for before, tick in pairwise(self.ticks) if tick.part != before.part)
+        return tuple(context.step for before, context in pairwise(self.contexts) if context.part != before.part)
 
     def xs(self, name: str) -> list[float]:
         """Coordinates of the steps."""
-        return [coordinate(name, t.step, t.time, t.sigma) for t in self.ticks]
+        return [coordinate(name, t.step, t.time, t.sigma) for t in self.contexts]
 
 
 class SegmentErrors:
@@ -76,7 +77,7 @@ class SegmentErrors:
         assert forecast.order <= 1 and not forecast.splits
         self.trajectory, self.scale, self.forecast = trajectory, scale, forecast
         self._xs = trajectory.xs(forecast.coordinate)
-        self._parts = [tick.part for tick in trajectory.ticks]
+        self._parts = [context.part for context in trajectory.contexts]
         with torch.no_grad():
             self._outputs = [head(f) for head, f in zip(trajectory.heads, trajectory.features, strict=True)]
         self._sums: dict[tuple[int, int, int], torch.Tensor] = {}
@@ -156,10 +157,10 @@ class FeatureRecorder:
         """The first block is called; the head needs its arguments as well."""
         self._given = call.given
         if self.trajectory.holds(context):
-            self.trajectory.ticks.append(context)
+            self.trajectory.contexts.append(context)
             self.trajectory.inputs.append(sampled(call.streams[call.wiring.output_stream]))
             if "modulation" not in call.wiring.lacks:
-                self.trajectory.modulated.append(sampled(call.wiring.modulated(call.block, call.given)))
+                self.trajectory.modulated.append(sampled(call.wiring.modulation(call.block, call.given)))
 
     def _end(self, feature: torch.Tensor, context: StepContext, denoiser: nn.Module, wiring: Wiring) -> None:
         """The last block has returned the output stream's feature (B, N, D)."""

@@ -36,7 +36,7 @@ def x0_recorder(trajectory: Trajectory, reused: tuple[int, ...] = ()) -> Observe
             estimate, x = sampler().estimates[context.step], call.latent.float()
             if trajectory.holds(context):
                 trajectory.inputs.append(sampled(tokens_of(x)))
-                trajectory.ticks.append(context)
+                trajectory.contexts.append(context)
             if context.step in reused and context.branch in last:
                 out = output_of(estimate, x, last[context.branch])
                 return call.answer(out.to(call.latent.dtype))

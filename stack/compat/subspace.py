@@ -101,9 +101,3 @@ def _range_finder(
         return start @ vh.mT, singular
     squares, turn = torch.linalg.eigh(processes.sum(sketch.mT @ sketch))
     return start @ turn.flip(-1), squares.flip(-1).clamp_min(0).sqrt()
-
-
-def split(feature: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Principal part F V V^T and residual F - F V V^T of a feature (B, N, D)."""
-    principal = (feature @ basis) @ basis.mT
-    return principal, feature - principal

@@ -165,6 +165,11 @@ class Facts:
         return self.ladder or self.steps
 
     @property
+    def item_bytes(self) -> int:
+        """Bytes of a number as the model computes."""
+        return 4 if self.dtype == "float32" else 2
+
+    @property
     def tokens(self) -> int:
         """Length of the joint sequence."""
         return self.image_tokens + self.text_tokens

@@ -16,8 +16,8 @@ from ..core.files import reason
 from .card import CUSTOM, Card
 
 
-class ListedEuler(FlowMatchEulerDiscreteScheduler):
-    """Flow Euler on noise levels of its own, whatever a pipeline computes: many take no `sigmas` argument.
+class _Listed:
+    """Noise levels of its own, whatever a pipeline computes: many take no `sigmas` argument.
 
     Attributes:
         listed: largest first and without the final 0.
@@ -38,38 +38,23 @@ class ListedEuler(FlowMatchEulerDiscreteScheduler):
         Raises:
             StackError: another number of steps is asked for.
         """
-        _same_count(self.listed, num_inference_steps, sigmas, timesteps)
+        given = next((len(values) for values in (sigmas, timesteps) if values is not None), num_inference_steps)
+        if given != len(self.listed):
+            raise StackError(f"the adapter's schedule has {len(self.listed)} steps, got {given}: call the stack for it")
         # diffusers annotates these arguments more narrowly than it uses them.
         parent: Any = super()
         parent.set_timesteps(sigmas=list(self.listed), device=device)
 
 
-class ListedLCM(FlowMatchLCMScheduler):
+class ListedEuler(_Listed, FlowMatchEulerDiscreteScheduler):
+    """Flow Euler on listed noise levels."""
+
+
+class ListedLCM(_Listed, FlowMatchLCMScheduler):
     """As `ListedEuler`, with fresh noise on the x0 estimate at every step."""
-
-    listed: tuple[float, ...] = ()
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        sigmas: Sequence[float] | np.ndarray | None = None,
-        mu: float | None = None,
-        timesteps: Sequence[float] | np.ndarray | None = None,
-    ) -> None:
-        """See `ListedEuler.set_timesteps`."""
-        _same_count(self.listed, num_inference_steps, sigmas, timesteps)
-        parent: Any = super()
-        parent.set_timesteps(sigmas=list(self.listed), device=device)
 
 
 LISTED: dict[str, Any] = {"FlowMatchEulerDiscreteScheduler": ListedEuler, "FlowMatchLCMScheduler": ListedLCM}
-
-
-def _same_count(listed: tuple[float, ...], steps: int | None, sigmas: Any, timesteps: Any) -> None:
-    given = next((len(values) for values in (sigmas, timesteps) if values is not None), steps)
-    if given != len(listed):
-        raise StackError(f"the adapter's schedule has {len(listed)} steps, got {given}: call the stack for it")
 
 
 def scheduler_of(card: Card, base: Any, steps: int) -> Any | None:

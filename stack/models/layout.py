@@ -125,7 +125,7 @@ class Wiring:
         sensitive: shell wildcards, role by role, of the linears whose error does not average out; paths in
             the denoiser.
         modules: what a per-module cache keeps, by block list: the modules whose output it predicts.
-        modulation: (block, its arguments) to the first block's modulated input (B, N, D).
+        modulation: (block, its arguments) to the first block's modulated input (B, N, D), which TeaCache looks at.
         head: (denoiser, output stream behind the blocks, a block's arguments) to the denoiser's output, token by token.
         tokens: (pipeline or None, configuration of the denoiser) to the grid of the output stream's tokens and the
             number of the text's, at the pipeline's default size; () and 0 where unknown.
@@ -237,10 +237,6 @@ class Wiring:
         """
         paths = (*(() if entry else self.makers), *self.unread)
         return [module for path in paths for module in called(denoiser.get_submodule(path))]
-
-    def modulated(self, block: nn.Module, given: Mapping[str, Any]) -> torch.Tensor:
-        """The modulated input of a block, which TeaCache looks at."""
-        return self.modulation(block, given)
 
     def role(self, path_in_block: str) -> str | None:
         """The role of a linear ("attention", "mlp"), or None where it should stay as it is."""

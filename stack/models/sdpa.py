@@ -28,7 +28,6 @@ class SdpaCall:
         dropout: share of the weights that is dropped.
         causal: a query sees no key behind itself.
         scale: of the scores; None is 1 / sqrt(D).
-        grouped: several heads of queries share one of keys.
     """
 
     q: torch.Tensor
@@ -38,7 +37,6 @@ class SdpaCall:
     dropout: float = 0.0
     causal: bool = False
     scale: float | None = None
-    grouped: bool = False
 
     @property
     def tokens(self) -> int:
@@ -67,8 +65,8 @@ def _call(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> SdpaCall:
-    """torch's own arguments."""
-    return SdpaCall(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    """torch's own arguments; that heads of queries share keys (`enable_gqa`) is seen in their number."""
+    return SdpaCall(query, key, value, attn_mask, dropout_p, is_causal, scale)
 
 
 class Answering(TorchFunctionMode):

@@ -31,7 +31,7 @@ def planned_weights(quantize: Quantize, facts: Facts) -> PlannedWeights:
         StackError: see `Quantize.verdicts`.
     """
     chosen = [choice for choice in quantize.verdicts(facts) if choice.kept is None]
-    item = 4 if facts.dtype == "float32" else 2
+    item = facts.item_bytes
     before = sum(choice.shape[0] * choice.shape[1] * item for choice in chosen)
     after = sum(stored_bytes(choice, choice.scheme, item) for choice in chosen)
     if quantize.ends == KEEP:

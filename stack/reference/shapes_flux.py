@@ -1,4 +1,4 @@
-"""The reference model `shapes-flux`: sizes, schedule and training stages, as data."""
+"""The schedule of `shapes-flux`, and the same model for 128 x 128 pixels."""
 
 from __future__ import annotations
 
@@ -7,26 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from .pipeline import ShapesFluxPipeline
-from .prompt import PromptEncoder
 
-# 5.1 M parameters. Two double and four single blocks, 192 wide, 3 heads of 64: at 1,024 image tokens the linears and
-# the attention of the blocks are nearly all of the work, as in large models.
-TRANSFORMER = {
-    "patch_size": 1,
-    "in_channels": 12,
-    "num_layers": 2,
-    "num_single_layers": 4,
-    "attention_head_dim": 64,
-    "num_attention_heads": 3,
-    "joint_attention_dim": 64,
-    "pooled_projection_dim": 128,
-    "guidance_embeds": False,
-    "axes_dims_rope": (16, 24, 24),
-}
-PROMPT = {"width": 64, "pooled": 128}
 # FLUX's shifted schedule: mu grows linearly with the number of image tokens (0 at 64, 1.1 at 1,024: shift 1 to 3).
 SCHEDULE = {
     "use_dynamic_shifting": True,
@@ -47,16 +31,6 @@ LARGE_SCHEDULE = SCHEDULE | {
 # weights have learned. The training loss at 128 x 128 pixels is 0.061 with 1, 0.032 with 1.2, 0.030 with 1.3 and 0.032
 # with 1.5 (six scenes); of 8 captions 0.83 of what they ask for is drawn with 1, and all of it with 1.3.
 SHARPER = 1.3
-
-
-def new_transformer() -> FluxTransformer2DModel:
-    """An untrained denoiser of the reference size."""
-    return FluxTransformer2DModel(**TRANSFORMER)
-
-
-def new_prompt_encoder() -> PromptEncoder:
-    """An untrained prompt encoder of the reference size."""
-    return PromptEncoder(**PROMPT)
 
 
 def new_scheduler(schedule: Mapping[str, Any] = SCHEDULE) -> FlowMatchEulerDiscreteScheduler:

@@ -58,7 +58,7 @@ class Unloaded:
     @property
     def bytes_before(self) -> int:
         """Of all denoisers' weights, in the model's dtype."""
-        return self.parameters * item_bytes(self.plan.facts) * self.model.denoisers
+        return self.parameters * self.plan.facts.item_bytes * self.model.denoisers
 
     @property
     def bytes_after(self) -> int:
@@ -70,11 +70,6 @@ class Unloaded:
     def state_bytes(self) -> int:
         """The most that the cache holds for one picture."""
         return self.state.total * self.branches if self.state else 0
-
-
-def item_bytes(facts: Facts) -> int:
-    """Bytes of a number as the model computes."""
-    return 4 if facts.dtype == "float32" else 2
 
 
 def unloaded(recipe: Recipe, model: Published, machine: Machine, steps: int | None = None) -> Unloaded:

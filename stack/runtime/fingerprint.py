@@ -59,11 +59,6 @@ class Content:
         return hash(self.value)
 
 
-def fingerprint(tensors: Iterable[torch.Tensor]) -> int:
-    """The content of all tensors in 64 bits: one pass over the memory, one read for each device."""
-    return Content(tensors).value
-
-
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     """Weighted sum of a plain tensor's words, () int64 on its device."""
     if tensor.numel() == 0 or tensor.is_meta:  # the content of an offloaded tensor is elsewhere

@@ -122,8 +122,8 @@ class _Entry:
 
     @property
     def kind(self) -> str:
-        active = self.context.active_set
-        return PARTIAL if 0 < active.computed.linears < 1 else active.kind
+        outcome = self.context.outcome
+        return PARTIAL if 0 < outcome.computed.linears < 1 else outcome.kind
 
     @property
     def seconds(self) -> float:
@@ -171,7 +171,7 @@ class Journal:
                 error=None if e.error is None else float(e.error),
                 seconds=e.seconds,
                 host_seconds=e.host_seconds,
-                computed=e.context.active_set.computed,
+                computed=e.context.outcome.computed,
             )
             for e in self.entries
         ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from ..models.schedule import SigmaSchedule, Timetable
@@ -36,49 +35,16 @@ NOTHING = Computed(0.0, 0.0, 0.0)
 
 
 @dataclass
-class ActiveSet:
-    """How much of a denoiser call runs. Written by the cache of a stack, read by the passes below it and the journal.
+class StepOutcome:
+    """What a denoiser call turned out to be. Written by the cache of a stack; without one every call is full.
 
     Attributes:
-        cached: whether a cache decides what runs. Without one every step is full.
-        full: whose step is full: one entry for each sample of the batch, or one for all. Empty until the cache has
-            decided: what runs before, runs on every step.
-        rows: the samples that the current call of a block is about; None for all.
-        whole: whether it is about all of their tokens.
-        kind: what the cache decided for the call as a whole: FULL, CACHED or PARTIAL.
+        kind: FULL, CACHED or PARTIAL.
         computed: how much of a full call's work it did.
     """
 
-    cached: bool = False
-    full: tuple[bool, ...] = (True,)
-    rows: tuple[int, ...] | None = None
-    whole: bool = True
     kind: str = FULL
     computed: Computed = ALL
-
-    def wait(self) -> None:
-        """A cache is there, and has not decided."""
-        self.cached, self.full = True, ()
-
-    def decide(self, full: Sequence[bool]) -> None:
-        """Whose step is full."""
-        self.cached, self.full = True, tuple(full)
-
-    def is_full(self, row: int) -> bool:
-        """Whether this is a full step of a sample."""
-        if len(self.full) < 2:
-            return self.full == (True,)
-        return self.full[row] if row < len(self.full) else all(self.full)
-
-    @contextmanager
-    def part(self, rows: Sequence[int] | None, whole: bool = True) -> Iterator[None]:
-        """What runs inside is about these samples of the batch."""
-        before = self.rows, self.whole
-        self.rows, self.whole = None if rows is None else tuple(rows), whole
-        try:
-            yield
-        finally:
-            self.rows, self.whole = before
 
 
 @dataclass(frozen=True)
@@ -125,7 +91,7 @@ class StepContext:
         known: whether it is known which step it is. Where not, it is a request of one step.
         compute_mode: how this step is computed, one entry per pass that has several ways: dense or sparse, in which
             precision. Features of different modes differ by more than time.
-        active_set: which samples and tokens of the call run.
+        outcome: what it turned out to be.
         joined: step at which the branch came in. Later than the request's first where guidance begins in mid-run or
             goes on after a pause, and where another denoiser of the pipeline takes over. Nothing that was kept before
             is used then.
@@ -144,7 +110,7 @@ class StepContext:
     whole: int = 1
     known: bool = True
     compute_mode: tuple[Hashable, ...] = ()
-    active_set: ActiveSet = field(default_factory=ActiveSet, compare=False)
+    outcome: StepOutcome = field(default_factory=StepOutcome, compare=False)
     joined: int = 0
     part: str = ""
 

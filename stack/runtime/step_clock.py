@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..models.schedule import SigmaSchedule, Timetable
-from .step import ActiveSet, CallPlace, ComputeModes, StepContext, unknown_place
+from .step import CallPlace, ComputeModes, StepContext, StepOutcome, unknown_place
 
 MAIN = "main"  # the branch of a pipeline that does not name its guidance branches
 USED_BEFORE = (
@@ -41,7 +41,6 @@ class Clock:
 
     Attributes:
         context: the current call's step, or the last one's.
-        active_set: of the same call.
         running: whether a call is under way.
         took_over: whether the current call is the first of its step, and of a branch that comes in there, in mid-run.
         timetable, read: of the sampler, as last read, and what from.
@@ -53,7 +52,6 @@ class Clock:
         self.branch, self._part = MAIN, ""
         self.context: StepContext | None = None
         self.running = self.took_over = False
-        self.active_set = ActiveSet()
         self.timetable, self.read = timetable, ReadFrom()
         self.sigma_schedule = timetable.schedule
         self._on = timetable  # what the current request's calls are on
@@ -206,10 +204,10 @@ class Clock:
         )
         if place.replayed is not None:
             own: dict[str, Any] = {"request": context.request, "page": context.page, "shape": shape}
-            context = replace(place.replayed, **own, compute_mode=(), active_set=ActiveSet())
+            context = replace(place.replayed, **own, compute_mode=(), outcome=StepOutcome())
         if compute_modes:
             context = replace(context, compute_mode=tuple(of(context) for of in compute_modes))
-        self.context, self.active_set, self.running = context, context.active_set, True
+        self.context, self.running = context, True
         return context
 
     def _continues(self, place: CallPlace, branch: str) -> bool:

@@ -62,9 +62,9 @@ class Rig:
         self.grid: tuple[int, ...] = (8, 8)
         site, schedule = self.policy.site, self.policy.schedule
         assert isinstance(site, TokenSite)
-        chooser = TokenSelector(self.controller, site, schedule.interval, 64, halves, grid=lambda: self.grid)
+        selector = TokenSelector(self.controller, site, schedule.interval, 64, halves, grid=lambda: self.grid)
         self.chain, install = InterceptorChain(), Installer()
-        installed = Tokenwise(self.controller, partial(site.kinds, self.policy), chooser)
+        installed = Tokenwise(self.controller, partial(site.kinds, self.policy), selector)
         installed.install(self.denoiser, FLUX, install)
         self.chain.add(install, *installed.interceptors)
         self.head: torch.Tensor | None = None

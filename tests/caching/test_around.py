@@ -34,13 +34,11 @@ class Rig:
 
     Attributes:
         ran: batch sizes of the model's calls.
-        about: the samples of the batch that each call was said to be about; None for all.
     """
 
     def __init__(self, wiring: Wiring = DIT, steps: int = 8, factor: float = 2.0, **options: Any):
         self.policy: Policy = Cache("easycache-published", **{"warmup": 2, **options}).policy
         self.clock, self.factor, self.ran = clock_of(uniform(steps)), factor, list[int]()
-        self.about: list[tuple[int, ...] | None] = []
         self.controller = controller_of(self.policy, self.clock)
         self.journal = self.controller.journal
         self.chain = InterceptorChain()
@@ -50,7 +48,6 @@ class Rig:
 
     def _forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
         self.ran.append(len(hidden_states))
-        self.about.append(self.clock.active_set.rows)
         return (self.factor * hidden_states + 1,)
 
     def call(self, step: int, *values: float, branch: str = MAIN, **more: Any) -> list[float]:
@@ -77,13 +74,12 @@ def test_the_sum_grows_as_published() -> None:
     assert outs == [21, 19, 8 + 10, 7 + 10, 13, 5 + 7, 9, 7]
 
 
-def test_passes_below_are_told_which_samples_run() -> None:
+def test_only_samples_whose_step_is_full_run() -> None:
     """The first sample stands still and is cached from step 2 on, the second runs again at step 4."""
     rig = Rig(threshold=0.3)
     for step in range(6):
         rig.call(step, 10.0, 10.0 - step)
-    assert rig.ran == [2, 2, 1] and rig.about == [None, None, (1,)]
-    assert rig.clock.active_set.rows is None
+    assert rig.ran == [2, 2, 1]
 
 
 def test_the_slope_is_of_the_last_two_full_steps() -> None:

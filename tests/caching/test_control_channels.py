@@ -18,7 +18,7 @@ from diffusers import FluxTransformer2DModel
 from stack import Stack
 from stack.caching.cache import Cache
 from stack.models.schedule import uniform
-from stack.reference.shapes_flux import TRANSFORMER
+from training.shapes_flux import TRANSFORMER
 
 from ..conftest import inputs, tiny_denoiser
 from ..test_plan import FACTS

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.caching.forecast import BASES, Forecast
-from stack.caching.guard import ExtrapolationGuard, NormReader
+from stack.caching.guard import ExtrapolationGuard
+from stack.caching.measurements import Measurements
 from stack.caching.predictor import Predictor
 from stack.caching.splits import ChannelBasis
 
@@ -26,10 +27,11 @@ def predictor_of(forecast: Forecast, steps: list[tuple[float, torch.Tensor]]) ->
 
 def known(*predictors: Predictor) -> ExtrapolationGuard:
     """A guard that has read the norms of these."""
-    guard, reader = ExtrapolationGuard(), NormReader()
+    guard, norms = ExtrapolationGuard(), Measurements()
     for predictor in predictors:
         guard.note(predictor.norms, predictor)
-    reader.poll([guard])
+    guard.send(norms)
+    norms.poll()
     return guard
 
 
@@ -59,17 +61,19 @@ def test_the_farthest_of_unlike_steps_counts() -> None:
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_norms_that_are_no_numbers_are_noticed_until_the_state_is_cleared(number: float) -> None:
-    guard, reader = ExtrapolationGuard(), NormReader()
+    guard, norms = ExtrapolationGuard(), Measurements()
     guard.note(torch.tensor([1.0, number]))
-    reader.poll([guard])
+    guard.send(norms)
+    norms.poll()
     assert not guard.finite
     guard.clear()
     assert guard.finite and guard.at(0.5) == 0.0
 
 
 def test_nothing_noted_nothing_known() -> None:
-    guard = ExtrapolationGuard()
-    assert guard.finite and guard.at(0.0) == 0.0 and guard.send() == []
+    guard, norms = ExtrapolationGuard(), Measurements()
+    guard.send(norms)
+    assert guard.finite and guard.at(0.0) == 0.0 and norms.noted == []
 
 
 @settings(deadline=None, max_examples=60)

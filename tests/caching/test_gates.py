@@ -62,9 +62,9 @@ def growing(rate: float, steps: int = 5) -> Trajectory:
     start = torch.rand(2, 6, 4) + 0.5
     powers = [rate**s for s in range(steps)]
     nothing = [torch.zeros_like(start)] * steps
-    ticks = [StepContext(0, "", step, steps, 0.5, 0.5, (2, 6, 4)) for step in range(steps)]
+    contexts = [StepContext(0, "", step, steps, 0.5, 0.5, (2, 6, 4)) for step in range(steps)]
     features, modulated = ([p * start for p in powers] for _ in range(2))
-    return Trajectory(features=features, ticks=ticks, inputs=nothing, modulated=modulated)
+    return Trajectory(features=features, contexts=contexts, inputs=nothing, modulated=modulated)
 
 
 def test_ratios_of_a_residual_that_shrinks_by_a_tenth() -> None:
@@ -76,7 +76,7 @@ def test_the_polynomial_gives_back_the_changes_it_was_fitted_to() -> None:
     both = [growing(rate) for rate in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)]
     joined = Trajectory()
     for trajectory in both:
-        for name in ("features", "ticks", "inputs", "modulated"):
+        for name in ("features", "contexts", "inputs", "modulated"):
             getattr(joined, name).extend(getattr(trajectory, name))
     fitted = output_polynomial(joined, len(both))
     for change in (0.1, 0.3, 0.55):

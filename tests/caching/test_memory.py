@@ -18,7 +18,7 @@ from stack.caching.methods import PRESETS
 from stack.caching.policy import Policy
 from stack.caching.predictor import Predictor
 from stack.core.plan import explain, make_plan
-from stack.reference.shapes_flux import TRANSFORMER
+from training.shapes_flux import TRANSFORMER
 
 from ..conftest import inputs, tiny_denoiser
 from ..models.test_dit import tiny

@@ -50,7 +50,7 @@ def test_a_reused_step_has_the_last_feature_and_runs_no_block() -> None:
         stack = Stack(pipe, steps=STEPS).cache("svd").replace(recorder(trajectory, reused))
         picture(stack, STEPS)
         stack.undo()
-    assert [t.step for t in plain.ticks] == [t.step for t in disturbed.ticks] == [0, 1, 2, 3]
+    assert [t.step for t in plain.contexts] == [t.step for t in disturbed.contexts] == [0, 1, 2, 3]
     assert (len(plain.features), len(disturbed.features)) == (4, 3)
     assert torch.equal(plain.features[0], disturbed.features[0])
     assert torch.equal(plain.inputs[1], disturbed.inputs[1]) and not torch.equal(plain.inputs[2], disturbed.inputs[2])

@@ -13,8 +13,8 @@ from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProc
 from peft import LoraConfig
 
 from stack.models.schedule import uniform
-from stack.reference.shapes_dit import TRANSFORMER as SHAPES_DIT
-from stack.reference.shapes_flux import TRANSFORMER as SHAPES_FLUX
+from training.shapes_dit import TRANSFORMER as SHAPES_DIT
+from training.shapes_flux import TRANSFORMER as SHAPES_FLUX
 
 from ..models.test_hunyuan_video import tiny_denoiser as tiny_video
 

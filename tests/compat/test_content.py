@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stack.runtime.conditions import WeightsWatch
-from stack.runtime.fingerprint import Content, fingerprint, leaves
+from stack.runtime.fingerprint import Content, leaves
 
 from ..reads import CountReads
 
@@ -29,12 +29,12 @@ from ..reads import CountReads
 def test_any_flipped_bit_shows(size: int, where: int, bit: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     tensor = torch.randint(-100, 100, (size,), dtype=torch.int8).to(dtype)
-    before = fingerprint([tensor])
+    before = Content([tensor]).value
     raw = tensor.view(torch.uint8)
     raw[where % len(raw)] ^= 1 << (bit % 8)
-    assert fingerprint([tensor]) != before
+    assert Content([tensor]).value != before
     raw[where % len(raw)] ^= 1 << (bit % 8)
-    assert fingerprint([tensor]) == before
+    assert Content([tensor]).value == before
 
 
 @pytest.mark.parametrize("swap", [([0, 1], [1, 0]), ([3, 500], [500, 3]), ([7, 7 + 512], [7 + 512, 7])])
@@ -42,13 +42,13 @@ def test_exchanged_values_show(swap: tuple[list[int], list[int]]) -> None:
     tensor = torch.randn(4000, generator=torch.Generator().manual_seed(0))
     moved = tensor.clone()
     moved[swap[0]] = tensor[swap[1]]
-    assert fingerprint([moved]) != fingerprint([tensor])
-    assert fingerprint([tensor, moved]) != fingerprint([moved, tensor])
+    assert Content([moved]).value != Content([tensor]).value
+    assert Content([tensor, moved]).value != Content([moved, tensor]).value
 
 
 def test_it_is_of_the_content_not_of_the_place() -> None:
     tensor = torch.randn(70, 33, generator=torch.Generator().manual_seed(0))
-    assert fingerprint([tensor]) == fingerprint([tensor.clone()]) == fingerprint([tensor.t().contiguous().t()])
+    assert Content([tensor]).value == Content([tensor.clone()]).value == Content([tensor.t().contiguous().t()]).value
 
 
 def in_place(linear: nn.Linear) -> None:
@@ -103,11 +103,11 @@ def test_weights_of_tensor_subclasses_are_read_through_their_parts() -> None:
     (weight,) = (p for p in model.parameters() if p.ndim == 2)
     parts = list(leaves(weight))
     assert {part.dtype for part in parts} >= {torch.int8} and len(parts) >= 2
-    before, watch = fingerprint([weight]), WeightsWatch(model)
+    before, watch = Content([weight]).value, WeightsWatch(model)
     assert watch(1) == 0
     with torch.no_grad():
         next(part for part in parts if part.dtype == torch.int8)[0, 0] += 1
-    assert fingerprint([weight]) != before
+    assert Content([weight]).value != before
     assert watch(1) == 1
 
 
@@ -134,4 +134,4 @@ def test_tensors_that_offloading_hooks_exchange_are_no_change(offload: Callable[
 def test_a_part_of_a_tensor_is_read_wherever_it_begins() -> None:
     whole = torch.arange(400, dtype=torch.float32)
     for start in range(5):
-        assert fingerprint([whole[start : start + 300]]) == fingerprint([whole[start : start + 300].clone()])
+        assert Content([whole[start : start + 300]]) == Content([whole[start : start + 300].clone()])

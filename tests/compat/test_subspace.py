@@ -8,7 +8,7 @@ from boundbench.documented import truncation_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.compat.subspace import principal_basis, rank_above_noise, rank_by_energy, split
+from stack.compat.subspace import principal_basis, rank_above_noise, rank_by_energy
 from stack.core.errors import StackError
 
 
@@ -29,6 +29,12 @@ def with_spectrum(values: torch.Tensor, rows: int, seed: int) -> torch.Tensor:
     left, _ = torch.linalg.qr(torch.randn(rows, len(values), generator=generator))
     right, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator))
     return (left * values) @ right.T
+
+
+def split(feature: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Principal part F V V^T and residual of a feature."""
+    principal = (feature @ basis) @ basis.mT
+    return principal, feature - principal
 
 
 @settings(deadline=None, max_examples=40)

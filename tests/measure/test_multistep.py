@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from stack import StackError
 from stack.measure.multistep import discrete_times, multistep_of
-from stack.reference.shapes_dit import new_scheduler as new_ddim
 from stack.reference.shapes_flux import new_scheduler
+from training.shapes_dit import new_scheduler as new_ddim
 
 START = torch.tensor([[[1.3, -0.4]]], dtype=torch.float64)
 SPREAD = 0.5  # standard deviation of the toy data

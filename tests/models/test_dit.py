@@ -12,7 +12,7 @@ from stack import Stack
 from stack.calibration.trajectory import Trajectory, recorder
 from stack.models.sampler import linear_form
 from stack.reference.dit_pipeline import ShapesDiTPipeline
-from stack.reference.shapes_dit import TRANSFORMER, new_scheduler
+from training.shapes_dit import TRANSFORMER, new_scheduler
 
 from ..caching.fitted import PLAIN
 

@@ -17,14 +17,12 @@ from stack.caching.sites.calls import BlockCall
 from stack.calibration.trajectory import Trajectory, recorder
 from stack.core.arguments import Arguments
 from stack.model_facts import facts_of
-from stack.models.schedule import uniform
 from stack.models.wiring import HUNYUAN_VIDEO, wiring_of
 from stack.quant.linears.int8 import Int8Linear
-from stack.reference.shapes_video import TRANSFORMER, new_prompt_encoder, new_scheduler
 from stack.reference.video_pipeline import ShapesVideoPipeline
+from training.shapes_video import TRANSFORMER, new_prompt_encoder, new_scheduler
 
 from ..caching.fitted import PLAIN
-from ..clocks import clock_of
 
 STEPS = 14
 PROMPTS = ("a red ring moving left", "a blue star moving down on a white background")
@@ -131,7 +129,7 @@ def test_a_block_given_some_tokens_cuts_positions_and_mask(index: int) -> None:
         hidden, words = block(video, text, temb, only, tables)
         given = arguments.named((video, text, temb, seen, tables, None, 16), {})
         ports = HUNYUAN_VIDEO.ports_of("", arguments.names)
-        call = BlockCall(block, block.forward, arguments, given, HUNYUAN_VIDEO, clock_of(uniform(STEPS)), ports)
+        call = BlockCall(block, block.forward, arguments, given, HUNYUAN_VIDEO, ports)
         some = call.run({"video": video[:, tokens], "text": text}, tokens=tokens)
         rows = call.run({"video": video[1:, tokens], "text": text[1:]}, [1], tokens)
     torch.testing.assert_close(some["video"], hidden[:, tokens], atol=1e-5, rtol=1e-4)

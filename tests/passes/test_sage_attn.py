@@ -133,7 +133,7 @@ def asked(sdpa: SdpaCall, parallel: bool = False) -> AttentionCall:
     ("sdpa", "told"),
     [
         (call(), ""),
-        (call(keys=2, grouped=True), ""),
+        (call(keys=2), ""),
         (call(size=96, dtype=torch.bfloat16), ""),
         (call(size=128), ""),
         (call(size=80), "expected heads of 64, 96, 128, got 80"),
@@ -152,7 +152,7 @@ def test_calls_are_taken_or_refused_with_the_reason(sdpa: SdpaCall, told: str) -
 
 @pytest.mark.parametrize("scale", [None, 0.5])
 def test_grouped_heads_and_another_scale_are_followed(scale: float | None) -> None:
-    sdpa = call(keys=2, grouped=True, scale=scale)
+    sdpa = call(keys=2, scale=scale)
     got = EightBit(Tally(clock_of(uniform(STEPS)))).run(*sdpa.plain(), asked(sdpa)).transpose(1, 2)
     right = F.scaled_dot_product_attention(sdpa.q, sdpa.k, sdpa.v, scale=scale, enable_gqa=True)
     assert (got - right).norm() < 0.03 * right.norm()

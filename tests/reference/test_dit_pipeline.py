@@ -10,7 +10,7 @@ from diffusers import DiTTransformer2DModel
 from stack.loading import load
 from stack.reference.classes import NULL
 from stack.reference.dit_pipeline import ShapesDiTPipeline
-from stack.reference.shapes_dit import TRANSFORMER, new_scheduler
+from training.shapes_dit import TRANSFORMER, new_scheduler
 
 SIZE = 16
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from stack.reference.clips import FRAMES, draw_clips, sample_clip
-from stack.reference.shapes_video import PATCH, SHIFT, SIZE, shift_at
 from training import levels, video
 from training.loop import Trainer
+from training.shapes_video import PATCH, SHIFT, SIZE, shift_at
 from training.task import Stage, Task
 from training.video import STAGES
 

@@ -155,9 +155,9 @@ class BlockRange:
         between = blocks - self.front - self.back
         if between < 1:
             raise StackError(f"{self.front} front and {self.back} back blocks leave none of {blocks} to cache")
-        clock, always = self.controller.clock, (self.front + self.back) / blocks
+        always = (self.front + self.back) / blocks
         self.controller.cached_work = Computed(always, always)
-        before_blocks(denoiser, wiring, install, clock, lambda number, call: self._visit(number, call, blocks))
+        before_blocks(denoiser, wiring, install, lambda number, call: self._visit(number, call, blocks))
         return between
 
     def _visit(self, number: int, call: BlockCall, blocks: int) -> Streams:
@@ -201,17 +201,17 @@ class BlockRange:
         kind, stream = self.controller.probe, call.wiring.output_stream
         if kind == "prefix":
             return call.streams[stream] - step.first[stream]
-        return call.wiring.modulated(call.block, call.given) if kind == "modulated" else None
+        return call.wiring.modulation(call.block, call.given) if kind == "modulated" else None
 
     def _features(self, wiring: Wiring) -> list[str]:
         """Streams that somebody reads behind the range."""
         return list(wiring.streams) if self.back else list(wiring.read)
 
-    def _cells(self, step: _Step, skipped: bool) -> list[CacheSlot]:
+    def _slots(self, step: _Step, skipped: bool) -> list[CacheSlot]:
         return [slot for slot, skip in zip(self.controller.slots, step.skips, strict=True) if skip is skipped]
 
     def _store(self, step: _Step, out: Streams, wiring: Wiring) -> None:
-        slots = self._cells(step, skipped=False)
+        slots = self._slots(step, skipped=False)
         entry = take(step.entry, step.rows(skipped=False)) if any(step.skips) else step.entry
         for stream in self._features(wiring):
             if stream in out:
@@ -219,7 +219,7 @@ class BlockRange:
 
     def _predicted(self, step: _Step, call: BlockCall) -> Streams:
         """The range's output on a cached step; rows of samples that ran are whatever they were."""
-        slots, some = self._cells(step, skipped=True), not all(step.skips)
+        slots, some = self._slots(step, skipped=True), not all(step.skips)
         streams = dict(step.entry)
         for stream in self._features(call.wiring):
             if stream not in streams:
@@ -237,7 +237,7 @@ class BlockRange:
             return out
         ran = step.rows(skipped=False) if any(step.skips) else list(range(len(out[stream])))
         if ran:
-            self.controller.store(CHECK, out[stream][ran], self._cells(step, skipped=False))
+            self.controller.store(CHECK, out[stream][ran], self._slots(step, skipped=False))
         return self._checked(step, call, out, stream) if any(step.skips) else out
 
     def _checked(self, step: _Step, call: BlockCall, out: Streams, stream: str) -> Streams:

@@ -54,7 +54,6 @@ class BlockCall:
         arguments: how its arguments are named.
         given: what it was called with, by name.
         ports: where its streams are.
-        clock: records which samples and tokens run.
     """
 
     block: nn.Module
@@ -62,7 +61,6 @@ class BlockCall:
     arguments: Arguments
     given: Mapping[str, Any]
     wiring: Wiring
-    clock: Clock
     ports: Ports
 
     @property
@@ -85,8 +83,7 @@ class BlockCall:
             if arguments.get(name) is not None:
                 arguments[name] = rows_of(arguments[name], rows or ())
         arguments |= self.ports.arguments(streams or {})
-        with self.clock.active_set.part(rows, whole=tokens is None):
-            return self.ports.read(self.arguments.call(self.inner, arguments))
+        return self.ports.read(self.arguments.call(self.inner, arguments))
 
     def _cut(self, arguments: Mapping[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
         """The arguments that run along the tokens, for the tokens that are left: some of the output stream's."""
@@ -104,7 +101,7 @@ def take(streams: Streams, rows: Sequence[int]) -> Streams:
 
 
 def before_blocks(
-    denoiser: nn.Module, wiring: Wiring, install: Installer, clock: Clock, visit: Callable[[int, BlockCall], Streams]
+    denoiser: nn.Module, wiring: Wiring, install: Installer, visit: Callable[[int, BlockCall], Streams]
 ) -> int:
     """Let every call of a block be answered by `visit(number, call)`; returns the number of blocks."""
     blocks, lengths = wiring.blocks(denoiser), dict[str, int]()
@@ -113,7 +110,7 @@ def before_blocks(
             path.rpartition(".")[0] for path, _ in (blocks[number], blocks[min(number + 1, len(blocks) - 1)])
         )
         notes = own != behind and behind in wiring.joins
-        install.wrap_call(*behind_split(block), _stand_in(number, path, block, wiring, clock, visit, lengths, notes))
+        install.wrap_call(*behind_split(block), _stand_in(number, path, block, wiring, visit, lengths, notes))
     return len(blocks)
 
 
@@ -122,7 +119,6 @@ def _stand_in(
     path: str,
     block: nn.Module,
     wiring: Wiring,
-    clock: Clock,
     visit: Callable[[int, BlockCall], Streams],
     lengths: dict[str, int],
     notes: bool,
@@ -135,7 +131,7 @@ def _stand_in(
 
     def wrapper(inner: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            call = BlockCall(block, inner, arguments, arguments.named(args, kwargs), wiring, clock, ports)
+            call = BlockCall(block, inner, arguments, arguments.named(args, kwargs), wiring, ports)
             streams = visit(number, call)
             if notes:
                 lengths.update((name, tensor.shape[1]) for name, tensor in streams.items())

@@ -147,12 +147,12 @@ class FastCache:
         self._blocks = 0
         self._made_for: tuple[Hashable, ...] = ()
         self._work: list[float] = []
-        self._tick: StepContext
+        self._now: StepContext
         self._use: Replacement
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before every block; returns their number."""
-        self._blocks = before_blocks(denoiser, wiring, install, self.controller.clock, self._visit)
+        self._blocks = before_blocks(denoiser, wiring, install, self._visit)
         return self._blocks
 
     def _visit(self, number: int, call: BlockCall) -> Streams:
@@ -180,21 +180,19 @@ class FastCache:
         tokens, controller = call.streams[stream], self.controller
         controller.begin(tokens)
         controller.drop_nonfinite()
-        self._tick = controller.now
+        self._now = controller.now
         if self._plain:
-            self._tick.active_set.decide([True])
             return
-        made_for = (self._tick.request, tokens.dtype, tokens.device)
+        made_for = (self._now.request, tokens.dtype, tokens.device)
         if made_for != self._made_for:
             self._made_for, self._use, self._work = made_for, Replacement(self.choices, tokens), []
         self._samples = [self._open(call, row, slot, stream) for row, slot in enumerate(controller.slots)]
-        self._tick.active_set.decide([not sample.settled for sample in self._samples])
 
     def _open(self, call: BlockCall, row: int, slot: CacheSlot, stream: str) -> _Sample:
         """Choose the tokens of a sample that run."""
         p, running, streams = self.choices, Running(), take(call.streams, [row])
         entry, before = streams[stream], slot.kept.get(WHOLE)
-        settled = before is not None and self._tick.step >= self.warmup
+        settled = before is not None and self._now.step >= self.warmup
         if settled and before is not None:
             if "tokens" in p.parts:
                 running.only(moving_tokens(saliency(entry[0], before[0]), p.moving), of=entry.shape[1])
@@ -205,7 +203,7 @@ class FastCache:
 
     def _advance(self, sample: _Sample, number: int, call: BlockCall, stream: str) -> None:
         """Run one block, or replace it by its map."""
-        use, kept, entry, sigma = self._use, sample.slot.kept, sample.streams, self._tick.sigma
+        use, kept, entry, sigma = self._use, sample.slot.kept, sample.streams, self._now.sigma
         places = {name: sample.running.places if name == stream else None for name in entry}
         gated, key = "gate" in self.choices.parts, f"{number}/{stream}"
         skip = gated and sample.settled and use.skips(kept, number, key, entry[stream], places[stream], sigma)
@@ -230,11 +228,11 @@ class FastCache:
         out[stream] = torch.cat([self._closed(sample, stream) for sample in samples])
         full = all(sample.ran == blocks and sample.running.whole for sample in samples)
         none = not any(sample.ran for sample in samples)
-        self._tick.active_set.kind = FULL if full else CACHED if none else PARTIAL
+        self._now.outcome.kind = FULL if full else CACHED if none else PARTIAL
         linears, attention = (
             sum(parts) / (len(samples) * blocks) for parts in zip(*(s.work for s in samples), strict=True)
         )
-        self._tick.active_set.computed = Computed(linears, attention)
+        self._now.outcome.computed = Computed(linears, attention)
         self._work.append(linears)
         self.controller.figures["block_share"] = sum(self._work) / len(self._work)
         self._samples = []

@@ -22,8 +22,8 @@ class Modules:
         conservative: whether this is a conservative step; on a full one every module runs, and its output is kept.
     """
 
-    def __init__(self, controller: CacheController, chooser: TokenSelector):
-        self.controller, self.chooser = controller, chooser
+    def __init__(self, controller: CacheController, selector: TokenSelector):
+        self.controller, self.selector = controller, selector
         self.conservative = False
 
     def wrappers(
@@ -34,7 +34,7 @@ class Modules:
             unread = [(norm, self._unread) for norm in module.norms]
             return [*unread, (module.path, partial(self._reused, key=place.key))]
         out: list[tuple[str, Wrapper]] = [(norm, partial(self._narrowed, place=place)) for norm in module.norms]
-        if module.values and self.chooser.observes:
+        if module.values and self.selector.observes:
             out.append((module.values, partial(self._observed, place=place)))
         # One projection over attention and MLP side by side: row i of its output needs row i of both and no other. So a
         # conservative step hands it the chosen rows only, of the kept attention and of a fresh MLP, and writes what
@@ -73,14 +73,14 @@ class Modules:
             elif len(rows):
                 scatter(kept[place.key], rows, inner(x, *args, **kwargs))
             if not self.conservative:
-                self.chooser.refresh(place)
+                self.selector.refresh(place)
             return kept[place.key]
 
         return forward
 
     def _rows(self, place: Place) -> torch.Tensor | None:
         """The rows that are computed; None for all."""
-        return self.chooser.rows(place, self._kept[place.key]) if self.conservative else None
+        return self.selector.rows(place, self._kept[place.key]) if self.conservative else None
 
     def _narrowed(self, inner: Forward, place: Place) -> Forward:
         """A norm before an MLP: the chosen tokens and no others."""
@@ -120,7 +120,7 @@ class Modules:
 
         def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
             values = inner(*args, **kwargs)
-            self.chooser.observe(place, values)
+            self.selector.observe(place, values)
             return values
 
         return forward

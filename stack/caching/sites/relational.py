@@ -74,7 +74,7 @@ class RelationalModules(PerModule):
         return self._active
 
     def _open(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:
-        before_blocks(denoiser, wiring, install, self.controller.clock, self._visit)
+        before_blocks(denoiser, wiring, install, self._visit)
 
     def _visit(self, number: int, call: BlockCall) -> Streams:
         slots = self.controller.slots if number else self._decide(call)
@@ -96,7 +96,7 @@ class RelationalModules(PerModule):
         if not gated:
             skips = controller.decide()
         else:
-            first = call.wiring.modulated(call.block, call.given)
+            first = call.wiring.modulation(call.block, call.given)
             missed = controller.ranks.mean_ratios([self._missed(c, first[i : i + 1]) for i, c in enumerate(slots)])
             skips = controller.decide(changes=missed)
         ran, skipped = ([i for i, skip in enumerate(skips) if skip is wanted] for wanted in (False, True))

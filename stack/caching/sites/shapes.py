@@ -18,11 +18,6 @@ def more_than_the_latent(site: str, facts: Facts, stage: str) -> list[Finding]:
     return [Finding.of(MORE_THAN_THE_LATENT, stage, what, repair="site='output'", fatal=True)]
 
 
-def element_bytes(facts: Facts) -> int:
-    """Bytes of a number as the model computes."""
-    return 4 if facts.dtype == "float32" else 2
-
-
 def fp32_numbers(facts: Facts) -> int:
     """A latent in fp32, in numbers of the model's own dtype; 0 where the facts lack it."""
-    return facts.image_tokens * facts.latent[1] * torch.float32.itemsize // element_bytes(facts)
+    return facts.image_tokens * facts.latent[1] * torch.float32.itemsize // facts.item_bytes

@@ -34,7 +34,6 @@ from .bypass import Bypass
 from .calls import BlockCall, before_blocks
 from .inside import Forward, Inside, as_it_is
 from .modules import Modules
-from .shapes import element_bytes
 from .token_selector import Place, TokenSelector
 from .work import token_work
 
@@ -68,17 +67,17 @@ class TokenSite(TokenChoices, Site):
         if not facts.lists:
             return None
         tokens = facts.tokens * sum(facts.lists)
-        scores = tokens * (2 if self.select == "values" else 1) * 4 // element_bytes(facts)  # in float32
+        scores = tokens * (2 if self.select == "values" else 1) * 4 // facts.item_bytes  # in float32
         return SiteState(((facts.image_tokens,),), kept=2 * tokens * facts.width + scores)
 
     def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
         head_dim, halves = target.facts.head_dim, target.wiring.halves
-        chooser = TokenSelector(controller, self, policy.schedule.interval, head_dim, halves, target.grid)
+        selector = TokenSelector(controller, self, policy.schedule.interval, head_dim, halves, target.grid)
 
         def kinds(steps: int) -> str:
             return self.kinds(policy, steps, target.clock.sigma_schedule.levels)
 
-        return Tokenwise(controller, kinds, chooser, partial(compiled, mode=target.now.compiled))
+        return Tokenwise(controller, kinds, selector, partial(compiled, mode=target.now.compiled))
 
 
 class Tokenwise:
@@ -86,7 +85,7 @@ class Tokenwise:
 
     Args:
         kinds: of the steps of a request with so many, see `stack.caching.tokenwise.cycles`.
-        chooser: chooses the tokens.
+        selector: chooses the tokens.
         compile: what the blocks are compiled with.
     """
 
@@ -94,13 +93,13 @@ class Tokenwise:
         self,
         controller: CacheController,
         kinds: Callable[[int], str],
-        chooser: TokenSelector,
+        selector: TokenSelector,
         compile: Callable[[Forward], Forward] = as_it_is,
     ):
-        self.controller, self.kinds, self.chooser = controller, kinds, chooser
+        self.controller, self.kinds, self.selector = controller, kinds, selector
         self.interceptors: tuple[Interceptor, ...] = (self,)
         self.bypass = Bypass()
-        self.modules = Modules(controller, chooser)
+        self.modules = Modules(controller, selector)
         self.inside = Inside(compile, whole=lambda: not self.modules.conservative)
         self.kind = FULL_STEP
         self._mlps = 0.0  # their share of the blocks' linears
@@ -123,14 +122,13 @@ class Tokenwise:
                     depth = index / max(1, len(blocks) - 1)
                     place = Place(f"{name}.{index}.{module.path}", count, part, depth)
                     if module.role != "attention":
-                        self.chooser.add(place, mlp)
+                        self.selector.add(place, mlp)
                     for path, wrapper in self.modules.wrappers(module, place, modules):
                         self.inside.wrap(block.get_submodule(path), wrapper, install)
         self._mlps = mlps / max(1.0, whole)
         self.bypass.install(wiring.idle(denoiser), install)
         last = len(wiring.blocks(denoiser)) - 1
-        clock = self.controller.clock
-        before_blocks(denoiser, wiring, install, clock, lambda number, call: self._visit(call, number == last))
+        before_blocks(denoiser, wiring, install, lambda number, call: self._visit(call, number == last))
         return count
 
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
@@ -139,7 +137,7 @@ class Tokenwise:
         kind = self.kinds(controller.now.steps)[controller.now.step]
         # Whatever the schedule says, nothing is reused where nothing is kept.
         conservative = kind == CONSERVATIVE
-        controller.cached_work = Computed(self._mlps * self.chooser.chosen_share, 0.0) if conservative else NO_BLOCK
+        controller.cached_work = Computed(self._mlps * self.selector.chosen_share, 0.0) if conservative else NO_BLOCK
         self.kind = kind if all(controller.decide(partial=conservative)) else FULL_STEP
         self.modules.conservative = self.kind == CONSERVATIVE
         return self.bypass.run(call, proceed, controller.now.branch, self.kind == AGGRESSIVE)

@@ -87,9 +87,8 @@ class WholeModel(BeforeBlocks):
         if len(skipped) == len(skips):
             return call.answer(_onto(latent, controller.predict(ADDED, slots)))
         ran = [i for i, skip in enumerate(skips) if not skip]
-        with controller.now.active_set.part(ran):
-            some = call.only(ran, names)
-            out = some.made(proceed(some))
+        some = call.only(ran, names)
+        out = some.made(proceed(some))
         self._learn(latent[ran], out, [slots[i] for i in ran])
         whole = out.new_empty(len(latent), *out.shape[1:])
         whole[ran] = out

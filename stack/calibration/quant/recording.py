@@ -29,7 +29,7 @@ class Recorded:
 
     Attributes:
         given: its arguments by name; tensors are copies.
-        step context: where in its request it was.
+        context: where in its request it was.
         name: of the argument that is the noisy latent.
     """
 

@@ -17,10 +17,6 @@ OUTLIERS = 0.0  # LLM.int8 computes columns above this in 16 bits; 0 rounds all 
 LIBRARY = Library("bitsandbytes", "bitsandbytes", "bitsandbytes>=0.49")
 
 
-def _library() -> Any:
-    return LIBRARY.load()
-
-
 class BitsAndBytes:
     """`pip install 'bitsandbytes>=0.49'`."""
 
@@ -43,7 +39,7 @@ class BitsAndBytes:
         return scheme.group or 8
 
     def prepare(self, scheme: Scheme, device: torch.device) -> None:
-        _library()
+        LIBRARY.load()
 
     def convert(self, linears: Sequence[nn.Linear], scheme: Scheme) -> list[nn.Module]:
         build = _nf4 if scheme.name == "nf4" else _int8
@@ -53,13 +49,13 @@ class BitsAndBytes:
         assert isinstance(module, LibraryLinear)
         linear: Any = module.linear
         weight = linear.weight
-        if isinstance(linear, _library().nn.Linear4bit):
+        if isinstance(linear, LIBRARY.load().nn.Linear4bit):
             return storage_bytes([weight, weight.quant_state.absmax, weight.quant_state.code])
         return storage_bytes([weight, *(t for t in (weight.SCB, linear.state.SCB) if t is not None)])
 
 
 def _nf4(linear: nn.Linear) -> nn.Module:
-    library, device = _library(), linear.weight.device
+    library, device = LIBRARY.load(), linear.weight.device
     new = library.nn.LinearNF4(
         linear.in_features, linear.out_features, bias=False, compute_dtype=linear.weight.dtype, device="meta"
     )
@@ -72,7 +68,7 @@ def _nf4(linear: nn.Linear) -> nn.Module:
 
 
 def _int8(linear: nn.Linear) -> nn.Module:
-    library, device = _library(), linear.weight.device
+    library, device = LIBRARY.load(), linear.weight.device
     new = library.nn.Linear8bitLt(
         linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=OUTLIERS, device="meta"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,10 +14,6 @@ from .libraries import Library
 
 WEIGHTS = {"int8-weight": "qint8", "int4-weight": "qint4", "fp8-weight": "qfloat8"}
 LIBRARY = Library("quanto", "optimum.quanto", "optimum-quanto>=0.2.7")
-
-
-def _library() -> Any:
-    return LIBRARY.load()
 
 
 class Quanto:
@@ -44,7 +39,7 @@ class Quanto:
         return 128 if scheme.weight_bits == 4 else 1
 
     def prepare(self, scheme: Scheme, device: torch.device) -> None:
-        _library()
+        LIBRARY.load()
 
     def convert(self, linears: Sequence[nn.Linear], scheme: Scheme) -> list[nn.Module]:
         return [_convert(linear, scheme) for linear in linears]
@@ -55,7 +50,7 @@ class Quanto:
 
 
 def _convert(linear: nn.Linear, scheme: Scheme) -> LibraryLinear:
-    library = _library()
+    library = LIBRARY.load()
     kind = getattr(library, WEIGHTS[scheme.name])
     new = library.QLinear.from_module(linear, weights=kind)
     # Its own copy is what it rounds: `from_module` keeps the very parameter.

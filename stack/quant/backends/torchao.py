@@ -5,9 +5,7 @@ In eager mode its dynamic schemes are slower than bf16 on any device; compile th
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import nn
 
 from ...core.errors import StackError
 from ...core.facts import Machine
+from ...core.quiet import quiet
 from ..kernels.product import FEWEST_ROWS
 from ..schemes import Scheme
 from .base import LibraryLinear, storage_bytes
@@ -28,20 +27,8 @@ FOUR_BITS = Library("torchao", "mslk", "mslk>=1.0")  # whose kernels torchao mul
 SMALLEST_ROW = 1e-12
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torchao warns at import about kernels built for other machines: nothing a user can act on."""
-    logger = logging.getLogger("torchao")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _library() -> Any:
-    with _quiet():
+    with quiet():  # it warns about kernels built for other machines: nothing a user can act on
         return LIBRARY.load()
 
 

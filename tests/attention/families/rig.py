@@ -9,7 +9,7 @@ from diffusers import DiTTransformer2DModel
 
 from stack import Stack
 from stack.models.schedule import uniform
-from stack.reference.shapes_dit import TRANSFORMER as DIT
+from training.shapes_dit import TRANSFORMER as DIT
 
 from ...conftest import inputs, tiny_denoiser
 from ...models.test_hunyuan_video import tiny_denoiser as tiny_video

@@ -1,10 +1,10 @@
-"""The reference model `shapes-dit`: sizes, schedule and training stages, as data."""
+"""The untrained model `shapes-dit`: its sizes and its schedule."""
 
 from __future__ import annotations
 
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
-from .classes import CLASSES
+from stack.reference.classes import CLASSES
 
 SIZE = 32  # pixels
 # 4.6 M parameters: as wide as shapes-flux, so that a figure for one can be held against the other. Two fifths of them

@@ -1,4 +1,4 @@
-"""The reference model `shapes-video`: sizes, schedule and training stages, as data."""
+"""The untrained model `shapes-video`: its sizes and its schedule."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 
 from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
 
-from .clips import FRAMES
-from .prompt import VIDEOS, PromptEncoder
+from stack.reference.clips import FRAMES
+from stack.reference.prompt import VIDEOS, PromptEncoder
 
 SIZE, PATCH = 32, 2  # pixels; of a canvas, and of a patch's side in space and time
 # 5.3 M parameters. As wide as shapes-flux and shapes-dit, so that a figure for one can be held against the others.
