@@ -9,13 +9,11 @@ from typing import Any
 from .attention.sage_attn import SageAttention
 from .attention.sparse_attn import SparseAttention
 from .caching.cache import FILES, Cache
-from .caching.options import OLD_KEYS
 from .caching.policy import known_options
 from .compile import Compile
 from .core.errors import StackError, choose, nearest
 from .core.files import inside
 from .core.passes import Pass
-from .core.removed import refuse_removed, removed
 from .distill.adapter import Adapter
 from .distill.distill import Distill
 from .distill.find import is_shipped
@@ -34,7 +32,7 @@ def make_pass(stage: str, options: dict[str, Any], where: str, folder: Path | No
     """
     if stage not in PASSES:
         raise choose(f"stage in recipe {where}", stage, list(PASSES))
-    known = [*options_of(stage), *removed(stage)]
+    known = options_of(stage)
     try:
         for name in options:
             if name not in known:
@@ -54,10 +52,9 @@ def made(kind: type[Any], **options: Any) -> Any:
     """A pass from its class and its arguments by name.
 
     Raises:
-        StackError: an argument that the pass has not, has no more, or needs; or a value that it refuses.
+        StackError: an argument that the pass has not, or needs; or a value that it refuses.
     """
     stage = kind.stage
-    refuse_removed(stage, options)
     parameters = inspect.signature(kind).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in options:
@@ -81,7 +78,7 @@ def _located(stage: str, options: dict[str, Any], folder: Path) -> dict[str, Any
 
 
 def options_of(stage: str) -> list[str]:
-    """Names of a pass's arguments, old ones among them."""
+    """Names of a pass's arguments."""
     if stage == Cache.stage:
-        return ["method", "max_error", *known_options(), *OLD_KEYS]
+        return ["method", "max_error", *known_options()]
     return list(inspect.signature(PASSES[stage]).parameters)

@@ -62,7 +62,7 @@ SET_BY_USERS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"interval": 7}, "fffccccc"),  # as in the preset
     ({"full_steps": (0, 1, 4), "steps": 8}, "ffccfccc"),
     ({"max_error": 1e-6}, "ffffffff"),
-    ({"schedule_power": 2.0, "interval": 2}, "fcfcfcff"),
+    ({"spread": "by-noise", "interval": 2}, "fcfcfcff"),
     ({"count": 3}, "fccfccfc"),
 )
 

@@ -92,7 +92,6 @@ WRONG = {
     "[cache]\nmax_error = inf": "cache.max_error: expected a finite number",
     '[quantize]\nmin_features = "a"': "quantize.min_features: expected a whole number of at least 0, got 'a'",
     '[quantize]\nrounded = "x"': "quantize.rounded: expected a FeedbackRounding, got 'x'",
-    "[quantize]\nmax_error = 0.1": "quantize: max_error= of quantize was removed",
     '[distill]\nadapter = "shapes-flux-4"\nsigmas = 3': "distill.sigmas: expected a list, each a finite number, got 3",
     '[distill]\nadapter = "shapes-flux-4"\nmerge = 3': "distill.merge: expected true or false, got 3",
     "[distill]\nsteps = 4": "distill: expected adapter, got none",

@@ -37,7 +37,6 @@ from .gate_policies import BudgetPolicy, DraftPolicy
 from .guard import NoGradients, OutputGuard
 from .learned import Corrections, load_learned
 from .methods import PRESETS, unlike_published
-from .options import modern
 from .placement import all_on_device, first_on_device
 from .policy import IMPLIED, Policy
 
@@ -91,7 +90,7 @@ class Cache:
         object.__setattr__(self, "method", method)
         read = _read(options)
         object.__setattr__(self, "policy", PRESETS[method].changed(**read))
-        object.__setattr__(self, "given", tuple(modern(read)))
+        object.__setattr__(self, "given", tuple(read))
 
     def having(self, policy: Policy) -> Cache:
         """The same cache with another policy."""
@@ -104,7 +103,7 @@ class Cache:
         """The same cache with other choices."""
         read = _read(options)
         made = self.having(self.policy.changed(**read))
-        object.__setattr__(made, "given", tuple(dict.fromkeys((*self.given, *modern(read)))))
+        object.__setattr__(made, "given", tuple(dict.fromkeys((*self.given, *read))))
         return made
 
     def uncalibrated(self, **options: Any) -> Cache:

@@ -1,4 +1,4 @@
-"""Flat option names, as `cache(...)` and recipes have them, and where each belongs in a policy. Old names are kept."""
+"""Flat option names, as `cache(...)` and recipes have them, and where each belongs in a policy."""
 
 from __future__ import annotations
 
@@ -8,20 +8,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..core.errors import StackError, nearest
-from ..core.validate import NotNegative, check_fields, checked
+from ..core.validate import check_fields
 
 NEAREST = 4  # names listed in the error where none is like the given one
-OLD_KEYS = {"lean": "spread", "schedule_power": "spread", "carry": "approximation"}
-OLD_VALUES: dict[str, dict[str, str]] = {
-    "site": {
-        "blocks": "per-block",
-        "modules": "per-module",
-        "related": "relational",
-        "denoiser": "whole-model",
-        "clean": "x0",
-    },
-    "approximation": {"map": "static", "moved": "delta"},
-}
 
 
 @dataclass(frozen=True)
@@ -44,30 +33,6 @@ class Options:
         """
 
 
-def modern(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options under the names of today.
-
-    Raises:
-        StackError: one is given under both names.
-    """
-    found: dict[str, Any] = {}
-    for given, value in options.items():
-        key = OLD_KEYS.get(given, given)
-        if key in found:
-            old = next(name for name, new in OLD_KEYS.items() if new == key)
-            raise StackError(f"{old!r} is the old name of {key!r}: expected one of them, got both")
-        if key == "spread" and given != key:
-            value = _spread_of(value, given)
-        known = OLD_VALUES.get(key, {})
-        found[key] = known.get(value, value) if isinstance(value, str) else value
-    return found
-
-
-def _spread_of(power: Any, name: str) -> str:
-    """What took the place of a power by which full steps were dense near the data."""
-    return "by-noise" if checked(NotNegative, power, f"cache.{name}") else "even"
-
-
 def field_names(part: Any) -> list[str]:
     """Names of a dataclass's fields."""
     return [f.name for f in fields(part)]
@@ -88,9 +53,3 @@ def unknown(key: str, now: str, owners: Mapping[str, list[str]], known: Iterable
         return nearest("option of the cache", key, every)
     like = ", ".join(map(repr, get_close_matches(key, every, NEAREST, 0.0)))
     return StackError(f"unknown option of the cache {key!r}: the nearest are {like}")
-
-
-def by_old_name(error: StackError, options: Mapping[str, Any]) -> StackError:
-    """The same error for whoever gave an option by its old name."""
-    old = [f"{name!r} is {OLD_KEYS[name]!r} today" for name in options if OLD_KEYS.get(name, "\0") in str(error)]
-    return StackError(f"{', '.join(old)}: {error}") if old else error

@@ -21,7 +21,7 @@ from .forecast import Forecast
 from .gates import Gate
 from .learned import Learned
 from .noise_schedule import Levels
-from .options import Options, by_old_name, field_names, modern, unknown
+from .options import Options, field_names, unknown
 from .placement import ON_DEVICE, Placement
 from .predictor import Predictor
 from .schedule_policy import SchedulePolicy
@@ -117,12 +117,7 @@ class Policy(Options):
         Raises:
             StackError: an option that this policy does not have, or a value of another type or outside its range.
         """
-        try:
-            return self._changed(modern(options))
-        except StackError as error:
-            raise by_old_name(error, options) from None
-
-    def _changed(self, given: dict[str, Any]) -> Policy:
+        given = dict(options)
         if {"interval", "warmup"} & set(given) and not {"spread", "count"} & set(given):
             given["spread"] = "even"  # who names an interval means these very steps
         parts: dict[str, Any] = {name: _taken(given, name, vars(self)[name]) for name in PARTS}

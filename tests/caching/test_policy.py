@@ -1,9 +1,8 @@
-"""Policies and their parts: every range, every old name, and the errors' exact words."""
+"""Policies and their parts: every range, and the errors' exact words."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from stack.caching.sites.block_range import OutputSite, ResidualSite
 from stack.caching.sites.per_module import PerModuleSite
 from stack.caching.splits import BandSplit, ChannelSplit
 from stack.models.schedule import uniform
-from stack.recipe import load_recipe, recipe_toml
 
 
 @pytest.mark.parametrize(
@@ -27,7 +25,6 @@ from stack.recipe import load_recipe, recipe_toml
     [
         ({"interval": 0}, "interval and warmup must be at least 1, got interval=0, warmup=3"),
         ({"warmup": 0}, "interval and warmup must be at least 1, got interval=7, warmup=0"),
-        ({"schedule_power": -1.0}, "cache.schedule_power: expected a finite number of at least 0, got -1.0"),
         ({"spread": "dense"}, "unknown spread of full steps 'dense': expected one of by-noise, even"),
         ({"full_steps": 9}, "full_steps: expected the steps to run in full, got 9; calibrate(..., full_steps=9)"),
         ({"full_steps": (1, 2), "steps": 9}, "full_steps must hold 0 and lie within 0..8, got [1, 2]"),
@@ -70,44 +67,12 @@ from stack.recipe import load_recipe, recipe_toml
         ({"cutof": 3}, "unknown option of the cache 'cutof': did you mean 'cutoff'?"),
         ({"cutoff": 0.2}, "'cutoff' is an option of split 'band': this cache has site 'output', no gate and split"),
         ({"ratios": (1.0,)}, "'ratios' is an option of gate 'magnitude': this cache has site 'output', no gate and"),
-        ({"lean": 2.0, "spread": "even"}, "'lean' is the old name of 'spread': expected one of them, got both"),
     ],
 )
 def test_every_range_has_its_error(options: dict[str, Any], error: str) -> None:
     with pytest.raises(StackError) as raised:
         Policy.of(**options)
     assert error in str(raised.value) and "\n" not in str(raised.value)
-
-
-OLD_AND_NEW = [
-    ("svd-published", {"lean": 2.0}, {"spread": "by-noise"}),
-    ("svd", {"schedule_power": 0.0}, {"spread": "even"}),
-    ("svd", {"site": "blocks"}, {"site": "per-block"}),
-    ("svd", {"site": "modules"}, {"site": "per-module"}),
-    ("taylorseer", {"site": "related"}, {"site": "relational"}),
-    ("reuse", {"site": "denoiser"}, {"site": "whole-model"}),
-    ("svd", {"site": "clean"}, {"site": "x0"}),
-    ("fastcache-published-merge", {"carry": "map"}, {"approximation": "static"}),
-    ("fastcache-published-merge", {"carry": "moved"}, {"approximation": "delta"}),
-]
-
-
-@pytest.mark.parametrize(("method", "old", "new"), OLD_AND_NEW)
-def test_old_names_mean_what_the_new_ones_do(
-    method: str, old: dict[str, Any], new: dict[str, Any], tmp_path: Path
-) -> None:
-    assert Cache(method, **old) == Cache(method, **new) == Cache(method).changed(**old)
-    ((key, value),) = old.items()
-    written = f"{key} = {value!r}".replace("'", '"')
-    (tmp_path / "old.toml").write_text(f'steps = 50\n[cache]\nmethod = "{method}"\n{written}\n')
-    recipe = load_recipe(str(tmp_path / "old.toml"))
-    assert recipe.passes() == [Cache(method, **new)]
-    renewed = replace(recipe, stages={"cache": recipe.passes()[0].options()})
-    (tmp_path / "new.toml").write_text(recipe_toml(renewed))
-    assert load_recipe(str(tmp_path / "new.toml")).passes() == [Cache(method, **new)]
-    assert not {"lean", "schedule_power", "carry", *(v for v in old.values() if isinstance(v, str))} & {
-        str(x) for pair in renewed.stages["cache"].items() for x in pair
-    }
 
 
 @pytest.mark.parametrize("method", list(PRESETS))
@@ -227,7 +192,6 @@ def test_a_sum_gate_waits_for_the_slope_where_the_site_measures_one() -> None:
 
 
 OTHER_TYPES: list[tuple[dict[str, Any], str]] = [
-    ({"lean": "2"}, "cache.lean: expected a finite number of at least 0, got '2'"),
     ({"site": 3}, "or a Site, got 3"),
     ({"site": None}, "or a Site, got None"),
     ({"gate": 1}, "expected one of budget, draft, magnitude, polynomial, prefix, sum, or a GatePolicy, got 1"),
@@ -249,7 +213,6 @@ OTHER_TYPES: list[tuple[dict[str, Any], str]] = [
     ({"max_error": 0.1, "gate": "prefix"}, "max_error is a gate of its own: expected it alone, got 'gate' beside it"),
     ({"max_error": 0.1, "threshold": 0.1}, "got 'threshold' beside it"),
     ({"reuse_maps": 1}, "option of the cache 'reuse_maps': the nearest are 'maps', 'steps', 'segments', 'full_steps'"),
-    ({"site": "fastcache", "carry": "nope"}, "'carry' is 'approximation' today: unknown approximation"),
 ]  # fmt: skip
 
 

@@ -98,16 +98,6 @@ def test_what_cannot_be_rounded_so_is_refused(options: dict[str, str], message: 
         Quantize(**options, feedback=True)
 
 
-@pytest.mark.parametrize("name", ["max_error", "max_bytes"])
-def test_removed_options_say_so(name: str) -> None:
-    for build in (
-        lambda: Stack(tiny_pipe()).quantize("nf4", **{name: 1}),
-        lambda: parse_recipe({"quantize": {name: 1}}, "mine"),
-    ):
-        with pytest.raises(StackError, match=f"{name}= of quantize was removed: error feedback alone gains 10.0 dB"):
-            build()
-
-
 def test_moments_are_those_of_all_rows_and_hooks_come_off() -> None:
     linear, x = nn.Linear(8, 4), torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
     with listening({"it": linear}) as sums:

@@ -14,14 +14,13 @@ from typing import Any
 from stack import Stack, StackError
 from stack.caching.forecast import BASES, COORDINATES
 from stack.caching.methods import PRESETS
-from stack.caching.options import OLD_KEYS
 from stack.caching.policy import DTYPES, KINDS, PARTS, known_options
 from stack.caching.schedule_policy import SchedulePolicy
 from stack.caching.sites.block_range import ResidualSite
 
 from ..conftest import tiny_denoiser, tiny_pipe
 
-NAMES = (*known_options(), *OLD_KEYS, *PARTS, "max_error", "method", "keep", "reuse_maps", "Site", "", "interval ")
+NAMES = (*known_options(), *PARTS, "max_error", "method", "keep", "reuse_maps", "Site", "", "interval ")
 KNOWN = (name for kinds in KINDS.values() for name in kinds)
 WORDS = (*BASES, *COORDINATES, *DTYPES, *KNOWN, "even", "ca", "dit", "1GB")
 NUMBERS = (0, 1, 2, 3, 7, 14, 50, -1, 10**6, 10**30, 0.0, 0.1, 0.5, 0.85, 1.0, 2.0, -0.5, 1e-300, 1e300)

@@ -24,7 +24,6 @@ from stack.core.passes import Applied
 from stack.model_facts import facts_of
 from stack.models.schedule import uniform
 from stack.models.wiring import FLUX
-from stack.recipe import parse_recipe
 from stack.runtime.report import Journal
 from stack.runtime.target import Target
 
@@ -97,16 +96,6 @@ def test_bad_values_are_named(given: dict[str, Any], told: str) -> None:
 def test_no_step_need_stay_dense() -> None:
     policy = SparseAttention(0.5, dense_first=0, dense_last=0).policy
     assert policy.sparse_steps(20) == 20 and SparseAttention(0.5).policy.first_steps(20) == 2
-
-
-@pytest.mark.parametrize("name", ["reuse_maps", "anchor_keep"])
-def test_removed_options_say_so(name: str) -> None:
-    for build in (
-        lambda: Stack(tiny_denoiser()).sparse_attn(0.5, **{name: 0.6}),
-        lambda: parse_recipe({"sparse_attn": {"keep": 0.5, name: 0.6}}, "mine"),
-    ):
-        with pytest.raises(StackError, match=f"{name}= of sparse_attn was removed: block maps are made in every call"):
-            build()
 
 
 def test_good_values_are_taken() -> None:

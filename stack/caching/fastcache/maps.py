@@ -17,7 +17,6 @@ from .linear_map import LinearMap
 WHOLE = "stack"  # key of the map from the first block's input to what all blocks add
 APPROXIMATIONS = ("static", "delta")
 _NAME = re.compile(r"tables/(static|delta)|(static|delta)/.+/(bias|0|1)")
-OLD_NAMES = {"map": "static", "moved": "delta"}  # as files written before have them
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +59,7 @@ def load_maps(path: str | Path) -> LinearMaps:
         StackError: no such file, or one that does not hold the maps of a model.
     """
     how = "stack.fit_maps(prompts, save=...)"
-    about, stored = read(path, "linear maps", how)
-    tensors = {_modern(name): tensor for name, tensor in stored.items()}
+    about, tensors = read(path, "linear maps", how)
     wanted = [f"{known}/{WHOLE}/bias" for known in APPROXIMATIONS] + [f"tables/{known}" for known in APPROXIMATIONS]
     odd = [name for name in tensors if not _NAME.fullmatch(name)]
     if odd or any(name not in tensors for name in wanted):
@@ -76,13 +74,6 @@ def load_maps(path: str | Path) -> LinearMaps:
         raise StackError(f"{path}: expected tables of 2 x {about['blocks']} blocks x calls")
     known = {name: about[name] for name in ("family", "blocks", "width", "made_under")}
     return LinearMaps(**known, maps=maps, tables=tables)
-
-
-def _modern(name: str) -> str:
-    """A tensor's name in a file, with the approximation as it is called today."""
-    parts = name.split("/")
-    at = 1 if parts[0] == "tables" and len(parts) > 1 else 0
-    return "/".join([*parts[:at], OLD_NAMES.get(parts[at], parts[at]), *parts[at + 1 :]])
 
 
 def _joined(shapes: list[tuple[int, ...]]) -> bool:

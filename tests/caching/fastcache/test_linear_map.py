@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stack.caching.fastcache.linear_map import GramSums
@@ -110,21 +109,6 @@ def test_maps_survive_being_written_and_read(rank: int, tmp_path: Path) -> None:
     for name, key in [("static", "0/image"), ("static", "0/text"), ("static", WHOLE), ("delta", WHOLE)]:
         assert torch.equal(back.maps[name][key](x), maps.maps[name][key](x))
     assert back.scales("delta", 0.02) == maps.scales("delta", 0.02) == [pytest.approx(0.02 / 0.22)]
-
-
-def test_files_with_the_old_names_of_the_approximations_are_read(tmp_path: Path) -> None:
-    new, old = tmp_path / "new.safetensors", tmp_path / "old.safetensors"
-    maps_of().save(new)
-    with safe_open(new, framework="pt") as file:
-        named = {name: file.get_tensor(name) for name in list(file.keys())}
-        renamed = {n.replace("static", "map").replace("delta", "moved"): tensor for n, tensor in named.items()}
-        save_file(renamed, old, metadata=file.metadata())
-    assert {"tables/map", "tables/moved", "map/0/image/bias", "moved/stack/bias"} <= renamed.keys()
-    ours, theirs, x = load_maps(new), load_maps(old), torch.randn(3, D)
-    for name in APPROXIMATIONS:
-        assert ours.maps[name].keys() == theirs.maps[name].keys()
-        assert torch.equal(ours.tables[name], theirs.tables[name])
-        assert all(torch.equal(ours.maps[name][key](x), theirs.maps[name][key](x)) for key in ours.maps[name])
 
 
 def test_files_that_hold_no_maps(tmp_path: Path) -> None:
