@@ -1,1 +1,1 @@
-"""Feature caches: when to run (schedules), what stands in (predictor), where (sites), and how they are calibrated."""
+"""Feature caches: when to run (schedules), what stands in (predictor), where (sites), and what is checked before."""

@@ -1,1 +1,1 @@
-"""The layer all passes share: stamps on cached state, the principal subspace."""
+"""What passes share: rules, noise, the principal subspace, schedules on other noise levels."""

@@ -128,7 +128,7 @@ def field_options(made: Any) -> dict[str, Any]:
 
 
 class Pass(Protocol):
-    """A stage of the stack. Implementations are frozen dataclasses; one file each in `stack/passes/`."""
+    """A stage of the stack. Implementations are frozen dataclasses; `stack.passes` names them."""
 
     stage: ClassVar[str]
 

@@ -1,1 +1,1 @@
-"""Diffusers families: wiring, facts, schedules, loading."""
+"""How denoisers of diffusers are wired, what their samplers and schedules are, and what is on them already."""

@@ -24,13 +24,13 @@ from ..models.preexisting import COMPILED, execution_device
 from ..models.wiring import FAMILIES, Wiring
 from ..runtime.target import Target
 from .backends import BACKENDS, pick
-from .backends.base import Backend, storage_bytes
+from .backends.base import Backend
+from .convert import forget_inputs, new_modules
 from .errors import rounding_words
-from .linears.int8 import Int8Linear
 from .linears.two_precisions import Phase, SwitchPrecision, TwoPrecisions, ends_of, near_ends
 from .rounding.calibrated import FeedbackRounding
 from .schemes import KEEP, SCHEMES, Scheme, scheme_named
-from .selection import Choice, Rules, choose_linears, choose_named, grouped, kept_words, row_gain, weight_bytes
+from .selection import Choice, Rules, choose_linears, choose_named, kept_words, row_gain, weight_bytes
 
 
 def _wiring(facts: Facts) -> Wiring | None:
@@ -247,7 +247,7 @@ class Quantize:
         machine = machine_of(execution_device(target.denoiser))
         backends = {s.name: self.backend_for(s, machine)[0] for s in self.schemes}
         before = weight_bytes(target.denoiser, choices)
-        converted, after = _convert(target.denoiser, choices, backends, device, self.rounded)
+        converted, after = new_modules(target.denoiser, choices, backends, device, self.rounded)
         if self.ends:
             converted, more = self._two_precisions(target, choices, backends, device, converted, install)
             after += more
@@ -265,7 +265,7 @@ class Quantize:
                 "weight_bytes": after,
                 "original_bytes": before,
             },
-            reset=lambda: _clear(converted.values()),
+            reset=lambda: forget_inputs(converted.values()),
             details={
                 "backend": backends[self.scheme].name,
                 "converted": list(converted),
@@ -289,7 +289,7 @@ class Quantize:
             held = weight_bytes(target.denoiser, choices)
         else:
             other = [replace(c, scheme=SCHEMES[self.ends]) for c in choices]
-            ends, held = _convert(target.denoiser, other, backends, device, None)
+            ends, held = new_modules(target.denoiser, other, backends, device, None)
         phase = Phase()
         clock = target.clock
         target.chain.add(install, SwitchPrecision(clock, phase, len(target.compute_modes)))
@@ -324,41 +324,6 @@ def _named(chosen: Sequence[Choice]) -> str:
     names = [choice.scheme.name for choice in chosen]
     kinds = dict.fromkeys(names)
     return next(iter(kinds)) if len(kinds) == 1 else ", ".join(f"{names.count(name)} x {name}" for name in kinds)
-
-
-def _convert(
-    denoiser: nn.Module,
-    choices: list[Choice],
-    backends: dict[str, Backend],
-    device: torch.device,
-    rounded: FeedbackRounding | None,
-) -> tuple[dict[str, nn.Module], int]:
-    """New modules by path, and their bytes. Changes nothing."""
-    known = rounded.linears if rounded else {}
-    ready = {c.path: known[c.path] for c in choices if c.kept is None and c.path in known}
-    for name in dict.fromkeys(c.scheme.name for c in choices if c.kept is None):
-        backends[name].prepare(SCHEMES[name], device)
-    converted: dict[str, nn.Module] = dict(ready)
-    held = sum(storage_bytes(module.stored.tensors()) for module in ready.values())
-    for group in grouped([c for c in choices if c.path not in ready]):
-        backend = backends[group[0].scheme.name]
-        modules = backend.convert([_linear(denoiser, c) for c in group], group[0].scheme)
-        converted |= {c.path: module for c, module in zip(group, modules, strict=True)}
-        held += sum(backend.held_bytes(module) for module in modules)
-    return converted, held
-
-
-def _clear(modules: Any) -> None:
-    for module in modules:
-        for part in module.modules():
-            if isinstance(part, Int8Linear):
-                part.shared.clear()
-
-
-def _linear(denoiser: nn.Module, choice: Choice) -> nn.Linear:
-    module = denoiser.get_submodule(choice.path)
-    assert isinstance(module, nn.Linear)
-    return module
 
 
 def _none_converted(scheme: str, choices: Sequence[Choice]) -> str:

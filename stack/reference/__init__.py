@@ -1,1 +1,1 @@
-"""The small trained models that ship with the package: scenes, prompts, denoiser, reader, training."""
+"""The small trained models that ship with the package, and real models as their published configurations."""

@@ -5,29 +5,28 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NoReturn
 
-import torch
 from torch import nn
 
 from ...core.errors import StackError
 from ..families import FAMILIES, FamilyData
 from ..layout import Along, CachedModule, Wiring
-from ..small import OTHER, Sizes, Small, small
+from ..small import Small, small
 from .along import along_tokens
-from .arguments import batched_inputs, batched_of_blocks, close, rows_differ
+from .arguments import batched_of_blocks, rows_differ
 from .attention import HOW, self_attentions
 from .blocks import candidates, main_lists
 from .grid import token_grid
 from .linears import linears_of, roles_in_blocks, same_inputs, sensitive_roles
 from .modulation import modulated_input
 from .modules import ModuleProof
+from .probe import Probe
 from .streams import Blocks, Unproven, named_blocks, prove_answers, prove_range
-from .trace import Trace, output_of, same, tensors, traced
+from .trace import tensors
 from .unread import constant_modules, unread_modules
 
 LATENTS = ("hidden_states", "sample", "x")  # what diffusers calls the noisy latent
@@ -103,114 +102,6 @@ def _one_of(cls: type, takes: tuple[str, ...], names: tuple[str, ...]) -> str:
     return found[0]
 
 
-@dataclass
-class Probe:
-    """A small instance with a traced call of it.
-
-    Attributes:
-        trace: of one sample.
-    """
-
-    small: Small
-    latent: str
-    time: str
-
-    def __post_init__(self) -> None:
-        self.denoiser = self.small.denoiser
-        before = _tensors_of(self.denoiser)
-        self.trace = traced(self.denoiser, self.small.call(Sizes()))
-        self.restless = any(a is not b for a, b in zip(before, _tensors_of(self.denoiser), strict=False))
-        self.inputs, self.why_whole, self.two = self._batch()
-        self.beside, self.returns, self.unlike_latent = self._outputs()
-
-    def _batch(self) -> tuple[tuple[str, ...], str, Trace | None]:
-        """Arguments with a leading batch dimension; or why a batch cannot be split, and a traced call of two."""
-        if not self.small.batches:
-            return (), self.small.reason, None
-        two = traced(self.denoiser, self.small.call(Sizes(batch=2)))
-        inputs = batched_inputs(self.trace.given, two.given)
-        cut = {
-            name: value[[1]] if name in inputs and isinstance(value, torch.Tensor) else value
-            for name, value in two.given.items()
-        }
-        if any(not isinstance(two.given[name], torch.Tensor) for name in inputs):
-            return (), "some of its arguments hold samples in collections", two
-        try:
-            alone, whole = tensors(output_of(self.denoiser, cut)), tensors(two.output)
-        except Exception as error:  # whatever a class makes of arguments that do not fit together
-            return (), f"one sample of a batch alone does not run: {error}", two
-        if not all(close(one, other[1:]) for one, other in zip(alone, whole, strict=True)):
-            return (), "one sample of a batch alone gives another output", two
-        return inputs, "", two
-
-    def later(self, **given: Any) -> Trace:
-        """A call at another time, all else the same, or as given."""
-        time = _map(self.trace.given[self.time], lambda t: (t * 0.5).to(t.dtype))
-        return traced(self.denoiser, {**self.trace.given, self.time: time, **given})
-
-    def other_sizes(self) -> Trace:
-        """A call with other numbers of frames, rows, columns and text tokens."""
-        return traced(self.denoiser, self.small.call(OTHER))
-
-    def next_step(self) -> Trace:
-        """A call with another latent at another time, all else the same."""
-        return self.later(**{self.latent: _map(self.trace.given[self.latent], lambda t: t.flip(-1))})
-
-    def _outputs(self) -> tuple[tuple[str, ...], Callable[..., Any] | None, str]:
-        """What further outputs are laid out as, what holds them all, and why they are no change of the latents."""
-        made = [one for one in self.trace.output if one is not None]
-        if len(made) == 1:
-            return (), None, self._unlike(made)
-        given = {name: value for name, value in self.trace.given.items() if name != self.latent}
-        if not all(isinstance(one, torch.Tensor) for one in (*self.trace.output, self.trace.given[self.latent])):
-            return (), None, f"it returns {len(made)} outputs that are not all tensors"
-        if made[0].shape != self.trace.given[self.latent].shape:
-            return (), None, self._unlike(made)
-        beside = [_only(name for name, value in given.items() if _alike(one, value)) for one in made[1:]]
-        if "" in beside or len(set(beside)) < len(beside):
-            return (), None, f"it returns {len(made)} outputs, and not each is laid out as an argument of its own"
-        with torch.no_grad():
-            whole = self.denoiser(**self.trace.given)
-        if len(whole) != len(made) or not same(list(whole.values()), made):
-            return (), None, f"with return_dict it returns other outputs than the {len(made)} without"
-        return tuple(beside), type(whole), ""
-
-    def _unlike(self, made: list[Any]) -> str:
-        """Why the first output is no change of the latent, number for number; "" where it is one."""
-        out, latent = (tensors(value)[0].shape for value in (made[0], self.trace.given[self.latent]))
-        channels = len(out) - 1 if len(out) == 3 and not isinstance(made[0], list) else 1 - isinstance(made[0], list)
-        if len(out) == len(latent) and all(
-            a == b for i, (a, b) in enumerate(zip(out, latent, strict=True)) if i != channels
-        ):
-            return ""
-        return f"its output {tuple(out)} is not laid out as its latent {tuple(latent)}"
-
-    @property
-    def ratio(self) -> Fraction:
-        """Numbers in the output for one in the latent."""
-        made, taken = tensors(self.trace.output[0]), tensors(self.trace.given[self.latent])
-        return Fraction(sum(t.numel() for t in made), sum(t.numel() for t in taken))
-
-
-def _alike(output: torch.Tensor, value: Any) -> bool:
-    """Whether an argument is laid out as an output."""
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == output.shape
-
-
-def _only(names: Iterable[str]) -> str:
-    """The only name; "" where there are none or several."""
-    found = list(names)
-    return found[0] if len(found) == 1 else ""
-
-
-def _tensors_of(denoiser: nn.Module) -> list[torch.Tensor | None]:
-    return [t for module in denoiser.modules() for t in (*module._parameters.values(), *module._buffers.values())]
-
-
-def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    return [change(one) for one in value] if isinstance(value, list) else change(value)
-
-
 def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
     """Raises `Unproven` where the class has no blocks that could be answered."""
     denoiser, trace = probe.denoiser, probe.trace
@@ -238,21 +129,12 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
     except Unproven as error:
         lacks |= {MODULES: str(error), TOKENS: str(error)}
     whole = _whole(cls, takes, probe.latent, probe.time, "", probe)
-    modulation = whole.modulation
-    try:
-        modulation = modulated_input(denoiser, trace, probe.later(), blocks, modules)
-    except Unproven as error:
-        lacks[MODULATION] = str(error)
-    grid, other = whole.grid, probe.other_sizes()
-    try:
-        grid = token_grid(denoiser, trace, other, blocks, probe.latent)
-    except Unproven as error:
-        lacks[GRID] = str(error)
-    along: Mapping[str, Along] = {}
-    try:
-        along = along_tokens(trace, other, blocks)
-    except Unproven as error:
-        lacks[ALONG] = str(error)
+    other = probe.other_sizes()
+    modulation = _proven(
+        lacks, MODULATION, whole.modulation, lambda: modulated_input(denoiser, trace, probe.later(), blocks, modules)
+    )
+    grid = _proven(lacks, GRID, whole.grid, lambda: token_grid(denoiser, trace, other, blocks, probe.latent))
+    along: Mapping[str, Along] = _proven(lacks, ALONG, {}, lambda: along_tokens(trace, other, blocks))
     first = main[0].calls[0]
     width = first.given[blocks.ports_at(first.path).takes[blocks.output]].shape[-1]
     return _changed(
@@ -275,8 +157,17 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
         grid=grid,
         along=along,
         lacks={**whole.lacks, **lacks},
-        how={**whole.how, **_how(blocks, lacks)},
+        how={**whole.how, **_how(blocks), **({} if GRID in lacks else {GRID: str(grid)})},
     )
+
+
+def _proven(lacks: dict[str, str], name: str, otherwise: Any, derive: Callable[[], Any]) -> Any:
+    """What is derived; or the other value, and the reason noted among what the class lacks."""
+    try:
+        return derive()
+    except Unproven as error:
+        lacks[name] = str(error)
+        return otherwise
 
 
 def _changed(wiring: Wiring, **fields: Any) -> Wiring:
@@ -300,7 +191,7 @@ def _width_from(block: str, denoiser: nn.Module, width: int) -> str:
     return next((path for path in fitting if "attn" in path), fitting[0] if fitting else "")
 
 
-def _how(blocks: Blocks, lacks: Mapping[str, str]) -> dict[str, str]:
+def _how(blocks: Blocks) -> dict[str, str]:
     paths = ", ".join(f"{one.path} ({len(one.calls)} in the small model)" for one in blocks.lists)
     return {
         "block_lists": f"{paths}: module lists whose members took and returned tokens, in the order they ran",
