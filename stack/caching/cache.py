@@ -264,7 +264,7 @@ class Cache:
             controller,
             target,
             install,
-            NoGradients(target.journal),  # outermost: nothing that anybody keeps holds a graph
+            NoGradients(target.denoiser),  # outermost: nothing that anybody keeps holds a graph
             guard,  # judges what the caller would get, and has it made again by all that follow
         )
         install.on_rollback(controller.reset)

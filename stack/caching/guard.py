@@ -13,13 +13,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..core import readback
+from ..core.no_gradient import NoGradient
 from ..core.readback import Readback
 from ..runtime.call import DenoiserCall, Proceed
 from ..runtime.report import Journal
 from ..runtime.step import FULL, StepContext
 from ..runtime.step_clock import Clock
+from ..runtime.values import flat
 from .latent import tokens_of
 from .measurements import Measurements
 from .predictor import Predictor, weights
@@ -30,28 +33,38 @@ FURTHEST = 10.0
 SATURATED = 10.0  # times the last full step's norm
 CONSTANT = 1e-2  # of the last full step's spread over the tokens; rounding in float32 is 3e-4 of the norm
 NO_NUMBER, LARGE, FLAT = "NaN or infinity", "saturated", "constant over the tokens"
-LOST = "called with a latent that wants gradients: under a cache outputs have none; undo() the cache to have them"
+NO_GRADIENT = "outputs under a cache have no gradient: undo() the stack before training"
 
 Norms = list[tuple[Predictor | None, torch.Tensor]]  # (k,) each
 
 
 class NoGradients:
-    """Calls the denoiser without gradients, whatever the caller's mode, and says so where they were asked for.
+    """Calls the denoiser without gradients, whatever the mode; what wants them is refused in its backward pass.
 
     With them every kept feature would hold the graph of its step, and a cached step would return a forecast's
-    gradients.
+    gradients. Wanted they are where an argument requires them, or the parameters of a model in training mode do.
     """
 
-    def __init__(self, journal: Journal):
-        self._journal = journal
+    def __init__(self, denoiser: nn.Module):
+        self._denoiser = denoiser
 
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:
         if not torch.is_grad_enabled():
             return proceed(call)
-        if call.latent.requires_grad:
-            self._journal.warn(LOST)
+        wanted = self._wanted(call)
         with torch.no_grad():
-            return proceed(call)
+            result = proceed(call)
+            if wanted is None:
+                return result
+            made = call.made(result)
+        return call.answer(NoGradient.apply(made, wanted, NO_GRADIENT))
+
+    def _wanted(self, call: DenoiserCall) -> torch.Tensor | None:
+        """A tensor that requires gradients, or None."""
+        asked = flat(call.given.values())
+        if self._denoiser.training:
+            asked += self._denoiser.parameters()
+        return next((one for one in asked if isinstance(one, torch.Tensor) and one.requires_grad), None)
 
 
 @dataclass

@@ -228,12 +228,20 @@ def test_nothing_that_is_kept_holds_a_graph(method: str) -> None:
     assert torch.equal(*drawn) and before.requires_grad
 
 
-def test_gradients_that_are_asked_for_are_said_to_be_missing() -> None:
-    with Stack(tiny_denoiser(), steps=STEPS).cache("svd") as stack:
-        given = inputs()
-        given["hidden_states"].requires_grad_()
-        assert not stack.denoiser(**given).sample.requires_grad
-        assert any("under a cache outputs have none" in line for line in stack.report().warnings)
+@pytest.mark.parametrize("asks", ["hidden_states", "encoder_hidden_states", "controlnet_block_samples", "training"])
+def test_gradients_that_are_asked_for_are_refused_and_not_silently_zero(asks: str) -> None:
+    given, weight = inputs(), torch.ones(1, requires_grad=True)
+    if asks == "controlnet_block_samples":
+        given[asks] = [torch.zeros(1, 64, 128, requires_grad=True)]
+    elif asks != "training":
+        given[asks].requires_grad_()
+    with Stack(tiny_denoiser().train(asks == "training"), steps=STEPS).cache("svd") as stack:
+        sample = stack.denoiser(**given).sample
+        with torch.no_grad():
+            assert torch.equal(sample, stack.denoiser(**given).sample)
+        with pytest.raises(StackError, match="under a cache have no gradient"):
+            (sample.sum() * weight).backward()
+    assert stack.denoiser(**given).sample.requires_grad
 
 
 def test_a_bare_denoiser_caches_by_noise_level() -> None:

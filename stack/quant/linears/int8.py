@@ -10,6 +10,7 @@ from torch import nn
 
 from ...core.errors import StackError
 from ...core.facts import machine_of
+from ...core.no_gradient import NoGradient
 from ..kernels.product import PLAIN, Kernel, Packed, kernel_for, pack, product, unpack
 from ..kernels.rows import quantize_weight
 from ..kernels.shared import SharedRows
@@ -98,7 +99,7 @@ class Int8Linear(nn.Module):
         # A compiler would trace the backward pass ahead of time and meet the error.
         if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and input.requires_grad):
             return out
-        return _NoGradient.apply(out, input)
+        return NoGradient.apply(out, input, "an int8 linear has no gradient: undo() the stack before training")
 
     def _compute(self, x: torch.Tensor) -> torch.Tensor:
         shape = (*x.shape[:-1], self.out_features)
@@ -118,18 +119,6 @@ class Int8Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, kernel={self.kernel}"
-
-
-class _NoGradient(torch.autograd.Function):
-    """Passes a value on, and refuses to give it a gradient: rounding has none, and a silent zero would be wrong."""
-
-    @staticmethod
-    def forward(ctx: object, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return out
-
-    @staticmethod
-    def backward(ctx: object, *gradients: torch.Tensor) -> None:
-        raise StackError("an int8 linear has no gradient: undo() the stack before training")
 
 
 def convert_group(linears: Sequence[nn.Linear], kernel: Kernel) -> list[Int8Linear]:
