@@ -10,7 +10,7 @@ import yaml
 from stack.reference.captions import captions
 
 from ..conftest import tiny_pipe
-from .blocks import ROOT, Block, blocks, pages
+from .blocks import ROOT, Block, blocks, commands, pages
 
 
 @pytest.mark.slow
@@ -28,6 +28,21 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyt
             # Compiling takes a minute and is tested elsewhere: here it is asked for, and the blocks run as they are.
             with torch._dynamo.config.patch(disable=True):
                 block.run(namespace)
+    for command in commands(page):
+        command.run()
+
+
+def test_a_block_prints_what_its_page_says(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    code = "from stack import StackError\nprint('one')\nprint('two, 2.5 s')\nraise StackError('no')\n"
+    page.write_text(f"```python\n{code}```\n\n```text\none\ntwo, ... s\nStackError: no\n```\n")
+    blocks(page)[0].run({})
+    page.write_text(f"```python\n{code}```\n\n```text\ntwo, ... s\none\nStackError: no\n```\n")
+    with pytest.raises(AssertionError, match="does not print 'one'"):
+        blocks(page)[0].run({})
+    page.write_text("```console\n$ ditstack adapters --names\n$ ditstack --version\nditstack ...\n```\n")
+    assert [(c.arguments, c.printed) for c in commands(page)] == [("adapters --names", ""), ("--version", "ditstack ...\n")]
+    commands(page)[1].run()
 
 
 def test_few_blocks_are_not_run_and_each_says_why() -> None:
