@@ -21,7 +21,11 @@ BLOCK_RANGES = ("output", "residual")
 
 @dataclass(frozen=True)
 class _ThresholdPolicy(GatePolicy):
-    """A gate with one threshold."""
+    """A gate with one threshold.
+
+    Attributes:
+        threshold: of what it looks at; a step below it is skipped.
+    """
 
     threshold: NotNegative = 0.0
 
@@ -36,7 +40,11 @@ class _ThresholdPolicy(GatePolicy):
 @register_gate
 @dataclass(frozen=True)
 class PrefixPolicy(_ThresholdPolicy):
-    """By what the front blocks add, see `PrefixGate`; `longest` cached steps in a row, 0 is no limit."""
+    """By what the front blocks add, see `PrefixGate`.
+
+    Attributes:
+        longest: cached steps in a row; 0 is no limit.
+    """
 
     name: ClassVar[str] = "prefix"
     looks_at: ClassVar[str] = "how far what the front blocks add has changed since the last full step"
@@ -52,7 +60,11 @@ class PrefixPolicy(_ThresholdPolicy):
 @register_gate
 @dataclass(frozen=True)
 class PolynomialPolicy(_ThresholdPolicy):
-    """By a polynomial of the change of the modulated input, see `PolynomialGate`."""
+    """By a polynomial of the change of the modulated input, see `PolynomialGate`.
+
+    Attributes:
+        coefficients: of the polynomial, highest power first, from `Stack.fit_gate`; none sums the bare change.
+    """
 
     name: ClassVar[str] = "polynomial"
     looks_at: ClassVar[str] = "the changes of the first block's modulated input, summed since the last full step"
@@ -80,7 +92,13 @@ class PolynomialPolicy(_ThresholdPolicy):
 @register_gate
 @dataclass(frozen=True)
 class MagnitudePolicy(_ThresholdPolicy):
-    """By measured ratios of the residual's norm, see `MagnitudeGate`."""
+    """By measured ratios of the residual's norm, see `MagnitudeGate`.
+
+    Attributes:
+        longest: cached steps in a row; 0 is no limit.
+        retention: share of the steps, at the start, that always run.
+        ratios: of the norm of what the blocks add to that of the step before, for each step, from `Stack.fit_gate`.
+    """
 
     name: ClassVar[str] = "magnitude"
     looks_at: ClassVar[str] = "measured ratios of what the blocks add from step to step"
@@ -109,7 +127,11 @@ class MagnitudePolicy(_ThresholdPolicy):
 @register_gate
 @dataclass(frozen=True)
 class SumPolicy(_ThresholdPolicy):
-    """By the sum of the changes that the site measures, see `SumGate`."""
+    """By the sum of the changes that the site measures, see `SumGate`.
+
+    Attributes:
+        longest: cached steps in a row; 0 is no limit.
+    """
 
     name: ClassVar[str] = "sum"
     looks_at: ClassVar[str] = "the changes that are measured on every step, summed since the last full one"

@@ -100,7 +100,8 @@ def blocks(page: Path) -> list[Block]:
 def commands(page: Path) -> list[Command]:
     """The command lines of a page that begin with `$ ditstack`, in their order."""
     consoles = [found["text"] for found in CONSOLE.finditer(page.read_text())]
-    return [Command(page, found["arguments"], found["printed"]) for text in consoles for found in COMMAND.finditer(text)]
+    found = [command for text in consoles for command in COMMAND.finditer(text)]
+    return [Command(page, command["arguments"], command["printed"]) for command in found]
 
 
 def _line(text: str, place: int) -> int:

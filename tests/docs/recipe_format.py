@@ -1,4 +1,4 @@
-"""The tables of docs/recipe-format.md, from the dataclasses that take the keys: `python -m tests.docs.recipe_format`."""
+"""The tables of docs/recipe-format.md, from the dataclasses behind the keys: `python -m tests.docs.recipe_format`."""
 
 from __future__ import annotations
 
@@ -42,13 +42,15 @@ def table(title: str, kind: type[Any]) -> list[str]:
 def _default(field: Any) -> str:
     if field.default is MISSING:
         return "required"
-    return "none" if field.default in (None, "", ()) else f"`{field.default}`".replace("True", "true").replace("False", "false")
+    shown = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    return "none" if field.default in (None, "", ()) else f"`{shown}`"
 
 
 def keys() -> str:
     """All tables."""
     stages = [line for stage, kind in PASSES.items() if stage != "cache" for line in table(f"### [{stage}]", kind)]
-    parts: list[tuple[str, type[Any]]] = [("any cache", Policy), ("its schedule", SchedulePolicy), ("its forecast", Forecast)]
+    parts: list[tuple[str, type[Any]]]
+    parts = [("any cache", Policy), ("its schedule", SchedulePolicy), ("its forecast", Forecast)]
     for word, kinds in (("split", SPLITS), ("site", SITES), ("gate", GATES)):
         parts += [(f'{word} = "{name}"', kind) for name, kind in kinds.items()]
     cache = [line for title, kind in parts for line in table(f"#### {title}", kind)]

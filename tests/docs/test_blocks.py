@@ -11,6 +11,7 @@ from stack.reference.captions import captions
 
 from ..conftest import tiny_pipe
 from .blocks import ROOT, Block, blocks, commands, pages
+from .recipe_format import PAGE, written
 
 
 @pytest.mark.slow
@@ -20,7 +21,7 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     texts = captions(5, seed=0)
-    namespace: dict[str, object] = {"__name__": "page"}
+    namespace: dict[str, object] = {"__name__": "__main__"}
     exec("from stack import Stack", namespace)
     for block in blocks(page):
         namespace |= {"pipe": tiny_pipe(), "prompts": texts[:3], "held_out": texts[3:]}
@@ -41,8 +42,9 @@ def test_a_block_prints_what_its_page_says(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="does not print 'one'"):
         blocks(page)[0].run({})
     page.write_text("```console\n$ ditstack adapters --names\n$ ditstack --version\nditstack ...\n```\n")
-    assert [(c.arguments, c.printed) for c in commands(page)] == [("adapters --names", ""), ("--version", "ditstack ...\n")]
-    commands(page)[1].run()
+    first, second = commands(page)
+    assert (first.arguments, first.printed, second.printed) == ("adapters --names", "", "ditstack ...\n")
+    second.run()
 
 
 def test_few_blocks_are_not_run_and_each_says_why() -> None:
@@ -52,6 +54,7 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
         ("README.md", "needs the weights of FLUX.1-dev"),
         ("docs/adapters.md", "needs the weights of flux-turbo-alpha"),
         ("docs/living.md", "needs several GPUs"),
+        ("docs/my-model.md", "needs the weights of Qwen-Image"),
         ("docs/sparse.md", "needs more tokens than the model of these tests has"),
     }
 
@@ -66,6 +69,10 @@ def test_a_block_that_fails_names_its_page_and_line(tmp_path: Path) -> None:
         third.run({})
     assert (raised.traceback[-1].path, raised.traceback[-1].lineno + 1) == (page, 14)
     assert third == Block(page, 13, "\n1 / 0\n", "")
+
+
+def test_the_recipe_format_has_every_key() -> None:
+    assert PAGE.read_text() == written(PAGE.read_text()), "write it anew: python -m tests.docs.recipe_format"
 
 
 def test_every_page_is_in_the_navigation() -> None:
