@@ -46,7 +46,8 @@ class Block:
         out = StringIO()
         try:
             with redirect_stdout(out):
-                exec(compile("\n" * (self.line - 1) + self.code, str(self.page), "exec"), namespace)
+                code = compile("\n" * (self.line - 1) + self.code, str(self.page), "exec", dont_inherit=True)
+                exec(code, namespace)
         except StackError as error:
             if "StackError: " not in self.printed:
                 raise
