@@ -24,7 +24,7 @@ def models(
 
     if name is None:
         return _list(json, [{"name": name, "description": words} for name, words in MODELS.items()])
-    from ..models.shown import shown
+    from ..models.wiring_words import shown
 
     text = shown(name)
     told_as(json, lambda: {"name": name, "lines": text.split("\n")}, lambda: text)

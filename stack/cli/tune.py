@@ -91,7 +91,7 @@ def tune(
     _check(limits, budget, trials)
     texts = texts_of(prompt, prompts_file, prompts) or own_prompts(model, prompts or OWN_PROMPTS)
     model, pipe, size = loaded("tune", model, device, size, lora)
-    from ..tuning.told import record, save, verdict
+    from ..tuning.results import record, save, verdict
     from ..tuning.tune import tune as search
 
     with claimed(out, "--out"):
@@ -109,7 +109,7 @@ def tune(
 def _show(found: Tuned, written: Sequence[Path], text: str) -> None:
     """Print the text for scripts, or the table and where everything is."""
     from ..comparison.console import console
-    from ..tuning.told import print_front
+    from ..tuning.results import print_front
 
     if text:
         return typer.echo(text)

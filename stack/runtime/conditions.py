@@ -100,7 +100,7 @@ class WeightsWatch:
     Objects, addresses and versions are compared, in 0.2 ms for a model of 1,200 tensors. Nothing is read from the
     device, and no content: state never outlives its request, so only a change in mid-request matters, and one that
     puts back what was there merely costs a full step. Not seen: an edit in mid-request that torch does not count
-    (through `.data`, or of an inference tensor), unless a method of diffusers made it (`stack.runtime.later`).
+    (through `.data`, or of an inference tensor), unless a method of diffusers made it (`stack.runtime.refused`).
 
     Offloading hooks exchange the tensors of their modules between steps. There only shapes, dtypes and versions are
     compared. Scales and switches of peft's adapters are numbers, not tensors: they are compared as they are.

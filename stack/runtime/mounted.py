@@ -12,8 +12,8 @@ from ..core.errors import StackError
 from ..core.installer import Installer
 from ..core.plan import Planned
 from .hook import hook_denoiser
-from .later import refuse_later
 from .layers import Layers
+from .refused import refuse_later
 from .target import Target
 
 # The stack on every model. A model's hook keeps its target alive, and the target its stack, while it is applied.

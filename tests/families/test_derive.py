@@ -14,9 +14,9 @@ from stack import Stack, StackError
 from stack.caching.latent import turned
 from stack.models.derive.derive import derived
 from stack.models.estimates import Estimate
-from stack.models.shown import shown
 from stack.models.small import Sizes, small
 from stack.models.wiring import FAMILIES, wiring_of
+from stack.models.wiring_words import shown
 from stack.runtime.call import DenoiserCall
 
 from .classes import CLASSES, LACKS, LEVELS, REFUSED, made, wired

@@ -11,7 +11,7 @@ import torch
 
 from stack import Stack, StackError
 from stack.recipe import load_recipe
-from stack.tuning.told import COLUMNS, lines, named, save, verdict
+from stack.tuning.results import COLUMNS, lines, named, save, verdict
 from stack.tuning.tryout import Tryout
 from stack.tuning.tune import Tuned, tune
 
