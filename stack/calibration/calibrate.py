@@ -27,13 +27,13 @@ def calibrate(
     prompts: Sequence[Any],
     held_out: Sequence[Any],
     goal: Goal,
-    seed: int = 0,
-    budget: SearchBudget | None = None,
+    seed: int,
+    budget: SearchBudget,
     progress: bool = True,
     theory: bool = True,
     call: Call | None = None,
     learn: str | None = None,
-) -> tuple[Cache, Calibration]:
+) -> Calibration:
     """Search a schedule, or a threshold, for the cache of a stack with a pipeline; leaves the stack with the best on.
 
     The prompts' uncached runs are recorded once. For a cache with a schedule, full steps are proposed from them
@@ -53,7 +53,6 @@ def calibrate(
         StackError: no cache in the stack, no pipeline, fewer than two prompts, a goal that cannot be reached, or a
             budget that is too small to begin with. The stack is then as it was.
     """
-    budget = budget or SearchBudget(60, 60.0)
     steps = stack.plan.facts_after.steps
     cache = next((p for p in stack.passes if isinstance(p, Cache)), None)
     refuse(stack, cache, prompts, held_out)
@@ -81,7 +80,7 @@ def calibrate(
     found = _outcome(run, budget, best, choice, held, steps, len(prompts) + len(held_out))
     if budget.interrupted:
         warnings.warn(f"interrupted, the best so far is kept: {found}", stacklevel=4)
-    return best, found
+    return found
 
 
 def _outcome(

@@ -74,7 +74,7 @@ def calibrate(
     checked(Seed, seed, "seed")
     with stack.lock:
         goal, spend = Goal(full_steps, psnr, seconds), SearchBudget(trials, budget)
-        return search_cache(stack, searched, held, goal, seed, spend, progress, theory, call, learn)[1]
+        return search_cache(stack, searched, held, goal, seed, spend, progress, theory, call, learn)
 
 
 def noise_floor(

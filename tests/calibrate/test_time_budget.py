@@ -49,7 +49,7 @@ class Clock:
 
 def calibrated(stack: Stack, clock: Clock, seconds: float, trials: int = 12, goal: Goal | None = None) -> Calibration:
     budget = SearchBudget(trials, seconds, clock)
-    return calibrate(stack, PROMPTS, HELD, goal or Goal(), 0, budget, progress=False)[1]
+    return calibrate(stack, PROMPTS, HELD, goal or Goal(), 0, budget, progress=False)
 
 
 def cache_of(stack: Stack) -> Cache:
