@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..compat import preexisting
-from ..compat.rules.state import UNNAMED_BRANCHES
 from ..core.errors import StackError, choose
 from ..core.facts import Facts
 from ..core.installer import Installer
@@ -17,9 +16,7 @@ from ..core.passes import Applied, Finding, Pass
 from ..core.progress import counted
 from ..core.validate import NotNegative, checked
 from ..models.parallel import ranks_of
-from ..models.sampler import LinearSampler, planned_sampler
 from ..runtime.call import Interceptor
-from ..runtime.step import FULL
 from ..runtime.target import Target
 from .aside import SKIPS, StepsAside
 from .bases import load_bases
@@ -32,6 +29,7 @@ from .controller import CacheController
 from .corrector import Corrector
 from .describe import described, noise_words
 from .fastcache.maps import load_maps
+from .figures import figures_of
 from .fitted import Fitted
 from .gate_policies import BudgetPolicy, DraftPolicy
 from .guard import NoGradients, OutputGuard
@@ -253,7 +251,7 @@ class Cache:
         self, controller: CacheController, target: Target, learned: Corrections | None = None
     ) -> tuple[Interceptor, ...]:
         """What lets full steps put right what this controller's forecasts left, if the policy says so."""
-        return (Corrector(controller, _sampler_of(target), learned=learned),) if self.policy.corrected else ()
+        return (Corrector(controller, target.sampler(), learned=learned),) if self.policy.corrected else ()
 
     def apply(self, target: Target, install: Installer) -> Applied:
         controller = self.controller(target)
@@ -277,48 +275,10 @@ class Cache:
         noise = noise_words(self.policy, target.now)
         return Applied(
             summary=f"{self.method}: {counted(places, 'part')} of the model skipped on cached steps{noise}",
-            report=_reporter(self.policy, controller, constants, guard, target),
+            report=figures_of(self.policy, controller, constants, guard, target),
             reset=reset,
             details={"controller": controller},
         )
-
-
-def _sampler_of(target: Target) -> Callable[[], LinearSampler]:
-    """The sampler of the current request."""
-    return planned_sampler(target.pipe, lambda: target.clock.sigma_schedule)
-
-
-def _none_cached(p: Policy, target: Target) -> str:
-    """Why no step of the last pipeline call was cached."""
-    contexts = target.contexts
-    said = f"0 of {len(contexts)} steps cached"
-    if not all(context.known for context in contexts):
-        return f"{said}: it is not known which steps they were"
-    if len(contexts) > 1 and len({context.request for context in contexts}) == len(contexts):
-        return UNNAMED_BRANCHES.annotate(f"{said}: none of them went on from the one before")
-    if contexts[-1].steps == 1:
-        return f"{said}: a single step has none to go on from"
-    return f"{said}: {'the schedule runs all of them in full' if p.scheduled else 'the gate let none pass'}"
-
-
-def _reporter(
-    p: Policy, controller: CacheController, constants: Constants, guard: OutputGuard, target: Target
-) -> Callable[[], dict[str, Any]]:
-    def report() -> dict[str, Any]:
-        guard.settle(wait=True)
-        kinds = [entry.kind for entry in target.journal.entries if entry.context.part == target.part]
-        cached = len(kinds) - kinds.count(FULL)
-        if kinds and not cached:
-            target.journal.warn(_none_cached(p, target))
-        figures: dict[str, Any] = {"bytes": controller.bytes, "host_bytes": controller.host_bytes}
-        figures |= {"table_bytes": constants.bytes, "cached_steps": cached, "dropped": controller.dropped}
-        figures |= controller.figures | controller.estimates
-        if isinstance(gate := p.gate, BudgetPolicy):
-            fit = {"below_error": gate.below_error, "fitted_error": gate.measured_error}
-            figures |= {"allowed_error": gate.threshold, **fit}
-        return figures | {"rolled_back": controller.rolled_back, "recomputed": guard.recomputed + controller.refused}
-
-    return report
 
 
 def within(new: Pass, max_error: float) -> Pass:

@@ -89,8 +89,8 @@ def fitted_budget(
     return cache.changed(**figures, calibrated_for=under)
 
 
-def error_to_come(errors: Sequence[float], kept: float = KEPT) -> float:
-    """The error that this share of further prompts keeps below, at least `MARGIN` times the largest seen. Pure.
+def error_to_come(errors: Sequence[float]) -> float:
+    """The error that a share `KEPT` of further prompts keeps below, at least `MARGIN` times the largest seen. Pure.
 
     Logarithms of errors are taken for normal, with mean m and spread s of n samples: the limit for one more is
     m + t s sqrt(1 + 1/n), t being Student's quantile with n - 1 degrees of freedom. 0 where an error is 0.
@@ -102,7 +102,7 @@ def error_to_come(errors: Sequence[float], kept: float = KEPT) -> float:
         return seen
     logarithms = [math.log(error) for error in errors]
     spread = stdev(logarithms) * math.sqrt(1 + 1 / len(errors))
-    return max(seen, math.exp(mean(logarithms) + float(stdtrit(len(errors) - 1, kept)) * spread))
+    return max(seen, math.exp(mean(logarithms) + float(stdtrit(len(errors) - 1, KEPT)) * spread))
 
 
 def on_the_edge(worst_at: Callable[[float], float], rounds: int = ROUNDS) -> Round:

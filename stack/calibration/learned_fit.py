@@ -21,7 +21,6 @@ from ..compat.subspace import rank_by_energy
 from ..core.errors import StackError
 from ..core.installer import Installer
 from ..core.passes import Applied
-from ..models.sampler import planned_sampler
 from ..runtime.call import DenoiserCall
 from ..runtime.stack_like import StackLike
 from ..runtime.step import StepContext
@@ -43,7 +42,7 @@ class Estimates:
     def put_on(self, target: Target, install: Installer) -> None:
         """Write down every call's, as it is."""
         try:
-            sampler = planned_sampler(target.pipe, lambda: target.clock.sigma_schedule)
+            sampler = target.sampler()
         except StackError:  # no estimate can be read off such a sampler's steps
             return
 
@@ -112,13 +111,13 @@ def fitted(parts: Sequence[torch.Tensor], target: torch.Tensor, ridge: float) ->
     return solution.float()
 
 
-def subspace(truth: Mapping[str, Mapping[int, torch.Tensor]], energy: float = ENERGY) -> torch.Tensor:
+def subspace(truth: Mapping[str, Mapping[int, torch.Tensor]]) -> torch.Tensor:
     """The leading directions (C, r) of the channels of all estimates, found as SVD-Cache's."""
     gram = sum(
         torch.einsum("bnc,bnd->cd", x0.double(), x0.double()) for calls in truth.values() for x0 in calls.values()
     )
     values, vectors = torch.linalg.eigh(gram)
-    return vectors.flip(1)[:, : rank_by_energy(values.flip(0), energy)].float().contiguous()
+    return vectors.flip(1)[:, : rank_by_energy(values.flip(0), ENERGY)].float().contiguous()
 
 
 def learn(

@@ -10,7 +10,6 @@ import torch
 from ..caching.fastcache.linear_map import GramSums, LinearMap
 from ..caching.fastcache.maps import APPROXIMATIONS, WHOLE, LinearMaps
 from ..compat.calibrated_for import conditions
-from ..core.errors import StackError
 from ..core.progress import ProgressLine
 from ..models.ports import Streams
 from ..runtime.pipeline_calls import PipelineCalls
@@ -119,13 +118,7 @@ def fit(
     calls: PipelineCalls,
     bar: ProgressLine,
 ) -> LinearMaps:
-    """Maps of a stack whose cache pass this replaces; the caller puts the cache back.
-
-    Raises:
-        StackError: no prompts.
-    """
-    if not prompts:
-        raise StackError("expected at least 1 prompt to fit the maps on, got none")
+    """Maps of a stack whose cache pass this replaces; the caller puts the cache back."""
     facts, stream = stack.facts, stack.wiring.output_stream
     sums = Sums(facts.blocks, stream)
     _watched(stack, sums.see, calls, prompts, seed, bar, "summing up prompt")

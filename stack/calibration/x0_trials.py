@@ -12,7 +12,6 @@ from ..caching.candidate import Candidate
 from ..caching.latent import output_of, tokens_of, x0_of
 from ..core.installer import Installer
 from ..core.passes import Applied
-from ..models.sampler import planned_sampler
 from ..runtime.call import DenoiserCall
 from ..runtime.step import StepContext
 from ..runtime.target import Target
@@ -30,7 +29,7 @@ def x0_recorder(trajectory: Trajectory, reused: tuple[int, ...] = ()) -> Observe
     last: dict[str, torch.Tensor] = {}
 
     def put_on(target: Target, install: Installer) -> None:
-        sampler = planned_sampler(target.pipe, lambda: target.clock.sigma_schedule)
+        sampler = target.sampler()
 
         def visit(call: DenoiserCall, run: Run, context: StepContext) -> Any:
             estimate, x = sampler().estimates[context.step], call.latent.float()

@@ -11,6 +11,7 @@ from ..core.ranks import ALONE, Ranks
 
 EXACT_WIDTH = 1024  # up to this width the Gram matrix's full eigendecomposition is cheap enough (about 0.1 s)
 SKETCH = EXACT_WIDTH // 8  # vectors beyond that width
+ITERATIONS = 2  # of the subspace behind the first
 
 
 def rank_by_energy(eigenvalues: torch.Tensor, energy: float) -> int:
@@ -84,16 +85,14 @@ def principal_basis(feature: torch.Tensor, energy: float, noise: float = 0.0, pr
     return basis.to(feature.dtype)
 
 
-def _range_finder(
-    rows: torch.Tensor, rank: int, processes: Ranks, iterations: int = 2
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _range_finder(rows: torch.Tensor, rank: int, processes: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
     """Leading right singular vectors (B, D, rank) and values by subspace iteration (Halko et al. 2011, algorithm 4.4).
 
     Starts from its own random generator: the caller's random state is not touched.
     """
     generator = torch.Generator(device="cpu").manual_seed(0)
     start = torch.randn(rows.shape[-1], rank, generator=generator).to(rows.device).expand(len(rows), -1, -1)
-    for _ in range(iterations + 1):
+    for _ in range(ITERATIONS + 1):
         start, _ = torch.linalg.qr(processes.sum(rows.mT @ (rows @ start)))
     sketch = rows @ start
     if processes.alone:

@@ -32,17 +32,16 @@ def transformed_call(
     return given, notes
 
 
-def corrected(card: Card, given: Mapping[str, Any], known: Collection[str], steps: int = 0) -> TransformedCall:
+def corrected(card: Card, given: Mapping[str, Any], known: Collection[str]) -> TransformedCall:
     """A call that keeps to a card.
 
     Args:
         given: the caller's arguments, by name.
         known: names the pipeline's call takes.
-        steps: of the run, where the caller does not say; the card's by default.
     """
     call = TransformedCall(dict(given))
     if card.steps:
-        _steps(card, call, known, steps or card.steps)
+        _steps(card, call, known)
     _guidance(card, call, known)
     for name, value in card.call.items():
         if name in known:
@@ -50,12 +49,12 @@ def corrected(card: Card, given: Mapping[str, Any], known: Collection[str], step
     return call
 
 
-def _steps(card: Card, call: TransformedCall, known: Collection[str], steps: int) -> None:
+def _steps(card: Card, call: TransformedCall, known: Collection[str]) -> None:
     asked = call.arguments.get("num_inference_steps")
     if asked is not None and not card.least <= asked <= card.largest:
         call.contradict(CALL_STEPS, f"{asked} steps asked of {card.name}, {_range(card)}: {card.steps} are run")
         asked = card.steps
-    count = asked or steps
+    count = asked or card.steps
     call.arguments["num_inference_steps"] = count
     sigmas = list(card.sigmas(count))
     for name, factor in (("sigmas", 1), ("timesteps", TRAINED)):

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..core.facts import Facts
 from ..models.grid import RequestGrid
+from ..models.sampler import LinearSampler, planned_sampler
 from ..models.wiring import Wiring
 from .call import InterceptorChain
 from .conditions import ConditionsReader
@@ -88,6 +89,10 @@ class Target:
     def contexts(self) -> list[StepContext]:
         """Of this denoiser's calls in the last pipeline call."""
         return [entry.context for entry in self.journal.entries if entry.context.part == self.part]
+
+    def sampler(self) -> Callable[[], LinearSampler]:
+        """What gives the sampler of the current request, see `stack.models.sampler.planned_sampler`."""
+        return planned_sampler(self.pipe, lambda: self.clock.sigma_schedule)
 
     @contextmanager
     def one_page(self) -> Iterator[None]:

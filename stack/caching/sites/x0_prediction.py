@@ -18,7 +18,7 @@ from ...compat.rules.steps import SAMPLER_NOT_PLAIN
 from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
-from ...models.sampler import LinearSampler, planned_sampler
+from ...models.sampler import LinearSampler
 from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.step import NOTHING
@@ -53,7 +53,7 @@ class X0Site(Site):
         return SiteState(predicted=kept) if numbers else None
 
     def build(self, controller: CacheController, target: Target, policy: PolicyLike) -> Installs:
-        return X0Prediction(controller, planned_sampler(target.pipe, lambda: target.clock.sigma_schedule))
+        return X0Prediction(controller, target.sampler())
 
 
 class X0Prediction(BeforeBlocks):

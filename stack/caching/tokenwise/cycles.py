@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...core.errors import StackError, choose
+from ..schedules import Interval
 
 FULL_STEP, CONSERVATIVE, AGGRESSIVE = "F", "c", "a"
 
@@ -59,11 +60,7 @@ class Cycle:
     pace: str = "even"
 
     def __post_init__(self) -> None:
-        if self.interval < 1 or self.warmup < 1:
-            raise StackError(
-                f"interval and warmup must be at least 1, got interval={self.interval}, warmup={self.warmup}: "
-                "the first step has nothing to reuse"
-            )
+        Interval(self.interval, self.warmup)  # raises where either is too small
         if not self.between or set(self.between) - {CONSERVATIVE, AGGRESSIVE}:
             raise StackError(f"cycle must be made of c (conservative), a (aggressive), got {self.between!r}: try 'ca'")
         if self.pace not in PACES:

@@ -14,7 +14,7 @@ from ..ports import Ports, several, shape_only
 from .blocks import BlockList, Flow, joined_streams, ports_of, returned_streams, same_streams
 from .trace import Trace, answering, output_of, same, tensors
 
-TEXT, JOINT = "text", "joint"
+TEXT = "text"
 
 
 class Unproven(Exception):
