@@ -44,8 +44,16 @@ class Recipe:
         check_fields(self, f"recipe {self.file or self.name}")
 
     def passes(self, stages: Iterable[str] | None = None) -> list[Pass]:
-        """The passes, or those of some stages only."""
-        wanted = list(self.stages) if stages is None else list(stages)
+        """The passes, or those of some stages only.
+
+        Raises:
+            StackError: the recipe has no such stage.
+        """
+        given = self.stages if stages is None else stages
+        wanted = checked(tuple[str, ...], given if isinstance(given, str) else tuple(given), "stages")
+        for stage in wanted:
+            if stage not in self.stages:
+                raise choose(f"stage of recipe {self.file or self.name}", stage, list(self.stages))
         return [make_pass(s, self.stages[s], self.file or self.name, self.folder) for s in self.stages if s in wanted]
 
 

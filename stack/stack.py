@@ -74,6 +74,7 @@ class Stack:
     ):
         checked(RunSteps | None, steps, "steps")
         checked(float, shift, "shift")
+        checked(bool, strict, "strict")
         if not 0 <= checked(float, max_error, "max_error") < 1:
             raise StackError(f"max_error must be in [0, 1), got {max_error!r}: 0.05 allows 5 % of the final latents")
         denoiser = model if isinstance(model, nn.Module) else denoiser_of(model)
@@ -107,7 +108,7 @@ class Stack:
     ) -> Stack:
         """A stack of a recipe's passes (or of those of some stages only) over a model; nothing is applied yet."""
         recipe = recipe_of(recipe)
-        return cls(model, steps=steps or recipe.steps)._with(recipe.passes(stages))
+        return cls(model, steps=recipe.steps if steps is None else steps)._with(recipe.passes(stages))
 
     to_recipe = to_recipe
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,19 @@ def test_a_recipe_builds_its_stack_or_a_part_of_it() -> None:
         "quantize",
         "cache",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"stages": ["cach"]}, "unknown stage of recipe balanced 'cach': .* did you mean 'cache'"),
+        ({"stages": "cache"}, "stages: expected a list, each a text, got 'cache'"),
+        ({"steps": 0}, "steps: expected a whole number of at least 1"),
+    ],
+)
+def test_a_part_that_a_recipe_does_not_have_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(StackError, match=told):
+        Stack.from_recipe("balanced", tiny_pipe(), **options)
 
 
 @pytest.mark.parametrize(
