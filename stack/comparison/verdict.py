@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..measure.metrics import CAP_DB
 from ..measure.style import times
-from .record import decibels, visible
+from .record import visible
 from .rows import ALL
 
 # Two rows are as fast, or as near to the base, as each other within these: what timing on a quiet machine repeats to,
@@ -35,9 +36,9 @@ def margins(record: Figures) -> list[str]:
         if row["group"] != "all" or row["psnr_db"] is None or rival is None:
             continue
         margin = row["psnr_db"] - rival["psnr_db"]
-        side = "above" if margin >= 0 else "BELOW"
-        against = f"its better control, {rival['name']}"
-        lines.append(f"{row['name']} is {abs(margin):.1f} dB {side} {against}: {_point(row)}, {_point(rival)}")
+        place = f"{abs(margin):.1f} dB {'above' if margin >= 0 else 'BELOW'}"
+        place = "nearer to the base than" if row["psnr_db"] >= CAP_DB > rival["psnr_db"] else place
+        lines.append(f"{row['name']} is {place} its better control, {rival['name']}: {_point(row)}, {_point(rival)}")
     return lines
 
 
@@ -93,13 +94,14 @@ def _beside(record: Figures, row: Figures, what: str) -> str:
         return f"use the model as it is: {what} saves no time here ({_point(row)})"
     rival = best_control(record, row)
     if rival is None:
-        return f"{what} is {times(row['speedup'])} as fast as the base at {decibels(row['psnr_db'])} dB"
+        return f"{what} is {times(row['speedup'])} as fast as the base {_at(row)}"
     margin = row["psnr_db"] - rival["psnr_db"]
+    if margin < 0 and rival["psnr_db"] >= CAP_DB:
+        return f"use the model as it is: {what} saves less than the time of a step here ({_point(row)})"
     if margin <= SAME_DB:
         nearer = f"{-margin:.1f} dB nearer to the base than" if margin < -SAME_DB else "as near to the base as"
         return f"take fewer plain steps instead: {rival['steps']} steps take the same time and are {nearer} {what}"
-    point = f"{times(row['speedup'])} as fast as the base at {decibels(row['psnr_db'])} dB"
-    return f"{what} is {point}, {margin:.1f} dB above fewer plain steps in the same time"
+    return f"{what} is {times(row['speedup'])} as fast as the base {_at(row)}, {_above(row, rival)}"
 
 
 def _beaten(record: Figures, row: Figures) -> str:
@@ -111,18 +113,33 @@ def _beaten(record: Figures, row: Figures) -> str:
 
 
 def _of_several(record: Figures, whole: Sequence[Figures]) -> str:
-    best, margin = None, 0.0
+    best, beside, margin = None, None, 0.0
     for row in whole:
         rival = best_control(record, row)
         if rival and _worth_having(record, row) and row["psnr_db"] - rival["psnr_db"] >= margin:
-            best, margin = row, row["psnr_db"] - rival["psnr_db"]
-    if best is None:
+            best, beside, margin = row, rival, row["psnr_db"] - rival["psnr_db"]
+    if best is None or beside is None:
         return (
             f"take fewer plain steps instead: none of the {len(whole)} recipes is nearer to the base in the same time"
         )
-    above = f"{margin:.1f} dB above fewer plain steps in the same time, the most of {len(whole)} recipes"
-    return f"take {best['name']}: {_point(best)}, {above}" + _beaten(record, best)
+    above = _above(best, beside)
+    return f"take {best['name']}: {_point(best)}, {above}, the most of {len(whole)} recipes" + _beaten(record, best)
 
 
 def _point(row: Figures) -> str:
-    return f"{decibels(row['psnr_db'])} dB at {times(row['speedup'])}"
+    return f"{_quality(row)} at {times(row['speedup'])}"
+
+
+def _at(row: Figures) -> str:
+    return f"{'with' if row['psnr_db'] >= CAP_DB else 'at'} {_quality(row)}"
+
+
+def _quality(row: Figures) -> str:
+    return "identical pictures" if row["psnr_db"] >= CAP_DB else f"{row['psnr_db']:.1f} dB"
+
+
+def _above(row: Figures, rival: Figures) -> str:
+    """How much nearer to the base than its control a row is; identical pictures have no number of dB."""
+    if row["psnr_db"] >= CAP_DB:
+        return f"where fewer plain steps in the same time have {_quality(rival)}"
+    return f"{row['psnr_db'] - rival['psnr_db']:.1f} dB above fewer plain steps in the same time"

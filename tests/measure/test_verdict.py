@@ -50,6 +50,19 @@ CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
             "all", 33.0, name="fewer-steps-multistep")],
         "the stack is 3.00x as fast as the base at 36.0 dB, 3.0 dB above fewer plain steps in the same time",
     ),
+    "a stack that changes no picture": (
+        [row("all", 99.0, 1.5), row("all-quantize", 99.0, 1.2), WITHOUT_CACHE, control("all", 30.0)],
+        "the stack is 1.50x as fast as the base with identical pictures, "
+        "where fewer plain steps in the same time have 30.0 dB",
+    ),
+    "a stack that changes no picture and is no faster": (
+        [row("all", 99.0, 1.01)],
+        "use the model as it is: the stack saves no time here (identical pictures at 1.01x)",
+    ),
+    "a stack that saves less than a step": (
+        [row("all", 36.0, 1.3), row("all-quantize", 37.0, 1.1), control("all", 99.0, steps=2)],
+        "use the model as it is: the stack saves less than the time of a step here (36.0 dB at 1.30x)",
+    ),
     "a stack that loses to fewer steps": (
         [row("all", 36.0, 3.0), row("all-quantize", 37.0, 2.5), WITHOUT_CACHE, control("all", 38.1, steps=16)],
         "take fewer plain steps instead: 16 steps take the same time and are 2.1 dB nearer to the base than the stack",
