@@ -15,6 +15,7 @@ from .core.files import read_text
 from .core.validate import prompts_of, shown
 from .recipe import Recipe, as_toml, recipe_of
 from .runtime.call_arguments import Call, call_of
+from .runtime.pipeline_calls import pipeline_for
 from .stack import Stack
 
 MOST_PROMPTS, LONGEST_PROMPT = 1000, 10_000
@@ -87,7 +88,7 @@ def calibrate(
     Raises:
         StackError: see `Stack.calibrate`.
     """
-    pipe = model.pipe if isinstance(model, Stack) else model
+    pipe = pipeline_for("calibrate()", model.pipe if isinstance(model, Stack) else model)
     if recipe is None and not isinstance(model, Stack):
         raise StackError("calibrate() searches a recipe's settings: expected a recipe, or a Stack as its model")
     chosen = model.to_recipe() if recipe is None else recipe_of(recipe)

@@ -24,9 +24,11 @@ from stack import (
     load_recipe,
     recipe_toml,
     run,
+    tune,
 )
 
 from .conftest import PROMPT, picture
+from .pipelines.build import flux
 
 STEPS = 14
 
@@ -105,8 +107,20 @@ def test_compare_takes_a_stack_and_puts_it_back(pipe: Any) -> None:
     assert found.record["recipe"] == "stack" and found.record["steps"] == STEPS
     assert found.record["call"] == {"width": 16, "height": 16, "guidance_scale": 2.0}
     assert str(found).startswith(found.verdict) and json.loads(found.to_json())["verdict"] == found.verdict
-    with pytest.raises(StackError, match="expected a pipeline, or a Stack on one, got a bare denoiser"):
-        compare(Stack(pipe.transformer))
+
+
+@pytest.mark.parametrize("function", [compare, calibrate, tune])
+def test_what_draws_pictures_wants_a_pipeline(function: Any, pipe: Any) -> None:
+    given = {"prompts": [PROMPT] * 3}
+    with pytest.raises(StackError, match=r"\(\) draws pictures: expected a pipeline, got a bare denoiser$"):
+        function(pipe.transformer, "fast", **given)
+    with pytest.raises(StackError, match=r"expected a pipeline, got 'shapes-flux'; try load\('shapes-flux'\)$"):
+        function("shapes-flux", "fast", **given)
+
+
+def test_a_stack_without_passes_is_not_compared(pipe: Any) -> None:
+    with pytest.raises(StackError, match="stack has no passes: expected at least one to compare"):
+        compare(Stack(pipe, steps=STEPS), prompts=[PROMPT])
 
 
 def test_stacks_and_recipes_are_compared_side_by_side(pipe: Any) -> None:
@@ -125,6 +139,14 @@ def test_run_writes_what_the_stack_draws(pipe: Any, tmp_path: Path) -> None:
     assert [one.seed for one in made] == [3, 4] and made[0].as_dict()["report"]["full_steps"] == 4
     with pytest.raises(StackError, match="holds pictures of another run"):
         list(run(Stack(pipe, steps=5), [PROMPT], tmp_path / "out", seed=3))
+
+
+def test_what_a_pipeline_cannot_draw_is_one_line(tmp_path: Path) -> None:
+    tiny = flux(torch.float32)
+    size = {**tiny.given, "height": 1, "width": 1}  # no token is left: an index error deep inside
+    size.pop("output_type")
+    with pytest.raises(StackError, match=r"FluxPipeline refused 'a red ring': .* \(call= had height, width, "):
+        list(run(Stack(tiny.pipe, steps=2).cache("svd"), ["a red ring"], tmp_path / "out", call=size))
 
 
 def test_explain_is_text_and_data() -> None:

@@ -18,6 +18,7 @@ from ..models.denoiser import denoiser_of
 from ..reference.captions import known
 from ..reference.load import REFERENCES, load_reader
 from ..runtime.call_arguments import Call, call_of
+from ..runtime.pipeline_calls import pipeline_for
 from ..stack import Stack
 from .engine import Engine, PipelineEngine
 from .files import files_in, save_outcome
@@ -78,9 +79,7 @@ def compare(
         StackError: a recipe cannot work on this model, or `prompts` or `steps` is below what can be measured.
     """
     stack = model if isinstance(model, Stack) else None
-    pipe = model if stack is None else stack.pipe
-    if pipe is None:
-        raise StackError("compare() draws pictures: expected a pipeline, or a Stack on one, got a bare denoiser")
+    pipe = pipeline_for("compare()", model if stack is None else stack.pipe)
     question = asked(
         pipe, recipes if recipes is not None else stack, prompts, steps, seed, name,
         call_of(pipe, size, frames, guidance, negative_prompt, call), peers_here() if peers else [], pairs,

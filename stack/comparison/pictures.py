@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core.errors import StackError
-from ..core.files import claimed, reason, whole
-from ..core.validate import shown, some_prompts
+from ..core.files import claimed, whole
+from ..core.validate import some_prompts
 from ..runtime.call_arguments import Call, CallParameters
-from ..runtime.pipeline_calls import given_with
+from ..runtime.pipeline_calls import given_with, refusals
 from .kept import key_of
 
 if TYPE_CHECKING:
@@ -146,10 +146,6 @@ def drawn(stack: Stack, text: str, seed: int, call: Call | None = None) -> Any:
     """
     more = given_with(call, [text])
     generator = torch.Generator("cpu").manual_seed(seed)
-    try:
-        prompt = {CallParameters.of(stack.pipe).takes_prompts: text}
+    prompt = {CallParameters.of(stack.pipe).takes_prompts: text}
+    with refusals(stack.pipe, [text], more):
         return stack(**{**prompt, **more}, generator=generator, output_type="pil", return_dict=False)[0][0]
-    except (ValueError, TypeError) as error:
-        if isinstance(error, StackError):
-            raise
-        raise StackError(f"the pipeline refuses the prompt {shown(text)}: {reason(error)}") from None

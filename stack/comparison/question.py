@@ -95,6 +95,8 @@ def asked(
         tuple(chosen), call_words(call),
     )  # fmt: skip
     passes = {name: tuple(one.passes() if isinstance(one, Recipe) else one.passes) for name, one in chosen.items()}
+    if empty := [name for name, some in passes.items() if not some]:
+        raise StackError(f"{', '.join(empty)} has no passes: expected at least one to compare, such as cache('svd')")
     return Question(header, passes, texts, isinstance(prompts, int), call, peers, pairs, compile_base)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 
 from ..compat.rules.compilers import SPLIT_TOKENS
 from ..core.errors import StackError
+from ..core.files import reason
 from ..core.progress import ProgressLine
+from ..core.validate import shown
 from ..models.denoiser import all_denoisers
 from ..models.parallel import ranks_of
 from .call_arguments import PROMPT, STEPS, Call, CallParameters, named_arguments
@@ -99,17 +102,8 @@ class PipelineCalls:
             StackError: see `arguments`; or the pipeline refuses what it is given.
         """
         given = self.arguments(prompts, seed, steps, output)
-        try:
+        with refusals(self.pipe, prompts, self._more(list(prompts)) if self.more else {}):
             return _tensor(run(**given)[0])
-        except StackError:
-            raise
-        except (*REFUSALS, *OTHER_REFUSALS) as error:
-            if isinstance(error, torch.OutOfMemoryError) or not (isinstance(error, REFUSALS) or self.more):
-                raise
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            named = ", ".join(self._more(list(prompts))) or "nothing"
-            asked = ", ".join(map(repr, prompts))
-            raise StackError(f"{type(self.pipe).__name__} refused {asked}: {first} (call= had {named})") from error
 
     def per_prompt(
         self,
@@ -147,6 +141,39 @@ class PipelineCalls:
             if place == PROMPT and not isinstance(prompt, str):
                 raise StackError(f"prompts must be texts, got {prompt!r}")
         return prompts[0] if place == PROMPT and len(prompts) == 1 else list(prompts)
+
+
+def pipeline_for(asker: str, model: Any) -> Any:
+    """The pipeline that `asker`, the call of a function, is given to draw pictures with.
+
+    Raises:
+        StackError: it is none, such as a model's name or a bare denoiser.
+    """
+    from diffusers import DiffusionPipeline, ModularPipeline
+
+    if isinstance(model, (DiffusionPipeline, ModularPipeline)):
+        return model
+    got = "a bare denoiser" if isinstance(model, torch.nn.Module) or model is None else shown(model)
+    hint = f"; try load({shown(model)})" if isinstance(model, str) else ""
+    raise StackError(f"{asker} draws pictures: expected a pipeline, got {got}{hint}")
+
+
+@contextmanager
+def refusals(pipe: Any, prompts: Sequence[Any], more: Mapping[str, Any]) -> Iterator[None]:
+    """What a pipeline raises over these prompts and over `more`, the other arguments given with them, as one line.
+
+    Raises:
+        StackError: the pipeline refuses what it is given.
+    """
+    try:
+        yield
+    except StackError:
+        raise
+    except (*REFUSALS, *OTHER_REFUSALS) as error:
+        if isinstance(error, torch.OutOfMemoryError) or not (isinstance(error, REFUSALS) or more):
+            raise
+        asked, named = ", ".join(map(shown, prompts)), ", ".join(more) or "nothing"
+        raise StackError(f"{type(pipe).__name__} refused {asked}: {reason(error)} (call= had {named})") from error
 
 
 def given_with(call: Call | None, prompts: list[Any]) -> Mapping[str, Any]:

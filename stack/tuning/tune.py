@@ -14,6 +14,7 @@ from ..core.progress import ProgressLine
 from ..core.validate import prompts_of
 from ..recipe import Recipe, recipe_of
 from ..runtime.call_arguments import Call, call_of, own_steps
+from ..runtime.pipeline_calls import pipeline_for
 from .front import best, finalists, pareto
 from .limits import Limits
 from .space import FEWEST_STEPS, Space, Stages, space_of
@@ -105,6 +106,7 @@ def tune(
     Raises:
         StackError: too few prompts, nothing that could be tried on this model, or a study of something else.
     """
+    pipeline_for("tune()", model)
     limits = Limits(min_psnr, max_lpips, max_error, max_seconds, max_memory)
     search, held = held_apart(read_prompts(prompts) if isinstance(prompts, Path) else prompts_of(prompts))
     asked_for = call_of(model, size, frames, guidance, negative_prompt, call)
