@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,13 +41,30 @@ def read_prompts(path: Path) -> list[str]:
     return found
 
 
-def held_apart(prompts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+def texts_from(prompts: str | Path | Sequence[Any]) -> list[Any]:
+    """Prompts as they are given, or the lines of the file that a `Path` names.
+
+    Raises:
+        StackError: no such file, no prompts, or the name of a file as a text, which would be drawn.
+    """
+    if isinstance(prompts, Path):
+        return read_prompts(prompts)
+    if isinstance(prompts, str) and os.path.isfile(prompts):
+        raise StackError(
+            f"prompts: {shown(prompts)} is a file: expected its Path for its lines, or a list for this text"
+        )
+    return prompts_of(prompts)
+
+
+def held_apart(prompts: str | Path | Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Prompts to search on, and every third one to check on.
 
     Raises:
-        StackError: fewer than three different prompts.
+        StackError: fewer than three different prompts; see `texts_from`.
     """
-    known = list(dict.fromkeys(prompts_of(prompts)))
+    if isinstance(prompts, int):
+        raise StackError(f"prompts: expected at least {HELD_OUT} texts, or the path of a file, got a number, {prompts}")
+    known = list(dict.fromkeys(texts_from(prompts)))
     if len(known) < HELD_OUT:
         raise StackError(
             f"expected at least {HELD_OUT} different prompts, 2 to search on and 1 to check, got {len(known)}"
@@ -93,7 +111,7 @@ def calibrate(
         raise StackError("calibrate() searches a recipe's settings: expected a recipe, or a Stack as its model")
     chosen = model.to_recipe() if recipe is None else recipe_of(recipe)
     goal = Goal(full_steps, psnr, seconds)
-    search, held = held_apart(read_prompts(prompts) if isinstance(prompts, Path) else prompts_of(prompts))
+    search, held = held_apart(prompts)
     return _searched(
         chosen,
         pipe,

@@ -83,7 +83,11 @@ def load_recipe(name: str) -> Recipe:
 
 def recipe_of(given: Recipe | str | Path) -> Recipe:
     """A recipe as it is, or the one that is shipped under this name or lies in this .toml file; see `load_recipe`."""
-    return given if isinstance(given, Recipe) else load_recipe(str(given))
+    if isinstance(given, Recipe):
+        return given
+    if not isinstance(given, (str, Path)):
+        raise StackError(f"recipe: expected a Recipe, a shipped name or the path of a .toml file, got {shown(given)}")
+    return load_recipe(str(given))
 
 
 def parse_recipe(data: dict[str, Any], name: str, folder: Path | None = None, file: str = "") -> Recipe:

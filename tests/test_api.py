@@ -118,6 +118,15 @@ def test_what_draws_pictures_wants_a_pipeline(function: Any, pipe: Any) -> None:
         function("shapes-flux", "fast", **given)
 
 
+def test_what_wants_a_stack_or_a_recipe_says_so(pipe: Any, tmp_path: Path) -> None:
+    with pytest.raises(StackError, match=r"run\(\) draws with a stack: expected Stack\(pipe\), got ShapesFluxPipeline"):
+        list(run(pipe, [PROMPT], tmp_path))
+    with pytest.raises(StackError, match=r"run\(\) draws pictures: expected a pipeline, got a bare denoiser"):
+        list(run(Stack(pipe.transformer), [PROMPT], tmp_path))
+    with pytest.raises(StackError, match=r"recipe: expected a Recipe, a shipped name or .*, got <Stack on Shapes"):
+        explain(Stack(pipe))
+
+
 def test_a_stack_without_passes_is_not_compared(pipe: Any) -> None:
     with pytest.raises(StackError, match="stack has no passes: expected at least one to compare"):
         compare(Stack(pipe, steps=STEPS), prompts=[PROMPT])

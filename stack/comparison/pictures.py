@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..calibrated import texts_from
 from ..core.errors import StackError
 from ..core.files import claimed, whole
-from ..core.validate import some_prompts
+from ..core.validate import shown, some_prompts
 from ..runtime.call_arguments import Call, CallParameters
-from ..runtime.pipeline_calls import given_with, refusals
+from ..runtime.pipeline_calls import given_with, pipeline_for, refusals
+from ..stack import Stack
 from .kept import key_of
 
 if TYPE_CHECKING:
     from ..runtime.report import Report
-    from ..stack import Stack
 
 DEFAULT_FOLDER = Path("ditstack-run")
 KEY = "ditstack"  # of the text inside a picture's file
@@ -48,7 +49,7 @@ class Made:
 
 def run(
     stack: Stack,
-    prompts: Sequence[str],
+    prompts: str | Path | Sequence[str],
     out: str | Path | None = None,
     *,
     seed: int = 0,
@@ -59,6 +60,7 @@ def run(
     """Make a picture of every prompt with a stack on a pipeline, and write each as it is made.
 
     Args:
+        prompts: texts, or the path of a file of them, one per line.
         out: folder for them; by default ditstack-run, or the next free number.
         seed: of the first prompt; the next ones count up.
         call: further arguments of every call, see `stack.runtime.call_arguments.call_of`.
@@ -67,7 +69,10 @@ def run(
     Raises:
         StackError: the folder holds pictures of another run, or the pipeline refuses a prompt.
     """
-    texts = some_prompts(prompts)
+    if not isinstance(stack, Stack):
+        raise StackError(f"run() draws with a stack: expected Stack(pipe), got {shown(stack)}")
+    pipeline_for("run()", stack.pipe)
+    texts = some_prompts(texts_from(prompts))
     words = run_words(stack, texts, seed, call, model, recipe)  # a clash is told first
     folder = free_folder(DEFAULT_FOLDER, words) if out is None else Path(out)
     with claimed(folder, "--out"):

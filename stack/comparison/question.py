@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from ..calibrated import read_prompts
+from ..calibrated import texts_from
 from ..core.errors import StackError
 from ..core.passes import Pass
-from ..core.validate import RunSteps, Seed, checked, prompts_of
+from ..core.validate import RunSteps, Seed, checked
 from ..core.versions import versions
 from ..models.denoiser import denoiser_of
 from ..recipe import Recipe, recipe_of
@@ -139,7 +139,7 @@ def _texts(pipe: Any, prompts: int | str | Path | Sequence[Any], seed: int, mode
         if prompts < 1:
             raise StackError(f"prompts must be at least 1, got {prompts}")
         return list(captions(prompts, seed, model if model in REFERENCES else name_of(pipe) or DEFAULT))
-    texts = read_prompts(prompts) if isinstance(prompts, Path) else prompts_of(prompts)
+    texts = texts_from(prompts)
     if not texts:
         raise StackError("prompts must be at least 1, got 0")
     return texts

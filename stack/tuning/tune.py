@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..calibrated import calibrate, held_apart, read_prompts
+from ..calibrated import calibrate, held_apart
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
-from ..core.validate import prompts_of
 from ..recipe import Recipe, recipe_of
 from ..runtime.call_arguments import Call, call_of, own_steps
 from ..runtime.pipeline_calls import pipeline_for
@@ -108,7 +107,7 @@ def tune(
     """
     pipeline_for("tune()", model)
     limits = Limits(min_psnr, max_lpips, max_error, max_seconds, max_memory)
-    search, held = held_apart(read_prompts(prompts) if isinstance(prompts, Path) else prompts_of(prompts))
+    search, held = held_apart(prompts)
     asked_for = call_of(model, size, frames, guidance, negative_prompt, call)
     place = Tryout(model, steps or own_steps(model), limits, asked_for, compile_base)
     fixed = {} if recipe is None else recipe_of(recipe).stages

@@ -83,7 +83,11 @@ class BlockCall:
             if arguments.get(name) is not None:
                 arguments[name] = rows_of(arguments[name], rows or ())
         arguments |= self.ports.arguments(streams or {})
-        return self.ports.read(self.arguments.call(self.inner, arguments))
+        result = self.arguments.call(self.inner, arguments)
+        if tokens is None or streams is None:
+            return self.ports.read(result)
+        # Joined streams come back as long as they were given.
+        return replace(self.ports, lengths={name: one.shape[1] for name, one in streams.items()}).read(result)
 
     def _cut(self, arguments: Mapping[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
         """The arguments that run along the tokens, for the tokens that are left: some of the output stream's."""
