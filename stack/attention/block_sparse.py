@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 
 from ..core.readback import reads_are_free
+from ..models.sdpa import Tensors
 from .flex import Flex
+from .head_orders import HeadOrders
 from .kernels import sparse_attention
 from .layers import MORE, AttentionCall
-from .maps import Grid, block_map, computed_share, dropped_mass, mass_map, with_dense_heads
-from .output_error import error_map
-from .producers import MEASURED, PRODUCERS, sample_of
+from .maps import Grid, computed_share
+from .policy_map import policy_map
 from .sparsity import MASKED, NO_TEXT_LENGTH, OUTSIDE, SparsityPolicy
 from .tally import Tally
+from .token_order import TokenOrder
 
 
 class BlockSparse:
@@ -20,12 +22,14 @@ class BlockSparse:
 
     Args:
         flex: what CUDA has compiled so far.
+        orders: in which order the tokens are cut into blocks.
     """
 
-    def __init__(self, policy: SparsityPolicy, tally: Tally, flex: Flex):
-        self.policy, self.tally, self.flex = policy, tally, flex
-        # The policy and the map of the call that was asked for last, and what is noted of it.
+    def __init__(self, policy: SparsityPolicy, tally: Tally, flex: Flex, orders: HeadOrders):
+        self.policy, self.tally, self.flex, self.orders = policy, tally, flex, orders
+        # The policy, the order and the map of the call that was asked for last, and what is noted of it.
         self._of_call, self._kept = policy, torch.empty(0)
+        self._order: TokenOrder | None = None
         self._measured: dict[str, torch.Tensor | None] = {}
 
     def unfit(self, call: AttentionCall) -> str:
@@ -47,15 +51,17 @@ class BlockSparse:
 
     def _map(self, call: AttentionCall) -> str:
         """Makes the map of a call; says why it is not worth its use, where that can be read without waiting."""
-        q, k, v = (x.detach() for x in call.sdpa.plain())
         policy, grid = self._of_call, self._grid(call)
-        self._kept, dropped, error = _made(policy, q, k, v, grid, call.seen)
-        density = computed_share(self._kept, grid)
+        self._order = self.orders.of_call(call, policy, grid)
+        q, k, v = self._ordered(*(x.detach() for x in call.sdpa.plain()))
+        made = policy_map(policy, q, k, v, grid, call.seen)
+        density, self._kept = computed_share(made.kept, grid), made.kept
         self._measured = {
             "density": density.mean(),
-            "kept": self._kept.float().mean(),
-            "dropped": dropped,
-            "error": error,
+            "kept": made.kept.float().mean(),
+            "dropped": made.dropped,
+            "error": made.error,
+            "orders": None if self._order is None else self._order.chosen,
         }
         if policy.budget and reads_are_free(q.device):
             in_time = float(density.clamp(max=policy.densest(q.device.type)).mean())
@@ -64,7 +70,12 @@ class BlockSparse:
 
     def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> torch.Tensor:
         """Attention by the map that `unfit` made for this call. (B, S, H, D) in and out."""
-        return sparse_attention(q, k, v, self._kept, self._grid(call), self.flex, call.seen)
+        out = sparse_attention(*self._ordered(q, k, v), self._kept, self._grid(call), self.flex, call.seen)
+        return out if self._order is None else self._order.undo(out)
+
+    def _ordered(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:
+        order = self._order
+        return (q, k, v) if order is None else (order.put(q), order.put(k), order.put(v))
 
     def note(self, reason: str, call: AttentionCall | None) -> None:
         """Counts a call, with what was measured of its map."""
@@ -73,23 +84,3 @@ class BlockSparse:
     def _grid(self, call: AttentionCall) -> Grid:
         device = call.sdpa.q.device.type
         return self._of_call.grid(call.own, call.others, device, call.layout.others == "behind")
-
-
-def _made(
-    policy: SparsityPolicy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, seen: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """The map that a policy asks for and, where measured, the mean mass that it drops and its outputs' mean error."""
-    if policy.producer != MEASURED:
-        return block_map(PRODUCERS[policy.producer](q, k, grid, seen), grid, policy.keep), None, None
-    sample = sample_of(q, k, grid, seen)
-    shares, error = sample.shares(grid), None
-    if policy.max_error is not None:
-        kept, errors = error_map(q, k, v, sample, shares, grid, policy.max_error)
-        error = errors.mean()
-    elif policy.max_mass is not None:
-        kept = mass_map(shares, grid, policy.max_mass)
-    else:
-        kept = block_map(shares, grid, policy.keep)
-    if policy.budget:
-        kept = with_dense_heads(kept, grid, policy.densest(q.device.type))
-    return kept, dropped_mass(shares, kept).mean(), error

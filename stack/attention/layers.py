@@ -22,7 +22,7 @@ from ..core.readback import reads_are_free
 from ..models.layout import SelfAttention, numbered
 from ..models.sdpa import Answering, SdpaCall
 from ..runtime.target import Target
-from .request_masks import RequestMasks
+from .once_per_request import OncePerRequest
 
 NOTHING, OTHERS, MORE = "nothing", "others", "more"
 
@@ -45,7 +45,7 @@ class AttentionCall:
     sdpa: SdpaCall
     own: int
     parallel: bool = False
-    masks: RequestMasks | None = None
+    masks: OncePerRequest[str] | None = None
 
     @property
     def others(self) -> int:
@@ -121,7 +121,7 @@ def put_backend(target: Target, install: Installer, backend: AttentionBackend) -
     """Let a back end be asked first, in all layers that attend over the latent's tokens. Returns these by path."""
     first, wiring = not target.attention_backends, target.wiring
     install.set_attribute(target, "attention_backends", (backend, *target.attention_backends))
-    masks = RequestMasks(target)
+    masks: OncePerRequest[str] = OncePerRequest(target)
     layers = {path: m for path, m in target.denoiser.named_modules() if numbered(path) in wiring.attention}
     for path, module in layers.items() if first else ():
         layout = wiring.attention[numbered(path)]
@@ -135,7 +135,7 @@ def _asking(
     path: str,
     module: nn.Module,
     layout: SelfAttention,
-    masks: RequestMasks,
+    masks: OncePerRequest[str],
     inner: Callable[..., Any],
 ) -> Callable[..., Any]:
     """A layer's forward, within which the back ends are asked."""

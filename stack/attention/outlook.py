@@ -12,6 +12,7 @@ from ..core.facts import Facts
 from ..core.progress import counted
 from .maps import Grid
 from .sparsity import SparsityPolicy, third
+from .token_order import BY_HEAD, ORDERS, RASTER
 
 DENSE = "stays dense"
 
@@ -66,6 +67,17 @@ def error_words(policy: SparsityPolicy) -> str:
         f"error: an output that loses {lost:.0%} of its attention is off by at most {most:.2f} times the spread of "
         "its values (bound); what scores lowest is left out"
     )
+
+
+def order_words(policy: SparsityPolicy, facts: Facts) -> str:
+    """In which order the latent's tokens are cut into blocks."""
+    if policy.order != RASTER and (reason := facts.lacks.get("grid")):
+        return f"tokens are cut into blocks as they lie, their grid is not known: {reason}"
+    if policy.order == BY_HEAD:
+        return (
+            f"each head has its tokens in the order that serves it best ({', '.join(ORDERS)}), tried once in a request"
+        )
+    return f"tokens are cut into blocks in {policy.order} order"
 
 
 def spans(paths: Iterable[str]) -> str:

@@ -26,10 +26,11 @@ from ..core.validate import Share, Steps, check_fields, shown
 from ..models.preexisting import PARALLEL
 from ..runtime.target import Target
 from .maps import FINEST
-from .outlook import DENSE, by_layer, density_of, error_words, shapes, why_dense
+from .outlook import DENSE, by_layer, density_of, error_words, order_words, shapes, why_dense
 from .producers import MEASURED, PRODUCERS
 from .sparsity import SparsityPolicy
 from .tally import Tally
+from .token_order import BY_HEAD, ORDERS, RASTER
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +65,9 @@ class SparseAttention:
         calibrated_for: of which stack the shares are, see `stack.compat.calibrated_for`. On another one they are left
             out, and the budget is measured again.
         producer: who says which blocks matter: "sampled" (queries, exactly), "pooled", "antidiagonal" or "window".
+        order: in which the latent's tokens are cut into blocks: "raster" as they lie, "transposed" (column by column,
+            of videos place by place), "hilbert" (compact patches), or "by_head", which gives every head the one of
+            these that serves it best, tried once in a request. Where their grid is not known they stay as they lie.
         block: query block in tokens, a multiple of 64; None takes the device's best (256 on a CPU, 128 on CUDA).
         dense_first: dense steps at the start; None is a tenth of the schedule, at least 1.
         dense_last: dense steps at the end.
@@ -79,6 +83,7 @@ class SparseAttention:
     max_mass: float | None = None
     max_error: float | None = None
     producer: str = MEASURED
+    order: str = RASTER
     layers: Table | Mapping[str, Thirds] | None = field(default=None, repr=False)
     calibrated_for: tuple[str, ...] = field(default=(), repr=False)
     stage: ClassVar[str] = "sparse_attn"
@@ -87,6 +92,8 @@ class SparseAttention:
         check_fields(self, self.stage)
         if self.producer not in PRODUCERS:
             raise choose("producer of block maps", self.producer, list(PRODUCERS))
+        if self.order not in (BY_HEAD, *ORDERS):
+            raise choose("order of tokens", self.order, [BY_HEAD, *ORDERS])
         self._check_amount()
         self._check_layers()
         if self.block is not None and (self.block < FINEST or self.block % FINEST):
@@ -128,7 +135,7 @@ class SparseAttention:
         """The decisions this pass makes, as pure functions."""
         amount = (self.keep or 0.0, self.block, self.dense_first, self.dense_last)
         budgets = (self.max_mass, self.max_error)
-        return SparsityPolicy(*amount, self.even_if_slower, *budgets, self.producer, self.table or None)
+        return SparsityPolicy(*amount, self.even_if_slower, *budgets, self.producer, self.table or None, self.order)
 
     def options(self) -> dict[str, Any]:
         """The arguments that make an equal pass, those at their defaults left out."""
@@ -145,6 +152,7 @@ class SparseAttention:
             shapes(self.policy, facts),
             *by_layer(self.policy, facts),
             error_words(self.policy),
+            order_words(self.policy, facts),
         ]
 
     def _amount(self) -> str:
@@ -162,6 +170,10 @@ class SparseAttention:
             return [Finding(self.stage, what, reason, repair=DENSE)]
         if PARALLEL in facts.carries:
             return [Finding.of(SPLIT_TOKENS, self.stage, f"the model carries {PARALLEL}", repair=DENSE)]
+        if self.order not in (BY_HEAD, RASTER) and (reason := facts.lacks.get("grid")):
+            what = f"no {self.order} order of tokens whose grid is not known"
+            plain = replace(self, order=RASTER)
+            return [Finding(self.stage, what, reason, repair="they stay as they lie", replacement=plain)]
         if changed := differences(self.calibrated_for, facts, DECISIVE):
             what = f"the shares kept by layer were fitted on another stack: {'; '.join(changed)}"
             plain = replace(self, layers=None, calibrated_for=())
@@ -215,10 +227,11 @@ class SparseAttention:
         # diffusers is wanted only once a model is there.
         from .block_sparse import BlockSparse
         from .flex import Flex
+        from .head_orders import HeadOrders
         from .layers import put_backend
 
         tally, flex = Tally(target.clock), Flex()
-        layers = put_backend(target, install, BlockSparse(self.policy, tally, flex))
+        layers = put_backend(target, install, BlockSparse(self.policy, tally, flex, HeadOrders(target)))
         modes = (*target.compute_modes, lambda context: bool(self.policy.dense_step(context)))
         install.set_attribute(target, "compute_modes", modes)
         install.on_rollback(tally.reset)

@@ -9,6 +9,7 @@ from ..compat.rules.sparse import MARGIN, MASKED_ATTENTION
 from ..runtime.step import StepContext
 from .cost import densest, predicted_speedup, worth_it
 from .maps import FINEST, Grid, cut
+from .token_order import RASTER
 
 OUTSIDE, FIRST, LAST = "outside a request", "first steps", "last step"
 MASKED, NO_TEXT_LENGTH = f"attention mask ({MASKED_ATTENTION.tag})", "text length unknown"
@@ -36,6 +37,7 @@ class SparsityPolicy:
         layers: shares of image key blocks by path of the layer, for each third of the schedule, in place of all of
             these; layers that are not named are dense.
         producer: who says which blocks hold how much of it, one of `producers.PRODUCERS`.
+        order: in which tokens are cut into blocks, one of `token_order.ORDERS` or "by_head".
     """
 
     keep: float
@@ -47,6 +49,7 @@ class SparsityPolicy:
     max_error: float | None = None
     producer: str = "sampled"
     layers: Mapping[str, Sequence[float]] | None = None
+    order: str = RASTER
 
     @property
     def budget(self) -> bool:

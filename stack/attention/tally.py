@@ -12,6 +12,7 @@ import torch
 
 from ..bounds import dropped_mass_bound
 from ..runtime.step_clock import Clock
+from .token_order import ORDERS, RASTER
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Attended:
         kept: mean share of the key blocks that a query block attended to; 1 of a dense call.
         dropped: mean share of the softmax mass that was left out: 0 of a dense call, None where it was not measured.
         error: mean relative error of the sampled outputs; None where it was not measured.
+        orders: (B, H) which of `token_order.ORDERS` each head has; None where tokens stay as they lie.
     """
 
     reason: str
@@ -35,6 +37,7 @@ class Attended:
     kept: float | torch.Tensor = 1.0
     dropped: float | torch.Tensor | None = None
     error: float | torch.Tensor | None = None
+    orders: torch.Tensor | None = None
 
 
 @dataclass
@@ -77,7 +80,8 @@ class Tally:
 
         Of the sparse calls also the mean share of the softmax mass that was left out, None where the producer of their
         maps does not measure it, the bound on the error of an output that follows, in units of the spread of its
-        values, and, where it was measured, the mean error of the sampled outputs.
+        values, and, where it was measured, the mean error of the sampled outputs. `token_orders` has the share of the
+        heads by the order in which their tokens were cut into blocks.
 
         `by_layer` has the kept share of the blocks and the dropped mass of each layer as lists over the steps, calls of
         a step averaged; None stands for a step without a call, and for what was not measured.
@@ -91,6 +95,7 @@ class Tally:
             "dropped_mass": dropped,
             "error_bound": None if dropped is None else dropped_mass_bound(dropped, 1.0),
             "output_error": _mean(call.error for call in sparse),
+            "token_orders": _shares_of_orders([call.orders for call in sparse]),
             "by_layer": self._by_layer(),
         }
 
@@ -113,3 +118,11 @@ def _mean(values: Iterable[float | torch.Tensor | None]) -> float | None:
     """The mean of what was measured; None where nothing was."""
     known = [float(value) for value in values if value is not None]
     return fmean(known) if known else None
+
+
+def _shares_of_orders(calls: list[torch.Tensor | None]) -> dict[str, float]:
+    """The share of heads by the order of their tokens, mean over the calls."""
+    raster = torch.tensor(list(ORDERS).index(RASTER))
+    chosen = [raster if each is None else each for each in calls]
+    shares = {name: _mean((each == number).float().mean() for each in chosen) for number, name in enumerate(ORDERS)}
+    return {name: share for name, share in shares.items() if share}

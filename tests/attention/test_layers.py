@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from stack.attention import block_sparse as subject
 from stack.attention.block_sparse import BlockSparse
 from stack.attention.flex import Flex
+from stack.attention.head_orders import HeadOrders
 from stack.attention.kernels import dense
 from stack.attention.layers import put_backend
 from stack.attention.maps import Grid
@@ -44,7 +45,7 @@ def wrapped(model: FluxTransformer2DModel, clock: Clock, keep: float = 0.5) -> t
     target = Target(model, FLUX, facts_of(model, FLUX, None, 10), clock, Journal(), lambda: 0)
     target.conditions.given, tally = inputs(side=SIDE), Tally(clock)
     policy = SparsityPolicy(keep, block=64, even_if_slower=True)
-    layers = put_backend(target, Installer(), BlockSparse(policy, tally, Flex()))
+    layers = put_backend(target, Installer(), BlockSparse(policy, tally, Flex(), HeadOrders(target)))
     assert list(layers) == ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"]
     return tally, target
 

@@ -16,6 +16,7 @@ from stack.attention.maps import Grid
 from stack.attention.outlook import spans
 from stack.attention.sparse_attn import SparseAttention
 from stack.attention.sparsity import FIRST, LAST, TOO_DENSE, SparsityPolicy
+from stack.attention.token_order import BY_HEAD, ORDERS
 from stack.compat.calibrated_for import conditions
 from stack.core.errors import StackError
 from stack.core.facts import Facts, Machine
@@ -81,6 +82,7 @@ def installed(steps: int = 10, wanted: SparseAttention = SMALL) -> tuple[Target,
             "max_mass needs exact scores, got producer='pooled': take 'sampled'",
         ),
         ({"producer": "pool"}, "unknown producer of block maps 'pool'.* did you mean 'pooled'"),
+        ({"order": "column"}, "unknown order of tokens 'column'"),
         ({"block": 0}, "block must be a multiple of 64 tokens, got 0"),
         ({"block": 100}, "block must be a multiple of 64 tokens, got 100"),
         ({"block": 128.0}, "sparse_attn.block: expected a whole number, got 128.0"),
@@ -227,6 +229,48 @@ def test_explain_says_what_a_budget_of_error_holds_for() -> None:
     lines = SparseAttention(max_error=0.05).describe(FACTS)
     assert lines[0].startswith("outputs of sampled queries are off by at most 5 %: keeps the fewest of the image key")
     assert lines[3].startswith("error: at most 0.05 of the outputs of sampled queries, measured in every call;")
+
+
+def test_each_head_has_its_order_and_the_report_says_which() -> None:
+    """The same request with all heads in one order differs, with as many blocks; dense steps do not."""
+    plain, made = call(target_of(tiny_denoiser()), 1.0), {}
+    for order in (BY_HEAD, *ORDERS):
+        target, _, applied = installed(wanted=replace(SMALL, order=order))
+        assert torch.equal(call(target, 1.0), plain)
+        made[order] = call(target, 0.5)
+        figures = applied.report()
+        shares = figures["token_orders"]
+        assert sum(shares.values()) == pytest.approx(1) and (order == BY_HEAD or shares == {order: 1.0})
+        assert figures["density"] == pytest.approx((2 + 2 * (20 * 340 + 320 * (3 * 64 + 20)) / 340**2) / 4)
+    assert len({float(out.sum()) for out in made.values()}) == len(made)
+
+
+@torch.inference_mode()
+def test_tokens_that_lie_on_no_grid_stay_as_they_lie() -> None:
+    """Positions in another order, as of a picture beside its condition."""
+    made = []
+    for order in ("raster", BY_HEAD, "hilbert"):
+        target, _, applied = installed(wanted=replace(SMALL, order=order))
+        context, given = advance(target.clock, 0.5, (1, SIDE * SIDE, 12)), inputs(0.5, SIDE)
+        given["img_ids"] = given["img_ids"].flip(0)
+        target.journal.begin(context)
+        target.conditions.begin(context, given)
+        made.append(target.denoiser(**given, return_dict=False)[0])
+        assert applied.report()["token_orders"] == {"raster": 1.0}
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    assert target.journal.warnings == ["the tokens lie on no known grid: no hilbert order, they stay as they lie"]
+
+
+def test_an_order_of_tokens_whose_grid_is_not_known_is_refused_in_the_plan() -> None:
+    unknown = replace(FACTS, lacks={"grid": "written by hand"})
+    (finding,) = SparseAttention(order="hilbert").check(unknown)
+    assert finding.replacement == SparseAttention(order="raster")
+    assert "no hilbert order of tokens whose grid is not known" in str(finding) and "written by hand" in str(finding)
+    assert SparseAttention().check(unknown) == []
+    assert (
+        SparseAttention().describe(unknown)[-1].startswith("tokens are cut into blocks as they lie, their grid is not")
+    )
+    assert "raster, transposed, hilbert" in SparseAttention().describe(FACTS)[-1]
 
 
 def test_a_guess_is_not_reported_as_dropped_mass() -> None:

@@ -1,27 +1,30 @@
-"""What the masks of a request hide, looked up once where looking waits for the device."""
+"""What is worked out once in a request and holds for all of its steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from ..runtime.target import Target
 
+T = TypeVar("T")
+
 
 @dataclass
-class RequestMasks:
-    """What was read, for as long as a request asks for the same.
+class OncePerRequest(Generic[T]):
+    """What was worked out, for as long as a request asks for the same.
 
-    The first step that asks waits once for every layer, in each guidance branch. Later steps wait for nothing: masks
-    follow from arguments that are the same on every step, see `SelfAttention.steady`.
+    Such as a look into a mask that waits for the device: the first step that asks waits once for every layer, in each
+    guidance branch, and later steps wait for nothing.
     """
 
     target: Target
     _request: int = -1
-    _known: dict[Hashable, tuple[Hashable, str]] = field(default_factory=dict)
+    _known: dict[Hashable, tuple[Any, T]] = field(default_factory=dict)
 
-    def once(self, place: Hashable, read: Callable[[], str]) -> str:
-        """What `read` says of the mask at a place, such as a layer; asked once for each branch of a request.
+    def once(self, place: Hashable, work_out: Callable[[], T]) -> T:
+        """What `work_out` says of a place, such as a layer; asked once for each branch of a request.
 
         Must be called within a call of the denoiser.
         """
@@ -32,5 +35,5 @@ class RequestMasks:
         key, asked_for = (context.branch, place), conditions.asked_for
         known = self._known.get(key)
         if known is None or known[0] != asked_for:
-            known = self._known[key] = asked_for, read()
+            known = self._known[key] = asked_for, work_out()
         return known[1]

@@ -1,0 +1,103 @@
+"""Which order of its tokens each head of a layer gets, found once in a request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from ..models.sdpa import Tensors
+from ..runtime.target import Target
+from .layers import AttentionCall
+from .maps import Grid, computed_share, ranked
+from .once_per_request import OncePerRequest
+from .output_error import errors_by_count
+from .policy_map import policy_map
+from .producers import PRODUCERS, sample_of
+from .sparsity import SparsityPolicy
+from .token_order import BY_HEAD, ORDERS, RASTER, Shape, TokenOrder, tables
+
+
+class HeadOrders:
+    """Answers for the layers of one model.
+
+    Args:
+        target: whose tokens lie on `target.grid()`.
+    """
+
+    def __init__(self, target: Target):
+        self._target = target
+        self._chosen: OncePerRequest[torch.Tensor] = OncePerRequest(target)
+        self._tables: dict[tuple[object, ...], torch.Tensor] = {}
+
+    def of_call(self, call: AttentionCall, policy: SparsityPolicy, grid: Grid) -> TokenOrder | None:
+        """The order of a call's tokens; None where they stay as they lie.
+
+        With "by_head" the first sparse call of a layer in a request tries all orders, and its branch keeps the best.
+        """
+        if policy.order == RASTER:
+            return None
+        if not (shape := self._shape(call)):
+            if policy.order != BY_HEAD:
+                self._target.journal.warn(
+                    f"the tokens lie on no known grid: no {policy.order} order, they stay as they lie"
+                )
+            return None
+        q = call.sdpa.q
+        found = self._in_sequence(shape, grid, q.device)
+        if policy.order == BY_HEAD:
+            choose = partial(best_orders, policy, call.sdpa.plain, found, grid, call.seen)
+            chosen = self._chosen.once((call.layer, q.shape), choose)
+        else:
+            number = list(ORDERS).index(policy.order)
+            chosen = torch.full(q.shape[:2], number, device=q.device)
+        return TokenOrder(found, chosen)
+
+    def _shape(self, call: AttentionCall) -> Shape:
+        """What the latent's tokens of a call lie on; () where that is not known."""
+        shape = self._target.grid()
+        return shape if len(shape) in (2, 3) and math.prod(shape) == call.own else ()
+
+    def _in_sequence(self, shape: Shape, grid: Grid, device: torch.device) -> torch.Tensor:
+        key = shape, grid, device
+        if key not in self._tables:  # one size at a time
+            self._tables = {key: tables(shape, grid).to(device)}
+        return self._tables[key]
+
+
+@torch.no_grad()
+def best_orders(
+    policy: SparsityPolicy,
+    tensors: Callable[[], Tensors],
+    found: torch.Tensor,
+    grid: Grid,
+    seen: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Which of some orders (N, S) serves each head best: (B, H). No sync.
+
+    Where a share of the blocks is kept that is the one with the smallest error of sampled outputs, mean square over the
+    query blocks; for a budget the one whose map computes the fewest scores. The first of equals.
+
+    Args:
+        tensors: queries, keys and values (B, S, H, D) as they lie.
+    """
+    qkv, prices = tensors(), []
+    first = torch.zeros(qkv[0].shape[0], qkv[0].shape[2], dtype=torch.long, device=found.device)
+    for number in range(len(found)):
+        order = TokenOrder(found, first + number)
+        q, k, v = (order.put(x) for x in qkv)
+        prices.append(_price(policy, q, k, v, grid, seen))
+    return torch.stack(prices).nan_to_num(nan=math.inf).argmin(0)
+
+
+def _price(
+    policy: SparsityPolicy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, seen: torch.Tensor | None
+) -> torch.Tensor:
+    """What a policy's map of ordered tokens (B, S, H, D) costs each head (B, H)."""
+    if policy.budget:
+        return computed_share(policy_map(policy, q, k, v, grid, seen).kept, grid)
+    shares, counts = PRODUCERS[policy.producer](q, k, grid, seen), [grid.kept(policy.keep), grid.blocks]
+    given = q, k, v, sample_of(q, k, grid, seen), ranked(shares, grid), grid
+    return errors_by_count(*given, torch.tensor(counts, device=q.device))[..., 0].square().mean(-1)

@@ -1,0 +1,47 @@
+"""The map that a policy asks for, of one call, and what was measured while it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .maps import Grid, block_map, dropped_mass, mass_map, with_dense_heads
+from .output_error import error_map
+from .producers import MEASURED, PRODUCERS, sample_of
+from .sparsity import SparsityPolicy
+
+
+@dataclass(frozen=True)
+class PolicyMap:
+    """A map and its price.
+
+    Attributes:
+        kept: (B, H, rows, blocks) boolean.
+        dropped: mean share of the softmax mass that is left out; None where it was not measured.
+        error: mean relative error of the sampled outputs; None where it was not measured.
+    """
+
+    kept: torch.Tensor
+    dropped: torch.Tensor | None = None
+    error: torch.Tensor | None = None
+
+
+def policy_map(
+    policy: SparsityPolicy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, seen: torch.Tensor | None
+) -> PolicyMap:
+    """The map for queries, keys and values (B, S, H, D) that lie in the order in which blocks are cut."""
+    if policy.producer != MEASURED:
+        return PolicyMap(block_map(PRODUCERS[policy.producer](q, k, grid, seen), grid, policy.keep))
+    sample = sample_of(q, k, grid, seen)
+    shares, error = sample.shares(grid), None
+    if policy.max_error is not None:
+        kept, errors = error_map(q, k, v, sample, shares, grid, policy.max_error)
+        error = errors.mean()
+    elif policy.max_mass is not None:
+        kept = mass_map(shares, grid, policy.max_mass)
+    else:
+        kept = block_map(shares, grid, policy.keep)
+    if policy.budget:
+        kept = with_dense_heads(kept, grid, policy.densest(q.device.type))
+    return PolicyMap(kept, dropped_mass(shares, kept).mean(), error)
