@@ -79,7 +79,8 @@ class Named:
 
     def __call__(self, denoiser: Any, given: Mapping[str, Any]) -> Shape:
         sizes = [given.get(name) for name in self.arguments]
-        return _plain(tuple(sizes)) if all(isinstance(size, int) for size in sizes) else ()
+        whole = tuple(size for size in sizes if isinstance(size, int))
+        return _plain(whole) if len(whole) == len(sizes) else ()
 
     def __str__(self) -> str:
         return ", ".join(self.arguments)
