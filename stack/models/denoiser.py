@@ -42,7 +42,7 @@ def denoiser_name(pipe: Any) -> str:
     if found is None:
         missing = parts[0]
         raise StackError(f"the {missing} of this {name} is None: load the pipeline with it, or set pipe.{missing}")
-    if vars(pipe).get("scheduler") is None and isinstance(pipe, ModularPipeline):
+    if vars(pipe).get("scheduler") is None:
         raise StackError(f"this {name} has no scheduler, which says which step a call is: set pipe.scheduler")
     return found
 

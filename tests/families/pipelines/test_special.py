@@ -154,6 +154,13 @@ def test_a_modular_pipeline_without_a_scheduler_is_refused() -> None:
     assert Stack(pipe).denoiser is pipe.transformer
 
 
+def test_a_pipeline_without_a_scheduler_is_refused() -> None:
+    pipe = flux().pipe
+    pipe.scheduler = None
+    with pytest.raises(StackError, match="this FluxPipeline has no scheduler, which says which step a call is: set"):
+        Stack(pipe)
+
+
 def test_measurements_on_a_modular_pipeline_are_refused() -> None:
     whole = modular_flux()
     with pytest.raises(StackError, match="cannot measure on a FluxModularPipeline: expected a DiffusionPipeline"):
