@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import MethodType
 from typing import Any
 
@@ -16,6 +17,7 @@ from stack.core.errors import StackError
 from stack.models.schedule import uniform
 
 from .conftest import inputs, picture, tiny_denoiser, tiny_pipe
+from .pipelines.build import STEPS, flux
 
 PAIRS = ((50, 8), (8, 28), (8, 4), (20, 14), (14, 11), (4, 50))
 METHODS = {"svd": {}, "fora": {}, "predictor-corrector": {}}
@@ -223,3 +225,34 @@ def test_a_denoiser_called_past_the_stack_is_reported() -> None:
     picture(stack)
     report = stack.report()
     assert report.steps == [] and "no call of the denoiser came through the stack" in " ".join(report.warnings)
+
+
+def test_two_threads_that_alternate_step_by_step_share_no_state() -> None:
+    first = flux(torch.float32)
+    second = flux(torch.float32)
+    second.pipe.transformer = first.pipe.transformer
+    turns = threading.Semaphore(1), threading.Semaphore(0)
+    made: dict[int, torch.Tensor] = {}
+
+    def draw(which: int, pipe: Any) -> None:
+        def passes_on(_: Any, step: int, *given: Any) -> Any:
+            turns[1 - which].release()
+            if step < STEPS - 1:
+                turns[which].acquire()
+            return given[-1]
+
+        turns[which].acquire()
+        seeded = {"generator": torch.Generator().manual_seed(which), "num_inference_steps": STEPS, "return_dict": False}
+        made[which] = pipe(**first.given, **seeded, callback_on_step_end=passes_on)[0]
+
+    with Stack(first.pipe).cache("svd", interval=3, warmup=1) as stack:
+        alone = first.call(generator=torch.Generator().manual_seed(0))
+        threads = [threading.Thread(target=draw, args=one) for one in enumerate((first.pipe, second.pipe))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert torch.equal(made[0], alone)
+        assert any("calls at other timesteps" in line for line in stack.report().warnings)
+    plain = first.call(generator=torch.Generator().manual_seed(1))
+    assert 0 < (made[1] - plain).norm() < (made[1] - alone).norm()
