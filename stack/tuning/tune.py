@@ -95,8 +95,7 @@ def tune(
         prompts: three or more, or the path of a file of them; every third is held out, with seeds of its own.
         min_psnr, max_lpips, max_error, max_seconds, max_memory: see `stack.tuning.limits.Limits`.
         steps: of the model without a stack; None for the pipeline's own.
-        seed, budget: of the first prompt and of the search; seconds to spend, about.
-        trials: the most candidates to try.
+        seed, budget, trials: of the first prompt; seconds to spend, about; the most candidates to try.
         size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
         compile_base: also try compiled blocks, and take the faster.
         study: a file, or a database's URL, which several machines of one kind may share; None keeps it in memory.
