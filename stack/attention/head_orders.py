@@ -37,21 +37,19 @@ class HeadOrders:
 
         With "by_head" the first sparse call of a layer in a request tries all orders, and its branch keeps the best.
         """
-        if policy.order == RASTER:
+        if (wanted := policy.order_of(call.own)) == RASTER:
             return None
         if not (shape := self._shape(call)):
-            if policy.order != BY_HEAD:
-                self._target.journal.warn(
-                    f"the tokens lie on no known grid: no {policy.order} order, they stay as they lie"
-                )
+            if wanted != BY_HEAD:
+                self._target.journal.warn(f"the tokens lie on no known grid: no {wanted} order, they stay as they lie")
             return None
         q = call.sdpa.q
         found = self._in_sequence(shape, grid, q.device)
-        if policy.order == BY_HEAD:
+        if wanted == BY_HEAD:
             choose = partial(best_orders, policy, call.sdpa.plain, found, grid, call.seen)
             chosen = self._chosen.once((call.layer, q.shape), choose)
         else:
-            number = list(ORDERS).index(policy.order)
+            number = list(ORDERS).index(wanted)
             chosen = torch.full(q.shape[:2], number, device=q.device)
         return TokenOrder(found, chosen)
 
@@ -78,7 +76,8 @@ def best_orders(
     """Which of some orders (N, S) serves each head best: (B, H). No sync.
 
     Where a share of the blocks is kept that is the one with the smallest error of sampled outputs, mean square over the
-    query blocks; for a budget the one whose map computes the fewest scores. The first of equals.
+    query blocks; for a budget the one whose map computes the fewest scores. The first of equals. The sample is not the
+    one that maps are made of: compact patches look better on that than they are.
 
     Args:
         tensors: queries, keys and values (B, S, H, D) as they lie.
@@ -99,5 +98,5 @@ def _price(
     if policy.budget:
         return computed_share(policy_map(policy, q, k, v, grid, seen).kept, grid)
     shares, counts = PRODUCERS[policy.producer](q, k, grid, seen), [grid.kept(policy.keep), grid.blocks]
-    given = q, k, v, sample_of(q, k, grid, seen), ranked(shares, grid), grid
+    given = q, k, v, sample_of(q, k, grid, seen, held_out=True), ranked(shares, grid), grid
     return errors_by_count(*given, torch.tensor(counts, device=q.device))[..., 0].square().mean(-1)

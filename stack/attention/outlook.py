@@ -71,13 +71,14 @@ def error_words(policy: SparsityPolicy) -> str:
 
 def order_words(policy: SparsityPolicy, facts: Facts) -> str:
     """In which order the latent's tokens are cut into blocks."""
-    if policy.order != RASTER and (reason := facts.lacks.get("grid")):
+    order = policy.order_of(facts.image_tokens)
+    if order != RASTER and (reason := facts.lacks.get("grid")):
         return f"tokens are cut into blocks as they lie, their grid is not known: {reason}"
-    if policy.order == BY_HEAD:
+    if order == BY_HEAD:
         return (
             f"each head has its tokens in the order that serves it best ({', '.join(ORDERS)}), tried once in a request"
         )
-    return f"tokens are cut into blocks in {policy.order} order"
+    return f"tokens are cut into blocks in {order} order"
 
 
 def spans(paths: Iterable[str]) -> str:

@@ -63,11 +63,13 @@ class Sample:
         return _by_block(self.weights[..., grid.start : grid.end], grid)
 
 
-def sample_of(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> Sample:
-    """One query in 32, against all keys."""
+def sample_of(
+    q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None, held_out: bool = False
+) -> Sample:
+    """One query in 32, against all keys; held out are others than those that `sampled` looks at."""
     every = min(SAMPLE, grid.key)
     at = torch.arange(0, grid.blocks * grid.key, every, device=q.device)
-    at = grid.start + at + (at // every * STAGGER + every // 2) % every
+    at = grid.start + at + (at // every * STAGGER + (0 if held_out else every // 2)) % every
     scores = (q[:, at].transpose(1, 2) @ k.permute(0, 2, 3, 1)).float().div_(math.sqrt(q.shape[-1]))
     if seen is not None:
         scores.masked_fill_(~seen[:, None, None], -math.inf)

@@ -101,7 +101,7 @@ def test_a_window_is_a_band_over_frames_or_over_time() -> None:
 
 def price(policy: SparsityPolicy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Of ordered tokens, by head (B, H): mean square error of what the kernel makes of the sampled queries."""
-    kept, at = policy_map(policy, q, k, v, grid, None).kept, sample_of(q, k, grid).at
+    kept, at = policy_map(policy, q, k, v, grid, None).kept, sample_of(q, k, grid, held_out=True).at
     right = dense(q, k, v)[:, at]
     off = (sparse_attention(q, k, v, kept, grid, Flex())[:, at] - right).square().sum((1, 3))
     return computed_share(kept, grid) if policy.budget else off / right.square().sum((1, 3))

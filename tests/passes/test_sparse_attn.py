@@ -266,11 +266,16 @@ def test_an_order_of_tokens_whose_grid_is_not_known_is_refused_in_the_plan() -> 
     (finding,) = SparseAttention(order="hilbert").check(unknown)
     assert finding.replacement == SparseAttention(order="raster")
     assert "no hilbert order of tokens whose grid is not known" in str(finding) and "written by hand" in str(finding)
-    assert SparseAttention().check(unknown) == []
-    assert (
-        SparseAttention().describe(unknown)[-1].startswith("tokens are cut into blocks as they lie, their grid is not")
+    assert SparseAttention(order=BY_HEAD).check(unknown) == [] and SparseAttention().check(unknown) == []
+    assert SparseAttention().describe(unknown)[-1] == (
+        "tokens are cut into blocks as they lie, their grid is not known: written by hand"
     )
-    assert "raster, transposed, hilbert" in SparseAttention().describe(FACTS)[-1]
+
+
+def test_each_head_has_its_own_order_from_4096_tokens_on() -> None:
+    by_head, raster = (SparseAttention().describe(replace(FACTS, image_tokens=n))[-1] for n in (4096, 4095))
+    assert "the order that serves it best (raster, transposed, hilbert), tried once" in by_head
+    assert raster == "tokens are cut into blocks in raster order"
 
 
 def test_a_guess_is_not_reported_as_dropped_mass() -> None:
