@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..core.arguments import Arguments
 from ..core.errors import StackError
-
-
-class _Reached(Exception):
-    def __init__(self, given: Mapping[str, Any]):
-        super().__init__()
-        self.given = given
+from .reached import given_to
 
 
 @dataclass(frozen=True)
@@ -37,17 +31,9 @@ class UpToAttention:
         Raises:
             StackError: the block does not call it.
         """
-        attention = block.get_submodule(self.path)
-
-        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-            raise _Reached(Arguments(module.forward, module).named(args, kwargs))
-
-        handle = attention.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
-        try:
-            type(block).forward(block, **given)  # the class's own: wrappers around the block belong to a whole call
-        except _Reached as reached:
-            tokens: torch.Tensor = reached.given[self.argument]
-            return tokens
-        finally:
-            handle.remove()
-        raise StackError(f"{self.path} of a {type(block).__name__} was not called: expected its attention")
+        # The class's own forward: wrappers around the block belong to a whole call.
+        reached = given_to(block.get_submodule(self.path), lambda: type(block).forward(block, **given))
+        if reached is None:
+            raise StackError(f"{self.path} of a {type(block).__name__} was not called: expected its attention")
+        tokens: torch.Tensor = reached[self.argument]
+        return tokens

@@ -10,13 +10,14 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..reached import given_to
 from .streams import Blocks, Unproven
-from .trace import Trace, answering, output_of, tensors
+from .trace import Trace, output_of, tensors
 
 Shape = tuple[int, ...]
 AXES = {4: ((-2, -1), (-3, -2)), 5: ((-3, -2, -1), (-4, -2, -1), (-4, -3, -2))}
@@ -200,23 +201,11 @@ def _changed(latent: Any, axis: int, index: int) -> Any:
     return changed
 
 
-class _Reached(Exception):
-    """The call has come to the blocks: the rest of it need not run."""
-
-    def __init__(self, tokens: torch.Tensor):
-        self.tokens = tokens
-
-
 def _entry(denoiser: nn.Module, given: Mapping[str, Any], blocks: Blocks) -> torch.Tensor:
     """(1, N, D): the output stream where the blocks begin."""
     path = next(path for path in blocks.paths if blocks.output in blocks.ports_at(path).takes)
-
-    def reached(taken: Mapping[str, Any]) -> NoReturn:
-        raise _Reached(taken[blocks.ports_at(path).takes[blocks.output]])
-
-    try:
-        with answering(denoiser, {path: reached}):
-            output_of(denoiser, given)
-    except _Reached as call:
-        return call.tokens
-    raise Unproven(f"{path} is not called")
+    reached = given_to(denoiser.get_submodule(path), lambda: output_of(denoiser, given))
+    if reached is None:
+        raise Unproven(f"{path} is not called")
+    tokens: torch.Tensor = reached[blocks.ports_at(path).takes[blocks.output]]
+    return tokens
