@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stack.compat.subspace import principal_basis, split
+from stack.compat.subspace import principal_basis
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,12 @@ class Predictability:
     principal: float
     residual: float
     residual_change: float
+
+
+def split(feature: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Principal part F V V^T and residual F - F V V^T of a feature (B, N, D)."""
+    principal = (feature @ basis) @ basis.mT
+    return principal, feature - principal
 
 
 def explained(older: torch.Tensor, newer: torch.Tensor, now: torch.Tensor, basis: torch.Tensor) -> Predictability:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -34,6 +36,26 @@ def test_one_version_everywhere() -> None:
     changes = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert {project["version"], cited["version"], changes[0]} == {stack.__version__}
     assert cited["license"] == project["license"]
+
+
+def names_from_stack(folder: str) -> list[tuple[Path, str, str]]:
+    """(file, module, name) of all that the code of a folder imports from the library."""
+    return [
+        (path, node.module, alias.name)
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "stack" and node.module
+        for alias in node.names
+    ]
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "training"])
+def test_what_is_imported_from_the_library_is_there(folder: str) -> None:
+    names = names_from_stack(folder)
+    assert len(names) > 20
+    modules = {module: importlib.import_module(module) for _, module, _ in names}
+    missing = [(path.name, f"{module}.{name}") for path, module, name in names if name not in dir(modules[module])]
+    assert [one for one in missing if importlib.util.find_spec(one[1]) is None] == []
 
 
 def imported_by(code: str) -> set[str]:

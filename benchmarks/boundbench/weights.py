@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from predictability_maps import split
 
 from stack.attention.kernels import dense, gather_attention
 from stack.attention.maps import Grid, block_map, keep_mask
@@ -17,7 +18,7 @@ from stack.bounds import (
     rounding_share,
     sin_theta_bound,
 )
-from stack.compat.subspace import principal_basis, split
+from stack.compat.subspace import principal_basis
 from stack.quant.formats import NF4_LEVELS, load, store
 from stack.quant.kernels.rows import ZERO, quantize_rows, quantize_weight
 from stack.quant.schemes import SCHEMES

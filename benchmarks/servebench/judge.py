@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from common import Target
 
-from stack.runtime.fingerprint import fingerprint
+from stack.runtime.fingerprint import Content
 
 from .mix import TURNED, WHOLE
 from .serve import Findings
@@ -52,4 +52,4 @@ def targets_of(found: Findings, left: str) -> list[Target]:
 def look_at(denoiser: torch.nn.Module) -> tuple[Any, ...]:
     """Keys and content of a model, and which of its calls are wrapped."""
     wrapped = [name for name, module in denoiser.named_modules() if "forward" in vars(module)]
-    return tuple(denoiser.state_dict()), fingerprint([*denoiser.parameters(), *denoiser.buffers()]), tuple(wrapped)
+    return tuple(denoiser.state_dict()), Content([*denoiser.parameters(), *denoiser.buffers()]).value, tuple(wrapped)

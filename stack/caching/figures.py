@@ -25,7 +25,7 @@ def figures_of(
         kinds = [entry.kind for entry in target.journal.entries if entry.context.part == target.part]
         cached = len(kinds) - kinds.count(FULL)
         if kinds and not cached:
-            target.journal.warn(_none_cached(p, target))
+            target.journal.warn(_none_cached(p, controller.dropped, target))
         figures: dict[str, Any] = {"bytes": controller.bytes, "host_bytes": controller.host_bytes}
         figures |= {"table_bytes": constants.bytes, "cached_steps": cached, "dropped": controller.dropped}
         figures |= controller.figures | controller.estimates
@@ -37,7 +37,7 @@ def figures_of(
     return report
 
 
-def _none_cached(p: Policy, target: Target) -> str:
+def _none_cached(p: Policy, dropped: int, target: Target) -> str:
     """Why no step of the last pipeline call was cached."""
     contexts = target.contexts
     said = f"0 of {len(contexts)} steps cached"
@@ -47,4 +47,6 @@ def _none_cached(p: Policy, target: Target) -> str:
         return UNNAMED_BRANCHES.annotate(f"{said}: none of them went on from the one before")
     if contexts[-1].steps == 1:
         return f"{said}: a single step has none to go on from"
+    if dropped:
+        return f"{said}: what was kept had to be dropped"
     return f"{said}: {'the schedule runs all of them in full' if p.scheduled else 'the gate let none pass'}"

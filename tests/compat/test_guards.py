@@ -181,6 +181,16 @@ def test_a_cache_that_left_the_output_as_it_was_says_so() -> None:
     assert all(torch.equal(out, plain(stack, step)) for step, out in enumerate(outs))
 
 
+def test_a_model_that_returns_nan_is_not_said_to_have_run_in_full_by_its_schedule() -> None:
+    denoiser = tiny_denoiser()
+    with torch.no_grad():
+        denoiser.proj_out.weight.fill_(math.nan)
+        denoiser.transformer_blocks[0].norm1.linear.bias.fill_(math.nan)
+    stack = Stack(denoiser, steps=STEPS).cache("svd", warmup=2, interval=STEPS - 2)
+    walk(stack, range(STEPS))
+    assert f"0 of {STEPS} steps cached: what was kept had to be dropped" in stack.report().warnings
+
+
 def test_what_was_put_off_on_an_accelerator_is_read_by_the_report() -> None:
     """Findings about cached steps are tensors until then; those of requests gone by are of no use."""
     stack = Stack(tiny_denoiser(), steps=STEPS).cache("svd", warmup=3, interval=9)
