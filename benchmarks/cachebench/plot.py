@@ -48,7 +48,7 @@ def draw(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
                 speeds, levels, s=size, marker=MARKS[group], color=COLOURS[group], label=WORDS[group], zorder=3,
                 linewidths=0,
             )  # fmt: skip
-            spread = [quartiles(line["each"], ceiling) for line in own]
+            spread = [quartiles(line.get("each", [line["median"]]), ceiling) for line in own]  # old records have none
             axes.vlines(speeds, *zip(*spread, strict=True), color=COLOURS[group], alpha=0.35, linewidth=1, zorder=2)
     front = pareto_front([(line["speedup"], min(line["median"], ceiling)) for line in caches])
     corners = [(caches[i]["speedup"], min(caches[i]["median"], ceiling)) for i in front]
