@@ -17,6 +17,7 @@ from boundbench.documented import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from predictability_maps import split
 
 from stack.bounds import lagrange_weights, sin_theta_bound
 from stack.caching.amplification import amplification
@@ -27,7 +28,7 @@ from stack.caching.methods import PRESETS
 from stack.caching.predictor import Predictor
 from stack.caching.splits import ChannelBasis
 from stack.compat.noise import shrunk
-from stack.compat.subspace import principal_basis, split
+from stack.compat.subspace import principal_basis
 
 from .test_plan import FACTS
 

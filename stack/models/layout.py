@@ -129,8 +129,9 @@ class Wiring:
         head: (denoiser, output stream behind the blocks, a block's arguments) to the denoiser's output, token by token.
         tokens: (pipeline or None, configuration of the denoiser) to the grid of the output stream's tokens and the
             number of the text's, at the pipeline's default size; () and 0 where unknown.
-        grid: (denoiser, its arguments) to the grid of the output stream's tokens in this very call: (rows, columns), or
-            (frames, rows, columns) of a video; () where they lie on none. The last axis runs fastest.
+        grid: (denoiser, its arguments) to the grid of the latent's tokens in this very call: (rows, columns), or
+            (frames, rows, columns) of a video; () where they lie on none. The last axis runs fastest. The output stream
+            may hold more tokens than these: text, padding.
         inputs: arguments of the denoiser with a leading batch dimension; () where a batch can only run as a whole.
         residuals: arguments of the denoiser that a control net makes anew on every step; all others but the latent and
             its time count as the same on every step of a request.

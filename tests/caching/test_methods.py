@@ -46,9 +46,9 @@ def test_what_differs_is_said() -> None:
 
 def test_an_interval_means_these_steps_and_a_count_so_many() -> None:
     even = Cache("svd", interval=5, warmup=2)
-    assert sorted(even.schedule_for(20).full_steps(20)) == [0, 1, 6, 11, 16]
+    assert sorted(even.policy.schedule_for(20).full_steps(20)) == [0, 1, 6, 11, 16]
     for count in (3, 8):
-        assert len(Cache("svd", count=count).schedule_for(20).full_steps(20)) == count
+        assert len(Cache("svd", count=count).policy.schedule_for(20).full_steps(20)) == count
     assert Cache("svd", gate="prefix", threshold=0.1).policy.corrected
     assert not Cache("svd", site="whole-model").policy.corrected
 

@@ -184,27 +184,19 @@ LACKS |= {
 LACKS["Flux3Transformer2DModel"] = {**ALL_TOKENS, "modulation": "its attention is not given the stream's tokens"}
 LACKS["LuminaNextDiT2DModel"] = {**LACKS.get("LuminaNextDiT2DModel", {}), "modulation": NO_ATTENTION}
 LACKS |= {name: {**LACKS.get(name, {}), "attention": reason} for name, reason in DENSE.items()}
-# Other tokens among the latent's, or sounds.
+# Sounds, patches of two sizes, grids that no argument says.
 NO_GRID = (
     "AceStepTransformer1DModel",
-    "BriaFibo2Transformer2DModel",
     "BriaFiboTransformer2DModel",
-    "HeliosTransformer3DModel",
     "HiDreamImageTransformer2DModel",
-    "HunyuanVideoFramepackTransformer3DModel",
     "Ideogram4Transformer2DModel",
     "JoyImageEditPlusTransformer3DModel",
-    "Krea2Transformer2DModel",
     "LongCatAudioDiTTransformer",
-    "Lumina2Transformer2DModel",
     "MiniMaxH3Transformer3DModel",
     "MiniMaxMusic3Transformer1DModel",
-    "QwenImage21Transformer2DModel",
     "SanaWMLTX2RefinerTransformer3DModel",
     "StableAudio3DiTModel",
     "StableAudioDiTModel",
-    "ZImageTransformer2DModel",
-    "OmniGenTransformer2DModel",
 )
 # Convolutions over the tokens, masks of tokens against tokens, positions in an order of their own.
 PLACES = (
@@ -224,7 +216,7 @@ PLACES = (
     "StableAudio3DiTModel",
     "OmniGenTransformer2DModel",
 )
-LACKS |= {name: {**LACKS.get(name, {}), "grid": "its tokens are not those of a grid alone"} for name in NO_GRID}
+LACKS |= {name: {**LACKS.get(name, {}), "grid": "the latent's tokens do not lie on a grid"} for name in NO_GRID}
 LACKS |= {name: {**LACKS.get(name, {}), "along": "tokens"} for name in PLACES}
 # Classes that are refused as a whole.
 REFUSED = {

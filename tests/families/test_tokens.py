@@ -44,6 +44,7 @@ BESIDE = torch.cat([ids(1, 4, 6), ids(1, 4, 6) + torch.tensor([1.0, 0, 0])[:, No
         (Positions("ids"), {"ids": ids(1, 4, 6)[None] * 0.5}, (4, 6)),
         (Positions("ids"), {"ids": ids(3, 4, 6)}, (3, 4, 6)),
         (Positions("ids"), {"ids": ids(1, 4, 6, 1)}, (4, 6)),
+        (Positions("ids", "x"), {"ids": torch.cat([ids(1, 1, 5), ids(1, 4, 6)]), "x": torch.zeros(1, 24, 8)}, (4, 6)),
         (Positions("ids"), {"ids": ids(1, 4, 6).flip(0)}, ()),
         (Positions("ids"), {"ids": ids(1, 4, 6)[:-1]}, ()),
         (Positions("ids"), {"ids": torch.cat([ids(1, 4, 6), ids(1, 4, 5)])}, ()),
@@ -71,7 +72,7 @@ def rewired(module: str, hook: Callable[[torch.Tensor], torch.Tensor]) -> Wiring
 def test_tokens_in_another_order_are_no_grid() -> None:
     assert not {"grid", "along"} & rewired("pos_embed", lambda tokens: tokens * 1).lacks.keys()
     by_columns = rewired("pos_embed", lambda tokens: tokens.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2))
-    assert by_columns.lacks["grid"].startswith("its tokens are not those of a grid alone, row by row")
+    assert by_columns.lacks["grid"].startswith("the latent's tokens do not lie on a grid, row by row")
 
 
 def test_blocks_that_know_places_cannot_be_given_some_tokens() -> None:

@@ -106,7 +106,7 @@ def test_without_a_grid_a_band_is_refused_and_the_model_left_as_it_was() -> None
         assert torch.equal(denoiser(**given).sample, before)
 
 
-@pytest.mark.parametrize("options", [{"site": "modules"}, {"site": "denoiser"}, {"back": 1}])
+@pytest.mark.parametrize("options", [{"site": "per-module"}, {"site": "whole-model"}, {"back": 1}])
 def test_a_band_is_of_the_output_stream_only(options: dict[str, Any]) -> None:
     with pytest.raises(StackError, match="split 'band' is of one stream: expected site 'output' or 'residual'"):
         Cache("freqca-published", **options)

@@ -64,9 +64,8 @@ FEWER_TOKENS = Rule(
     "miss.",
     (
         Evidence(
-            "shapes-flux, 50 steps: 35.8 dB at 1.04x with tokens, 20.3 dB at 0.99x with merging; 14 plain steps 38.5 dB "
-            "at 3.82x",
-            "[methods](methods.md#fastcache)",
+            "shapes-flux, 50 steps: 24.9 dB at 1.03x with tokens, 20.2 dB at 0.94x with merging; 12 plain steps 38.6 dB",
+            "[every row](benchmarks/caches-shapes-flux.md), medians of 16 prompts",
         ),
     ),
     "Said in the plan: `parts=('gate',)` does without.",

@@ -1,4 +1,4 @@
-"""The grid that the output stream's tokens lie on: which of the denoiser's arguments says it, and the proof.
+"""The grid that the latent's tokens lie on in the output stream: which argument of the denoiser says it, and the proof.
 
 Proven on the small model: whichever index of the latent is changed, along whichever axis, the tokens that move most
 are those of that place, where the last axis runs fastest.
@@ -51,13 +51,19 @@ class Patches:
 
 @dataclass(frozen=True)
 class Positions:
-    """The places that positions (N, axes) or (B, N, axes) name, whatever their unit; waits for the device."""
+    """The places that positions (N, axes) or (B, N, axes) name, whatever their unit; waits for the device.
+
+    Attributes:
+        latent: the latent (B, N, C), where positions of other tokens come before those of its own.
+    """
 
     argument: str
+    latent: str = ""
 
     def __call__(self, denoiser: Any, given: Mapping[str, Any]) -> Shape:
         ids = given[self.argument]
         ids = (ids[0] if ids.ndim == 3 else ids).float()  # diffusers still takes them with a batch dimension
+        ids = ids[-given[self.latent].shape[1] :] if self.latent else ids
         axes = [axis.unique(return_inverse=True) for axis in ids.unbind(-1)]
         counts = [len(values) for values, _ in axes]
         place = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
@@ -114,13 +120,13 @@ def token_grid(denoiser: nn.Module, trace: Trace, other: Trace, blocks: Blocks, 
     Raises:
         Unproven: nothing is known that does, or the tokens lie otherwise.
     """
-    reach = Reach(denoiser, trace, blocks, latent)
+    reach, elsewhere = (Reach(denoiser, one, blocks, latent) for one in (trace, other))
+    counts = [reach.tokens, elsewhere.tokens]
     for reader in _readers(trace, latent, reach.tokens):
-        grid, again = (reader(denoiser, one.given) for one in (trace, other))
-        fits = math.prod(grid) == reach.tokens and math.prod(again) == _entry(denoiser, other.given, blocks).shape[1]
-        if fits and (reach.patches(reader) if isinstance(reader, Patches) else reach.in_order()):
+        sizes = [math.prod(reader(denoiser, one.given)) for one in (trace, other)]
+        if all(map(_padded, sizes, counts)) and reach.proves(reader, sizes[0]):
             return reader
-    raise Unproven("its tokens are not those of a grid alone, row by row, whose sizes an argument says")
+    raise Unproven("the latent's tokens do not lie on a grid, row by row, whose sizes an argument says")
 
 
 def _readers(trace: Trace, latent: str, tokens: int) -> Iterator[Reader]:
@@ -128,17 +134,23 @@ def _readers(trace: Trace, latent: str, tokens: int) -> Iterator[Reader]:
     given, one = trace.given, tensors(trace.given[latent])[0]
     for axes in AXES.get(one.ndim + isinstance(given[latent], list), ()):
         sides = [one.shape[axis] for axis in axes]
-        for patch in itertools.product(*([p for p in range(1, side + 1) if side % p == 0] for side in sides)):
-            if math.prod(sides) == tokens * math.prod(patch):
+        patches = itertools.product(*([p for p in range(1, side + 1) if side % p == 0] for side in sides))
+        for patch in sorted(patches, key=math.prod):
+            if _padded(math.prod(sides) // math.prod(patch), tokens):
                 yield Patches(latent, axes, patch)
     for name, value in given.items():
-        if isinstance(value, torch.Tensor) and value.ndim in (2, 3) and value.shape[-2] == tokens and name != latent:
-            yield Positions(name)
+        if isinstance(value, torch.Tensor) and value.ndim in (2, 3) and name != latent and value.shape[-2] >= tokens:
+            yield Positions(name, latent if one.ndim == 3 and value.shape[-2] > tokens else "")
         elif [*_numbers_in(value)]:
             yield Listed(name)
     for names in SIZES:
         if all(name in given for name in names):
             yield Named(names)
+
+
+def _padded(size: int, tokens: int) -> bool:
+    """Whether so many tokens can be those of a grid of this size: padding may follow, up to as many again."""
+    return size <= tokens < 2 * size
 
 
 def _numbers_in(value: Any) -> Iterator[Shape]:
@@ -161,43 +173,48 @@ def _plain(grid: Shape) -> Shape:
 
 
 class Reach:
-    """Which tokens of the output stream a change of the latent reaches, where the blocks begin."""
+    """Which tokens of the output stream a change of the latent moves, where the blocks begin.
+
+    Attributes:
+        tokens: how many move at all; others, such as text in the same stream, do not.
+    """
 
     def __init__(self, denoiser: nn.Module, trace: Trace, blocks: Blocks, latent: str):
         self._denoiser, self._given, self._blocks, self._latent = denoiser, trace.given, blocks, latent
         self._entry = _entry(denoiser, trace.given, blocks)
-        self.tokens = self._entry.shape[1]
+        self._own = self._moved(_changed(trace.given[latent], ...)) > 0
+        self.tokens = int(self._own.sum())
 
-    def patches(self, reader: Patches) -> bool:
-        """Whether the tokens are these patches of the latent, the last axis running fastest."""
-        latent = tensors(self._given[self._latent])[0]
-        places = torch.unravel_index(torch.arange(self.tokens), reader.sides(latent))
+    def proves(self, reader: Reader, size: int) -> bool:
+        """Whether the first tokens, as many as the grid has, lie as the reader says, the last axis running fastest."""
+        places = torch.arange(size)
+        if not isinstance(reader, Patches):  # then the latent (B, N, C) is in the tokens' order
+            return torch.equal(self._nearest(-2)[:size], places)
+        sides = reader.sides(tensors(self._given[self._latent])[0])
         return all(
-            torch.equal(self._nearest(axis) // patch, place)
-            for axis, patch, place in zip(reader.axes, reader.patch, places, strict=True)
+            torch.equal(self._nearest(axis)[:size] // patch, place)
+            for axis, patch, place in zip(reader.axes, reader.patch, torch.unravel_index(places, sides), strict=True)
         )
 
-    def in_order(self) -> bool:
-        """Whether the tokens are those of the latent (B, N, C), in its order."""
-        return torch.equal(self._nearest(-2), torch.arange(self.tokens))
-
     def _nearest(self, axis: int) -> torch.Tensor:
-        """(N,): for each token, the index along an axis of the latent whose change moves it most."""
-        moved = []
-        for index in range(tensors(self._given[self._latent])[0].shape[axis]):
-            changed = _changed(self._given[self._latent], axis, index)
-            entry = _entry(self._denoiser, {**self._given, self._latent: changed}, self._blocks)
-            moved.append((entry - self._entry).norm(dim=-1)[0])
-        return torch.stack(moved).argmax(0)
+        """(tokens,): for each of them, the index along an axis of the latent whose change moves it most."""
+        latent = self._given[self._latent]
+        indices = range(tensors(latent)[0].shape[axis])
+        slices = [(..., index, *(-1 - axis) * (slice(None),)) for index in indices]
+        return torch.stack([self._moved(_changed(latent, each))[self._own] for each in slices]).argmax(0)
+
+    def _moved(self, latent: Any) -> torch.Tensor:
+        """(N,): how far each token of the stream is from where it was under another latent."""
+        entry = _entry(self._denoiser, {**self._given, self._latent: latent}, self._blocks)
+        return (entry - self._entry).norm(dim=-1)[0]
 
 
-def _changed(latent: Any, axis: int, index: int) -> Any:
-    """The latent with another slice at this index of an axis."""
+def _changed(latent: Any, where: Any) -> Any:
+    """The latent of the first sample with other values there."""
     if isinstance(latent, list):
-        return [_changed(latent[0], axis, index), *latent[1:]]
+        return [_changed(latent[0], where), *latent[1:]]
     changed = latent.clone()
-    part = changed.select(axis, index)
-    part += 1.0
+    changed[where] += 1.0
     return changed
 
 
