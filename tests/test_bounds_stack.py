@@ -134,13 +134,13 @@ def test_a_run_has_the_error_at_its_end_and_the_worst_branch_counts() -> None:
     ("summed", "figures", "words"),
     [
         (None, {}, ""),
-        (0.05, {}, "final error: 5.00% at most if the model passes errors on as they are (sum over the steps)"),
+        (0.05, {}, "final error: 5.00% at most, if the model does not amplify errors (sum over the steps)"),
         (0.05, {"allowed_error": 0.02, "estimated_error": 0.012}, "final error: 2.00% allowed, 1.20% estimated"),
         (
             0.05,
             {"allowed_error": 0.02, "estimated_error": 0.012, "fitted_error": 0.0165, "below_error": 0.004},
-            "final error: 2.00% allowed, 1.20% estimated, 1.65% measured at worst when it was fitted, "
-            "0.40% more from the passes below (measured, then)",
+            "final error: 2.00% allowed, 1.20% estimated, 1.65% measured at worst by fit_gate, "
+            "0.40% more from the passes below, measured by fit_gate",
         ),
     ],
 )

@@ -20,7 +20,7 @@ def described(method: str, p: Policy, facts: Facts) -> list[str]:
     site, lines = p.site, p.site.lines(p, facts)
     if site.decides:
         return [method, *lines, size_words(p, facts)]
-    corrects = ["full steps put right what forecasts left before them"] if p.corrected else []
+    corrects = ["full steps correct the error of the forecasts before them"] if p.corrected else []
     always = f", {site.front_blocks} front and {site.back_blocks} back blocks always run"
     running = always if site.front_blocks or site.back_blocks else ""
     return [
@@ -51,7 +51,7 @@ def spacing(full: Sequence[int]) -> str:
     lead = next((i for i, (a, b) in enumerate(pairwise(full), 1) if b - a > 1), len(full))
     gaps = sorted({b - a for a, b in pairwise(full[lead - 1 :])})
     if not gaps:
-        return f"the first {lead}" if lead > 1 else "the first alone"
+        return f"the first {lead}" if lead > 1 else "the first only"
     apart = f"every {gaps[0]} steps" if len(gaps) == 1 else f"{gaps[0]} to {gaps[-1]} steps apart"
     return f"the first {lead}, then {apart}" if lead > 1 else apart
 
@@ -63,13 +63,13 @@ def _amplified(p: Policy, facts: Facts) -> list[str]:
         return []
     xs = [float(step) if coordinate == "step" else 1 - step / steps for step in range(steps)]
     most = amplification(p.forecast, xs, p.full_steps(facts), lambda at: p.schedule.gain(at, steps))
-    return [f"error: what full steps are off by comes through at most {most:.1f} times (bound)"]
+    return [f"error: forecasts amplify errors of full steps at most {most:.1f} times (bound)"]
 
 
 def _forecast_words(p: Policy) -> str:
     forecast = p.forecast
     if forecast.level:
-        return f"principal part is its running average (weight {forecast.level:g} on the older), residual reused"
+        return f"principal part: running average (weight {forecast.level:g} on the older value); residual reused"
     if not forecast.effective_order:
         return "the last feature is reused"
     principal, residual = forecast.gains
@@ -78,13 +78,13 @@ def _forecast_words(p: Policy) -> str:
 
 
 def noise_words(p: Policy, facts: Facts) -> str:
-    """The noise that is reckoned with, and beside it what the bits alone would leave."""
+    """The noise that forecasts allow for, and beside it what rounding to these bits alone would leave."""
     if not p.noise:
         return ""
     floors = [error for _, error in p.noise]
     bits = rounding_floor(facts.activation_bits, facts.width) if facts.rounds_activations else 0.0
     least, most = f"{min(floors):.2%}", f"{max(floors):.2%}"
-    text = f"differences shrunk to what stands out of {least if least == most else f'{least} to {most}'} of noise"
+    text = f"differences shrunk for {least if least == most else f'{least} to {most}'} of rounding noise"
     if bits and abs(max(floors) - bits) > 0.1 * bits:  # else it is what these bits leave
         text += f", as measured; {facts.activation_bits}-bit activations alone would leave {bits:.2%}"
-    return "; " + NOISE_IN_DIFFERENCES.annotate(text)
+    return f"; {text} ({NOISE_IN_DIFFERENCES.tag})"

@@ -15,8 +15,8 @@ class Interrupted(Exception):
 
 
 app = typer.Typer(
-    help="Composable acceleration for diffusion transformers.", pretty_exceptions_enable=False,
-    add_completion=False, context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make diffusers pipelines faster: plan, measure, tune and run stacks of passes.",
+    pretty_exceptions_enable=False, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
 
@@ -33,4 +33,4 @@ def options(
         bool, typer.Option("--version", help="Print versions and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Composable acceleration for diffusion transformers."""
+    """Make diffusers pipelines faster: plan, measure, tune and run stacks of passes."""

@@ -50,13 +50,13 @@ MOST_DECIBELS, OWN_PROMPTS = 100.0, 6  # of a reference model: four to search on
 def calibrate(
     recipe: RecipeArgument = DEFAULT_RECIPE,
     model: ModelOption = DEFAULT_MODEL,
-    full_steps: Annotated[int, typer.Option(help="So many steps run in full; by default as many as now.")] = 0,
+    full_steps: Annotated[int, typer.Option(help="Number of full steps; by default the recipe's.")] = 0,
     psnr: Annotated[float, typer.Option(help="Or: as few full steps as reach this PSNR in dB.")] = 0.0,
-    seconds: Annotated[float, typer.Option(help="Or: as many full steps as one picture can have in this time.")] = 0.0,
+    seconds: Annotated[float, typer.Option(help="Or: as many full steps as fit in this time per picture.")] = 0.0,
     prompt: PromptOption = None,
     prompts_file: PromptsFileOption = None,
     prompts: PromptsOption = None,
-    budget: Annotated[float, typer.Option(help="Seconds to spend.")] = 60.0,
+    budget: Annotated[float, typer.Option(help="Time to spend, in seconds.")] = 60.0,
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="The recipe to write; by default RECIPE-calibrated.toml.")] = None,
     size: SizeOption = None,
@@ -68,9 +68,9 @@ def calibrate(
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Search a recipe's full steps and forecast on a model's own pictures, and write the recipe with what was found.
+    """Search where a recipe's cache should run full steps, on finished pictures of the model, and write the recipe.
 
-    It takes 3 prompts, or better 6; every third is held out.
+    Give at least 3 prompts, better 6; every third is held out.
     """
     within("full-steps", full_steps, 0, MOST_STEPS)
     within("psnr", psnr, 0, MOST_DECIBELS)

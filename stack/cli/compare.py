@@ -40,13 +40,18 @@ FOLDER, PROMPTS, FEWEST_STEPS = Path("ditstack-compare"), 3, 2
 def compare(
     context: typer.Context,
     recipes: Annotated[
-        list[str] | None, typer.Argument(help="Recipes: shipped names or .toml files. One is taken apart pass by pass.")
+        list[str] | None,
+        typer.Argument(
+            help="Shipped recipes or .toml files. One is measured pass by pass, several are compared with each other."
+        ),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     prompt: PromptOption = None,
     prompts_file: PromptsFileOption = None,
     prompts: PromptsOption = None,
-    steps: Annotated[int | None, typer.Option(help="Denoiser steps of the base; by default the recipes'.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoiser steps of the plain model; by default the recipes'.")
+    ] = None,
     seed: SeedOption = 0,
     size: SizeOption = None,
     frames: FramesOption = None,
@@ -55,20 +60,22 @@ def compare(
     call: CallOption = None,
     lora: LoraOption = None,
     peers: Annotated[bool, typer.Option("--peers", help="Also measure cache-dit and the caches of diffusers.")] = False,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Also measure each two passes of four or more.")] = False,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Also measure each pair of passes, where there are four or more.")
+    ] = False,
     compile_base: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Also try a compiled base, and take the faster.")
+        bool, typer.Option("--compile/--no-compile", help="Try the plain model compiled, and compare with the faster.")
     ] = True,
     out: Annotated[
         Path, typer.Option(help="Folder for compare.json, table.md, grid.png, product.png, chart.svg and report.html.")
     ] = FOLDER,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure anew; by default the same command goes on where it was stopped.")
+        bool, typer.Option("--fresh", help="Start again; by default the same command continues where it was stopped.")
     ] = False,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure what each pass gives alone, together and left out, against the model as it is."""
+    """Measure a stack against the plain model: each pass alone, all together, and all but one."""
     check_numbers(steps, FEWEST_STEPS, seed, prompts, guidance)
     chosen, given = recipes_of(recipes or [DEFAULT_RECIPE]), call_of_json(call)
     check_folder(out, "--out")

@@ -23,19 +23,29 @@ from .options import (
 
 @app.command()
 def explain(
-    recipe: Annotated[str | None, typer.Argument(help="As elsewhere; without one they are listed.")] = None,
-    model: Annotated[str | None, typer.Option(help="As elsewhere; by default the recipe's, or shapes-flux.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="A shipped recipe or the path of a .toml file; without one the recipes are listed."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model that ships, a local diffusers folder, or a hub id; by default the recipe's, or shapes-flux."
+        ),
+    ] = None,
     steps: StepsOption = None,
     device: DeviceOption = None,
     size: SizeOption = None,
     frames: FramesOption = None,
-    assume: Annotated[str | None, typer.Option(help="A machine that need not be here: h100, a100, cpu, ...")] = None,
-    config: Annotated[Path | None, typer.Option(help="A saved pipeline; its weights need not be there.")] = None,
+    assume: Annotated[str | None, typer.Option(help="Plan for another machine: h100, a100, cpu, ...")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Folder of a saved pipeline, with or without its weights.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what a stack would do to a model: order, reasons, clashes and repairs. Nothing is touched.
+    """Show the plan for a recipe on a model: order, reasons, clashes and repairs. Nothing is changed.
 
-    A model whose configuration is published (`ditstack recipes` names them) is planned without its weights.
+    For the models that `ditstack recipes` names, this needs no weights.
     """
     if recipe is None:
         return recipes(json=json)

@@ -19,7 +19,7 @@ def models(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A denoiser class of diffusers.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """List the reference models that ship with the package, or say how a denoiser class is wired."""
+    """List the models that ship, or show what ditstack finds in a denoiser class of diffusers."""
     from ..reference.names import MODELS
 
     if name is None:
@@ -32,11 +32,15 @@ def models(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A shipped recipe or a .toml file: its settings.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Write the page of those for real models to this file.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A shipped recipe or a .toml file, whose settings are printed.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Write the page about recipes for real models to this file.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """List the shipped recipes with the models that they are for, or show one."""
+    """List the shipped recipes and their models, or show one."""
     from ..core.recipe_files import heads
 
     if write is not None:
@@ -62,14 +66,12 @@ def recipes(
 
 @app.command()
 def adapters(
-    name: Annotated[str | None, typer.Argument(help="An adapter: all of its card.")] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="A folder of your own .toml cards instead of those that ship.")
-    ] = None,
-    write: Annotated[Path | None, typer.Option(help="Write the table of a page anew, docs/adapters.md.")] = None,
+    name: Annotated[str | None, typer.Argument(help="An adapter, whose card is printed.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="List the .toml cards in this folder instead.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Update the table in this page (docs/adapters.md).")] = None,
     json: JsonOption = False,
 ) -> None:
-    """List distilled adapters: which denoiser class each is for, its schedule, and whether and where it was checked."""
+    """List distilled adapters with their denoiser class, schedule and licence, or show one."""
     from ..comparison.console import print_columns
     from ..distill.find import cards_in, shipped_folder
     from ..distill.listing import COLUMNS, NARROW, narrow_row, rewritten, row, summary
@@ -93,11 +95,11 @@ def adapters(
 
 @app.command()
 def rules(
-    name: Annotated[str | None, typer.Argument(help="A rule, as explain() and warnings name it.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Write all of them to this markdown file.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A rule, by the name that plans and warnings give.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write all rules to this markdown file.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what clashes with what, the number behind it, and what is done about it."""
+    """List what clashes with what, or show one rule: the figure behind it, and what is done."""
     from ..compat.rules import RULES, rule_named
     from ..compat.rules.page import page, section
 

@@ -23,11 +23,11 @@ DRAWN_WITH = 1000  # seed of the prompts that settings are searched on: not what
 EXAMPLE = '{"true_cfg_scale": 4}'
 
 RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a .toml file.")]
-ModelOption = Annotated[str, typer.Option(help="A reference model, a local diffusers folder, or a hub id OWNER/NAME.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default CUDA where there is one.")]
+ModelOption = Annotated[str, typer.Option(help="A model that ships, a local diffusers folder, or a hub id OWNER/NAME.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda if there is one.")]
 StepsOption = Annotated[int | None, typer.Option(help="Denoiser steps; by default the recipe's.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")]
-SizeOption = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, or SIDE; by default the model's own.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the first prompt; prompt i has the seed SEED + i.")]
+SizeOption = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT or SIDE in pixels; by default the model's own.")]
 FramesOption = Annotated[int | None, typer.Option(help="Frames of a video; by default the model's own.")]
 GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale; by default the model's own.")]
 NegativeOption = Annotated[str | None, typer.Option("--negative-prompt", help="What not to draw.")]
@@ -39,7 +39,7 @@ LoraOption = Annotated[str | None, typer.Option(help="A LoRA file, folder or hub
 PromptOption = Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")]
 PromptsFileOption = Annotated[Path | None, typer.Option(help="A text file of prompts, one per line.")]
 PromptsOption = Annotated[
-    int | None, typer.Option(help="How many prompts: of those given the first, else captions of a reference model.")
+    int | None, typer.Option(help="Use the first N prompts that are given, or N captions of a reference model.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of text.")]
 

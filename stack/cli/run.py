@@ -46,7 +46,7 @@ def run(
     prompts_file: PromptsFileOption = None,
     prompts: PromptsOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures; by default ditstack-run, or the next free number.")
+        Path | None, typer.Option(help="Folder for the pictures; by default ditstack-run, or ditstack-run-2 and so on.")
     ] = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
@@ -57,12 +57,13 @@ def run(
     call: CallOption = None,
     lora: LoraOption = None,
     attention_map: Annotated[
-        bool, typer.Option("--attention-map", help="Also draw what sparse attention kept, by layer and step.")
+        bool,
+        typer.Option("--attention-map", help="Also plot the blocks that sparse attention kept, by layer and step."),
     ] = False,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make pictures with a stack, and say what each step did. A video becomes an animated PNG."""
+    """Make pictures with a recipe, and report what each step did. Videos are saved as animated PNG."""
     check_numbers(steps, 1, seed, prompts, guidance)
     (chosen,), given = recipes_of([recipe]), call_of_json(call)
     if out is not None:

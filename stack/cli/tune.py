@@ -46,21 +46,26 @@ OWN_PROMPTS, MOST_TRIALS, MOST = 12, 100_000, 1e6
 @app.command()
 def tune(
     recipe: Annotated[
-        str | None, typer.Argument(help="Stages that every candidate has, such as an adapter's; none by default.")
+        str | None,
+        typer.Argument(help="A recipe whose passes every candidate has, such as an adapter; none by default."),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
-    min_psnr: Annotated[float, typer.Option(help="Least PSNR in dB, median over prompts.")] = 0.0,
-    max_lpips: Annotated[float, typer.Option(help="Greatest perceptual distance, likewise.")] = 0.0,
-    max_error: Annotated[float, typer.Option(help="Greatest relative error of the final latents, likewise.")] = 0.0,
-    max_seconds: Annotated[float, typer.Option(help="Longest time of a picture.")] = 0.0,
+    min_psnr: Annotated[
+        float, typer.Option(help="Lowest PSNR in dB against the plain model, median over prompts.")
+    ] = 0.0,
+    max_lpips: Annotated[float, typer.Option(help="Largest perceptual distance (LPIPS), median over prompts.")] = 0.0,
+    max_error: Annotated[
+        float, typer.Option(help="Largest relative error of the final latents, median over prompts.")
+    ] = 0.0,
+    max_seconds: Annotated[float, typer.Option(help="Longest time per picture in seconds.")] = 0.0,
     max_memory: Annotated[float, typer.Option(help="Highest memory in GB while a picture is made.")] = 0.0,
     prompt: PromptOption = None,
     prompts_file: PromptsFileOption = None,
     prompts: PromptsOption = None,
-    steps: Annotated[int | None, typer.Option(help="Denoiser steps without a stack; by default the model's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoiser steps of the plain model; by default its own.")] = None,
     seed: SeedOption = 0,
-    budget: Annotated[float, typer.Option(help="Seconds to spend, about.")] = 600.0,
-    trials: Annotated[int, typer.Option(help="The most candidates to try.")] = 400,
+    budget: Annotated[float, typer.Option(help="Approximate time to spend, in seconds.")] = 600.0,
+    trials: Annotated[int, typer.Option(help="Largest number of candidates.")] = 400,
     size: SizeOption = None,
     frames: FramesOption = None,
     guidance: GuidanceOption = None,
@@ -68,18 +73,21 @@ def tune(
     call: CallOption = None,
     lora: LoraOption = None,
     compile_base: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Also try compiled blocks, and take the faster.")
+        bool, typer.Option("--compile/--no-compile", help="Try compiled blocks, and use the faster.")
     ] = True,
     out: Annotated[Path, typer.Option(help="Folder for tuned.toml, tune.json, front.png and the study.")] = FOLDER,
     study: Annotated[
-        str | None, typer.Option(help="A database file or URL to share; by default study.db in --out.")
+        str | None,
+        typer.Option(
+            help="Optuna database, a file or a URL that several machines share; by default study.db in --out."
+        ),
     ] = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Search passes and settings for the fastest stack within limits, check it on held-out prompts, write its recipe.
 
-    It takes 3 prompts, or better 12; every third is held out. The same command goes on where it was stopped.
+    Give at least 3 prompts, better 12; every third is held out. The same command continues where it was stopped.
     """
     limits: dict[str, Any] = {
         "min_psnr": min_psnr, "max_lpips": max_lpips, "max_error": max_error, "max_seconds": max_seconds,

@@ -10,8 +10,8 @@ from ..measure.style import times
 from .record import visible
 from .rows import ALL
 
-# Two rows are as fast, or as near to the base, as each other within these: what timing on a quiet machine repeats to,
-# and what nobody sees in a picture.
+# Two rows count as equally fast, or equally good, within these: the repeatability of timing on a quiet machine, and a
+# difference that nobody sees in a picture.
 SAME_TIME, SAME_DB = 0.02, 0.1
 
 Figures = Mapping[str, Any]
@@ -37,7 +37,7 @@ def margins(record: Figures) -> list[str]:
             continue
         margin = row["psnr_db"] - rival["psnr_db"]
         place = f"{abs(margin):.1f} dB {'above' if margin >= 0 else 'BELOW'}"
-        place = "nearer to the base than" if row["psnr_db"] >= CAP_DB > rival["psnr_db"] else place
+        place = "nearer to the plain model than" if row["psnr_db"] >= CAP_DB > rival["psnr_db"] else place
         lines.append(f"{row['name']} is {place} its better control, {rival['name']}: {_point(row)}, {_point(rival)}")
     return lines
 
@@ -94,14 +94,14 @@ def _beside(record: Figures, row: Figures, what: str) -> str:
         return f"use the model as it is: {what} saves no time here ({_point(row)})"
     rival = best_control(record, row)
     if rival is None:
-        return f"{what} is {times(row['speedup'])} as fast as the base {_at(row)}"
+        return f"{what} is {times(row['speedup'])} as fast as the plain model {_at(row)}"
     margin = row["psnr_db"] - rival["psnr_db"]
     if margin < 0 and rival["psnr_db"] >= CAP_DB:
         return f"use the model as it is: {what} saves less than the time of a step here ({_point(row)})"
     if margin <= SAME_DB:
-        nearer = f"{-margin:.1f} dB nearer to the base than" if margin < -SAME_DB else "as near to the base as"
-        return f"take fewer plain steps instead: {rival['steps']} steps take the same time and are {nearer} {what}"
-    return f"{what} is {times(row['speedup'])} as fast as the base {_at(row)}, {_above(row, rival)}"
+        better = f"have {-margin:.1f} dB more than" if margin < -SAME_DB else "have the same PSNR as"
+        return f"take fewer plain steps instead: {rival['steps']} steps take the same time and {better} {what}"
+    return f"{what} is {times(row['speedup'])} as fast as the plain model {_at(row)}, {_above(row, rival)}"
 
 
 def _beaten(record: Figures, row: Figures) -> str:
@@ -109,7 +109,7 @@ def _beaten(record: Figures, row: Figures) -> str:
     peers = [r for r in visible(record) if r["role"] == "peer" and r["speedup"] and r["psnr_db"] is not None]
     better = [r for r in peers if r["speedup"] > row["speedup"] and r["psnr_db"] > row["psnr_db"]]
     best = max(better, key=lambda peer: peer["psnr_db"], default=None)
-    return f"; {best['name']} is faster and nearer to the base ({_point(best)})" if best else ""
+    return f"; {best['name']} is faster and better ({_point(best)})" if best else ""
 
 
 def _of_several(record: Figures, whole: Sequence[Figures]) -> str:
@@ -119,11 +119,11 @@ def _of_several(record: Figures, whole: Sequence[Figures]) -> str:
         if rival and _worth_having(record, row) and row["psnr_db"] - rival["psnr_db"] >= margin:
             best, beside, margin = row, rival, row["psnr_db"] - rival["psnr_db"]
     if best is None or beside is None:
-        return (
-            f"take fewer plain steps instead: none of the {len(whole)} recipes is nearer to the base in the same time"
-        )
+        return f"take fewer plain steps instead: none of the {len(whole)} recipes is better in the same time"
     above = _above(best, beside)
-    return f"take {best['name']}: {_point(best)}, {above}, the most of {len(whole)} recipes" + _beaten(record, best)
+    return f"take {best['name']}: {_point(best)}, {above}, the largest margin of {len(whole)} recipes" + _beaten(
+        record, best
+    )
 
 
 def _point(row: Figures) -> str:

@@ -42,24 +42,24 @@ def lines(wiring: Wiring) -> list[str]:
     """A wiring in words."""
     how = wiring.how
     said = [f"{', '.join(wiring.classes)}: family {wiring.family}, {'derived' if how else 'written by hand'}"]
-    said += [f"latent {wiring.latent}, time {wiring.time}; batch along {', '.join(wiring.inputs) or 'nothing known'}"]
+    batch = ", ".join(wiring.inputs) or "not known"
+    said += [f"arguments: latent {wiring.latent}, time {wiring.time}; with a batch dimension: {batch}"]
     if wiring.block_lists:
         said.append(f"blocks: {', '.join(wiring.block_lists)}{_because(how, 'block_lists')}")
-        read = f"{' and '.join(wiring.read)} {'are' if wiring.also_read else 'is'} read"
         streams = ", ".join(f"{stream} in {name}" for stream, name in wiring.streams.items())
-        said.append(f"streams: {streams}; {read} behind them{_because(how, 'streams')}")
+        said.append(f"streams: {streams}; the head reads {' and '.join(wiring.read)}{_because(how, 'streams')}")
     for path in wiring.joins:
-        said.append(f"{path} take {' and '.join(wiring.ports[path].joined)} one after the other in one")
+        said.append(f"{path} take {' and '.join(wiring.ports[path].joined)} concatenated in one argument")
     for path, modules in wiring.modules.items():
         said += [f"{path}.*.{module.path}: {module.role}{_without(module.norms + module.spares)}" for module in modules]
     idle = (*wiring.makers, *wiring.unread)
-    said += [f"read by blocks alone: {', '.join(idle)}"] if idle else []
-    said += [f"the same on every step: {', '.join(wiring.constants)}"] if wiring.constants else []
+    said += [f"skipped when no block runs: {', '.join(idle)}"] if idle else []
+    said += [f"gives the same on every step: {', '.join(wiring.constants)}"] if wiring.constants else []
     said += [f"{role} linears: {', '.join(patterns)}" for role, patterns in wiring.linears.items() if patterns]
-    said += [f"{role} stays unquantized: {', '.join(patterns)}" for role, patterns in wiring.sensitive.items()]
-    said += [f"{path} attends over the latent's tokens{_beside(one)}" for path, one in wiring.attention.items()]
-    said += [f"attention: {how['attention']}"] if "attention" in how else []
-    said += [f"proof: {how['proof']}"] if "proof" in how else []
+    said += [f"not quantized, {role}: {', '.join(patterns)}" for role, patterns in wiring.sensitive.items()]
+    said += [f"attention over the latent's tokens: {path}{_beside(one)}" for path, one in wiring.attention.items()]
+    said += [f"attention found by: {how['attention']}"] if "attention" in how else []
+    said += [f"tested: {how['proof']}"] if "proof" in how else []
     return said + [f"not for this class: {lack}: {reason}" for lack, reason in wiring.lacks.items()]
 
 
@@ -68,8 +68,8 @@ def _because(how: Any, name: str) -> str:
 
 
 def _beside(attention: SelfAttention) -> str:
-    return f", with others {attention.others} them" if attention.others else ""
+    return f", with other tokens {attention.others} them" if attention.others else ""
 
 
 def _without(paths: tuple[str, ...]) -> str:
-    return f", and {', '.join(paths)} need not run where it is kept" if paths else ""
+    return f"; skips {', '.join(paths)} where it is cached" if paths else ""

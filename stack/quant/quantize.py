@@ -144,14 +144,15 @@ class Quantize:
             lines.append(f"{len(self.rounded.linears)} linears rounded with error feedback on {self.rounded.source}")
         kept = row_gain(facts.text_tokens, facts.width) if SCHEMES[self.scheme].rounds_activations else ""
         if family:
-            lines.append(f"{', '.join(family.sensitive)} stay: error amplification")
+            lines.append(f"not converted, errors there do not average out: {', '.join(family.sensitive)}")
         if family and "text" in family.streams:
-            lines.append("the text stream's own linears " + (f"stay: no gain: {kept}" if kept else "are converted too"))
-        lines.append(f"linears under {self.min_features} features stay: no gain")
+            text = "the text stream's own linears"
+            lines.append(f"not converted, no gain: {text} ({kept})" if kept else f"{text} are converted too")
+        lines.append(f"not converted, no gain: linears under {self.min_features} features")
         if self.skip:
             hit = sum(any(fnmatchcase(path, pattern) for pattern in self.skip) for path, *_ in facts.linears)
             count = f"{hit} linears" if facts.linears else "linears"
-            lines.append(f"{count} called {' or '.join(self.skip)} stay: asked for")
+            lines.append(f"not converted, as asked: {count} called {' or '.join(self.skip)}")
         return lines
 
     def check(self, facts: Facts) -> list[Finding]:
@@ -255,7 +256,7 @@ class Quantize:
             install.replace_module(target.denoiser, path, module)
         summary = (
             f"{len(chosen)} of {len(choices)} linears converted to {_named(chosen)} "
-            f"(weights {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB); stay: {kept_words(choices)}"
+            f"(weights {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB); not converted: {kept_words(choices)}"
         )
         return Applied(
             summary,

@@ -192,4 +192,4 @@ def weight_bytes(denoiser: nn.Module, choices: Sequence[Choice]) -> int:
 def kept_words(choices: Sequence[Choice]) -> str:
     """Every reason with its count, the three kinds apart."""
     counts = Counter(str(choice.kept) for choice in choices if choice.kept)
-    return "; ".join(f"{count} x {kept}" for kept, count in sorted(counts.items())) or "none stays"
+    return "; ".join(f"{count} x {kept}" for kept, count in sorted(counts.items())) or "none"

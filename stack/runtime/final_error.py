@@ -60,9 +60,9 @@ def final_error_words(summed: float | None, cache: Mapping[str, Any]) -> str:
     if "estimated_error" in cache:
         words.append(f"{cache['estimated_error']:.2%} estimated")
     elif summed is not None:
-        words.append(f"{summed:.2%} at most if the model passes errors on as they are (sum over the steps)")
+        words.append(f"{summed:.2%} at most, if the model does not amplify errors (sum over the steps)")
     if cache.get("fitted_error"):
-        words.append(f"{cache['fitted_error']:.2%} measured at worst when it was fitted")
+        words.append(f"{cache['fitted_error']:.2%} measured at worst by fit_gate")
     if cache.get("below_error"):
-        words.append(f"{cache['below_error']:.2%} more from the passes below (measured, then)")
+        words.append(f"{cache['below_error']:.2%} more from the passes below, measured by fit_gate")
     return f"final error: {', '.join(words)}" if words else ""

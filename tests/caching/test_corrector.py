@@ -107,7 +107,7 @@ def test_guidance_in_one_batch_is_corrected_too() -> None:
         missed = test_dit.draw(plain)
     with righted:
         made = test_dit.draw(righted)
-        assert "full steps put right what forecasts left" in righted.explain()
+        assert "full steps correct the error of the forecasts before them" in righted.explain()
     assert 0 < float((made - missed).abs().max()) < 1
 
 

@@ -110,7 +110,7 @@ def test_a_cap_is_kept_or_refused_with_what_keeps_it() -> None:
 
 def test_a_corrector_goes_with_it_and_calibration_tries_one() -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache("raw", corrected=True)
-    assert "full steps put right what forecasts left before them" in stack.explain()
+    assert "full steps correct the error of the forecasts before them" in stack.explain()
     with stack:
         picture(stack, STEPS)
     stack = Stack(tiny_pipe(), steps=STEPS).cache("raw")

@@ -150,8 +150,8 @@ def test_a_step_that_is_skipped_whole_answers_with_every_output() -> None:
 
 def test_the_command_says_what_was_derived() -> None:
     said = shown("SD3Transformer2DModel")
-    assert "streams: text in encoder_hidden_states, image in hidden_states; image is read behind them" in said
-    assert "transformer_blocks.*.ff: mlp, and norm2 need not run where it is kept" in said
-    assert "transformer_blocks.*.attn attends over the latent's tokens, with others behind them" in said
+    assert "streams: text in encoder_hidden_states, image in hidden_states; the head reads image" in said
+    assert "transformer_blocks.*.ff: mlp; skips norm2 where it is cached" in said
+    assert "attention over the latent's tokens: transformer_blocks.*.attn, with other tokens behind them" in said
     with pytest.raises(StackError, match="did you mean 'SD3Transformer2DModel'"):
         shown("SD4Transformer2DModel")

@@ -33,26 +33,26 @@ WITHOUT_CACHE = row("all-cache", 45.0, 1.3)
 CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
     "a pass that saves nothing": (
         [row("all", 36.0, 3.0), row("all-quantize", 36.3, 3.0), WITHOUT_CACHE, control("all-quantize", 34.0)],
-        "leave quantize out: it costs 0.3 dB and saves nothing here; the rest is 3.00x as fast as the base at 36.3 dB, "
-        "2.3 dB above fewer plain steps in the same time",
+        "leave quantize out: it costs 0.3 dB and saves nothing here; the rest is 3.00x as fast as the plain model at "
+        "36.3 dB, 2.3 dB above fewer plain steps in the same time",
     ),
     "a pass that slows the stack": (
         [row("all", 36.0, 3.0), row("all-quantize", 36.0, 3.3), WITHOUT_CACHE],
-        "leave quantize out: it makes the stack 10% slower; the rest is 3.30x as fast as the base at 36.0 dB",
+        "leave quantize out: it makes the stack 10% slower; the rest is 3.30x as fast as the plain model at 36.0 dB",
     ),
     "a pass that the plan dropped": (
         [row("all", 36.0, 3.0), row("all-quantize", 36.0, 3.0, same_as="all"), WITHOUT_CACHE, control("all", 30.0)],
-        "leave quantize out: it does nothing here; the rest is 3.00x as fast as the base at 36.0 dB, "
+        "leave quantize out: it does nothing here; the rest is 3.00x as fast as the plain model at 36.0 dB, "
         "6.0 dB above fewer plain steps in the same time",
     ),
     "a stack that earns its keep": (
         [row("all", 36.0, 3.0), row("all-quantize", 37.0, 2.5), WITHOUT_CACHE, control("all", 30.0), control(
             "all", 33.0, name="fewer-steps-multistep")],
-        "the stack is 3.00x as fast as the base at 36.0 dB, 3.0 dB above fewer plain steps in the same time",
+        "the stack is 3.00x as fast as the plain model at 36.0 dB, 3.0 dB above fewer plain steps in the same time",
     ),
     "a stack that changes no picture": (
         [row("all", 99.0, 1.5), row("all-quantize", 99.0, 1.2), WITHOUT_CACHE, control("all", 30.0)],
-        "the stack is 1.50x as fast as the base with identical pictures, "
+        "the stack is 1.50x as fast as the plain model with identical pictures, "
         "where fewer plain steps in the same time have 30.0 dB",
     ),
     "a stack that changes no picture and is no faster": (
@@ -65,15 +65,15 @@ CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
     ),
     "a stack that loses to fewer steps": (
         [row("all", 36.0, 3.0), row("all-quantize", 37.0, 2.5), WITHOUT_CACHE, control("all", 38.1, steps=16)],
-        "take fewer plain steps instead: 16 steps take the same time and are 2.1 dB nearer to the base than the stack",
+        "take fewer plain steps instead: 16 steps take the same time and have 2.1 dB more than the stack",
     ),
     "a stack that is no better than fewer steps": (
         [row("all", 36.0, 3.0), row("all-quantize", 37.0, 2.5), WITHOUT_CACHE, control("all", 35.95, steps=16)],
-        "take fewer plain steps instead: 16 steps take the same time and are as near to the base as the stack",
+        "take fewer plain steps instead: 16 steps take the same time and have the same PSNR as the stack",
     ),
     "a useless pass in a stack that loses": (
         [row("all", 36.0, 3.0), row("all-quantize", 36.3, 3.0), WITHOUT_CACHE, control("all-quantize", 38.0, steps=16)],
-        "take fewer plain steps instead: 16 steps take the same time and are 1.7 dB nearer to the base than "
+        "take fewer plain steps instead: 16 steps take the same time and have 1.7 dB more than "
         "the stack without quantize",
     ),
     "a stack that is no faster": (
@@ -82,8 +82,8 @@ CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
     ),
     "another library that is better": (
         [row("all", 36.0, 3.0), control("all", 30.0), row("theirs", 40.0, 3.5, role="peer", group="peer")],
-        "the stack is 3.00x as fast as the base at 36.0 dB, 6.0 dB above fewer plain steps in the same time; "
-        "theirs is faster and nearer to the base (40.0 dB at 3.50x)",
+        "the stack is 3.00x as fast as the plain model at 36.0 dB, 6.0 dB above fewer plain steps in the same time; "
+        "theirs is faster and better (40.0 dB at 3.50x)",
     ),
     "a stack that failed": (
         [row("all", None, None, warnings=["failed: RuntimeError: out of memory"])],
@@ -93,12 +93,12 @@ CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
     "several recipes": (
         [row("mild", 40.0, 2.0, group="all"), row("bold", 30.0, 4.0, group="all"), control("mild", 36.0), control(
             "bold", 29.0)],
-        "take mild: 40.0 dB at 2.00x, 4.0 dB above fewer plain steps in the same time, the most of 2 recipes",
+        "take mild: 40.0 dB at 2.00x, 4.0 dB above fewer plain steps in the same time, the largest margin of 2 recipes",
     ),
     "several recipes, all worse than fewer steps": (
         [row("mild", 40.0, 2.0, group="all"), row("bold", 30.0, 4.0, group="all"), control("mild", 46.0), control(
             "bold", 39.0)],
-        "take fewer plain steps instead: none of the 2 recipes is nearer to the base in the same time",
+        "take fewer plain steps instead: none of the 2 recipes is better in the same time",
     ),
 }  # fmt: skip
 

@@ -78,7 +78,7 @@ def test_exactly_the_large_linears_of_the_blocks_are_converted(denoiser: FluxTra
     # Steps, offsets, zero points, and what the kernel's own layout adds.
     assert values + 16 * outputs <= report["weight_bytes"] <= values + 20 * outputs
     megabytes = f"{4 * values / 1e6:.2f} MB -> {report['weight_bytes'] / 1e6:.2f} MB"
-    assert applied.summary.startswith(f"11 of 28 linears converted to int8 (weights {megabytes}); stay: ")
+    assert applied.summary.startswith(f"11 of 28 linears converted to int8 (weights {megabytes}); not converted: ")
 
 
 def test_reasons_to_keep_a_linear_are_told_apart(denoiser: FluxTransformer2DModel) -> None:
@@ -248,8 +248,8 @@ def test_describe_names_kernel_reason_and_rows() -> None:
         "attention and mlp linears of 2 blocks",
         "int8 by native: ",
         "oneDNN, AVX2 without VNNI: weights use 64 levels",
-        "error amplification",
-        "no gain: 16 rows",
+        "not converted, errors there do not average out: time and guidance embedding",
+        "not converted, no gain: the text stream's own linears (16 rows)",
     ):
         assert part in text
     vnni = replace(FACTS, machine=Machine("cpu", "AVX512", vnni=True), text_tokens=512)
@@ -276,5 +276,5 @@ def test_explain_refuses_what_apply_refuses(options: dict[str, Any], message: st
 def test_what_is_skipped_is_shown_and_a_pattern_that_meets_nothing_is_said(denoiser: Any) -> None:
     text = Stack(denoiser, steps=14).quantize(min_features=64, skip=("*.attn.*", "nowhere.*")).explain()
     hit = sum(".attn." in path and isinstance(m, torch.nn.Linear) for path, m in denoiser.named_modules())
-    assert f"{hit} linears called *.attn.* or nowhere.* stay: asked for" in text
+    assert f"not converted, as asked: {hit} linears called *.attn.* or nowhere.*" in text
     assert "[note] quantize: skip: no linear is called 'nowhere.*'" in text

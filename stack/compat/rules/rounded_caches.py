@@ -27,8 +27,8 @@ GATE_THRESHOLD = Rule(
 NOISE_IN_DIFFERENCES = Rule(
     "noise-in-differences",
     "forecasts from rounded activations",
-    "Activations are rounded anew on every step, so a difference of two full steps holds the noise of both. Weights "
-    "alone do no harm: their error is smooth in the input and cancels in a difference.",
+    "Activations are rounded anew on every step, so a difference of two full steps holds the noise of both. Rounded "
+    "weights alone are harmless: their error is smooth in the input and cancels in a difference.",
     (
         Evidence(
             "1.2 % of noise per forward beside 2 % of change per step makes extrapolated frames flicker",
@@ -43,12 +43,11 @@ NOISE_IN_DIFFERENCES = Rule(
             "[sensitivity](sensitivity.md#noise-floor)",
         ),
     ),
-    "Each difference is shrunk to signal over signal plus noise and taken over gaps wide enough "
-    "(`stack/compat/noise.py`), in a principal subspace that is cut where its directions drown; Taylor's differences "
-    "over step counts become Newton's over time. The noise is what "
-    "rounding to these bits leaves, until `noise_floor(prompts)` has measured it. Without noise that is the plain "
-    "forecast bit for bit, with nothing but noise plain reuse. A cache whose gains were chosen by finished pictures "
-    "is left as it is: there shrinking is worth 0.0 to -0.6 dB.",
+    "Each difference is multiplied by signal / (signal + noise) and taken over gaps that are wide enough "
+    "(`stack/compat/noise.py`), in a principal subspace without the directions that are mostly noise. Taylor's "
+    "differences over step counts become Newton's over time. The noise is estimated from the number of bits until "
+    "`noise_floor(prompts)` has measured it. A cache that was calibrated on finished pictures is not changed: there "
+    "shrinking gains 0.0 to -0.6 dB.",
     "run",
     ("quantize", "cache"),
 )

@@ -9,8 +9,9 @@ FEWEST_STEPS = 12  # below this an interval schedule has no history to extrapola
 FEW_STEPS = Rule(
     "few-steps",
     "a cache on a few-step schedule",
-    "With 4 or 8 steps neighbouring features differ by far more than a cache may be off, and a forecast has no history "
-    "to go on. Gates find no step to skip; what decides is where the full steps are, and a corrector.",
+    "With 4 or 8 steps neighbouring features differ by far more than the error that a cache may have, and a forecast "
+    "has few features to extrapolate from. Gates find no step to skip. What helps is a corrector, and well-placed full "
+    "steps.",
     (
         Evidence(
             "behind a corrector, against the adapter uncached: 5 of 8 steps full 53.8 and 52.4 dB at 1.60x, 4 of 8 "
@@ -25,7 +26,7 @@ FEW_STEPS = Rule(
         Evidence("no hits at 8 to 10 steps for three gates", "TeaCache, issue 6; reports on Wan 4-step adapters"),
         Evidence("shipped off below 20 steps", "unsloth's first-block cache"),
     ),
-    "Three steps in five run in full, at the places that the noise levels ask for, and put right the forecasts before "
+    "Three steps in five run in full, placed by noise level, and correct the error of the forecasts before "
     "them. Behind samplers that allow no corrector: half of the steps in full, the others the front and back third of "
     "the blocks. The most that this can save is computed and said before the run.",
     "plan",

@@ -84,7 +84,7 @@ def _proven(
         again = ports.read(called_with(call.module, {**given, **moved, **cut}))
         if all(close(again[name], whole) for name, whole in wanted.items()):
             return found
-    raise Unproven(f"{call.path} given its tokens in another order returns others")
+    raise Unproven(f"{call.path} depends on the order of its tokens")
 
 
 def _uneven(value: Any, axis: int) -> Any:

@@ -28,7 +28,7 @@ SIZES = (
     Sizes(frames=5, rows=5, columns=11, text=11),
 )
 LATER = 0.25  # noise level of a later step
-HOW = "queries and keys that changed with the latent where attention answered with its values, at three sizes"
+HOW = "which queries and keys change with the latent, at three sizes"
 
 
 @dataclass(frozen=True)

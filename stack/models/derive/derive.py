@@ -37,7 +37,7 @@ SOUND = ("audio_hidden_states",)  # what is denoised beside the latent
 WHOLE, BLOCKS, RANGE, ROWS, MODULES = "whole", "blocks", "range", "rows", "modules"
 TOKENS, ALONG = "tokens", "along"
 MODULATION, HEAD, GRID, ATTENTION = "modulation", "head", "grid", "attention"
-BY_HAND = "no wiring by hand says it"
+BY_HAND = "known only of families that are wired by hand"
 
 
 def derived(denoiser: nn.Module) -> Wiring:
@@ -108,7 +108,7 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
     found = candidates(denoiser, trace)
     main = main_lists(found)
     if not main or len(main[-1].calls) < 2:
-        raise Unproven("no list of blocks that take and return tokens (B, N, D) one after the other")
+        raise Unproven("no list of blocks that pass tokens (B, N, D) from one to the next")
     blocks = named_blocks(denoiser, trace, main, _stream_name(trace.given[probe.latent]))
     prove_answers(denoiser, trace, blocks)
     lacks = _lacking({RANGE: prove_range(denoiser, trace, blocks)})
@@ -194,10 +194,10 @@ def _width_from(block: str, denoiser: nn.Module, width: int) -> str:
 def _how(blocks: Blocks) -> dict[str, str]:
     paths = ", ".join(f"{one.path} ({len(one.calls)} in the small model)" for one in blocks.lists)
     return {
-        "block_lists": f"{paths}: module lists whose members took and returned tokens, in the order they ran",
-        "streams": "the tensors that one block returned and the next was given",
+        "block_lists": f"{paths}: lists of modules that take and return tokens, in running order",
+        "streams": "passed on from block to block",
         "output_stream": "the stream whose loss behind the last block changes the first output",
-        "proof": "blocks that answer with what they returned give the same output, bit for bit",
+        "proof": "with its output in place of every block the model gives the same bits",
         "linears": "by the modules they are in, and the rows they were given",
     }
 
