@@ -64,7 +64,7 @@ FEWER_TOKENS = Rule(
     "miss.",
     (
         Evidence(
-            "shapes-flux, 50 steps: 24.9 dB at 1.03x with tokens, 20.2 dB at 0.94x with merging; 12 plain steps 38.6 dB",
+            "shapes-flux, 50 steps: 24.9 dB at 1.03x with tokens, 20.2 dB at 0.94x with merging; 12 plain steps 38.6",
             "[every row](benchmarks/caches-shapes-flux.md), medians of 16 prompts",
         ),
     ),
