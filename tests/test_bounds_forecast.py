@@ -214,7 +214,7 @@ def test_errors_of_full_steps_come_through_at_most_as_often_as_explain_says(
 def test_explain_says_how_often_errors_of_full_steps_come_through() -> None:
     """Evenly spaced full steps: a line through two of them is 2 s / n + 1 times off at s steps of n."""
     line = Cache("svd-published", interval=5, warmup=1, noise=()).describe(FACTS)[2]
-    assert line == "error: what full steps are off by comes through at most 2.6 times (bound)"
+    assert line == "error: forecasts amplify errors of full steps at most 2.6 times (bound)"
     told = {name: any(each.startswith("error:") for each in Cache(name).describe(FACTS)) for name in PRESETS}
     assert told["taylorseer"] and told["hicache"] and told["predictor-corrector"]
     assert not told["fora"] and not told["first-block"] and not told["fastcache"]  # reuse; gates

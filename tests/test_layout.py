@@ -31,12 +31,19 @@ def test_files_are_small() -> None:
     assert statistics.median(lengths.values()) <= MEDIAN
 
 
+def code_lines(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    first = function.body[0]
+    text = first if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) else None
+    return (function.end_lineno or 0) - function.lineno + 1 - ((text.end_lineno or 0) - text.lineno + 1 if text else 0)
+
+
 def test_functions_are_short() -> None:
     found = [
         (file.name, node.name)
         for file in FILES
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+        if isinstance(node, ast.FunctionDef) and code_lines(node) > 55
     ]
     assert found == []
 
