@@ -90,10 +90,10 @@ def calibrate(
     call: Call | None = None,
     progress: bool = True,
 ) -> tuple[Recipe, Calibration]:
-    """The recipe with the schedule and the forecast that its own stack wants on this model, which is left as it was.
+    """Search where a recipe's cache should run full steps on this model, and return the recipe with the result.
 
-    Where its sparse attention has a budget, the shares of the blocks that this comes to are measured first, and written
-    too: the cache is calibrated on them.
+    The model is left as it was. If the sparse attention has a budget, its shares of blocks are measured first and
+    written too.
 
     Args:
         model: a pipeline, or a `Stack` on one that is not applied.

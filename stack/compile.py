@@ -30,15 +30,15 @@ OFF = "off"
 class Compile:
     """Regional compilation: the repeated blocks one by one, as diffusers' `compile_repeated_blocks` does.
 
-    Blocks of one class share their compiled code, so that a deep model compiles no longer than a shallow one. It runs
-    above quantization and sparse attention, whose element-wise work is fused into the blocks' own, and below the
-    cache, whose decisions are Python and must not be traced.
+    Blocks of one class share their compiled code, so a deep model compiles as fast as a shallow one. It comes after
+    quantization and sparse attention, whose element-wise operations are fused with the blocks', and before the cache,
+    whose decisions are Python and must not be traced.
 
     The plan adds this pass by itself on CUDA under `quantize("int8")` and `quantize("fp8")`.
 
     Attributes:
-        mode: of `torch.compile`: "default", "max-autotune-no-cudagraphs", ... "off" compiles nothing, and keeps the
-            plan from adding it.
+        mode: of `torch.compile`: "default", "max-autotune-no-cudagraphs", ... "off" compiles nothing, also where the
+            plan would add the pass.
     """
 
     mode: str = "default"

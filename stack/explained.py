@@ -52,9 +52,9 @@ def explain(
     assume: str | None = None,
     config: str | Path | None = None,
 ) -> Explanation:
-    """Say what a recipe would do to a model: order, reasons, clashes and repairs. Nothing is touched.
+    """Plan a recipe for a model: order, reasons, clashes and repairs. Nothing is changed.
 
-    A model whose configuration is published or saved is planned without its weights; any other one is loaded.
+    A model with a published configuration or a saved one (`config`) needs no weights; any other is loaded.
 
     Args:
         recipe: see `stack.recipe.recipe_of`.

@@ -40,13 +40,13 @@ def load(
 
     Args:
         dtype: of the weights; by default the one that this machine computes fastest, see `best_dtype`.
-        device: "cpu", "cuda" or "cuda:N"; by default CUDA where there is one.
-        size: of the pictures, see `sides_of`: takes the reference model that was trained for it, where there is one.
+        device: "cpu", "cuda" or "cuda:N"; by default CUDA if there is a GPU.
+        size: of the pictures, see `sides_of`: loads the reference model for this size, if there is one.
         lora: a file of weights, a folder or a hub id, loaded beside the model's own weights.
 
     Raises:
-        StackError: unknown name, a folder that holds no diffusers pipeline, a device that is not there, or a LoRA that
-            is none or is for another model.
+        StackError: unknown name, a folder that holds no diffusers pipeline, a missing device, or a file that is no
+            LoRA or is for another model.
     """
     checked(str, name, "model")
     place = device_of(device)

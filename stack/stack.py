@@ -53,17 +53,17 @@ class Stack:
         >>> image = fast("a red ring left of a blue star").images[0]
         >>> fast.undo()
 
-    Nothing is touched before the first call (or `apply()`). After `undo()` outputs are bit-identical to before.
-    Calls from several threads run one after the other.
+    Nothing changes before the first call or `apply()`. After `undo()` outputs are bit-identical to before. Calls from
+    several threads run one after the other.
 
     Args:
         model: a `DiffusionPipeline` with a `transformer`, or the transformer itself.
         steps: denoiser steps to plan for; also the default number of steps of a call. None for the pipeline's own
             default, and for 50 where that is not known.
         shift: schedule shift of a bare denoiser (a pipeline's scheduler has its own).
-        strict: raise where the plan would repair.
-        max_error: relative error of the final latents, of all passes together, that the cache fills up; 0 for none.
-            `fit_gate` measures what the passes below use of it.
+        strict: raise instead of repairing.
+        max_error: limit on the relative error of the final latents for all passes together; 0 for none. `fit_gate`
+            measures how much of it the other passes use, and the cache may use the rest.
 
     Raises:
         StackError: the model is of no known family, `steps` < 1, or `max_error` < 0.
@@ -114,7 +114,7 @@ class Stack:
 
     @staticmethod
     def of(model: Any) -> Stack:
-        """The stack applied to a pipeline or a denoiser, also where no variable holds it any more.
+        """The stack that is applied to a pipeline or a denoiser.
 
         Raises:
             StackError: there is none.
@@ -139,11 +139,11 @@ class Stack:
         return self.add(made(Quantize, scheme=scheme, **options))
 
     def solver(self, steps: int | None = None, **options: Any) -> Stack:
-        """Take fewer, second-order steps of the scheduler's own; see `stack.solver.solver.Solver`."""
+        """Replace the scheduler's steps by fewer second-order ones; see `stack.solver.solver.Solver`."""
         return self.add(made(Solver, steps=steps, **options))
 
     def sage_attn(self, **options: Any) -> Stack:
-        """Add 8-bit attention where no other is taken; see `stack.attention.sage_attn.SageAttention`."""
+        """Add 8-bit attention for calls that stay dense; see `stack.attention.sage_attn.SageAttention`."""
         return self.add(made(SageAttention, **options))
 
     def sparse_attn(self, keep: float | None = None, **options: Any) -> Stack:
@@ -151,7 +151,7 @@ class Stack:
         return self.add(made(SparseAttention, keep=keep, **options))
 
     def compile(self, mode: str = "default") -> Stack:
-        """Compile the blocks as the other passes leave them, or, "off", not at all; see `stack.compile.Compile`."""
+        """Compile the blocks; "off" declines it where the plan would add it; see `stack.compile.Compile`."""
         return self.add(Compile(mode))
 
     def cache(self, method: str = "svd", **options: Any) -> Stack:
@@ -184,7 +184,7 @@ class Stack:
 
     @property
     def plan(self) -> Plan:
-        """What would be done. Touches nothing.
+        """The plan. Changes nothing.
 
         Raises:
             StackError: a pass cannot work on this model.
@@ -236,7 +236,7 @@ class Stack:
         return self._mounted.on
 
     def explain(self) -> str:
-        """The plan in words: order, reasons, clashes and repairs, bytes of state. Touches nothing."""
+        """The plan in words: order, reasons, clashes, repairs, bytes of state. Changes nothing."""
         return self._denoisers.explained(self.plan, self._passes)
 
     def report(self) -> Report:
@@ -277,8 +277,8 @@ class Stack:
     def freeze(self) -> Stack:
         """Drop the original weights of quantized linears, applying the stack first if need be.
 
-        Memory falls by their bytes, unless somebody else holds the model's weights. The stages above can still be
-        undone; `undo()` as a whole is refused from now on.
+        This frees their memory, unless other code holds the weights. The stages above can still be undone one by one;
+        `undo()` as a whole is then refused.
 
         Raises:
             StackError: nothing is quantized, or `ends="keep"` needs the originals.

@@ -65,12 +65,12 @@ class Cache:
     Args:
         method: a row of `stack.caching.methods.PRESETS`: "svd" (SVD-Cache, arXiv 2601.07396), "taylorseer", ...
         options: any choice of `stack.caching.policy.Policy` and of its parts, instead of the preset's; `maps`,
-            `bases` and `learned` may be a file's path. `max_error=0.02` spends a relative error of the final sample
-            instead of following a schedule: full steps are chosen by what they measure (gate "budget"; `Stack.fit_gate`
-            fits the estimate to finished samples).
+            `bases` and `learned` may be a file's path. `max_error=0.02` limits the relative error of the final sample:
+            each full step measures the forecasts and chooses the next one (gate "budget"; `Stack.fit_gate` fits the
+            estimate to finished samples).
 
     Attributes:
-        given: names of the options that the user has set, also where they are as in the preset.
+        given: names of the options that the user has set, even if to the preset's values.
 
     Raises:
         StackError: an unknown preset or option, or a value outside its range.

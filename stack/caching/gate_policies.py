@@ -24,7 +24,7 @@ class _ThresholdPolicy(GatePolicy):
     """A gate with one threshold.
 
     Attributes:
-        threshold: of what it looks at; a step below it is skipped.
+        threshold: a step is skipped while the gate measures less than this.
     """
 
     threshold: NotNegative = 0.0
@@ -197,11 +197,11 @@ class BudgetPolicy(_ThresholdPolicy):
 
     Attributes:
         longest: cached steps in a row; 0 is no limit.
-        lead: share of the steps, at the start, that always run, from `Stack.fit_gate`: where a small early error turns
-            the layout, it decides more than any measurement of it tells.
+        lead: share of the steps, at the start, that always run, from `Stack.fit_gate`; for models whose first steps
+            decide the layout.
         error_scale: measured error over the estimate, from `Stack.fit_gate`.
-        below_error, measured_error: what the passes below the cache took of the whole stack's error, and the worst that
-            the cache made of the rest, in that fit.
+        below_error, measured_error: error of the passes below the cache, and largest error of the cache, as measured by
+            `Stack.fit_gate`.
     """
 
     name: ClassVar[str] = "budget"

@@ -46,20 +46,19 @@ class Policy(Options):
     Attributes:
         schedule: which steps run in full.
         gate: decides instead of the schedule, once its warm-up is over; None leaves it to the schedule.
-        forecast: what stands in for a feature on a cached step.
+        forecast: what replaces a feature on a cached step.
         split: which part of a feature counts as principal.
-        site: where it stands, with the site's own choices.
+        site: which feature is cached, with the site's own choices.
         corrected: full steps correct the error of the forecasts before them (`stack.caching.corrector`); for schedules
-            and for gates that take no step back, behind samplers that neither add noise nor clip.
-        learned: corrections of estimates that `Stack.calibrate` has learnt, see `stack.caching.learned`; read with a
-            corrector and a schedule only.
-        calibrated_for: what was true of the stack when it was calibrated, see `stack.compat.calibrated_for`.
-        state_dtype: what features, differences and RFC's inputs are kept in: "bfloat16", "float16", "float32"; "" as
-            the model makes them. float16 ends at 65,504.
-        max_bytes: the most state on the device per picture and guidance branch that the plan accepts, in bytes; 0 is no
-            limit.
-        noise: random error of what full steps produce, over sigma, as (sigma, relative error) pairs: forecasts are
-            shrunk to what stands out of it (`stack.compat.noise`). `Stack.noise_floor` measures it; () is none.
+            and for gates that take no step back, with samplers that neither add noise nor clip.
+        learned: corrections that `Stack.calibrate` has learned, see `stack.caching.learned`; used only with a corrector
+            and a schedule.
+        calibrated_for: the model, adapter and size that the cache was calibrated on, see `stack.compat.calibrated_for`.
+        state_dtype: dtype in which features, differences and RFC's inputs are kept: "bfloat16", "float16", "float32";
+            "" keeps the model's. float16 overflows above 65,504.
+        max_bytes: limit in bytes on the state on the device per picture and guidance branch; 0 is no limit.
+        noise: random error of features on full steps, as (sigma, relative error) pairs: forecasts are shrunk by it
+            (`stack.compat.noise`). `Stack.noise_floor` measures it; () is none.
 
     Raises:
         StackError: a value outside its range, or parts that do not go together.

@@ -20,16 +20,16 @@ class SchedulePolicy(Options):
     """Full steps of a request; under a gate only `warmup` is read.
 
     Attributes:
-        interval, warmup: full for `warmup` steps, then every `interval`-th; used while there is no `full_steps`. Spread
-            by noise there are as many full steps, elsewhere.
-        count: full steps of a request, in place of what interval and warm-up make; 0 leaves it to them.
-        spread: "by-noise" puts as many full steps where they are best for Gaussian data at the sampler's noise levels
-            (`stack.caching.noise_schedule`); "even" leaves them where interval and warm-up have them.
+        interval, warmup: the first `warmup` steps are full, then every `interval`-th. With spread "by-noise" they only
+            say how many steps are full. Not used with `full_steps`.
+        count: number of full steps of a request, instead of interval and warm-up; 0 uses those.
+        spread: "by-noise" puts the full steps where they are best for Gaussian data at the sampler's noise levels
+            (`stack.caching.noise_schedule`); "even" puts them where interval and warm-up say.
         switches: shares of the schedule at which the step is always full; see `Aligned`.
-        full_steps, steps: a calibrated schedule, and the number of steps it was calibrated for.
-        full_at: noise levels of those steps; () takes them as evenly spread in time. A request with other noise levels
-            gets its full steps where these are (`stack.compat.horizon`).
-        segments: a factor on the gains for each full step of that schedule, until the next one; empty is 1 throughout.
+        full_steps, steps: the full steps by number, and the number of steps of the schedule that they belong to.
+        full_at: noise levels of `full_steps`; () takes them as evenly spaced in time. A request with other noise levels
+            gets its full steps at these levels (`stack.compat.horizon`).
+        segments: for each of `full_steps`, a factor on the gains until the next one; empty is 1 throughout.
 
     Raises:
         StackError: a value outside its range.

@@ -53,26 +53,26 @@ def compare(
     command: str = "",
     progress: bool = True,
 ) -> Comparison:
-    """Measure stacks on a pipeline: what each pass gives alone, together and left out, and the control of every row.
+    """Measure stacks on a pipeline: each pass alone, all together, all but one, and the control of every row.
 
     The control is the same model with as many plain steps as fit in the row's time. The pipeline is left as it was.
-    Ctrl-C gives back what was measured until then.
+    After Ctrl-C the rows measured so far are returned.
 
     Args:
         model: a pipeline, or a `Stack` on one, which is taken off meanwhile.
-        recipes: shipped names, paths of .toml files, `Recipe` or `Stack` objects; one is taken apart pass by pass. By
+        recipes: shipped names, paths of .toml files, `Recipe` or `Stack` objects; one is measured pass by pass. By
             default the stack given as `model`, or the shipped recipe "fast".
         prompts: prompts of your own, or the path of a file of them, one per line; or how many captions of a reference
             model. Each has its own seed.
-        steps: of the base run; by default those the recipes are for, a distilled adapter's left aside.
-        seed: of the first prompt; the next ones count up. It also draws the captions.
+        steps: of the model without a stack; by default the recipes', without those of a distilled adapter.
+        seed: of the first prompt; prompt i has seed + i. The captions depend on it too.
         size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
         peers: also measure caches of other libraries, see `stack.comparison.peers`.
-        pairs: also measure each two passes together; of three passes or fewer they are measured anyway.
-        compile_base: also try compiled blocks, and take the faster.
-        out: folder for the report, and for pictures while it is measured: the same comparison goes on where it was
-            stopped, and one that is finished is given back, unless `fresh`.
-        name, command: of the model, and the command line that asks, for the record.
+        pairs: also measure each pair of passes, of four or more; of fewer they are always measured.
+        compile_base: try the model without a stack compiled, and compare with the faster.
+        out: folder for the report and for finished pictures. The same comparison continues where it was stopped;
+            if it was finished, its saved results are returned. `fresh` starts again.
+        name, command: the model's name and the command line, for the record.
         progress: show one line on stderr.
 
     Raises:

@@ -25,10 +25,10 @@ class Comparison:
 
     Attributes:
         record: the contents of compare.json.
-        pictures: (B, 3, H, W) or (B, F, 3, H, W) in [0, 1] by row, for the prompts that were done; empty where all of
-            it was measured before.
+        pictures: (B, 3, H, W) or (B, F, 3, H, W) in [0, 1] by row, for the finished prompts; empty if saved results
+            were returned.
         plans: explain() of each recipe's whole stack.
-        files: what was written, or lies there from before; none without a folder.
+        files: what is in the folder; empty without one.
     """
 
     record: dict[str, Any]
@@ -38,11 +38,11 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the figures come to, in one sentence."""
+        """The result in one sentence."""
         return verdict(self.record)
 
     def markdown(self) -> str:
-        """The verdict and the table, to paste where markdown is read."""
+        """The verdict and the table as markdown."""
         return markdown(self.record)
 
     def to_json(self) -> str:

@@ -57,14 +57,14 @@ def run(
     model: str = "",
     recipe: str = "stack",
 ) -> Iterator[Made]:
-    """Make a picture of every prompt with a stack on a pipeline, and write each as it is made.
+    """Make a picture of every prompt with a stack, and write each to a file as it is made.
 
     Args:
         prompts: texts, or the path of a file of them, one per line.
-        out: folder for them; by default ditstack-run, or the next free number.
-        seed: of the first prompt; the next ones count up.
+        out: folder for them; by default ditstack-run, or ditstack-run-2 and so on.
+        seed: of the first prompt; prompt i has seed + i.
         call: further arguments of every call, see `stack.runtime.call_arguments.call_of`.
-        model, recipe: names for the files' own words, which say of which run they are.
+        model, recipe: names that are written into the files' metadata.
 
     Raises:
         StackError: the folder holds pictures of another run, or the pipeline refuses a prompt.

@@ -24,8 +24,8 @@ class Distill(AdapterStage):
     branch of its own.
 
     Attributes:
-        merge: merge even into weights that are quantized already; refused where the update would not survive.
-        fused: the weights hold the update already, as those of a saved stack do: only its schedule and calls are used.
+        merge: merge into weights even if they are already quantized; refused where the update would be rounded away.
+        fused: the weights already contain the update, as in a saved stack: only its schedule and guidance are used.
     """
 
     merge: bool = False

@@ -42,20 +42,20 @@ class Quantize:
     """Weights rounded once, and for "int8" and "fp8" activations on the fly, token by token.
 
     Embedders, modulation, norms, refiners and the output projection stay in floating point, and so does a text stream
-    too short to gain. The originals are kept and come back bit for bit on undo.
+    with too few tokens. The originals are kept, and undo restores them bit for bit.
 
     Attributes:
         scheme: see `stack.quant.schemes`.
         backend: "native", "torchao", "bitsandbytes", "quanto", or "auto" for the fastest that was measured.
-        skip: shell wildcards of paths of linears that stay.
-        layers: a mixed plan: scheme name or "keep" by path; linears it does not name follow `scheme`. It overrules
-            every reason to keep a linear but the kernel's. A mapping, kept as sorted pairs.
-        min_features: linears with fewer inputs or outputs stay.
-        ends: precision of the steps near both ends of the schedule: another scheme, or "keep" for the model's own;
-            "" has one precision for all steps. Both weights are in memory then.
-        share: of the schedule that counts as near, at either end; one step at least.
-        feedback: 4-bit weights are rounded with error feedback (GPTQ, arXiv 2210.17323), by `Stack.fit_rounding`.
-        rounded: what that made.
+        skip: shell wildcards of the paths of linears that are not converted.
+        layers: the scheme of single linears by path, or "keep" for full precision; the others follow `scheme`. It
+            overrules every reason to keep a linear but the kernel's. A mapping, kept as sorted pairs.
+        min_features: linears with fewer inputs or outputs are not converted.
+        ends: precision of the steps at both ends of the schedule: another scheme, or "keep" for the model's own;
+            "" has one precision for all steps. Both sets of weights are then in memory.
+        share: share of the schedule at each end that `ends` applies to; at least one step.
+        feedback: round 4-bit weights with error feedback (GPTQ, arXiv 2210.17323), by `Stack.fit_rounding`.
+        rounded: the weights that `Stack.fit_rounding` has rounded.
 
     Raises:
         StackError: unknown scheme or backend, a share outside (0, 0.5), or feedback without 4-bit weights

@@ -1,4 +1,4 @@
-"""What happened in the last pipeline call: per step what ran, how far the cache was off, how long it took."""
+"""What happened in the last pipeline call: what ran on each step, the cache's error, and the time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Report:
 
     Attributes:
         passes: figures of each pass, by stage.
-        warnings: what should not have happened, or happened silently elsewhere: "0 of 8 steps cached".
+        warnings: what did not work as planned, such as "0 of 8 steps cached".
     """
 
     steps: list[StepRecord]

@@ -27,16 +27,16 @@ UNSAVED = "save_pretrained() would write the solver's scheduler: undo() the stac
 
 @dataclass(frozen=True)
 class Solver:
-    """The denoiser runs at few steps of the scheduler's own ladder; what comes out is close to all of its steps.
+    """The denoiser runs at a few of the scheduler's steps; the result is close to that of all of them.
 
-    Calls ask for as many steps as without the pass: its places are among these. A call that names no number, or the
-    solver's own, has the ladder that the stack is planned for.
+    Calls keep their number of steps, of which the solver takes some. A call that names no number, or the solver's own,
+    has as many steps as the stack is planned for.
 
     Attributes:
-        steps: that are taken; as many as `places` by default.
-        places: these steps of the ladder that the stack is planned for, rising from 0; empty for those that are best
-            for Gaussian data at the scheduler's noise levels. On another ladder each stays at its noise level.
-        order: 1 holds each estimate of the clean sample until the next, 2 draws lines through them.
+        steps: number of steps at which the denoiser runs; by default as many as `places`.
+        places: which of the scheduler's steps these are, rising from 0; empty for those that are best for Gaussian data
+            at the scheduler's noise levels. With another number of steps each place keeps its noise level.
+        order: 1 holds each estimate of the clean sample until the next, 2 interpolates linearly.
 
     Raises:
         StackError: neither steps nor places, numbers of them that differ, or places that do not rise from 0.

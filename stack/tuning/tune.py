@@ -87,17 +87,17 @@ def tune(
 ) -> Tuned:
     """Search for the fastest stack within limits (or the best in a time), and check it on held-out prompts.
 
-    The pipeline is left as it was. Ctrl-C keeps what was tried; the same study goes on.
+    The pipeline is left as it was. After Ctrl-C the same study can be continued.
 
     Args:
         model: a pipeline.
-        recipe: stages that every candidate has, such as an adapter's; see `stack.recipe.recipe_of`.
+        recipe: passes that every candidate has, such as an adapter; see `stack.recipe.recipe_of`.
         prompts: three or more, or the path of a file of them; every third is held out, with seeds of its own.
         min_psnr, max_lpips, max_error, max_seconds, max_memory: see `stack.tuning.limits.Limits`.
         steps: of the model without a stack; None for the pipeline's own.
-        seed, budget, trials: of the first prompt; seconds to spend, about; the most candidates to try.
+        seed, budget, trials: seed of the first prompt; approximate seconds to spend; largest number of candidates.
         size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
-        compile_base: also try compiled blocks, and take the faster.
+        compile_base: try compiled blocks, and use the faster.
         study: a file, or a database's URL, which several machines of one kind may share; None keeps it in memory.
         progress: show one line on stderr.
 
