@@ -26,7 +26,7 @@ from .modulation import modulated_input
 from .modules import ModuleProof
 from .probe import Probe
 from .streams import Blocks, Unproven, named_blocks, prove_answers, prove_range
-from .trace import tensors
+from .trace import Trace, tensors
 from .unread import constant_modules, unread_modules
 
 LATENTS = ("hidden_states", "sample", "x")  # what diffusers calls the noisy latent
@@ -120,14 +120,8 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
         lacks[ROWS] = probe.why_whole
     makers, unread = unread_modules(denoiser, trace, blocks)
     linears = linears_of(denoiser, trace, found, main)
-    modules: dict[str, tuple[CachedModule, ...]] = {}
-    try:
-        inside = ModuleProof(denoiser, trace, blocks, {one.path: one.role for one in linears})
-        modules = inside.of_lists()
-        several = f"{len(blocks.read)} of its streams are read behind the last block" if blocks.read[1:] else ""
-        lacks |= _lacking({TOKENS: several or inside.token_by_token(modules)})
-    except Unproven as error:
-        lacks |= {MODULES: str(error), TOKENS: str(error)}
+    modules, without = _kept_modules(denoiser, trace, blocks, {one.path: one.role for one in linears})
+    lacks |= without
     whole = _whole(cls, takes, probe.latent, probe.time, "", probe)
     other = probe.other_sizes()
     modulation = _proven(
@@ -159,6 +153,19 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
         lacks={**whole.lacks, **lacks},
         how={**whole.how, **_how(blocks), **({} if GRID in lacks else {GRID: str(grid)})},
     )
+
+
+def _kept_modules(
+    denoiser: nn.Module, trace: Trace, blocks: Blocks, roles: Mapping[str, str]
+) -> tuple[dict[str, tuple[CachedModule, ...]], dict[str, str]]:
+    """The modules of blocks whose output a cache can keep, and what is lacking."""
+    try:
+        inside = ModuleProof(denoiser, trace, blocks, roles)
+        modules = inside.of_lists()
+        several = f"{len(blocks.read)} of its streams are read behind the last block" if blocks.read[1:] else ""
+        return modules, _lacking({TOKENS: several or inside.token_by_token(modules)})
+    except Unproven as error:
+        return {}, {MODULES: str(error), TOKENS: str(error)}
 
 
 def _proven(lacks: dict[str, str], name: str, otherwise: Any, derive: Callable[[], Any]) -> Any:
