@@ -59,6 +59,8 @@ def lines(wiring: Wiring) -> list[str]:
     said += [f"not quantized, {role}: {', '.join(patterns)}" for role, patterns in wiring.sensitive.items()]
     said += [f"attention over the latent's tokens: {path}{_beside(one)}" for path, one in wiring.attention.items()]
     said += [f"attention found by: {how['attention']}"] if "attention" in how else []
+    said += [f"grid of the latent's tokens: {how['grid']}"] if "grid" in how else []
+    said += [f"entries along the tokens in: {', '.join(wiring.along)}"] if wiring.along else []
     said += [f"tested: {how['proof']}"] if "proof" in how else []
     return said + [f"not for this class: {lack}: {reason}" for lack, reason in wiring.lacks.items()]
 

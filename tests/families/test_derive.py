@@ -153,5 +153,7 @@ def test_the_command_says_what_was_derived() -> None:
     assert "streams: text in encoder_hidden_states, image in hidden_states; the head reads image" in said
     assert "transformer_blocks.*.ff: mlp; skips norm2 where it is cached" in said
     assert "attention over the latent's tokens: transformer_blocks.*.attn, with other tokens behind them" in said
+    assert "grid of the latent's tokens: a token for each 2 x 2 patch of hidden_states" in said
+    assert "entries along the tokens in: rotary_emb" in shown("WanTransformer3DModel")
     with pytest.raises(StackError, match="did you mean 'SD3Transformer2DModel'"):
         shown("SD4Transformer2DModel")
