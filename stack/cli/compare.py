@@ -40,18 +40,13 @@ FOLDER, PROMPTS, FEWEST_STEPS = Path("ditstack-compare"), 3, 2
 def compare(
     context: typer.Context,
     recipes: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Shipped recipes or .toml files. One is measured pass by pass, several are compared with each other."
-        ),
+        list[str] | None, typer.Argument(help="Shipped recipes or .toml files. One is measured pass by pass.")
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     prompt: PromptOption = None,
     prompts_file: PromptsFileOption = None,
     prompts: PromptsOption = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Denoiser steps of the plain model; by default the recipes'.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the plain model; by default the recipes'.")] = None,
     seed: SeedOption = 0,
     size: SizeOption = None,
     frames: FramesOption = None,
@@ -60,9 +55,7 @@ def compare(
     call: CallOption = None,
     lora: LoraOption = None,
     peers: Annotated[bool, typer.Option("--peers", help="Also measure cache-dit and the caches of diffusers.")] = False,
-    pairs: Annotated[
-        bool, typer.Option("--pairs", help="Also measure each pair of passes, where there are four or more.")
-    ] = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Also measure each pair of four or more passes.")] = False,
     compile_base: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Try the plain model compiled, and compare with the faster.")
     ] = True,

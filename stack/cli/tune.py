@@ -46,17 +46,12 @@ OWN_PROMPTS, MOST_TRIALS, MOST = 12, 100_000, 1e6
 @app.command()
 def tune(
     recipe: Annotated[
-        str | None,
-        typer.Argument(help="A recipe whose passes every candidate has, such as an adapter; none by default."),
+        str | None, typer.Argument(help="A recipe whose passes every candidate has; none by default.")
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
-    min_psnr: Annotated[
-        float, typer.Option(help="Lowest PSNR in dB against the plain model, median over prompts.")
-    ] = 0.0,
+    min_psnr: Annotated[float, typer.Option(help="Lowest PSNR in dB, median over prompts.")] = 0.0,
     max_lpips: Annotated[float, typer.Option(help="Largest perceptual distance (LPIPS), median over prompts.")] = 0.0,
-    max_error: Annotated[
-        float, typer.Option(help="Largest relative error of the final latents, median over prompts.")
-    ] = 0.0,
+    max_error: Annotated[float, typer.Option(help="Largest error of the final latents, median over prompts.")] = 0.0,
     max_seconds: Annotated[float, typer.Option(help="Longest time per picture in seconds.")] = 0.0,
     max_memory: Annotated[float, typer.Option(help="Highest memory in GB while a picture is made.")] = 0.0,
     prompt: PromptOption = None,
@@ -77,10 +72,7 @@ def tune(
     ] = True,
     out: Annotated[Path, typer.Option(help="Folder for tuned.toml, tune.json, front.png and the study.")] = FOLDER,
     study: Annotated[
-        str | None,
-        typer.Option(
-            help="Optuna database, a file or a URL that several machines share; by default study.db in --out."
-        ),
+        str | None, typer.Option(help="Optuna database, a file or URL; by default study.db in --out.")
     ] = None,
     device: DeviceOption = None,
     json: JsonOption = False,

@@ -28,8 +28,8 @@ MERGE_INTO_ROUNDED = Rule(
 UNSCALED_FP8 = Rule(
     "unscaled-fp8",
     "a few-step adapter on weights cast to fp8 without scales",
-    "An adapter distilled on bf16 meets a base that was cast to e4m3 as it is. Four steps leave no later step that "
-    "would take the error back.",
+    "An adapter distilled on bf16 runs on a base that was cast to e4m3 without scales. With four steps no later step "
+    "corrects the error.",
     (
         Evidence(
             "4 steps on a plain e4m3 cast give a grid of artefacts, on a scaled fp8 base they do not",
@@ -39,7 +39,7 @@ UNSCALED_FP8 = Rule(
             "e4m3 weights with a scale per output channel are off by 2.6 %", "[quantization](quantization.md#measured)"
         ),
     ),
-    "Said in the plan; load the model in bf16 and let `quantize('fp8')` or `quantize('fp8-weight')` find the scales. "
+    "Noted in the plan; load the model in bf16 and let `quantize('fp8')` or `quantize('fp8-weight')` find the scales. "
     "Nothing is changed, since an adapter may have been distilled on that very base.",
     "plan",
     ("distill", "adapter"),
@@ -47,8 +47,8 @@ UNSCALED_FP8 = Rule(
 UNMERGED_LORA = Rule(
     "unmerged-lora",
     "linears that peft has wrapped",
-    "A LoRA that was loaded into the model and not merged puts a wrapper in the place of each linear. What rounds or "
-    "updates linears by their place finds the wrapper, and leaves the linear inside as it is.",
+    "A LoRA that peft has loaded and not merged is a wrapper around each linear. Rounding and updates look linears up"
+    " by path, find the wrapper, and would skip the linear inside.",
     (
         Evidence("a LoRA on a qint4 model was silently not applied: 0 linears changed", "sdnext, issue 3408"),
         Evidence(
@@ -64,8 +64,8 @@ UNMERGED_LORA = Rule(
 FUSED_PROJECTIONS = Rule(
     "fused-projections",
     "an adapter or rounding under fused q, k, v",
-    "diffusers' `fuse_qkv_projections` copies q, k and v into one linear, keeps the three, and runs the copy. Whatever "
-    "is done to the three changes nothing any more.",
+    "diffusers' `fuse_qkv_projections` copies q, k and v into one linear and runs the copy. Changes to the three have"
+    " no effect then.",
     (
         Evidence("3 of 4 attention linears are no longer run, while they stay in the module tree", "diffusers, 11903"),
         Evidence("guards that raise are under discussion", "diffusers, pull request 14047"),
@@ -77,7 +77,7 @@ FUSED_PROJECTIONS = Rule(
 TWO_SCHEDULES = Rule(
     "two-schedules",
     "two adapters that each bring a schedule",
-    "A few-step adapter is trained for its own noise levels. Two of them cannot both have theirs.",
+    "A few-step adapter is trained for its own noise levels, and a call has only one list of them.",
     (
         Evidence(
             "all 58 cards that ship bring a number of steps of their own, 2 to 16",
@@ -91,7 +91,7 @@ TWO_SCHEDULES = Rule(
 MISSING_SCHEDULER = Rule(
     "missing-scheduler",
     "an adapter whose scheduler diffusers does not have",
-    "Some adapters are trained for a sampler of their authors. On another one their few steps land elsewhere.",
+    "Some adapters are trained for a sampler of their authors. With another one their few steps give wrong pictures.",
     (Evidence("4 of the 58 cards that ship need such a sampler", "[adapters](adapters.md#the-cards-that-ship)"),),
     "Refused, by the name of the scheduler.",
     "plan",
@@ -151,8 +151,8 @@ CALL_SCHEDULE = Rule(
 CALL_GUIDANCE = Rule(
     "call-guidance",
     "guidance on top of distilled guidance",
-    "An adapter distilled with guidance has it inside. Guidance of the call is then applied a second time, and costs a "
-    "second denoiser call on every step.",
+    "An adapter distilled with guidance already contains it. Guidance of the call would be applied on top, and costs "
+    "a second denoiser call on every step.",
     (
         Evidence(
             "guidance of 3.5 on a 4-step adapter leaves 11.8 dB of 28.9, in 2 denoiser calls per step instead of 1",

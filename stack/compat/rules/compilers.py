@@ -23,7 +23,7 @@ COMPILED_BEFORE = Rule(
 TWO_CACHES = Rule(
     "two-caches",
     "another cache on the model",
-    "diffusers' caches skip blocks by hooks of their own. Two caches on one model each take the other's forecasts for "
+    "diffusers' caches skip blocks by hooks. With two caches on one model each treats the other's forecasts as "
     "computed features.",
     (
         Evidence(
@@ -37,9 +37,9 @@ TWO_CACHES = Rule(
 SPLIT_TOKENS = Rule(
     "split-tokens",
     "tokens split over processes",
-    "Under diffusers' context parallelism each process has a part of the tokens between the first block and the head. "
-    "Whatever chooses tokens, or needs their places on the grid, would do it on that part, and decide otherwise than "
-    "the other processes.",
+    "Under diffusers' context parallelism each process has a part of the tokens between the first block and the head."
+    " A cache that chooses tokens, or needs their places on the grid, would see only that part and decide differently"
+    " in each process.",
     (
         Evidence(
             "by its own tokens alone, 1 of 2 processes would decide otherwise on 1 of 22 calls of a small FLUX, and on "
@@ -72,7 +72,7 @@ GATE_READS_DEVICE = Rule(
     "a gate that waits for the device",
     "A gate decides by a number that the device has to finish first. Nothing more can be queued until then.",
     (Evidence("1 device sync per step, where a schedule has none", "the gate's `.item()`"),),
-    "Said in the plan on an accelerator; a calibrated schedule decides without reading anything.",
+    "Noted in the plan on an accelerator; a calibrated schedule decides without reading anything.",
     "plan",
     ("cache",),
 )
@@ -88,7 +88,7 @@ SPARSE_BREAKS_GRAPH = Rule(
         ),
         Evidence("a fixed schedule of two compiled graphs needs none", "FlexAttention, where a full graph is wanted"),
     ),
-    "Said in the plan. What is around attention is compiled all the same.",
+    "Noted in the plan. What is around attention is compiled all the same.",
     "plan",
     ("sage_attn", "sparse_attn", "compile"),
 )

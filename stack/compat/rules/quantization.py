@@ -25,14 +25,15 @@ ROUNDED_TWICE = Rule(
 ROWS_TOO_FEW = Rule(
     "rows-too-few",
     "int8 on too few tokens",
-    "Activations are rounded on the fly, row by row. With few rows or narrow ones that costs what the product gains.",
+    "Activations are rounded in every call, row by row. With few or short rows that costs as much as the faster "
+    "product gains.",
     (
         Evidence(
             "int8 runs at 0.6x on 16 rows of 512 features, at 1.16x on 128 rows (AVX2, fp32 = 1)",
             "`stack.quant.selection`, measured",
         ),
     ),
-    "Said in the plan for the image stream; linears of a text stream that short stay in floating point.",
+    "Noted in the plan for the image stream; linears of a text stream that short stay in floating point.",
     "plan",
     ("quantize",),
     {"rows_times_features": SMALLEST_GAINING_INPUT},
@@ -56,8 +57,8 @@ ROUNDED_ELSEWHERE = Rule(
 OFFLOADED_MODULES = Rule(
     "offloaded-modules",
     "weights that are moved by hooks",
-    "Offloading keeps lists of the modules it moves, and copies of their weights. A linear that is exchanged "
-    "afterwards is in no list and stays where it was made; a weight that is written to gets its old copy back.",
+    "Offloading keeps lists of the modules that it moves, and copies of their weights. A linear that is replaced "
+    "afterwards is in no list and is not moved; a weight that is changed is overwritten with its old copy.",
     (
         Evidence(
             "group offloading of torchao weights was broken until pull request 13276 (April 2026)",

@@ -11,16 +11,16 @@ HIGHEST_ROUNDED_ORDER = 1  # of a forecast from rounded features whose noise is 
 GATE_THRESHOLD = Rule(
     "gate-threshold",
     "a gate's threshold under quantization",
-    "Rounding adds its own change to what a gate compares from step to step. At the threshold of the unrounded model "
-    "fewer steps are cached than were asked for.",
+    "Rounding adds noise to the change that a gate measures from step to step. With the threshold of the unquantized "
+    "model fewer steps are cached.",
     (
         Evidence(
             "the same gate needs 0.12 on quantized FLUX where 0.08 does unquantized",
             "ParaAttention (first-block cache with dynamic fp8); unsloth ships the same two numbers",
         ),
     ),
-    "Said in the plan. The two numbers are of one model: `calibrate(prompts, held_out)` finds the threshold on the "
-    "stack as it is, `fit_gate(prompts)` the ratios or the polynomial behind it, and then nothing is said.",
+    "Noted in the plan. `calibrate(prompts, held_out)` finds the threshold on the quantized stack, "
+    "`fit_gate(prompts)` the gate's ratios or polynomial; after that there is no note.",
     "plan",
     ("quantize", "cache"),
 )
@@ -54,16 +54,16 @@ NOISE_IN_DIFFERENCES = Rule(
 NARROW_GAPS = Rule(
     "narrow-gaps",
     "differences of neighbouring steps, used far away",
-    "A first difference over a gap N carries the noise of its two steps (1 + j / N) and j / N times to the j-th cached "
-    "step. After a warm-up of full steps N is 1.",
+    "The forecast of the j-th cached step from a first difference over a gap of N steps contains the noise of the "
+    "later full step 1 + j / N times, and that of the earlier j / N times. After a warm-up of full steps N is 1.",
     (
         Evidence(
             "gap 1 used 4 steps away gains 6.4 times the noise, gap 5 at most 2.0",
             "sqrt((1 + j / N)^2 + (j / N)^2), for the noise of cosmos-framework, pull request 247",
         ),
     ),
-    "Said in the plan, with the gain of this schedule. `noise_floor(prompts)` lets full steps too near for the noise "
-    "be passed over; a warm-up of 1, or a calibrated schedule, has no such gap.",
+    "Noted in the plan, with the gain of this schedule. After `noise_floor(prompts)` full steps that are too close "
+    "for the noise are left out of differences; a warm-up of 1, or a calibrated schedule, has no such gap.",
     "plan",
     ("quantize", "cache"),
     {"largest_noise_gain": LARGEST_NOISE_GAIN},
@@ -71,7 +71,7 @@ NARROW_GAPS = Rule(
 HIGH_ORDER = Rule(
     "high-order",
     "a high order on rounded activations",
-    "The noise in a difference of order m grows like (j / N)^m, binomially; what the order gains in bias is lost.",
+    "The noise in a difference of order m grows like (j / N)^m, which outweighs the gain from a higher order.",
     (
         Evidence(
             "order 2 used 4 steps away gains 30 times the noise at gap 1 and 3.4 at gap 5, order 1 6.4 and 2.0",

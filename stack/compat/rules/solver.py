@@ -15,7 +15,7 @@ SOLVER_UNDER_ADAPTER = Rule(
             "[benchmarks](benchmarks.md#solver), 8 prompts",
         ),
     ),
-    "Said in the plan: a cache on the adapter's own steps gives as much.",
+    "Noted in the plan: a cache on the adapter's own steps gives as much.",
     "plan",
     ("distill", "adapter", "solver"),
 )
@@ -38,7 +38,7 @@ SOLVER_SAMPLER = Rule(
 SOLVER_NEEDS_PIPELINE = Rule(
     "solver-needs-pipeline",
     "a solver on a bare denoiser",
-    "The solver stands in the place of a pipeline's scheduler. A loop of one's own asks its own scheduler.",
+    "The solver replaces a pipeline's scheduler. A sampling loop of your own uses its own scheduler.",
     (Evidence("a loop of 50 calls would still be one of 50 calls", "by construction"),),
     "Refused: build the stack on the pipeline.",
     "plan",

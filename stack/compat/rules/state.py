@@ -33,10 +33,10 @@ NOT_A_NUMBER = Rule(
 UNNAMED_BRANCHES = Rule(
     "unnamed-branches",
     "guidance branches that a pipeline does not name",
-    "Two calls of a bare denoiser per step that say nothing of their branch look like two requests: there is never a "
-    "step to go on from.",
+    "Two calls of a bare denoiser per step that do not name their branch look like two requests, and neither "
+    "continues.",
     (Evidence("0 steps are cached where the two calls of a step have no `cache_context`", "diffusers, issue 12760"),),
-    "Nothing is mixed up: every call runs in full, and the report says why. Name the branches with "
+    "Every call runs in full, and the report says why. Name the branches with "
     "`transformer.cache_context('cond')`, or run them as one batch.",
     "run",
     ("cache",),
@@ -44,31 +44,29 @@ UNNAMED_BRANCHES = Rule(
 STEP_UNKNOWN = Rule(
     "step-unknown",
     "a call whose step is not known",
-    "Where full steps are, what is extrapolated and what a corrector adds all rest on the place of a call on the "
-    "schedule. A loop of another length, another pipeline's scheduler, or samples at different timesteps have none "
-    "that is known here.",
+    "Full steps, forecasts and the corrector depend on which step of the schedule a call is. That is not known for a "
+    "loop of another length, another pipeline's scheduler, or samples at different timesteps.",
     (
         Evidence(
             "14 calls were taken for 11 requests where EDM noise levels were compared with timesteps",
             "DiT behind DPM-Solver++, before the step was asked of the scheduler",
         ),
     ),
-    "The call runs in full, nothing is kept of it, and the report says which and why.",
+    "The call runs in full, the cache keeps nothing of it, and the report says why.",
     "run",
     ("cache",),
 )
 FEWER_TOKENS = Rule(
     "fewer-tokens",
     "tokens that run without the others",
-    "FastCache's token modules run blocks for some tokens only. Those that are left out are context that the others "
-    "miss.",
+    "FastCache's token modules run blocks for some tokens only. These lack the others as context.",
     (
         Evidence(
             "shapes-flux, 50 steps: 24.9 dB at 1.03x with tokens, 20.2 dB at 0.94x with merging; 12 plain steps 38.6",
             "[every row](benchmarks/caches-shapes-flux.md), medians of 16 prompts",
         ),
     ),
-    "Said in the plan: `parts=('gate',)` does without.",
+    "Noted in the plan: `parts=('gate',)` runs all tokens.",
     "plan",
     ("cache",),
 )

@@ -44,21 +44,21 @@ DISTILLED_TRAJECTORY = Rule(
             "DisCa, on HunyuanVideo with MeanFlow",
         ),
     ),
-    "Said in the plan until the cache is calibrated on the distilled stack (`calibrate(prompts, held_out)`).",
+    "Noted in the plan until the cache is calibrated on the distilled stack (`calibrate(prompts, held_out)`).",
     "plan",
     ("distill", "cache"),
 )
 CALIBRATED_ELSEWHERE = Rule(
     "calibrated-elsewhere",
     "a schedule calibrated on another model, adapter or size",
-    "Full steps are found on one trajectory. Another adapter, schedule, model or picture size is another trajectory.",
+    "The best full steps depend on the model, adapter, schedule and picture size.",
     (
         Evidence(
             "full steps found on one trajectory fit no other: from prompt to prompt alone 51.5 dB become 44.7 to 53.6",
             "[benchmarks](benchmarks.md#shapes-flux), SVD-Cache at 9 full steps",
         ),
     ),
-    "As many full steps, where the cache has them without calibration, and its own forecast instead; the plan says "
+    "The calibrated schedule and forecast are replaced by the cache's own, with as many full steps; the plan says "
     "what differs.",
     "plan",
     ("distill", "cache"),
@@ -86,8 +86,8 @@ MOST_EVEN = 0.3  # of the steps: the advice was measured at a fifth to a quarter
 EVEN_STEPS = Rule(
     "even-steps",
     "few full steps, evenly spread",
-    "Published schedules are even. On the models that ship, most caches on them lose to fewer steps in the same "
-    "time: what decides is where the full steps are, and a corrector behind them.",
+    "Published schedules spread full steps evenly. On the models that ship most caches are then worse than fewer "
+    "plain steps in the same time. What helps is to place the full steps, and a corrector.",
     (
         Evidence(
             "9 of 50 steps full: evenly 32.3 dB, 9 plain second-order steps 36.7, dense near the data and corrected "
@@ -135,7 +135,7 @@ MORE_THAN_THE_LATENT = Rule(
     "comes out has to be about the latent. Conditions that go in behind it (FLUX Control) and a variance that comes "
     "out behind it (DiT, PixArt) do not matter.",
     (Evidence("4 numbers out for each that goes in", "defaults of NucleusMoEImageTransformer2DModel"),),
-    "Refused, with a site that does not mind; a corrector is left out.",
+    "Refused, with a site that works; a corrector is left out.",
     "plan",
     ("cache",),
 )
