@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 WHEN = {
-    "plan": "before anything is touched",
-    "apply": "while the passes are put on",
+    "plan": "before anything is changed",
+    "apply": "while the passes are applied",
     "run": "during a request",
 }
 

@@ -17,17 +17,16 @@ COLUMNS = (
 _INTRODUCTION = """# Recipes for real models
 
 Written by `ditstack recipes --write docs/recipes.md`, for one {machine}. These {count} recipes are for models whose
-weights were never loaded here: **nothing was measured on any of them**, neither pictures nor time nor memory.
+weights were not available: **nothing was measured on any of them**, neither pictures nor time nor memory.
 
-`ditstack explain RECIPE --size 1024x1024 --assume h100` plans one from the published configuration of its model alone
-(a file in `stack/reference/published/`, written from public knowledge). `--frames` sets the length of a video;
-`--config FOLDER` takes the configuration of a saved pipeline, whose weights need not be there. The model is made on
-torch's meta device, which gives the order of the passes, what clashes, and the bytes of weights and of cache state. The
-work of a call is inferred from three calls of a small instance of the class.
+`ditstack explain RECIPE --size 1024x1024 --assume h100` plans one from the published configuration of its model, without
+weights (`stack/reference/published/`). `--frames` sets the length of a video; `--config FOLDER` takes the configuration
+of a saved pipeline, with or without its weights. The plan has the order of the passes, what clashes, and the bytes of
+weights and of cache state.
 
-"At most" is Amdahl's law over the share of the multiply-accumulates that the passes touch: 8-bit products count as
-twice as fast, cached steps as free but for what always runs. What passes cost is not counted, nor what a compiler
-saves. State is that of a whole picture, of both guidance branches where a model has two.
+"At most" is the largest possible speedup by Amdahl's law: 8-bit products count as twice as fast, cached steps as free
+except for what always runs. The cost of the passes and the gain from compilation are not counted. State is that of a
+whole picture, with both guidance branches where a model has two.
 """
 
 

@@ -7,13 +7,13 @@ from . import SUBJECTS
 
 INTRODUCTION = """# What clashes, and what is done about it
 
-Written by `ditstack rules --write docs/composability.md` from the data that the passes decide by
-(`stack/compat/rules/`). `explain()`, warnings and errors name their rule, and `ditstack rules NAME` prints it.
+Each rule is a known clash between passes, or of a pass with a model or a call. Plans, warnings and errors name their
+rule, and `ditstack rules NAME` prints it. In a plan a clash is `[repaired]`, `[refused]`, or a `[note]`; with
+`strict=True` repairs are refused as well.
 
-A pass that meets a clash repairs it, refuses, or says it: `[repaired]`, `[refused]` and `[note]` in the plan. With
-`strict=True` repairs are refused as well. Figures of others are cited as they were published; those of this project
-name the page they are on. Nothing here was measured on a GPU. Clashes of other projects that cannot occur here are on
-[a page of their own](not-here.md), with the reason.
+Figures of others are cited as published; those of this project name the page that they are on. None of this project's
+were measured on a GPU. [Clashes that cannot occur](not-here.md) have their own page. This one is written by
+`ditstack rules --write docs/composability.md` from `stack/compat/rules/`.
 """
 
 
