@@ -23,12 +23,12 @@ TIERS = {
 }
 HEAD = """# Models
 
-Any diffusers denoiser: how a class is built is read off a small instance of it, from one traced call, and proven before
-it is used. `ditstack models CLASS` prints what was found and how. Three families, of which [small trained models
-ship](reference-models.md), are also wired by hand.
+ditstack works on any diffusers denoiser. It traces one call of a small instance of the class, reads the structure off
+that call, and tests it before using it. `ditstack models CLASS` prints what was found. Three families, of which [small
+trained models ship](reference-models.md), are also wired by hand.
 
-A class of your own needs no data where its arguments have names that diffusers has. Else say what they are like, before
-a stack is put on:
+A class of your own works without data if its arguments have names that diffusers uses. Otherwise describe them before
+you build a stack:
 
 ```python
 from stack.models.examples.call import noise
@@ -37,8 +37,8 @@ from stack.models.families import FamilyData, register_family
 register_family(FamilyData(("MyTransformer2DModel",), arguments={"verse": noise("B T verse_dim")}))
 ```
 
-Written by `python -m tests.families`, which checks every cell on a small instance of the class with random weights. In
-every cell the pass comes off again and the model's outputs are those of before, bit for bit (undo exact).
+Written by `python -m tests.families`, which tests every cell on a small instance of the class with random weights. Each
+test also takes the pass off and checks that the model's outputs are as before, bit for bit (undo exact).
 
 | column | what is shown |
 |---|---|
@@ -46,26 +46,24 @@ every cell the pass comes off again and the model's outputs are those of before,
 TABLE = """
 {counts}
 
-What a class does not get is said by name, with the reason, in `Stack(model).explain()`, and refused before anything is
-changed where it is asked for.
+What does not work on a class is in `Stack(model).explain()`, with the reason, and is refused before anything changes.
 
 """
 WHOLE = """
 ## Whole pipelines
 
-Small pipelines of these classes run end to end: with every step full bit-equal to the plain pipeline, under
-`cache("svd")` each branch with a full step first and cached steps of its own, off again bit-equal
-(`pytest tests/families/pipelines`). Of a denoiser with several outputs (LTX-2: video and sound) all are kept and
-forecast. Two denoisers of a pipeline (Wan 2.2, Ideogram 4) are one row in `compare` and have one schedule from
-`calibrate`, in which the step where the second takes over is always full. What is measured for one denoiser alone is
-refused there: `noise_floor`, `fit_rounding`, `fit_bases`, `fit_maps`.
+Small pipelines of these classes run end to end (`pytest tests/families/pipelines`): with every step full, and after
+undo, they equal the plain pipeline bit for bit; with `cache("svd")` each guidance branch has a full step first and
+cached steps of its own. All outputs of a denoiser (LTX-2: video and sound) are cached. A pipeline with two denoisers
+(Wan 2.2, Ideogram 4) is one row in `compare` and gets one schedule from `calibrate`; the step on which the second takes
+over is always full. `noise_floor`, `fit_rounding`, `fit_bases` and `fit_maps` are refused there.
 
 | pipeline | calls of a step | samples in a call |
 |---|---|---|
 """
 FOLDERS = """
-Given as a folder to `ditstack explain`, `run` and `compare`, with text encoder, tokenizer and VAE, and no line about
-any of them (`pytest tests/families/saved`): {names}.
+`ditstack explain`, `run` and `compare` are tested on a saved pipeline folder, with text encoder, tokenizer and VAE, of
+these (`pytest tests/families/saved`): {names}.
 """
 REFUSALS = """
 ## Refused

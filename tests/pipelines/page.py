@@ -12,9 +12,9 @@ from .matrix import COLUMNS, Row
 PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 HEAD = """# Pipelines and schedulers
 
-Written by `python -m tests.pipelines`, which runs every cell: small diffusers pipelines with random weights, driven by
-every scheduler of diffusers that they accept, with four stacks. Settings in brackets are those that differ from the
-scheduler's defaults, flow settings of flow models apart.
+Small diffusers pipelines with random weights, with every scheduler of diffusers that they accept and four stacks. Every
+cell is run by `python -m tests.pipelines`, which writes this page. Settings in brackets differ from the scheduler's
+defaults; flow settings of flow models are not named.
 
 | column | stack | what is shown |
 |---|---|---|
@@ -24,8 +24,8 @@ scheduler's defaults, flow settings of flow models apart.
 | svd | `.cache("svd")` | as many calls are full as the plan for this number of steps has |
 | int8 | `.quantize("int8")` | outputs are rounded, and equal on every call |
 
-In every cell the report has a record for each denoiser call, a call of the pipeline itself gives what a call of the
-stack gives, and after `undo()` outputs are those of before. Equal means bit for bit.
+In every cell, the report has a record for each denoiser call, calling the pipeline gives the same as calling the stack,
+and after `undo()` outputs are as before. Equal means bit for bit.
 
 | word | meaning |
 |---|---|
