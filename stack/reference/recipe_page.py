@@ -19,10 +19,10 @@ _INTRODUCTION = """# Recipes for real models
 Written by `ditstack recipes --write docs/recipes.md`, for one {machine}. These {count} recipes are for models whose
 weights were not available: **nothing was measured on any of them**, neither pictures nor time nor memory.
 
-`ditstack explain RECIPE --size 1024x1024 --assume h100` plans one without weights, from the published configuration of its
-model (`stack/reference/published/`). `--frames` sets the length of a video; `--config FOLDER` takes the configuration
-of a saved pipeline, with or without its weights. The plan has the order of the passes, what clashes, and the bytes of
-weights and of cache state.
+`ditstack explain RECIPE --size 1024x1024 --assume h100` plans one without weights, from the published configuration of
+its model (`stack/reference/published/`). `--frames` sets the length of a video; `--config FOLDER` takes the
+configuration of a saved pipeline, with or without its weights. The plan has the order of the passes, what
+clashes, and the bytes of weights and of cache state.
 
 "At most" is the largest possible speedup by Amdahl's law: 8-bit products count as twice as fast, cached steps as free
 except for what always runs. The cost of the passes and the gain from compilation are not counted. State is that of a
