@@ -90,12 +90,12 @@ def _each(pictures: torch.Tensor, prompts: Sequence[str]) -> tuple[torch.Tensor,
 METRICS = (
     Metric(
         "psnr_db", "PSNR, dB", "higher",
-        "a shift by one pixel counts like damage, and an even blur counts for little",
+        "a shift by one pixel counts as a large error, an even blur as a small one",
         lambda: lambda pictures, reference, prompts: psnr(pictures, reference),
     ),
     Metric(
         "ssim", "SSIM", "higher",
-        "sees windows of 11 pixels one by one: not whether the object is still the same",
+        "looks at windows of 11 pixels: does not see whether the object is the same",
         lambda: lambda pictures, reference, prompts: ssim(pictures, reference),
     ),
     Metric(
@@ -105,22 +105,22 @@ METRICS = (
     ),
     Metric(
         "st_lpips", "shift-tolerant LPIPS", "lower",
-        "trained on photographs and their distortions: drawings and text are foreign to it",
+        "trained on photographs and their distortions: not on drawings and text",
         _perceptual,
     ),
     Metric(
         "fid_lite0", "FID (EfficientNet-Lite0)", "lower",
-        f"compares sets, not pictures: needs at least {FEWEST} prompts, and only figures of equal number compare",
+        f"compares sets of pictures: needs at least {FEWEST} prompts, and comparable figures have equally many",
         _frechet,
     ),
     Metric(
         "clip_score", "CLIP score", "higher",
-        "asks whether the picture fits its prompt, not whether it is the base's: counts and places escape it",
+        "compares the picture with its prompt instead of the base, and does not see counts and places",
         _clip,
     ),
     Metric(
         "image_reward", "ImageReward", "higher",
-        "a model of people's taste: another picture that is prettier scores above the base's own",
+        "a model of people's taste: a different, prettier picture scores above the base",
         _image_reward,
     ),
 )  # fmt: skip

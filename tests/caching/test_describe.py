@@ -21,7 +21,7 @@ from ..test_plan import FACTS
         ((0, 3, 6, 9), "every 3 steps"),
         ((0, 2, 3), "1 to 2 steps apart"),
         ((0, 1, 2), "the first 3"),
-        ((0,), "the first alone"),
+        ((0,), "the first only"),
         ((0, 1, 4, 6), "the first 2, then 2 to 3 steps apart"),
     ],
 )
