@@ -37,7 +37,7 @@ class HeadOrders:
 
         With "by_head" the first sparse call of a layer in a request tries all orders, and its branch keeps the best.
         """
-        if (wanted := policy.order_of(call.own)) == RASTER:
+        if (wanted := policy.order) == RASTER:
             return None
         if not (shape := self._shape(call)):
             if wanted != BY_HEAD:

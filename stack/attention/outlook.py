@@ -71,7 +71,7 @@ def error_words(policy: SparsityPolicy) -> str:
 
 def order_words(policy: SparsityPolicy, facts: Facts) -> str:
     """In which order the latent's tokens are cut into blocks."""
-    order = policy.order_of(facts.image_tokens)
+    order = policy.order
     if order != RASTER and (reason := facts.lacks.get("grid")):
         return f"tokens are cut into blocks as they lie, their grid is not known: {reason}"
     if order == BY_HEAD:

@@ -9,16 +9,13 @@ from ..compat.rules.sparse import MARGIN, MASKED_ATTENTION
 from ..runtime.step import StepContext
 from .cost import densest, predicted_speedup, worth_it
 from .maps import FINEST, Grid, cut
-from .token_order import BY_HEAD, RASTER
+from .token_order import RASTER
 
 OUTSIDE, FIRST, LAST = "outside a request", "first steps", "last step"
 MASKED, NO_TEXT_LENGTH = f"attention mask ({MASKED_ATTENTION.tag})", "text length unknown"
 TOO_DENSE = "no map within the budget pays"
 
 DENSE_LAYER = (1.0, 1.0, 1.0)
-# Tokens from which on each head has its own order. At 4,096 it gains 3 dB of the picture and takes 3 % of dense
-# attention over a request; at 1,024 nothing, and 10 % (docs/sparse.md).
-BY_HEAD_FROM = 4096
 
 
 def third(step: int, steps: int) -> int:
@@ -40,7 +37,7 @@ class SparsityPolicy:
         layers: shares of image key blocks by path of the layer, for each third of the schedule, in place of all of
             these; layers that are not named are dense.
         producer: who says which blocks hold how much of it, one of `producers.PRODUCERS`.
-        order: in which tokens are cut into blocks, one of `token_order.ORDERS` or "by_head"; None follows their number.
+        order: in which tokens are cut into blocks, one of `token_order.ORDERS` or "by_head".
     """
 
     keep: float
@@ -52,7 +49,7 @@ class SparsityPolicy:
     max_error: float | None = None
     producer: str = "sampled"
     layers: Mapping[str, Sequence[float]] | None = None
-    order: str | None = None
+    order: str = RASTER
 
     @property
     def budget(self) -> bool:
@@ -73,10 +70,6 @@ class SparsityPolicy:
             return self
         keep = self.layers.get(layer, DENSE_LAYER)[part]
         return replace(self, keep=keep, max_mass=None, max_error=None, layers=None)
-
-    def order_of(self, image: int) -> str:
-        """In which order so many tokens of the latent are cut into blocks, where their grid is known."""
-        return self.order or (BY_HEAD if image >= BY_HEAD_FROM else RASTER)
 
     def first_steps(self, steps: int) -> int:
         """Dense steps at the start: they fix the layout, and an error there stays in the picture."""

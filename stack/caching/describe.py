@@ -87,4 +87,4 @@ def noise_words(p: Policy, facts: Facts) -> str:
     text = f"differences shrunk for {least if least == most else f'{least} to {most}'} of rounding noise"
     if bits and abs(max(floors) - bits) > 0.1 * bits:  # else it is what these bits leave
         text += f", as measured; {facts.activation_bits}-bit activations alone would leave {bits:.2%}"
-    return f"; {text} ({NOISE_IN_DIFFERENCES.tag})"
+    return "; " + NOISE_IN_DIFFERENCES.annotate(text)

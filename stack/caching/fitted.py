@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ..core.validate import shown
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
+class Fitted(ABC):
     """Something fitted on one model.
 
     Attributes:
@@ -39,9 +40,9 @@ class Fitted:
         words = "{} with {} blocks of width {}"
         return f"fitted on {words.format(*mine)}, this is {words.format(*here)}"
 
+    @abstractmethod
     def save(self, path: str | Path) -> None:
         """Write it to a safetensors file."""
-        raise NotImplementedError
 
     def _write(self, path: str | Path, tensors: dict[str, torch.Tensor], **more: str) -> None:
         about = {"family": self.family, "blocks": str(self.blocks), "width": str(self.width), **more}

@@ -17,9 +17,9 @@ class NoGradient(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, value: torch.Tensor, _: torch.Tensor, why: str
     ) -> torch.Tensor:
-        ctx.why = why  # type: ignore[attr-defined]
+        ctx.why = why  # type: ignore[attr-defined]  # torch keeps what is set on it
         return value
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *_: torch.Tensor) -> None:
-        raise StackError(ctx.why)  # type: ignore[attr-defined]
+        raise StackError(ctx.why)  # type: ignore[attr-defined]  # set above

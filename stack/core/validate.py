@@ -186,7 +186,7 @@ def _schema(hint: Any) -> Any:
         return Annotated[made, AfterValidator(_short), BeforeValidator(_as_tuple)]
     if isinstance(kind, type) and issubclass(kind, Mapping):
         # As with tuples; typeshed does not declare it for Mapping.
-        made = Mapping.__class_getitem__((inner[0], _schema(inner[1])))  # type: ignore[attr-defined]
+        made = Mapping.__class_getitem__((inner[0], _schema(inner[1])))  # type: ignore[attr-defined]  # see above
         return Annotated[made, AfterValidator(_short)]
     if isinstance(hint, type) and kind is None and hint is not Any and (is_dataclass(hint) or hint not in _WORDS):
         return InstanceOf.__class_getitem__(hint)

@@ -97,7 +97,7 @@ def runs(name: str, stack: Stack, steps: int = len(LEVELS)) -> tuple[list[Output
     return outputs, kinds, calls
 
 
-NO_LIST = {"blocks": "no list of blocks that pass tokens (B, N, D)"}
+NO_LIST = dict.fromkeys(("blocks", "grid", "along"), "no list of blocks that pass tokens (B, N, D)")
 TWO = {"tokens": "2 of its streams are read behind the last block"}
 ATTENTION_ONLY = {"tokens": "no feed-forward of its own"}
 ALL_TOKENS = {"tokens": "cannot be given some tokens only"}

@@ -16,7 +16,6 @@ from stack.attention.maps import Grid
 from stack.attention.outlook import spans
 from stack.attention.sparse_attn import SparseAttention
 from stack.attention.sparsity import FIRST, LAST, TOO_DENSE, SparsityPolicy
-from stack.attention.token_order import BY_HEAD, ORDERS
 from stack.compat.calibrated_for import conditions
 from stack.core.errors import StackError
 from stack.core.facts import Facts, Machine
@@ -229,53 +228,6 @@ def test_explain_says_what_a_budget_of_error_holds_for() -> None:
     lines = SparseAttention(max_error=0.05).describe(FACTS)
     assert lines[0].startswith("outputs of sampled queries are off by at most 5 %: keeps the fewest of the image key")
     assert lines[3].startswith("error: at most 0.05 of the outputs of sampled queries, measured in every call;")
-
-
-def test_each_head_has_its_order_and_the_report_says_which() -> None:
-    """The same request with all heads in one order differs, with as many blocks; dense steps do not."""
-    plain, made = call(target_of(tiny_denoiser()), 1.0), {}
-    for order in (BY_HEAD, *ORDERS):
-        target, _, applied = installed(wanted=replace(SMALL, order=order))
-        assert torch.equal(call(target, 1.0), plain)
-        made[order] = call(target, 0.5)
-        figures = applied.report()
-        shares = figures["token_orders"]
-        assert sum(shares.values()) == pytest.approx(1) and (order == BY_HEAD or shares == {order: 1.0})
-        assert figures["density"] == pytest.approx((2 + 2 * (20 * 340 + 320 * (3 * 64 + 20)) / 340**2) / 4)
-    assert len({float(out.sum()) for out in made.values()}) == len(made)
-
-
-@torch.inference_mode()
-def test_tokens_that_lie_on_no_grid_stay_as_they_lie() -> None:
-    """Positions in another order, as of a picture beside its condition."""
-    made = []
-    for order in ("raster", BY_HEAD, "hilbert"):
-        target, _, applied = installed(wanted=replace(SMALL, order=order))
-        context, given = advance(target.clock, 0.5, (1, SIDE * SIDE, 12)), inputs(0.5, SIDE)
-        given["img_ids"] = given["img_ids"].flip(0)
-        target.journal.begin(context)
-        target.conditions.begin(context, given)
-        made.append(target.denoiser(**given, return_dict=False)[0])
-        assert applied.report()["token_orders"] == {"raster": 1.0}
-    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
-    assert target.journal.warnings == ["the tokens lie on no known grid: no hilbert order, they stay as they lie"]
-
-
-def test_an_order_of_tokens_whose_grid_is_not_known_is_refused_in_the_plan() -> None:
-    unknown = replace(FACTS, lacks={"grid": "written by hand"})
-    (finding,) = SparseAttention(order="hilbert").check(unknown)
-    assert finding.replacement == SparseAttention(order="raster")
-    assert "no hilbert order of tokens whose grid is not known" in str(finding) and "written by hand" in str(finding)
-    assert SparseAttention(order=BY_HEAD).check(unknown) == [] and SparseAttention().check(unknown) == []
-    assert SparseAttention().describe(unknown)[-1] == (
-        "tokens are cut into blocks as they lie, their grid is not known: written by hand"
-    )
-
-
-def test_each_head_has_its_own_order_from_4096_tokens_on() -> None:
-    by_head, raster = (SparseAttention().describe(replace(FACTS, image_tokens=n))[-1] for n in (4096, 4095))
-    assert "the order that serves it best (raster, transposed, hilbert), tried once" in by_head
-    assert raster == "tokens are cut into blocks in raster order"
 
 
 def test_a_guess_is_not_reported_as_dropped_mass() -> None:

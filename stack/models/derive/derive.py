@@ -213,7 +213,7 @@ def _whole(
     cls: type, takes: tuple[str, ...], latent: str, time: str, why_no_blocks: str, probe: Probe | None = None
 ) -> Wiring:
     """The wiring of a denoiser of which nothing inside is known."""
-    lacks = _lacking({BLOCKS: why_no_blocks})
+    lacks = _lacking(dict.fromkeys((BLOCKS, GRID, ALONG), why_no_blocks))
     lacks |= {HEAD: BY_HAND}
     attention, why_dense = self_attentions(probe.small, latent) if probe else ({}, why_no_blocks)
     lacks |= _lacking({ATTENTION: why_dense})
