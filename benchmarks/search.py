@@ -1,4 +1,4 @@
-"""How many finished pictures a search of the full steps needs: proposed by theory, moved step by step, or at random.
+"""How many finished pictures a search of the full steps needs: placed by noise level, moved step by step, or at random.
 
 python benchmarks/search.py [--full-steps 9] [--trials 12]
 """
@@ -17,10 +17,9 @@ from rich.progress import track
 
 from stack import Stack
 from stack.caching.cache import Cache
-from stack.caching.candidate import Candidate
-from stack.calibration.propose import Proposer
-from stack.calibration.search import Scored, Tried, search, spread
-from stack.calibration.trajectory import SegmentErrors
+from stack.caching.candidate import WHOLE, Candidate
+from stack.caching.noise_schedule import Levels
+from stack.calibration.search import Scored, openings, search, spread
 from stack.calibration.trials import Trials
 from stack.loading import load
 from stack.reference.captions import captions
@@ -33,23 +32,23 @@ def at_random(score: Score, count: int, trials: int, seed: int) -> list[float]:
     """Scores of schedules drawn at random, step 0 in all of them."""
     rng = random.Random(seed)
     drawn = [tuple(sorted(rng.sample(range(1, STEPS), count - 1))) for _ in range(trials)]
-    return [score(Candidate((0, *rest))) for rest in track(drawn, description="at random")]
+    return [score(Candidate((0, *rest), WHOLE, corrected=True)) for rest in track(drawn, description="at random")]
 
 
 def step_by_step(score: Score, count: int, trials: int) -> list[float]:
-    """Scores of a hill climb from the uniform spread, one full step moved at a time."""
-    start = Candidate(spread(count, STEPS, 1.0))
-    return _scores(Scored(score, trials), start, propose=lambda _: None)
+    """Scores of a hill climb from the even spread, one full step moved at a time."""
+    start = Candidate(spread(count, STEPS, 1.0), WHOLE, corrected=True)
+    return _scores(Scored(score, trials), start, [[start]])
 
 
-def by_theory(score: Score, errors: SegmentErrors, count: int, trials: int) -> list[float]:
-    """Scores of what the proposer proposes, then of moves from the best of it."""
-    start = Candidate(spread(count, STEPS, 1.0))
-    return _scores(Scored(score, trials), start, Proposer(errors, start, STEPS))
+def by_noise(score: Score, levels: Levels, count: int, trials: int) -> list[float]:
+    """Scores of what calibration opens with, then of moves from the best of it."""
+    families = openings(Candidate(spread(count, STEPS, 1.0), WHOLE, corrected=True), STEPS, levels=levels)
+    return _scores(Scored(score, trials), families[0][0], families)
 
 
-def _scores(scored: Scored, start: Candidate, propose: Callable[[Tried], Candidate | None]) -> list[float]:
-    return [value for _, value in search(scored, start, STEPS, propose, varied=False).trials]
+def _scores(scored: Scored, start: Candidate, families: list[list[Candidate]]) -> list[float]:
+    return [value for _, value in search(scored, start, STEPS, varied=False, families=families).trials]
 
 
 @torch.no_grad()
@@ -61,10 +60,8 @@ def main(
     """Print the best PSNR after each number of trials, for the three searches."""
     stack, cache = Stack(load(model), steps=STEPS).cache("svd"), Cache("svd")
     runs = Trials(stack, cache, captions(3, seed=77, model=model), STEPS, 0)
-    errors = runs.errors(Candidate(()))
-    assert errors is not None, "the sampler is a one-step sampler"
     searches: dict[str, Callable[[Score], list[float]]] = {
-        "theory": lambda score: by_theory(score, errors, full_steps, trials),
+        "by noise level": lambda score: by_noise(score, runs.levels, full_steps, trials),
         "step by step": lambda score: step_by_step(score, full_steps, trials),
         "random": lambda score: at_random(score, full_steps, trials, seed=0),
     }

@@ -5,10 +5,13 @@ sample of that mode has the size r = sqrt(a^2 v + s^2), its estimate of the clea
 disturbance of the sample reaches the end multiplied by sqrt(v) / r, relative to the finished mode. A step of a
 deterministic sampler is x' = (s'/s) x + (a' - a s'/s) x0 with x0 held, so the error that a run of cached steps leaves
 is a sum over those steps, known before anything runs: of what the corrector's interpolation of x0 misses, and of what
-the forecast was off when the next full step saw it. Modes of v = exp(-3) to exp(2.5) stand for pictures: large shapes
+the forecast was off when the next full step saw it. Modes of v = exp(-3) to exp(5.5) stand for pictures: large shapes
 are far stronger than noise, the finest details far weaker, and a picture's energy is about evenly spread over log v (a
 power spectrum 1/f^2). The full steps with the smallest sum of squared errors are a shortest path. `docs/methods.md`
 derives it.
+
+The strongest modes are decided first, within the first few steps: they are a picture's layout. Where there are fewer
+than 12 full steps the strongest ones are left out, since with so few they come out wrong however many steps they get.
 
 Only ratios of signal to noise enter: the rule serves flows of any shift, DDIM, EDM's sigmas and lists of few levels.
 """
@@ -28,7 +31,10 @@ from .schedules import Schedule
 Levels = Sequence[tuple[float, float]]
 """(unshifted time, log of signal over noise) of every step."""
 
-LOG_VARIANCE = (-3.0, 2.5)  # of the modes; chosen with the next one on prompts and seeds that no table shows
+# Log variances of the modes. They and SEEN were chosen on prompts and seeds that no table shows.
+WEAKEST = -3.0
+STRONGEST, STRONGEST_OF_FEW = 5.5, 1.5  # of MANY full steps and more, and of FEW and less
+MANY, FEW = 12, 6
 SEEN = 0.3  # weight of what a full step is off because it saw a forecast's latent, against what interpolation misses
 MODES = 16
 LARGEST = 128  # steps of a ladder that is planned on as it is; a longer one is thinned out
@@ -80,26 +86,46 @@ def best_places(
     order: int = 1,
     corrected: bool = True,
     fixed: frozenset[int] = frozenset(),
+    strongest: float | None = None,
 ) -> tuple[int, ...]:
     """The `count` full steps, 0 first, whose cached steps leave the least error on Gaussian data.
 
     Args:
         fixed: steps that have to be among them.
+        strongest: log variance of the strongest mode; None takes what suits the count, see `strongest_of`.
     """
     steps = len(levels)
     if count >= steps:
         return tuple(range(steps))
     if steps > LARGEST:
-        return _thinned(count, levels, order, corrected, fixed)
-    costs = GapCosts(levels, order, corrected)
+        return _thinned(count, levels, order, corrected, fixed, strongest)
+    costs = GapCosts(levels, order, corrected, strongest_of(count) if strongest is None else strongest)
     return _shortest(count, steps, costs, sorted(fixed))
 
 
-def _thinned(count: int, levels: Levels, order: int, corrected: bool, fixed: frozenset[int]) -> tuple[int, ...]:
+def least_error(count: int, levels: tuple[tuple[float, float], ...], order: int, corrected: bool) -> float:
+    """Squared error of finished Gaussian data with the full steps of `best_places`; 0 where every step is full."""
+    steps = len(levels)
+    costs = GapCosts(levels, order, corrected)
+    full = (-1, *best_places(count, levels, order, corrected), steps)
+    gaps = zip(full, full[1:], full[2:], strict=False)
+    return sum(float(costs.segments(np.array([h]), i, np.array([j]))[0, 0]) for h, i, j in gaps)
+
+
+def strongest_of(count: int) -> float:
+    """Log variance of the strongest mode that so many full steps are placed for."""
+    share = min(1.0, max(0.0, (count - FEW) / (MANY - FEW)))
+    return STRONGEST_OF_FEW + share * (STRONGEST - STRONGEST_OF_FEW)
+
+
+def _thinned(
+    count: int, levels: Levels, order: int, corrected: bool, fixed: frozenset[int], strongest: float | None
+) -> tuple[int, ...]:
     """Places on every n-th step of a long ladder; what is missing of the count is put in the widest gaps."""
     every = math.ceil(len(levels) / LARGEST)
     some = min(count, math.ceil(len(levels) / every))
-    places = {at * every for at in best_places(some, tuple(levels[::every]), order, corrected)} | fixed
+    thin = best_places(some, tuple(levels[::every]), order, corrected, strongest=strongest)
+    places = {at * every for at in thin} | fixed
     while len(places) < count:
         ends = [*sorted(places), len(levels)]
         gap, start = max((b - a, a) for a, b in pairwise(ends))
@@ -131,15 +157,18 @@ class GapCosts:
 
     The arrays have a row per step and a last one for the end, and a column per mode. Estimates and disturbances are in
     units of the finished mode.
+
+    Args:
+        strongest: log variance of the strongest mode.
     """
 
-    def __init__(self, levels: Levels, order: int, corrected: bool):
+    def __init__(self, levels: Levels, order: int, corrected: bool, strongest: float = STRONGEST):
         self.steps, self.order, self.corrected = len(levels), order, corrected
         log_snr = np.array([level for _, level in levels])
         self.x = np.array([time for time, _ in levels])
         signal = np.append(1 / np.sqrt(1 + np.exp(np.minimum(-2 * log_snr, 60.0))), 1.0)
         self.noise = np.append(1 / np.sqrt(1 + np.exp(np.minimum(2 * log_snr, 60.0))), CLEAN)
-        v = np.exp(np.linspace(*LOG_VARIANCE, MODES))
+        v = np.exp(np.linspace(WEAKEST, strongest, MODES))
         size = np.sqrt(signal[:, None] ** 2 * v + self.noise[:, None] ** 2)
         self.x0 = signal[:-1, None] * np.sqrt(v) / size[:-1]
         self.answer = signal[:-1, None] * v / size[:-1] ** 2  # d x0 / d x

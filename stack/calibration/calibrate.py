@@ -30,22 +30,20 @@ def calibrate(
     seed: int,
     budget: SearchBudget,
     progress: bool = True,
-    theory: bool = True,
     call: Call | None = None,
     learn: str | None = None,
 ) -> Calibration:
     """Search a schedule, or a threshold, for the cache of a stack with a pipeline; leaves the stack with the best on.
 
-    The prompts' uncached runs are recorded once. For a cache with a schedule, full steps are proposed from them
-    (`Proposer`), and finished pictures decide; see `search`. With what time is left each run of cached steps gets a
-    gain of its own. For a cache with a gate, its threshold is bisected; see `thresholds.tuned`. The cache that was
-    there stays if it does what is asked and is no worse on the held-out prompts.
+    The prompts' uncached pictures are made once. For a cache with a schedule finished pictures decide where full steps
+    go; see `search`. With what time is left each run of cached steps gets a gain of its own. For a cache with a gate,
+    its threshold is bisected; see `thresholds.tuned`. The cache that was there stays if it does what is asked and is no
+    worse on the held-out prompts.
 
     What does not fit into the budget is left out, and the result says so. Ctrl-C ends the search and keeps the best so
     far; before anything was found it leaves the stack as it was.
 
     Args:
-        theory: whether to try proposed schedules first, rather than spreads.
         call: further arguments of every call, see `stack.runtime.pipeline_calls.PipelineCalls`.
         learn: corrections to learn, see `stack.calibration.measuring.calibrate`.
 
@@ -66,7 +64,7 @@ def calibrate(
     applied = stack.applied
     try:
         with BestSoFar(budget, progress) as bar, watched(all_denoisers(stack.pipe).values(), budget):
-            run = Search(stack, cache, calls, goal, budget, bar, theory, kind)
+            run = Search(stack, cache, calls, goal, budget, bar, kind)
             choice, held = run.all(prompts, held_out, seed)
             best = choice.cache
             if not choice.kept:

@@ -79,14 +79,13 @@ class Search:
         goal: Goal,
         budget: SearchBudget,
         bar: BestSoFar,
-        theory: bool,
         kind: str = "",
     ):
         self.kind = kind
         self.held: HeldOut | None = None
         self.estimates = Estimates()
         self.stack, self.cache, self.calls, self.goal = stack, cache, calls, goal
-        self.budget, self.bar, self.theory = budget, bar, theory
+        self.budget, self.bar = budget, bar
         self.used = 0
 
     def all(self, prompts: Sequence[Any], held_out: Sequence[Any], seed: int) -> tuple[SearchResult, float]:
@@ -224,7 +223,7 @@ class Search:
         return SearchResult(best, point.full, point.psnr, points[0].psnr, len(points))
 
     def _by_schedule(self) -> SearchResult:
-        search = ScheduleSearch(self.trials, self.budget, self.bar, self.theory)
+        search = ScheduleSearch(self.trials, self.budget, self.bar)
         found, start = search.reach(self.goal)
         best = self.trials.calibrated(found.best)
         hurried = search.asked < min(FEW, self.budget.trials) and not self.budget.left()

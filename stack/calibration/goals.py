@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..caching.candidate import WHOLE, Candidate
+from ..caching.noise_schedule import best_places, least_error
 from ..core.errors import StackError
 from ..core.validate import check_fields
-from .search import spread, through
+from .search import through
 
 if TYPE_CHECKING:
     from .trials import Times, Trials
@@ -81,21 +82,20 @@ def full_steps_for(goal: Goal, trials: Trials) -> int:
 
 
 def guess(psnr: float, trials: Trials) -> int:
-    """The least number of evenly spread full steps that the recorded errors expect to reach a PSNR.
+    """The least number of full steps that is expected to reach a PSNR.
 
-    One trial relates predicted to measured errors; a searched schedule will need fewer.
+    One trial relates the errors of Gaussian data to measured ones; without noise levels it is the number of that trial.
     """
     steps, own = trials.steps, trials.cache.policy
     middle = max(2, steps // 5)
-    template = replace(
-        Candidate.of(own, through(spread(middle, steps, 1.0), trials.always)), gains=WHOLE, order=1, corrected=False
-    )
-    errors = trials.errors(template)
-    if errors is None:
+    if not trials.levels:
         return middle
-    offset = trials.score(template) + 10 * math.log10(errors.total(template.full_steps))
-    for count in range(2, steps):
-        total = errors.total(through(spread(count, steps, 1.0), trials.always))
-        if offset - 10 * math.log10(max(total, 1e-30)) >= psnr:
-            return count
-    return steps - 1
+    template = replace(Candidate.of(own, ()), gains=WHOLE, order=1, corrected=trials.correctable)
+
+    def expected(count: int) -> float:
+        error = least_error(count, trials.levels, template.order, template.corrected)
+        return -10 * math.log10(max(error, 1e-30))
+
+    places = best_places(middle, trials.levels, template.order, template.corrected)
+    offset = trials.score(replace(template, full_steps=through(places, trials.always))) - expected(middle)
+    return next((count for count in range(2, steps) if offset + expected(count) >= psnr), steps - 1)

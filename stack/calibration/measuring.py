@@ -45,7 +45,6 @@ def calibrate(
     trials: int = 60,
     budget: float = 60.0,
     progress: bool = True,
-    theory: bool = True,
     call: Call | None = None,
     learn: str | None = None,
 ) -> Calibration:
@@ -61,7 +60,6 @@ def calibrate(
             full steps as the cache has now.
         trials: runs of the whole batch of prompts to spend.
         budget: seconds to spend, the check on held-out prompts included.
-        theory: start from the schedule that the recorded errors recommend; see `stack.calibration.theory`.
         learn: what is learnt from the recorded runs on top of the schedule, for a cache with a corrector: "l2p" or
             "low-rank" (`stack.caching.learned`), "off" for nothing. None is "low-rank", the better of the two alone. It
             is kept if it wins on the held-out prompts. A recipe can only name its file:
@@ -74,7 +72,7 @@ def calibrate(
     checked(Seed, seed, "seed")
     with stack.lock:
         goal, spend = Goal(full_steps, psnr, seconds), SearchBudget(trials, budget)
-        return search_cache(stack, searched, held, goal, seed, spend, progress, theory, call, learn)
+        return search_cache(stack, searched, held, goal, seed, spend, progress, call, learn)
 
 
 def noise_floor(

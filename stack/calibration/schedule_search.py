@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..caching.candidate import WHOLE, Candidate
-from ..caching.noise_schedule import best_places
+from ..caching.forecast import COORDINATES
 from ..core.errors import StackError
 from .goals import Goal, full_steps_for, guess
 from .progress import BestSoFar
-from .propose import Proposer
 from .search import Found, Scored, openings, search, spread, through
 from .segment_gains import refinable, refined
 from .time_budget import STOPPED, SearchBudget
@@ -21,8 +20,8 @@ MOVING = 0.6  # share of the time for the search after which no new round of mov
 class ScheduleSearch:
     """Searches at one or several numbers of full steps."""
 
-    def __init__(self, trials: Trials, budget: SearchBudget, bar: BestSoFar, theory: bool):
-        self.trials, self.budget, self.bar, self.theory = trials, budget, bar, theory
+    def __init__(self, trials: Trials, budget: SearchBudget, bar: BestSoFar):
+        self.trials, self.budget, self.bar = trials, budget, bar
         self.asked = 0
 
     def reach(self, goal: Goal) -> tuple[Found, float]:
@@ -65,14 +64,10 @@ class ScheduleSearch:
             there = replace(there, full_steps=(), segments=())
         scored = Scored(trials.score, most, self.budget.left, lambda c, v: self.bar.scored(v))
         varied = bool(own.forecast.effective_order) and not own.forecast.level
-        propose = self._proposer(start, varied)
         correctable = varied and trials.correctable
         # A corrector wants other schedules than a forecast alone.
         template = replace(start, gains=WHOLE, order=1, corrected=True) if correctable else start
-        families = openings(template, steps, always) if own.site.forecasts_x0 or correctable else ()
-        if families and trials.levels:
-            placed = through(best_places(count, trials.levels, template.order, template.corrected), always)
-            families = [[replace(template, full_steps=placed)], *families]
+        families = openings(template, steps, always, trials.levels)
 
         def enough() -> bool:
             return varied and refinable(scored.found().best) and not self.budget.left(MOVING)
@@ -81,9 +76,7 @@ class ScheduleSearch:
             scored.better(start)
             if len(there.full_steps) == count:
                 scored.better(there)
-            found = search(
-                scored, start, steps, propose, trials.coordinates, enough, varied, families, correctable, always
-            )
+            found = search(scored, start, steps, COORDINATES, enough, varied, families, correctable, always)
             if varied and not scored.spent and refinable(found.best):
                 self.bar.says("gains")
                 scored.better(refined(found.best, trials.undisturbed, trials.target))
@@ -101,8 +94,3 @@ class ScheduleSearch:
             return through(spread(count, trials.steps, 1.0), trials.always)
         made = own.uncalibrated.changed(count=count).schedule_for(trials.steps, (), trials.levels)
         return through(tuple(sorted(made.full_steps(trials.steps))), trials.always)
-
-    def _proposer(self, start: Candidate, varied: bool) -> Proposer | None:
-        template = start if not varied else Candidate(start.full_steps, WHOLE, 1, start.coordinate, start.energy)
-        errors = self.trials.errors(template) if self.theory else None
-        return Proposer(errors, template, self.trials.steps) if errors else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..caching.candidate import PUBLISHED, Candidate, Gain
+from ..caching.noise_schedule import Levels, best_places
 from ..caching.schedules import dense_end
 
 # (principal, residual), line by line: from the whole feature towards the published split, and towards reuse.
@@ -15,8 +16,7 @@ MOVES = (1, -1, 2, -2, 4, -4)
 LEANING = (1.2, 1.4, 1.6, 0.85)
 DENSE = (2.0, 2.5, 1.5, 3.0)  # powers of spreads dense near the data, likeliest first
 EARLY = (1.9, 1.6, 2.2)  # of spreads for pictures whose layout is decided by the first few steps
-GLIMPSE = 2  # proposals that are tried before other openings
-
+STRONGEST = (2.5, 5.5, 4.0, 1.5, 7.0)  # modes that full steps are placed for, see `best_places`
 
 Tried = Sequence[tuple[Candidate, float]]
 
@@ -113,15 +113,22 @@ def neighbours(
                 yield tuple(sorted((set(full) - {place}) | {target}))
 
 
-def openings(template: Candidate, steps: int, always: Sequence[int] = ()) -> list[list[Candidate]]:
-    """Spreads to begin a search with, family by family: dense near the data, and dense at the noisy start.
+def openings(template: Candidate, steps: int, always: Sequence[int] = (), levels: Levels = ()) -> list[list[Candidate]]:
+    """Schedules to begin a search with, family by family: by noise level, dense near the data, dense at the start.
 
     Args:
         always: see `search`.
+        levels: of the request; without them nothing is placed by noise level.
     """
     count = len(template.full_steps)
-    families = [dense_end(count, steps, power) for power in DENSE], [spread(count, steps, power) for power in EARLY]
-    return [[replace(template, full_steps=through(full, always)) for full in family] for family in families]
+    order, corrected = min(template.order, 1), template.corrected
+    families = [
+        [best_places(count, tuple(levels), order, corrected, strongest=v) for v in STRONGEST] if levels else [],
+        [dense_end(count, steps, power) for power in DENSE],
+        [spread(count, steps, power) for power in EARLY],
+    ]
+    made = [[replace(template, full_steps=through(full, always)) for full in family] for family in families if family]
+    return [list(dict.fromkeys(family)) for family in made]
 
 
 def forecasts(
@@ -147,8 +154,7 @@ def search(
     scored: Scored,
     start: Candidate,
     steps: int,
-    propose: Callable[[Tried], Candidate | None] | None = None,
-    coordinates: Callable[[Candidate], Sequence[str]] = lambda best: (),
+    coordinates: Sequence[str] = (),
     enough: Callable[[], bool] = lambda: False,
     varied: bool = True,
     families: Sequence[Sequence[Candidate]] = (),
@@ -157,29 +163,24 @@ def search(
 ) -> Found:
     """Find full steps and a forecast with a high score.
 
-    First `start`; then what is proposed, or if nobody proposes, spreads that lean to one end; then other forecasts on
-    the best full steps; then one full step at a time: a move that helps is kept, and all are tried again until none
-    does. Deterministic as long as there is time.
+    First `start`; then the families, or without any spreads that lean to one end; then other forecasts on the best full
+    steps; then one full step at a time: a move that helps is kept, and all are tried again until none does.
+    Deterministic as long as there is time.
 
     Args:
-        propose: given the trials so far, the next candidate, or None when it has no more to propose.
-        coordinates: given the best candidate, the coordinates worth trying on it.
+        coordinates: of forecasts, those worth trying.
         enough: asked before every round of moves.
         varied: whether to try other forecasts; not for a cache that is defined by its own.
-        families: candidates to try after the first proposals: the first of each family, then the rest of the best one's
-            family. Proposals go on if they were better.
+        families: the first of each is tried, then the rest of the best one's.
         correctable: whether corrected candidates may be tried.
         always: steps beside the first that are full whatever is tried; those of the candidates given are, too.
     """
     scored.better(start)
-    if propose:
-        _follow(scored, propose, GLIMPSE if families else None)
-    elif not families:
+    if not families:
         for power in LEANING:
             leaning = through(spread(len(start.full_steps), steps, power), always)
             scored.better(replace(start, full_steps=leaning))
-    if not _opened(scored, families) and families and propose:
-        _follow(scored, propose)
+    _open(scored, families)
     if varied:
         _vary(scored, coordinates, correctable)
     moved = True
@@ -190,28 +191,19 @@ def search(
     return scored.found()
 
 
-def _follow(scored: Scored, propose: Callable[[Tried], Candidate | None], most: int | None = None) -> None:
-    """Try what is proposed, to the end or so many times."""
-    while most != 0 and not scored.spent and (candidate := propose(tuple(scored.seen.items()))):
-        scored.better(candidate)
-        most = None if most is None else most - 1
-
-
-def _opened(scored: Scored, families: Sequence[Sequence[Candidate]]) -> bool:
-    """Whether one of the families holds the best candidate so far; all of that one is tried then."""
+def _open(scored: Scored, families: Sequence[Sequence[Candidate]]) -> None:
+    """Try the first of every family, then all of the family that holds the best candidate so far."""
     for family in families:
         scored.better(family[0])
-    for family in families:
-        if scored.best in family:
-            for candidate in family[1:]:
-                scored.better(candidate)
-            return True
-    return False
+    best = next((family for family in families if scored.best in family), [])
+    for candidate in best:
+        scored.better(candidate)
 
 
-def _vary(scored: Scored, coordinates: Callable[[Candidate], Sequence[str]], correctable: bool) -> None:
+def _vary(scored: Scored, coordinates: Sequence[str], correctable: bool) -> None:
     best = scored.found().best
-    for line in forecasts(best, coordinates(best), correctable):
+    others = [name for name in coordinates if name != best.coordinate]
+    for line in forecasts(best, others, correctable):
         now = scored.found().best  # what earlier lines gained is kept
         scored.follow(replace(now, **change) for change in line)
 

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 
 from ..caching.cache import Cache
-from ..caching.candidate import WHOLE, Candidate
-from ..caching.forecast import COORDINATES
+from ..caching.candidate import Candidate
 from ..caching.repairs import can_correct
-from ..core.errors import StackError
 from ..core.installer import Installer
 from ..core.passes import Applied
 from ..measure.metrics import psnr
 from ..measure.timing import timed
-from ..models.sampler import linear_form
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from ..runtime.target import Target
 from .observe import Observe
 from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels, rehearsable
-from .trajectory import SegmentErrors, Trajectory, error_weights, growth, recorder
+from .trajectory import Trajectory, recorder
 from .x0_trials import X0Rehearsal, x0_recorder
 
-DISTURBED = (1, 2)  # steps that reuse step 0 in the run that shows how a difference grows
-WORTH = 0.9  # share of the predicted error that another coordinate has to get below to be tried
+TIMED = (1, 2)  # steps that reuse step 0 in the run that is timed
 
 
 @dataclass(frozen=True)
@@ -194,53 +190,9 @@ class Trials:
 
     @cached_property
     def times(self) -> Times:
-        """Measured in the disturbed run, which is that of one picture."""
-        _ = self._growth  # runs it
-        records = self._disturbed
-        cached = min(r.seconds for r in records if r.step in DISTURBED)
-        per_step = (self._disturbed_s - len(DISTURBED) * cached) / (self.steps - len(DISTURBED))
-        return Times(per_step, cached, self._disturbed_s)
-
-    @cached_property
-    def _growth(self) -> list[float]:
-        disturbed = Trajectory()
-        observer = self._recorder(disturbed, DISTURBED)
-        _, self._disturbed_s = timed(partial(self.run, observer, self.prompts[:1]), self.device)
-        self._disturbed = self.stack.report().steps
-        return growth(self.shared.plain, disturbed, DISTURBED[-1] + 1)
-
-    def errors(self, candidate: Candidate) -> SegmentErrors | None:
-        """Predicted errors of the candidate's forecast; None where its order, the sampler or the model allows none.
-
-        Nor for forecasts of x0: there the errors of full steps, whose latents were forecast, outweigh
-        those of cached steps, and the best schedule by prediction was 13 dB worse than a plain spread.
-        """
-        if self._x0 or "head" in self.stack.facts.lacks:
-            return None
-        forecast = replace(
-            self.cache.policy.forecast, gains=candidate.gains, order=candidate.order, coordinate=candidate.coordinate
-        )
-        if forecast.effective_order > 1 or forecast.splits:
-            return None
-        try:
-            sampler = linear_form(self.stack.pipe.scheduler)
-        except StackError:
-            return None
-        if sampler.memory > 1:  # an error reaches the end by more ways than the latent behind it
-            return None
-        weights = error_weights(sampler.output_weights, self._growth)
-        return SegmentErrors(self.shared.plain, weights, forecast)
-
-    def coordinates(self, best: Candidate) -> list[str]:
-        """Coordinates worth trying on the best candidate: the one that promises least error, if that is less."""
-        if self._x0:  # no prediction: the most likely ones are simply tried
-            return [name for name in ("time", "sigma") if name != best.coordinate]
-        whole = replace(best, gains=WHOLE, order=min(best.order, 1), segments=())
-        costs = {}
-        for name in COORDINATES:
-            errors = self.errors(replace(whole, coordinate=name))
-            if errors is None:
-                return []
-            costs[name] = errors.total(best.full_steps)
-        least = min(costs, key=lambda name: costs[name])
-        return [least] if costs[least] < WORTH * costs[best.coordinate] else []
+        """Measured in one run of one picture, of which two steps are cached."""
+        observer = self._recorder(Trajectory(), TIMED)
+        _, uncached = timed(partial(self.run, observer, self.prompts[:1]), self.device)
+        cached = min(r.seconds for r in self.stack.report().steps if r.step in TIMED)
+        per_step = (uncached - len(TIMED) * cached) / (self.steps - len(TIMED))
+        return Times(per_step, cached, uncached)

@@ -126,7 +126,6 @@ class Wiring:
             the denoiser.
         modules: what a per-module cache keeps, by block list: the modules whose output it predicts.
         modulation: (block, its arguments) to the first block's modulated input (B, N, D), which TeaCache looks at.
-        head: (denoiser, output stream behind the blocks, a block's arguments) to the denoiser's output, token by token.
         tokens: (pipeline or None, configuration of the denoiser) to the grid of the output stream's tokens and the
             number of the text's, at the pipeline's default size; () and 0 where unknown.
         grid: (denoiser, its arguments) to the grid of the latent's tokens in this very call: (rows, columns), or
@@ -157,7 +156,7 @@ class Wiring:
         width_from: path of a linear in the first block whose inputs are as many as the stream is wide; "" where the
             configuration says it.
         attention: what attends over the latent's tokens, by path with a star for every number.
-        lacks: what this model does not get, and why: "blocks", "range", "modules", "modulation", "head", ...
+        lacks: what this model does not get, and why: "blocks", "range", "modules", "modulation", ...
         how: field to how it was found, where it was derived.
     """
 
@@ -170,7 +169,6 @@ class Wiring:
     sensitive: dict[str, tuple[str, ...]]
     modules: dict[str, tuple[CachedModule, ...]]
     modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
-    head: Callable[[Any, torch.Tensor, Mapping[str, Any]], torch.Tensor]
     tokens: Callable[[Any, Mapping[str, Any]], tuple[tuple[int, ...], int]]
     grid: Callable[[Any, Mapping[str, Any]], tuple[int, ...]]
     inputs: tuple[str, ...] = ()

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from diffusers import ModelMixin
-from torch import nn
 
 from ..core.errors import StackError
 from .derive.derive import derived
@@ -64,7 +62,6 @@ FLUX = Wiring(
         ),
     },
     modulation=UpToAttention("attn", "hidden_states"),
-    head=lambda denoiser, tokens, given: denoiser.proj_out(denoiser.norm_out(tokens, given["temb"])),
     tokens=_flux_tokens,
     grid=Positions("img_ids"),
     inputs=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"),
@@ -76,13 +73,6 @@ FLUX = Wiring(
     same_input=(("attn.to_[qkv]", "proj_mlp"), ("attn.add_[qkv]_proj",)),
     attention=dict.fromkeys(("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"), SelfAttention("before")),
 )
-
-
-def _dit_head(denoiser: Any, tokens: torch.Tensor, given: Mapping[str, Any]) -> torch.Tensor:
-    first = denoiser.transformer_blocks[0]
-    when = first.norm1.emb(given["timestep"], given["class_labels"], hidden_dtype=tokens.dtype)
-    shift, scale = denoiser.proj_out_1(nn.functional.silu(when)).chunk(2, dim=1)
-    return denoiser.proj_out_2(denoiser.norm_out(tokens) * (1 + scale[:, None]) + shift[:, None])
 
 
 def _dit_tokens(pipe: Any, config: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
@@ -119,7 +109,6 @@ DIT = Wiring(
     flow=False,
     halves=True,
     modulation=UpToAttention("attn1", "hidden_states"),
-    head=_dit_head,
     tokens=_dit_tokens,
     grid=_patches,
     inputs=("hidden_states", "timestep", "class_labels"),

@@ -10,7 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.caching.noise_schedule import LOG_VARIANCE, ByNoise, GapCosts, best_places, flow_levels
+from stack.caching.noise_schedule import (
+    FEW,
+    MANY,
+    MODES,
+    STRONGEST,
+    STRONGEST_OF_FEW,
+    WEAKEST,
+    ByNoise,
+    GapCosts,
+    best_places,
+    flow_levels,
+    least_error,
+    strongest_of,
+)
 from stack.caching.schedules import Count
 from stack.models.schedule import SigmaSchedule, uniform
 
@@ -24,9 +37,9 @@ def cosine(steps: int) -> tuple[tuple[float, float], ...]:
 
 
 def test_it_is_dense_near_the_data_on_a_flow_and_at_the_start_on_a_cosine_schedule() -> None:
-    assert best_places(9, FLOW) == (0, 13, 25, 33, 39, 43, 46, 48, 49)
-    assert best_places(6, FLOW) == (0, 16, 31, 40, 45, 48)
-    assert best_places(9, cosine(50))[:5] == (0, 5, 11, 18, 27)
+    assert best_places(9, FLOW) == (0, 10, 20, 28, 35, 41, 45, 47, 49)
+    assert best_places(6, FLOW) == (0, 21, 35, 43, 47, 49)
+    assert best_places(9, cosine(50))[:5] == (0, 3, 7, 12, 20)
 
 
 def test_few_steps_keep_the_first_and_the_last_in_full() -> None:
@@ -35,6 +48,7 @@ def test_few_steps_keep_the_first_and_the_last_in_full() -> None:
     levels, four = SigmaSchedule(eight).levels, SigmaSchedule((1.0, 0.904881, 0.75026, 0.486833)).levels
     assert best_places(5, levels) == (0, 3, 5, 6, 7)
     assert best_places(4, levels) == (0, 4, 6, 7)
+    assert best_places(3, levels) == (0, 5, 7)
     assert best_places(3, four) == (0, 2, 3)
 
 
@@ -42,13 +56,13 @@ def test_few_steps_keep_the_first_and_the_last_in_full() -> None:
 @pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("levels", [uniform(9, 3.0).levels, cosine(9), uniform(8).levels])
 def test_no_other_choice_costs_less(levels: tuple[tuple[float, float], ...], order: int, corrected: bool) -> None:
-    table = GapCosts(levels, order, corrected).table(())
     steps = len(levels)
 
     def cost(places: tuple[int, ...]) -> float:
-        ends = [-1, *places, steps]
+        table, ends = tables[len(places)], [-1, *places, steps]
         return sum(table[a + 1, b, c] for a, b, c in zip(ends, ends[1:], ends[2:], strict=False))
 
+    tables = {n: GapCosts(levels, order, corrected, strongest_of(n)).table(()) for n in range(1, steps)}
     for count in range(1, steps):
         every = [(0, *rest) for rest in combinations(range(1, steps), count - 1)]
         assert cost(best_places(count, levels, order, corrected)) == pytest.approx(min(map(cost, every)))
@@ -64,10 +78,10 @@ def test_the_cost_of_a_gap_is_what_it_leaves_in_gaussian_data(
     cost = GapCosts(levels, order, corrected=False)
     signal = 1 / np.sqrt(1 + np.exp(-2 * np.array([level for _, level in levels])))
     signal, noise = np.append(signal, 1.0), np.append(np.sqrt(1 - signal**2), 0.0)
-    v, times = np.exp(np.linspace(*LOG_VARIANCE, 16)), [time for time, _ in levels]
+    v, times = np.exp(np.linspace(WEAKEST, STRONGEST, MODES)), [time for time, _ in levels]
 
     def run(cached: range) -> np.ndarray:
-        x, seen = np.ones(16), {}
+        x, seen = np.ones(MODES), {}
         for step in range(50):
             seen[step] = signal[step] * v / (signal[step] ** 2 * v + noise[step] ** 2) * x
             x0 = seen[step]
@@ -91,6 +105,22 @@ def test_only_the_ratio_of_signal_to_noise_counts() -> None:
     kept = 1 / (1 + sigmas**2)
     preserving = tuple((1 - i / 30, 0.5 * math.log(k / (1 - k))) for i, k in enumerate(kept))
     assert best_places(8, edm) == best_places(8, preserving)
+
+
+def test_the_strongest_modes_count_where_full_steps_are_many() -> None:
+    """They are decided within the first few steps: a picture's layout."""
+    assert [strongest_of(n) for n in (1, FEW, 9, MANY, 40)] == [STRONGEST_OF_FEW] * 2 + [3.5] + [STRONGEST] * 2
+    for levels in (FLOW, cosine(50)):
+        early = [best_places(12, levels, strongest=v)[1:4] for v in (STRONGEST_OF_FEW, 3.5, STRONGEST)]
+        assert early == sorted(early, reverse=True) and len(set(early)) == 3
+        assert best_places(12, levels) == best_places(12, levels, strongest=STRONGEST)
+        assert best_places(6, levels) == best_places(6, levels, strongest=STRONGEST_OF_FEW)
+
+
+@pytest.mark.parametrize("levels", [FLOW, cosine(50)])
+def test_more_full_steps_leave_less(levels: tuple[tuple[float, float], ...]) -> None:
+    errors = [least_error(count, levels, 1, corrected=True) for count in (12, 16, 20, 25, 50)]
+    assert errors == sorted(errors, reverse=True) and errors[0] > 3 * errors[2] and errors[-1] == 0
 
 
 @given(
@@ -121,7 +151,7 @@ def test_both_calls_at_a_noise_level_are_full() -> None:
     """Heun's: every level but the first is looked at twice."""
     levels = tuple(level for i, level in enumerate(uniform(10, 3.0).levels) for _ in range(1 if i == 0 else 2))
     full = ByNoise(Count(6), levels).full_steps(len(levels))
-    assert full == {0, 9, 10, 15, 16}
+    assert full == {0, 11, 12, 17, 18}
 
 
 def test_a_switch_is_full_and_the_count_stays() -> None:

@@ -64,7 +64,6 @@ WIRING = Wiring(
     linears={},
     modules={"blocks": (CachedModule("attn", "attention"),)},
     modulation=lambda block, given: given["hidden_states"],
-    head=lambda denoiser, tokens, given: tokens,
     batched=(),
 )
 

@@ -9,7 +9,6 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from stack import Stack
-from stack.calibration.trajectory import Trajectory, recorder
 from stack.models.sampler import linear_form
 from stack.reference.dit_pipeline import ShapesDiTPipeline
 from training.shapes_dit import TRANSFORMER, new_scheduler
@@ -63,7 +62,7 @@ def test_batched_equals_one_by_one(method: str) -> None:
         torch.testing.assert_close(draw(stack, (label,)), together[i : i + 1], atol=2e-4, rtol=0)
 
 
-def test_head_and_sampler_are_the_models_own() -> None:
+def test_the_sampler_is_the_models_own() -> None:
     pipe, inputs, outputs = tiny(), [], []
 
     def note(module: Any, args: Any, given: dict[str, Any], out: Any) -> None:
@@ -71,13 +70,7 @@ def test_head_and_sampler_are_the_models_own() -> None:
         outputs.append(out.sample)
 
     pipe.transformer.register_forward_hook(note, with_kwargs=True)
-    trajectory = Trajectory()
-    with Stack(pipe, steps=STEPS).cache("svd").replace(recorder(trajectory)) as stack:
-        final = draw(stack)
-    places = (torch.arange(16) * 7919) % 16
-    for feature, head, output in zip(trajectory.features, trajectory.heads, outputs, strict=True):
-        patches = output.reshape(4, 3, 4, 2, 4, 2).permute(0, 2, 4, 3, 5, 1).reshape(4, 16, 12)
-        torch.testing.assert_close(head(feature), patches[:, places], rtol=1e-4, atol=1e-5)
+    final = draw(pipe)
     # The picture is the sum of the estimates that the recorded outputs amount to; nothing of the first noise is left.
     form, state = linear_form(pipe.scheduler), torch.zeros_like(final)
     for estimate, weight, x, output in zip(form.estimates, form.weights[-1], inputs, outputs, strict=True):

@@ -14,7 +14,6 @@ from stack import Stack
 from stack.caching.memory import state_size
 from stack.caching.methods import PRESETS
 from stack.caching.sites.calls import BlockCall
-from stack.calibration.trajectory import Trajectory, recorder
 from stack.core.arguments import Arguments
 from stack.model_facts import facts_of
 from stack.models.wiring import HUNYUAN_VIDEO, wiring_of
@@ -135,19 +134,6 @@ def test_a_block_given_some_tokens_cuts_positions_and_mask(index: int) -> None:
     torch.testing.assert_close(some["video"], hidden[:, tokens], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(some["text"], words, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(rows["video"], hidden[1:, tokens], atol=1e-5, rtol=1e-4)
-
-
-def test_head_is_the_models_own() -> None:
-    pipe, outputs = tiny(), []
-    pipe.transformer.register_forward_hook(lambda module, args, out: outputs.append(out[0]))
-    trajectory = Trajectory()
-    with Stack(pipe, steps=STEPS).cache("svd-published").replace(recorder(trajectory)) as stack:
-        draw(stack)
-    places = (torch.arange(VIDEO) * 7919) % VIDEO
-    assert len(outputs) == STEPS
-    for feature, head, output in zip(trajectory.features, trajectory.heads, outputs, strict=True):
-        patches = output.reshape(2, 3, 2, 2, 4, 4, 4, 4).permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(2, VIDEO, 96)
-        torch.testing.assert_close(head(feature), patches[:, places], rtol=1e-4, atol=1e-5)
 
 
 def test_a_longer_caption_in_the_batch_changes_nothing_of_a_masked_one() -> None:

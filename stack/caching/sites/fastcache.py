@@ -7,7 +7,7 @@ one, at the position of their cluster's centre, and move alike.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -131,7 +131,7 @@ class _Sample:
 
 
 class FastCache:
-    """Decides per sample, step and block. Samples run one after the other: their tokens differ in number.
+    """Decides per sample, step and block. Samples some of whose tokens run go one by one: these differ in number.
 
     Args:
         choices: what of FastCache is on.
@@ -162,9 +162,7 @@ class FastCache:
             self._begin(call, stream)
         if self._plain:
             return call.run()
-        for sample in self._samples:
-            if not sample.running.none:
-                self._advance(sample, number, call, stream)
+        self._advance(number, call, stream)
         # Between the blocks the samples are kept here: what the model carries along is not read again.
         return self._end(stream) if number == self._blocks - 1 else call.streams
 
@@ -201,24 +199,49 @@ class FastCache:
                 running.merge(group(x, importance(x, past, p.neighbours, p.motion), p.merged))
         return _Sample(row, slot, entry, {**streams, stream: running.enter(entry)}, running, settled)
 
-    def _advance(self, sample: _Sample, number: int, call: BlockCall, stream: str) -> None:
-        """Run one block, or replace it by its map."""
-        use, kept, entry, sigma = self._use, sample.slot.kept, sample.streams, self._now.sigma
+    def _advance(self, number: int, call: BlockCall, stream: str) -> None:
+        """Run one block for the samples that need it, and replace it by its map for the others."""
+        going = [sample for sample in self._samples if not sample.running.none]
+        skips = [self._skips(sample, number, stream) for sample in going]
+        ran = self._run([sample for sample, skip in zip(going, skips, strict=True) if not skip], call, stream)
+        for sample in going:
+            self._passed(sample, number, stream, ran.get(sample.row))
+
+    def _skips(self, sample: _Sample, number: int, stream: str) -> bool:
+        if "gate" not in self.choices.parts or not sample.settled:
+            return False
+        x, places, sigma = sample.streams[stream], sample.running.places, self._now.sigma
+        return self._use.skips(sample.slot.kept, number, f"{number}/{stream}", x, places, sigma)
+
+    def _run(self, samples: Sequence[_Sample], call: BlockCall, stream: str) -> dict[int, Streams]:
+        """What a block makes of these samples, by row: in one call where all their tokens run, else one by one."""
+        ran = {
+            sample.row: call.run(sample.streams, [sample.row], sample.running.places)
+            for sample in samples
+            if not sample.running.whole
+        }
+        whole = [sample for sample in samples if sample.running.whole]
+        if whole:
+            joined = {name: torch.cat([sample.streams[name] for sample in whole]) for name in whole[0].streams}
+            out = call.run(joined, [sample.row for sample in whole])
+            ran |= {sample.row: {name: x[at : at + 1] for name, x in out.items()} for at, sample in enumerate(whole)}
+        return ran
+
+    def _passed(self, sample: _Sample, number: int, stream: str, ran: Streams | None) -> None:
+        """A sample is behind a block, which ran for it or not."""
+        use, kept, entry = self._use, sample.slot.kept, sample.streams
         places = {name: sample.running.places if name == stream else None for name in entry}
-        gated, key = "gate" in self.choices.parts, f"{number}/{stream}"
-        skip = gated and sample.settled and use.skips(kept, number, key, entry[stream], places[stream], sigma)
-        if skip:
+        if ran is None:
             sample.streams = {n: use.output(kept, f"{number}/{n}", x, places[n]) for n, x in entry.items()}
         else:
-            sample.streams = call.run(entry, [sample.row], places[stream])
+            sample.streams = ran
             sample.ran += 1
             share = entry[stream].shape[1] / sample.entry.shape[1]
             sample.work = sample.work[0] + share, sample.work[1] + share**2
         # Published maps need only what the gate compares; the others start from every stream.
         for name in entry if self.choices.approximation != "static" else (stream,):
-            if gated:
-                out = None if skip else sample.streams[name]
-                use.remember(kept, f"{number}/{name}", entry[name], out, places[name])
+            if "gate" in self.choices.parts:
+                use.remember(kept, f"{number}/{name}", entry[name], ran[name] if ran else None, places[name])
 
     def _end(self, stream: str) -> Streams:
         """Bring all tokens back to their places, and say what ran."""

@@ -36,8 +36,7 @@ AGAIN = ("audio_timestep", "sigma", "audio_sigma")  # the time once more, for ot
 SOUND = ("audio_hidden_states",)  # what is denoised beside the latent
 WHOLE, BLOCKS, RANGE, ROWS, MODULES = "whole", "blocks", "range", "rows", "modules"
 TOKENS, ALONG = "tokens", "along"
-MODULATION, HEAD, GRID, ATTENTION = "modulation", "head", "grid", "attention"
-BY_HAND = "known only of families that are wired by hand"
+MODULATION, GRID, ATTENTION = "modulation", "grid", "attention"
 
 
 def derived(denoiser: nn.Module) -> Wiring:
@@ -214,7 +213,6 @@ def _whole(
 ) -> Wiring:
     """The wiring of a denoiser of which nothing inside is known."""
     lacks = _lacking(dict.fromkeys((BLOCKS, GRID, ALONG), why_no_blocks))
-    lacks |= {HEAD: BY_HAND}
     attention, why_dense = self_attentions(probe.small, latent) if probe else ({}, why_no_blocks)
     lacks |= _lacking({ATTENTION: why_dense})
     lacks |= _lacking({WHOLE: probe.unlike_latent if probe else ""})
@@ -233,7 +231,6 @@ def _whole(
         sensitive=sensitive_roles(linears),
         modules={},
         modulation=_unknown("the modulated input of a block", cls),
-        head=_unknown("its head", cls),
         tokens=lambda pipe, config: ((), 0),
         grid=lambda denoiser, given: (),
         inputs=() if probe is None else probe.inputs,
@@ -268,7 +265,7 @@ def _numbers(ratio: Fraction) -> Callable[[Mapping[str, Any]], tuple[int, int]]:
 
 def _unknown(what: str, cls: type) -> Callable[..., NoReturn]:
     def unknown(*args: Any) -> NoReturn:
-        raise StackError(f"{what} is not known of a {cls.__name__}: {BY_HAND}")
+        raise StackError(f"{what} is not known of a {cls.__name__}")
 
     return unknown
 

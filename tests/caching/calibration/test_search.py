@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,7 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.caching.candidate import WHOLE, Candidate
-from stack.calibration.search import DENSE, EARLY, GAINS, Scored, dense_end, neighbours, openings, search, spread
+from stack.caching.noise_schedule import best_places
+from stack.calibration.search import (
+    DENSE,
+    EARLY,
+    GAINS,
+    STRONGEST,
+    Scored,
+    dense_end,
+    neighbours,
+    openings,
+    search,
+    spread,
+)
+from stack.models.schedule import uniform
 
 STEPS = 30
 ALL_GAINS = [WHOLE, *(gains for line in GAINS for gains in line)]
@@ -86,32 +99,31 @@ def test_no_trial_starts_when_the_time_is_over() -> None:
     assert 2 <= len(found.trials) <= 5
 
 
-def test_the_better_family_is_opened_and_proposals_wait() -> None:
-    """After a glimpse at proposals one of each family, then the rest of the best; or else more proposals."""
+def test_the_best_family_is_opened() -> None:
+    """One of each family, then the rest of the best one's; none where the start is better."""
     start = Candidate(spread(5, STEPS, 1.0))
     families = openings(replace(start, corrected=True), STEPS)
-    proposals = [replace(start, full_steps=(0, 5, 10, 15, k)) for k in range(20, 26)]
-
-    def propose(tried: Sequence[tuple[Candidate, float]]) -> Candidate | None:
-        seen = {candidate for candidate, _ in tried}
-        return next((p for p in proposals if p not in seen), None)
 
     def asked(score: Callable[[Candidate], float]) -> list[Candidate]:
         scored = Scored(score, 500)
-        search(scored, start, STEPS, propose, enough=lambda: True, varied=False, families=families)
+        search(scored, start, STEPS, enough=lambda: True, varied=False, families=families)
         return list(scored.seen)
 
-    dense = asked(lambda c: float(c.corrected) * sum(c.full_steps))
-    assert dense == [start, *proposals[:2], families[0][0], families[1][0], *families[0][1:]]
+    firsts = [start, families[0][0], families[1][0]]
+    assert asked(lambda c: float(c.corrected) * sum(c.full_steps)) == [*firsts, *families[0][1:]]
     early = asked(lambda c: -float(c.corrected) * sum(c.full_steps) + 1000 * c.corrected)
-    assert early == [start, *proposals[:2], families[0][0], families[1][0], *families[1][1:]]
-    assert asked(lambda c: -float(c.corrected)) == [
-        start,
-        *proposals[:2],
-        families[0][0],
-        families[1][0],
-        *proposals[2:],
-    ]
+    assert early == [*firsts, *families[1][1:]]
+    assert asked(lambda c: -float(c.corrected)) == firsts
+
+
+def test_with_noise_levels_places_for_weaker_and_stronger_modes_come_first() -> None:
+    """The stronger the strongest mode, the sooner the second full step; each schedule once."""
+    levels = uniform(50, 3.0).levels
+    placed, *others = openings(Candidate(spread(9, 50, 1.0), corrected=True), 50, levels=levels)
+    assert [c.full_steps for c in placed] == [best_places(9, levels, strongest=v) for v in STRONGEST]
+    by_strength = [full for _, full in sorted(zip(STRONGEST, (c.full_steps for c in placed), strict=True))]
+    assert [full[1] for full in by_strength] == sorted({full[1] for full in by_strength}, reverse=True)
+    assert [len(family) for family in others] == [len(DENSE), len(EARLY)]
 
 
 def test_openings_are_of_one_size_and_lean_to_either_end() -> None:
@@ -126,5 +138,5 @@ def test_correction_is_tried_on_the_best_where_it_can_be() -> None:
     start = Candidate(spread(5, STEPS, 1.0))
     for correctable in (False, True):
         scored = Scored(lambda c: float(c.corrected), 30)
-        found = search(scored, start, STEPS, lambda _: None, correctable=correctable)
+        found = search(scored, start, STEPS, families=[[start]], correctable=correctable)
         assert found.best.corrected is correctable
