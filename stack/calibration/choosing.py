@@ -191,7 +191,7 @@ class Search:
             self.budget.stopped(stopped)
             return choice, known
         fitted = psnr(pictures, self.trials.target)
-        return replace(choice, cache=taught, psnr=fitted, learned=self.kind), held.psnr(taught)
+        return replace(choice, cache=taught, psnr=fitted, learned=self.kind, kept=False), held.psnr(taught)
 
     def _better(self, choice: SearchResult, found: float, ours: float) -> tuple[SearchResult, float]:
         """The choice, or what was there: that stays if it does what is asked and is no worse, and as fast."""

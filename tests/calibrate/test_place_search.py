@@ -46,7 +46,7 @@ def test_a_place_neither_meets_another_nor_leaves_the_ladder() -> None:
 def test_a_search_leaves_the_best_places_on_the_stack() -> None:
     pipe = tiny_pipe()
     before = picture(pipe, 20, seed=3)
-    stack = Stack(pipe, steps=20).solver(4).cache("svd")
+    stack = Stack(pipe, steps=20).solver(places=(0, 2, 4, 6)).cache("svd")
     found = search_places(stack, ["a red ring left of a blue star"], seed=3, trials=8, progress=False)
     assert found.trials == 8 and found.psnr_db > found.start_psnr_db
     assert stack.passes[0] == found.solver == Solver(places=found.solver.places)

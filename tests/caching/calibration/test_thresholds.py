@@ -72,12 +72,12 @@ def test_a_gate_keeps_to_its_number_of_full_steps(method: str) -> None:
 
 def test_a_cycle_is_given_a_schedule() -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache("duca-published")
-    found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=5, trials=4, progress=False)
-    assert len(found.full_steps) == 5 and found.psnr_db >= found.start_psnr_db
+    found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=6, trials=4, progress=False)
+    assert len(found.full_steps) == 6 and found.psnr_db >= found.start_psnr_db
     policy = found.cache.policy
     assert isinstance(policy.site, TokenSite)
     kinds = policy.site.kinds(policy, STEPS)
-    assert kinds.count("F") == 5 and set(kinds) == set("Fca")
+    assert kinds.count("F") == 6 and set(kinds) == set("Fca")
 
 
 def test_fastcache_is_calibrated_to_a_psnr_not_to_a_count() -> None:
