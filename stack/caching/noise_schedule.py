@@ -11,7 +11,7 @@ power spectrum 1/f^2). The full steps with the smallest sum of squared errors ar
 derives it.
 
 The strongest modes are decided first, within the first few steps: they are a picture's layout. Where there are fewer
-than 12 full steps the strongest ones are left out, since with so few they come out wrong however many steps they get.
+than 10 full steps the strongest ones are left out, since with so few they come out wrong however many steps they get.
 
 Only ratios of signal to noise enter: the rule serves flows of any shift, DDIM, EDM's sigmas and lists of few levels.
 """
@@ -34,7 +34,7 @@ Levels = Sequence[tuple[float, float]]
 # Log variances of the modes. They and SEEN were chosen on prompts and seeds that no table shows.
 WEAKEST = -3.0
 STRONGEST, STRONGEST_OF_FEW = 5.5, 1.5  # of MANY full steps and more, and of FEW and less
-MANY, FEW = 12, 6
+MANY, FEW = 10, 6
 SEEN = 0.3  # weight of what a full step is off because it saw a forecast's latent, against what interpolation misses
 MODES = 16
 LARGEST = 128  # steps of a ladder that is planned on as it is; a longer one is thinned out

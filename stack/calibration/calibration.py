@@ -18,7 +18,7 @@ class Calibration:
     Attributes:
         cache: the cache with what was chosen.
         full: full steps of a request, on average.
-        psnr_db, held_out_psnr_db: of that, on the prompts searched on and on others.
+        psnr_db, held_out_psnr_db: of that, mean over the prompts searched on and over others.
         start_psnr_db: of the start, on the prompts searched on: evenly spread full steps with the cache's own forecast,
             or the cache's own threshold.
         remembered: share of the trials' full steps that an earlier trial had computed.

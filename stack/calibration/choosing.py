@@ -10,7 +10,7 @@ from typing import Any
 from ..caching.cache import Cache
 from ..core.errors import StackError
 from ..core.progress import counted
-from ..measure.metrics import psnr
+from ..measure.metrics import mean_psnr
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from .calibration import DISAGREE_DB
@@ -190,7 +190,7 @@ class Search:
         except STOPPED as stopped:
             self.budget.stopped(stopped)
             return choice, known
-        fitted = psnr(pictures, self.trials.target)
+        fitted = mean_psnr(pictures, self.trials.target)
         return replace(choice, cache=taught, psnr=fitted, learned=self.kind, kept=False), held.psnr(taught)
 
     def _better(self, choice: SearchResult, found: float, ours: float) -> tuple[SearchResult, float]:
@@ -206,7 +206,7 @@ class Search:
         trials, known_so_far = self.trials, dict(choice.tried)
         best, db, compared = chosen_again(
             finalists(choice.tried, trials.steps, always=trials.always),
-            lambda c: known_so_far[c] if c in known_so_far else psnr(trials.undisturbed(c), trials.target),
+            lambda c: known_so_far[c] if c in known_so_far else mean_psnr(trials.undisturbed(c), trials.target),
             lambda c: held.psnr(trials.calibrated(c)),
             len(trials.prompts) / len(held.prompts),
             self.goal.psnr,

@@ -22,7 +22,7 @@ class Goal:
 
     Attributes:
         full_steps: so many steps are full.
-        psnr: as few full steps as reach this PSNR in dB against the uncached stack.
+        psnr: as few full steps as reach this PSNR in dB against the uncached stack, mean over the pictures.
         seconds: as many full steps as one picture can have in this time.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..caching.candidate import Candidate
-from ..measure.metrics import psnr
+from ..measure.metrics import mean_psnr, psnr
 from .search import EARLY, Tried, spread, through
 from .trajectory import Trajectory, recorder
 
@@ -41,21 +41,16 @@ class HeldOut:
         return self._last[1]
 
     def psnr(self, cache: Cache) -> float:
-        """PSNR in dB of a cache against the uncached pictures."""
-        return psnr(self.pictures(cache), self.target)
+        """PSNR in dB of a cache against the uncached pictures, mean over them."""
+        return mean_psnr(self.pictures(cache), self.target)
 
     def wins(self, new: Cache, old: Cache) -> bool:
         """Whether a cache is better than another: in pooled PSNR and in the mean over pictures.
 
         Pooled alone, one picture whose layout flips would decide; the mean alone would not see it.
         """
-        pairs = [(self.psnr(cache), mean_psnr(self.pictures(cache), self.target)) for cache in (old, new)]
+        pairs = [(self.psnr(cache), psnr(self.pictures(cache), self.target)) for cache in (old, new)]
         return all(after > before for before, after in zip(*pairs, strict=True))
-
-
-def mean_psnr(pictures: torch.Tensor, target: torch.Tensor) -> float:
-    """The mean of the pictures' own PSNR in dB."""
-    return sum(map(psnr, pictures, target)) / len(pictures)
 
 
 def finalists(tried: Tried, steps: int, most: int = SEARCHED, always: Sequence[int] = ()) -> list[Candidate]:
@@ -83,7 +78,7 @@ def chosen_again(
     weight: float,
     least: float = -math.inf,
 ) -> tuple[Candidate, float, int]:
-    """The candidate with the least error over all prompts.
+    """The candidate with the highest mean PSNR over all prompts.
 
     Args:
         searched, held: its PSNR in dB on the prompts searched on, and on the held-out ones.
@@ -95,11 +90,6 @@ def chosen_again(
     """
     scores = {candidate: searched(candidate) for candidate in candidates}
     enough = [candidate for candidate in candidates if scores[candidate] >= least] or candidates[:1]
-    errors = {candidate: weight * error(scores[candidate]) + error(held(candidate)) for candidate in enough}
-    best = min(enough, key=lambda candidate: errors[candidate])
+    means = {candidate: weight * scores[candidate] + held(candidate) for candidate in enough}
+    best = max(enough, key=lambda candidate: means[candidate])
     return best, scores[best], len(enough)
-
-
-def error(decibels: float) -> float:
-    """The mean squared error of pictures in [0, 1] that a PSNR in dB stands for."""
-    return math.pow(10.0, -decibels / 10)

@@ -14,7 +14,7 @@ from ..caching.candidate import Candidate
 from ..caching.repairs import can_correct
 from ..core.installer import Installer
 from ..core.passes import Applied
-from ..measure.metrics import psnr
+from ..measure.metrics import mean_psnr
 from ..measure.timing import timed
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
@@ -33,7 +33,7 @@ class Point:
 
     Attributes:
         factor: of the cache's own threshold.
-        psnr: in dB, over all prompts.
+        psnr: in dB, mean over all prompts.
         full: full steps of a picture, on average.
         seconds: of a picture, on average.
     """
@@ -141,9 +141,9 @@ class Trials:
         return self.run(cache)
 
     def score(self, candidate: Candidate) -> float:
-        """PSNR in dB against the uncached pictures; estimated for a candidate that is given up."""
+        """Mean PSNR in dB against the uncached pictures; estimated for a candidate that is given up."""
         try:
-            value = psnr(self.pictures(candidate), self.target)
+            value = mean_psnr(self.pictures(candidate), self.target)
         except Abandoned as astray:
             return self._best - decibels(astray.ratio)
         if value > self._best:
@@ -159,7 +159,7 @@ class Trials:
             *self.cache.policy.schedule_for(self.steps, self.sigmas, self.levels).full_steps(self.steps),
             *self.always,
         }
-        return Point(1.0, psnr(made, self.target), len(full), seconds / len(self.prompts))
+        return Point(1.0, mean_psnr(made, self.target), len(full), seconds / len(self.prompts))
 
     def measured(self, cache: Cache, factor: float) -> Point:
         """What a cache with a gate makes of every prompt, one by one: gates decide picture by picture."""
@@ -174,7 +174,7 @@ class Trials:
             made.append(picture)
             report = self.stack.report()
             full, spent = full + report.full_steps_each, spent + seconds
-        return Point(factor, psnr(torch.cat(made), self.target), full / count, spent / count)
+        return Point(factor, mean_psnr(torch.cat(made), self.target), full / count, spent / count)
 
     def restart(self) -> None:
         """Trials from here on are not held against the best one so far: another number of full steps begins."""

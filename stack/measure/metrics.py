@@ -28,6 +28,14 @@ def psnr(pictures: torch.Tensor, reference: torch.Tensor) -> float:
     return min(CAP_DB, ratio) if ratio > -math.inf else 0.0  # not so for NaN either
 
 
+def mean_psnr(pictures: torch.Tensor, reference: torch.Tensor) -> float:
+    """The mean of the pictures' own PSNR in dB: what a choice between caches goes by.
+
+    One picture whose layout flips costs it some dB; of the pooled PSNR such a picture is all that is left.
+    """
+    return sum(map(psnr, pictures, reference)) / len(pictures)
+
+
 def ssim(pictures: torch.Tensor, reference: torch.Tensor) -> float:
     """Structural similarity (Wang et al. 2004), mean over the pictures; torchmetrics', Gaussian window of 11 x 11."""
     from torchmetrics.functional.image import structural_similarity_index_measure

@@ -14,7 +14,7 @@ from stack.calibration.rehearse import Abandoned, Rehearsal, history
 from stack.calibration.time_budget import SearchBudget
 from stack.calibration.trials import Times, Trials
 from stack.compat.calibrated_for import conditions
-from stack.measure.metrics import psnr
+from stack.measure.metrics import mean_psnr, psnr
 
 from ...conftest import PROMPT, picture, tiny_pipe
 
@@ -43,7 +43,7 @@ def test_calibration_beats_the_uniform_start_and_stays_in_the_stack() -> None:
     stack.undo()
     uncached = picture(exact, STEPS, prompt=[PROMPT, OTHERS[0]], seed=0)
     exact.undo()
-    assert psnr(kept, uncached) == pytest.approx(found.psnr_db, abs=0.01)
+    assert mean_psnr(kept, uncached) == pytest.approx(found.psnr_db, abs=0.01)
     assert torch.equal(picture(pipe, STEPS), before)
 
 
@@ -132,7 +132,7 @@ def test_a_corrected_trial_is_never_given_up_and_finishes_as_it_is() -> None:
     trials = trials_of()
     good, bad = Candidate((0, 2, 5, 8, 11)), Candidate((0, 1, 2, 3, 13), gains=(0.0, 0.0), corrected=True)
     trials.score(good)
-    assert trials.score(bad) == pytest.approx(psnr(trials.undisturbed(bad), trials.target))
+    assert trials.score(bad) == pytest.approx(mean_psnr(trials.undisturbed(bad), trials.target))
 
 
 def test_a_calibration_tries_the_corrector_and_keeps_it_where_it_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,12 +146,12 @@ def test_a_calibration_tries_the_corrector_and_keeps_it_where_it_is_best(monkeyp
 def test_a_trial_that_has_gone_astray_is_given_up() -> None:
     trials = trials_of()
     good, bad = Candidate((0, 2, 5, 8, 11)), Candidate((0, 1, 2, 3, 13), gains=(0.0, 0.0))
-    true = psnr(trials.undisturbed(bad), trials.target)
+    true = mean_psnr(trials.undisturbed(bad), trials.target)
     best = trials.score(good)
     with pytest.raises(Abandoned):
         trials.run(Observe(Rehearsal(trials.cache.calibrated(bad, STEPS), bad, trials.shared).put_on))
     assert trials.score(bad) < best - 6.0 and true < best - 3.0
-    assert psnr(trials.run(trials.cache.calibrated(good, STEPS)), trials.target) == pytest.approx(best)
+    assert mean_psnr(trials.run(trials.cache.calibrated(good, STEPS)), trials.target) == pytest.approx(best)
 
 
 def test_as_few_full_steps_as_reach_a_psnr() -> None:
