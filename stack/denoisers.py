@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -27,6 +27,8 @@ from .runtime.layers import Layers
 from .runtime.mounted import Mounted
 from .runtime.report import Report
 from .runtime.target import Target
+
+T = TypeVar("T")
 
 PIPELINE_WIDE = ("distill", "adapter", "solver")  # stages that change all of a pipeline by themselves
 SCHEDULE_FACTS = ("steps", "called", "ladder", "sampler", "schedule", "levels")
@@ -97,6 +99,18 @@ class Denoisers:
         pipe = first.target.pipe
         parts = {} if pipe is None else other_denoisers(pipe)
         self.others = [self._other(name, part) for name, part in parts.items()]
+        self._entered = 0
+
+    def entered(self, stack: T) -> T:
+        """A `with` block begins; returns what it is of."""
+        self._entered += 1
+        return stack
+
+    def left(self) -> None:
+        """A `with` block ends: the outermost one takes the passes off."""
+        self._entered -= 1
+        if not self._entered:
+            self.take_off()
 
     def _other(self, name: str, denoiser: nn.Module) -> Other:
         first, layers, wiring = self._first.target, Layers(), wiring_of(denoiser)

@@ -394,7 +394,7 @@ class Stack:
         raise StackError("a stack is not copied: copy its model, which gives a plain one, or use save(folder)")
 
     def __enter__(self) -> Stack:
-        return self.apply()
+        return self._denoisers.entered(self.apply())
 
     def __exit__(self, *_: Any) -> None:
-        self._denoisers.take_off()
+        self._denoisers.left()

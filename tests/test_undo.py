@@ -128,6 +128,17 @@ def test_leaving_the_context_manager_undoes(world: dict[str, Any]) -> None:
     untouched(world)
 
 
+def test_an_inner_block_leaves_the_stack_to_the_outer_one(world: dict[str, Any]) -> None:
+    with build(world, ["cache", "quantize"]) as stack:
+        with stack as same:
+            assert same is stack
+        assert stack.applied
+        with pytest.raises(KeyError), stack:
+            raise KeyError
+        assert stack.applied and not torch.equal(picture(stack, STEPS), world["before"])
+    untouched(world)
+
+
 def test_a_second_stack_on_the_same_model_is_refused(world: dict[str, Any]) -> None:
     with build(world, ["cache"]), pytest.raises(StackError, match="already carries a stack"):
         build(world, ["quantize"]).apply()

@@ -238,9 +238,9 @@ class BudgetPolicy(_ThresholdPolicy):
 
     def validate(self, policy: PolicyLike) -> None:
         back = policy.site.back_blocks
-        if back or self.threshold <= 0:
+        if back or not 0 < self.threshold < 1:
             given = f"back={back}, max_error={self.threshold:g}"
-            raise StackError(f"an error budget needs back=0 and a relative error above 0, such as 0.02: got {given}")
+            raise StackError(f"an error budget needs back=0 and a relative error in (0, 1), such as 0.02: got {given}")
 
     def start(self, policy: PolicyLike, sigma_schedule: SigmaSchedule) -> Gate:
         levels, places = planned_levels(sigma_schedule.levels or flow_levels(len(sigma_schedule.sigmas)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
@@ -20,6 +21,7 @@ ASSUMED_STEPS = 50  # of a loop over a bare denoiser, and of a pipeline that doe
 PROMPT = "prompt"
 SIDES, FRAMES = ("width", "height"), ("num_frames", "video_length")
 GUIDANCE, NEGATIVE = "guidance_scale", "negative_prompt"
+TRUE_GUIDANCE = "true_cfg_scale"  # of a model whose guidance_scale is an input: what a negative prompt needs
 _TAKES_IMAGES = re.compile(r"(^|_)images?(_\d+)?$")
 
 Call = Mapping[str, Any] | Callable[[list[Any]], Mapping[str, Any]]
@@ -150,7 +152,20 @@ def call_of(
         return (lambda prompts: {**given, **call(prompts)}) if given else call
     if call is not None and not isinstance(call, Mapping):
         raise StackError(f"call= must be arguments by name, or a function that gives them, got {shown(call)}")
-    return given | {name: _with_images(name, value) for name, value in (call or {}).items()}
+    given |= {name: _with_images(name, value) for name, value in (call or {}).items()}
+    if given.get(NEGATIVE) and not _guides(pipe, given):
+        kind = type(pipe).__name__
+        warnings.warn(f"{kind} ignores negative_prompt unless {TRUE_GUIDANCE} is above 1: try 4.0", stacklevel=2)
+    return given
+
+
+def _guides(pipe: Any, given: Mapping[str, Any]) -> bool:
+    """Whether a pipeline that tells real guidance from a distilled one has it in this call."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get(TRUE_GUIDANCE)
+    if parameter is None:
+        return True
+    scale = given.get(TRUE_GUIDANCE, parameter.default)
+    return not isinstance(scale, int | float) or scale > 1
 
 
 def _with_images(name: Any, value: Any) -> Any:

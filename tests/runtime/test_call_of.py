@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import DiTPipeline, FluxImg2ImgPipeline, WanPipeline
+from diffusers import DiTPipeline, FluxImg2ImgPipeline, FluxPipeline, QwenImagePipeline, WanPipeline
 from PIL import Image
 
 from stack.core.errors import StackError
@@ -34,6 +35,17 @@ def test_arguments_by_name_win_over_options() -> None:
 def test_a_function_of_the_prompts_has_the_options_beside_it() -> None:
     given = call_of(bare(WanPipeline), guidance=3.5, call=lambda prompts: {"num_frames": len(prompts)})
     assert callable(given) and given(["a", "b"]) == {"guidance_scale": 3.5, "num_frames": 2}
+
+
+def test_a_negative_prompt_without_effect_is_told() -> None:
+    with pytest.warns(UserWarning, match="FluxPipeline ignores negative_prompt unless true_cfg_scale is above 1: try"):
+        call_of(bare(FluxPipeline), negative_prompt="blur")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call_of(bare(FluxPipeline), negative_prompt="blur", call={"true_cfg_scale": 4.0})
+        call_of(bare(QwenImagePipeline), negative_prompt="blur")  # 4 by default
+        call_of(bare(WanPipeline), negative_prompt="blur")
+        call_of(bare(FluxPipeline), negative_prompt="")
 
 
 def test_images_are_read_from_their_files(tmp_path: Path) -> None:
