@@ -38,7 +38,7 @@ def test_one_recipe_is_shown_as_its_file_would_be(run: Run) -> None:
     fast = load_recipe("fast")
     assert run("recipes", "fast")[1] == recipe_toml(fast) + "\n"
     shown = json.loads(run("recipes", "fast", "--json")[1])
-    assert shown["cache"] == fast.stages["cache"] and shown["steps"] == 50
+    assert shown["solver"] == fast.stages["solver"] and shown["steps"] == 50
     code, _, err = run("recipes", "fsat")
     assert code == 2 and "did you mean 'fast'?" in err
 

@@ -14,15 +14,16 @@ from stack.reference.load import MODELS
 from .conftest import tiny_pipe
 
 
-def test_the_shipped_recipes_hold_a_calibrated_cache_and_one_that_needs_none() -> None:
+def test_the_shipped_recipes_hold_a_calibrated_cache_one_that_needs_none_and_a_solver() -> None:
     recipes = {recipe.name: recipe for recipe in list_recipes()}
     shipped = [name for name, recipe in recipes.items() if recipe.model in MODELS]
     assert shipped == ["balanced", "fast", "fast-128", "turbo"]
-    for recipe in (recipes["balanced"], recipes["fast"], recipes["fast-128"]):
+    for recipe in (recipes["balanced"], recipes["fast-128"]):
         assert list(recipe.stages) == ["quantize", "sparse_attn", "cache"] and recipe.steps == 50
     calibrated = recipes["balanced"].stages["cache"]
     assert calibrated["steps"] == 50 and calibrated["full_steps"][0] == 0
-    assert recipes["fast"].stages["cache"] == {"method": "predictor-corrector", "count": 5}
+    assert recipes["fast-128"].stages["cache"] == {"method": "predictor-corrector", "count": 5}
+    assert recipes["fast"].stages["solver"] == {"places": [0, 23, 33, 43, 48], "of": 50}
 
 
 def test_the_recipe_of_few_steps_holds_an_adapter() -> None:

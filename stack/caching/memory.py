@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -12,6 +12,8 @@ from ..core.facts import Facts
 from .forecast import Forecast
 from .policy import DTYPES, Policy
 from .sites.shapes import fp32_numbers
+
+EVERY = 99  # tensors: as many as a predictor holds
 
 
 @dataclass(frozen=True)
@@ -74,27 +76,38 @@ def state_size(policy: Policy, facts: Facts) -> StateSize | None:
     held = policy.site.state(facts, policy) if facts.image_tokens else None
     if held is None:
         return None
-    if policy.corrected:
-        if not (latent := fp32_numbers(facts)):
-            return None
-        full = sorted(policy.schedule_for(facts.steps).full_steps(facts.steps))
-        longest = max(b - a - 1 for a, b in pairwise((*full, facts.steps)))
-        held = replace(held, kept=held.kept + (1 + longest) * latent)
+    latent = fp32_numbers(facts) if policy.corrected else 0
+    if policy.corrected and not latent:
+        return None
     model = torch.float32 if facts.dtype == "float32" else torch.bfloat16
     kept_in = DTYPES[policy.state_dtype] or model
     wide = torch.promote_types(kept_in, model).itemsize
     tensors = tensors_of(policy.forecast, noisy=bool(policy.noise))
     per_token = facts.width * tensors
+    one = (sum(held.features) * facts.width + held.predicted) * kept_in.itemsize
+    growing = max(min(tensors, most) * one + owed * latent * model.itemsize for most, owed in _in_gaps(policy, facts))
     probe = facts.image_tokens * facts.width if policy.gate and policy.gate.keeps_probe else 0
     bases = bands = 0
     if policy.banded:
         bands = len(held.features) * sum(length**2 for length in facts.grid)  # a square projection along every axis
     elif policy.forecast.splits:
         bases = sum(facts.width * min(tokens, _ranks(facts.width)) for tokens in held.features)
-    stored = sum(held.features) * per_token + held.predicted * tensors + held.stored
-    features = stored * kept_in.itemsize + (held.kept + probe) * model.itemsize + bands * wide
+    rest = held.stored * kept_in.itemsize + (held.kept + probe) * model.itemsize + bands * wide
+    features = growing + rest
     units = [Unit(len(unit), sum(unit) * per_token * kept_in.itemsize) for unit in held.units]
     return StateSize(features, bases * wide, tuple(units) if policy.site.divisible else ())
+
+
+def _in_gaps(policy: Policy, facts: Facts) -> list[tuple[int, int]]:
+    """Per run of cached steps: the most tensors that a predictor has seen by then, and latents that a corrector holds.
+
+    Behind the first full step there is one feature, and no difference yet.
+    """
+    if not policy.corrected:
+        return [(EVERY, 0)]
+    full = sorted(policy.schedule_for(facts.steps, (), facts.levels).full_steps(facts.steps))
+    gaps = [b - a for a, b in pairwise((*full, facts.steps))]  # a latent of the full step, and of each cached one
+    return [(1 if number == 0 else EVERY, gap) for number, gap in enumerate(gaps)]
 
 
 def _ranks(width: int) -> int:

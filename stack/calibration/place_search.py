@@ -86,7 +86,7 @@ def search_places(
 
             tried = climb(score, start, steps, trials, lambda n, best: bar.says(f"best {best:.1f} dB", n, trials))
     best = max(tried, key=lambda places: tried[places])
-    solver = replace(own, steps=None, places=best)
+    solver = replace(own, steps=None, places=best, of=steps)
     stack.replace(solver)
     return PlacesFound(solver, tried[best], tried[start], len(tried))
 

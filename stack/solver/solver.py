@@ -36,6 +36,7 @@ class Solver:
         steps: number of steps at which the denoiser runs; by default as many as `places`.
         places: which of the scheduler's steps these are, rising from 0; empty for those that are best for Gaussian data
             at the scheduler's noise levels. With another number of steps each place keeps its noise level.
+        of: how many steps of the scheduler the places are of; 0 for as many as the stack is planned for.
         order: 1 holds each estimate of the clean sample until the next, 2 interpolates linearly.
 
     Raises:
@@ -44,6 +45,7 @@ class Solver:
 
     steps: RunSteps | None = None
     places: tuple[Steps, ...] = ()
+    of: Steps = 0
     order: Annotated[int, limits.Ge(1), limits.Le(2)] = 2
     _made: WeakKeyDictionary[Any, PlacedSolver] = field(
         default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
@@ -71,7 +73,8 @@ class Solver:
     def places_for(self, facts: Facts) -> Places:
         """The places on the ladder of any call, of a stack planned for these facts."""
         ladder = facts.levels if len(facts.levels) == facts.steps else ()
-        return Places(self.count, self.order, self.places, ladder, facts.steps)
+        of = self.of or facts.steps
+        return Places(self.count, self.order, self.places, ladder if of == facts.steps else (), of)
 
     def describe(self, facts: Facts) -> list[str]:
         at = self.places_for(facts).on(facts.levels, facts.steps)
@@ -92,8 +95,9 @@ class Solver:
         if facts.distilled:
             what = f"{facts.distilled} is made for its own {counted(facts.steps, 'step')}: some are left out"
             found.append(Finding.of(SOLVER_UNDER_ADAPTER, self.stage, what, note=True))
-        if self.places and self.places[-1] >= facts.steps and not facts.called:
-            what = f"places lie within 0..{facts.steps - 1}, got {self.places[-1]}: give Stack(pipe, steps=) theirs"
+        if self.places and self.places[-1] >= (self.of or facts.steps) and not facts.called:
+            within = f"places lie within 0..{(self.of or facts.steps) - 1}, got {self.places[-1]}"
+            what = f"{within}: say how many steps they are of, of=50"
             found.append(Finding(self.stage, what, fatal=True))
         elif self.count >= facts.steps:
             what = f"{counted(self.count, 'step')} of a ladder of {facts.steps}: 0 are left out"

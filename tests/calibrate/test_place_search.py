@@ -49,7 +49,7 @@ def test_a_search_leaves_the_best_places_on_the_stack() -> None:
     stack = Stack(pipe, steps=20).solver(places=(0, 2, 4, 6)).cache("svd")
     found = search_places(stack, ["a red ring left of a blue star"], seed=3, trials=8, progress=False)
     assert found.trials == 8 and found.psnr_db > found.start_psnr_db
-    assert stack.passes[0] == found.solver == Solver(places=found.solver.places)
+    assert stack.passes[0] == found.solver == Solver(places=found.solver.places, of=20)
     assert not stack.applied and torch.equal(picture(pipe, 20, seed=3), before)
     with Stack(pipe, steps=20).add(found.solver) as alone:
         assert math.isclose(psnr(picture(alone, 20, seed=3), before), found.psnr_db, abs_tol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,14 @@ def test_a_saved_stack_keeps_it(tmp_path: Path) -> None:
     stack.freeze().undo("solver")
     loaded.undo()
     assert type(pipe.scheduler) is type(other.scheduler) is diffusers.FlowMatchEulerDiscreteScheduler
+
+
+def test_places_of_another_number_of_steps_keep_their_noise_levels() -> None:
+    """A recipe's places are of 50 steps; on 20 they are where the noise is as it was there."""
+    solver = Solver(places=(0, 23, 33, 43, 48), of=50)
+    with Stack(tiny_pipe(), steps=20).add(solver) as stack:
+        picture(stack, 20)
+        (figures,) = [stack.report().passes["solver"]]
+    assert figures["places"] == [0, 9, 13, 17, 19]
+    with pytest.raises(StackError, match=r"places lie within 0..39, got 48: say how many steps they are of, of=50"):
+        Stack(tiny_pipe(), steps=20).add(replace(solver, of=40)).apply()

@@ -21,7 +21,7 @@ SPARSE_DOES_NOT_PAY = Rule(
         ),
         Evidence(
             "half of the blocks at 1,040 tokens: 1.15x predicted for attention",
-            "[the comparison](compare/compare.json)",
+            "[the comparison](compare/compare-sparse.json)",
         ),
     ),
     "Attention stays dense, and the plan gives the predicted factor; `even_if_slower=True` asks for it all the same.",
