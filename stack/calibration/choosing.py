@@ -142,28 +142,36 @@ class Search:
         return serves(self.point, self.goal)
 
     def _checked(self, choice: SearchResult, prompts: Sequence[Any]) -> tuple[SearchResult, float]:
-        """The better of the choice and the cache that was there on held-out prompts, and its PSNR on these.
+        """The choice if it is better than the cache that was there on held-out prompts, by more than chance; else that
+        one. And its PSNR on these.
 
         Where these refute the choice it is made again. Without time for them the prompts searched on decide.
         """
         if self.budget.interrupted:
-            return self._better(choice, choice.psnr, self.own.psnr)[0], math.nan
+            return self._unchecked(choice)
         try:
             self.held = held = HeldOut(self.trials, prompts)
             known = held.psnr(choice.cache)
             ours = known if choice.kept else held.psnr(self.own.cache)
+            better = not choice.kept and held.ahead(choice.cache, self.own.cache)
         except STOPPED as stopped:
             self.budget.stopped(stopped)
-            return self._better(choice, choice.psnr, self.own.psnr)[0], math.nan
+            return self._unchecked(choice)
         if choice.tried and choice.psnr - known >= DISAGREE_DB:
             try:
                 again = self._made_again(choice, held)
                 other = HeldOut(self.trials, prompts, check=2)
                 choice, known, ours = again, other.psnr(again.cache), other.psnr(self.own.cache)
+                better = other.ahead(again.cache, self.own.cache)
                 self.held = other
             except STOPPED as stopped:
                 self.budget.stopped(stopped)
-        return self._better(choice, known, ours)
+        return (choice, known) if self._replaces(choice, better) else (self._kept(choice), ours)
+
+    def _unchecked(self, choice: SearchResult) -> tuple[SearchResult, float]:
+        """The better of the choice and the cache that was there on the prompts searched on."""
+        better = self._replaces(choice, choice.psnr > self.own.psnr)
+        return choice if better else self._kept(choice), math.nan
 
     def _keep_for_learning(self, seconds: float) -> None:
         """Keep so much time for learning, where as much is left for a few trials."""
@@ -193,13 +201,14 @@ class Search:
         fitted = mean_psnr(pictures, self.trials.target)
         return replace(choice, cache=taught, psnr=fitted, learned=self.kind, kept=False), held.psnr(taught)
 
-    def _better(self, choice: SearchResult, found: float, ours: float) -> tuple[SearchResult, float]:
-        """The choice, or what was there: that stays if it does what is asked and is no worse, and as fast."""
+    def _replaces(self, choice: SearchResult, better: bool) -> bool:
+        """Whether the choice replaces what was there: that stays if it does what is asked, is as fast and no worse."""
         fewer = bool(self.goal.psnr) and choice.full < self.own.full
-        if choice.kept or not self._serves or fewer or found > ours:
-            return choice, found
-        own = replace(self.own, start_psnr=choice.start_psnr, trials=choice.trials, hurried=choice.hurried)
-        return own, ours
+        return choice.kept or not self._serves or fewer or better
+
+    def _kept(self, choice: SearchResult) -> SearchResult:
+        """What was there, after a search that came to this choice."""
+        return replace(self.own, start_psnr=choice.start_psnr, trials=choice.trials, hurried=choice.hurried)
 
     def _made_again(self, choice: SearchResult, held: HeldOut) -> SearchResult:
         """A choice that held-out prompts refute, made again with their say."""

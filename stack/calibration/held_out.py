@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,6 +44,12 @@ class HeldOut:
     def psnr(self, cache: Cache) -> float:
         """PSNR in dB of a cache against the uncached pictures, mean over them."""
         return mean_psnr(self.pictures(cache), self.target)
+
+    def ahead(self, new: Cache, old: Cache) -> bool:
+        """Whether a cache is better than another by more than chance: by more than the standard error over pictures."""
+        after, before = ([psnr(*pair) for pair in zip(self.pictures(c), self.target, strict=True)] for c in (new, old))
+        gains = [a - b for a, b in zip(after, before, strict=True)]
+        return fmean(gains) > (stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0)
 
     def wins(self, new: Cache, old: Cache) -> bool:
         """Whether a cache is better than another: in pooled PSNR and in the mean over pictures.
