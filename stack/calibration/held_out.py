@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .trials import Trials
 
 AWAY = 10_000  # between the seeds searched on and those checked on, and from one check to the next
+SURE = 0.9  # that a new cache is better than the one that was there
 SEARCHED = 4  # kinds of candidates of a search that are compared where its own choice did not hold
 
 
@@ -46,18 +47,19 @@ class HeldOut:
         return mean_psnr(self.pictures(cache), self.target)
 
     def ahead(self, new: Cache, old: Cache) -> bool:
-        """Whether a cache is better than another by more than chance: by more than the standard error over pictures."""
+        """Whether a cache is better than another by more than chance: the lower limit of the mean gain in dB over such
+        pictures is above 0 (Student's t, one-sided). One picture is taken at its word."""
+        from scipy.special import stdtrit
+
         after, before = ([psnr(*pair) for pair in zip(self.pictures(c), self.target, strict=True)] for c in (new, old))
         gains = [a - b for a, b in zip(after, before, strict=True)]
-        return fmean(gains) > (stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0)
+        count = len(gains)
+        return fmean(gains) > (float(stdtrit(count - 1, SURE)) * stdev(gains) / math.sqrt(count) if count > 1 else 0.0)
 
     def wins(self, new: Cache, old: Cache) -> bool:
-        """Whether a cache is better than another: in pooled PSNR and in the mean over pictures.
-
-        Pooled alone, one picture whose layout flips would decide; the mean alone would not see it.
-        """
-        pairs = [(self.psnr(cache), psnr(self.pictures(cache), self.target)) for cache in (old, new)]
-        return all(after > before for before, after in zip(*pairs, strict=True))
+        """Whether a cache is ahead of another, and in pooled PSNR too, which sees pictures whose layout has changed."""
+        pooled = [psnr(self.pictures(cache), self.target) for cache in (old, new)]
+        return pooled[1] > pooled[0] and self.ahead(new, old)
 
 
 def finalists(tried: Tried, steps: int, most: int = SEARCHED, always: Sequence[int] = ()) -> list[Candidate]:

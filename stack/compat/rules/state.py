@@ -62,7 +62,7 @@ FEWER_TOKENS = Rule(
     "FastCache's token modules run blocks for some tokens only. These lack the others as context.",
     (
         Evidence(
-            "shapes-flux, 50 steps: 24.9 dB at 1.03x with tokens, 20.2 dB at 0.94x with merging; 12 plain steps 38.6",
+            "shapes-flux, 50 steps: 24.9 dB at 1.06x with tokens, 20.2 dB at 1.02x with merging; 12 plain steps 38.6",
             "[every row](benchmarks/caches-shapes-flux.md), medians of 16 prompts",
         ),
     ),

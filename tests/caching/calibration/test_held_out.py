@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from stack import Stack
 from stack.caching.cache import Cache
@@ -41,6 +42,29 @@ def test_all_prompts_decide() -> None:
     assert chosen_again([START, LUCKY, SAFE], *both, weight=1.0)[0] == SAFE
     assert chosen_again([LUCKY, SAFE, START], *both, weight=1.0, least=40.0) == (LUCKY, 41.0, 1)  # a PSNR was asked for
     assert chosen_again([LUCKY, SAFE, START], *both, weight=1.0, least=50.0) == (LUCKY, 41.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("gains", "ahead"),
+    [
+        ((0.5,), True),
+        ((-0.5,), False),
+        ((1.0, 1.2), True),
+        ((0.2, 3.0), False),  # a mean of 1.6 dB, which two pictures do not tell from nothing
+        ((0.2, 3.0, 1.5, 1.7), True),
+        ((4.0, -3.0, 2.0, -1.0), False),
+    ],
+)
+def test_a_cache_is_ahead_by_more_than_chance(gains: tuple[float, ...], ahead: bool) -> None:
+    old, new = Cache("svd"), Cache("svd", interval=3)
+    target = torch.full((len(gains), 3, 4, 4), 0.5)
+    held = HeldOut.__new__(HeldOut)
+    held.target = target
+    off = {old: [30.0] * len(gains), new: [30.0 + gain for gain in gains]}
+    held.pictures = lambda cache: torch.stack(  # type: ignore[method-assign]
+        [one + 10 ** (-db / 20) for one, db in zip(target, off[cache], strict=True)]
+    )
+    assert held.ahead(new, old) is ahead
 
 
 def test_a_choice_that_held_out_prompts_refute_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
