@@ -75,7 +75,7 @@ def test_the_dry_run_from_the_command_line_to_the_page(tmp_path: Path) -> None:
     assert [line for line in lines if "error" in line] == []
     found = {(line["part"], line["row"]): line for line in lines}
     assert found["smoke", "base"]["repeats"] and found["smoke", "base"]["undone"]
-    assert found["smoke", "int8 + sparse + predictor-corrector"]["kinds"] == "FccFcccFccFc"
+    assert found["smoke", "int8 + sparse + predictor-corrector"]["kinds"] == "FcccFcccFcFc"
     assert found["flux", HEADLINE]["full"] == 4 and found["flux", HEADLINE]["host_cached_ms"] > 0
     assert found["flux", "base, eager"]["full"] == found["flux", "base, eager"]["steps"] == 12
     assert found["flux", "compiled + cuDNN + cache-dit F1B0, Taylor 1"]["full"] == 4

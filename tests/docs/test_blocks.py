@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,21 @@ import torch
 import torch._dynamo.config
 import yaml
 
+from stack.models.families import FAMILIES
 from stack.reference.captions import captions
 
 from ..conftest import tiny_pipe
 from .blocks import ROOT, Block, blocks, commands, pages
 from .recipe_format import PAGE, written
+
+
+@pytest.fixture(autouse=True)
+def families_as_they_were() -> Iterator[None]:
+    """Pages may register families of their own, which no other test is to see."""
+    known = dict(FAMILIES)
+    yield
+    FAMILIES.clear()
+    FAMILIES.update(known)
 
 
 @pytest.mark.slow
