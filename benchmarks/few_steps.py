@@ -1,15 +1,14 @@
-"""Few-step adapters under the default cache, against the adapter uncached and against fewer steps of it.
+"""Few-step adapters under the default cache, against the adapter uncached and against fewer of its steps.
 
 python benchmarks/few_steps.py [--out docs/benchmarks/few-steps.json]
 
 Per adapter and number of full steps: `cache("svd", count=N)`; as a first control one first-order step at each of the
 same levels; as a second one as many steps of the solver, placed by itself. Pictures are those that the cache benchmark
-judges: prompts and seeds on which nothing was chosen. Times are those of all pictures, made 8 at once, in turn.
+judges: prompts and seeds on which nothing was chosen. Times are those of the first 8 pictures, made at once, in turn.
 """
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -46,14 +45,17 @@ def measured(adapter: str, prompts: int, rounds: int) -> list[dict[str, Any]]:
     with built() as stack:
         base = made(stack, texts, steps)
 
-    def decibels(stack: Stack) -> list[float]:
+    def drawn(stack: Stack) -> torch.Tensor:
         with stack:
-            return list(map(psnr, made(stack, texts, steps), base))
+            return made(stack, texts, steps)
+
+    def middle(stack: Stack) -> float:
+        return median(map(psnr, drawn(stack), base))
 
     lines = []
     for count in ASKED[adapter]:
         cached = built().cache("svd", count=count)
-        ours = decibels(cached)
+        ours = drawn(cached)
         full = [record.step for record in cached.report().steps if record.kind == "full"]
         plain, solver = (built().solver(places=full, order=1), built().solver(steps=count))
         runs = {"base": built(), "cached": cached, "plain": plain, "solver": solver}
@@ -61,10 +63,10 @@ def measured(adapter: str, prompts: int, rounds: int) -> list[dict[str, Any]]:
         lines.append(
             {
                 "adapter": adapter, "prompts": prompts, "steps": steps, "full": full, "work": steps / count,
-                "speedup": seconds["base"] / seconds["cached"], "median": median(ours),
-                "pooled": -10 * math.log10(sum(10 ** (-db / 10) for db in ours) / len(ours)),
-                "plain": median(decibels(plain)), "plain_speedup": seconds["base"] / seconds["plain"],
-                "solver": median(decibels(solver)), "solver_speedup": seconds["base"] / seconds["solver"],
+                "speedup": seconds["base"] / seconds["cached"], "median": median(map(psnr, ours, base)),
+                "pooled": psnr(ours, base),
+                "plain": middle(plain), "plain_speedup": seconds["base"] / seconds["plain"],
+                "solver": middle(solver), "solver_speedup": seconds["base"] / seconds["solver"],
             }
         )  # fmt: skip
     return lines

@@ -38,7 +38,7 @@ def at_random(score: Score, count: int, trials: int, seed: int) -> list[float]:
 def step_by_step(score: Score, count: int, trials: int) -> list[float]:
     """Scores of a hill climb from the even spread, one full step moved at a time."""
     start = Candidate(spread(count, STEPS, 1.0), WHOLE, corrected=True)
-    return _scores(Scored(score, trials), start, [[start]])
+    return _scores(Scored(score, trials), start, [])
 
 
 def by_noise(score: Score, levels: Levels, count: int, trials: int) -> list[float]:

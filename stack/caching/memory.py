@@ -13,8 +13,6 @@ from .forecast import Forecast
 from .policy import DTYPES, Policy
 from .sites.shapes import fp32_numbers
 
-EVERY = 99  # tensors: as many as a predictor holds
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -85,7 +83,9 @@ def state_size(policy: Policy, facts: Facts) -> StateSize | None:
     tensors = tensors_of(policy.forecast, noisy=bool(policy.noise))
     per_token = facts.width * tensors
     one = (sum(held.features) * facts.width + held.predicted) * kept_in.itemsize
-    growing = max(min(tensors, most) * one + owed * latent * model.itemsize for most, owed in _in_gaps(policy, facts))
+    owed = [gap * latent * model.itemsize for gap in _gaps(policy, facts)] if policy.corrected else [0, 0]
+    # Behind the first full step there is one feature, and no difference yet.
+    growing = max([one + owed[0], *(tensors * one + later for later in owed[1:])])
     probe = facts.image_tokens * facts.width if policy.gate and policy.gate.keeps_probe else 0
     bases = bands = 0
     if policy.banded:
@@ -98,16 +98,10 @@ def state_size(policy: Policy, facts: Facts) -> StateSize | None:
     return StateSize(features, bases * wide, tuple(units) if policy.site.divisible else ())
 
 
-def _in_gaps(policy: Policy, facts: Facts) -> list[tuple[int, int]]:
-    """Per run of cached steps: the most tensors that a predictor has seen by then, and latents that a corrector holds.
-
-    Behind the first full step there is one feature, and no difference yet.
-    """
-    if not policy.corrected:
-        return [(EVERY, 0)]
+def _gaps(policy: Policy, facts: Facts) -> list[int]:
+    """Per run of cached steps the latents that a corrector holds: of the full step before it, and of each of them."""
     full = sorted(policy.schedule_for(facts.steps, (), facts.levels).full_steps(facts.steps))
-    gaps = [b - a for a, b in pairwise((*full, facts.steps))]  # a latent of the full step, and of each cached one
-    return [(1 if number == 0 else EVERY, gap) for number, gap in enumerate(gaps)]
+    return [b - a for a, b in pairwise((*full, facts.steps))]
 
 
 def _ranks(width: int) -> int:

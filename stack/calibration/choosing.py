@@ -161,8 +161,8 @@ class Search:
             try:
                 again = self._made_again(choice, held)
                 other = HeldOut(self.trials, prompts, check=2)
-                choice, known, ours = again, other.psnr(again.cache), other.psnr(self.own.cache)
                 better = other.ahead(again.cache, self.own.cache)
+                choice, known, ours = again, other.psnr(again.cache), other.psnr(self.own.cache)
                 self.held = other
             except STOPPED as stopped:
                 self.budget.stopped(stopped)

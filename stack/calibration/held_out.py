@@ -8,10 +8,8 @@ from dataclasses import replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..caching.candidate import Candidate
-from ..measure.metrics import mean_psnr, psnr
+from ..measure.metrics import psnr
 from .search import EARLY, Tried, spread, through
 from .trajectory import Trajectory, recorder
 
@@ -34,32 +32,34 @@ class HeldOut:
     def __init__(self, trials: Trials, prompts: Sequence[str], check: int = 1):
         self.trials, self.prompts, self._seed = trials, prompts, trials.seed + check * AWAY
         self.target = trials.run(recorder(Trajectory()), prompts, self._seed)
-        self._last: tuple[Cache, torch.Tensor] | None = None
+        self._known: list[tuple[Cache, list[float]]] = []
 
-    def pictures(self, cache: Cache) -> torch.Tensor:
-        """What a cache makes of them; the last one's are kept."""
-        if self._last is None or self._last[0] != cache:
-            self._last = cache, self.trials.run(cache, self.prompts, self._seed)
-        return self._last[1]
+    def each(self, cache: Cache) -> list[float]:
+        """PSNR in dB of every picture that a cache makes, against the uncached ones; each cache runs once."""
+        for other, known in self._known:
+            if other == cache:
+                return known
+        made = self.trials.run(cache, self.prompts, self._seed)
+        self._known.append((cache, found := list(map(psnr, made, self.target))))
+        return found
 
     def psnr(self, cache: Cache) -> float:
-        """PSNR in dB of a cache against the uncached pictures, mean over them."""
-        return mean_psnr(self.pictures(cache), self.target)
+        """Mean of `each`."""
+        return fmean(self.each(cache))
 
     def ahead(self, new: Cache, old: Cache) -> bool:
         """Whether a cache is better than another by more than chance: the lower limit of the mean gain in dB over such
         pictures is above 0 (Student's t, one-sided). One picture is taken at its word."""
         from scipy.special import stdtrit
 
-        after, before = ([psnr(*pair) for pair in zip(self.pictures(c), self.target, strict=True)] for c in (new, old))
-        gains = [a - b for a, b in zip(after, before, strict=True)]
+        gains = [after - before for after, before in zip(self.each(new), self.each(old), strict=True)]
         count = len(gains)
         return fmean(gains) > (float(stdtrit(count - 1, SURE)) * stdev(gains) / math.sqrt(count) if count > 1 else 0.0)
 
     def wins(self, new: Cache, old: Cache) -> bool:
-        """Whether a cache is ahead of another, and in pooled PSNR too, which sees pictures whose layout has changed."""
-        pooled = [psnr(self.pictures(cache), self.target) for cache in (old, new)]
-        return pooled[1] > pooled[0] and self.ahead(new, old)
+        """Whether a cache is ahead of another, in pooled error too: that sees pictures whose layout has changed."""
+        after, before = (fmean(10 ** (-db / 10) for db in self.each(cache)) for cache in (new, old))
+        return after < before and self.ahead(new, old)
 
 
 def finalists(tried: Tried, steps: int, most: int = SEARCHED, always: Sequence[int] = ()) -> list[Candidate]:

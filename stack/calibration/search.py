@@ -13,10 +13,9 @@ from ..caching.schedules import dense_end
 # (principal, residual), line by line: from the whole feature towards the published split, and towards reuse.
 GAINS: tuple[tuple[Gain, ...], ...] = (((1.0, 0.5), PUBLISHED), ((0.9, 0.9), (0.8, 0.8)), ((0.8, 0.4),))
 MOVES = (1, -1, 2, -2, 4, -4)
-LEANING = (1.2, 1.4, 1.6, 0.85)
 DENSE = (2.0, 2.5, 1.5, 3.0)  # powers of spreads dense near the data, likeliest first
 EARLY = (1.9, 1.6, 2.2)  # of spreads for pictures whose layout is decided by the first few steps
-STRONGEST = (2.5, 5.5, 4.0, 1.5, 7.0)  # modes that full steps are placed for, see `best_places`
+STRENGTHS = (2.5, 5.5, 4.0, 1.5, 7.0)  # log variances of the strongest mode, see `best_places`
 
 Tried = Sequence[tuple[Candidate, float]]
 
@@ -123,7 +122,7 @@ def openings(template: Candidate, steps: int, always: Sequence[int] = (), levels
     count = len(template.full_steps)
     order, corrected = min(template.order, 1), template.corrected
     families = [
-        [best_places(count, tuple(levels), order, corrected, strongest=v) for v in STRONGEST] if levels else [],
+        [best_places(count, tuple(levels), order, corrected, strongest=v) for v in STRENGTHS] if levels else [],
         [dense_end(count, steps, power) for power in DENSE],
         [spread(count, steps, power) for power in EARLY],
     ]
@@ -163,9 +162,8 @@ def search(
 ) -> Found:
     """Find full steps and a forecast with a high score.
 
-    First `start`; then the families, or without any spreads that lean to one end; then other forecasts on the best full
-    steps; then one full step at a time: a move that helps is kept, and all are tried again until none does.
-    Deterministic as long as there is time.
+    First `start`; then the families; then other forecasts on the best full steps; then one full step at a time: a move
+    that helps is kept, and all are tried again until none does. Deterministic as long as there is time.
 
     Args:
         coordinates: of forecasts, those worth trying.
@@ -176,10 +174,6 @@ def search(
         always: steps beside the first that are full whatever is tried; those of the candidates given are, too.
     """
     scored.better(start)
-    if not families:
-        for power in LEANING:
-            leaning = through(spread(len(start.full_steps), steps, power), always)
-            scored.better(replace(start, full_steps=leaning))
     _open(scored, families)
     if varied:
         _vary(scored, coordinates, correctable)

@@ -97,7 +97,7 @@ class Solver:
             found.append(Finding.of(SOLVER_UNDER_ADAPTER, self.stage, what, note=True))
         if self.places and self.places[-1] >= (self.of or facts.steps) and not facts.called:
             within = f"places lie within 0..{(self.of or facts.steps) - 1}, got {self.places[-1]}"
-            what = f"{within}: say how many steps they are of, of=50"
+            what = f"{within}: say how many steps they are of, such as of=50"
             found.append(Finding(self.stage, what, fatal=True))
         elif self.count >= facts.steps:
             what = f"{counted(self.count, 'step')} of a ladder of {facts.steps}: 0 are left out"

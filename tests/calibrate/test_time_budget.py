@@ -124,7 +124,8 @@ def test_no_calibration_makes_held_out_pictures_worse(method: str, trials: int) 
         assert found.kept == (found.cache == before)
 
 
-def test_ctrl_c_keeps_the_best_so_far_and_says_so() -> None:
+@pytest.mark.parametrize("learn", ["off", None])
+def test_ctrl_c_keeps_the_best_so_far_and_says_so(learn: str | None) -> None:
     kept = restored = 0
     for at in range(0, 240, 30):
         pipe = tiny_pipe()
@@ -140,8 +141,10 @@ def test_ctrl_c_keeps_the_best_so_far_and_says_so() -> None:
         handle = pipe.transformer.register_forward_pre_hook(interrupt)
         try:
             with pytest.warns(UserWarning, match="interrupted, the best so far is kept: .*WARNING: interrupted"):
-                found = stack.calibrate(PROMPTS[:2], HELD[:1], full_steps=4, trials=6, progress=False)
+                found = stack.calibrate(PROMPTS[:2], HELD[:1], full_steps=4, trials=6, progress=False, learn=learn)
+            # Corrections are learnt after the check, which is then still valid.
             assert found.interrupted and found.psnr_db >= found.before_psnr_db
+            assert learn is None or not found.checked
             assert cache_of(stack) == found.cache
             kept += 1
         except KeyboardInterrupt:

@@ -179,7 +179,7 @@ def test_places_of_another_number_of_steps_keep_their_noise_levels() -> None:
     solver = Solver(places=(0, 23, 33, 43, 48), of=50)
     with Stack(tiny_pipe(), steps=20).add(solver) as stack:
         picture(stack, 20)
-        (figures,) = [stack.report().passes["solver"]]
-    assert figures["places"] == [0, 9, 13, 17, 19]
-    with pytest.raises(StackError, match=r"places lie within 0..39, got 48: say how many steps they are of, of=50"):
+        places = stack.report().passes["solver"]["places"]
+    assert places == [0, 9, 13, 17, 19]
+    with pytest.raises(StackError, match=r"within 0..39, got 48: say how many steps they are of, such as of=50"):
         Stack(tiny_pipe(), steps=20).add(replace(solver, of=40)).apply()

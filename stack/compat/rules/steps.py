@@ -14,9 +14,9 @@ FEW_STEPS = Rule(
     "steps.",
     (
         Evidence(
-            "behind a corrector, against the adapter uncached: 5 of 8 steps full 53.8 and 52.4 dB at 1.60x, 4 of 8 "
-            "50.4 and 46.4 at 2.00x, 3 of 4 50.0 at 1.33x; as many plain steps at the same levels 3 to 8 dB less",
-            "[benchmarks](benchmarks.md#defaults), `shapes-flux` and `shapes-video`, 8 prompts",
+            "behind a corrector, against the adapter uncached: 5 of 8 steps full 50.0 and 54.4 dB at 1.60x, 4 of 8 "
+            "44.5 and 50.5 at 2.00x, 3 of 4 47.0 at 1.33x; as many plain steps at the same levels 3 to 8 dB less",
+            "[benchmarks](benchmarks.md#defaults), `shapes-flux` and `shapes-video`, 16 prompts",
         ),
         Evidence(
             "without one 4 steps leave no history: one cached step of 4 is worth 1.33x at 31.8 dB, half the depth "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -58,13 +59,22 @@ def test_all_prompts_decide() -> None:
 def test_a_cache_is_ahead_by_more_than_chance(gains: tuple[float, ...], ahead: bool) -> None:
     old, new = Cache("svd"), Cache("svd", interval=3)
     target = torch.full((len(gains), 3, 4, 4), 0.5)
-    held = HeldOut.__new__(HeldOut)
-    held.target = target
     off = {old: [30.0] * len(gains), new: [30.0 + gain for gain in gains]}
-    held.pictures = lambda cache: torch.stack(  # type: ignore[method-assign]
-        [one + 10 ** (-db / 20) for one, db in zip(target, off[cache], strict=True)]
-    )
+    asked: list[Cache] = []
+
+    class Drawn:
+        seed = 0
+
+        def run(self, cache: Any, prompts: Any, seed: int) -> torch.Tensor:
+            if cache not in off:  # the uncached run
+                return target
+            asked.append(cache)
+            return torch.stack([one + 10 ** (-db / 20) for one, db in zip(target, off[cache], strict=True)])
+
+    held = HeldOut(cast("Trials", Drawn()), [""] * len(gains))
     assert held.ahead(new, old) is ahead
+    assert held.psnr(new) == pytest.approx(30 + sum(gains) / len(gains), abs=1e-3)
+    assert asked == [new, old], "each cache runs once"
 
 
 def test_a_choice_that_held_out_prompts_refute_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from stack.calibration.search import (
     DENSE,
     EARLY,
     GAINS,
-    STRONGEST,
+    STRENGTHS,
     Scored,
     dense_end,
     neighbours,
@@ -120,8 +120,8 @@ def test_with_noise_levels_places_for_weaker_and_stronger_modes_come_first() -> 
     """The stronger the strongest mode, the sooner the second full step; each schedule once."""
     levels = uniform(50, 3.0).levels
     placed, *others = openings(Candidate(spread(9, 50, 1.0), corrected=True), 50, levels=levels)
-    assert [c.full_steps for c in placed] == [best_places(9, levels, strongest=v) for v in STRONGEST]
-    by_strength = [full for _, full in sorted(zip(STRONGEST, (c.full_steps for c in placed), strict=True))]
+    assert [c.full_steps for c in placed] == [best_places(9, levels, strongest=v) for v in STRENGTHS]
+    by_strength = [full for _, full in sorted(zip(STRENGTHS, (c.full_steps for c in placed), strict=True))]
     assert [full[1] for full in by_strength] == sorted({full[1] for full in by_strength}, reverse=True)
     assert [len(family) for family in others] == [len(DENSE), len(EARLY)]
 
