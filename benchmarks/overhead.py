@@ -29,7 +29,7 @@ from torch import nn
 
 from stack import Stack
 from stack.loading import load
-from stack.models.wiring import wiring_of
+from stack.models.derive.wiring import wiring_of
 from stack.reference.captions import captions
 from stack.runtime.step_clock import MAIN
 

@@ -21,7 +21,7 @@ from .core.passes import Pass
 from .core.plan import Plan, explain
 from .model_facts import facts_of
 from .models.denoiser import denoiser_of, other_denoisers
-from .models.wiring import wiring_of
+from .models.derive.wiring import wiring_of
 from .planner import REPLACED, Planner
 from .runtime.layers import Layers
 from .runtime.mounted import Mounted

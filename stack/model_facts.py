@@ -13,10 +13,11 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from .core.facts import Facts, machine_of
+from .models.default_size import DefaultSize
+from .models.layout import Wiring
 from .models.preexisting import execution_device, preexisting_on
 from .models.sampler import why_not_linear
 from .models.schedule import timetable_ahead
-from .models.wiring import Wiring
 from .quant.backends import BACKENDS
 from .quant.prequantized import fewest_bits, quantized_by, rounded_to
 
@@ -27,14 +28,6 @@ def _levels(pipe: Any | None, steps: int, image_tokens: int) -> tuple[tuple[floa
     """Signal over noise at every step of a call to come, as far as it can be said."""
     made = None if pipe is None else timetable_ahead(pipe.scheduler, steps, image_tokens)
     return made.schedule.levels if made else ()
-
-
-def _latent(config: Any) -> tuple[int, int]:
-    """Numbers per image token that go in and come out."""
-    if "in_channels" not in config:
-        return 0, 0
-    patch = config.get("patch_size", 1) ** 2 * config.get("patch_size_t", 1)
-    return config["in_channels"] * patch, (config.get("out_channels") or config["in_channels"]) * patch
 
 
 def _linears(denoiser: nn.Module) -> tuple[tuple[str, int, int], ...]:
@@ -64,7 +57,8 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
     config = denoiser.config
     width, heads, head_dim = _sizes(denoiser, wiring)
     parameter = next(denoiser.parameters())
-    grid, text_tokens = wiring.tokens(pipe, config)
+    size = DefaultSize(pipe, wiring, config)
+    grid = size.grid()
     quantizer = quantized_by(denoiser)
     bits = torch.finfo(parameter.dtype).bits if parameter.dtype.is_floating_point else 8
     return Facts(
@@ -76,7 +70,7 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         heads=heads,
         head_dim=head_dim,
         image_tokens=math.prod(grid) if grid else 0,
-        text_tokens=text_tokens,
+        text_tokens=size.text(),
         steps=steps,
         guidance="embedded" if config.get("guidance_embeds") else "none",
         weight_bits=fewest_bits(denoiser, bits) if quantizer else bits,
@@ -91,10 +85,10 @@ def facts_of(denoiser: Any, wiring: Wiring, pipe: Any | None, steps: int) -> Fac
         grid=grid,
         lists=tuple(len(denoiser.get_submodule(name)) for name in wiring.block_lists),
         linears=_linears(denoiser),
-        latent=wiring.numbers(config) if wiring.numbers else _latent(config),
+        latent=wiring.numbers,
         sampler=sampler_of(wiring, pipe),
         levels=_levels(pipe, steps, math.prod(grid) if grid else 0),
-        flow=wiring.flow,
+        flow=bool(wiring.flow_scale),
         origin=_origin(denoiser, pipe),
         carries=preexisting_on(denoiser),
         lacks=wiring.lacks,
@@ -121,7 +115,9 @@ def sampler_of(wiring: Wiring, pipe: Any | None) -> str:
     """Why a run of the sampler is no sum of its estimates of x0; "" where it is."""
     if pipe is not None:
         return why_not_linear(pipe.scheduler)
-    return "" if wiring.flow else f"a bare {wiring.family} denoiser does not tell its sampler: expected its pipeline"
+    return (
+        "" if wiring.flow_scale else f"a bare {wiring.family} denoiser does not tell its sampler: expected its pipeline"
+    )
 
 
 def _origin(denoiser: Any, pipe: Any | None) -> str:

@@ -25,7 +25,7 @@ from .distill.distill import Distill
 from .distill.find import carry
 from .distill.stage import AdapterStage
 from .models.denoiser import denoiser_of, other_denoisers
-from .models.wiring import wiring_of
+from .models.derive.wiring import wiring_of
 from .quant.fits import FILE
 from .quant.saved import Restored, put_on, read_denoiser, save_denoiser
 from .recipe import Recipe, as_toml, load_recipe, recipe_toml

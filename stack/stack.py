@@ -28,8 +28,9 @@ from .distill.call import transformed_call
 from .distill.distill import Distill
 from .model_facts import facts_of
 from .models.denoiser import denoiser_of
+from .models.derive.wiring import wiring_of
+from .models.layout import Wiring
 from .models.schedule import flow_timetable
-from .models.wiring import Wiring, wiring_of
 from .passes import made
 from .planner import Planner
 from .quant.quantize import Quantize
@@ -58,15 +59,14 @@ class Stack:
 
     Args:
         model: a `DiffusionPipeline` with a `transformer`, or the transformer itself.
-        steps: denoiser steps to plan for; also the default number of steps of a call. None for the pipeline's own
-            default, and for 50 where that is not known.
+        steps: denoiser steps to plan for, the default of a call; None for the pipeline's own, 50 where it has none.
         shift: schedule shift of a bare denoiser (a pipeline's scheduler has its own).
         strict: raise instead of repairing.
         max_error: limit on the relative error of the final latents for all passes together; 0 for none. `fit_gate`
             measures how much of it the other passes use, and the cache may use the rest.
 
     Raises:
-        StackError: the model is of no known family, `steps` < 1, or `max_error` < 0.
+        StackError: the model has no denoiser of diffusers, `steps` < 1, or `max_error` is outside [0, 1).
     """
 
     def __init__(

@@ -18,6 +18,8 @@ from stack.core.facts import Facts, Machine
 from stack.core.passes import ORDER, Applied, Finding
 from stack.core.plan import explain, in_order, make_plan
 
+from .wirings import FLUX
+
 FACTS = Facts(
     family="flux",
     denoiser_class="FluxTransformer2DModel",
@@ -30,6 +32,7 @@ FACTS = Facts(
     image_tokens=1024,
     text_tokens=16,
     steps=50,
+    wiring=FLUX,
 )
 
 

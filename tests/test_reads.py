@@ -17,10 +17,10 @@ import stack
 from stack import Stack
 from stack.caching.methods import PRESETS
 from stack.core import readback
-from stack.models.wiring import FLUX
 
 from .caching.fitted import PLAIN, fitted
 from .conftest import PROMPT, picture, tiny_denoiser, tiny_pipe
+from .wirings import FLUX
 
 STEPS, BLOCKS, SAMPLES = 14, 4, 2
 HERE = Path(stack.__file__).parent

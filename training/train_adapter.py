@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from stack.core.facts import best_dtype
-from stack.models.wiring import wiring_of
+from stack.models.derive.wiring import wiring_of
 from stack.reference.load import load, reference
 
 from .distillation.card import write_card

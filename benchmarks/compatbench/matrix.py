@@ -40,6 +40,7 @@ class Matrix:
     prompts: int
     calibrated: dict[str, Any]
     made: dict[str, torch.Tensor] = field(default_factory=dict)
+    latents: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     floors: dict[str, NoiseFloor] = field(default_factory=dict)
     texts: list[str] = field(init=False)
     fit_texts: list[str] = field(init=False)
@@ -64,28 +65,40 @@ class Matrix:
         """One cache on one variant."""
         base = self.base(variant)
         with contestant.put(self.pipe) as stack:
-            made = self.run(stack, variant)
+            made, latents = self.run(stack, variant)
             report = stack.report()
         losses = (made - base).square().flatten(1).mean(1)
+        kinds = [record.kind for record in report.steps]
+        settled = max((step for step, kind in enumerate(kinds) if kind != "full"), default=-1) + 1
         self.made[f"{variant.name}: {contestant.method}, {contestant.kind}"] = made
         return {
             "variant": variant.name, "method": contestant.method, "kind": contestant.kind, "plain": variant.plain,
             "bound": variant.bound, "steps": variant.steps, "mse": float(losses.mean()),
             "psnr": float(-10 * losses.mean().log10()), "each": [float(-10 * x.log10()) for x in losses],
             "against the plain model": float(-10 * (made - self.plain(variant)).square().mean().log10()),
-            "cached": sum(record.kind != "full" for record in report.steps),
+            "cached": sum(kind != "full" for kind in kinds),
+            "carried": _apart(latents, self.latents[variant.name], settled),
             "warnings": report.warnings,
         }  # fmt: skip
 
-    def run(self, stack: Stack, variant: Variant) -> torch.Tensor:
-        """Pictures of all prompts in one batch."""
-        return pictures(stack, self.texts, variant.steps, SEED)
+    def run(self, stack: Stack, variant: Variant) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Pictures of all prompts in one batch, and the latent that every step starts from."""
+        latents: list[torch.Tensor] = []
+
+        def note(denoiser: Any, args: Any, given: dict[str, Any]) -> None:
+            latents.append((args[0] if args else given["hidden_states"]).detach().float().clone())
+
+        handle = self.pipe.transformer.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            return pictures(stack, self.texts, variant.steps, SEED), latents
+        finally:
+            handle.remove()
 
     def base(self, variant: Variant) -> torch.Tensor:
         """The variant uncached."""
         if variant.name not in self.made:
             with variant.build(self.pipe) as stack:
-                self.made[variant.name] = self.run(stack, variant)
+                self.made[variant.name], self.latents[variant.name] = self.run(stack, variant)
         return self.made[variant.name]
 
     def plain(self, variant: Variant) -> torch.Tensor:
@@ -123,6 +136,14 @@ class Matrix:
             finally:
                 stack.undo()
         return str(path)
+
+
+def _apart(latents: list[torch.Tensor], uncached: list[torch.Tensor], step: int) -> float | None:
+    """Mean squared difference of the latents that a step starts from; None behind the last step, or where there is
+    none."""
+    if not 0 < step < len(uncached):
+        return None
+    return float((latents[step] - uncached[step]).square().mean())
 
 
 def calibrate(pipe: Any, model: str, budget: float) -> dict[str, Any]:

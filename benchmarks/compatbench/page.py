@@ -11,11 +11,12 @@ from .targets import ratios
 
 HEAD = (
     "variant", "cache", "naive dB", "layer dB", "reuse dB", "on the plain model dB", "naive over plain",
-    "loss over plain", "in the median picture", "over the cache's own", "loss over reuse", "naive, against plain dB",
-    "layer, against plain dB",
+    "loss over plain", "in the median picture", "in the latent behind the last cached step", "over the cache's own",
+    "loss over reuse", "naive, against plain dB", "layer, against plain dB",
 )  # fmt: skip
 SHARES = (
-    "naive over plain", "loss over plain", "typical over plain", "loss over the cache's own", "loss over reuse",
+    "naive over plain", "loss over plain", "typical over plain", "carried over plain", "loss over the cache's own",
+    "loss over reuse",
 )  # fmt: skip
 ALONE = ("variant", "dB against the plain model")
 

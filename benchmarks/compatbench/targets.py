@@ -37,6 +37,7 @@ def ratios(rows: Sequence[Line]) -> list[Line]:
                 "reuse PSNR": reuse and reuse["psnr"],
                 "loss over plain": row["mse"] / plain["mse"],
                 "typical over plain": _typical(row, plain),
+                "carried over plain": row["carried"] and plain["carried"] and row["carried"] / plain["carried"],
                 "loss over the cache's own": own and row["mse"] / own["mse"],
                 "naive over plain": naive and naive["mse"] / plain["mse"],
                 "loss over reuse": reuse and row["mse"] / reuse["mse"],

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ..core.installer import Installer
+from ..models.layout import Wiring
 from ..models.ports import several
-from ..models.wiring import Wiring
 from ..runtime.conditions import ConditionsReader
 from ..runtime.step_clock import Clock
 

@@ -17,8 +17,8 @@ from ..compat.noise import Floor
 from ..core.facts import Facts
 from ..core.installer import Installer
 from ..core.passes import Finding
+from ..models.layout import Wiring
 from ..models.schedule import SigmaSchedule
-from ..models.wiring import Wiring
 from ..runtime.call import Interceptor
 from ..runtime.target import Target
 from .controller import CacheController

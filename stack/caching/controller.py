@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,7 @@ class CacheSlot:
     predictors: dict[str, Predictor] = field(default_factory=dict)
     gate: Gate | None = None
     reference: torch.Tensor | None = None  # the probe that the next one is compared with
+    computed: dict[str, Hashable] = field(default_factory=dict)  # how the newest feature was, see `StepContext`
     run: int = 0  # cached steps since the last full one
     kept: dict[str, torch.Tensor] = field(default_factory=dict)  # what a site holds besides predictors
     debts: Debts = field(default_factory=Debts)  # what a corrector holds
@@ -330,7 +331,8 @@ class CacheController:
             predictor = slot.predictors[key]
             gate, off = slot.gate if isinstance(slot.gate, BudgetGate) else None, None
             # In another compute mode the feature jumps, which is no error of the forecast.
-            alike = predictor.compute_mode == self.now.compute_mode
+            alike = slot.computed.get(key) == self.now.compute_mode
+            slot.computed[key] = self.now.compute_mode
             if measure and predictor.ready and alike and (i == 0 or (gate and not gate.corrected)):
                 off = self.ranks.relative(rows - predictor.predict(x), rows)
                 error = off if i == 0 else error
@@ -338,7 +340,7 @@ class CacheController:
                 gate.ran(self.now.step)
                 if off is not None and not gate.corrected:
                     self.measure(slot, off, torch.full_like(off, torch.nan))
-            predictor.update(rows, x, gain, noise, self.now.compute_mode)
+            predictor.update(rows, x, gain, noise)
             slot.guard.note(predictor.norms, predictor)
         if error is not None:
             self.journal.measure(error)

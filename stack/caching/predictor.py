@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ class Predictor:
 
     Attributes:
         norms: (k,) float32 on the device, of all that forecasts are made of; infinite where it overflows.
-        compute_mode: how the newest full step was computed.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class Predictor:
         self._summed_in = torch.float32
         self._ledger = NoiseLedger(ranks)
         self.norms = torch.zeros(0)
-        self.compute_mode: Hashable = ()
 
     @property
     def bytes(self) -> int:
@@ -92,25 +90,20 @@ class Predictor:
         """Coordinates of the full steps behind its terms, newest first."""
         return tuple(self._raw.nodes[: len(self._terms)])
 
-    def update(
-        self, feature: torch.Tensor, x: float, gain: float = 1.0, noise: float = 0.0, compute_mode: Hashable = ()
-    ) -> None:
+    def update(self, feature: torch.Tensor, x: float, gain: float = 1.0, noise: float = 0.0) -> None:
         """Take in the feature (B, N, D) of a full step at coordinate x.
 
         Args:
             gain: on all differences until the next full step, beside the forecast's own.
             noise: random error of the feature over its root mean square. Differences are then shrunk to what stands
                 out of it and taken over gaps wide enough for it; with 0 they are the plain ones, bit for bit.
-            compute_mode: see `StepContext.compute_mode`. Where that changes the feature jumps, and differences start
-                anew.
         """
         self._given = feature.dtype
         self._summed_in = torch.promote_types(self._given, self.kept_in)
         feature = feature.to(self._summed_in)
         if self.split:
             self.split.fit(feature, noise)
-        old = self._before(x) if compute_mode == self.compute_mode else NOTHING
-        self.compute_mode = compute_mode
+        old = self._before(x)
         if noise:
             fresh = over_wide_gaps(self.forecast, feature, x, old, self._ledger.enter(feature, noise), self._ledger)
         else:

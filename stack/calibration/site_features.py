@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from ..models.derive.wiring import wiring_of
+from ..models.layout import Wiring
 from ..models.ports import Streams
-from ..models.wiring import Wiring, wiring_of
 from ..runtime.step import StepContext
 from .trajectory import sampled
 

@@ -18,7 +18,7 @@ from ..measure.memory import PeakMemory
 from ..measure.multistep import multistep_of
 from ..measure.timing import timed
 from ..models.denoiser import all_denoisers, denoiser_of
-from ..models.wiring import wiring_of
+from ..models.derive.wiring import wiring_of
 from ..runtime.call_arguments import Call
 from ..runtime.pipeline_calls import PipelineCalls
 from ..stack import Stack

@@ -126,8 +126,6 @@ class Wiring:
             the denoiser.
         modules: what a per-module cache keeps, by block list: the modules whose output it predicts.
         modulation: (block, its arguments) to the first block's modulated input (B, N, D), which TeaCache looks at.
-        tokens: (pipeline or None, configuration of the denoiser) to the grid of the output stream's tokens and the
-            number of the text's, at the pipeline's default size; () and 0 where unknown.
         grid: (denoiser, its arguments) to the grid of the latent's tokens in this very call: (rows, columns), or
             (frames, rows, columns) of a video; () where they lie on none. The last axis runs fastest. The output stream
             may hold more tokens than these: text, padding.
@@ -141,18 +139,18 @@ class Wiring:
         unread: other modules, or lists of them, that only blocks read.
         along: arguments with an entry per token, such as masks and rotary tables.
         same_input: shell wildcards, list by list, of the linears of a block that read the very same tensor.
-        only: what the configuration has to say of these entries for the wiring to be true.
-        flow: whether its output is a velocity, noise - x0, whatever the sampler: what a bare denoiser is taken for.
+        flow_scale: of a class of rectified flow under any sampler, whose output is noise - x0: its time divided by this
+            is sigma. 0 where only a pipeline tells.
         halves: whether a pipeline runs both guidance branches in one call, each in one half of the batch.
-        timestep_scale: the denoiser's time divided by this is sigma; with a minus sign what is left to 1; 0 where the
-            first call of a request tells.
         latent, time: arguments of the denoiser: the noisy latent, and its time.
         beside: arguments that its further outputs are laid out as, such as noisy sound; () where it returns one output.
         returns: what it returns with `return_dict`, made of its outputs; None is diffusers' usual.
         times: further arguments that change on every step, such as the time that a step ends at.
         ports: where a block list's streams are; that of `streams`, in this order, for lists that are not named.
-        numbers: configuration to numbers per token of the output stream in the latent and in the output; None where it
-            follows from `in_channels`, `out_channels` and `patch_size`.
+        patch: latent pixels of a token along rows and columns, or frames, rows and columns; () where the latent comes
+            packed.
+        numbers: per token of the output stream in the latent and in the output, or what these are in proportion to
+            where a token's are not known.
         width_from: path of a linear in the first block whose inputs are as many as the stream is wide; "" where the
             configuration says it.
         attention: what attends over the latent's tokens, by path with a star for every number.
@@ -169,7 +167,6 @@ class Wiring:
     sensitive: dict[str, tuple[str, ...]]
     modules: dict[str, tuple[CachedModule, ...]]
     modulation: Callable[[Any, Mapping[str, Any]], torch.Tensor]
-    tokens: Callable[[Any, Mapping[str, Any]], tuple[tuple[int, ...], int]]
     grid: Callable[[Any, Mapping[str, Any]], tuple[int, ...]]
     inputs: tuple[str, ...] = ()
     residuals: tuple[str, ...] = ()
@@ -179,10 +176,8 @@ class Wiring:
     unread: tuple[str, ...] = ()
     along: Mapping[str, Along] = field(default_factory=dict)
     same_input: tuple[tuple[str, ...], ...] = ()
-    only: Mapping[str, Any] = field(default_factory=dict)
-    flow: bool = True
+    flow_scale: float = 0.0
     halves: bool = False
-    timestep_scale: float = 1.0
     also_read: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     returns: Callable[..., Any] | None = None
@@ -190,7 +185,8 @@ class Wiring:
     time: str = "timestep"
     times: tuple[str, ...] = ()
     ports: Mapping[str, Ports] = field(default_factory=dict)
-    numbers: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None
+    patch: tuple[int, ...] = ()
+    numbers: tuple[int, int] = (0, 0)
     width_from: str = ""
     attention: Mapping[str, SelfAttention] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)

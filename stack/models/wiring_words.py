@@ -9,10 +9,9 @@ from diffusers import ModelMixin
 from torch import nn
 
 from ..core.errors import StackError, nearest
-from .derive.derive import wiring_of_class
+from .derive.wiring import wiring_of, wiring_of_class
 from .layout import SelfAttention, Wiring
 from .small import small
-from .wiring import wiring_of
 
 
 def shown(name: str) -> str:
@@ -41,7 +40,7 @@ def _class_named(name: str) -> type[nn.Module]:
 def lines(wiring: Wiring) -> list[str]:
     """A wiring in words."""
     how = wiring.how
-    said = [f"{', '.join(wiring.classes)}: family {wiring.family}, {'derived' if how else 'written by hand'}"]
+    said = [f"{', '.join(wiring.classes)}: family {wiring.family}, derived"]
     batch = ", ".join(wiring.inputs) or "not known"
     said += [f"arguments: latent {wiring.latent}, time {wiring.time}; with a batch dimension: {batch}"]
     if wiring.block_lists:

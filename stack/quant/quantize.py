@@ -20,8 +20,8 @@ from ..core.facts import Facts, Machine, machine_of
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding, field_options
 from ..core.validate import Count, check_fields
+from ..models.layout import Wiring
 from ..models.preexisting import COMPILED, execution_device
-from ..models.wiring import FAMILIES, Wiring
 from ..runtime.target import Target
 from .backends import BACKENDS, pick
 from .backends.base import Backend
@@ -31,10 +31,6 @@ from .linears.two_precisions import Phase, SwitchPrecision, TwoPrecisions, ends_
 from .rounding.calibrated import FeedbackRounding
 from .schemes import KEEP, SCHEMES, Scheme, scheme_named
 from .selection import Choice, Rules, choose_linears, choose_named, kept_words, row_gain, weight_bytes
-
-
-def _wiring(facts: Facts) -> Wiring | None:
-    return facts.wiring or FAMILIES.get(facts.family)
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ class Quantize:
 
     def describe(self, facts: Facts) -> list[str]:
         """What is rounded, by whom and why, what stays and why."""
-        family = _wiring(facts)
+        family: Wiring | None = facts.wiring
         roles = " and ".join(family.linears) if family else "large"
         where = f" of {facts.blocks} blocks" if facts.blocks else ""
         lines = [f"{self.scheme} in the {roles} linears{where}"]
@@ -210,7 +206,7 @@ class Quantize:
         Raises:
             StackError: the plan names no linear of this model, or it is not known how it is wired.
         """
-        family = _wiring(facts)
+        family: Wiring | None = facts.wiring
         if family is None:
             raise StackError(f"how a {facts.family} model is wired is not known: expected facts of a model")
         return choose_named(facts.linears, family, self._rules(facts.machine, facts))
@@ -223,7 +219,7 @@ class Quantize:
 
     def _selected(self, facts: Facts) -> list[Finding]:
         """What speaks against the selection, by the names and sizes of the linears."""
-        if not facts.linears or _wiring(facts) is None:
+        if not facts.linears or facts.wiring is None:
             return []
         try:
             choices = self.verdicts(facts)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..compat.rules.quantization import SMALLEST_GAINING_INPUT
 from ..core.errors import StackError
-from ..models.wiring import Wiring
+from ..models.layout import Wiring
 from .schemes import KEEP, SCHEMES, Scheme
 
 # Linears of the text stream, which sees as many rows as the prompt has tokens; paths inside a block.

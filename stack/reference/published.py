@@ -18,10 +18,10 @@ from ..core.facts import Facts, Machine
 from ..core.files import read_toml, reason
 from ..core.validate import AtLeastOne, Count, check_fields, check_table, shown
 from ..model_facts import facts_of
+from ..models.derive.wiring import wiring_of
 from ..models.examples.shrink import defaults
 from ..models.sampler import why_not_linear
 from ..models.schedule import timetable_ahead
-from ..models.wiring import wiring_of
 
 GUIDANCE = ("none", "embedded", "cfg")
 LARGEST_SIDE, MOST_FRAMES = 16_384, 10_000

@@ -46,6 +46,8 @@ class ShapesVideoPipeline(HunyuanVideoPipeline):
         self.register_modules(scheduler=scheduler, transformer=transformer, prompt_encoder=prompt_encoder)
         self.register_to_config(size=size, frames=frames)
         self.vae_scale_factor_temporal = self.vae_scale_factor_spatial = 1
+        self.default_height = self.default_width = size
+        self.default_num_frames = frames
         self.video_processor = VideoProcessor(vae_scale_factor=1)
 
     def encode_prompt(self, prompt: Any, *_: Any, num_videos_per_prompt: int = 1, **kwargs: Any) -> Any:

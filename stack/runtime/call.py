@@ -24,7 +24,7 @@ class DenoiserCall:
         given: those arguments by name.
         name: of the argument that is the noisy latent.
         backwards: the denoiser's time counts up to the clean sample, and so does its velocity, x0 - noise.
-        beside, returns: see `stack.models.wiring.Wiring`.
+        beside, returns: see `stack.models.layout.Wiring`.
     """
 
     run: partial[Any]

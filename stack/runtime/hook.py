@@ -29,7 +29,7 @@ NO_SCHEDULE = (
 )
 
 
-UNITS = (1.0, 1000.0, -1.0, -1000.0)  # of the time that denoisers are given, see `Wiring.timestep_scale`
+UNITS = (1.0, 1000.0, -1.0, -1000.0)  # of the time that denoisers are given, with a minus sign for what is left to 1
 
 
 def level_of(time: float, scale: float) -> float:
@@ -179,7 +179,7 @@ class _StepReader:
                 timestep = noisy
             timestep = timestep.flatten()[0]
         there = 0 <= at < len(own)
-        scale = self.target.wiring.timestep_scale
+        scale = self.target.wiring.flow_scale
         value = float(timestep) / scale if scale else self._level(timestep, own[at] if there else own[0])
         if there and abs(own[at] - value) <= CLOSE * own[at]:
             return CallPlace(timetable, at, driven)
@@ -193,8 +193,8 @@ class _StepReader:
 
     def _level(self, timestep: torch.Tensor, expected: float | None = None) -> float:
         """The noise level that a time names. Where its unit is not known, the one that gives what is expected."""
-        time, scale = float(timestep), self.target.wiring.timestep_scale or self._scale
-        if not self.target.wiring.timestep_scale and expected is not None:
+        time, scale = float(timestep), self.target.wiring.flow_scale or self._scale
+        if not self.target.wiring.flow_scale and expected is not None:
             precision = precision_of(timestep)
             fitting = (s for s in (self._scale, *UNITS) if s and fits(expected, level_of(time, s), precision))
             scale = self._scale = next(fitting, scale)

@@ -11,7 +11,7 @@ from torch import nn
 from ..core.facts import Facts
 from ..core.passes import Pass
 from ..core.plan import Plan
-from ..models.wiring import Wiring
+from ..models.layout import Wiring
 from .report import Report
 from .step_clock import Clock
 

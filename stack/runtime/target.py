@@ -13,8 +13,8 @@ from torch import nn
 
 from ..core.facts import Facts
 from ..models.grid import RequestGrid
+from ..models.layout import Wiring
 from ..models.sampler import LinearSampler, planned_sampler
-from ..models.wiring import Wiring
 from .call import InterceptorChain
 from .conditions import ConditionsReader
 from .report import Journal

@@ -21,13 +21,13 @@ from stack.attention.tally import Tally
 from stack.core.installer import Installer
 from stack.model_facts import facts_of
 from stack.models.schedule import uniform
-from stack.models.wiring import FLUX
 from stack.runtime.report import Journal
 from stack.runtime.step_clock import Clock
 from stack.runtime.target import Target
 
 from ..clocks import advance, clock_of
 from ..conftest import inputs, tiny_denoiser
+from ..wirings import FLUX
 
 SIDE = 18  # 324 image tokens: five key blocks of 64 and a tail
 

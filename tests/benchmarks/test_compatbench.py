@@ -22,15 +22,22 @@ STEPS = 14
 
 
 def row(variant: str, kind: str, mse: float, **more: Any) -> dict[str, Any]:
-    known = {"method": "svd", "plain": "plain", "bound": variant != "2 % noise", "psnr": 40.0, "each": [40.0] * 3}
+    known = {
+        "method": "svd",
+        "plain": "plain",
+        "bound": variant != "2 % noise",
+        "psnr": 40.0,
+        "each": [40.0] * 3,
+        "carried": None,
+    }
     return {"variant": variant, "kind": kind, "mse": mse, **known, **more}
 
 
 ROWS = [
     row("plain", "naive", 2e-4),
-    row("plain", "layer", 1e-4),
+    row("plain", "layer", 1e-4, carried=4e-5),
     row("W8A8", "naive", 3e-4),
-    row("W8A8", "layer", 1.1e-4, each=[10.0, 43.0, 37.0]),
+    row("W8A8", "layer", 1.1e-4, each=[10.0, 43.0, 37.0], carried=5e-5),
     row("W8A8", "reuse", 2e-4),
     row("2 % noise", "naive", 9e-4, method=PAIRS, psnr=20.0),
     row("2 % noise", "layer", 2e-4, method=PAIRS, psnr=25.0),
@@ -45,6 +52,7 @@ def test_pairs_are_held_against_the_plain_model_and_against_reuse() -> None:
     assert first["loss over the cache's own"] == pytest.approx(0.55) and second["loss over the cache's own"] is None
     # Of +30, -3 and +3 dB of loss the median picture has +3: one that fell to another mode does not decide it.
     assert first["typical over plain"] == pytest.approx(10**0.3)
+    assert first["carried over plain"] == pytest.approx(1.25) and second["carried over plain"] is None
     over_plain, over_reuse, breaks = matrix_targets(ROWS)
     assert over_plain.met and over_reuse.met and (over_plain.target, over_reuse.target) == (1.15, 1.0)
     assert breaks.value == 5.0 and breaks.met

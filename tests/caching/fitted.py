@@ -12,7 +12,7 @@ from stack.caching.gate_policies import MagnitudePolicy
 from stack.caching.methods import PRESETS, READING
 from stack.caching.policy import Policy
 from stack.caching.sites.fastcache import FastCacheSite
-from stack.models.wiring import Wiring
+from stack.models.layout import Wiring
 
 # One row for every way of caching. Plain names and readings differ in their schedule, forecast and corrector only.
 PLAIN = [name for name in PRESETS if not name.endswith(READING)]

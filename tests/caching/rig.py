@@ -15,7 +15,6 @@ from stack.caching.sites.token_selector import TokenSelector
 from stack.caching.sites.tokenwise import TokenSite, Tokenwise
 from stack.core.installer import Installer
 from stack.models.schedule import uniform
-from stack.models.wiring import FLUX
 from stack.runtime.call import DenoiserCall, InterceptorChain
 from stack.runtime.report import Journal
 from stack.runtime.stamp import Conditions
@@ -23,6 +22,7 @@ from stack.runtime.step_clock import MAIN, Clock
 
 from ..clocks import advance, clock_of
 from ..conftest import inputs, tiny_denoiser
+from ..wirings import FLUX
 
 STEPS = 14
 IMAGE, TEXT, WIDTH = 64, 16, 128

@@ -15,14 +15,15 @@ from stack.caching.cache import Cache
 from stack.caching.policy import Policy
 from stack.caching.sites.whole_model import WholeModel
 from stack.core.installer import Installer
+from stack.models.layout import Wiring
 from stack.models.schedule import uniform
-from stack.models.wiring import DIT, FLUX, Wiring
 from stack.runtime.call import DenoiserCall, InterceptorChain
 from stack.runtime.step_clock import MAIN
 
 from ..clocks import advance, clock_of
 from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
 from ..models.test_dit import draw, tiny
+from ..wirings import DIT, FLUX
 from .rig import controller_of
 
 STEPS = 14

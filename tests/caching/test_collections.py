@@ -9,9 +9,9 @@ import torch
 
 from stack import Stack
 from stack.caching.methods import PRESETS
-from stack.models.wiring import FLUX
 
 from ..compat.changing import STEPS, Call, Scene, drawn, flux, flux_call, flux_with_image, with_image_call
+from ..wirings import FLUX
 from .fitted import KINDS, fitted
 
 EAGER: dict[str, dict[str, Any]] = {

@@ -47,8 +47,8 @@ def test_a_draft_that_fails_its_check_is_taken_back() -> None:
         assert torch.equal(mine, denoiser(**each)[0])
 
 
-def test_a_switch_of_phase_is_no_drift_and_no_slope() -> None:
-    """The same jump under one phase is measured and extrapolated; between two phases it is neither."""
+def test_a_jump_between_ways_of_computing_is_no_error_of_the_forecast() -> None:
+    """It is extrapolated as any change is: what forecasts amplify is bounded. Only it says nothing of the schedule."""
     told = {}
     for compute_modes in ((), (lambda context: context.step < 2,)):
         clock = clock_of(UNEVEN)
@@ -61,5 +61,5 @@ def test_a_switch_of_phase_is_no_drift_and_no_slope() -> None:
                 controller.store("image", tokens * (1 if step < 2 else 9), controller.slots)
         errors = [entry.error for entry in controller.journal.entries]
         told[len(compute_modes)] = (float(controller.predict("image", controller.slots).mean()), errors[2])
-    assert told[1] == (9.0, None)
-    assert told[0][0] > 18 and told[0][1] == pytest.approx(8 / 9)
+    assert told[0][0] == told[1][0] > 18
+    assert told[0][1] == pytest.approx(8 / 9) and told[1][1] is None

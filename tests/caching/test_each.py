@@ -8,10 +8,10 @@ from stack.caching.cache import Cache
 from stack.caching.sites.per_module import PerBlock
 from stack.core.installer import Installer
 from stack.models.schedule import uniform
-from stack.models.wiring import FLUX
 
 from ..clocks import advance, clock_of
 from ..conftest import inputs, tiny_denoiser
+from ..wirings import FLUX
 from .rig import STEPS, controller_of
 
 

@@ -11,7 +11,7 @@ from stack import Stack
 from stack.caching.sites import block_range
 from stack.caching.sites.block_range import BlockRange
 from stack.caching.sites.bypass import Bypass
-from stack.models.wiring import wiring_of
+from stack.models.derive.wiring import wiring_of
 
 from ..conftest import PROMPT, inputs, picture, tiny_pipe
 from ..models import test_dit, test_hunyuan_video

@@ -18,7 +18,7 @@ from stack.caching.methods import PRESETS
 from stack.caching.policy import Policy
 from stack.core.facts import Facts
 from stack.core.installer import Installer
-from stack.models.wiring import Wiring
+from stack.models.layout import Wiring
 from stack.runtime.call import DenoiserCall, Interceptor, Proceed
 from stack.runtime.target import Target
 

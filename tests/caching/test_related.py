@@ -13,8 +13,8 @@ from stack.caching.cache import Cache
 from stack.caching.policy import Policy
 from stack.caching.sites.relational import RelationalModules
 from stack.core.installer import Installer
+from stack.models.layout import CachedModule, Wiring
 from stack.models.schedule import uniform
-from stack.models.wiring import CachedModule, Wiring
 
 from ..clocks import advance, clock_of
 from ..conftest import PROMPT, picture, tiny_pipe
@@ -54,7 +54,6 @@ class Model(nn.Module):
 
 WIRING = Wiring(
     sensitive={},
-    tokens=lambda pipe, config: ((), 0),
     grid=lambda denoiser, given: (),
     family="triple",
     classes=("Model",),

@@ -69,7 +69,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
     "steps of two kinds taken for one": [
         Mutation(
             "stack.runtime.step_clock", "replace", lambda context, **_: context,
-            test_controller.test_a_switch_of_phase_is_no_drift_and_no_slope,
+            test_controller.test_a_jump_between_ways_of_computing_is_no_error_of_the_forecast,
         )
     ],
     "no watch over adapters' scales": [

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from stack import Stack
-from stack.models.wiring import FAMILIES as WIRINGS
 
 from ..caching.fitted import fitted
+from ..wirings import WIRINGS
 from .fake import fake_cuda
 from .models import BLOCKS, FAMILIES, STEPS, WIDTHS, Loop, Step, on_cuda, scheduler
 

@@ -11,9 +11,10 @@ import diffusers
 import torch
 
 from stack import Stack
+from stack.models.derive.wiring import wiring_of
 from stack.models.families.refused import REFUSED as NOT_SMALL
+from stack.models.layout import Wiring
 from stack.models.small import Sizes, Small, small
-from stack.models.wiring import Wiring, wiring_of
 
 EXPORTED = sorted(name for name in dir(diffusers) if "Transformer" in name or "UNet" in name)
 DITS = ["HunyuanDiT2DModel", "LuminaNextDiT2DModel", "StableAudio3DiTModel", "StableAudioDiTModel"]

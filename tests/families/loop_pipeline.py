@@ -22,9 +22,6 @@ class LoopPipeline(DiffusionPipeline):
     What it returns moves no latent, so that classes whose output is not laid out as their latent run, too.
     """
 
-    # What the wirings by hand ask pipelines of their families.
-    default_sample_size, vae_scale_factor_temporal, vae_scale_factor_spatial = 8, 1, 1
-
     def __init__(self, transformer: Any, scheduler: FlowMatchEulerDiscreteScheduler):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler)

@@ -24,8 +24,8 @@ TIERS = {
 HEAD = """# Models
 
 ditstack works on any diffusers denoiser. It traces one call of a small instance of the class, reads the structure off
-that call, and tests it before using it. `ditstack models CLASS` prints what was found. Three families, of which [small
-trained models ship](reference-models.md), are also wired by hand.
+that call, and tests it before using it. `ditstack models CLASS` prints what was found. Of three families [small
+trained models ship](reference-models.md).
 
 A class of your own works without data if its arguments have names that diffusers uses. Otherwise describe them before
 you build a stack:

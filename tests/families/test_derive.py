@@ -1,8 +1,7 @@
-"""Wirings derived from a class: equal to those by hand, proven, and good for caches and quantization on every class."""
+"""Wirings derived from a class: proven, and good for caches and quantization on every class."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,14 +11,15 @@ import torch
 
 from stack import Stack, StackError
 from stack.caching.latent import turned
-from stack.models.derive.derive import derived
+from stack.models.derive.wiring import wiring_of
 from stack.models.estimates import Estimate
+from stack.models.modulated import UpToAttention
 from stack.models.small import Sizes, small
-from stack.models.wiring import FAMILIES, wiring_of
 from stack.models.wiring_words import shown
 from stack.runtime.call import DenoiserCall
 
 from .classes import CLASSES, LACKS, LEVELS, REFUSED, made, wired
+from .known import KNOWN, Known
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -28,8 +28,7 @@ def test_a_wiring_says_what_it_lacks(name: str) -> None:
         with pytest.raises(StackError, match=REFUSED[name]):
             wired(name)
         return
-    lacks = {key: reason for key, reason in wired(name).lacks.items() if "by hand" not in reason}
-    expected = LACKS.get(name, {})
+    lacks, expected = wired(name).lacks, LACKS.get(name, {})
     assert lacks.keys() == expected.keys()
     assert [reason for key, reason in expected.items() if reason not in lacks[key]] == []
 
@@ -41,27 +40,21 @@ def test_without_blocks_the_reason_is_said(name: str) -> None:
         stack.explain()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_derived_equals_what_is_written_by_hand(family: str) -> None:
-    hand = FAMILIES[family]
-    name = hand.classes[0]
-    denoiser = made(name).denoiser
-    found = derived(denoiser)
-    assert (found.family, found.block_lists) == (hand.family, hand.block_lists)
-    assert found.output_stream == hand.output_stream and dict(found.streams) == hand.streams
-    assert list(found.streams) == list(hand.streams)  # in the order of the return value
-    assert set(found.batched) == set(hand.batched) and set(found.makers) == set(hand.makers)
-    assert set(found.constants) == set(hand.constants) and set(found.unread) == set(hand.unread)
-    assert found.modulation == hand.modulation
-    # By hand it is the configuration that says how much of the latent a token is.
-    assert {path: replace(one, numbers=0) for path, one in found.attention.items()} == dict(hand.attention)
-    given = made(name).call(Sizes())
-    assert set(found.inputs) == {argument for argument in hand.inputs if argument in given}
-    for path, module in denoiser.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            inside = path[len(hand.block_of(path)) + 1 :] if hand.block_of(path) else ""
-            assert found.role(inside) == hand.role(inside), path
-            assert hand.role(inside) or found.sensitivity(path) == hand.sensitivity(path), path
+@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.name)
+def test_what_is_derived_equals_what_is_read_in_the_class(known: Known) -> None:
+    found, denoiser = wired(known.name), made(known.name).denoiser
+    assert found.block_lists == known.block_lists and found.read == (known.output,)
+    assert list(found.streams.items()) == known.streams  # in the order of the return value
+    assert set(found.batched) == known.batched and set(found.makers) == known.makers
+    assert set(found.constants) == known.constants and set(found.unread) == known.unread
+    assert found.modulation == UpToAttention(known.attention, "hidden_states")
+    assert {one.others for one in found.attention.values()} == {known.others}
+    assert set(found.inputs) == known.inputs
+    linears = [path for path, module in denoiser.named_modules() if isinstance(module, torch.nn.Linear)]
+    inside = {path: path[len(found.block_of(path)) + 1 :] if found.block_of(path) else "" for path in linears}
+    roles = {path: found.role(inside[path]) or found.sensitivity(path) for path in linears}
+    assert all(roles[path] == role for path, role in known.roles.items())
+    assert "unknown role" not in roles.values()
 
 
 def test_a_class_of_its_own_is_probed_like_any_other() -> None:

@@ -16,10 +16,10 @@ from torch import nn
 
 from stack import Stack, StackError
 from stack.models import families
+from stack.models.derive.wiring import wiring_of
 from stack.models.examples.call import noise
 from stack.models.families import FAMILIES, FamilyData, register_family
 from stack.models.small import Sizes, small
-from stack.models.wiring import wiring_of
 
 from .classes import LEVELS
 

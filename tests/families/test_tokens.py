@@ -12,8 +12,8 @@ import torch
 from stack import Stack
 from stack.caching.fastcache.linear_map import LinearMap
 from stack.caching.fastcache.maps import APPROXIMATIONS, WHOLE, LinearMaps
-from stack.models.derive.derive import derived, wiring_of_small
 from stack.models.derive.grid import Listed, Named, Patches, Positions
+from stack.models.derive.wiring import wiring_of_small
 from stack.models.layout import Along, Wiring
 from stack.models.small import Sizes, small
 
@@ -80,12 +80,12 @@ def test_blocks_that_know_places_cannot_be_given_some_tokens() -> None:
     assert counting.lacks["along"] == "transformer_blocks.1 depends on the order of its tokens"
 
 
-@pytest.mark.parametrize("name", ["FluxTransformer2DModel", "HunyuanVideoTransformer3DModel"])
-def test_arguments_along_the_tokens_are_those_written_by_hand(name: str) -> None:
-    given = wired(name).along
-    assert {argument: Along(one.streams) for argument, one in derived(made(name).denoiser).along.items()} == {
-        argument: Along(one.streams) for argument, one in given.items() if argument != "attention_mask"
-    } | ({"attention_mask": Along(("video", "text"))} if "attention_mask" in given else {})
+def test_arguments_along_the_tokens_and_whose_they_are() -> None:
+    assert wired("FluxTransformer2DModel").along == {"image_rotary_emb": Along(("text", "image"))}
+    assert wired("HunyuanVideoTransformer3DModel").along == {
+        "freqs_cis": Along(("video",)), "image_rotary_emb": Along(("video",)),
+        "attention_mask": Along(("video", "text"), axis=3),
+    }  # fmt: skip
 
 
 def made_up(stack: Stack, name: str) -> LinearMaps:

@@ -13,7 +13,7 @@ from stack.comparison.record import Header, build_record
 from stack.comparison.rows import Generation, Measured, Row
 from stack.comparison.table import HEADINGS, cells
 from stack.measure.flops import Work, counted, counting, row_work
-from stack.models.wiring import wiring_of
+from stack.models.derive.wiring import wiring_of
 from stack.runtime.report import Report, steps_worth
 from stack.runtime.step import ALL, NO_BLOCK, Computed
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from stack import Stack
 from stack.measure.flops import Work, counted, counting, row_work
-from stack.models.wiring import wiring_of
+from stack.models.derive.wiring import wiring_of
 from stack.runtime.step import ALL, NO_BLOCK, NOTHING, Computed
 
 from ..conftest import picture, tiny_pipe

@@ -14,11 +14,11 @@ from stack.comparison.files import save_outcome
 from stack.comparison.grid import to_image
 from stack.measure.flops import counting
 from stack.measure.metrics import picture_warnings, psnr, ssim
-from stack.models.wiring import HUNYUAN_VIDEO
 from stack.recipe import Recipe
 from stack.reference.captions import captions
 
 from ..models.test_hunyuan_video import FRAMES, SIZE, TEXT, VIDEO, tiny
+from ..wirings import HUNYUAN_VIDEO
 
 STEPS = 14
 CACHED = Recipe("cached", "", "shapes-video", STEPS, {"cache": {"interval": 4, "warmup": 2}})

@@ -14,11 +14,12 @@ from stack.caching.memory import state_size
 from stack.caching.methods import PRESETS
 from stack.core.errors import StackError
 from stack.model_facts import facts_of
+from stack.models.derive.wiring import wiring_of
 from stack.models.grid import Grid, RequestGrid
-from stack.models.wiring import DIT, FLUX, HUNYUAN_VIDEO
 from stack.reference.pipeline import image_ids
 
 from ..conftest import inputs, tiny_denoiser, tiny_pipe
+from ..wirings import DIT, FLUX
 from .test_dit import tiny as tiny_dit
 from .test_hunyuan_video import tiny_denoiser as tiny_video
 
@@ -57,7 +58,8 @@ def test_tokens_in_another_order_are_on_no_grid() -> None:
 def test_patches_are_counted_in_space_and_time() -> None:
     assert DIT.grid(tiny_dit().transformer, {"hidden_states": torch.zeros(2, 3, 8, 12)}) == (4, 6)
     # Patches of 2 x 4 x 4.
-    assert HUNYUAN_VIDEO.grid(tiny_video(), {"hidden_states": torch.zeros(1, 3, 6, 16, 8)}) == (3, 4, 2)
+    video = tiny_video()
+    assert wiring_of(video).grid(video, {"hidden_states": torch.zeros(1, 3, 6, 16, 8)}) == (3, 4, 2)
 
 
 def test_the_default_size_is_a_fact() -> None:

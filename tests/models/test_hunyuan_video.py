@@ -16,12 +16,13 @@ from stack.caching.methods import PRESETS
 from stack.caching.sites.calls import BlockCall
 from stack.core.arguments import Arguments
 from stack.model_facts import facts_of
-from stack.models.wiring import HUNYUAN_VIDEO, wiring_of
+from stack.models.derive.wiring import wiring_of
 from stack.quant.linears.int8 import Int8Linear
 from stack.reference.video_pipeline import ShapesVideoPipeline
 from training.shapes_video import TRANSFORMER, new_prompt_encoder, new_scheduler
 
 from ..caching.fitted import PLAIN
+from ..wirings import HUNYUAN_VIDEO
 
 STEPS = 14
 PROMPTS = ("a red ring moving left", "a blue star moving down on a white background")
@@ -214,8 +215,8 @@ def test_facts() -> None:
 
 
 @pytest.mark.parametrize("condition", ["latent_concat", "token_replace"])
-def test_with_an_image_as_condition_the_wiring_is_derived(condition: str) -> None:
-    """Some or all tokens of the first frame have a modulation of their own, which the wiring by hand does not know."""
+def test_an_image_as_condition_changes_the_wiring(condition: str) -> None:
+    """Some or all tokens of the first frame have a modulation of their own."""
     wiring = Stack(tiny_denoiser(image_condition_type=condition)).wiring
     assert wiring is not HUNYUAN_VIDEO and wiring.family == "hunyuan-video"
     assert wiring.block_lists == HUNYUAN_VIDEO.block_lists and wiring.output_stream == "video"

@@ -15,10 +15,10 @@ from torch._dynamo.utils import counters
 
 from stack import Stack
 from stack.caching.methods import PRESETS
-from stack.models.wiring import FLUX
 
 from ..caching.fitted import PLAIN, fitted
 from ..conftest import inputs, tiny_denoiser
+from ..wirings import FLUX
 
 STEPS, DOUBLE, SINGLE = 12, 2, 2
 # Graphs of all presets of a site together, readings left out. Two kinds of blocks are two graphs; what stands around

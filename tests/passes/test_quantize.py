@@ -16,7 +16,6 @@ from stack.core.facts import Facts, Machine
 from stack.core.installer import Installer
 from stack.core.passes import Applied
 from stack.models.schedule import uniform
-from stack.models.wiring import FLUX
 from stack.quant.linears.int8 import Int8Linear
 from stack.quant.quantize import Quantize
 from stack.quant.schemes import SCHEMES
@@ -26,9 +25,10 @@ from stack.runtime.target import Target
 from tests.conftest import inputs
 
 from ..clocks import clock_of
+from ..wirings import FLUX
 
 AVX2 = Machine("cpu", "AVX2", fast_bf16=False)
-FACTS = Facts("flux", AVX2, "float32", 2, 128, 2, 64, 1024, 16, 50, weight_bits=32, activation_bits=32)
+FACTS = Facts("flux", AVX2, "float32", 2, 128, 2, 64, 1024, 16, 50, weight_bits=32, activation_bits=32, wiring=FLUX)
 
 DOUBLE = [
     *(f"transformer_blocks.0.attn.{n}" for n in ("to_q", "to_k", "to_v", "to_out.0")),

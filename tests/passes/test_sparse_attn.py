@@ -23,12 +23,12 @@ from stack.core.installer import Installer
 from stack.core.passes import Applied
 from stack.model_facts import facts_of
 from stack.models.schedule import uniform
-from stack.models.wiring import FLUX
 from stack.runtime.report import Journal
 from stack.runtime.target import Target
 
 from ..clocks import advance, clock_of
 from ..conftest import inputs, tiny_denoiser
+from ..wirings import FLUX
 
 SIDE = 18
 FACTS = Facts(

@@ -13,7 +13,7 @@ from stack import Stack, StackError
 from stack.core.facts import Facts, assumed_machine
 from stack.measure.flops import counting
 from stack.measure.shape_work import work_at
-from stack.models.wiring import wiring_of
+from stack.models.derive.wiring import wiring_of
 from stack.quant.planned import planned_weights
 from stack.quant.quantize import Quantize
 from stack.recipe import Recipe, list_recipes, load_recipe, parse_recipe

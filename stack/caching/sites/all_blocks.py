@@ -10,9 +10,9 @@ from torch import nn
 
 from ...core.arguments import Arguments
 from ...core.installer import Installer
+from ...models.layout import Wiring
 from ...models.parallel import behind_split
 from ...models.ports import shape_only
-from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ..contract import BeforeBlocks
 from ..controller import CacheController

@@ -12,8 +12,8 @@ from torch import nn
 from ...core.errors import StackError
 from ...core.facts import Facts
 from ...core.installer import Installer
+from ...models.layout import Wiring
 from ...models.ports import Streams
-from ...models.wiring import Wiring
 from ...runtime.call import Interceptor
 from ...runtime.step import Computed
 from ...runtime.target import Target

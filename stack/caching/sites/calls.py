@@ -12,9 +12,9 @@ from torch import nn
 from ...core.arguments import Arguments
 from ...core.installer import Installer
 from ...core.ranks import Ranks
+from ...models.layout import Wiring
 from ...models.parallel import behind_split
 from ...models.ports import Ports, Streams, rows_of
-from ...models.wiring import Wiring
 from ...runtime.step import Computed
 from ...runtime.step_clock import Clock
 from ..controller import CacheSlot

@@ -19,8 +19,8 @@ from ...compat.rules.state import FEWER_TOKENS
 from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
+from ...models.layout import Wiring
 from ...models.ports import Streams
-from ...models.wiring import Wiring
 from ...runtime.call import Interceptor, holds_collections
 from ...runtime.step import CACHED, FULL, PARTIAL, Computed, StepContext
 from ...runtime.target import Target

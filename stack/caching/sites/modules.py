@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ...models.layout import CachedModule
 from ...models.ports import returned, several
-from ...models.wiring import CachedModule
 from ..controller import CacheController
 from ..tokenwise.selection import gather, scatter
 from .inside import Forward, Wrapper

@@ -20,10 +20,9 @@ from ...core.errors import StackError
 from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
-from ...models.layout import kept, present
+from ...models.layout import CachedModule, Wiring, kept, present
 from ...models.parallel import behind_split
 from ...models.ports import Streams, returned, several
-from ...models.wiring import FAMILIES, CachedModule, Wiring
 from ...runtime.call import Interceptor
 from ...runtime.step import Computed
 from ...runtime.target import Target
@@ -97,7 +96,7 @@ class AttentionSite(PerModuleSite):
 
 def _module_units(facts: Facts, roles: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
     """Tokens of every output of every cached module; the facts must have the block lists."""
-    wiring = facts.wiring or FAMILIES[facts.family]
+    wiring: Wiring = facts.wiring
     text, image = facts.tokens - facts.image_tokens, facts.image_tokens
     per_list = [_outputs(wiring.modules[name], roles, text, image) for name in wiring.block_lists]
     return tuple(u for count, units in zip(facts.lists, per_list, strict=True) for u in units * count)

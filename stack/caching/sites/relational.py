@@ -13,8 +13,8 @@ from torch import nn
 from ...compile import compiled
 from ...core.facts import Facts
 from ...core.installer import Installer
+from ...models.layout import CachedModule, Wiring
 from ...models.ports import Streams
-from ...models.wiring import CachedModule, Wiring
 from ...runtime.target import Target
 from ..contract import Installs, PolicyLike, SiteState, register_site
 from ..controller import CacheController, CacheSlot

@@ -18,9 +18,8 @@ from torch import nn
 from ...compile import compiled
 from ...core.facts import Facts
 from ...core.installer import Installer
-from ...models.layout import kept, present
+from ...models.layout import Wiring, kept, present
 from ...models.ports import Streams
-from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.step import NO_BLOCK, Computed
 from ...runtime.target import Target

@@ -12,7 +12,7 @@ from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
 from ...core.ranks import ALONE
-from ...models.wiring import Wiring
+from ...models.layout import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.step import NOTHING
 from ...runtime.target import Target

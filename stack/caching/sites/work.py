@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from ...models.wiring import CachedModule
+from ...models.layout import CachedModule
 from ...quant.linears.int8 import Int8Linear
 from ...quant.linears.two_precisions import TwoPrecisions
 from ...quant.linears.weight_only import WeightOnlyLinear

@@ -18,8 +18,8 @@ from ...compat.rules.steps import SAMPLER_NOT_PLAIN
 from ...core.facts import Facts
 from ...core.installer import Installer
 from ...core.passes import Finding
+from ...models.layout import Wiring
 from ...models.sampler import LinearSampler
-from ...models.wiring import Wiring
 from ...runtime.call import DenoiserCall, Interceptor, Proceed
 from ...runtime.step import NOTHING
 from ...runtime.target import Target

@@ -25,6 +25,9 @@ class FamilyData:
             columns where the class is a U-Net, else for those asked for.
         time_scale: the timestep at noise level 1; None for 1 where the class takes ids or shapes of packed images, else
             1000.
+        flow_scale: of classes of rectified flow under any sampler: the timestep at noise level 1. 0 where only a
+            pipeline tells.
+        halves: whether pipelines run both guidance branches in one call, each in one half of the batch.
         unwired: why no stack goes on it, though a small instance runs; "" where one does.
     """
 
@@ -35,4 +38,6 @@ class FamilyData:
     video: bool | None = None
     fit: Callable[[Sizes], Sizes] | None = None
     time_scale: float | None = None
+    flow_scale: float = 0.0
+    halves: bool = False
     unwired: str = ""

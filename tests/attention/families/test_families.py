@@ -9,15 +9,10 @@ from stack import Stack
 from stack.attention.maps import Grid
 from stack.attention.sparsity import FIRST, LAST, MASKED, SparsityPolicy
 from stack.models.schedule import uniform
-from stack.models.wiring import FAMILIES
 
 from .rig import EXACT, HIDDEN, NAMES, STEPS, TOKENS, denoiser, given, request, sample, stack_of, steps
 
 by_family = pytest.mark.parametrize("name", NAMES)
-
-
-def test_every_family_wired_by_hand_is_here() -> None:
-    assert set(FAMILIES) == set(NAMES)
 
 
 @by_family

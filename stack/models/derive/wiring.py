@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NoReturn
 
+from diffusers import ModelMixin
 from torch import nn
 
 from ...core.errors import StackError
@@ -20,7 +22,7 @@ from .along import along_tokens
 from .arguments import batched_of_blocks, rows_differ
 from .attention import HOW, self_attentions
 from .blocks import candidates, main_lists
-from .grid import token_grid
+from .grid import Patches, token_grid
 from .linears import linears_of, roles_in_blocks, same_inputs, sensitive_roles
 from .modulation import modulated_input
 from .modules import ModuleProof
@@ -39,12 +41,15 @@ TOKENS, ALONG = "tokens", "along"
 MODULATION, GRID, ATTENTION = "modulation", "grid", "attention"
 
 
-def derived(denoiser: nn.Module) -> Wiring:
+def wiring_of(denoiser: nn.Module) -> Wiring:
     """The wiring of a denoiser's class and configuration; made once for each.
 
     Raises:
-        StackError: its forward takes no latent or no time under a name that is known.
+        StackError: no model of diffusers, or one whose forward takes no latent or no time under a name that is known.
     """
+    if not isinstance(denoiser, ModelMixin):
+        name = type(denoiser).__name__
+        raise StackError(f"cannot accelerate a {name}: expected a denoiser of diffusers, or a pipeline with one")
     config: Mapping[str, Any] = dict(vars(denoiser).get("_internal_dict", {}))
     plain = {name: value for name, value in config.items() if not name.startswith("_")}
     cls: Any = type(denoiser)
@@ -148,6 +153,8 @@ def _with_blocks(cls: type, takes: tuple[str, ...], probe: Probe) -> Wiring:
         modules=modules,
         modulation=modulation,
         grid=grid,
+        patch=grid.patch if isinstance(grid, Patches) else (),
+        numbers=whole.numbers if GRID in lacks else _per_token(grid(denoiser, trace.given), probe),
         along=along,
         lacks={**whole.lacks, **lacks},
         how={**whole.how, **_how(blocks), **({} if GRID in lacks else {GRID: str(grid)})},
@@ -221,6 +228,7 @@ def _whole(
             (WHOLE, BLOCKS), "a call leaves other weights or buffers behind: nothing kept would be valid"
         )
     linears = [] if probe is None else linears_of(probe.denoiser, probe.trace, (), ())
+    known = FAMILIES.get(cls.__name__, FamilyData())
     return Wiring(
         family=family_name(cls),
         classes=(cls.__name__,),
@@ -231,19 +239,18 @@ def _whole(
         sensitive=sensitive_roles(linears),
         modules={},
         modulation=_unknown("the modulated input of a block", cls),
-        tokens=lambda pipe, config: ((), 0),
         grid=lambda denoiser, given: (),
         inputs=() if probe is None else probe.inputs,
         residuals=tuple(name for name in takes if _is_residual(name)),
         batched=(),
-        flow=False,
-        timestep_scale=0.0,
+        flow_scale=known.flow_scale,
+        halves=known.halves,
         latent=latent,
         time=time,
         times=tuple(name for name in takes if name in (*ENDS, *AGAIN, *SOUND, *(probe.beside if probe else ()))),
         beside=() if probe is None else probe.beside,
         returns=None if probe is None else probe.returns,
-        numbers=None if probe is None else _numbers(probe.ratio),
+        numbers=(0, 0) if probe is None else (probe.ratio.denominator, probe.ratio.numerator),
         attention=attention,
         lacks=lacks,
         how={ATTENTION: HOW} if attention else {},
@@ -255,12 +262,13 @@ def _is_residual(name: str) -> bool:
     return name.endswith(("block_samples", "controlnet_hidden_states", "residuals", "block_additional_residual"))
 
 
-def _numbers(ratio: Fraction) -> Callable[[Mapping[str, Any]], tuple[int, int]]:
-    def numbers(config: Mapping[str, Any]) -> tuple[int, int]:
-        # Only their ratio is known: how much of the latent a token is, is not.
-        return ratio.denominator, ratio.numerator
-
-    return numbers
+def _per_token(grid: tuple[int, ...], probe: Probe) -> tuple[int, int]:
+    """Numbers of a token in the latent and in the output."""
+    latent = sum(tensor.numel() for tensor in tensors(probe.trace.given[probe.latent]))
+    into = Fraction(latent, math.prod(grid))
+    out = into * probe.ratio
+    exact = into.denominator == out.denominator == 1
+    return (int(into), int(out)) if exact else (probe.ratio.denominator, probe.ratio.numerator)
 
 
 def _unknown(what: str, cls: type) -> Callable[..., NoReturn]:
