@@ -51,11 +51,13 @@ class Along:
 
     Attributes:
         streams: whose tokens it holds, one stream after the other.
-        axis: of the argument, or of every tensor of it where it is a tuple.
+        axis: of the argument, or of its tensors where it is a tuple.
+        only: which tensors of a tuple run along them, such as one of a table for each stream; () for all.
     """
 
     streams: tuple[str, ...]
     axis: int = 0
+    only: tuple[int, ...] = ()
 
     def cut(self, value: Any, counts: Mapping[str, int], output: str, tokens: torch.Tensor) -> Any:
         """The argument for some tokens of the output stream, and all of the others.
@@ -72,7 +74,10 @@ class Along:
             places.append(start + (tokens if name == output else torch.arange(count, device=tokens.device)))
             start += count
         left = torch.cat(places)
-        return returned(tensor.index_select(self.axis, left) for tensor in several(value))
+        return returned(
+            tensor.index_select(self.axis, left) if number in (self.only or (number,)) else tensor
+            for number, tensor in enumerate(several(value))
+        )
 
 
 @dataclass(frozen=True)

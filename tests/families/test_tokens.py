@@ -86,6 +86,8 @@ def test_arguments_along_the_tokens_and_whose_they_are() -> None:
         "freqs_cis": Along(("video",)), "image_rotary_emb": Along(("video",)),
         "attention_mask": Along(("video", "text"), axis=3),
     }  # fmt: skip
+    # A table for the image and one for the text.
+    assert wired("QwenImageTransformer2DModel").along == {"image_rotary_emb": Along(("image",), only=(0,))}
 
 
 def made_up(stack: Stack, name: str) -> LinearMaps:

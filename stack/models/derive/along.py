@@ -45,6 +45,8 @@ def along_tokens(trace: Trace, other: Trace, blocks: Blocks) -> dict[str, Along]
 def _choices(values: Sequence[Any], counts: Sequence[Mapping[str, int]], output: str) -> list[Along]:
     """Streams whose tokens, the output stream's among them, are as many as the entries along an axis, in both calls.
 
+    Of a tuple in all tensors, or else in those where they are.
+
     Raises:
         Unproven: that is so along several axes, as of a mask with a row and a column for each token.
     """
@@ -53,8 +55,10 @@ def _choices(values: Sequence[Any], counts: Sequence[Mapping[str, int]], output:
     for axis in range(pairs[0][0].ndim if pairs else 0):
         for order in (order for size in (1, 2) for order in itertools.permutations(counts[0], size)):
             wanted = [sum(count.get(stream, 0) for stream in order) for count in counts]
-            if output in order and all(_entries(pair, axis) == wanted for pair in pairs):
-                found.append(Along(order, axis))
+            fitting = tuple(number for number, pair in enumerate(pairs) if _entries(pair, axis) == wanted)
+            if output in order and fitting:
+                found.append(Along(order, axis, fitting if len(fitting) < len(pairs) else ()))
+    found = [along for along in found if not along.only] or found
     if len({along.axis for along in found}) > 1:
         raise Unproven("an argument of the blocks runs along the tokens twice")
     return found
@@ -70,7 +74,7 @@ def _proven(
 ) -> dict[str, Along]:
     """The first combination under which the block returns the same tokens in another order."""
     # A mask that hides nothing would fit in any order.
-    given = {**call.given, **{name: _uneven(call.given[name], some[0].axis) for name, some in choices.items()}}
+    given = {**call.given, **{name: _uneven(call.given[name], some[0]) for name, some in choices.items()}}
     streams, made = ports.given(given), ports.read(called_with(call.module, given))
     if output not in streams:
         return {}
@@ -87,13 +91,13 @@ def _proven(
     raise Unproven(f"{call.path} depends on the order of its tokens")
 
 
-def _uneven(value: Any, axis: int) -> Any:
+def _uneven(value: Any, along: Along) -> Any:
     """Every third entry of what is the same for all tokens turned off."""
     return returned(
-        tensor.index_fill(axis, torch.arange(1, tensor.shape[axis], 3), 0)
-        if (tensor == tensor.flatten()[0]).all()
+        tensor.index_fill(along.axis, torch.arange(1, tensor.shape[along.axis], 3), 0)
+        if number in (along.only or (number,)) and (tensor == tensor.flatten()[0]).all()
         else tensor
-        for tensor in several(value)
+        for number, tensor in enumerate(several(value))
     )
 
 

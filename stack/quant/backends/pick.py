@@ -38,20 +38,20 @@ class MeasuredSpeed:
 _CPU = "linears 1,024 wide at 1,024 tokens, Zen 4 with VNNI"
 _H100 = "FLUX.1-dev on one H100, compiled, whole pipeline; published by sayakpaul/diffusers-torchao"
 MEASURED = (
-    MeasuredSpeed("int8", "cpu", "native", 2.0, _CPU),
-    MeasuredSpeed("int8", "cpu", "torchao", 1.34, _CPU),
-    MeasuredSpeed("int8", "cpu", "bitsandbytes", 0.86, _CPU),
+    MeasuredSpeed("int8", "cpu", "native", 2.02, _CPU),
+    MeasuredSpeed("int8", "cpu", "torchao", 1.27, _CPU),
+    MeasuredSpeed("int8", "cpu", "bitsandbytes", 0.82, _CPU),
     MeasuredSpeed("int8", "cuda", "torchao", 1.24, _H100),
     MeasuredSpeed("fp8", "cuda", "torchao", 1.39, _H100),
-    MeasuredSpeed("int8-weight", "cpu", "torchao", 0.98, _CPU),
-    MeasuredSpeed("int8-weight", "cpu", "native", 0.93, _CPU),
-    MeasuredSpeed("int8-weight", "cpu", "quanto", 0.38, _CPU),
+    MeasuredSpeed("int8-weight", "cpu", "torchao", 0.99, _CPU),
+    MeasuredSpeed("int8-weight", "cpu", "native", 0.94, _CPU),
+    MeasuredSpeed("int8-weight", "cpu", "quanto", 0.39, _CPU),
     MeasuredSpeed("int8-weight", "cuda", "torchao", 0.91, _H100),
     MeasuredSpeed("fp8-weight", "cpu", "native", 0.87, _CPU),
     MeasuredSpeed("fp8-weight", "cpu", "torchao", 0.62, _CPU),
     MeasuredSpeed("fp8-weight", "cuda", "torchao", 0.96, _H100),
     MeasuredSpeed("int4-weight", "cpu", "native", 0.87, _CPU),
-    MeasuredSpeed("int4-weight", "cpu", "quanto", 0.39, _CPU),
+    MeasuredSpeed("int4-weight", "cpu", "quanto", 0.4, _CPU),
     MeasuredSpeed("nf4", "cpu", "bitsandbytes", 0.97, _CPU),
     MeasuredSpeed("nf4", "cpu", "native", 0.9, _CPU),
 )
