@@ -34,6 +34,22 @@ def reused(**options: Any) -> Callable[[Any], Stack]:
     return lambda pipe: Stack(pipe, steps=STEPS).quantize("int8", min_features=8).cache("svd", interval=3, **options)
 
 
+def test_both_are_compiled_and_give_what_they_give_eagerly() -> None:
+    whole = wan22()
+    plain = whole.call()
+
+    def made(stack: Stack) -> tuple[torch.Tensor, list[str]]:
+        with stack:
+            return whole.call(stack), [record.kind for record in stack.report().steps]
+
+    small = partial(Stack.quantize, scheme="int8", min_features=8)
+    eager, kinds = made(small(Stack(whole.pipe, steps=STEPS)).cache("svd"))
+    compiled, same_kinds = made(small(Stack(whole.pipe, steps=STEPS)).compile().cache("svd"))
+    assert kinds == same_kinds and kinds.count("cached") == 6
+    assert float((compiled - eager).abs().max()) < 1e-4 < 0.1 < float((eager - plain).abs().max())
+    assert torch.equal(whole.call(), plain)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_both_get_the_passes_and_both_lose_them(name: str) -> None:
     whole = PAIRS[name]()
