@@ -15,7 +15,7 @@ from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from .calibration import DISAGREE_DB
 from .goals import Goal
-from .held_out import HeldOut, chosen_again, finalists
+from .held_out import HeldOut, chosen_again, finalists, pictures_of_each
 from .learned_fit import Estimates, learn
 from .progress import BestSoFar
 from .schedule_search import ScheduleSearch
@@ -34,6 +34,7 @@ from .time_budget import (
 )
 from .trials import Point, Trials, decides_by_threshold
 
+CHECKED = 1 / 3  # most of what is left of the time that several pictures of each held-out prompt may take
 FEW_TRIALS = 3  # for which there has to be time, beside what is kept for learning
 FEW = 8  # trials: a search that time ends before them has hardly left its openings
 
@@ -65,6 +66,7 @@ class Search:
         held: the held-out pictures that decided; None before that.
         estimates: of the uncached runs, where corrections may be learnt.
         used: how many prompts there was time for, held-out ones included.
+        times: pictures of each held-out prompt that decide.
     """
 
     trials: Trials
@@ -86,7 +88,7 @@ class Search:
         self.estimates = Estimates()
         self.stack, self.cache, self.calls, self.goal = stack, cache, calls, goal
         self.budget, self.bar = budget, bar
-        self.used = 0
+        self.used, self.times = 0, 1
 
     def all(self, prompts: Sequence[Any], held_out: Sequence[Any], seed: int) -> tuple[SearchResult, float]:
         """The choice, and its PSNR on held-out prompts; NaN where there was no time for these."""
@@ -125,7 +127,9 @@ class Search:
             self.trials = Trials(self.stack, self.cache, searched, steps, seed, self.calls, beside)
             # Uncached once, with the cache that was there, and with what was found.
             picture = (budget.spent - began) / len(searched)
-            check = least_seconds(picture, 0, len(held), share)
+            one = least_seconds(picture, 0, 1, share)
+            self.times = pictures_of_each(len(held), CHECKED * (budget.seconds - budget.spent), one)
+            check = least_seconds(picture, 0, len(held) * self.times, share)
             budget.keep(min(CHECK * check, budget.seconds - budget.spent))
             self.bar.says("the cache as it is")
             self.point = point = self.trials.as_it_is()
@@ -150,7 +154,7 @@ class Search:
         if self.budget.interrupted:
             return self._unchecked(choice)
         try:
-            self.held = held = HeldOut(self.trials, prompts)
+            self.held = held = HeldOut(self.trials, prompts, times=self.times)
             known = held.psnr(choice.cache)
             ours = known if choice.kept else held.psnr(self.own.cache)
             better = not choice.kept and held.ahead(choice.cache, self.own.cache)
@@ -160,7 +164,7 @@ class Search:
         if choice.tried and choice.psnr - known >= DISAGREE_DB:
             try:
                 again = self._made_again(choice, held)
-                other = HeldOut(self.trials, prompts, check=2)
+                other = HeldOut(self.trials, prompts, check=2, times=self.times)
                 better = other.ahead(again.cache, self.own.cache)
                 choice, known, ours = again, other.psnr(again.cache), other.psnr(self.own.cache)
                 self.held = other

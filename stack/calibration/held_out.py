@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .trials import Trials
 
 AWAY = 10_000  # between the seeds searched on and those checked on, and from one check to the next
+PICTURES = 4  # fewest that decide whether a new cache replaces the one that was there, where there is time for them
 SURE = 0.9  # that a new cache is better than the one that was there
 SEARCHED = 4  # kinds of candidates of a search that are compared where its own choice did not hold
 
@@ -27,10 +28,11 @@ class HeldOut:
 
     Args:
         check: 1, 2, ... for other seeds each time.
+        times: pictures of every prompt, each of its own seed.
     """
 
-    def __init__(self, trials: Trials, prompts: Sequence[str], check: int = 1):
-        self.trials, self.prompts, self._seed = trials, prompts, trials.seed + check * AWAY
+    def __init__(self, trials: Trials, prompts: Sequence[str], check: int = 1, times: int = 1):
+        self.trials, self.prompts, self._seed = trials, [*prompts] * times, trials.seed + check * AWAY
         self.target = trials.run(recorder(Trajectory()), prompts, self._seed)
         self._known: list[tuple[Cache, list[float]]] = []
 
@@ -60,6 +62,12 @@ class HeldOut:
         """Whether a cache is ahead of another, in pooled error too: that sees pictures whose layout has changed."""
         after, before = (fmean(10 ** (-db / 10) for db in self.each(cache)) for cache in (new, old))
         return after < before and self.ahead(new, old)
+
+
+def pictures_of_each(prompts: int, seconds: float, picture: float) -> int:
+    """How many pictures of so many held-out prompts are compared each: enough for `PICTURES` where they fit."""
+    wanted = -(-PICTURES // prompts)
+    return next((times for times in range(wanted, 1, -1) if times * prompts * picture <= seconds), 1)
 
 
 def finalists(tried: Tried, steps: int, most: int = SEARCHED, always: Sequence[int] = ()) -> list[Candidate]:

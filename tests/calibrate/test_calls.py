@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 
 from stack import Stack, StackError
 from stack.calibrated import calibrate
+from stack.calibration.held_out import PICTURES
 from stack.comparison.compare import compare
 from stack.recipe import parse_recipe
 from stack.reference.pipeline import ShapesFluxPipeline
@@ -127,7 +128,7 @@ def test_a_function_gives_arguments_prompt_by_prompt_and_embeddings_stand_for_pr
     given = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
     stack.calibrate(["one", "two"], "three", trials=1, progress=False, call=given)
     assert all(seen["prompt"] is None for seen in pipe.seen)
-    assert {len(seen["prompt_embeds"]) for seen in pipe.seen} == {1, 2}
+    assert {len(seen["prompt_embeds"]) for seen in pipe.seen} == {1, 2, PICTURES}
 
 
 @pytest.mark.parametrize("prompt", ["a purple elephant", 7, None])

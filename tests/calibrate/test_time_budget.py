@@ -14,7 +14,7 @@ from stack.caching.cache import Cache
 from stack.calibration.calibrate import calibrate
 from stack.calibration.calibration import Calibration
 from stack.calibration.goals import Goal
-from stack.calibration.held_out import HeldOut
+from stack.calibration.held_out import PICTURES, HeldOut
 from stack.calibration.time_budget import CHECK, SearchBudget, fitting, least_seconds
 from stack.calibration.trials import Trials
 from stack.reference.pipeline import ShapesFluxPipeline
@@ -119,7 +119,8 @@ def test_no_calibration_makes_held_out_pictures_worse(method: str, trials: int) 
         stack = Stack(pipe, steps=STEPS).cache(method)
         before = cache_of(stack)
         found = stack.calibrate(PROMPTS[:2], HELD[:1], trials=trials, seed=seed, progress=False)
-        held = HeldOut(Trials(stack, before, PROMPTS[:2], STEPS, seed), HELD[:1], check=2 if found.compared else 1)
+        runs = Trials(stack, before, PROMPTS[:2], STEPS, seed)
+        held = HeldOut(runs, HELD[:1], check=2 if found.compared else 1, times=PICTURES)
         assert held.psnr(found.cache) >= held.psnr(before) - 0.01
         assert found.kept == (found.cache == before)
 
