@@ -58,7 +58,9 @@ class Matrix:
             for contestant in [*others, *as_called(variant)]:
                 key = f"{variant.name}: {contestant.method}, {contestant.kind}"
                 row = self.record.remember(key, lambda v=variant, c=contestant: self.row(v, c))
-                Console().print(f"{key}: {row['psnr']:.1f} dB, {row['cached']} steps cached", highlight=False)
+                equal = not row["mse"]
+                figure = "as uncached" if equal else f"{row['psnr']:.1f} dB"
+                Console().print(f"{key}: {figure}, {row['cached']} steps cached", highlight=False)
                 yield row
 
     def row(self, variant: Variant, contestant: Contestant) -> dict[str, Any]:

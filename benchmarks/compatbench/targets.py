@@ -20,6 +20,11 @@ def _typical(row: Line, plain: Line) -> float:
     return float(10 ** (median(b - a for a, b in zip(row["each"], plain["each"], strict=True)) / 10))
 
 
+def _over(row: Line, other: Line | None) -> float | None:
+    """A loss over another; None where that is none."""
+    return row["mse"] / other["mse"] if other and other["mse"] else None
+
+
 def ratios(rows: Sequence[Line]) -> list[Line]:
     """Each layered pair: its loss over the cache's on the plain model, over naive joining's, and over plain reuse's."""
     by = {(row["variant"], row["method"], row["kind"]): row for row in rows}
@@ -35,12 +40,12 @@ def ratios(rows: Sequence[Line]) -> list[Line]:
                 "variant": variant, "cache": method, "bound": row["bound"], "PSNR": row["psnr"],
                 "naive PSNR": naive and naive["psnr"], "plain PSNR": plain["psnr"],
                 "reuse PSNR": reuse and reuse["psnr"],
-                "loss over plain": row["mse"] / plain["mse"],
-                "typical over plain": _typical(row, plain),
+                "loss over plain": _over(row, plain),
+                "typical over plain": _typical(row, plain) if row["mse"] and plain["mse"] else None,
                 "carried over plain": row["carried"] and plain["carried"] and row["carried"] / plain["carried"],
-                "loss over the cache's own": own and row["mse"] / own["mse"],
-                "naive over plain": naive and naive["mse"] / plain["mse"],
-                "loss over reuse": reuse and row["mse"] / reuse["mse"],
+                "loss over the cache's own": _over(row, own),
+                "naive over plain": naive and _over(naive, plain),
+                "loss over reuse": _over(row, reuse),
             }
         )  # fmt: skip
     return found
@@ -51,7 +56,7 @@ def matrix_targets(rows: Sequence[Line]) -> list[Target]:
     targets = []
     for line in ratios(rows):
         pair = f"{line['cache']} on {line['variant']}"
-        if line["bound"]:
+        if line["bound"] and line["loss over plain"] is not None:
             targets.append(
                 Target(f"{pair}: loss over the cache's on the plain model", line["loss over plain"], GROWS, "<=")
             )
