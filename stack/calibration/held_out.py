@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .trials import Trials
 
 AWAY = 10_000  # between the seeds searched on and those checked on, and from one check to the next
-PICTURES = 4  # fewest that decide whether a new cache replaces the one that was there, where there is time for them
-SURE = 0.9  # that a new cache is better than the one that was there
+PICTURES = 6  # fewest that decide whether a new cache replaces the one that was there, where there is time for them
+SURE = 0.95  # that a new cache is better than the one that was there
 SEARCHED = 4  # kinds of candidates of a search that are compared where its own choice did not hold
 
 
@@ -33,7 +33,7 @@ class HeldOut:
 
     def __init__(self, trials: Trials, prompts: Sequence[str], check: int = 1, times: int = 1):
         self.trials, self.prompts, self._seed = trials, [*prompts] * times, trials.seed + check * AWAY
-        self.target = trials.run(recorder(Trajectory()), prompts, self._seed)
+        self.target = trials.run(recorder(Trajectory()), self.prompts, self._seed)
         self._known: list[tuple[Cache, list[float]]] = []
 
     def each(self, cache: Cache) -> list[float]:
@@ -42,7 +42,7 @@ class HeldOut:
             if other == cache:
                 return known
         made = self.trials.run(cache, self.prompts, self._seed)
-        self._known.append((cache, found := list(map(psnr, made, self.target))))
+        self._known.append((cache, found := [psnr(*pair) for pair in zip(made, self.target, strict=True)]))
         return found
 
     def psnr(self, cache: Cache) -> float:

@@ -6,19 +6,25 @@ their attributes, or leave it to the denoiser's configuration. What none of them
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from diffusers import ConfigMixin
+
+from ..core.parameters import parameters_of
 from .grid import Grid
 from .layout import Wiring
 
-SPACE = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
-TIME = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+SPACE = (
+    "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor", "vae_scale_factor",
+)  # fmt: skip
+TIME = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
 CHANNELS = ("latent_channels", "z_dim")  # what configurations of VAEs call the latent's
-PIXELS = 3  # channels of a latent without a VAE
+USUAL = (3, 16, 32)  # channels of pixels, and of VAEs whose latents pipelines pack
+PIECES = ("latent_window_size", "num_latent_frames_per_chunk", "segment_frame_length")  # a video made piece by piece
+OTHERWISE = ("AllegroPipeline", "PRXPipeline")  # whose attributes of these names count latent frames, or pixels
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,12 @@ class DefaultSize:
     def grid(self) -> Grid:
         """(rows, columns) of the latent's tokens, or (frames, rows, columns); () where nothing says it."""
         patch = self.wiring.patch or self._packed()
-        if not patch or (len(patch) == 3 and self.pipe is None):
+        unknown = any(kind.__name__ in OTHERWISE for kind in type(self.pipe).__mro__)
+        if not patch or unknown or (len(patch) == 3 and self.pipe is None):
             return ()
-        rows, columns = (self._latents(axis, name) // patch[axis] for axis, name in ((-2, "height"), (-1, "width")))
+        rows, columns = self._latents(-2, "height") // patch[-2], self._latents(-1, "width") // patch[-1]
         frames = self._frames() // (patch[-3] if len(patch) == 3 else 1)
-        if not (rows and columns):
+        if not (frames and rows and columns):
             return ()
         return (frames, rows, columns) if frames > 1 else (rows, columns)
 
@@ -50,44 +57,74 @@ class DefaultSize:
         seen = len(self.wiring.streams) > 1 or any(one.others for one in self.wiring.attention.values())
         if not seen or self.pipe is None:
             return 0
-        known = self._own("tokenizer_max_length"), self.config.get("max_text_seq_length")
-        return self._asked("max_sequence_length") or next((count for count in known if isinstance(count, int)), 0)
+        return (
+            self._asked("max_sequence_length")
+            or self._own("tokenizer_max_length")
+            or _count(self.config.get("max_text_seq_length"))
+        )
 
     def _packed(self) -> tuple[int, ...]:
-        """Latent pixels of a token that the pipeline packs: it takes as many times more channels than the VAE has."""
-        vae, taken = self._own("vae"), self.config.get("in_channels")
-        said = vae.config if vae is not None and isinstance(vae.config, Mapping) else {}
-        own = PIXELS if vae is None else next((said[name] for name in CHANNELS if name in said), 0)
-        if self.pipe is None or not isinstance(taken, int) or not own or taken % own:
+        """Latent pixels of a token that the pipeline packs: it has so many times the channels of the VAE's latent."""
+        if self.pipe is None:
             return ()
-        side = math.isqrt(taken // own)
-        return (side, side) if side * side * own == taken else ()
+        vae = self._attribute("vae")
+        said: Any = vae.config if isinstance(vae, ConfigMixin) else {}
+        known = [_count(said[name]) for name in CHANNELS if name in said]
+        for taken in (_count(self.config.get("in_channels")), _count(self.config.get("out_channels"))):
+            for own in known[:1] or USUAL:
+                side = math.isqrt(taken // own) if own else 0
+                if taken and side * side * own == taken:
+                    return side, side
+        return ()
 
     def _latents(self, axis: int, name: str) -> int:
         """Rows or columns of latent pixels; 0 where unknown."""
         if pixels := self._own(f"default_{name}") or self._asked(name):
-            return int(pixels) // self._factor(SPACE)
-        sizes = (self._own("default_sample_size"), self.config.get(f"sample_{name}"), self.config.get("sample_size"))
+            factor = self._factor(SPACE)
+            return pixels // factor if factor else 0
+        sizes = (
+            self._attribute("default_sample_size"),
+            self.config.get(f"sample_{name}"),
+            self.config.get("sample_size"),
+        )
         given = next((size for size in sizes if size), 0)
-        return int(given[axis] if isinstance(given, list | tuple) else given)
+        if isinstance(given, list | tuple):
+            return _count(given[axis]) if len(given) >= 2 else 0
+        return _count(given)
 
     def _frames(self) -> int:
-        """Frames of latents; 1 of a picture."""
-        known = self._own("default_num_frames"), self._asked("num_frames"), self.config.get("sample_frames")
-        frames = next((count for count in known if count), 1)
-        return (frames - 1) // self._factor(TIME) + 1
+        """Frames of latents; 1 of a picture, 0 where unknown."""
+        takes = parameters_of(type(self.pipe), "__call__")
+        frames = (
+            self._own("default_num_frames")
+            or self._asked("num_frames")
+            or self._asked("frames")
+            or _count(self.config.get("sample_frames"))
+        )
+        if not frames:
+            return 0 if any("frames" in name or "video" in name for name in takes) else 1
+        factor = self._factor(TIME)
+        return (frames - 1) // factor + 1 if factor and not any(name in takes for name in PIECES) else 0
 
     def _factor(self, names: tuple[str, ...]) -> int:
-        """Pixels, or frames, that one latent stands for."""
-        return next((factor for name in names if (factor := self._own(name))), 1)
+        """Pixels, or frames, that one latent stands for; 1 where the pipeline has none of these names."""
+        known = [name for name in names if self.pipe is not None and name in vars(self.pipe)]
+        return self._own(known[0]) if known else 1
 
-    def _own(self, name: str) -> Any:
-        """An attribute of the pipeline; None where it has none of this name."""
+    def _attribute(self, name: str) -> Any:
+        """None where the pipeline has none of this name."""
         return None if self.pipe is None else vars(self.pipe).get(name)
+
+    def _own(self, name: str) -> int:
+        """An attribute of the pipeline; 0 where it has none of this name, or no number."""
+        return _count(self._attribute(name))
 
     def _asked(self, name: str) -> int:
         """What an argument of the pipeline's call is by default; 0 where there is none of this name, or no number."""
-        # A subclass may hand it on unnamed: its parent names it.
-        calls = (vars(kind)["__call__"] for kind in type(self.pipe).__mro__ if "__call__" in vars(kind))
-        found = (parameter for call in calls if (parameter := inspect.signature(call).parameters.get(name)))
-        return next((p.default for p in found if isinstance(p.default, int)), 0)
+        parameters = parameters_of(type(self.pipe), "__call__")
+        return _count(parameters[name].default) if name in parameters else 0
+
+
+def _count(value: Any) -> int:
+    """A number of things; 0 for whatever is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from ..core.errors import StackError
+from ..core.parameters import parameters_of
 from .examples.arguments import rules_for
 from .examples.call import Call, Rule, Sizes, multiples_of
 from .examples.shrink import defaults, shrunk
 from .examples.weights import redraw
-from .families import FAMILIES, FamilyData
+from .families import FamilyData, family_of
 from .families.refused import REFUSED
+from .plainly import plainly, with_own_attention
 
 __all__ = ["Sizes", "Small", "samples_of", "small"]
 
@@ -47,6 +49,7 @@ class Small:
     reason: str
 
 
+@plainly()
 def small(cls: type[nn.Module], config: Mapping[str, Any] | None = None) -> Small:
     """A small instance of this class: 2 or 3 blocks a list, 2 heads, fewer than 3 million weights.
 
@@ -59,7 +62,7 @@ def small(cls: type[nn.Module], config: Mapping[str, Any] | None = None) -> Smal
     """
     if reason := REFUSED.get(cls.__name__):
         raise StackError(f"{cls.__name__} has no small instance: {reason}")
-    family = FAMILIES.get(cls.__name__, FamilyData())
+    family = family_of(cls)
     reduced = _configured(cls, config or {}, family)
     denoiser = _built(cls, reduced)
     failed: list[Exception] = []
@@ -100,12 +103,12 @@ def _built(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
                 f"no small {cls.__name__} could be built: {error}; give entries of its configuration in {REGISTER}"
             ) from error
     redraw(denoiser)
-    return denoiser.eval()
+    return with_own_attention(denoiser).eval()
 
 
 def _calls(cls: type[nn.Module], config: Mapping[str, Any], family: FamilyData) -> Iterator[Example]:
     """Every combination of the rules known for the arguments, the most usual first."""
-    parameters = dict(list(inspect.signature(cls.forward).parameters.items())[1:])
+    parameters = parameters_of(cls, "forward")
     video = cls.__name__.endswith("3DModel") if family.video is None else family.video
     rules = rules_for(parameters, family.arguments, video)
     needed = [name for name, entry in parameters.items() if entry.default is entry.empty and entry.kind in _NAMED]

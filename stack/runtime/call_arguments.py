@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.errors import StackError, nearest
 from ..core.files import reason
+from ..core.parameters import parameters_of
 from ..core.validate import shown
 
 STEPS = "num_inference_steps"
@@ -56,7 +57,7 @@ class CallParameters:
         for kind in type(pipe).__mro__:
             if "__call__" not in vars(kind):
                 continue
-            parameters = list(inspect.signature(vars(kind)["__call__"]).parameters.values())[1:]
+            parameters = list(inspect.signature(kind.__call__).parameters.values())[1:]
             positional += [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][len(positional) :]
             named += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
             any_name = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
@@ -77,9 +78,8 @@ def own_steps(pipe: Any) -> int:
     if isinstance(pipe, ModularPipeline):
         said = [taken.default for taken in pipe.blocks.inputs if taken.name == STEPS]
     else:
-        calls = (vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind))
-        takes = (inspect.signature(call).parameters for call in calls)
-        said = [parameters[STEPS].default for parameters in takes if STEPS in parameters]
+        parameters = parameters_of(type(pipe), "__call__")
+        said = [parameters[STEPS].default] if STEPS in parameters else []
     return next((steps for steps in said if isinstance(steps, int)), ASSUMED_STEPS)
 
 

@@ -31,11 +31,20 @@ KNOWN: dict[str, tuple[int, tuple[int, ...], int]] = {
 }
 
 
+class Vae(diffusers.ConfigMixin):  # type: ignore[misc]
+    """As much of one as is looked at."""
+
+    config_name = "config.json"
+
+    def __init__(self, channels: Any):
+        self.register_to_config(latent_channels=channels)
+
+
 def shrunk(repo: str, channels: int) -> Any:
     """The pipeline over a small denoiser of the same patches and channels, and as much of a VAE as is looked at."""
     model = published(repo)
     pipe = assembled(model.pipeline, transformer=small(getattr(diffusers, model.denoiser), model.full_config).denoiser)
-    pipe.__dict__["vae"] = SimpleNamespace(config={"latent_channels": channels})
+    vars(pipe)["vae"] = Vae(channels)
     return pipe
 
 
@@ -64,3 +73,59 @@ def test_a_pipeline_of_which_nothing_is_written_by_hand_says_what_its_cache_will
 def test_channels_that_no_square_of_latents_gives_are_unknown() -> None:
     pipe = shrunk("black-forest-labs/FLUX.1-dev", 24)
     assert DefaultSize(pipe, wiring_of(pipe.transformer), pipe.transformer.config).grid() == ()
+
+
+def size_of(
+    name: str, transformer: str, vae: Any = None, config: dict[str, Any] | None = None, **own: Any
+) -> DefaultSize:
+    """Of a pipeline over a small denoiser, with attributes of its own."""
+    denoiser = small(getattr(diffusers, transformer), config or {}).denoiser
+    pipe = assembled(name, transformer=denoiser)
+    vars(pipe).update({"vae": vae, **own})
+    return DefaultSize(pipe, wiring_of(denoiser), denoiser.config)
+
+
+FLUX = ("FluxPipeline", "FluxTransformer2DModel")
+WAN = ("WanPipeline", "WanTransformer3DModel")
+
+
+def test_pipelines_that_count_otherwise() -> None:
+    """As each calls its denoiser; () where a number is another one than its name says."""
+    assert size_of("MochiPipeline", "MochiTransformer3DModel").grid() == (4, 30, 53)
+    assert size_of("SanaVideoPipeline", "SanaVideoTransformer3DModel").grid()[1:] == (30, 52)
+    assert size_of("AllegroPipeline", "AllegroTransformer3DModel").grid() == ()
+    assert size_of("PRXPipeline", "PRXTransformer2DModel").grid() == ()
+    assert size_of("WanVideoToVideoPipeline", "WanTransformer3DModel").grid() == ()
+    fill = {"in_channels": 384, "out_channels": 64}
+    assert size_of("FluxFillPipeline", FLUX[1], SimpleNamespace(config={"latent_channels": 16}), fill).grid() == (
+        64,
+        64,
+    )
+    assert size_of(*FLUX).grid() == (64, 64)  # without a VAE
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"default_sample_size": [96]},
+        {"default_sample_size": "96"},
+        {"vae_scale_factor": (8, 8), "default_height": 512},
+        {"vae_scale_factor": None, "default_height": 512},
+        {"default_height": -1, "default_sample_size": 0},
+    ],
+)
+def test_attributes_that_are_no_numbers_are_unknown(own: dict[str, Any]) -> None:
+    assert size_of(*FLUX, **own).grid() == ()
+
+
+def test_a_vae_of_any_kind_is_no_error() -> None:
+    for vae in (
+        SimpleNamespace(),
+        SimpleNamespace(config=3),
+        SimpleNamespace(config={"latent_channels": [16]}),
+        object(),
+    ):
+        assert size_of(*FLUX, vae).grid() in ((), (64, 64))
+    assert (
+        size_of(*WAN, vae_scale_factor_spatial=0).grid() == () == size_of(*WAN, vae_scale_factor_temporal=None).grid()
+    )

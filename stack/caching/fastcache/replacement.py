@@ -44,6 +44,10 @@ class Replacement:
             limit = min(limit, adaptive_limit(change, sigma, p.adaptive))
         return change <= limit
 
+    def knows(self, kept: Kept, key: str) -> bool:
+        """Whether a block's output of this stream is known: the last blocks of some models return no text."""
+        return key in self._maps if self.choices.approximation == "static" else f"{key}/added" in kept
+
     def output(self, kept: Kept, key: str, x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
         """The input (1, n, D) and what the block is taken to add to it."""
         if self.choices.approximation == "static":

@@ -232,7 +232,8 @@ class FastCache:
         use, kept, entry = self._use, sample.slot.kept, sample.streams
         places = {name: sample.running.places if name == stream else None for name in entry}
         if ran is None:
-            sample.streams = {n: use.output(kept, f"{number}/{n}", x, places[n]) for n, x in entry.items()}
+            made = [name for name in entry if name == stream or use.knows(kept, f"{number}/{name}")]
+            sample.streams = {n: use.output(kept, f"{number}/{n}", entry[n], places[n]) for n in made}
         else:
             sample.streams = ran
             sample.ran += 1
@@ -240,7 +241,7 @@ class FastCache:
             sample.work = sample.work[0] + share, sample.work[1] + share**2
         # Published maps need only what the gate compares; the others start from every stream.
         for name in entry if self.choices.approximation != "static" else (stream,):
-            if "gate" in self.choices.parts:
+            if "gate" in self.choices.parts and (ran is None or name in ran):
                 use.remember(kept, f"{number}/{name}", entry[name], ran[name] if ran else None, places[name])
 
     def _end(self, stream: str) -> Streams:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import re
@@ -15,8 +14,10 @@ from diffusers import ModelMixin
 from torch import nn
 
 from ...core.errors import StackError
-from ..families import FAMILIES, FamilyData
+from ...core.parameters import parameters_of
+from ..families import FamilyData, family_of
 from ..layout import Along, CachedModule, Wiring
+from ..plainly import plainly
 from ..small import Small, small
 from .along import along_tokens
 from .arguments import batched_of_blocks, rows_differ
@@ -53,7 +54,7 @@ def wiring_of(denoiser: nn.Module) -> Wiring:
     config: Mapping[str, Any] = dict(vars(denoiser).get("_internal_dict", {}))
     plain = {name: value for name, value in config.items() if not name.startswith("_")}
     cls: Any = type(denoiser)
-    return _of_class(cls, json.dumps(plain, sort_keys=True, default=str), FAMILIES.get(cls.__name__))
+    return _of_class(cls, json.dumps(plain, sort_keys=True, default=str))
 
 
 def wiring_of_class(cls: type[nn.Module]) -> Wiring:
@@ -62,32 +63,40 @@ def wiring_of_class(cls: type[nn.Module]) -> Wiring:
     Raises:
         StackError: its forward takes no latent or no time under a name that is known.
     """
-    hashable: Any = cls
-    return _of_class(hashable, "{}", FAMILIES.get(cls.__name__))
+    return _of_class(cls, "{}")
+
+
+class _NoSmallInstanceError(StackError):
+    """There is nothing to try a class on."""
+
+
+def _of_class(cls: Any, config: str) -> Wiring:
+    try:
+        return _derived(cls, config, family_of(cls))
+    except _NoSmallInstanceError as error:
+        return wiring_of_small(cls, str(error))
 
 
 @lru_cache(maxsize=64)
-def _of_class(cls: type[nn.Module], config: str, known: FamilyData | None) -> Wiring:
+def _derived(cls: type[nn.Module], config: str, known: FamilyData) -> Wiring:
     """The wiring of a class; `known` is what `small` finds, so that data which come later are not overlooked."""
-    return wiring_of_small(cls, _made(cls, json.loads(config)))
-
-
-def _made(cls: type[nn.Module], config: Mapping[str, Any]) -> Small | str:
     try:
-        return small(cls, config)
-    except StackError as error:
-        return f"no small instance to try it on: {error}"
+        made = small(cls, json.loads(config))
+    except StackError as error:  # raised, for what is raised is not kept
+        raise _NoSmallInstanceError(f"no small instance to try it on: {error}") from None
+    return wiring_of_small(cls, made)
 
 
+@plainly()
 def wiring_of_small(cls: type[nn.Module], made: Small | str) -> Wiring:
     """The wiring of a class.
 
     Args:
         made: a small instance, or why there is none.
     """
-    if why := FAMILIES.get(cls.__name__, FamilyData()).unwired:
+    if why := family_of(cls).unwired:
         raise StackError(f"cannot accelerate a {cls.__name__}: {why}; use diffusers' own options on it")
-    takes = tuple(inspect.signature(cls.forward).parameters)
+    takes = tuple(parameters_of(cls, "forward"))
     latent, time = (_one_of(cls, takes, names) for names in (LATENTS, TIMES))
     if isinstance(made, str):
         return _whole(cls, takes, latent, time, made)
@@ -228,7 +237,7 @@ def _whole(
             (WHOLE, BLOCKS), "a call leaves other weights or buffers behind: nothing kept would be valid"
         )
     linears = [] if probe is None else linears_of(probe.denoiser, probe.trace, (), ())
-    known = FAMILIES.get(cls.__name__, FamilyData())
+    known = family_of(cls)
     return Wiring(
         family=family_name(cls),
         classes=(cls.__name__,),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from ...core.parameters import parameters_of
 
 HEADS, HEAD_WIDTH, WIDTH = 2, 16, 32
 OTHER_WIDTH, MLP_WIDTH, TEXT_WIDTH, POOLED_WIDTH, VOCABULARY = 48, 64, 40, 28, 97
@@ -18,12 +19,8 @@ _SIZE = re.compile(r"(dim|dims|dim2|dim_t5|dim_a|size|channels|width|dim_out|dim
 
 def defaults(cls: type) -> dict[str, Any]:
     """The configuration that the class has when nothing is given; None for what has no default."""
-    entries = list(inspect.signature(cls).parameters.values())
-    return {
-        entry.name: None if entry.default is entry.empty else entry.default
-        for entry in entries
-        if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)
-    }
+    entries = parameters_of(cls, "__init__")
+    return {name: None if entry.default is entry.empty else entry.default for name, entry in entries.items()}
 
 
 def shrunk(full: Mapping[str, Any]) -> dict[str, Any]:

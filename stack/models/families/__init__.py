@@ -17,6 +17,14 @@ FAMILIES: dict[str, FamilyData] = {name: family for family in _every() for name 
 """Class name to the family's data: a registry, see `register_family`."""
 
 
+NO_DATA = FamilyData()
+
+
+def family_of(cls: type) -> FamilyData:
+    """The data of a class, or of the nearest of its parents that has any; empty where none has."""
+    return next((FAMILIES[kind.__name__] for kind in cls.__mro__ if kind.__name__ in FAMILIES), NO_DATA)
+
+
 def register_family(family: FamilyData) -> FamilyData:
     """Make the data of a family known, such as one whose classes are not diffusers' own.
 
@@ -31,4 +39,4 @@ def register_family(family: FamilyData) -> FamilyData:
     return family
 
 
-__all__ = ["FAMILIES", "FamilyData", "register_family"]
+__all__ = ["FAMILIES", "FamilyData", "family_of", "register_family"]

@@ -11,7 +11,7 @@ from stack import Stack
 from stack.caching.cache import Cache
 from stack.caching.candidate import Candidate
 from stack.calibration import choosing
-from stack.calibration.held_out import SEARCHED, HeldOut, chosen_again, finalists, pictures_of_each
+from stack.calibration.held_out import PICTURES, SEARCHED, HeldOut, chosen_again, finalists, pictures_of_each
 from stack.calibration.search import EARLY, spread
 from stack.calibration.trials import Trials
 
@@ -79,8 +79,8 @@ def test_a_cache_is_ahead_by_more_than_chance(gains: tuple[float, ...], ahead: b
 
 
 def test_few_prompts_are_drawn_several_times_where_there_is_time() -> None:
-    assert [pictures_of_each(prompts, math.inf, 5.0) for prompts in (1, 2, 3, 4, 9)] == [4, 2, 2, 1, 1]
-    assert [pictures_of_each(1, seconds, 5.0) for seconds in (20.0, 19.9, 9.9, 0.0)] == [4, 3, 1, 1]
+    assert [pictures_of_each(prompts, math.inf, 5.0) for prompts in (1, 2, 3, 4, 9)] == [6, 3, 2, 2, 1]
+    assert [pictures_of_each(1, seconds, 5.0) for seconds in (30.0, 19.9, 9.9, 0.0)] == [6, 3, 1, 1]
 
 
 def test_a_choice_that_held_out_prompts_refute_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,11 +97,14 @@ def test_a_choice_that_held_out_prompts_refute_is_made_again(monkeypatch: pytest
 
     # Its figures are those one measures: on the prompts searched on, and on others with seeds that decided nothing.
     trials = Trials(stack, Cache("svd"), prompts, STEPS, 0)
-    held = HeldOut(trials, held_out, check=2, times=2)
+    held = HeldOut(trials, held_out, check=2, times=PICTURES)
     assert held.psnr(found.cache) == pytest.approx(found.held_out_psnr_db, abs=0.01)
-    assert held.psnr(found.cache) != pytest.approx(HeldOut(trials, held_out, times=2).psnr(found.cache), abs=0.01)
+    assert len(held.each(found.cache)) == PICTURES
+    assert held.psnr(found.cache) != pytest.approx(
+        HeldOut(trials, held_out, times=PICTURES).psnr(found.cache), abs=0.01
+    )
     # No worse over all prompts than what the search alone had chosen.
-    first = HeldOut(trials, held_out, times=2)
+    first = HeldOut(trials, held_out, times=PICTURES)
     assert 2 * found.psnr_db + first.psnr(found.cache) >= (
         2 * call_transforms.psnr_db + first.psnr(call_transforms.cache) - 0.01
     )
