@@ -61,13 +61,14 @@ def main(
             targets += [*whole_targets(parts), *cost_targets(cost)]
         if runs and (lines := list(asked(pipe, model, runs, record.remember))):
             targets += budget_targets(lines)
-        if not (rows or called):
+        everything = not (rows or called)
+        if everything:
             sheet(matrix).save(out / f"compatibility-{model}.png")
         record.targets = [asdict(t) | {"met": t.met} for t in targets]
         record.save()
-        if not (rows or called):
-            text = page(json.loads(record.path.read_text()), matrix.alone(), f"compatibility-{model}.png")
-            (out / f"compatibility-{model}.md").write_text(text)
+        drawn = f"compatibility-{model}.png" if everything else ""
+        text = page(json.loads(record.path.read_text()), matrix.alone() if everything else {}, drawn)
+        (out / f"compatibility-{model}.md").write_text(text)
         if lines := ratios(record.rows):
             show(f"{model}: caches on other models, {prompts} prompts", lines)
         tell_targets(targets)

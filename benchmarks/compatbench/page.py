@@ -25,8 +25,8 @@ def page(record: Mapping[str, Any], alone: Mapping[str, float], picture: str) ->
     """The whole page.
 
     Args:
-        alone: PSNR of each variant uncached against the plain model at as many steps.
-        picture: file name of the sheet.
+        alone: PSNR of each variant uncached against the plain model at as many steps; empty where not measured.
+        picture: file name of the sheet; "" without one.
     """
     protocol, machine = record["protocol"], record["machine"]
     parts = [
@@ -34,15 +34,17 @@ def page(record: Mapping[str, Any], alone: Mapping[str, float], picture: str) ->
         "Written by `benchmarks/compatibility.py`; do not edit.",
         f"{protocol['prompts']} prompts, each with its own seed, one batch; {machine['device']}, {machine['threads']} "
         "threads. A cache's loss is the mean squared error of its pictures against the same variant uncached; dB are "
-        "its PSNR. `Plain` is the plain model at as many steps, under the same cache with the layer, `the cache's own` "
-        "the same without it (they differ only at 8 steps). SVD-Cache is "
-        "calibrated once, on the plain model at 50 steps, 12 of them full; the others have 12 full steps of 50 "
-        "(4 of 8). W6A6 and the noise are simulated, to show what breaks, and so are full steps in pairs.",
+        "its PSNR. `As called` is `cache(NAME)` with 12 full steps of 50, 5 of 8; the others are published readings on "
+        "even steps, 12 of 50 and 4 of 8, joined naively and through the layer. `Plain` is the plain model at as many "
+        "steps, under the same cache with the layer, `the cache's own` the same without it (they differ only at 8 "
+        'steps). "In the latent behind the last cached step" is the loss there over the plain model\'s: from there on no '
+        "cache acts, and what still grows is what the variant itself makes of it. W6A6 and noise are simulated, to show "
+        "what breaks, and so are full steps in pairs.",
         table(HEAD, [_cells(line, record["rows"]) for line in ratios(record["rows"])]),
-        "What each variant loses alone:",
-        table(ALONE, [[name, f"{value:.1f}"] for name, value in alone.items()]),
-        f"![naive, with the layer, and plain reuse]({picture})",
     ]
+    if alone:
+        parts += ["What each variant loses alone:", table(ALONE, [[name, f"{v:.1f}"] for name, v in alone.items()])]
+    parts += [f"![naive, with the layer, and plain reuse]({picture})"] if picture else []
     if cost := record["prepared"].get("layer"):
         parts.append(f"The layer takes {cost['share']:.2%} of a step that runs in full.")
     for name, rows in record["prepared"].items():
