@@ -218,6 +218,8 @@ class Cache:
             residuals=target.wiring.residuals,
             whole="rows" in target.wiring.lacks,
             ranks=ranks,
+            # A gate may put two full steps next to each other, and so does a schedule that is moved onto the change.
+            bridges=not (p.gate or p.schedule.switches),
             drafts=isinstance(p.gate, DraftPolicy) and bool(p.gate.accept),
         )
 

@@ -84,6 +84,8 @@ class CacheController:
         given: the arguments of the current denoiser call, by name.
         residuals: names of those that are added between blocks, see `Wiring.residuals`.
         whole: a batch can only run as a whole.
+        bridges: whether differences go on where the way of computing changes, see `StepContext.compute_mode`: good
+            where full steps on both sides of it lie far apart. Next to each other, a forecast would multiply the jump.
         drafts: whether steps are taken back that fail their check.
         ranks: the processes that share the tokens of the blocks; they decide alike.
         figures: what a site adds to the report.
@@ -112,6 +114,7 @@ class CacheController:
     given: Callable[[], Mapping[str, Any]] = dict
     residuals: tuple[str, ...] = ()
     whole: bool = False
+    bridges: bool = False
     drafts: bool = False
     ranks: Ranks = ALONE
     figures: dict[str, float] = field(default_factory=dict)
@@ -340,7 +343,7 @@ class CacheController:
                 gate.ran(self.now.step)
                 if off is not None and not gate.corrected:
                     self.measure(slot, off, torch.full_like(off, torch.nan))
-            predictor.update(rows, x, gain, noise)
+            predictor.update(rows, x, gain, noise, anew=not (alike or self.bridges))
             slot.guard.note(predictor.norms, predictor)
         if error is not None:
             self.journal.measure(error)

@@ -90,20 +90,23 @@ class Predictor:
         """Coordinates of the full steps behind its terms, newest first."""
         return tuple(self._raw.nodes[: len(self._terms)])
 
-    def update(self, feature: torch.Tensor, x: float, gain: float = 1.0, noise: float = 0.0) -> None:
+    def update(
+        self, feature: torch.Tensor, x: float, gain: float = 1.0, noise: float = 0.0, anew: bool = False
+    ) -> None:
         """Take in the feature (B, N, D) of a full step at coordinate x.
 
         Args:
             gain: on all differences until the next full step, beside the forecast's own.
             noise: random error of the feature over its root mean square. Differences are then shrunk to what stands
                 out of it and taken over gaps wide enough for it; with 0 they are the plain ones, bit for bit.
+            anew: the feature jumps, which is no change in time: nothing is taken from those before it.
         """
         self._given = feature.dtype
         self._summed_in = torch.promote_types(self._given, self.kept_in)
         feature = feature.to(self._summed_in)
         if self.split:
             self.split.fit(feature, noise)
-        old = self._before(x)
+        old = NOTHING if anew else self._before(x)
         if noise:
             fresh = over_wide_gaps(self.forecast, feature, x, old, self._ledger.enter(feature, noise), self._ledger)
         else:

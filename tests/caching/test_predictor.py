@@ -235,3 +235,20 @@ def test_every_forecast_works_on_a_state_of_another_dtype(options: dict[str, Any
         got = feeding(Predictor(forecast, ChannelBasis(0.8), state), xs, inputs).predict(0.5)
         assert got.dtype == given_dtype
         torch.testing.assert_close(got.float(), exact, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_differences_start_anew_where_they_are_told_to(order: int) -> None:
+    """A jump between two kinds of step is no change in time: reuse at first, then the new kind's own slope."""
+
+    def feature(x: float, jump: float) -> torch.Tensor:
+        return torch.full((1, N, D), 2 * x + jump, dtype=torch.float64)
+
+    predictor = Predictor(Forecast(order, WHOLE))
+    for x in (1.0, 0.9, 0.8):
+        predictor.update(feature(x, 0), x)
+    assert torch.allclose(predictor.predict(0.75), feature(0.75, 0))
+    predictor.update(feature(0.7, 50), 0.7, anew=True)
+    assert torch.equal(predictor.predict(0.6), feature(0.7, 50))
+    predictor.update(feature(0.5, 50), 0.5)
+    assert torch.allclose(predictor.predict(0.3), feature(0.3, 50))

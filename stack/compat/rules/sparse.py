@@ -103,9 +103,9 @@ SWITCH_UNDER_CACHE = Rule(
             "[sparse attention](sparse.md#under-a-cache), shapes-flux and shapes-video",
         ),
     ),
-    "Differences go on across it: their bound on amplification holds for the jump, too. No error of a forecast is "
-    "measured over it. A schedule of even gaps gets its full steps moved, as many as before, so that both switches are "
-    "on one.",
+    "A schedule of even gaps gets its full steps moved, as many as before, so that both switches are on one, and there "
+    "differences start anew, as they do under a gate. Those of other schedules go on: their full steps are far apart. "
+    "No error of a forecast is measured over a switch.",
     "plan",
     ("sparse_attn", "quantize", "cache"),
 )
