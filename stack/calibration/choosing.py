@@ -34,7 +34,7 @@ from .time_budget import (
 )
 from .trials import Point, Trials, decides_by_threshold
 
-CHECKED = 1 / 3  # most of what is left of the time that several pictures of each held-out prompt may take
+CHECKED = 1 / 2  # most of what is left of the time that several pictures of each held-out prompt may take
 FEW_TRIALS = 3  # for which there has to be time, beside what is kept for learning
 FEW = 8  # trials: a search that time ends before them has hardly left its openings
 
@@ -127,7 +127,7 @@ class Search:
             self.trials = Trials(self.stack, self.cache, searched, steps, seed, self.calls, beside)
             # Uncached once, with the cache that was there, and with what was found.
             picture = (budget.spent - began) / len(searched)
-            one = least_seconds(picture, 0, 1, share)
+            one = picture + 2 * cached_seconds(picture, 1, share)
             self.times = pictures_of_each(len(held), CHECKED * (budget.seconds - budget.spent), one)
             check = least_seconds(picture, 0, len(held) * self.times, share)
             budget.keep(min(CHECK * check, budget.seconds - budget.spent))
