@@ -229,6 +229,6 @@ def _noisy(p: Policy, facts: Facts, stage: str) -> Judged | None:
     floor = max(error for _, error in quiet.noise)
     source = "measured features" if p.noise else f"{facts.activation_bits}-bit activations"
     what = f"forecasts of order {order} from {source}: about {floor:.1%} is noise"
-    repair = "differences taken over real gaps in time, and shrunk by the share that is noise"
+    repair = "differences taken over the real gaps, and shrunk by the share that is noise"
     repair += "" if p.noise else "; noise_floor(prompts) measures it"
     return Finding.of(NOISE_IN_DIFFERENCES, stage, what, repair=repair), quiet

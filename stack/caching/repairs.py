@@ -60,7 +60,7 @@ def can_correct(facts: Facts) -> bool:
 def for_noise(p: Policy, facts: Facts) -> Policy | None:
     """The cache to use where full steps are noisy: as measured (`Policy.noise`), or by activations rounded on each.
 
-    Differences are Newton's, over real gaps in time, and are shrunk to what stands out of the noise: of what was
+    Differences are Newton's, over the gaps that there are, and are shrunk to what stands out of the noise: of what was
     measured, else of the rounding error that the bits make (`rounding_floor`). None where nothing is differenced, and
     where nothing was measured and finished pictures chose full steps and gains: there shrinking costs as much as it
     gains (0.0 to -0.6 dB on shapes-flux).
@@ -70,7 +70,7 @@ def for_noise(p: Policy, facts: Facts) -> Policy | None:
     if not order or (unknown and (p.schedule.full_steps or not facts.rounds_activations)):
         return None
     if forecast.coordinate == "step" and forecast.basis == "taylor":
-        forecast = replace(forecast, coordinate="time", basis="newton")
+        forecast = replace(forecast, basis="newton")
     if unknown:
         floor = rounding_floor(facts.activation_bits, facts.width)
         noise = ((0.0, floor), (1.0, floor))

@@ -63,7 +63,7 @@ def test_rounded_activations_change_the_forecast_and_name_their_floor() -> None:
     floor = rounding_floor(8, FACTS.width)
     quiet = for_noise(PRESETS["taylorseer-published"], INT8)
     assert quiet is not None and quiet.noise == ((0.0, floor), (1.0, floor))
-    assert quiet.forecast == replace(PRESETS["taylorseer-published"].forecast, coordinate="time", basis="newton")
+    assert quiet.forecast == replace(PRESETS["taylorseer-published"].forecast, basis="newton")
     coarse = for_noise(PRESETS["taylorseer-published"], replace(INT8, activation_bits=6))
     assert coarse is not None and coarse.forecast.order == 1
     assert for_noise(PRESETS["fora-published"], INT8) is None, "nothing is differenced"

@@ -158,6 +158,6 @@ def test_a_cache_inside_the_blocks_is_told_the_noise_of_what_they_add() -> None:
     assert [error for _, error in cache.policy.noise] == pytest.approx(wanted)
     assert floor.at_site("output") == floor.random("output") and floor.at_site("blocks") == cache.policy.noise
     ran = stack.plan.passes()[-1].policy
-    assert ran.forecast == replace(cache.policy.forecast, coordinate="time", basis="newton", order=2)
+    assert ran.forecast == replace(cache.policy.forecast, basis="newton", order=2)
     assert ran.noise == cache.policy.noise
     assert f"from measured features: about {max(wanted):.1%} is noise" in stack.explain()
