@@ -37,9 +37,9 @@ def page(record: Mapping[str, Any], alone: Mapping[str, float], picture: str) ->
         "its PSNR. `As called` is `cache(NAME)` with 12 full steps of 50, 5 of 8; the others are published readings on "
         "even steps, 12 of 50 and 4 of 8, joined naively and through the layer. `Plain` is the plain model at as many "
         "steps, under the same cache with the layer, `the cache's own` the same without it (they differ only at 8 "
-        'steps). "In the latent behind the last cached step" is the loss there over the plain model\'s: from there on no '
-        "cache acts, and what still grows is what the variant itself makes of it. W6A6 and noise are simulated, to show "
-        "what breaks, and so are full steps in pairs.",
+        'steps). "In the latent behind the last cached step" is the loss there over the plain model\'s: from there on '
+        "no cache acts, and what still grows is what the variant itself makes of it. W6A6 and noise are simulated, to "
+        "show what breaks, and so are full steps in pairs.",
         table(HEAD, [_cells(line, record["rows"]) for line in ratios(record["rows"])]),
     ]
     if alone:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
@@ -28,9 +29,9 @@ def plainly() -> Iterator[None]:
 
 
 def with_own_attention(denoiser: nn.Module) -> nn.Module:
-    """The denoiser, whose attention no longer follows the back end that is set for the process."""
+    """The denoiser, whose attention no longer follows the back end that is set for the process; some need their own."""
     for module in denoiser.modules():
-        processor = vars(module).get("processor")
-        if "_attention_backend" in dir(processor):
+        processor: Any = vars(module).get("processor")
+        if "_attention_backend" in dir(processor) and processor._attention_backend is None:
             vars(processor)["_attention_backend"] = AttentionBackendName.NATIVE
     return denoiser
