@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from inspect import Parameter
 
 
@@ -11,16 +11,22 @@ def parameters_of(cls: type, method: str) -> dict[str, Parameter]:
     """Parameters by name, without `self`: those of the class's own method, and of its parents' while each of them takes
     any names. Of one name the first in this order counts."""
     found: dict[str, Parameter] = {}
-    for parameters in _overridden(cls, method):
+    for parameters in reached(cls, method):
         named = [p for p in parameters if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
         found = {**{p.name: p for p in named}, **found}
-        if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
-            break
     return found
 
 
-def _overridden(cls: type, method: str) -> Iterator[list[Parameter]]:
-    """The parameters of each class's own method, the class's first."""
+def reached(cls: type, method: str) -> Iterator[list[Parameter]]:
+    """The parameters of the class's own method, then of its parents' while each of them takes any names."""
     for kind in cls.__mro__:
         if method in vars(kind):
-            yield list(inspect.signature(getattr(kind, method)).parameters.values())[1:]
+            parameters = list(inspect.signature(getattr(kind, method)).parameters.values())[1:]
+            yield parameters
+            if not takes_any(parameters):
+                return
+
+
+def takes_any(parameters: Iterable[Parameter]) -> bool:
+    """Whether arguments of any name are taken."""
+    return any(p.kind is Parameter.VAR_KEYWORD for p in parameters)

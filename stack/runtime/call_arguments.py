@@ -7,14 +7,13 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from inspect import Parameter
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import StackError, nearest
 from ..core.files import reason
-from ..core.parameters import parameters_of
+from ..core.parameters import parameters_of, reached, takes_any
 from ..core.validate import shown
 
 STEPS = "num_inference_steps"
@@ -54,15 +53,10 @@ class CallParameters:
         positional: list[str] = []
         named: list[str] = []
         any_name = False
-        for kind in type(pipe).__mro__:
-            if "__call__" not in vars(kind):
-                continue
-            parameters = list(inspect.signature(kind.__call__).parameters.values())[1:]
+        for parameters in reached(type(pipe), "__call__"):
             positional += [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][len(positional) :]
             named += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-            any_name = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
-            if not any_name:
-                break
+            any_name = takes_any(parameters)
         return cls(tuple(positional), tuple(n for n in dict.fromkeys(named) if n not in positional), any_name)
 
     @property
