@@ -56,7 +56,7 @@ def rows_of(bench: Bench, record: Record, wanted: Callable[[str], bool]) -> Iter
             )
     if wanted("fastcache"):
         maps = {"maps": str(fitted_maps(bench))}
-        yield preset(bench, "fastcache", "fastcache-gate", **maps)
+        yield preset(bench, "fastcache", "fastcache-published-gate", approximation="delta", **maps)
     for name in filter(wanted, RIVALS):
         yield preset(bench, name, name, **_options(bench, record, name, full))
     yield from (fewer(bench, full, group) for group in ("euler", "second order") if wanted(f"{full} steps, {group}"))

@@ -29,7 +29,7 @@ ONE = ("first-block", "dbcache", "dbcache-taylor", "teacache", "easycache", "rfc
 # Where FastCache goes on depends on what became of the block before: its gate reads once per block. Choosing tokens
 # reads their number, merging whether any were merged.
 FASTCACHE = {
-    "fastcache": BLOCKS, "fastcache-gate": BLOCKS, "fastcache-published": 1 + 1 + BLOCKS,
+    "fastcache": BLOCKS, "fastcache-published-gate": BLOCKS, "fastcache-published": 1 + 1 + BLOCKS,
     "fastcache-published-tokens": 1, "fastcache-published-merge": 1,
 }  # fmt: skip
 NONE = sorted(set(PLAIN) - {*ONE, *FASTCACHE})

@@ -109,7 +109,7 @@ def fitted_maps(bench: Bench) -> Path:
     """A file with FastCache's maps, kept beside other temporary files and fitted where it is missing."""
     path = kept_file(bench, "maps")
     if not path.is_file():
-        stack = Stack(bench.pipe, steps=bench.steps).cache("fastcache-gate")
+        stack = Stack(bench.pipe, steps=bench.steps).cache("fastcache-published-gate")
         stack.fit_maps(bench.fit_texts, seed=FIT_SEED, save=path)
     return path
 

@@ -17,7 +17,8 @@ from .variants import FEW, STEPS, Variant
 
 FULL = {STEPS: {"interval": 5, "warmup": 3}, FEW: {"interval": 2, "warmup": 1}}  # 12 of 50, 4 of 8
 # On even steps, as published; FastCache with fitted maps.
-READINGS = {method: method + READING for method in ("svd", "taylorseer", "duca")} | {"fastcache": "fastcache-gate"}
+READINGS = {method: method + READING for method in ("svd", "taylorseer", "duca")}
+READINGS["fastcache"] = "fastcache-published-gate"
 METHODS = ("svd", "taylorseer", "fastcache", "duca")
 AS_CALLED = ", as called"  # with nothing said but a number of full steps
 CALLED = {STEPS: 12, FEW: 5}
@@ -68,7 +69,8 @@ def contestants(
             careful = dict(calibrated)
             options = careful if variant.steps == STEPS else {**_forecast(calibrated), **even}
         if method == "fastcache":
-            options, careful = {"maps": maps(variant.plain)}, {"maps": maps(variant.name)}
+            of_changes = {"approximation": "delta"}
+            options, careful = ({"maps": maps(name), **of_changes} for name in (variant.plain, variant.name))
         found += _joined(variant, method, READINGS.get(method, method), options, careful, measured)
     if variant.name in COARSE or (variant.name == variant.plain and variant.steps == STEPS):
         found += _joined(variant, PAIRS, READINGS["taylorseer"], IN_PAIRS, IN_PAIRS, measured)

@@ -132,7 +132,7 @@ class Matrix:
         if not path.is_file():
             kept.mkdir(parents=True, exist_ok=True)
             variant = next(v for v in variants(self.model) if v.name == name)
-            stack = variant.build(self.pipe).cache("fastcache-gate")
+            stack = variant.build(self.pipe).cache("fastcache-published-gate")
             try:
                 stack.fit_maps(self.fit_texts, seed=FIT_SEED, save=path, progress=False)
             finally:

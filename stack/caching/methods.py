@@ -59,12 +59,12 @@ PRESETS: dict[str, Policy] = {
     ),
     # PAB: arXiv 2408.12588.
     "pab-published": Policy.of(site="attention", order=0, gains=REUSE, interval=2, warmup=6),
-    # FastCache: arXiv 2505.20353. Ours is the gate alone: with nothing fitted, at a limit chosen on other pictures
-    # than are measured; or with maps of how a block's output changes.
+    # FastCache: arXiv 2505.20353, and each of its modules alone. Ours is the gate with nothing fitted, at a limit
+    # chosen on other pictures than are measured.
     "fastcache": Policy.of(site="fastcache", approximation="residual", order=0, threshold=0.03, parts=("gate",)),
     "fastcache-published": Policy.of(site="fastcache", order=0, threshold=0.05, adaptive=ADAPTIVE),
-    "fastcache-gate": Policy.of(
-        site="fastcache", approximation="delta", order=0, threshold=0.05, adaptive=ADAPTIVE, parts=("gate",)
+    "fastcache-published-gate": Policy.of(
+        site="fastcache", order=0, threshold=0.05, adaptive=ADAPTIVE, parts=("gate",)
     ),
     "fastcache-published-tokens": Policy.of(site="fastcache", order=0, parts=("tokens",)),
     "fastcache-published-merge": Policy.of(site="fastcache", order=0, parts=("merge",)),

@@ -157,7 +157,7 @@ def fit_maps(
         cache = _refit(
             stack,
             _has_maps,
-            "a pipeline with .cache('fastcache-gate') or another FastCache that replaces blocks by maps",
+            "a pipeline with .cache('fastcache-published-gate') or another FastCache that replaces blocks by maps",
             lambda cache: cache.changed(maps=maps_fit.fit(stack, texts, seed, ridge, rank, calls, bar)),
             "fit_maps()",
         )

@@ -27,7 +27,7 @@ from ..test_plan import FACTS
 from .fitted import KINDS
 
 STEPS, RUN = 14, 6
-MAPPED = ("fastcache-published", "fastcache-gate", "fastcache-published-tokens")
+MAPPED = ("fastcache-published", "fastcache-published-gate", "fastcache-published-tokens")
 SHAPES_FLUX = replace(FACTS, lists=(2, 4), latent=(12, 12))
 
 

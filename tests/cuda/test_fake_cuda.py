@@ -28,7 +28,7 @@ QUANTIZED = (
     ("int8", "native"), ("int8", "torchao"), ("fp8", "torchao"), ("int8-weight", "native"), ("int8-weight", "torchao"),
     ("fp8-weight", "torchao"), ("nf4", "native"),
 )  # fmt: skip
-OTHERS = ("svd", "predictor-corrector", "taylorseer", "rfc", "toca", "magcache", "fastcache", "fastcache-gate")
+OTHERS = ("svd", "predictor-corrector", "taylorseer", "rfc", "toca", "magcache", "fastcache", "fastcache-published")
 
 
 def family_of(name: str) -> str:

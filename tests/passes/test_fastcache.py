@@ -19,7 +19,7 @@ from ..conftest import PROMPT, inputs, picture, tiny_denoiser, tiny_pipe
 
 STEPS = 14
 WIDTH, BLOCKS, TOKENS = 128, 2, 64
-PRESETS = ("fastcache-published", "fastcache-gate", "fastcache-published-tokens", "fastcache-published-merge")
+PRESETS = ("fastcache-published", "fastcache-published-gate", "fastcache-published-tokens", "fastcache-published-merge")
 
 
 def made_up(scale: float = 1e9, **changes: Any) -> LinearMaps:
@@ -64,7 +64,7 @@ def test_maps_of_another_model_are_refused() -> None:
 
 def test_the_plan_says_what_it_will_do_and_what_that_was_worth() -> None:
     maps = made_up(1.0)
-    gate = Stack(tiny_denoiser()).cache("fastcache-gate", maps=maps).explain()
+    gate = Stack(tiny_denoiser()).cache("fastcache-published-gate", maps=maps, approximation="delta").explain()
     assert "maps that cost at most 5.0% of a block's output on average replace it; 0 of 2 blocks always run" in gate
     assert "where its input changed by at most 0.01 + 0.5 delta" in gate and "lose the others" not in gate
     for method in ("fastcache-published", "fastcache-published-tokens", "fastcache-published-merge"):
@@ -91,7 +91,7 @@ def test_with_every_block_skipped_the_maps_follow_each_other() -> None:
     denoiser.x_embedder.register_forward_hook(lambda _, __, out: seen.update(entry=out))
     denoiser.norm_out.register_forward_hook(lambda _, given, __: seen.update(last=given[0]))
     stack = Stack(denoiser, steps=STEPS).cache(
-        "fastcache-gate", maps=maps, approximation="static", warmup=1, adaptive=()
+        "fastcache-published-gate", maps=maps, approximation="static", warmup=1, adaptive=()
     )
     twice(stack, inputs(1 - 1 / STEPS))
     x = seen["entry"]
@@ -251,8 +251,8 @@ def test_state_is_what_the_plan_says(fitted: Path) -> None:
     one = TOKENS * WIDTH * 4
     text = 16 * WIDTH * 4
     for method, approximation, expected in (
-        ("fastcache-gate", "static", (BLOCKS + 1) * one),
-        ("fastcache-gate", "delta", (2 * BLOCKS + 1) * one + 2 * BLOCKS * text),
+        ("fastcache-published-gate", "static", (BLOCKS + 1) * one),
+        ("fastcache-published-gate", "delta", (2 * BLOCKS + 1) * one + 2 * BLOCKS * text),
         ("fastcache-published-tokens", "delta", 2 * one),
         ("fastcache-published-merge", "static", one),
     ):
@@ -318,7 +318,7 @@ def test_a_saved_stack_holds_the_maps_too(fitted: Path, tmp_path: Path) -> None:
     with (
         Stack(pipe, steps=STEPS)
         .quantize("int8-weight", min_features=32)
-        .cache("fastcache-gate", maps=fitted, threshold=0.05) as stack
+        .cache("fastcache-published-gate", maps=fitted, threshold=0.05) as stack
     ):
         expected, maps = picture(stack, STEPS), stack.passes[-1].policy.site.maps
         stack.save(tmp_path / "saved")

@@ -81,7 +81,7 @@ def test_a_cycle_is_given_a_schedule() -> None:
 
 
 def test_fastcache_is_calibrated_to_a_psnr_not_to_a_count() -> None:
-    stack = Stack(tiny_pipe(), steps=STEPS).cache("fastcache-gate")
+    stack = Stack(tiny_pipe(), steps=STEPS).cache("fastcache-published-gate", approximation="delta")
     stack.fit_maps([PROMPT, *OTHERS], progress=False)
     with pytest.raises(StackError, match="expected psnr= or seconds="):
         stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=5, progress=False)
