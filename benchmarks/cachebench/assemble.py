@@ -15,7 +15,7 @@ from .prepare import calibrated, fitted, or_empty, searched
 from .quality import likeness
 from .record import Line, Record, finished, merge
 from .rivals import cache_dit_rows, diffusers_rows, mag_ratios
-from .rows import OURS, Row, Wanted, control_steps, controls, fewer, preset, preset_rows, rounding, twins
+from .rows import OURS, Row, Wanted, control_steps, controls, fewer, preset, preset_rows, rounding, solvers, twins
 from .screening import SCREENED, best_settings, refused, stand_ins
 
 
@@ -32,6 +32,7 @@ def assemble(bench: Bench, record: Record, wanted: Wanted) -> list[Row]:
     rows = list(ours(bench, record, wanted))
     rows += list(preset_rows(bench, wanted, lambda name: fitted(bench, record, name)))
     rows += list(budcache_rows(bench, record, wanted))
+    rows += list(solvers(bench, wanted))
     rows += list(rounding(bench, wanted)) + list(controls(bench, wanted))
     rows += list(searched_controls(bench, record, wanted))
     return rows + screen(bench, record, candidates)

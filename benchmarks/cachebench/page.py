@@ -14,6 +14,7 @@ TITLES = {
     "papers": "Papers rebuilt for this benchmark",
     "cache-dit": "cache-dit",
     "diffusers": "diffusers' hooks",
+    "solver": "The solver, which places its steps itself",
     "euler": "Control: fewer steps, own scheduler",
     "second order": "Control: fewer steps, second order",
     "searched": "Control: fewer steps, second order, searched",
@@ -76,7 +77,7 @@ def page(record: Mapping[str, Any], picture: str, fid: Mapping[str, Any] | None 
         f"{lost} of {known} caches lose to fewer steps in their own time.",
         f"![speedup against PSNR]({picture})",
     ]
-    for group in (*CACHES, "euler", "second order", "searched", "rounding"):
+    for group in (*CACHES, "solver", "euler", "second order", "searched", "rounding"):
         own = [line for line in ran if line["group"] == group]
         if own:
             parts += [f"## {TITLES[group]}", table(HEAD, [cells(line) for line in own])]

@@ -27,6 +27,7 @@ SHARES = {
 }
 OURS = ("svd",)  # measured calibrated as well
 FP32 = "base in fp32"
+SOLVER = "solver"
 Wanted = Callable[[str], bool]
 FACTORS = (0.5, 2.0)  # of a published gate's threshold, for points beside its own
 
@@ -44,8 +45,8 @@ class Row:
     """One way to generate.
 
     Attributes:
-        group: "base", "ours", "preset", "papers", "cache-dit", "diffusers", "euler", "second order", "searched" or
-            "rounding".
+        group: "base", "ours", "preset", "papers", "cache-dit", "diffusers", "solver", "euler", "second order",
+            "searched" or "rounding".
         family: what it is a setting of.
         settings: everything its figures depend on, for the record.
         using: a context in which the row generates.
@@ -69,6 +70,19 @@ def preset(bench: Bench, name: str, method: str, group: str = "preset", family: 
 
     told = {key: value if key not in FILES else "fitted" for key, value in options.items()}
     return Row(name, group, family or method, {"method": method, **told}, using)
+
+
+def solvers(bench: Bench, wanted: Wanted) -> Iterator[Row]:
+    """The solver of the stack, which places its steps itself, at the numbers of full steps of the caches."""
+    for steps in bench.counts:
+        if wanted(f"{SOLVER}, {steps}"):
+
+            @contextmanager
+            def using(steps: int = steps) -> Iterator[Live]:
+                with Stack(bench.pipe, steps=bench.steps).solver(steps=steps) as stack:
+                    yield Live(stack, bench.pipe.transformer)
+
+            yield Row(f"{SOLVER}, {steps}", SOLVER, SOLVER, {"solver": steps}, using)
 
 
 def rival(

@@ -52,7 +52,7 @@ def over_controls(lines: Sequence[Line]) -> list[Line]:
     told = []
     for line in lines:
         over: dict[str, float | None] = dict.fromkeys([*(f"over {name}" for name in curves), "over controls"])
-        if line["group"] in CACHES and line.get("speedup") is not None:
+        if line["group"] in (*CACHES, "solver") and line.get("speedup") is not None:
             margins = {
                 f"over {name}": line["median"] - at_speedup(points, line["speedup"])
                 for name, points in curves.items()

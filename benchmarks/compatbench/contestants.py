@@ -50,13 +50,10 @@ class Contestant:
     put: Callable[[Any], Stack]
 
 
-def contestants(
-    variant: Variant, calibrated: dict[str, Any], maps: Callable[[str], str], measured: Measured
-) -> list[Contestant]:
+def contestants(variant: Variant, maps: Callable[[str], str], measured: Measured) -> list[Contestant]:
     """Every method on a variant.
 
     Args:
-        calibrated: options of SVD-Cache as calibrated on the plain model.
         maps: FastCache's maps, by the variant they are fitted on; a file's path.
         measured: the noise floor of a variant at a site; asked only when a stack is put on.
     """
@@ -65,9 +62,6 @@ def contestants(
     for method in METHODS:
         options: dict[str, Any] = dict(even) if method != "fastcache" else {}
         careful = dict(options)
-        if method == "svd":
-            careful = dict(calibrated)
-            options = careful if variant.steps == STEPS else {**_forecast(calibrated), **even}
         if method == "fastcache":
             of_changes = {"approximation": "delta"}
             options, careful = ({"maps": maps(name), **of_changes} for name in (variant.plain, variant.name))
@@ -111,10 +105,6 @@ def _joined(
     if method != "fastcache":
         found.append(Contestant(label, "reuse", _putting(variant, Naive("reuse", corrected=False, **_when(options)))))
     return found
-
-
-def _forecast(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in ("gains", "order", "coordinate", "energy") if name in options}
 
 
 def _when(options: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from tempfile import gettempdir
 from typing import Any
 
 import torch
-from cachebench.bench import FIT, MANY, pictures
+from cachebench.bench import pictures
 from cachebench.record import Record
 from rich.console import Console
 
@@ -18,10 +18,9 @@ from stack.calibration.quant.floor import NoiseFloor
 from stack.compat.noise import Floor
 from stack.reference.captions import captions
 
-from .contestants import FULL, Contestant, as_called, contestants
-from .variants import STEPS, Variant, variants
+from .contestants import Contestant, as_called, contestants
+from .variants import Variant, variants
 
-CALIBRATED_AT = 12  # full steps of 50
 SEED, FIT_SEED = 11, 2000
 
 
@@ -31,14 +30,12 @@ class Matrix:
 
     Attributes:
         texts: prompts measured on, each with its own seed.
-        calibrated: options of SVD-Cache, calibrated on the plain model.
     """
 
     model: str
     pipe: Any
     record: Record
     prompts: int
-    calibrated: dict[str, Any]
     made: dict[str, torch.Tensor] = field(default_factory=dict)
     latents: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     floors: dict[str, NoiseFloor] = field(default_factory=dict)
@@ -54,7 +51,7 @@ class Matrix:
         for variant in variants(self.model):
             if not wanted(variant.name):
                 continue
-            others = [] if called else contestants(variant, self.calibrated, self.maps, self.noise)
+            others = [] if called else contestants(variant, self.maps, self.noise)
             for contestant in [*others, *as_called(variant)]:
                 key = f"{variant.name}: {contestant.method}, {contestant.kind}"
                 row = self.record.remember(key, lambda v=variant, c=contestant: self.row(v, c))
@@ -72,7 +69,6 @@ class Matrix:
         losses = (made - base).square().flatten(1).mean(1)
         kinds = [record.kind for record in report.steps]
         settled = max((step for step, kind in enumerate(kinds) if kind != "full"), default=-1) + 1
-        self.made[f"{variant.name}: {contestant.method}, {contestant.kind}"] = made
         return {
             "variant": variant.name, "method": contestant.method, "kind": contestant.kind, "plain": variant.plain,
             "bound": variant.bound, "steps": variant.steps, "mse": float(losses.mean()),
@@ -146,18 +142,3 @@ def _apart(latents: list[torch.Tensor], uncached: list[torch.Tensor], step: int)
     if not 0 < step < len(uncached):
         return None
     return float((latents[step] - uncached[step]).square().mean())
-
-
-def calibrate(pipe: Any, model: str, budget: float) -> dict[str, Any]:
-    """SVD-Cache's schedule on the plain model, and the forecast that goes with it."""
-    searched, held = MANY.get(model, FIT)
-    texts = captions(searched + held, seed=78, model=model)
-    stack = Stack(pipe, steps=STEPS).cache("svd-published", **FULL[STEPS])
-    try:
-        found = stack.calibrate(
-            texts[:searched], texts[searched:], full_steps=CALIBRATED_AT, seed=FIT_SEED, budget=budget
-        )
-    finally:
-        stack.undo()
-    Console().print(f"svd on the plain model: {found}", highlight=False)
-    return found.cache.measured

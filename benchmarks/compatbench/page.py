@@ -21,12 +21,11 @@ SHARES = (
 ALONE = ("variant", "dB against the plain model")
 
 
-def page(record: Mapping[str, Any], alone: Mapping[str, float], picture: str) -> str:
+def page(record: Mapping[str, Any], alone: Mapping[str, float]) -> str:
     """The whole page.
 
     Args:
         alone: PSNR of each variant uncached against the plain model at as many steps; empty where not measured.
-        picture: file name of the sheet; "" without one.
     """
     protocol, machine = record["protocol"], record["machine"]
     parts = [
@@ -44,13 +43,8 @@ def page(record: Mapping[str, Any], alone: Mapping[str, float], picture: str) ->
     ]
     if alone:
         parts += ["What each variant loses alone:", table(ALONE, [[name, f"{v:.1f}"] for name, v in alone.items()])]
-    parts += [f"![naive, with the layer, and plain reuse]({picture})"] if picture else []
     if cost := record["prepared"].get("layer"):
         parts.append(f"The layer takes {cost['share']:.2%} of a step that runs in full.")
-    for name, rows in record["prepared"].items():
-        if name.startswith("whole"):
-            parts.append("A stack of everything, eager:")
-            parts.append(table(("row", "s", "speedup", "PSNR"), [_whole(row) for row in rows]))
     marks = [(t["name"], f"{t['value']:.3g}", f"{t['op']} {t['target']:g}", "met" if t["met"] else "**missed**")
              for t in record["targets"]]  # fmt: skip
     parts.append(table(("target", "value", "asked", ""), marks))
@@ -66,10 +60,6 @@ def _cells(line: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[s
         str(line["variant"]), str(line["cache"]), *(_number(x, "{:.1f}") for x in figures),
         *(_number(x, "{:.2f}x") for x in shares), *(_number(x, "{:.1f}") for x in against),
     ]  # fmt: skip
-
-
-def _whole(row: Mapping[str, Any]) -> list[str]:
-    return [row["row"], f"{row['seconds']:.2f}", f"{row['speedup']:.2f}x", _number(row["psnr"], "{:.1f}")]
 
 
 def _number(value: float | None, form: str) -> str:

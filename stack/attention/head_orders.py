@@ -15,7 +15,7 @@ from .maps import Grid, computed_share, ranked
 from .once_per_request import OncePerRequest
 from .output_error import errors_by_count
 from .policy_map import policy_map
-from .producers import PRODUCERS, sample_of
+from .producers import PRODUCERS, few_heads, sample_of
 from .sparsity import SparsityPolicy
 from .token_order import BY_HEAD, ORDERS, RASTER, Shape, TokenOrder, tables
 
@@ -37,7 +37,7 @@ class HeadOrders:
 
         With "by_head" the first sparse call of a layer in a request tries all orders, and its branch keeps the best.
         """
-        if (wanted := policy.order) == RASTER:
+        if (wanted := policy.order_of(grid.image)) == RASTER:
             return None
         if not (shape := self._shape(call)):
             if wanted != BY_HEAD:
@@ -82,8 +82,14 @@ def best_orders(
     Args:
         tensors: queries, keys and values (B, S, H, D) as they lie.
     """
-    qkv, prices = tensors(), []
-    first = torch.zeros(qkv[0].shape[0], qkv[0].shape[2], dtype=torch.long, device=found.device)
+    return torch.cat([_best(policy, some, found, grid, seen) for some in few_heads(*tensors(), grid)], 1)
+
+
+def _best(
+    policy: SparsityPolicy, qkv: Tensors, found: torch.Tensor, grid: Grid, seen: torch.Tensor | None
+) -> torch.Tensor:
+    """The choice for some heads."""
+    prices, first = [], torch.zeros(qkv[0].shape[0], qkv[0].shape[2], dtype=torch.long, device=found.device)
     for number in range(len(found)):
         order = TokenOrder(found, first + number)
         q, k, v = (order.put(x) for x in qkv)

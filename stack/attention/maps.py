@@ -19,6 +19,9 @@ QUERY_BLOCK = {"cuda": 128}
 # On the CPU, 256 queries by 64 keys beat every other pair tried (64 to 512 by 32 to 256), in speed and in error: the
 # kernel wants long runs of queries, the map wants short blocks of keys.
 LONGEST = 256
+# Numbers in a tensor that is made and dropped in every call on a CPU. Its allocator gives larger ones back to the
+# system, and every page of the next one is a fault: at 4,112 tokens that took longer than making the map.
+HELD = 300_000
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ class Grid:
             return 1.0
         row = self.kept(keep) * self.key + self.rest
         return (self.rest * self.tokens + (self.tokens - self.rest) * row) / self.tokens**2
+
+
+def in_parts(numbers: int, device: torch.device) -> int:
+    """In how many parts a tensor of so many numbers of one sample is computed: one on an accelerator."""
+    return max(1, -(-numbers // HELD)) if device.type == "cpu" else 1
 
 
 def cut(image: int, text: int, block: int | None, device: str, text_last: bool = False) -> Grid:

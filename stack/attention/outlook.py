@@ -12,7 +12,7 @@ from ..core.facts import Facts
 from ..core.progress import counted
 from .maps import Grid
 from .sparsity import SparsityPolicy, third
-from .token_order import BY_HEAD, ORDERS, RASTER
+from .token_order import AUTO, BY_HEAD, MANY_TOKENS, ORDERS, RASTER
 
 DENSE = "stays dense"
 
@@ -71,14 +71,16 @@ def error_words(policy: SparsityPolicy) -> str:
 
 def order_words(policy: SparsityPolicy, facts: Facts) -> str:
     """In which order the latent's tokens are cut into blocks."""
-    order = policy.order
+    order = policy.order_of(facts.image_tokens)
     if order != RASTER and (reason := facts.lacks.get("grid")):
         return f"tokens are cut into blocks as they lie, their grid is not known: {reason}"
     if order == BY_HEAD:
         return (
             f"each head has its tokens in the order that serves it best ({', '.join(ORDERS)}), tried once in a request"
         )
-    return f"tokens are cut into blocks in {order} order"
+    words = f"tokens are cut into blocks in {order} order"
+    unknown = policy.order == AUTO and not facts.image_tokens
+    return words + (f", from {MANY_TOKENS:,} on in the one that serves each head best" if unknown else "")
 
 
 def spans(paths: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from .maps import Grid, block_map, dropped_mass, mass_map, with_dense_heads
 from .output_error import error_map
-from .producers import MEASURED, PRODUCERS, sample_of
+from .producers import MEASURED, PRODUCERS, few_heads, sample_of, sampled
 from .sparsity import SparsityPolicy
 
 
@@ -33,15 +33,28 @@ def policy_map(
     """The map for queries, keys and values (B, S, H, D) that lie in the order in which blocks are cut."""
     if policy.producer != MEASURED:
         return PolicyMap(block_map(PRODUCERS[policy.producer](q, k, grid, seen), grid, policy.keep))
-    sample = sample_of(q, k, grid, seen)
-    shares, error = sample.shares(grid), None
+    parts = [_of_heads(policy, *some, grid, seen) for some in few_heads(q, k, v, grid)]
+    dropped = torch.cat([part.dropped for part in parts if part.dropped is not None], 1).mean()
+    errors = [part.error for part in parts if part.error is not None]
+    return PolicyMap(
+        torch.cat([part.kept for part in parts], 1), dropped, torch.cat(errors, 1).mean() if errors else None
+    )
+
+
+def _of_heads(
+    policy: SparsityPolicy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, seen: torch.Tensor | None
+) -> PolicyMap:
+    """The map of some heads; what it drops and its error as they are in each row (B, H, rows)."""
+    error = None
     if policy.max_error is not None:
-        kept, errors = error_map(q, k, v, sample, shares, grid, policy.max_error)
-        error = errors.mean()
-    elif policy.max_mass is not None:
-        kept = mass_map(shares, grid, policy.max_mass)
+        sample = sample_of(q, k, grid, seen)
+        shares = sample.shares(grid)
+        kept, error = error_map(q, k, v, sample, shares, grid, policy.max_error)
     else:
-        kept = block_map(shares, grid, policy.keep)
+        shares = sampled(q, k, grid, seen)
+        kept = (
+            block_map(shares, grid, policy.keep) if policy.max_mass is None else mass_map(shares, grid, policy.max_mass)
+        )
     if policy.budget:
         kept = with_dense_heads(kept, grid, policy.densest(q.device.type))
-    return PolicyMap(kept, dropped_mass(shares, kept).mean(), error)
+    return PolicyMap(kept, dropped_mass(shares, kept), error)

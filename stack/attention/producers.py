@@ -9,6 +9,7 @@ change a share. No host sync. `seen` (B, S) is False at keys outside the blocks 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -16,7 +17,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from .maps import Grid
+from .maps import Grid, in_parts
 
 
 class Producer(Protocol):
@@ -60,25 +61,51 @@ class Sample:
 
     def shares(self, grid: Grid) -> torch.Tensor:
         """Shares (B, H, rows, blocks) of their mass, averaged over the query block."""
-        return _by_block(self.weights[..., grid.start : grid.end], grid)
+        return _by_row(_by_block(self.weights[..., grid.start : grid.end], grid), grid)
 
 
 def sample_of(
     q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None, held_out: bool = False
 ) -> Sample:
     """One query in 32, against all keys; held out are others than those that `sampled` looks at."""
-    every = min(SAMPLE, grid.key)
-    at = torch.arange(0, grid.blocks * grid.key, every, device=q.device)
-    at = grid.start + at + (at // every * STAGGER + (0 if held_out else every // 2)) % every
+    at = _sampled_at(grid, q.device, held_out)
     scores = (q[:, at].transpose(1, 2) @ k.permute(0, 2, 3, 1)).float().div_(math.sqrt(q.shape[-1]))
-    if seen is not None:
-        scores.masked_fill_(~seen[:, None, None], -math.inf)
-    return Sample(at, scores)
+    return Sample(at, _hidden(scores, seen))
 
 
 def sampled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
-    """Exact shares of one query in 32, averaged over the query block (choice by sampled queries: SVG, 2502.01776)."""
-    return sample_of(q, k, grid, seen).shares(grid)
+    """Exact shares of one query in 32, averaged over the query block (choice by sampled queries: SVG, 2502.01776).
+
+    As `Sample.shares` has them, on a CPU of a few queries at a time.
+    """
+    at, keys = _sampled_at(grid, q.device), k.permute(0, 2, 3, 1)
+
+    def mass(query: torch.Tensor) -> torch.Tensor:
+        scores = _hidden(query @ keys, seen)
+        return _by_block(scores.softmax(-1, dtype=torch.float32)[..., grid.start : grid.end], grid)
+
+    query = q[:, at].transpose(1, 2) / math.sqrt(q.shape[-1])
+    parts = query.chunk(in_parts(query[0, ..., 0].numel() * grid.tokens, q.device), 2)
+    return _by_row(torch.cat([mass(part) for part in parts], 2), grid)
+
+
+def few_heads(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Queries, keys and values (B, S, H, D) of so many heads at a time as a CPU samples at once; else of all."""
+    parts = in_parts(q.shape[2] * grid.blocks * max(1, grid.key // SAMPLE) * grid.tokens, q.device)
+    yield from zip(q.chunk(parts, 2), k.chunk(parts, 2), v.chunk(parts, 2), strict=True)
+
+
+def _sampled_at(grid: Grid, device: torch.device, held_out: bool = False) -> torch.Tensor:
+    every = min(SAMPLE, grid.key)
+    at = torch.arange(0, grid.blocks * grid.key, every, device=device)
+    return grid.start + at + (at // every * STAGGER + (0 if held_out else every // 2)) % every
+
+
+def _hidden(scores: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+    """Scores (B, H, n, S) without those of keys that nobody may attend to."""
+    return scores if seen is None else scores.masked_fill_(~seen[:, None, None], -math.inf)
 
 
 def pooled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
@@ -94,7 +121,7 @@ def antidiagonal(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tenso
     tile = min(TILE, grid.key)
     tiles_q, tiles_k = (x[:, grid.start : grid.end].unflatten(1, (-1, tile)).permute(0, 3, 1, 2, 4) for x in (q, k))
     scores = (tiles_q.flip(3).flatten(3) @ tiles_k.flatten(3).mT).float().div_(tile * math.sqrt(q.shape[-1]))
-    return _by_block(scores.softmax(-1), grid)
+    return _by_row(_by_block(scores.softmax(-1), grid), grid)
 
 
 def window(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
@@ -106,15 +133,15 @@ def window(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | No
 
 
 def _by_block(weights: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Shares (B, H, rows, blocks) from softmax weights (B, H, queries, keys), equally many of each in every block."""
-    if not grid.blocks:
-        return weights.new_zeros(*weights.shape[:2], 0, 0)
-    weights = weights.unflatten(-1, (grid.blocks, -1)).sum(-1)
-    return _by_row(weights.unflatten(2, (grid.blocks, -1)).mean(3), grid)
+    """Mass (B, H, n, blocks) in each key block, of softmax weights (B, H, n, keys), equally many of every block."""
+    return weights.unflatten(-1, (grid.blocks, -1)).sum(-1) if grid.blocks else weights
 
 
 def _by_row(x: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Means (B, H, rows, N) over the key blocks of each query block, of (B, H, blocks, N)."""
+    """Means (B, H, rows, N) over the queries of each query block, of (B, H, n, N), equally many of every key block."""
+    if not grid.blocks:
+        return x.new_zeros(*x.shape[:2], 0, 0)
+    x = x.unflatten(2, (grid.blocks, -1)).mean(3)
     missing = grid.rows * grid.group - grid.blocks
     total = F.pad(x, (0, 0, 0, missing)).unflatten(2, (-1, grid.group)).sum(3)
     sizes = torch.full((grid.rows, 1), float(grid.group), device=x.device)

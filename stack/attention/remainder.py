@@ -15,6 +15,8 @@ import torch
 
 from .maps import Grid
 
+TINY = 1e-30  # in place of a sum of no weights
+
 
 def add_remainder(
     out: torch.Tensor,
@@ -24,6 +26,7 @@ def add_remainder(
     v: torch.Tensor,
     kept: torch.Tensor,
     grid: Grid,
+    parts: int = 1,
 ) -> torch.Tensor:
     """Blend the pooled part of the dropped blocks into the output of the image queries, in place.
 
@@ -31,15 +34,35 @@ def add_remainder(
         out: (B, S, H, D), attention over the kept keys.
         lse: (B, H, image queries), its log-sum-exp over the kept keys.
         kept: (B, H, rows, blocks) boolean map.
+        parts: how many the query blocks are computed in.
     """
     image = slice(grid.start, grid.end)
     keys, values = (x[:, image].unflatten(1, (-1, grid.key)).mean(2).transpose(1, 2) for x in (k, v))
-    query = q[:, image].transpose(1, 2)
-    scores = (query @ keys.mT).float() / math.sqrt(q.shape[-1]) + math.log(grid.key)
+    block, queries = grid.group * grid.key, grid.end - grid.start
+    step = max(1, -(-grid.rows // parts) * block)
+    for first in range(0, queries, step):
+        some = slice(grid.start + first, grid.start + min(first + step, queries))
+        there = kept[:, :, first // block : (first + step) // block]
+        _blend(out[:, some], lse[:, :, first : first + step], q[:, some].transpose(1, 2), keys, values, there, grid)
+    return out
+
+
+def _blend(
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    kept: torch.Tensor,
+    grid: Grid,
+) -> None:
+    """The part of some query blocks: queries (B, H, N, D), mean keys and values (B, H, blocks, D)."""
+    scores = (query @ keys.mT).float().div_(math.sqrt(query.shape[-1]))
     scores.masked_fill_(kept.repeat_interleave(grid.group * grid.key, 2)[:, :, : query.shape[2]], -math.inf)
     # Finite also in rows that drop nothing, so that these get weights of 0 and not of 0 / 0.
-    mass = scores.logsumexp(-1).clamp_min(torch.finfo(scores.dtype).min)
-    pooled = (scores - mass[..., None]).exp().to(v.dtype) @ values
-    share = torch.sigmoid(mass - lse).to(out.dtype)
-    out[:, image].lerp_(pooled.transpose(1, 2), share.transpose(1, 2)[..., None])
-    return out
+    largest = scores.detach().amax(-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
+    weights = scores.sub_(largest).exp_()
+    total = weights.sum(-1, keepdim=True)
+    pooled = (weights.to(values.dtype) @ values) / total.clamp_min(TINY).to(values.dtype)
+    share = torch.sigmoid((largest + total.log() + math.log(grid.key))[..., 0] - lse).to(out.dtype)
+    out.lerp_(pooled.transpose(1, 2), share.transpose(1, 2)[..., None])

@@ -30,7 +30,7 @@ from .outlook import DENSE, by_layer, density_of, error_words, order_words, shap
 from .producers import MEASURED, PRODUCERS
 from .sparsity import SparsityPolicy
 from .tally import Tally
-from .token_order import BY_HEAD, ORDERS, RASTER
+from .token_order import AUTO, BY_HEAD, ORDERS, RASTER
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +67,8 @@ class SparseAttention:
         producer: who says which blocks matter: "sampled" (queries, exactly), "pooled", "antidiagonal" or "window".
         order: in which the latent's tokens are cut into blocks: "raster" as they lie, "transposed" (column by column,
             of videos place by place), "hilbert" (compact patches), or "by_head", which gives every head the one of
-            these that serves it best, tried once in a request. Where their grid is not known tokens stay as they lie.
+            these that serves it best, tried once in a request. "auto" is by head from 2,048 tokens on, and raster
+            below. Where their grid is not known tokens stay as they lie.
         block: query block in tokens, a multiple of 64; None takes the device's best (256 on a CPU, 128 on CUDA).
         dense_first: dense steps at the start; None is a tenth of the schedule, at least 1.
         dense_last: dense steps at the end.
@@ -83,7 +84,7 @@ class SparseAttention:
     max_mass: float | None = None
     max_error: float | None = None
     producer: str = MEASURED
-    order: str = RASTER
+    order: str = AUTO
     layers: Table | Mapping[str, Thirds] | None = field(default=None, repr=False)
     calibrated_for: tuple[str, ...] = field(default=(), repr=False)
     stage: ClassVar[str] = "sparse_attn"
@@ -92,8 +93,8 @@ class SparseAttention:
         check_fields(self, self.stage)
         if self.producer not in PRODUCERS:
             raise choose("producer of block maps", self.producer, list(PRODUCERS))
-        if self.order not in (BY_HEAD, *ORDERS):
-            raise choose("order of tokens", self.order, [BY_HEAD, *ORDERS])
+        if self.order not in (known := (AUTO, BY_HEAD, *ORDERS)):
+            raise choose("order of tokens", self.order, known)
         self._check_amount()
         self._check_layers()
         if self.block is not None and (self.block < FINEST or self.block % FINEST):
@@ -170,7 +171,7 @@ class SparseAttention:
             return [Finding(self.stage, what, reason, repair=DENSE)]
         if PARALLEL in facts.carries:
             return [Finding.of(SPLIT_TOKENS, self.stage, f"the model carries {PARALLEL}", repair=DENSE)]
-        if self.order not in (BY_HEAD, RASTER) and (reason := facts.lacks.get("grid")):
+        if self.order not in (AUTO, BY_HEAD, RASTER) and (reason := facts.lacks.get("grid")):
             what = f"no {self.order} order of tokens whose grid is not known"
             plain = replace(self, order=RASTER)
             return [Finding(self.stage, what, reason, repair="they stay as they lie", replacement=plain)]

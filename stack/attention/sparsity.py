@@ -9,7 +9,7 @@ from ..compat.rules.sparse import MARGIN, MASKED_ATTENTION
 from ..runtime.step import StepContext
 from .cost import densest, predicted_speedup, worth_it
 from .maps import FINEST, Grid, cut
-from .token_order import RASTER
+from .token_order import AUTO, BY_HEAD, MANY_TOKENS, RASTER
 
 OUTSIDE, FIRST, LAST = "outside a request", "first steps", "last step"
 MASKED, NO_TEXT_LENGTH = f"attention mask ({MASKED_ATTENTION.tag})", "text length unknown"
@@ -37,7 +37,7 @@ class SparsityPolicy:
         layers: shares of image key blocks by path of the layer, for each third of the schedule, in place of all of
             these; layers that are not named are dense.
         producer: who says which blocks hold how much of it, one of `producers.PRODUCERS`.
-        order: in which tokens are cut into blocks, one of `token_order.ORDERS` or "by_head".
+        order: in which tokens are cut into blocks, one of `token_order.ORDERS`, "by_head" or "auto".
     """
 
     keep: float
@@ -49,7 +49,13 @@ class SparsityPolicy:
     max_error: float | None = None
     producer: str = "sampled"
     layers: Mapping[str, Sequence[float]] | None = None
-    order: str = RASTER
+    order: str = AUTO
+
+    def order_of(self, image: int) -> str:
+        """The order of a latent of so many tokens: what is asked for, or what suits their number."""
+        if self.order != AUTO:
+            return self.order
+        return BY_HEAD if image >= MANY_TOKENS else RASTER
 
     @property
     def budget(self) -> bool:

@@ -11,7 +11,6 @@ from compatbench.contestants import COARSE, IN_PAIRS, METHODS, PAIRS, Naive, as_
 from compatbench.disturb import Noise, Rounding, rounded
 from compatbench.targets import matrix_targets, ratios
 from compatbench.variants import variants
-from compatbench.whole import whole_targets
 
 from stack import Stack
 from stack.compat.noise import Floor
@@ -73,18 +72,6 @@ def test_full_steps_of_fixed_schedules_are_interpolated_by_logarithms() -> None:
     assert fixed_count(1e-5, errors) == 50
 
 
-def test_interaction_and_efficiency_of_the_whole() -> None:
-    rows = [
-        {"row": "base", "speedup": 1.0, "psnr": None},
-        {"row": "quantize", "speedup": 1.2, "psnr": 50.0},
-        {"row": "cache", "speedup": 4.0, "psnr": 45.0},
-        {"row": "all", "speedup": 4.6, "psnr": 44.5},
-    ]
-    lost, efficiency = whole_targets(rows)
-    assert lost.value == 0.5 and lost.met
-    assert efficiency.value == pytest.approx(4.6 / 4.8) and efficiency.met
-
-
 def test_every_method_is_joined_three_ways_and_naively_past_the_plan() -> None:
     asked: list[tuple[str, str]] = []
 
@@ -92,8 +79,7 @@ def test_every_method_is_joined_three_ways_and_naively_past_the_plan() -> None:
         asked.append((name, feature))
         return ((1.0, 0.03),)
 
-    calibrated = {"full_steps": (0, 4), "steps": 50, "gains": (1.0, 1.0)}
-    by_name = {v.name: contestants(v, calibrated, lambda name: None, measured) for v in variants("shapes-flux")}
+    by_name = {v.name: contestants(v, lambda name: None, measured) for v in variants("shapes-flux")}
     for name, found in by_name.items():
         assert {(c.method, c.kind) for c in found} >= {(m, k) for m in METHODS for k in ("naive", "layer")}
         assert any(c.method == PAIRS for c in found) == (name in (*COARSE, "plain"))

@@ -1,0 +1,64 @@
+"""A CPU computes maps and remainders in parts that fit its allocator: how many changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stack.attention import maps
+from stack.attention.flex import Flex
+from stack.attention.head_orders import best_orders
+from stack.attention.kernels import sparse_attention
+from stack.attention.maps import cut
+from stack.attention.policy_map import PolicyMap, policy_map
+from stack.attention.sparsity import SparsityPolicy
+from stack.attention.token_order import tables
+
+GRID, SHAPE = cut(576 + 20, 5, None, "cpu"), (4, 149)  # two rows and a shorter third, tokens left over
+POLICIES = {
+    "keep": SparsityPolicy(0.3),
+    "mass": SparsityPolicy(0.0, max_mass=0.3, even_if_slower=True),
+    "error": SparsityPolicy(0.0, max_error=0.1, even_if_slower=True),
+}
+
+
+def tensors() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(2, GRID.tokens, 3, 16, generator=generator) * spread for spread in (3.0, 1.0, 1.0)]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("held", [1, 2_000, 20_000])
+def test_a_map_in_parts_is_the_same(name: str, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made() -> PolicyMap:
+        return policy_map(POLICIES[name], *tensors(), GRID, None)
+
+    whole = made()
+    monkeypatch.setattr(maps, "HELD", held)
+    parts = made()
+    assert torch.equal(parts.kept, whole.kept)
+    torch.testing.assert_close(parts.dropped, whole.dropped)
+    assert (parts.error is None) == (name != "error")
+    if whole.error is not None:
+        torch.testing.assert_close(parts.error, whole.error)
+
+
+@pytest.mark.parametrize("held", [1, 20_000])
+def test_attention_in_parts_is_the_same(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tensors()
+    kept = policy_map(POLICIES["keep"], *given, GRID, None).kept
+    whole = sparse_attention(*given, kept, GRID, Flex())
+    monkeypatch.setattr(maps, "HELD", held)
+    torch.testing.assert_close(sparse_attention(*given, kept, GRID, Flex()), whole)
+
+
+def test_orders_by_head_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, found = tensors(), tables(SHAPE, GRID)
+
+    def chosen() -> torch.Tensor:
+        return best_orders(POLICIES["keep"], lambda: tuple(given), found, GRID)
+
+    whole = chosen()
+    assert len(whole.unique()) > 1
+    monkeypatch.setattr(maps, "HELD", 1)
+    assert torch.equal(chosen(), whole)
