@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -10,7 +12,7 @@ from typing import Any
 from ..caching.cache import Cache
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
-from ..core.validate import prompts_of
+from ..core.validate import NotNegative, checked, prompts_of
 from ..measure.metrics import psnr
 from ..runtime.call_arguments import Call
 from ..runtime.pipeline_calls import PipelineCalls
@@ -47,6 +49,7 @@ def search_places(
     prompts: Sequence[Any],
     seed: int = 0,
     trials: int = 60,
+    budget: float | None = None,
     progress: bool = True,
     call: Call | None = None,
 ) -> PlacesFound:
@@ -57,10 +60,11 @@ def search_places(
 
     Args:
         trials: how many places are tried at most, each with one picture per prompt.
+        budget: seconds to spend at most, about; None for as long as the trials take.
         call: further arguments of every call, see `stack.runtime.pipeline_calls.PipelineCalls`.
 
     Raises:
-        StackError: no solver in the stack, no prompts, or no trials.
+        StackError: no solver in the stack, no prompts, no trials or no time.
     """
     own = next((p for p in stack.passes if isinstance(p, Solver)), None)
     if own is None:
@@ -68,6 +72,8 @@ def search_places(
     prompts = prompts_of(prompts)
     if not prompts or trials < 1:
         raise StackError(f"expected at least 1 prompt and 1 trial, got {len(prompts)} and {trials}")
+    checked(NotNegative | None, budget, "budget")
+    over = math.inf if budget is None else time.monotonic() + budget
     rest = [p for p in stack.passes if not isinstance(p, Solver | Cache)]
     calls = PipelineCalls(stack.pipe, call)
     with stack.lock, taken_off(stack), ProgressLine("search_places", progress) as bar:
@@ -84,7 +90,10 @@ def search_places(
                 made = [calls.make(other, [p], seed + i, steps) for i, p in enumerate(prompts)]
                 return fmean(map(psnr, made, wanted))
 
-            tried = climb(score, start, steps, trials, lambda n, best: bar.says(f"best {best:.1f} dB", n, trials))
+            def says(made: int, best: float) -> None:
+                bar.says(f"best {best:.1f} dB", made, trials)
+
+            tried = climb(score, start, steps, trials, says, lambda: time.monotonic() < over)
     best = max(tried, key=lambda places: tried[places])
     solver = replace(own, steps=None, places=best, of=steps)
     stack.replace(solver)
@@ -97,6 +106,7 @@ def climb(
     steps: int,
     trials: int,
     on_trial: Callable[[int, float], None] = lambda made, best: None,
+    more: Callable[[], bool] = lambda: True,
 ) -> dict[Places, float]:
     """Every choice of places that was tried, with its score: hill climbing from `start`, in at most `trials` calls.
 
@@ -105,13 +115,14 @@ def climb(
 
     Args:
         steps: of the ladder.
+        more: whether there is time for another one.
     """
     tried = {start: score(start)}
     best, gained = start, True
 
     def better(places: Places | None) -> bool:
         nonlocal best
-        if places is None or places in tried or len(tried) >= trials:
+        if places is None or places in tried or len(tried) >= trials or not more():
             return False
         tried[places] = score(places)
         won = tried[places] > tried[best]
@@ -119,7 +130,7 @@ def climb(
         on_trial(len(tried), tried[best])
         return won
 
-    while gained and len(tried) < trials:
+    while gained and len(tried) < trials and more():
         gained = False
         for index, by in _moves(len(start)):
             while better(moved(best, index, by, steps)):

@@ -36,6 +36,9 @@ def _stage(name: str, options: Mapping[str, Any]) -> str:
         calibrated = "calibrated" if options.get("full_steps") else "full steps"
         count = len(options.get("full_steps", ())) or options.get("count", "")
         return f"{options['method']}, {count} {calibrated}"
+    if name == "solver":
+        places = options.get("places", ())
+        return f"solver, {len(places)} steps searched" if places else f"solver, {options['steps']} steps"
     return " ".join([name, *(f"{key} {value}" for key, value in options.items())])
 
 

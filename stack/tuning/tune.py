@@ -14,20 +14,22 @@ from ..core.progress import ProgressLine
 from ..recipe import Recipe, recipe_of
 from ..runtime.call_arguments import Call, call_of, own_steps
 from ..runtime.pipeline_calls import pipeline_for
+from ..stack import Stack
 from .front import best, finalists, pareto
 from .limits import Limits
 from .space import FEWEST_STEPS, Space, Stages, space_of
 from .study import CALIBRATED, Study, Tried
 from .tryout import Asked, Tryout, asked
 
-SEARCH_SHARE = 0.6  # of the time; the rest calibrates the best cache and checks on held-out prompts
-CALIBRATION = 0.15  # of the time, for each calibration
+SEARCH_SHARE = 0.6  # of the time; the rest places full steps and solver steps, and checks on held-out prompts
+CALIBRATION = 0.15  # of the time, for each number of steps that are placed
 CHECKED = 6  # candidates that are measured on held-out prompts
 REPEATED = 30  # candidates in a row that were measured before: the sampler has nothing new to propose
 HELD_SEED = 10_000  # added to the seed for held-out prompts
 NAME = "tuned"
 
 Tell = Callable[[str], None]
+Placing = Callable[[Recipe, Sequence[Any], int, float], Stages]  # recipe, prompts, seed, seconds
 
 
 @dataclass
@@ -131,7 +133,8 @@ def _found(run: _Search, search: Sequence[Any], held: Sequence[Asked], seed: int
         found.base_mode, found.base_seconds = place.mode, place.base_seconds
         run.search(budget * SEARCH_SHARE, trials)
         if run.limits.on_quality:
-            run.place_full_steps(search, seed, budget * CALIBRATION)
+            run.place_steps("cache", "count", run.calibrated, search, seed, budget * CALIBRATION)
+            run.place_steps("solver", "steps", run.with_places, search, seed, budget * CALIBRATION)
         run.check(held, found)
     except KeyboardInterrupt:
         found.partial = True
@@ -188,29 +191,44 @@ class _Search:
             return "none measured yet"
         return f"best so far {chosen.figures.speedup:.2f}x" + (" but beyond the limits" if chosen.excess else "")
 
-    def place_full_steps(self, prompts: Sequence[Any], seed: int, seconds: float) -> None:
-        """Calibrate the best cache with one full step fewer, and again while that keeps the limits; or with as many."""
-        start = best([one for one in self.study.tried() if "count" in one.stages.get("cache", {})], self.limits)
-        if start is None:
+    def place_steps(
+        self, stage: str, option: str, place: Placing, prompts: Sequence[Any], seed: int, seconds: float
+    ) -> None:
+        """Place the steps of the best stack with a cache or a solver: with one step fewer, and again while that keeps
+        the limits; or with as many. Where the stage is given, it stays as it is.
+
+        Args:
+            option: of the stage, how many steps it runs in full.
+            place: finds their places, in about so many seconds.
+        """
+        start = best([one for one in self.study.tried() if option in one.stages.get(stage, {})], self.limits)
+        if start is None or stage in self.space.fixed:
             return
-        count = start.stages["cache"]["count"]
-        counts = [count] if start.excess else range(count - 1, FEWEST_STEPS - 1, -1)
+        count = start.stages[stage][option]
         try:
-            for each in counts:
-                if self._calibrated(start.stages, each, prompts, seed, seconds).excess:
+            for each in [count] if start.excess else range(count - 1, FEWEST_STEPS - 1, -1):
+                self.tell(f"placing {each} steps of the {stage} on finished pictures, about {seconds:.0f} s")
+                fewer = {**start.stages, stage: {**start.stages[stage], option: each}}
+                placed = place(self.place.recipe(NAME, fewer, "", {}), prompts, seed, seconds)
+                figures = self.place.figures(placed, self.samples)
+                one = Tried(placed, figures, self.limits.excess(figures), CALIBRATED)
+                self.study.add(one, self.limits.cost(figures))
+                if one.excess:
                     break
         except StackError as error:  # too little time for a calibration on this model: what was searched stands
-            self.tell(f"full steps stay where the cache puts them: {error}")
+            self.tell(f"steps stay where the {stage} puts them: {error}")
 
-    def _calibrated(self, stages: Stages, count: int, prompts: Sequence[Any], seed: int, seconds: float) -> Tried:
-        self.tell(f"placing {count} full steps by calibration, about {seconds:.0f} s")
-        recipe = self.place.recipe(NAME, _with_count(stages, count), "", {})
+    def calibrated(self, recipe: Recipe, prompts: Sequence[Any], seed: int, seconds: float) -> Stages:
+        """The stages with the cache's full steps calibrated."""
+        count = recipe.stages["cache"]["count"]
         asked_for: dict[str, Any] = {"seed": seed, "budget": seconds, "call": self.place.call, "progress": False}
-        made, _ = calibrate(self.place.pipe, recipe, prompts=prompts, full_steps=count, **asked_for)
-        figures = self.place.figures(made.stages, self.samples)
-        one = Tried(made.stages, figures, self.limits.excess(figures), CALIBRATED)
-        self.study.add(one, self.limits.cost(figures))
-        return one
+        return calibrate(self.place.pipe, recipe, prompts=prompts, full_steps=count, **asked_for)[0].stages
+
+    def with_places(self, recipe: Recipe, prompts: Sequence[Any], seed: int, seconds: float) -> Stages:
+        """The stages with the solver's places searched."""
+        stack = Stack.from_recipe(recipe, self.place.pipe, steps=self.place.steps)
+        found = stack.search_places(prompts, seed, budget=seconds, progress=False, call=self.place.call)
+        return {**recipe.stages, "solver": found.solver.options()}
 
     def check(self, samples: Sequence[Asked], found: Tuned) -> None:
         """Measure the best candidates on held-out prompts, in turn with the model without a stack."""
@@ -223,10 +241,6 @@ class _Search:
             for one, seen in zip(chosen, figures, strict=True)
         ]
         found.chosen = best(found.checked, self.limits)
-
-
-def _with_count(stages: Stages, count: int) -> Stages:
-    return {**stages, "cache": {**stages["cache"], "count": count}}
 
 
 def _recipe(place: Tryout, found: Tuned, chosen: Tried, prompts: tuple[int, int]) -> Recipe:

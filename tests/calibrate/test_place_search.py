@@ -38,6 +38,12 @@ def test_it_stops_at_its_trials(trials: int) -> None:
     assert len(climb(score, (0, 9, 20, 31, 41), 50, trials)) == trials == len(calls)
 
 
+def test_it_stops_when_its_time_is_over() -> None:
+    left = iter([True] * 5 + [False] * 100)
+    tried = climb(height, (0, 9, 20, 31, 41), 50, 200, more=lambda: next(left))
+    assert 1 < len(tried) <= 6
+
+
 def test_a_place_neither_meets_another_nor_leaves_the_ladder() -> None:
     assert moved((0, 4, 8), 1, 3, 10) == (0, 7, 8) and moved((0, 4, 8), 1, 4, 10) is None
     assert moved((0, 4, 8), 1, -4, 10) is None and moved((0, 4, 8), 2, 2, 10) is None
@@ -60,3 +66,5 @@ def test_what_a_search_needs() -> None:
         search_places(Stack(tiny_pipe()).cache("svd"), ["a red ring"])
     with pytest.raises(StackError, match="at least 1 prompt and 1 trial, got 0 and 60"):
         search_places(Stack(tiny_pipe()).solver(4), [])
+    with pytest.raises(StackError, match="budget: expected"):
+        search_places(Stack(tiny_pipe()).solver(4), ["a red ring"], budget=-1.0)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from stack import Stack, StackError
-from stack.recipe import load_recipe
+from stack.recipe import load_recipe, parse_recipe
 from stack.tuning.results import COLUMNS, lines, named, save, verdict
+from stack.tuning.study import CALIBRATED
 from stack.tuning.tryout import Tryout
 from stack.tuning.tune import Tuned, tune
 
@@ -52,6 +53,30 @@ def test_a_limit_that_nothing_keeps_gives_no_recipe(tmp_path: Path) -> None:
     assert found.recipe is None and found.chosen is not None and found.chosen.excess > 0
     assert verdict(found).startswith("min_psnr=98: nothing that was tried keeps it; the nearest is ")
     assert all(line[-1] == "beyond the limits" for line in lines(found))
+
+
+def test_a_solver_that_misses_the_limit_is_tried_at_searched_places(tmp_path: Path) -> None:
+    found = search(tmp_path, min_psnr=34.5, trials=12)
+    solvers = [one for one in found.tried if "solver" in one.stages]
+    (placed,) = [one for one in solvers if one.how == CALIBRATED]
+    others = [one for one in solvers if one.stages.get("quantize") == placed.stages.get("quantize") and one != placed]
+    assert all(one.excess and one.stages["solver"] == {"steps": 2} for one in others) and others
+    assert not placed.excess and placed.figures.psnr > max(one.figures.psnr for one in others) + 2
+    assert named(placed.stages).endswith("solver, 2 steps searched")
+    assert placed.stages["solver"]["of"] == STEPS and len(placed.stages["solver"]["places"]) == 2
+
+
+def test_fewer_solver_steps_are_tried_while_the_limit_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stack.tuning.tune.FEWEST_STEPS", 1)
+    found = search(tmp_path, min_psnr=15)
+    placed = [one.stages["solver"]["places"] for one in found.tried if one.how == CALIBRATED and "solver" in one.stages]
+    assert placed == [(0,)] or placed == [[0]]
+
+
+def test_a_solver_that_is_given_keeps_its_steps(tmp_path: Path) -> None:
+    given = parse_recipe({"steps": STEPS, "solver": {"steps": 4}}, "given")
+    found = search(tmp_path, min_psnr=15, recipe=given, trials=3)
+    assert found.tried and all(one.stages["solver"] == {"steps": 4} for one in found.tried)
 
 
 def test_an_error_of_latents_is_measured_on_latents(tmp_path: Path) -> None:
