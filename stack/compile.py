@@ -59,7 +59,7 @@ class Compile:
             return ["off: the blocks run as the passes below leave them"]
         return [
             f"{facts.blocks} blocks, mode {self.mode}; blocks of one class share their code",
-            "the first call at each size compiles: half a minute on a CPU, once per machine while its cache is kept",
+            "the first call at each size compiles, half a minute on a CPU; once per machine while its cache is kept",
         ]
 
     def check(self, facts: Facts) -> list[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -42,7 +42,7 @@ def load(
         dtype: of the weights; by default the one that this machine computes fastest, see `best_dtype`.
         device: "cpu", "cuda" or "cuda:N"; by default CUDA if there is a GPU.
         size: of the pictures, see `sides_of`: loads the reference model for this size, if there is one.
-        lora: a file of weights, a folder or a hub id, loaded beside the model's own weights.
+        lora: a file of weights, a folder or a hub id, merged into the model's own weights.
 
     Raises:
         StackError: unknown name, a folder that holds no diffusers pipeline, a missing device, or a file that is no
@@ -56,31 +56,33 @@ def load(
         pipe = load_reference(trained, dtype) if trained in REFERENCES else _from_pretrained(name, dtype)
         pipe.set_progress_bar_config(disable=True)
         if lora is not None:
-            _load_lora(pipe, str(lora))
+            _merge_lora(pipe, str(lora))
     return pipe.to(place)
 
 
-def _load_lora(pipe: Any, path: str) -> None:
-    load_weights = _lora_loader(pipe)
-    if load_weights is None:
-        raise StackError(f"{type(pipe).__name__} takes no LoRA: expected no --lora, got {shown(path)}")
-    try:
-        load_weights(path)
-    except Exception as error:  # diffusers, peft and the hub's client each raise kinds of their own
-        raise StackError(f"cannot load the LoRA {shown(path)}: {reason(error)}") from None
-    if LORA not in preexisting_on(denoiser_of(pipe)):
-        raise StackError(f"the LoRA {shown(path)} has no weights for this {type(pipe).__name__}'s denoiser")
-
-
-def _lora_loader(pipe: Any) -> Callable[[str], Any] | None:
-    """What loads a LoRA into a pipeline; None where nothing does."""
+def _merge_lora(pipe: Any, path: str) -> None:
+    """Load a LoRA and merge it into the weights: passes that round or add to weights need them as they will be."""
     from diffusers.loaders import PeftAdapterMixin
     from diffusers.loaders.lora_base import LoraBaseMixin
 
-    if type(pipe).__name__ in _OWN:  # they have no text encoders, for which diffusers' loaders of pipelines look
-        denoiser = denoiser_of(pipe)
-        return denoiser.load_lora_adapter if isinstance(denoiser, PeftAdapterMixin) else None
-    return pipe.load_lora_weights if isinstance(pipe, LoraBaseMixin) else None
+    # Ours have no text encoders, for which diffusers' loaders of pipelines look.
+    own = type(pipe).__name__ in _OWN
+    model = denoiser_of(pipe) if own else pipe
+    if not isinstance(model, PeftAdapterMixin if own else LoraBaseMixin):
+        raise StackError(f"{type(pipe).__name__} takes no LoRA: expected no --lora, got {shown(path)}")
+    try:
+        (model.load_lora_adapter if own else model.load_lora_weights)(path)
+        found = LORA in preexisting_on(denoiser_of(pipe))
+        if own:
+            model.fuse_lora()
+            model.unload_lora()
+        else:
+            model.fuse_lora(components=[name for name in model._lora_loadable_modules if name in model.components])
+            model.unload_lora_weights()
+    except Exception as error:  # diffusers, peft and the hub's client each raise kinds of their own
+        raise StackError(f"cannot load the LoRA {shown(path)}: {reason(error)}") from None
+    if not found:
+        raise StackError(f"the LoRA {shown(path)} has no weights for this {type(pipe).__name__}'s denoiser")
 
 
 @contextmanager

@@ -174,6 +174,11 @@ def test_a_lora_is_in_the_base_and_in_every_stack(run: Run, folder: Path, line: 
     assert (folder / "out" / "grid.png").read_bytes() != plain
     rows = {row["name"]: row for row in record["rows"]}
     assert rows["all"]["full_steps"] == 3 and 10 < rows["all"]["psnr_db"] < 99
+    (folder / "int8.toml").write_text('steps = 14\n[quantize]\nscheme = "int8"\nmin_features = 16\n')
+    line = [folder / "int8.toml" if str(part).endswith("mine.toml") else part for part in line]
+    code, _, err = run(*line, *one, "--lora", lora_file(folder / "lora.safetensors"))
+    assert code == 0, err
+    assert 20 < {row["name"]: row for row in record_in(folder)["rows"]}["all"]["psnr_db"] < 99
     code, _, err = run(*line, *one, "--lora", lora_file(folder / "odd.safetensors", width=64))
     assert code == 2 and "error: cannot load the LoRA" in err
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
@@ -29,13 +28,13 @@ class HeadOrders:
 
     def __init__(self, target: Target):
         self._target = target
-        self._chosen: OncePerRequest[torch.Tensor] = OncePerRequest(target)
+        self._chosen: OncePerRequest[dict[int, torch.Tensor]] = OncePerRequest(target)  # (H,) of every sample
         self._tables: dict[tuple[object, ...], torch.Tensor] = {}
 
     def of_call(self, call: AttentionCall, policy: SparsityPolicy, grid: Grid) -> TokenOrder | None:
         """The order of a call's tokens; None where they stay as they lie.
 
-        With "by_head" the first sparse call of a layer in a request tries all orders, and its branch keeps the best.
+        With "by_head" the first sparse call of a layer in a request tries all orders, and each sample keeps the best.
         """
         if (wanted := policy.order_of(grid.image)) == RASTER:
             return None
@@ -46,8 +45,13 @@ class HeadOrders:
         q = call.sdpa.q
         found = self._in_sequence(shape, grid, q.device)
         if wanted == BY_HEAD:
-            choose = partial(best_orders, policy, call.sdpa.plain, found, grid, call.seen)
-            chosen = self._chosen.once((call.layer, q.shape), choose)
+            known = self._chosen.once((call.layer, q.shape[1:]), dict)
+            samples = self._chosen.samples or range(len(q))
+            if not known.keys() >= {*samples}:
+                best = best_orders(policy, call.sdpa.plain, found, grid, call.seen)
+                for sample, row in zip(samples, best, strict=True):
+                    known.setdefault(sample, row)
+            chosen = torch.stack([known[sample] for sample in samples])
         else:
             number = list(ORDERS).index(wanted)
             chosen = torch.full(q.shape[:2], number, device=q.device)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .flex import Flex
-from .maps import Grid, in_parts
+from .maps import Grid
 from .remainder import add_remainder
 
 
@@ -36,8 +36,7 @@ def sparse_attention(
         return flex(q, k, v, kept, grid, seen)
     lse = q.new_empty(q.shape[0], q.shape[2], grid.end - grid.start, dtype=torch.float32)
     out = gather_attention(q, k, v, kept, grid, lse, seen)
-    parts = in_parts(q.shape[2] * (grid.end - grid.start) * grid.blocks, q.device)
-    return add_remainder(out, lse, q, k, v, kept, grid, parts)
+    return add_remainder(out, lse, q, k, v, kept, grid)
 
 
 def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:

@@ -75,7 +75,8 @@ class AttentionCall:
         if reads_are_free(mask.device):
             return self._looked(mask)
         if self.layout.steady and self.masks is not None:
-            return self.masks.once((self.layer, mask.shape, mask.dtype), partial(self._looked, mask))
+            place = self.layer, mask.shape, mask.dtype, self.masks.samples
+            return self.masks.once(place, partial(self._looked, mask))
         return OTHERS if self.layout.hides_text and self._over_keys(mask) else MORE
 
     def _looked(self, mask: torch.Tensor) -> str:

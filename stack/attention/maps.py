@@ -19,9 +19,11 @@ QUERY_BLOCK = {"cuda": 128}
 # On the CPU, 256 queries by 64 keys beat every other pair tried (64 to 512 by 32 to 256), in speed and in error: the
 # kernel wants long runs of queries, the map wants short blocks of keys.
 LONGEST = 256
-# Numbers in a tensor that is made and dropped in every call on a CPU. Its allocator gives larger ones back to the
-# system, and every page of the next one is a fault: at 4,112 tokens that took longer than making the map.
-HELD = 300_000
+# Numbers of one sample in a tensor that is made and dropped in every call. A CPU's allocator gives larger ones back to
+# the system, and every page of the next one is a fault: at 4,112 tokens that took longer than making the map. On an
+# accelerator it is memory that counts: half a GB in fp32, where a video of 75,600 tokens would take 27.
+HELD = {"cpu": 300_000}
+HELD_ELSEWHERE = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ class Grid:
 
 
 def in_parts(numbers: int, device: torch.device) -> int:
-    """In how many parts a tensor of so many numbers of one sample is computed: one on an accelerator."""
-    return max(1, -(-numbers // HELD)) if device.type == "cpu" else 1
+    """In how many parts a tensor of so many numbers of one sample is computed."""
+    return max(1, -(-numbers // HELD.get(device.type, HELD_ELSEWHERE)))
 
 
 def cut(image: int, text: int, block: int | None, device: str, text_last: bool = False) -> Grid:

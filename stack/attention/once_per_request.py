@@ -23,6 +23,11 @@ class OncePerRequest(Generic[T]):
     _request: int = -1
     _known: dict[Hashable, tuple[Any, T]] = field(default_factory=dict)
 
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """Which of the batch the running block computes; () for all. What differs between them goes by these."""
+        return self.target.clock.samples
+
     def once(self, place: Hashable, work_out: Callable[[], T]) -> T:
         """What `work_out` says of a place, such as a layer; asked once for each branch of a request.
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .maps import Grid, fewest, first_blocks, ranked
+from .maps import Grid, fewest, first_blocks, in_parts, ranked
 from .producers import Sample
 
 LEVELS = 16  # numbers of blocks between which a map for an error chooses: rows that keep as many are computed together
-LARGEST = 1 << 20  # numbers that are held at a time: within the cache of a CPU
 FAINTEST = 1e-30  # softmax mass of kept blocks below which their mean is lost in rounding
 
 
@@ -81,8 +80,8 @@ def errors_by_count(
         return sample.scores.new_zeros(*order.shape[:3], len(counts))
     queries = _Queries(q[:, sample.at].transpose(1, 2), sample.weights, sample.lse)
     values, in_row = _Values(k, v, grid), grid.group * (len(sample.at) // grid.blocks)
-    held = queries.weights[..., 0].numel() * grid.blocks * v.shape[-1]
-    at_once = -(-grid.rows * LARGEST // max(held, LARGEST))
+    held = queries.weights[0, ..., 0].numel() * grid.blocks * v.shape[-1]
+    at_once = -(-grid.rows // in_parts(held, v.device))
     off, energy = [], []
     for first in range(0, grid.rows, at_once):
         orders = order[:, :, first : first + at_once, None]

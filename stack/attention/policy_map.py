@@ -45,16 +45,15 @@ def _of_heads(
     policy: SparsityPolicy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, seen: torch.Tensor | None
 ) -> PolicyMap:
     """The map of some heads; what it drops and its error as they are in each row (B, H, rows)."""
-    error = None
+    if not policy.budget:
+        shares = sampled(q, k, grid, seen)
+        kept = block_map(shares, grid, policy.keep)
+        return PolicyMap(kept, dropped_mass(shares, kept))
+    sample, error = sample_of(q, k, grid, seen), None
+    shares = sample.shares(grid)
     if policy.max_error is not None:
-        sample = sample_of(q, k, grid, seen)
-        shares = sample.shares(grid)
         kept, error = error_map(q, k, v, sample, shares, grid, policy.max_error)
     else:
-        shares = sampled(q, k, grid, seen)
-        kept = (
-            block_map(shares, grid, policy.keep) if policy.max_mass is None else mass_map(shares, grid, policy.max_mass)
-        )
-    if policy.budget:
-        kept = with_dense_heads(kept, grid, policy.densest(q.device.type))
+        kept = mass_map(shares, grid, policy.max_mass or 0.0)
+    kept = with_dense_heads(kept, grid, policy.densest(q.device.type))
     return PolicyMap(kept, dropped_mass(shares, kept), error)

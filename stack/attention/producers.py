@@ -2,8 +2,8 @@
 
 Each producer is a pure function of queries and keys (B, S, H, D), rotary positions applied, and a grid. It returns
 (B, H, rows, blocks) fp32 shares of the mass of a query block: at least 0, and at most 1 in a row together with what
-lies outside the blocks. Nothing is pooled over the batch or over heads, and scores are fp32, so that batching does not
-change a share. No host sync. `seen` (B, S) is False at keys outside the blocks that nobody may attend to.
+lies outside the blocks. Nothing is pooled over the batch or over heads, and softmax weights are fp32, so that batching
+does not change a share. No host sync. `seen` (B, S) is False at keys outside the blocks that nobody may attend to.
 """
 
 from __future__ import annotations
@@ -69,14 +69,15 @@ def sample_of(
 ) -> Sample:
     """One query in 32, against all keys; held out are others than those that `sampled` looks at."""
     at = _sampled_at(grid, q.device, held_out)
-    scores = (q[:, at].transpose(1, 2) @ k.permute(0, 2, 3, 1)).float().div_(math.sqrt(q.shape[-1]))
+    # In fp32: what a budget is held to is measured on them, and bf16 rounds a score of 100 by a quarter.
+    scores = (q[:, at].transpose(1, 2).float() @ k.permute(0, 2, 3, 1).float()).div_(math.sqrt(q.shape[-1]))
     return Sample(at, _hidden(scores, seen))
 
 
 def sampled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
     """Exact shares of one query in 32, averaged over the query block (choice by sampled queries: SVG, 2502.01776).
 
-    As `Sample.shares` has them, on a CPU of a few queries at a time.
+    As `Sample.shares` has them, but scores have the dtype of the queries; a few queries at a time.
     """
     at, keys = _sampled_at(grid, q.device), k.permute(0, 2, 3, 1)
 

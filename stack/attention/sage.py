@@ -88,7 +88,7 @@ def scaled(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     largest = torch.linalg.vector_norm(v, math.inf, dim=1, keepdim=True).float()
     mantissa, _ = torch.frexp(largest)
     plain = (mantissa > 0) & largest.isfinite()
-    unit = torch.where(plain, largest / mantissa, LARGEST) / LARGEST
+    unit = torch.where(plain, largest / LARGEST / mantissa, 1.0)
     unit = unit.clamp(min=torch.finfo(v.dtype).tiny).to(v.dtype)
     return v / unit, unit
 

@@ -64,7 +64,11 @@ class _Visitor:
 
 def answer_blocks(target: Target, install: Installer, visit: Callable[[int, BlockCall, StepContext], Streams]) -> None:
     """Let `visit(number, call, step)` answer every call of a block; `call.run()` makes it."""
-    before_blocks(target.denoiser, target.wiring, install, lambda number, call: visit(number, call, now(target)))
+
+    def asked(number: int, call: BlockCall) -> Streams:
+        return visit(number, call, now(target))
+
+    before_blocks(target.denoiser, target.wiring, install, target.clock, asked)
 
 
 def watching_blocks(see: SeeBlock) -> Observe:

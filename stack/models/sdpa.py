@@ -40,9 +40,11 @@ class SdpaCall:
 
     @property
     def tokens(self) -> int:
-        """How many there are where queries and keys are as many, 0 where they are not."""
-        (*batch, queries, _), (*keys_batch, keys, _) = self.q.shape, self.k.shape
-        return queries if queries == keys and batch[:-1] == keys_batch[:-1] else 0
+        """How many there are where queries and keys are as many; 0 where not, or without a dimension of heads."""
+        if not self.q.ndim == self.k.ndim == 4:
+            return 0
+        (batch, _, queries, _), (keys_batch, _, keys, _) = self.q.shape, self.k.shape
+        return queries if queries == keys and batch == keys_batch else 0
 
     def plain(self) -> Tensors:
         """Queries, keys and values (B, S, H, D) with as many heads each, to be attended to with 1 / sqrt(D)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +42,7 @@ class Clock:
     Attributes:
         context: the current call's step, or the last one's.
         running: whether a call is under way.
+        samples: of the batch, that the running block computes; () for all.
         took_over: whether the current call is the first of its step, and of a branch that comes in there, in mid-run.
         timetable, read: of the sampler, as last read, and what from.
         sigma_schedule: of the current request: the timetable's from the step on that the request began with.
@@ -52,6 +53,7 @@ class Clock:
         self.branch, self._part = MAIN, ""
         self.context: StepContext | None = None
         self.running = self.took_over = False
+        self.samples: tuple[int, ...] = ()
         self.timetable, self.read = timetable, ReadFrom()
         self.sigma_schedule = timetable.schedule
         self._on = timetable  # what the current request's calls are on
@@ -74,6 +76,15 @@ class Clock:
     def _forget_branches(self) -> None:
         for known in (self._at, self._shapes, self._joined):
             known.clear()
+
+    @contextmanager
+    def only(self, samples: Sequence[int]) -> Iterator[None]:
+        """What runs inside computes these samples of the batch only."""
+        before, self.samples = self.samples, tuple(samples)
+        try:
+            yield
+        finally:
+            self.samples = before
 
     @contextmanager
     def one_page(self) -> Iterator[None]:

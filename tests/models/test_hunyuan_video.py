@@ -17,11 +17,13 @@ from stack.caching.sites.calls import BlockCall
 from stack.core.arguments import Arguments
 from stack.model_facts import facts_of
 from stack.models.derive.wiring import wiring_of
+from stack.models.schedule import uniform
 from stack.quant.linears.int8 import Int8Linear
 from stack.reference.video_pipeline import ShapesVideoPipeline
 from training.shapes_video import TRANSFORMER, new_prompt_encoder, new_scheduler
 
 from ..caching.fitted import PLAIN
+from ..clocks import clock_of
 from ..wirings import HUNYUAN_VIDEO
 
 STEPS = 14
@@ -129,7 +131,7 @@ def test_a_block_given_some_tokens_cuts_positions_and_mask(index: int) -> None:
         hidden, words = block(video, text, temb, only, tables)
         given = arguments.named((video, text, temb, seen, tables, None, 16), {})
         ports = HUNYUAN_VIDEO.ports_of("", arguments.names)
-        call = BlockCall(block, block.forward, arguments, given, HUNYUAN_VIDEO, ports)
+        call = BlockCall(block, block.forward, arguments, given, HUNYUAN_VIDEO, ports, clock_of(uniform(4)))
         some = call.run({"video": video[:, tokens], "text": text}, tokens=tokens)
         rows = call.run({"video": video[1:, tokens], "text": text[1:]}, [1], tokens)
     torch.testing.assert_close(some["video"], hidden[:, tokens], atol=1e-5, rtol=1e-4)

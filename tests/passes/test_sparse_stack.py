@@ -61,11 +61,16 @@ def test_more_shapes_than_are_kept_compiled_is_a_warning() -> None:
     assert expected in stack.report().warnings
 
 
-def test_samples_of_a_batch_are_full_or_cached_each_on_its_own() -> None:
-    """A gate decides per sample; the back block then runs for both."""
+@pytest.mark.parametrize("order", ["raster", "by_head"])
+@pytest.mark.parametrize("free", [True, False], ids=["", "as on an accelerator"])
+def test_samples_of_a_batch_are_full_or_cached_each_on_its_own(
+    order: str, free: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate decides per sample; the back block then runs for both. One has less text than the other."""
+    monkeypatch.setattr("stack.attention.layers.reads_are_free", lambda device: free)
 
     def gated() -> Stack:
-        options = {"block": 64, "even_if_slower": True}
+        options = {"block": 64, "even_if_slower": True, "order": order}
         model = tiny_video(num_layers=1, num_single_layers=2)
         stack = Stack(model, steps=14).sparse_attn(0.3, **options)
         return stack.cache("dbcache", front=1, back=1, warmup=2, threshold=0.4)

@@ -157,7 +157,11 @@ class BlockRange:
             raise StackError(f"{self.front} front and {self.back} back blocks leave none of {blocks} to cache")
         always = (self.front + self.back) / blocks
         self.controller.cached_work = Computed(always, always)
-        before_blocks(denoiser, wiring, install, lambda number, call: self._visit(number, call, blocks))
+
+        def visit(number: int, call: BlockCall) -> Streams:
+            return self._visit(number, call, blocks)
+
+        before_blocks(denoiser, wiring, install, self.controller.clock, visit)
         return between
 
     def _visit(self, number: int, call: BlockCall, blocks: int) -> Streams:

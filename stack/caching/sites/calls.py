@@ -54,6 +54,7 @@ class BlockCall:
         arguments: how its arguments are named.
         given: what it was called with, by name.
         ports: where its streams are.
+        clock: is told of which samples the block runs.
     """
 
     block: nn.Module
@@ -62,6 +63,7 @@ class BlockCall:
     given: Mapping[str, Any]
     wiring: Wiring
     ports: Ports
+    clock: Clock
 
     @property
     def streams(self) -> Streams:
@@ -83,7 +85,11 @@ class BlockCall:
             if arguments.get(name) is not None:
                 arguments[name] = rows_of(arguments[name], rows or ())
         arguments |= self.ports.arguments(streams or {})
-        result = self.arguments.call(self.inner, arguments)
+        if rows is None:
+            result = self.arguments.call(self.inner, arguments)
+        else:
+            with self.clock.only(rows):
+                result = self.arguments.call(self.inner, arguments)
         if tokens is None or streams is None:
             return self.ports.read(result)
         # Joined streams come back as long as they were given.
@@ -105,7 +111,11 @@ def take(streams: Streams, rows: Sequence[int]) -> Streams:
 
 
 def before_blocks(
-    denoiser: nn.Module, wiring: Wiring, install: Installer, visit: Callable[[int, BlockCall], Streams]
+    denoiser: nn.Module,
+    wiring: Wiring,
+    install: Installer,
+    clock: Clock,
+    visit: Callable[[int, BlockCall], Streams],
 ) -> int:
     """Let every call of a block be answered by `visit(number, call)`; returns the number of blocks."""
     blocks, lengths = wiring.blocks(denoiser), dict[str, int]()
@@ -114,7 +124,7 @@ def before_blocks(
             path.rpartition(".")[0] for path, _ in (blocks[number], blocks[min(number + 1, len(blocks) - 1)])
         )
         notes = own != behind and behind in wiring.joins
-        install.wrap_call(*behind_split(block), _stand_in(number, path, block, wiring, visit, lengths, notes))
+        install.wrap_call(*behind_split(block), _stand_in(number, path, block, wiring, clock, visit, lengths, notes))
     return len(blocks)
 
 
@@ -123,6 +133,7 @@ def _stand_in(
     path: str,
     block: nn.Module,
     wiring: Wiring,
+    clock: Clock,
     visit: Callable[[int, BlockCall], Streams],
     lengths: dict[str, int],
     notes: bool,
@@ -135,7 +146,7 @@ def _stand_in(
 
     def wrapper(inner: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            call = BlockCall(block, inner, arguments, arguments.named(args, kwargs), wiring, ports)
+            call = BlockCall(block, inner, arguments, arguments.named(args, kwargs), wiring, ports, clock)
             streams = visit(number, call)
             if notes:
                 lengths.update((name, tensor.shape[1]) for name, tensor in streams.items())

@@ -152,7 +152,7 @@ class FastCache:
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before every block; returns their number."""
-        self._blocks = before_blocks(denoiser, wiring, install, self._visit)
+        self._blocks = before_blocks(denoiser, wiring, install, self.controller.clock, self._visit)
         return self._blocks
 
     def _visit(self, number: int, call: BlockCall) -> Streams:

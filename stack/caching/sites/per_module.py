@@ -137,7 +137,7 @@ class PerBlock(_Decided):
 
     def install(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> int:
         """Stand before every block; returns their number."""
-        return before_blocks(denoiser, wiring, install, self._visit)
+        return before_blocks(denoiser, wiring, install, self.controller.clock, self._visit)
 
     def _visit(self, number: int, call: BlockCall) -> Streams:
         if number == 0:

@@ -74,7 +74,7 @@ class RelationalModules(PerModule):
         return self._active
 
     def _open(self, denoiser: nn.Module, wiring: Wiring, install: Installer) -> None:
-        before_blocks(denoiser, wiring, install, self._visit)
+        before_blocks(denoiser, wiring, install, self.controller.clock, self._visit)
 
     def _visit(self, number: int, call: BlockCall) -> Streams:
         slots = self.controller.slots if number else self._decide(call)

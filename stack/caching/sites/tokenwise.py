@@ -127,7 +127,8 @@ class Tokenwise:
         self._mlps = mlps / max(1.0, whole)
         self.bypass.install(wiring.idle(denoiser), install)
         last = len(wiring.blocks(denoiser)) - 1
-        before_blocks(denoiser, wiring, install, lambda number, call: self._visit(call, number == last))
+        clock = self.controller.clock
+        before_blocks(denoiser, wiring, install, clock, lambda number, call: self._visit(call, number == last))
         return count
 
     def intercept(self, call: DenoiserCall, proceed: Proceed) -> Any:

@@ -8,8 +8,8 @@ SAGE_ON_ROUNDED_LINEARS = Rule(
     "sage-on-rounded-linears",
     "8-bit attention on rounded linears",
     "Queries and keys come out of linears that have rounded their inputs, and are rounded again. With fp8 weights and "
-    "SageAttention 2 users got black pictures. Here every product of attention is kept within fp16, and an output that "
-    "is not finite or constant is never returned unnoticed.",
+    "SageAttention 2 users got black pictures. Here every product of attention is kept within fp16, and under a "
+    "cache an output that is not finite or constant is never returned unnoticed.",
     (
         Evidence(
             "shapes-dit with int8 linears has 50.2 dB, with 8-bit attention 56.4, with both 50.6",

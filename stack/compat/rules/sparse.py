@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ...core.rule import Evidence, Rule
 
-# Dropping blocks always costs some of the picture, and the pooled remainder some time that the constants above do not
-# hold; attention is about a third of a denoiser, so that 1.25x here is 1.07x there. Less is not worth it.
+# Dropping blocks always costs some of the picture, and the pooled remainder some time that the constants of
+# `stack.attention.cost` do not hold; attention is about a third of a denoiser, so that 1.25x here is 1.07x there. Less
+# is not worth it.
 MARGIN = 1.25
 FEWEST_DENSE = 0.25  # share of a distilled schedule's steps that stay dense
 
@@ -20,7 +21,7 @@ SPARSE_DOES_NOT_PAY = Rule(
             "`stack.attention.cost`, measured on 2 CPU cores",
         ),
         Evidence(
-            "half of the blocks at 1,040 tokens: 1.15x predicted for attention",
+            "half of the blocks at 1,040 tokens: 1.05x predicted for attention",
             "[the comparison](compare/compare-sparse.json)",
         ),
     ),
