@@ -96,6 +96,16 @@ def sd3() -> Any:
     )  # fmt: skip
 
 
+def flux() -> Any:
+    transformer = denoiser("FluxTransformer2DModel")
+    known = transformer.config
+    return assembled(
+        "FluxPipeline", transformer=transformer, scheduler=flow(**DYNAMIC), vae=vae(known.in_channels // 4),
+        text_encoder=clip(known.pooled_projection_dim), text_encoder_2=t5(width=known.joint_attention_dim),
+        tokenizer=tokenizer(), tokenizer_2=tokenizer(),
+    )  # fmt: skip
+
+
 def pixart() -> Any:
     return assembled(
         "PixArtSigmaPipeline", transformer=denoiser("PixArtTransformer2DModel", sample_size=32),
@@ -208,6 +218,7 @@ def sd() -> Any:
 
 
 SAVED = {
+    "Flux": Saved(flux),
     "StableDiffusion3": Saved(sd3),
     "PixArtSigma": Saved(pixart),
     "Wan": Saved(wan, "32x32", 5),
