@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from .core.quiet import quiet as _quiet
 
 if TYPE_CHECKING:
+    from .caching.cache import Cache as Cache
     from .calibrated import calibrate as calibrate
     from .comparison.compare import compare as compare
     from .comparison.outcome import Comparison as Comparison
     from .comparison.pictures import run as run
+    from .compat.rules import list_rules as list_rules
     from .core.errors import StackError as StackError
+    from .distill.find import list_adapters as list_adapters
     from .explained import Explanation as Explanation
     from .explained import explain as explain
     from .loading import load as load
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from .recipe import list_recipes as list_recipes
     from .recipe import load_recipe as load_recipe
     from .recipe import recipe_toml as recipe_toml
+    from .reference.names import list_models as list_models
     from .runtime.report import Report as Report
     from .stack import Stack as Stack
     from .tuning.tune import Tuned as Tuned
@@ -32,6 +36,7 @@ __version__ = "0.1.0"
 
 # Loaded when asked for: diffusers takes seconds, and --help, adapters and rules need none of it.
 _HOMES = {
+    "Cache": "caching.cache",
     "Comparison": "comparison.outcome",
     "Explanation": "explained",
     "Recipe": "recipe",
@@ -41,7 +46,10 @@ _HOMES = {
     "calibrate": "calibrated",
     "compare": "comparison.compare",
     "explain": "explained",
+    "list_adapters": "distill.find",
+    "list_models": "reference.names",
     "list_recipes": "recipe",
+    "list_rules": "compat.rules",
     "load": "loading",
     "load_recipe": "recipe",
     "Tuned": "tuning.tune",
@@ -50,6 +58,7 @@ _HOMES = {
     "run": "comparison.pictures",
 }
 __all__ = [
+    "Cache",
     "Comparison",
     "Explanation",
     "Recipe",
@@ -60,7 +69,10 @@ __all__ = [
     "calibrate",
     "compare",
     "explain",
+    "list_adapters",
+    "list_models",
     "list_recipes",
+    "list_rules",
     "load",
     "load_recipe",
     "recipe_toml",

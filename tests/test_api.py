@@ -167,3 +167,10 @@ def test_explain_is_text_and_data() -> None:
 def test_calibrate_without_a_recipe_wants_a_stack(pipe: Any) -> None:
     with pytest.raises(StackError, match="expected a recipe, or a Stack as its model"):
         calibrate(pipe, prompts=[PROMPT])
+
+
+def test_what_the_commands_list_is_data() -> None:
+    assert {"shapes-flux", "shapes-dit", "shapes-video"} <= package.list_models().keys()
+    assert "flux-turbo-alpha" in {card.name for card in package.list_adapters()}
+    assert "sparse-does-not-pay" in {rule.name for rule in package.list_rules()}
+    assert Stack(flux(torch.float32), steps=STEPS).add(package.Cache("svd")).passes[0].stage == "cache"

@@ -23,6 +23,11 @@ def shipped_folder() -> Path:
     return Path(str(resources.files("stack.adapters")))
 
 
+def list_adapters() -> list[Card]:
+    """The shipped cards of few-step adapters, by name."""
+    return cards_in(shipped_folder())
+
+
 def is_shipped(adapter: str) -> bool:
     """Whether this is the name of a shipped card."""
     return Path(adapter).name == adapter and os.path.isfile(shipped_folder() / f"{adapter}.toml")

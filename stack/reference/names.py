@@ -29,3 +29,8 @@ def folder_of(name: str) -> Path:
 
 # Those whose weights are here. The others can be trained, not loaded.
 MODELS = {name: words for name, words in DESCRIPTIONS.items() if folder_of(name).is_dir()}
+
+
+def list_models() -> dict[str, str]:
+    """The models that ship, by name, each with what it is."""
+    return dict(MODELS)

@@ -37,3 +37,8 @@ def rule_named(name: str) -> Rule:
     if name not in RULES:
         raise choose("rule", name, list(RULES))
     return RULES[name]
+
+
+def list_rules() -> list[Rule]:
+    """Every known clash, by subject."""
+    return list(RULES.values())
