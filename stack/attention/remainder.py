@@ -14,8 +14,6 @@ import torch
 
 from .maps import Grid, in_parts
 
-TINY = 1e-30  # in place of a sum of no weights
-
 
 def add_remainder(
     out: torch.Tensor,
@@ -61,6 +59,7 @@ def _blend(
     largest = scores.detach().amax(-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
     weights = scores.sub_(largest).exp_()
     total = weights.sum(-1, keepdim=True)
-    pooled = (weights.to(values.dtype) @ values) / total.clamp_min(TINY).to(values.dtype)
+    # At least 1 where anything is dropped, so that this changes nothing but 0 / 0.
+    pooled = (weights.to(values.dtype) @ values) / total.clamp_min(1.0).to(values.dtype)
     share = torch.sigmoid((largest + total.log() + math.log(grid.key))[..., 0] - lse).to(out.dtype)
     out.lerp_(pooled.transpose(1, 2), share.transpose(1, 2)[..., None])
