@@ -74,10 +74,13 @@ def _merge_lora(pipe: Any, path: str) -> None:
         (model.load_lora_adapter if own else model.load_lora_weights)(path)
         found = LORA in preexisting_on(denoiser_of(pipe))
         if own:
-            model.fuse_lora()
+            model.fuse_lora(safe_fusing=True)
             model.unload_lora()
         else:
-            model.fuse_lora(components=[name for name in model._lora_loadable_modules if name in model.components])
+            parts = [name for name in model._lora_loadable_modules if name in model.components]
+            model.fuse_lora(components=parts, safe_fusing=True)
+            # FLUX's would put back the scales of norms that the file has exchanged.
+            vars(denoiser_of(pipe)).pop("_transformer_norm_layers", None)
             model.unload_lora_weights()
     except Exception as error:  # diffusers, peft and the hub's client each raise kinds of their own
         raise StackError(f"cannot load the LoRA {shown(path)}: {reason(error)}") from None

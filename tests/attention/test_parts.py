@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from stack.attention import maps
 from stack.attention.flex import Flex
 from stack.attention.head_orders import best_orders
-from stack.attention.kernels import sparse_attention
+from stack.attention.kernels import dense, sparse_attention
 from stack.attention.maps import cut
 from stack.attention.policy_map import PolicyMap, policy_map
 from stack.attention.sparsity import SparsityPolicy
@@ -45,6 +45,19 @@ def test_a_map_in_parts_is_the_same(name: str, held: int, monkeypatch: pytest.Mo
     assert (parts.error is None) == (name != "error")
     if whole.error is not None:
         torch.testing.assert_close(parts.error, whole.error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rows_that_drop_nothing_are_exact_in_every_dtype(dtype: torch.dtype) -> None:
+    given = [x.to(dtype) for x in tensors()]
+    kept = policy_map(POLICIES["keep"], *given, GRID, None).kept
+    kept[0, 1], kept[1, :, 0] = True, True
+    made, exact = sparse_attention(*given, kept, GRID, Flex()), dense(*(x.double() for x in given))
+    assert made.isfinite().all()
+    whole = [made[0, :, 1], made[1, GRID.start : GRID.start + GRID.group * GRID.key]]
+    right = [exact[0, :, 1], exact[1, GRID.start : GRID.start + GRID.group * GRID.key]]
+    for one, other in zip(whole, right, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("held", [1, 20_000])

@@ -88,6 +88,26 @@ def test_samples_of_a_batch_are_full_or_cached_each_on_its_own(
             torch.testing.assert_close(one, both[i : i + 1], atol=EXACT, rtol=EXACT)
 
 
+def test_samples_that_a_gate_around_the_model_runs_alone_keep_their_orders() -> None:
+    """The second sample changes, the first one stays: from some step on it runs alone."""
+
+    def gated() -> Stack:
+        stack = Stack(denoiser("flux"), steps=STEPS)
+        options = {"block": 64, "even_if_slower": True, "order": "by_head", "dense_first": 1}
+        return stack.sparse_attn(0.3, **options).cache("easycache-published", threshold=0.05, warmup=3)
+
+    calls, stack = moving("flux", batch=2), gated()
+    for number, call in enumerate(calls):
+        call["hidden_states"][0] = calls[0]["hidden_states"][0]
+        call["hidden_states"][1] *= 1 + 0.3 * number
+    together = outputs(stack, calls)
+    partial = [record.computed.linears for record in stack.report().steps]
+    assert any(0 < share < 1 for share in partial), partial
+    alone = outputs(gated(), [sample(call, 1) for call in calls])
+    for one, both in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, both[1:], atol=EXACT, rtol=EXACT)
+
+
 @by_family
 def test_steps_tell_dense_from_sparse_while_the_pass_is_on(name: str) -> None:
     stack = sparse(name).quantize("int8", min_features=8, ends="keep", share=0.3)

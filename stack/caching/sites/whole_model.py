@@ -88,7 +88,8 @@ class WholeModel(BeforeBlocks):
             return call.answer(_onto(latent, controller.predict(ADDED, slots)))
         ran = [i for i, skip in enumerate(skips) if not skip]
         some = call.only(ran, names)
-        out = some.made(proceed(some))
+        with controller.clock.only(ran):
+            out = some.made(proceed(some))
         self._learn(latent[ran], out, [slots[i] for i in ran])
         whole = out.new_empty(len(latent), *out.shape[1:])
         whole[ran] = out

@@ -8,7 +8,9 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from stack import StackError, load
 from stack.cli import main
 
 from ...docs.blocks import ROOT, blocks
@@ -46,3 +48,23 @@ def test_a_comparison_of_own_prompts_and_arguments(name: str, options: list[str]
     assert record["prompts"] == ["a red ring", "a blue star on white"] and record["verdict"]
     rows = {row["name"]: row for row in record["rows"]}
     assert rows["all"]["full_steps"] == 4 and rows["all"]["prompts_done"] == 2 and rows["quantize"]["psnr_db"] > 20
+
+
+def test_a_lora_with_scales_of_norms_is_merged_whole(tmp_path: Path) -> None:
+    SAVED["Flux"].make().save_pretrained(tmp_path / "model")
+    plain = load(str(tmp_path / "model"), torch.float32)
+    attention = plain.transformer.transformer_blocks[0].attn
+    key, (out, width) = "transformer.transformer_blocks.0.attn", attention.to_q.weight.shape
+    torch.manual_seed(1)
+    file = {f"{key}.to_q.lora_A.weight": torch.randn(2, width), f"{key}.to_q.lora_B.weight": torch.randn(out, 2)}
+    file[f"{key}.norm_q.weight"] = torch.full_like(attention.norm_q.weight, 3.0)
+    save_file(file, tmp_path / "lora.safetensors")
+    merged = load(str(tmp_path / "model"), torch.float32, lora=tmp_path / "lora.safetensors")
+    own = merged.transformer.transformer_blocks[0].attn
+    added = file[f"{key}.to_q.lora_B.weight"] @ file[f"{key}.to_q.lora_A.weight"]
+    torch.testing.assert_close(own.to_q.weight, attention.to_q.weight + added, atol=1e-4, rtol=1e-4)
+    assert (own.norm_q.weight == 3).all() and isinstance(own.to_q, torch.nn.Linear)
+    file[f"{key}.to_q.lora_B.weight"][0, 0] = float("nan")
+    save_file(file, tmp_path / "lora.safetensors")
+    with pytest.raises(StackError, match="cannot load the LoRA"):
+        load(str(tmp_path / "model"), torch.float32, lora=tmp_path / "lora.safetensors")
