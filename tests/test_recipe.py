@@ -22,7 +22,7 @@ def test_the_shipped_recipes_hold_a_calibrated_cache_one_that_needs_none_and_a_s
         assert list(recipe.stages) == ["quantize", "sparse_attn", "cache"] and recipe.steps == 50
     calibrated = recipes["balanced"].stages["cache"]
     assert calibrated["steps"] == 50 and calibrated["full_steps"][0] == 0
-    assert recipes["fast-128"].stages["cache"] == {"method": "predictor-corrector", "count": 6}
+    assert recipes["fast-128"].stages["cache"] == {"method": "predictor-corrector", "count": 5}
     assert recipes["fast"].stages["solver"] == {"places": [0, 23, 33, 43, 48], "of": 50}
 
 
