@@ -195,7 +195,7 @@ class _Search:
         self, stage: str, option: str, place: Placing, prompts: Sequence[Any], seed: int, seconds: float
     ) -> None:
         """Place the steps of the best stack with a cache or a solver: with one step fewer, and again while that keeps
-        the limits; or with as many. Where the stage is given, it stays as it is.
+        the limits; with as many where one fewer does not. Where the stage is given, it stays as it is.
 
         Args:
             option: of the stage, how many steps it runs in full.
@@ -206,17 +206,27 @@ class _Search:
             return
         count = start.stages[stage][option]
         try:
-            for each in [count] if start.excess else range(count - 1, FEWEST_STEPS - 1, -1):
-                self.tell(f"placing {each} steps of the {stage} on finished pictures, about {seconds:.0f} s")
-                fewer = {**start.stages, stage: {**start.stages[stage], option: each}}
-                placed = place(self.place.recipe(NAME, fewer, "", {}), prompts, seed, seconds)
-                figures = self.place.figures(placed, self.samples)
-                one = Tried(placed, figures, self.limits.excess(figures), CALIBRATED)
-                self.study.add(one, self.limits.cost(figures))
-                if one.excess:
+            kept = start.excess > 0
+            for each in range(count if start.excess else count - 1, FEWEST_STEPS - 1, -1):
+                if self._placed(start.stages, stage, (option, each), place, prompts, seed, seconds).excess:
                     break
+                kept = True
+            if not kept:
+                self._placed(start.stages, stage, (option, count), place, prompts, seed, seconds)
         except StackError as error:  # too little time for a calibration on this model: what was searched stands
             self.tell(f"steps stay where the {stage} puts them: {error}")
+
+    def _placed(
+        self, stages: Stages, stage: str, count: tuple[str, int], place: Placing, prompts: Sequence[Any], seed: int,
+        seconds: float,
+    ) -> Tried:  # fmt: skip
+        self.tell(f"placing {count[1]} steps of the {stage}, about {seconds:.0f} s")
+        recipe = self.place.recipe(NAME, {**stages, stage: {**stages[stage], count[0]: count[1]}}, "", {})
+        placed = place(recipe, prompts, seed, seconds)
+        figures = self.place.figures(placed, self.samples)
+        one = Tried(placed, figures, self.limits.excess(figures), CALIBRATED)
+        self.study.add(one, self.limits.cost(figures))
+        return one
 
     def calibrated(self, recipe: Recipe, prompts: Sequence[Any], seed: int, seconds: float) -> Stages:
         """The stages with the cache's full steps calibrated."""
@@ -228,7 +238,8 @@ class _Search:
         """The stages with the solver's places searched."""
         stack = Stack.from_recipe(recipe, self.place.pipe, steps=self.place.steps)
         found = stack.search_places(prompts, seed, budget=seconds, progress=False, call=self.place.call)
-        return {**recipe.stages, "solver": found.solver.options()}
+        # A list, as a recipe's file and a study's database give it back.
+        return {**recipe.stages, "solver": {**found.solver.options(), "places": list(found.solver.places)}}
 
     def check(self, samples: Sequence[Asked], found: Tuned) -> None:
         """Measure the best candidates on held-out prompts, in turn with the model without a stack."""

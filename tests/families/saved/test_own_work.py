@@ -26,7 +26,7 @@ def test_the_first_block_of_the_readme_runs_on_a_saved_pipeline(tmp_path: Path) 
     code = block.code.replace("black-forest-labs/FLUX.1-dev", str(tmp_path)).replace('.to("cuda")', "")
     code = code.replace('quantize("fp8")', 'quantize("int8-weight", min_features=32)').replace(".compile()", "")
     code = code.replace('roof")', 'roof", height=64, width=64)')
-    assert code.count("64") == 2 and "cuda" not in code
+    assert "height=64" in code and "cuda" not in code and "fp8" not in code and ".compile()" not in code
     names: dict[str, object] = {}
     exec(code, names)
     assert names["image"].size == (64, 64)  # type: ignore[attr-defined]
