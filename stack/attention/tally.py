@@ -81,8 +81,7 @@ class Tally:
         Of the sparse calls also the mean share of the softmax mass that was left out, None where the producer of their
         maps does not measure it, what follows for the error of outputs, in units of the spread of their values (the
         mean over the sampled queries of each one's bound), and, where it was measured, the mean error of the sampled
-        outputs. `token_orders` has the share of the
-        heads by the order in which their tokens were cut into blocks.
+        outputs. `token_orders` has the share of the heads by the order in which their tokens were cut into blocks.
 
         `by_layer` has the kept share of the blocks and the dropped mass of each layer as lists over the steps, calls of
         a step averaged; None stands for a step without a call, and for what was not measured.

@@ -204,29 +204,28 @@ class _Search:
         start = best([one for one in self.study.tried() if option in one.stages.get(stage, {})], self.limits)
         if start is None or stage in self.space.fixed:
             return
-        count = start.stages[stage][option]
+        stages, count = start.stages, start.stages[stage][option]
+
+        def placed(number: int) -> bool:
+            """Whether so many steps, placed, are within the limits."""
+            self.tell(f"placing {number} steps of the {stage}, about {seconds:.0f} s")
+            wanted = {**stages, stage: {**stages[stage], option: number}}
+            made = place(self.place.recipe(NAME, wanted, "", {}), prompts, seed, seconds)
+            figures = self.place.figures(made, self.samples)
+            one = Tried(made, figures, self.limits.excess(figures), CALIBRATED)
+            self.study.add(one, self.limits.cost(figures))
+            return not one.excess
+
         try:
             kept = start.excess > 0
-            for each in range(count if start.excess else count - 1, FEWEST_STEPS - 1, -1):
-                if self._placed(start.stages, stage, (option, each), place, prompts, seed, seconds).excess:
+            for number in range(count if start.excess else count - 1, FEWEST_STEPS - 1, -1):
+                if not placed(number):
                     break
                 kept = True
             if not kept:
-                self._placed(start.stages, stage, (option, count), place, prompts, seed, seconds)
+                placed(count)
         except StackError as error:  # too little time for a calibration on this model: what was searched stands
             self.tell(f"steps stay where the {stage} puts them: {error}")
-
-    def _placed(
-        self, stages: Stages, stage: str, count: tuple[str, int], place: Placing, prompts: Sequence[Any], seed: int,
-        seconds: float,
-    ) -> Tried:  # fmt: skip
-        self.tell(f"placing {count[1]} steps of the {stage}, about {seconds:.0f} s")
-        recipe = self.place.recipe(NAME, {**stages, stage: {**stages[stage], count[0]: count[1]}}, "", {})
-        placed = place(recipe, prompts, seed, seconds)
-        figures = self.place.figures(placed, self.samples)
-        one = Tried(placed, figures, self.limits.excess(figures), CALIBRATED)
-        self.study.add(one, self.limits.cost(figures))
-        return one
 
     def calibrated(self, recipe: Recipe, prompts: Sequence[Any], seed: int, seconds: float) -> Stages:
         """The stages with the cache's full steps calibrated."""
