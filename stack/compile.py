@@ -67,8 +67,8 @@ class Compile:
             return _eager(facts, self.stage)
         found = preexisting.compiled(facts, self.stage)
         rounded = facts.attention_bits < 16
-        if facts.attention_density < 1 or rounded:
-            kind = "8-bit" if rounded else "sparse"
+        if facts.attention_density < 1 or rounded or facts.dense_attention != "torch":
+            kind = "8-bit" if rounded else "sparse" if facts.attention_density < 1 else "another kernel's"
             what = f"{facts.blocks} blocks have {kind} attention in them, which is not compiled with them"
             found.append(Finding.of(SPARSE_BREAKS_GRAPH, self.stage, what, note=True))
         if rounded and facts.machine.fp16_sums:

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from .attention.dense_attn import DenseAttention
 from .attention.sage_attn import SageAttention
 from .attention.sparse_attn import SparseAttention
 from .caching.cache import FILES, Cache
@@ -20,7 +21,8 @@ from .distill.find import is_shipped
 from .quant.quantize import Quantize
 from .solver.solver import Solver
 
-KINDS: tuple[type[Any], ...] = (Distill, Quantize, Adapter, Solver, SageAttention, SparseAttention, Compile, Cache)
+ATTENTION = (SageAttention, SparseAttention, DenseAttention)
+KINDS: tuple[type[Any], ...] = (Distill, Quantize, Adapter, Solver, *ATTENTION, Compile, Cache)
 PASSES: dict[str, type[Any]] = {p.stage: p for p in KINDS}
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from .attention.sage_attn import SageAttention
-from .attention.sparse_attn import SparseAttention
 from .caching.cache import Cache, within
 from .calibration import measuring, place_search, rounding_fit, share_fit
 from .calibration.quant.floor import NoiseFloor
@@ -31,9 +29,8 @@ from .models.denoiser import denoiser_of
 from .models.derive.wiring import wiring_of
 from .models.layout import Wiring
 from .models.schedule import flow_timetable
-from .passes import made
+from .passes import PASSES, made
 from .planner import Planner
-from .quant.quantize import Quantize
 from .recipe import Recipe, recipe_of
 from .runtime.call_arguments import named_arguments, own_steps
 from .runtime.layers import Layers
@@ -42,7 +39,6 @@ from .runtime.report import Journal, Report
 from .runtime.step_clock import Clock
 from .runtime.target import Target
 from .saving import load_weights, save_stack, stack_words, to_recipe
-from .solver.solver import Solver
 
 
 class Stack:
@@ -136,19 +132,23 @@ class Stack:
 
     def quantize(self, scheme: str = "int8", **options: Any) -> Stack:
         """Add quantization of the blocks' linears; see `stack.quant.quantize.Quantize`."""
-        return self.add(made(Quantize, scheme=scheme, **options))
+        return self.add(made(PASSES["quantize"], scheme=scheme, **options))
 
     def solver(self, steps: int | None = None, **options: Any) -> Stack:
         """Replace the scheduler's steps by fewer second-order ones; see `stack.solver.solver.Solver`."""
-        return self.add(made(Solver, steps=steps, **options))
+        return self.add(made(PASSES["solver"], steps=steps, **options))
+
+    def dense_attn(self, backend: str = "auto") -> Stack:
+        """Add a faster exact kernel of attention; see `stack.attention.dense_attn.DenseAttention`."""
+        return self.add(made(PASSES["dense_attn"], backend=backend))
 
     def sage_attn(self, **options: Any) -> Stack:
         """Add 8-bit attention for calls that stay dense; see `stack.attention.sage_attn.SageAttention`."""
-        return self.add(made(SageAttention, **options))
+        return self.add(made(PASSES["sage_attn"], **options))
 
     def sparse_attn(self, keep: float | None = None, **options: Any) -> Stack:
         """Add block-sparse attention; see `stack.attention.sparse_attn.SparseAttention`."""
-        return self.add(made(SparseAttention, keep=keep, **options))
+        return self.add(made(PASSES["sparse_attn"], keep=keep, **options))
 
     def compile(self, mode: str = "default") -> Stack:
         """Compile the blocks; "off" declines it where the plan would add it; see `stack.compile.Compile`."""

@@ -30,6 +30,7 @@ STACKS: dict[str, Build] = {
     "bitsandbytes": lambda s, _: s.quantize("nf4", min_features=64, backend="bitsandbytes"),
     "quanto": lambda s, _: s.quantize("int8-weight", min_features=64, backend="quanto"),
     "sage": lambda s, _: s.sage_attn(even_if_slower=True),
+    "dense": lambda s, _: s.dense_attn("products"),
     "sparse": lambda s, _: s.sparse_attn(even_if_slower=True),
     "compile": lambda s, _: s.compile(),
     "cache": lambda s, _: s.cache("svd"),

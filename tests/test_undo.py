@@ -39,6 +39,7 @@ def build(world: dict[str, Any], stages: list[str]) -> Stack:
         "solver": lambda: stack.solver(steps=TAKEN),
         "sage_attn": lambda: stack.sage_attn(),
         "sparse_attn": lambda: stack.sparse_attn(keep=0.5),
+        "dense_attn": lambda: stack.dense_attn("products"),
         "cache": lambda: stack.cache("svd", interval=4, warmup=2),
     }
     for stage in stages:

@@ -7,7 +7,8 @@ import math
 import torch
 from predictability_maps import split
 
-from stack.attention.kernels import dense, gather_attention
+from stack.attention.gathered import gather_attention
+from stack.attention.kernels import dense
 from stack.attention.maps import Grid, block_map, keep_mask
 from stack.attention.producers import sampled as shares
 from stack.bounds import (

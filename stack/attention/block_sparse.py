@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from ..core.facts import Machine
 from ..core.readback import reads_are_free
 from ..models.sdpa import Tensors
+from .cost import rate_of
 from .flex import Flex
-from .head_orders import HeadOrders
+from .head_orders import HeadOrders, placed
 from .kernels import sparse_attention
 from .layers import MORE, AttentionCall
 from .maps import Grid, computed_share
@@ -25,8 +27,8 @@ class BlockSparse:
         orders: in which order the tokens are cut into blocks.
     """
 
-    def __init__(self, policy: SparsityPolicy, tally: Tally, flex: Flex, orders: HeadOrders):
-        self.policy, self.tally, self.flex, self.orders = policy, tally, flex, orders
+    def __init__(self, policy: SparsityPolicy, machine: Machine, tally: Tally, flex: Flex, orders: HeadOrders):
+        self.policy, self.machine, self.tally, self.flex, self.orders = policy, machine, tally, flex, orders
         # The policy, the order and the map of the call that was asked for last, and what is noted of it.
         self._of_call, self._kept = policy, torch.empty(0)
         self._order: TokenOrder | None = None
@@ -46,7 +48,7 @@ class BlockSparse:
         if not call.own:
             return NO_TEXT_LENGTH
         self._of_call, q = self.policy.of_call(call.layer, context), call.sdpa.q
-        shape = self._of_call.dense_shape(call.own, call.others, q.shape[1], q.shape[3], q.device.type)
+        shape = self._of_call.dense_shape(call.own, call.others, rate_of(self.machine, q.dtype))
         return shape or self._map(call)
 
     def _map(self, call: AttentionCall) -> str:
@@ -54,7 +56,8 @@ class BlockSparse:
         policy, grid = self._of_call, self._grid(call)
         self._order = self.orders.of_call(call, policy, grid)
         q, k, v = self._ordered(*(x.detach() for x in call.sdpa.plain()))
-        made = policy_map(policy, q, k, v, grid, call.seen)
+        places = placed(self.orders.places(call, policy, grid), self._order, q)
+        made = policy_map(policy, q, k, v, grid, call.seen, places)
         density, self._kept = computed_share(made.kept, grid), made.kept
         self._measured = {
             "density": density.mean(),
@@ -64,8 +67,9 @@ class BlockSparse:
             "orders": None if self._order is None else self._order.chosen,
         }
         if policy.budget and reads_are_free(q.device):
-            in_time = float(density.clamp(max=policy.densest(q.device.type)).mean())
-            return policy.dense_map(grid, in_time, q.shape[2], q.shape[3], q.device.type)
+            rate = rate_of(self.machine, q.dtype)
+            in_time = float(density.clamp(max=policy.densest(rate)).mean())
+            return policy.dense_map(grid, in_time, rate)
         return ""
 
     def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> torch.Tensor:

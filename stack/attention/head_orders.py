@@ -14,7 +14,7 @@ from .maps import Grid, computed_share, ranked
 from .once_per_request import OncePerRequest
 from .output_error import errors_by_count
 from .policy_map import policy_map
-from .producers import PRODUCERS, few_heads, sample_of
+from .producers import PRODUCERS, SLIDING_TILE, few_heads, held_out
 from .sparsity import SparsityPolicy
 from .token_order import BY_HEAD, ORDERS, RASTER, Shape, TokenOrder, tables
 
@@ -48,7 +48,7 @@ class HeadOrders:
             known = self._chosen.once((call.layer, q.shape[1:]), dict)
             samples = self._chosen.samples or range(len(q))
             if not known.keys() >= {*samples}:
-                best = best_orders(policy, call.sdpa.plain, found, grid, call.seen)
+                best = best_orders(policy, call.sdpa.plain, found, grid, call.seen, self.places(call, policy, grid))
                 for sample, row in zip(samples, best, strict=True):
                     known.setdefault(sample, row)
             chosen = torch.stack([known[sample] for sample in samples])
@@ -56,6 +56,18 @@ class HeadOrders:
             number = list(ORDERS).index(wanted)
             chosen = torch.full(q.shape[:2], number, device=q.device)
         return TokenOrder(found, chosen)
+
+    def places(self, call: AttentionCall, policy: SparsityPolicy, grid: Grid) -> torch.Tensor | None:
+        """Where the tokens of a call lie in the picture or video: (S, axes), 0 for others.
+
+        None where that is not known, or of no use to the producer of maps.
+        """
+        if policy.producer != SLIDING_TILE or not (shape := self._shape(call)):
+            return None
+        places = torch.zeros(grid.tokens, len(shape), device=call.sdpa.q.device)
+        sides = [torch.arange(side) for side in shape]
+        places[grid.start : grid.start + grid.image] = torch.cartesian_prod(*sides).to(places)
+        return places
 
     def _shape(self, call: AttentionCall) -> Shape:
         """What the latent's tokens of a call lie on; () where that is not known."""
@@ -76,6 +88,7 @@ def best_orders(
     found: torch.Tensor,
     grid: Grid,
     seen: torch.Tensor | None = None,
+    places: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Which of some orders (N, S) serves each head best: (B, H). No sync.
 
@@ -85,28 +98,48 @@ def best_orders(
 
     Args:
         tensors: queries, keys and values (B, S, H, D) as they lie.
+        places: (S, axes), see `HeadOrders.places`.
     """
-    return torch.cat([_best(policy, some, found, grid, seen) for some in few_heads(*tensors(), grid)], 1)
+    return torch.cat([_best(policy, some, found, grid, seen, places) for some in few_heads(*tensors(), grid)], 1)
 
 
 def _best(
-    policy: SparsityPolicy, qkv: Tensors, found: torch.Tensor, grid: Grid, seen: torch.Tensor | None
+    policy: SparsityPolicy,
+    qkv: Tensors,
+    found: torch.Tensor,
+    grid: Grid,
+    seen: torch.Tensor | None,
+    places: torch.Tensor | None,
 ) -> torch.Tensor:
     """The choice for some heads."""
     prices, first = [], torch.zeros(qkv[0].shape[0], qkv[0].shape[2], dtype=torch.long, device=found.device)
     for number in range(len(found)):
         order = TokenOrder(found, first + number)
         q, k, v = (order.put(x) for x in qkv)
-        prices.append(_price(policy, q, k, v, grid, seen))
+        prices.append(_price(policy, q, k, v, grid, seen, placed(places, order, q)))
     return torch.stack(prices).nan_to_num(nan=math.inf).argmin(0)
 
 
+def placed(places: torch.Tensor | None, order: TokenOrder | None, q: torch.Tensor) -> torch.Tensor | None:
+    """Places (S, axes) as those of ordered tokens: (B, S, H, axes)."""
+    if places is None:
+        return None
+    whole = places[None, :, None].expand(*q.shape[:3], -1)
+    return whole if order is None else order.put(whole)
+
+
 def _price(
-    policy: SparsityPolicy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, seen: torch.Tensor | None
+    policy: SparsityPolicy,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grid: Grid,
+    seen: torch.Tensor | None,
+    places: torch.Tensor | None,
 ) -> torch.Tensor:
     """What a policy's map of ordered tokens (B, S, H, D) costs each head (B, H)."""
     if policy.budget:
         return computed_share(policy_map(policy, q, k, v, grid, seen).kept, grid)
-    shares, counts = PRODUCERS[policy.producer](q, k, grid, seen), [grid.kept(policy.keep), grid.blocks]
-    given = q, k, v, sample_of(q, k, grid, seen, held_out=True), ranked(shares, grid), grid
+    shares, counts = PRODUCERS[policy.producer](q, k, grid, seen, places), [grid.kept(policy.keep), grid.blocks]
+    given = q, k, v, held_out(q, k, grid, seen), ranked(shares, grid), grid
     return errors_by_count(*given, torch.tensor(counts, device=q.device))[..., 0].square().mean(-1)

@@ -6,7 +6,7 @@ end takes is computed by torch with the very arguments it was given, bit for bit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, partial
@@ -17,8 +17,10 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
+from ..compat.rules.sparse import OTHER_PROCESSORS
 from ..core.installer import Installer
 from ..core.readback import reads_are_free
+from ..models.derive.linears import attends
 from ..models.layout import SelfAttention, numbered
 from ..models.sdpa import Answering, SdpaCall
 from ..runtime.target import Target
@@ -118,10 +120,12 @@ class AttentionBackend(Protocol):
         ...
 
 
-def put_backend(target: Target, install: Installer, backend: AttentionBackend) -> dict[str, nn.Module]:
-    """Let a back end be asked first, in all layers that attend over the latent's tokens. Returns these by path."""
-    first, wiring = not target.attention_backends, target.wiring
-    install.set_attribute(target, "attention_backends", (backend, *target.attention_backends))
+def put_backend(
+    target: Target, install: Installer, backend: AttentionBackend, last: bool = False
+) -> dict[str, nn.Module]:
+    """Let a back end be asked first, or last, in all layers that attend over the latent's tokens. These by path."""
+    first, wiring, others = not target.attention_backends, target.wiring, target.attention_backends
+    install.set_attribute(target, "attention_backends", (*others, backend) if last else (backend, *others))
     masks: OncePerRequest[str] = OncePerRequest(target)
     layers = {path: m for path, m in target.denoiser.named_modules() if numbered(path) in wiring.attention}
     for path, module in layers.items() if first else ():
@@ -179,6 +183,22 @@ def _own_tokens(target: Target, layout: SelfAttention, sdpa: SdpaCall) -> int:
     latent = target.conditions.given.get(target.wiring.latent)
     own = 0 if latent is None else layout.own_tokens(latent, target.facts.latent[0])
     return own if own <= sdpa.tokens else 0
+
+
+def attention_layers(target: Target) -> int:
+    """How many there are, cross-attention included."""
+    paths = [path for path, module in target.denoiser.named_modules() if attends(module)]
+    return sum(not any(other.startswith(f"{path}.") for other in paths) for path in paths)
+
+
+def left_alone(layers: Iterable[nn.Module]) -> list[str]:
+    """What back ends that somebody else chose mean for sparse calls."""
+    chosen = [backend for layer in layers if (backend := backend_of(layer))]
+    past = [backend for backend in chosen if "native" not in backend]
+    through = sorted(set(chosen) - set(past))
+    notes = [f"{len(past)} layers stay dense, {', '.join(sorted(set(past)))} does not go through torch"] if past else []
+    notes += [f"sparse calls do not use {', '.join(through)}, dense ones do"] if through else []
+    return [OTHER_PROCESSORS.annotate(text) for text in notes]
 
 
 def processor_of(module: nn.Module) -> Any:

@@ -10,7 +10,10 @@ from itertools import groupby
 from ..bounds import dropped_mass_bound
 from ..core.facts import Facts
 from ..core.progress import counted
+from .cost import rate_of
+from .dense_kernels import dtype_of
 from .maps import Grid
+from .producers import STATIC
 from .sparsity import SparsityPolicy, third
 from .token_order import AUTO, BY_HEAD, MANY_TOKENS, ORDERS, RASTER
 
@@ -65,7 +68,7 @@ def error_words(policy: SparsityPolicy) -> str:
     most = dropped_mass_bound(lost, 1.0)
     return (
         f"error: an output that loses {lost:.0%} of its attention is off by at most {most:.2f} times the spread of "
-        f"its values (bound); {'what is farthest' if policy.producer == 'window' else 'what scores lowest'} is left out"
+        f"its values (bound); {'what is farthest' if policy.producer in STATIC else 'what scores lowest'} is left out"
     )
 
 
@@ -123,7 +126,7 @@ def _grid(policy: SparsityPolicy, facts: Facts) -> Grid:
 def _why_dense(policy: SparsityPolicy, facts: Facts) -> str:
     """Why a layer is dense by a policy of its own, or ""."""
     tokens = facts.image_tokens, facts.text_tokens
-    return policy.dense_shape(*tokens, facts.heads, facts.head_dim, facts.machine.device)
+    return policy.dense_shape(*tokens, rate_of(facts.machine, dtype_of(facts)))
 
 
 def _density(policy: SparsityPolicy, facts: Facts) -> float:

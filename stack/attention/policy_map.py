@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..core.facts import machine_of
+from .cost import rate_of
 from .maps import Grid, block_map, dropped_mass, mass_map, with_dense_heads
 from .output_error import error_map
 from .producers import MEASURED, PRODUCERS, few_heads, sample_of, sampled
@@ -28,11 +30,18 @@ class PolicyMap:
 
 
 def policy_map(
-    policy: SparsityPolicy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, seen: torch.Tensor | None
+    policy: SparsityPolicy,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grid: Grid,
+    seen: torch.Tensor | None,
+    places: torch.Tensor | None = None,
 ) -> PolicyMap:
-    """The map for queries, keys and values (B, S, H, D) that lie in the order in which blocks are cut."""
+    """The map for queries, keys and values (B, S, H, D), and the places of their tokens (B, S, H, axes), that lie in
+    the order in which blocks are cut."""
     if policy.producer != MEASURED:
-        return PolicyMap(block_map(PRODUCERS[policy.producer](q, k, grid, seen), grid, policy.keep))
+        return PolicyMap(block_map(PRODUCERS[policy.producer](q, k, grid, seen, places), grid, policy.keep))
     parts = [_of_heads(policy, *some, grid, seen) for some in few_heads(q, k, v, grid)]
     dropped = torch.cat([part.dropped for part in parts if part.dropped is not None], 1).mean()
     errors = [part.error for part in parts if part.error is not None]
@@ -55,5 +64,5 @@ def _of_heads(
         kept, error = error_map(q, k, v, sample, shares, grid, policy.max_error)
     else:
         kept = mass_map(shares, grid, policy.max_mass or 0.0)
-    kept = with_dense_heads(kept, grid, policy.densest(q.device.type))
+    kept = with_dense_heads(kept, grid, policy.densest(rate_of(machine_of(q.device), q.dtype)))
     return PolicyMap(kept, dropped_mass(shares, kept), error)

@@ -3,7 +3,8 @@
 Each producer is a pure function of queries and keys (B, S, H, D), rotary positions applied, and a grid. It returns
 (B, H, rows, blocks) fp32 shares of the mass of a query block: at least 0, and at most 1 in a row together with what
 lies outside the blocks. Nothing is pooled over the batch or over heads, and softmax weights are fp32, so that batching
-does not change a share. No host sync. `seen` (B, S) is False at keys outside the blocks that nobody may attend to.
+does not change a share. No host sync. `seen` (B, S) is False at keys outside the blocks that nobody may attend to;
+`places` (B, S, H, axes) is where tokens lie in the picture or video, None where that is not known.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ import torch.nn.functional as F
 
 from .maps import Grid, in_parts
 
+Maybe = torch.Tensor | None
+
 
 class Producer(Protocol):
     """One of the functions of this file."""
 
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: Maybe = None, places: Maybe = None
+    ) -> torch.Tensor:
         """Shares (B, H, rows, blocks)."""
         ...
 
@@ -57,38 +62,59 @@ class Sample:
     @property
     def lse(self) -> torch.Tensor:
         """The log-sum-exp of their scores (B, H, n, 1), from the largest weight."""
-        largest = self.weights.max(-1, keepdim=True)
-        return self.scores.gather(-1, largest.indices) - largest.values.log()
+        return self.scores.amax(-1, keepdim=True) - self.weights.amax(-1, keepdim=True).log()
 
     def shares(self, grid: Grid) -> torch.Tensor:
         """Shares (B, H, rows, blocks) of their mass, averaged over the query block."""
         return _by_row(_by_block(self.weights[..., grid.start : grid.end], grid), grid)
 
 
-def sample_of(
-    q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None, held_out: bool = False
-) -> Sample:
-    """One query in 32, against all keys; held out are others than those that `sampled` looks at."""
-    at = _sampled_at(grid, q.device, held_out)
+def sample_of(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> Sample:
+    """One query in 32, against all keys."""
     # In fp32: what a budget is held to is measured on them, and bf16 rounds a score of 100 by a quarter.
-    scores = (q[:, at].transpose(1, 2).float() @ k.permute(0, 2, 3, 1).float()).div_(math.sqrt(q.shape[-1]))
+    return _sample(q.float(), k.float(), _sampled_at(grid, q.device), seen)
+
+
+def held_out(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> Sample:
+    """One query in 64, or one of a key block, others than those that `sampled` looks at; scores in their own dtype."""
+    at = _sampled_at(grid, q.device, held_out=True)
+    return _sample(q, k, at if len(at) % (2 * max(1, grid.blocks)) else at[::2], seen)
+
+
+def _sample(q: torch.Tensor, k: torch.Tensor, at: torch.Tensor, seen: torch.Tensor | None) -> Sample:
+    scores = _products(q[:, at].transpose(1, 2), k).float().div_(math.sqrt(q.shape[-1]))
     return Sample(at, _hidden(scores, seen))
 
 
-def sampled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
+def sampled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: Maybe = None, places: Maybe = None) -> torch.Tensor:
     """Exact shares of one query in 32, averaged over the query block (choice by sampled queries: SVG, 2502.01776).
 
     As `Sample.shares` has them, but scores have the dtype of the queries; a few queries at a time.
     """
-    at, keys = _sampled_at(grid, q.device), k.permute(0, 2, 3, 1)
+    at = _sampled_at(grid, q.device)
 
     def mass(query: torch.Tensor) -> torch.Tensor:
-        scores = _hidden(query @ keys, seen)
-        return _by_block(scores.softmax(-1, dtype=torch.float32)[..., grid.start : grid.end], grid)
+        scores = _hidden(_products(query, k), seen).float()
+        # Softmax in place, divided once its weights are added up: a CPU would take longer to get the memory.
+        weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+        return _by_block(weights[..., grid.start : grid.end], grid) / weights.sum(-1, keepdim=True)
 
     query = q[:, at].transpose(1, 2) / math.sqrt(q.shape[-1])
     parts = query.chunk(in_parts(query[0, ..., 0].numel() * grid.tokens, q.device), 2)
     return _by_row(torch.cat([mass(part) for part in parts], 2), grid)
+
+
+def _products(query: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Scalar products (B, H, n, S) of queries (B, H, n, D) with keys (B, S, H, D)."""
+    if query.device.type != "cpu" or query.requires_grad or k.requires_grad:
+        return query @ k.permute(0, 2, 3, 1)
+    # One head after the other: a CPU's product of many matrices copies keys that lie like this, and takes five times
+    # as long.
+    out = query.new_empty(*query.shape[:3], k.shape[1])
+    for sample in range(len(query)):
+        for head in range(query.shape[1]):
+            torch.mm(query[sample, head], k[sample, :, head].T, out=out[sample, head])
+    return out
 
 
 def few_heads(
@@ -116,7 +142,7 @@ def _hidden(scores: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
     return scores if seen is None else scores.masked_fill_(~seen[:, None, None], -math.inf)
 
 
-def pooled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
+def pooled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: Maybe = None, places: Maybe = None) -> torch.Tensor:
     """Softmax over the blocks of mean query by mean key (Jenga, SpargeAttn: arXiv 2505.16864, 2502.18137)."""
     image = slice(grid.start, grid.end)
     pooled_q, pooled_k = (x[:, image].unflatten(1, (-1, grid.key)).mean(2, dtype=torch.float32) for x in (q, k))
@@ -124,7 +150,9 @@ def pooled(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | No
     return (scores / math.sqrt(q.shape[-1])).softmax(-1)
 
 
-def antidiagonal(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
+def antidiagonal(
+    q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: Maybe = None, places: Maybe = None
+) -> torch.Tensor:
     """Softmax over the blocks of scores summed along the antidiagonals of 16 x 16 tiles (XAttention, 2503.16428)."""
     tile = min(TILE, grid.key)
     tiles_q, tiles_k = (x[:, grid.start : grid.end].unflatten(1, (-1, tile)).permute(0, 3, 1, 2, 4) for x in (q, k))
@@ -132,11 +160,28 @@ def antidiagonal(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tenso
     return _by_row(_by_block(scores.softmax(-1), grid), grid)
 
 
-def window(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> torch.Tensor:
+def window(q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: Maybe = None, places: Maybe = None) -> torch.Tensor:
     """The nearest blocks, whatever they hold: a static window, the control. Its shares are no measured mass."""
-    blocks = torch.arange(grid.blocks, device=q.device, dtype=torch.float32)
-    centres = _by_row(blocks.view(1, 1, -1, 1), grid)
-    near = 1 / (1 + (blocks - centres).abs())
+    return _nearest(torch.arange(grid.blocks, device=q.device)[None, None, :, None].float(), q, grid)
+
+
+def sliding_tile(
+    q: torch.Tensor, k: torch.Tensor, grid: Grid, seen: Maybe = None, places: Maybe = None
+) -> torch.Tensor:
+    """The blocks that lie nearest in the picture or video, along the axis in which they are farthest apart: the window
+    of Sliding Tile Attention (arXiv 2502.04507) where blocks are compact, as in Hilbert order. Else as `window`."""
+    if places is None:
+        return window(q, k, grid, seen)
+    inside = places[:, grid.start : grid.end].float()
+    return _nearest(inside.unflatten(1, (grid.blocks, grid.key)).mean(2).transpose(1, 2), q, grid)
+
+
+def _nearest(centres: torch.Tensor, q: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Shares that fall with the distance of key blocks, whose centres (B, H, blocks, axes) are given, from a row's."""
+    if not grid.blocks:
+        return q.new_zeros(q.shape[0], q.shape[2], 0, 0, dtype=torch.float32)
+    away = (centres[:, :, None] - _by_row(centres, grid)[:, :, :, None]).abs().amax(-1)
+    near = 1 / (1 + away)
     return (near / near.sum(-1, keepdim=True)).expand(q.shape[0], q.shape[2], -1, -1)
 
 
@@ -157,4 +202,6 @@ def _by_row(x: torch.Tensor, grid: Grid) -> torch.Tensor:
     return total / sizes
 
 
-PRODUCERS: dict[str, Producer] = {f.__name__: f for f in (sampled, pooled, antidiagonal, window)}
+PRODUCERS: dict[str, Producer] = {f.__name__: f for f in (sampled, pooled, antidiagonal, window, sliding_tile)}
+SLIDING_TILE = sliding_tile.__name__
+STATIC = (window.__name__, SLIDING_TILE)  # they keep what is near, whatever it holds

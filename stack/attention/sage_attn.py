@@ -16,7 +16,6 @@ from ..runtime.target import Target
 from .cost import SAGE_COST
 from .outlook import DENSE
 from .sage import BITS, DTYPES, unfit_size
-from .sparse_attn import attention_layers, left_alone
 from .tally import Tally
 
 
@@ -71,7 +70,7 @@ class SageAttention:
     def apply(self, target: Target, install: Installer) -> Applied:
         # diffusers is wanted only once a model is there.
         from .eight_bit import EightBit
-        from .layers import put_backend
+        from .layers import attention_layers, left_alone, put_backend
 
         tally = Tally(target.clock)
         layers = put_backend(target, install, EightBit(tally))

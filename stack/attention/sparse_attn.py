@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,8 +14,8 @@ from ..compat.rules.sparse import (
     FEW_DENSE_STEPS,
     FEWEST_DENSE,
     NO_STEP_LEFT_SPARSE,
-    OTHER_PROCESSORS,
     SHARES_FITTED_ELSEWHERE,
+    SLOW_DENSE_CALLS,
     SPARSE_DOES_NOT_PAY,
 )
 from ..core.errors import StackError, choose
@@ -25,6 +25,9 @@ from ..core.passes import Applied, Finding, field_options
 from ..core.validate import Share, Steps, check_fields, shown
 from ..models.preexisting import PARALLEL
 from ..runtime.target import Target
+from .dense_attn import DenseAttention
+from .dense_kernels import AUTO as KERNEL_BY_SHAPE
+from .dense_kernels import TORCH, chosen, dtype_of
 from .maps import FINEST
 from .outlook import DENSE, by_layer, density_of, error_words, order_words, shapes, why_dense
 from .producers import MEASURED, PRODUCERS
@@ -33,8 +36,6 @@ from .tally import Tally
 from .token_order import AUTO, BY_HEAD, ORDERS, RASTER
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from .flex import Flex
 
 Thirds = tuple[Share, Share, Share]
@@ -64,7 +65,8 @@ class SparseAttention:
             named are dense. A mapping, kept as sorted pairs.
         calibrated_for: of which stack the shares are, see `stack.compat.calibrated_for`. On another one they are left
             out, and the budget is measured again.
-        producer: who says which blocks matter: "sampled" (queries, exactly), "pooled", "antidiagonal" or "window".
+        producer: who says which blocks matter: "sampled" (queries, exactly), "pooled", "antidiagonal", "window"
+            (nearest in the order of tokens) or "sliding_tile" (nearest in the picture or video).
         order: in which the latent's tokens are cut into blocks: "raster" as they lie, "transposed" (column by column,
             of videos place by place), "hilbert" (compact patches), or "by_head", which gives every head the one of
             these that serves it best, tried once in a request. "auto" is by head from 2,048 tokens on, and raster
@@ -189,11 +191,11 @@ class SparseAttention:
         if not facts.image_tokens:
             what = "number of image tokens unknown before the first call"
             note = Finding(self.stage, what, "each call is decided by its own shape", note=True)
-            return [note, *self._ends(facts)]
+            return [note, *self._ends(facts), *_dense_calls(facts, self.stage)]
         if reason := why_dense(self.policy, facts):
             what = f"attention would not get faster: {reason}"
             return [Finding.of(SPARSE_DOES_NOT_PAY, self.stage, what, repair=DENSE)]
-        return self._ends(facts)
+        return [*self._ends(facts), *_dense_calls(facts, self.stage)]
 
     def _ends(self, facts: Facts) -> list[Finding]:
         """How the dense steps at both ends will be."""
@@ -229,10 +231,12 @@ class SparseAttention:
         from .block_sparse import BlockSparse
         from .flex import Flex
         from .head_orders import HeadOrders
-        from .layers import put_backend
+        from .layers import attention_layers, left_alone, put_backend
 
         tally, flex = Tally(target.clock), Flex()
-        layers = put_backend(target, install, BlockSparse(self.policy, tally, flex, HeadOrders(target)))
+        layers = put_backend(
+            target, install, BlockSparse(self.policy, target.facts.machine, tally, flex, HeadOrders(target))
+        )
         modes = (*target.compute_modes, lambda context: bool(self.policy.dense_step(context)))
         install.set_attribute(target, "compute_modes", modes)
         install.on_rollback(tally.reset)
@@ -246,24 +250,17 @@ class SparseAttention:
         )
 
 
-def attention_layers(target: Target) -> int:
-    """How many there are, cross-attention included."""
-    from ..models.derive.linears import attends
-
-    paths = [path for path, module in target.denoiser.named_modules() if attends(module)]
-    return sum(not any(other.startswith(f"{path}.") for other in paths) for path in paths)
-
-
-def left_alone(layers: Iterable[nn.Module]) -> list[str]:
-    """What back ends that somebody else chose mean for sparse calls."""
-    from .layers import backend_of
-
-    chosen = [backend for layer in layers if (backend := backend_of(layer))]
-    past = [backend for backend in chosen if "native" not in backend]
-    through = sorted(set(chosen) - set(past))
-    notes = [f"{len(past)} layers stay dense, {', '.join(sorted(set(past)))} does not go through torch"] if past else []
-    notes += [f"sparse calls do not use {', '.join(through)}, dense ones do"] if through else []
-    return [OTHER_PROCESSORS.annotate(text) for text in notes]
+def _dense_calls(facts: Facts, stage: str) -> list[Finding]:
+    """The calls that stay dense deserve the fastest kernel too."""
+    kernel = chosen(KERNEL_BY_SHAPE, facts.machine, dtype_of(facts), facts.tokens, facts.head_dim)
+    if kernel is None:
+        return []
+    gain = kernel.speedup(facts.tokens, facts.head_dim)
+    what = f"dense calls by torch's kernel would take {gain:.1f} times as long as by {kernel.name}"
+    repair = "dense_attn() is added; dense_attn('torch') leaves it out"
+    return [
+        Finding.of(SLOW_DENSE_CALLS, stage, what, repair=repair, adds=DenseAttention(), instead=DenseAttention(TORCH))
+    ]
 
 
 def _reporter(tally: Tally, flex: Flex, target: Target) -> Callable[[], dict[str, Any]]:

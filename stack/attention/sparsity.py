@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..compat.rules.sparse import MARGIN, MASKED_ATTENTION
 from ..runtime.step import StepContext
-from .cost import densest, predicted_speedup, worth_it
+from .cost import Rate, densest, predicted_speedup, worth_it
 from .maps import FINEST, Grid, cut
 from .token_order import AUTO, BY_HEAD, MANY_TOKENS, RASTER
 
@@ -93,18 +93,18 @@ class SparsityPolicy:
             return FIRST
         return LAST if context.at >= context.whole - self.last else ""
 
-    def dense_shape(self, image: int, text: int, heads: int, head_dim: int, device: str) -> str:
+    def dense_shape(self, image: int, text: int, rate: Rate) -> str:
         """Why these shapes are dense, or "" where sparse attention pays."""
-        good, why = worth_it(image, text, self.keep, self.block, heads, head_dim, device, self._measures_error)
+        good, why = worth_it(image, text, self.keep, self.block, rate, self._measures_error)
         # With no block to drop there is nothing to skip, at any price.
-        nothing = self.keep == 1 or self.grid(image, text, device).density(self.keep) == 1
+        nothing = self.keep == 1 or self.grid(image, text, rate.device).density(self.keep) == 1
         return "" if good or (self.even_if_slower and not nothing) else why
 
-    def densest(self, device: str) -> float:
+    def densest(self, rate: Rate) -> float:
         """The share of a head's scores beyond which a map for a budget leaves the head dense."""
-        return 1.0 if self.even_if_slower else densest(device)
+        return 1.0 if self.even_if_slower else densest(rate)
 
-    def dense_map(self, grid: Grid, density: float, heads: int, head_dim: int, device: str) -> str:
+    def dense_map(self, grid: Grid, density: float, rate: Rate) -> str:
         """Why a map that was made for a budget is not used, or "".
 
         Args:
@@ -112,7 +112,7 @@ class SparsityPolicy:
         """
         if self.even_if_slower:
             return TOO_DENSE if density == 1 else ""
-        gain = predicted_speedup(grid, density, heads, head_dim, device, self._measures_error)
+        gain = predicted_speedup(grid, density, rate, self._measures_error)
         return TOO_DENSE if gain < MARGIN else ""
 
     def grid(self, image: int, text: int, device: str, text_last: bool = False) -> Grid:

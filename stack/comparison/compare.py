@@ -145,7 +145,12 @@ def _measured(pipe: Any, question: Question, kept: KeptPictures | None, line: Pr
     for m in measurement.rows.values():
         m.warnings += engine.repairs(m.row) if m.row.same_as and m.row.passes else []
     record = build_record(header, measurement, engine.work, reader, Judge())
-    record |= {"base_mode": engine.base.mode, "base_step_seconds": engine.base.step_seconds, "plans": plans}
+    record |= {
+        "base_mode": engine.base.mode,
+        "base_attention": engine.base.attention,
+        "base_step_seconds": engine.base.step_seconds,
+        "plans": plans,
+    }
     record |= {"verdict": verdict(record), "command": question.command or None}
     pictures = {name: m.pictures for name, m in measurement.rows.items() if m.generations and name != BASE_EAGER}
     return Comparison(record, pictures, plans)

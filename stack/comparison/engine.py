@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from ..attention.dense_attn import DenseAttention
+from ..attention.dense_kernels import TORCH
 from ..attention.sparse_attn import SparseAttention
 from ..compat.rules.steps import FEWEST_STEPS
 from ..compile import Compile
@@ -22,7 +24,7 @@ from ..models.derive.wiring import wiring_of
 from ..runtime.call_arguments import Call
 from ..runtime.pipeline_calls import PipelineCalls
 from ..stack import Stack
-from .base import TRIAL_STEPS, Base, choose_base, chosen_base, stand_in
+from .base import COMPILED, EAGER, TRIAL_STEPS, Base, choose_base, chosen_base, made_fast, stand_in
 from .peers import Peer
 from .rows import BASE_EAGER, Generation, Row, is_multistep
 
@@ -57,7 +59,8 @@ class PipelineEngine:
     """The real engine.
 
     Stacks are applied before and undone after every picture, outside the timed part, so that no row runs on what
-    another one left, and only one model is held. Where the base is compiled so are the stacks: like with like.
+    another one left, and only one model is held. Where the base
+    is compiled so are the stacks, and they have its kernel of attention: like with like.
 
     Args:
         recipes: passes by the name of their recipe.
@@ -84,7 +87,7 @@ class PipelineEngine:
         self.steps = steps
         self.output = output
         self.device = torch.device(pipe.device)
-        self.base = Base(all_denoisers(pipe), "eager", {}, [])
+        self.base = Base(all_denoisers(pipe), EAGER, {}, [])
         self.fewest = WARM_UP_STEPS
         self.work = Work(0, 0, 0)
         self._recipes = dict(recipes)
@@ -235,9 +238,8 @@ class PipelineEngine:
         return all_denoisers(self.pipe) if row.name == BASE_EAGER else self.base.denoisers
 
     def _under_peer(self, row: Row, denoiser: nn.Module, steps: int) -> nn.Module:
-        copy = stand_in(denoiser)
-        if self.base.mode == "compiled":
-            copy.compile_repeated_blocks()
+        compiled = self.base.mode == COMPILED
+        copy = made_fast({"": denoiser})[0][""] if compiled else stand_in(denoiser)
         self._peers[row.name].put(copy, steps)
         return copy
 
@@ -245,8 +247,10 @@ class PipelineEngine:
         key = (row.recipe, row.passes)
         if key not in self._stacks:
             stack = self._of([p for p in self._recipes[row.recipe] if p.stage in row.passes], row.steps)
-            if self.base.mode == "compiled" and Compile.stage not in row.passes:
+            if self.base.mode == COMPILED and Compile.stage not in row.passes:
                 stack.compile()
+            if self.base.attention != TORCH and DenseAttention.stage not in row.passes:
+                stack.dense_attn(self.base.attention)
             self._stacks[key] = stack
         return self._stacks[key]
 

@@ -21,6 +21,7 @@ class Machine:
     vector: str = ""
     fast_bf16: bool = True
     vnni: bool = False
+    amx: bool = False
     capability: tuple[int, int] = (0, 0)
     fp16_sums: bool = False
 
@@ -39,6 +40,7 @@ def machine_of(device: torch.device) -> Machine:
         # Without these instructions oneDNN computes bf16 ten times slower than fp32.
         fast_bf16=torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
         vnni=torch.cpu._is_vnni_supported(),
+        amx=torch.cpu._is_amx_tile_supported(),
     )
 
 
@@ -91,6 +93,7 @@ class Facts:
         rounds_in_steps: whether the library that rounds activations does it in operations of their own.
         attention_density: share of attention blocks that are computed.
         attention_bits: of queries and keys inside dense attention.
+        dense_attention: kernel that is asked for where attention is exact; "torch" for torch's choice.
         switches: shares of the schedule, in [0, 1], at which the way a step is computed changes: dense or sparse
             attention, one precision or another.
         adapters: name and content of the adapters in the weights or beside them.
@@ -135,6 +138,7 @@ class Facts:
     activation_bits: int = 16
     attention_density: float = 1.0
     attention_bits: int = 16
+    dense_attention: str = "torch"
     switches: tuple[float, ...] = ()
     adapters: tuple[str, ...] = ()
     schedule: tuple[float, ...] = ()

@@ -13,7 +13,7 @@ from .rule import Rule
 from .validate import shown
 
 # Stages in the order they run: a registry, see `register_stage`.
-ORDER = ["distill", "quantize", "adapter", "solver", "sage_attn", "sparse_attn", "compile", "cache"]
+ORDER = ["distill", "quantize", "adapter", "solver", "sage_attn", "sparse_attn", "dense_attn", "compile", "cache"]
 
 
 def register_stage(stage: str, before: str) -> None:

@@ -50,7 +50,7 @@ class Plan:
 
 
 def in_order(passes: Sequence[Pass]) -> list[Pass]:
-    """Sort by stage, whatever order they were asked in: distill, quantize, adapter, solver, 8-bit attention, sparse
+    """Sort by stage, whatever order they were asked in: distill, quantize, adapter, solver, 8-bit, sparse and dense
     attention, compile, cache.
 
     Weights change first (an adapter is fused before it is rounded), then which steps there are, how they are computed,

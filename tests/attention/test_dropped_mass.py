@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.attention.flex import Flex
-from stack.attention.kernels import dense, gather_attention, sparse_attention
+from stack.attention.gathered import gather_attention
+from stack.attention.kernels import dense, sparse_attention
 from stack.attention.maps import Grid, block_map, keep_mask, mass_map
 from stack.attention.output_error import error_map
 from stack.attention.producers import PRODUCERS, sample_of

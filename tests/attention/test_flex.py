@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 from stack.attention.flex import Flex
-from stack.attention.kernels import dense, gather_attention
+from stack.attention.gathered import gather_attention
+from stack.attention.kernels import dense
 from stack.attention.maps import Grid, cut, keep_mask
 from stack.attention.remainder import add_remainder
 from stack.core.errors import StackError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stack.attention.cost import CPU
 from stack.attention.sparsity import FIRST, LAST, OUTSIDE, SparsityPolicy
 from stack.attention.tally import Tally
 from stack.models.schedule import uniform
@@ -32,16 +33,16 @@ def test_the_count_of_sparse_steps_is_what_will_happen(steps: int) -> None:
 
 
 def test_shapes_that_do_not_pay_stay_dense_unless_told() -> None:
-    assert SparsityPolicy(0.5).dense_shape(4096, 16, 3, 64, "cpu") == ""
-    assert "density" in SparsityPolicy(0.75).dense_shape(1024, 16, 3, 64, "cpu")
-    assert SparsityPolicy(0.75, even_if_slower=True).dense_shape(1024, 16, 3, 64, "cpu") == ""
+    assert SparsityPolicy(0.5).dense_shape(4096, 16, CPU) == ""
+    assert "density" in SparsityPolicy(0.75).dense_shape(1024, 16, CPU)
+    assert SparsityPolicy(0.75, even_if_slower=True).dense_shape(1024, 16, CPU) == ""
 
 
 def test_where_nothing_can_be_dropped_nothing_is_even_if_told() -> None:
     told = SparsityPolicy(0.5, even_if_slower=True)
-    assert "none of which would be dropped" in told.dense_shape(64, 16, 3, 64, "cpu")
-    assert "none of which" in told.dense_shape(20, 16, 3, 64, "cpu")
-    assert SparsityPolicy(1.0, even_if_slower=True).dense_shape(4096, 16, 3, 64, "cpu") == "keep 1 keeps every block"
+    assert "none of which would be dropped" in told.dense_shape(64, 16, CPU)
+    assert "none of which" in told.dense_shape(20, 16, CPU)
+    assert SparsityPolicy(1.0, even_if_slower=True).dense_shape(4096, 16, CPU) == "keep 1 keeps every block"
 
 
 def test_tally_counts_one_request() -> None:

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
-from stack.attention import kernels
+from stack.attention import gathered, kernels
 from stack.attention.flex import Flex, flex_mask, kept_tiles, on_tiles
-from stack.attention.kernels import dense, gather_attention
+from stack.attention.gathered import gather_attention
+from stack.attention.kernels import dense
 from stack.attention.maps import Grid, keep_mask
 
 from .mapped import block_map, flex_uncompiled, sparse_attention
@@ -93,10 +94,14 @@ def uneven_map(grid: Grid, seed: int = 0) -> torch.Tensor:
     return kept | torch.eye(grid.rows, grid.blocks, dtype=torch.bool)
 
 
+@pytest.mark.parametrize("products", [False, True], ids=["torch", "products"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("grid", list(GRIDS.values())[:8], ids=list(GRIDS)[:8])
-def test_rows_of_different_lengths_equal_a_boolean_mask(grid: Grid, dtype: torch.dtype) -> None:
+def test_rows_of_different_lengths_equal_a_boolean_mask(
+    grid: Grid, dtype: torch.dtype, products: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both kernels, with keys that nobody may see. Rounding is that of the dtype."""
+    monkeypatch.setattr(gathered, "pays", lambda *_: products)
     q, k, v = (x.to(dtype) for x in qkv(grid))
     seen = torch.ones(2, grid.tokens, dtype=torch.bool)
     seen[0, : grid.start - 1 if grid.start else 0] = False
@@ -194,21 +199,22 @@ def test_gradients_flow_only_to_kept_values() -> None:
     assert per_block[1] == 0 and (per_block[[0, 2, 3]] > 1).all()
 
 
-def test_heads_that_keep_all_are_computed_without_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside one that does not, with keys of the text hidden; the log-sum-exp is theirs too."""
+def test_queries_that_keep_all_read_the_keys_where_they_lie() -> None:
+    """Beside some that do not, with keys of the text hidden; the log-sum-exp is theirs too."""
     grid = GRIDS["text last"]
     q, k, v = qkv(grid)
     seen = torch.ones(2, grid.tokens, dtype=torch.bool)
     seen[0, -3:] = False
     kept = block_map(q, k, grid, 0.3)
     kept[0, 1] = kept[1, 2] = True
-    lse, gathered = torch.zeros(2, 3, grid.end - grid.start), []
-    parts = kernels._parts
-    monkeypatch.setattr(kernels, "_parts", lambda *given: gathered.extend(made := list(parts(*given))) or made)
+    lse = torch.zeros(2, 3, grid.end - grid.start)
     out = gather_attention(q, k, v, kept, grid, lse, seen)
     mask = keep_mask(kept, grid) & seen[:, None, None]
     torch.testing.assert_close(out, masked(q, k, v, mask), atol=1e-5, rtol=0)
     scores = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / 32**0.5).masked_fill(~mask, -torch.inf)
     torch.testing.assert_close(lse, scores.logsumexp(-1)[:, :, grid.start : grid.end], atol=1e-5, rtol=1e-5)
-    heads = {pair for part in gathered for pair in zip(part.sample.tolist(), part.head.tolist(), strict=True)}
-    assert heads == {(0, 0), (0, 2), (1, 0), (1, 1)}
+    keys, every = k[0, :, 0].contiguous(), torch.arange(grid.blocks)
+    outside = torch.cat([torch.arange(grid.start), torch.arange(grid.end, grid.tokens)])
+    whole = gathered._Keys(keys, v[0, :, 0], outside, grid)
+    assert whole.of(None)[0] is keys and whole.of(every)[0] is keys and whole.of(every[1:])[0] is not keys
+    assert gathered._Keys(keys, v[0, :, 0], outside[1:], grid).of(None)[0].shape == (grid.tokens - 1, 32)

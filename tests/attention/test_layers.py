@@ -45,7 +45,9 @@ def wrapped(model: FluxTransformer2DModel, clock: Clock, keep: float = 0.5) -> t
     target = Target(model, FLUX, facts_of(model, FLUX, None, 10), clock, Journal(), lambda: 0)
     target.conditions.given, tally = inputs(side=SIDE), Tally(clock)
     policy = SparsityPolicy(keep, block=64, even_if_slower=True)
-    layers = put_backend(target, Installer(), BlockSparse(policy, tally, Flex(), HeadOrders(target)))
+    layers = put_backend(
+        target, Installer(), BlockSparse(policy, target.facts.machine, tally, Flex(), HeadOrders(target))
+    )
     assert list(layers) == ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"]
     return tally, target
 

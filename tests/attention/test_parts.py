@@ -57,7 +57,7 @@ def test_rows_that_drop_nothing_are_exact_in_every_dtype(dtype: torch.dtype) -> 
     whole = [made[0, :, 1], made[1, GRID.start : GRID.start + GRID.group * GRID.key]]
     right = [exact[0, :, 1], exact[1, GRID.start : GRID.start + GRID.group * GRID.key]]
     for one, other in zip(whole, right, strict=True):
-        torch.testing.assert_close(one.double(), other, atol=0.02, rtol=0.02)
+        torch.testing.assert_close(one.double(), other, atol=0.04, rtol=0.02)
 
 
 @pytest.mark.parametrize("held", [1, 20_000])

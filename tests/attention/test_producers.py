@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stack.attention import maps
 from stack.attention.maps import Grid, computed_share, cut, dropped_mass, keep_mask, mass_map, with_dense_heads
-from stack.attention.producers import PRODUCERS, sampled
+from stack.attention.producers import PRODUCERS, sampled, sliding_tile, window
+from stack.attention.token_order import hilbert
 
 from .mapped import block_map
 
@@ -128,3 +130,19 @@ def test_heads_that_would_compute_too_much_are_dense() -> None:
     assert shares.tolist() == [[pytest.approx(0.2), pytest.approx(17 / 25), pytest.approx(21 / 25)]]
     assert with_dense_heads(kept, grid, 0.7).flatten(2).all(-1).tolist() == [[False, False, True]]
     assert torch.equal(with_dense_heads(kept, grid, 1.0), kept)
+
+
+def test_a_sliding_tile_keeps_the_blocks_that_lie_nearest_in_the_picture() -> None:
+    """32 x 32 tokens in Hilbert order are 16 patches of 8 x 8: of a patch inside, the 3 x 3 around it are kept."""
+    grid, shape = Grid(text=5, image=1024, key=64, group=1), (32, 32)
+    places = torch.zeros(grid.tokens, 2)
+    places[5:] = torch.cartesian_prod(*(torch.arange(side) for side in shape))[hilbert(shape)].float()
+    q, k = (torch.randn(2, grid.tokens, 3, 8) for _ in range(2))
+    given = places[None, :, None].expand(2, -1, 3, -1)
+    kept = maps.block_map(sliding_tile(q, k, grid, places=given), grid, 9 / 16)
+    patches = places[5:].view(16, 64, 2).mean(1).div(8).floor()  # which patch a block is
+    away = (patches[:, None] - patches[None]).abs().amax(-1)
+    inside = ((patches > 0) & (patches < 3)).all(-1)
+    assert inside.sum() == 4 and torch.equal(kept[1, 2][inside], (away <= 1)[inside])
+    assert not torch.equal(kept, maps.block_map(window(q, k, grid), grid, 9 / 16))
+    assert torch.equal(sliding_tile(q, k, grid), window(q, k, grid))

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.attention.kernels import dense, gather_attention
+from stack.attention.gathered import gather_attention
+from stack.attention.kernels import dense
 from stack.attention.maps import cut, keep_mask
 
 from .mapped import block_map, sparse_attention

@@ -14,7 +14,7 @@ from stack.attention.head_orders import best_orders
 from stack.attention.kernels import dense, sparse_attention
 from stack.attention.maps import Grid, block_map, computed_share, keep_mask
 from stack.attention.policy_map import policy_map
-from stack.attention.producers import PRODUCERS, sample_of
+from stack.attention.producers import PRODUCERS, held_out
 from stack.attention.sparsity import SparsityPolicy
 from stack.attention.token_order import ORDERS, TokenOrder, hilbert, tables, transposed
 
@@ -101,7 +101,7 @@ def test_a_window_is_a_band_over_frames_or_over_time() -> None:
 
 def price(policy: SparsityPolicy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Of ordered tokens, by head (B, H): mean square error of what the kernel makes of the sampled queries."""
-    kept, at = policy_map(policy, q, k, v, grid, None).kept, sample_of(q, k, grid, held_out=True).at
+    kept, at = policy_map(policy, q, k, v, grid, None).kept, held_out(q, k, grid).at
     right = dense(q, k, v)[:, at]
     off = (sparse_attention(q, k, v, kept, grid, Flex())[:, at] - right).square().sum((1, 3))
     return computed_share(kept, grid) if policy.budget else off / right.square().sum((1, 3))

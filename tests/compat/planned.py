@@ -39,6 +39,7 @@ FITTED_SHARES = SparseAttention(max_error=0.1, layers={"blocks.0.attn": (0.3, 0.
 EIGHT = Distill("shapes-flux-8")
 SIXTEEN = Distill("hyper-flux-16")
 FED_BACK = Quantize("nf4", feedback=True, rounded=FeedbackRounding({}, ("another adapter",), "cpu", "1 prompt"))
+ZEN4 = Machine("cpu", vector="AVX512", fast_bf16=True)
 CUDA = Machine("cuda")
 
 PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
@@ -71,6 +72,7 @@ PLANNED: dict[str, tuple[Sequence[Pass], dict[str, Any]]] = {
     "solver-sampler": ([Solver(6)], {"sampler": "noise is added on every step"}),
     "solver-needs-pipeline": ([Solver(6)], {"pipeline": False}),
     "sparse-does-not-pay": ([SparseAttention(0.5)], {"image_tokens": 256}),
+    "slow-dense-calls": ([SPARSE], {**HALF, "image_tokens": 4096, "machine": ZEN4}),
     "no-step-left-sparse": ([SPARSE], {**LARGE, "steps": 2}),
     "shares-fitted-elsewhere": ([FITTED_SHARES], LARGE),
     "few-dense-steps": ([SIXTEEN, SPARSE], LARGE),

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from stack import Stack, StackError
+from stack.attention.dense_attn import DenseAttention
 from stack.attention.sage_attn import SageAttention
 from stack.attention.sparse_attn import SparseAttention
 from stack.caching.cache import Cache
@@ -34,6 +35,7 @@ PASSES: dict[str, Callable[[], Pass]] = {
     "int8-weight": lambda: Quantize("int8-weight", min_features=32),
     "sage": lambda: SageAttention(even_if_slower=True),
     "sparse": lambda: SparseAttention(0.5, even_if_slower=True),
+    "dense": lambda: DenseAttention("torch"),
     **{n: (lambda name=n: Cache(name)) for n in ("svd", "fora", "taylorseer", "predictor-corrector", "easycache")},
     "svd often": lambda: Cache("svd", interval=3, warmup=1),
     "svd all": lambda: Cache("svd", interval=1),
@@ -69,7 +71,7 @@ def _draw_one(rng: random.Random) -> Op:
     arguments: dict[str, Callable[[], Any]] = {
         "add": lambda: rng.choice(list(PASSES)),
         "replace": lambda: rng.choice(list(PASSES)),
-        "undo stage": lambda: rng.choice(["quantize", "sage_attn", "sparse_attn", "cache"]),
+        "undo stage": lambda: rng.choice(["quantize", "sage_attn", "sparse_attn", "dense_attn", "cache"]),
         "scheduler": lambda: rng.randrange(4),
         "lora scale": lambda: rng.choice([0.0, 0.3, 2.0]),
         "processor": lambda: rng.random() < 0.4,

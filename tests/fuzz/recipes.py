@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 OWN = (
     '[quantize]\nscheme = "nf4"\nlayers = {a = "keep"}\nskip = ["*.to_k"]\nends = "keep"\nshare = 0.2\n[compile]\n'
     'mode = "off"\n',
-    "[sage_attn]\neven_if_slower = false\n"
+    "[sage_attn]\neven_if_slower = false\n[dense_attn]\nbackend = 'torch'\n"
     '[sparse_attn]\nkeep = 0.5\nblock = 128\ndense_first = 2\n[cache]\nmethod = "svd"\ninterval = 4\nwarmup = 2\n'
     'order = 1\ngains = [1.0, 0.0]\nbasis = "newton"\nlevel = 0.1\ncoordinate = "time"\ncorrected = true\n',
     '[cache]\nmethod = "fastcache"\nsite = "fastcache"\nthreshold = 0.1\nparts = ["gate"]\n',

@@ -90,6 +90,8 @@ def test_the_stand_in_shares_weights_and_nothing_else(denoiser: Any) -> None:
 class Blocks(nn.Module):
     """A model whose compilation can be watched, or fail."""
 
+    dtype, device = torch.float32, torch.device("cpu")
+
     def __init__(self, error: Exception | None = None):
         super().__init__()
         self.error, self.compiled = error, False

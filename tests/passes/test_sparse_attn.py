@@ -12,6 +12,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from stack import Stack
+from stack.attention.cost import CPU
 from stack.attention.maps import Grid
 from stack.attention.outlook import spans
 from stack.attention.sparse_attn import SparseAttention
@@ -114,7 +115,7 @@ def test_nothing_speaks_against_a_long_sequence() -> None:
     ("wanted", "changes", "told"),
     [
         (SparseAttention(0.5), {"image_tokens": 256}, "none of which would be dropped"),
-        (SparseAttention(0.5), {"image_tokens": 576}, "592 tokens runs at 0"),
+        (SparseAttention(0.5), {"image_tokens": 576}, "592 tokens runs at 1.06x"),
         (SparseAttention(0.75), {"image_tokens": 4096}, "density 0.75"),
         (SparseAttention(0.5), {"machine": Machine("cuda")}, "4112 tokens, pays from 8192"),
         (SparseAttention(1.0), {}, "keep 1 keeps every block"),
@@ -245,17 +246,17 @@ def test_where_no_map_is_within_the_budget_the_call_is_dense_bit_for_bit() -> No
 
 def test_a_map_that_does_not_pay_is_not_used() -> None:
     policy, grid = SparsityPolicy(0.0, max_mass=0.05), Grid(16, 4096, 64, 4)
-    assert policy.dense_map(grid, 0.5, 3, 64, "cpu") == "" and policy.dense_map(grid, 0.7, 3, 64, "cpu") == TOO_DENSE
+    assert policy.dense_map(grid, 0.6, CPU) == "" and policy.dense_map(grid, 0.7, CPU) == TOO_DENSE
     told = replace(policy, even_if_slower=True)
-    assert told.dense_map(grid, 0.7, 3, 64, "cpu") == "" and told.dense_map(grid, 1.0, 3, 64, "cpu") == TOO_DENSE
+    assert told.dense_map(grid, 0.7, CPU) == "" and told.dense_map(grid, 1.0, CPU) == TOO_DENSE
 
 
 def test_a_call_with_some_dense_heads_pays_as_long_as_the_mean_does() -> None:
-    """What a dense head takes is what a sparse one of share 1 / 1.4 would."""
+    """What a dense head takes is what a sparse one of share 1 / 1.12 would."""
     policy, grid = SparsityPolicy(0.0, max_mass=0.05), Grid(16, 4096, 64, 4)
-    assert policy.densest("cpu") == pytest.approx(1 / 1.4) and replace(policy, even_if_slower=True).densest("cpu") == 1
-    assert policy.dense_map(grid, (0.2 + 0.2 + 1 / 1.4) / 3, 3, 64, "cpu") == ""
-    assert policy.dense_map(grid, (0.2 + 2 / 1.4) / 3, 3, 64, "cpu") == TOO_DENSE
+    assert policy.densest(CPU) == pytest.approx(1 / 1.12) and replace(policy, even_if_slower=True).densest(CPU) == 1
+    assert policy.dense_map(grid, (0.2 + 0.2 + 1 / 1.12) / 3, CPU) == ""
+    assert policy.dense_map(grid, (0.2 + 2 / 1.12) / 3, CPU) == TOO_DENSE
 
 
 def test_a_budget_of_mass_promises_no_time_and_switches_all_the_same() -> None:

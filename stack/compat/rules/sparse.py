@@ -30,6 +30,22 @@ SPARSE_DOES_NOT_PAY = Rule(
     ("sparse_attn",),
     {"least_speedup_of_attention": MARGIN},
 )
+SLOW_DENSE_CALLS = Rule(
+    "slow-dense-calls",
+    "dense steps and layers beside sparse ones, by a slower kernel than there is",
+    "Sparse attention leaves some steps and calls dense. On processors with AVX-512 BF16 and no AMX torch computes "
+    "these at the speed of fp32.",
+    (
+        Evidence(
+            "torch's attention takes 2.6 times as long as two matrix products at 4,112 tokens and heads of 64, 3.2 "
+            "times at heads of 128",
+            "[attention by length](sparse.md#measured), bf16, a Zen 4 core",
+        ),
+    ),
+    "`dense_attn()` is added by the plan; `dense_attn('torch')` leaves it out.",
+    "plan",
+    ("sparse_attn", "dense_attn"),
+)
 NO_STEP_LEFT_SPARSE = Rule(
     "no-step-left-sparse",
     "sparse attention on a schedule without steps to spare",
@@ -162,6 +178,7 @@ OTHER_PROCESSORS = Rule(
 
 SPARSE = (
     SPARSE_DOES_NOT_PAY,
+    SLOW_DENSE_CALLS,
     NO_STEP_LEFT_SPARSE,
     FEW_DENSE_STEPS,
     SHARES_FITTED_ELSEWHERE,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stack import Stack
+from stack.attention.cost import CPU
 from stack.attention.maps import Grid
 from stack.attention.sparsity import FIRST, LAST, MASKED, SparsityPolicy
 from stack.models.schedule import uniform
@@ -97,6 +98,6 @@ def test_a_mask_that_hides_more_than_text_stays_dense() -> None:
 def test_short_sequences_are_forced_only_when_told() -> None:
     """At 256 tokens the usual query block leaves nothing to drop."""
     told, untold = SparsityPolicy(0.5, even_if_slower=True), SparsityPolicy(0.5)
-    assert told.grid(256, 0, "cpu") == Grid(0, 256, 64, 1) and told.dense_shape(256, 0, 3, 64, "cpu") == ""
-    assert untold.grid(256, 0, "cpu").group == 4 and "none of which" in untold.dense_shape(256, 0, 3, 64, "cpu")
+    assert told.grid(256, 0, "cpu") == Grid(0, 256, 64, 1) and told.dense_shape(256, 0, CPU) == ""
+    assert untold.grid(256, 0, "cpu").group == 4 and "none of which" in untold.dense_shape(256, 0, CPU)
     assert told.grid(1024, 16, "cpu").group == 4
