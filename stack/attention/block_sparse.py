@@ -7,6 +7,7 @@ import torch
 from ..core.facts import Machine
 from ..core.readback import reads_are_free
 from ..models.sdpa import Tensors
+from . import sparge
 from .cost import rate_of
 from .flex import Flex
 from .head_orders import HeadOrders, placed
@@ -14,7 +15,7 @@ from .kernels import sparse_attention
 from .layers import MORE, AttentionCall
 from .maps import Grid, computed_share
 from .policy_map import policy_map
-from .sparsity import MASKED, NO_TEXT_LENGTH, OUTSIDE, SparsityPolicy
+from .sparsity import MASKED, NO_TEXT_LENGTH, OUTSIDE, SPARGE, SparsityPolicy
 from .tally import Tally
 from .token_order import TokenOrder
 
@@ -48,6 +49,8 @@ class BlockSparse:
         if not call.own:
             return NO_TEXT_LENGTH
         self._of_call, q = self.policy.of_call(call.layer, context), call.sdpa.q
+        if self.policy.kernel == SPARGE and (reason := sparge.unfit(call.sdpa.tokens, call.seen)):
+            return reason
         shape = self._of_call.dense_shape(call.own, call.others, rate_of(self.machine, q.dtype))
         return shape or self._map(call)
 
@@ -74,7 +77,11 @@ class BlockSparse:
 
     def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> torch.Tensor:
         """Attention by the map that `unfit` made for this call. (B, S, H, D) in and out."""
-        out = sparse_attention(*self._ordered(q, k, v), self._kept, self._grid(call), self.flex, call.seen)
+        given = (*self._ordered(q, k, v), self._kept, self._grid(call))
+        if self.policy.kernel == SPARGE:
+            out = sparge.sparge_attention(*given, self.machine.capability)
+        else:
+            out = sparse_attention(*given, self.flex, call.seen)
         return out if self._order is None else self._order.undo(out)
 
     def _ordered(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:

@@ -109,11 +109,10 @@ def flex_with_tables(
     query, key, value = (on_tiles(x, grid).transpose(1, 2) for x in (q, k, v))
     wanted = AuxRequest(lse=remainder)
     out, aux = flex_attention(query, key, value, block_mask=mask, return_aux=wanted)
-    out, first = out.transpose(1, 2), _first_tile(grid) * grid.key
-    last = first + grid.blocks * grid.key
-    if first != grid.start:
-        out = torch.cat([out[:, last : last + grid.start], out[:, :last], out[:, last + grid.start :]], 1)
-    return out if aux.lse is None else add_remainder(out, aux.lse[:, :, first:last], q, k, v, kept, grid)
+    out, first = off_tiles(out.transpose(1, 2), grid), _first_tile(grid) * grid.key
+    if aux.lse is None:
+        return out
+    return add_remainder(out, aux.lse[:, :, first : first + grid.blocks * grid.key], q, k, v, kept, grid)
 
 
 def flex_mask(tiles: torch.Tensor, grid: Grid, seen: torch.Tensor | None = None) -> BlockMask:
@@ -159,6 +158,14 @@ def on_tiles(x: torch.Tensor, grid: Grid) -> torch.Tensor:
     if grid.start % grid.key == 0:
         return x
     return torch.cat([x[:, grid.start : grid.end], x[:, : grid.start], x[:, grid.end :]], 1)
+
+
+def off_tiles(x: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """(B, S, ...) back from the order of `on_tiles`."""
+    if grid.start % grid.key == 0:
+        return x
+    inside = grid.end - grid.start
+    return torch.cat([x[:, inside : inside + grid.start], x[:, :inside], x[:, inside + grid.start :]], 1)
 
 
 def _first_tile(grid: Grid) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from ..compat.calibrated_for import DECISIVE, differences
 from ..compat.rules.compilers import SPLIT_TOKENS
 from ..compat.rules.sage import ENDS_IN_EIGHT_BITS
@@ -19,11 +21,12 @@ from ..compat.rules.sparse import (
     SPARSE_DOES_NOT_PAY,
 )
 from ..core.errors import StackError, choose
-from ..core.facts import Facts
+from ..core.facts import Facts, Machine
 from ..core.installer import Installer
 from ..core.passes import Applied, Finding, field_options
 from ..core.validate import Share, Steps, check_fields, shown
 from ..models.preexisting import PARALLEL
+from ..quant.backends.libraries import importable
 from ..runtime.target import Target
 from .dense_attn import DenseAttention
 from .dense_kernels import AUTO as KERNEL_BY_SHAPE
@@ -31,7 +34,8 @@ from .dense_kernels import TORCH, chosen, dtype_of
 from .maps import FINEST
 from .outlook import DENSE, by_layer, density_of, error_words, order_words, shapes, why_dense
 from .producers import MEASURED, PRODUCERS
-from .sparsity import SparsityPolicy
+from .sparge import MODULE, unfit_machine
+from .sparsity import DEVICES_OWN, SPARGE, SparsityPolicy
 from .tally import Tally
 from .token_order import AUTO, BY_HEAD, ORDERS, RASTER
 
@@ -67,6 +71,8 @@ class SparseAttention:
             out, and the budget is measured again.
         producer: who says which blocks matter: "sampled" (queries, exactly), "pooled", "antidiagonal", "window"
             (nearest in the order of tokens) or "sliding_tile" (nearest in the picture or video).
+        kernel: who computes by the map. "auto": matrix products or torch's kernel on gathered keys on a CPU,
+            FlexAttention on CUDA. "sparge": SpargeAttn's kernel with 8-bit scores, see `stack.attention.sparge`.
         order: in which the latent's tokens are cut into blocks: "raster" as they lie, "transposed" (column by column,
             of videos place by place), "hilbert" (compact patches), or "by_head", which gives every head the one of
             these that serves it best, tried once in a request. "auto" is by head from 2,048 tokens on, and raster
@@ -87,6 +93,7 @@ class SparseAttention:
     max_error: float | None = None
     producer: str = MEASURED
     order: str = AUTO
+    kernel: str = DEVICES_OWN
     layers: Table | Mapping[str, Thirds] | None = field(default=None, repr=False)
     calibrated_for: tuple[str, ...] = field(default=(), repr=False)
     stage: ClassVar[str] = "sparse_attn"
@@ -95,6 +102,8 @@ class SparseAttention:
         check_fields(self, self.stage)
         if self.producer not in PRODUCERS:
             raise choose("producer of block maps", self.producer, list(PRODUCERS))
+        if self.kernel not in (DEVICES_OWN, SPARGE):
+            raise choose("kernel of sparse attention", self.kernel, [DEVICES_OWN, SPARGE])
         if self.order not in (known := (AUTO, BY_HEAD, *ORDERS)):
             raise choose("order of tokens", self.order, known)
         self._check_amount()
@@ -138,7 +147,9 @@ class SparseAttention:
         """The decisions this pass makes, as pure functions."""
         amount = (self.keep or 0.0, self.block, self.dense_first, self.dense_last)
         budgets = (self.max_mass, self.max_error)
-        return SparsityPolicy(*amount, self.even_if_slower, *budgets, self.producer, self.table or None, self.order)
+        return SparsityPolicy(
+            *amount, self.even_if_slower, *budgets, self.producer, self.table or None, self.order, self.kernel
+        )
 
     def options(self) -> dict[str, Any]:
         """The arguments that make an equal pass, those at their defaults left out."""
@@ -173,6 +184,9 @@ class SparseAttention:
             return [Finding(self.stage, what, reason, repair=DENSE)]
         if PARALLEL in facts.carries:
             return [Finding.of(SPLIT_TOKENS, self.stage, f"the model carries {PARALLEL}", repair=DENSE)]
+        if self.kernel == SPARGE and (reason := unfit_machine(*_sparge_facts(facts))):
+            what, repair = "SpargeAttn's kernel cannot compute this model", "kernel='auto' does"
+            return [Finding(self.stage, what, reason, repair=repair, replacement=replace(self, kernel=DEVICES_OWN))]
         if self.order not in (AUTO, BY_HEAD, RASTER) and (reason := facts.lacks.get("grid")):
             what = f"no {self.order} order of tokens whose grid is not known"
             plain = replace(self, order=RASTER)
@@ -248,6 +262,10 @@ class SparseAttention:
             details={"tally": tally, "flex": flex},
             warnings=left_alone(layers.values()),
         )
+
+
+def _sparge_facts(facts: Facts) -> tuple[Machine, int, torch.dtype, bool]:
+    return facts.machine, facts.head_dim, dtype_of(facts), importable(MODULE)
 
 
 def _dense_calls(facts: Facts, stage: str) -> list[Finding]:

@@ -15,6 +15,7 @@ OUTSIDE, FIRST, LAST = "outside a request", "first steps", "last step"
 MASKED, NO_TEXT_LENGTH = f"attention mask ({MASKED_ATTENTION.tag})", "text length unknown"
 TOO_DENSE = "no map within the budget pays"
 
+DEVICES_OWN, SPARGE = "auto", "sparge"
 DENSE_LAYER = (1.0, 1.0, 1.0)
 
 
@@ -37,6 +38,7 @@ class SparsityPolicy:
         layers: shares of image key blocks by path of the layer, for each third of the schedule, in place of all of
             these; layers that are not named are dense.
         producer: who says which blocks hold how much of it, one of `producers.PRODUCERS`.
+        kernel: who computes by the map: `DEVICES_OWN` or `SPARGE`.
         order: in which tokens are cut into blocks, one of `token_order.ORDERS`, "by_head" or "auto".
     """
 
@@ -50,6 +52,7 @@ class SparsityPolicy:
     producer: str = "sampled"
     layers: Mapping[str, Sequence[float]] | None = None
     order: str = AUTO
+    kernel: str = DEVICES_OWN
 
     def order_of(self, image: int) -> str:
         """The order of a latent of so many tokens: what is asked for, or what suits their number."""
