@@ -1,4 +1,4 @@
-"""Speed against quality as curves: what a control reaches in a row's time, and which rows nothing beats."""
+"""Speed against quality as curves: what a control reaches in a row's time, when a family of rows reaches a level."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stack.comparison.report.plots import front
 from stack.measure.metrics import CAP_DB
 
 Point = tuple[float, float]  # (speedup, PSNR in dB)
@@ -30,16 +31,6 @@ def at_speedup(curve: Sequence[Point], speedup: float) -> float:
     return float(np.interp(math.log(speedup), xs, [best[x] for x in xs]))
 
 
-def pareto_front(points: Sequence[Point]) -> list[int]:
-    """Indices of the points that no other beats in both speedup and PSNR, slowest first. Of equal points the first."""
-    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1], i))
-    front: list[int] = []
-    for i in order:
-        if not front or points[i][1] > points[front[-1]][1]:
-            front.append(i)
-    return front[::-1]
-
-
 def speedup_at(points: Sequence[Point], level: float) -> tuple[float, bool]:
     """The speedup at which a family of rows still has this many dB, and whether it gets there at all.
 
@@ -49,8 +40,8 @@ def speedup_at(points: Sequence[Point], level: float) -> tuple[float, bool]:
     Args:
         points: in any order, at least one.
     """
-    front = [points[i] for i in reversed(pareto_front(points))]  # fastest first, dB rising
-    if front[-1][1] < level:
+    best = [points[i] for i in reversed(front(points))]  # fastest first, dB rising
+    if best[-1][1] < level:
         return min(speedup for speedup, _ in points), False
-    logs = [math.log(speedup) for speedup, _ in front]
-    return math.exp(float(np.interp(level, [value for _, value in front], logs))), True
+    logs = [math.log(speedup) for speedup, _ in best]
+    return math.exp(float(np.interp(level, [value for _, value in best], logs))), True

@@ -24,6 +24,7 @@ from rich.progress import track
 from stack import Stack
 from stack.comparison.grid import draw_grid
 from stack.core.facts import best_dtype
+from stack.measure.figure import save_small
 from stack.measure.metrics import psnr
 from stack.measure.multistep import multistep_of
 from stack.reference.load import Reference, load, load_reader, reference
@@ -190,7 +191,7 @@ def main(
     finish(lines, targets_of(lines, model), "cpu", json)
     if json:
         texts = [known.prompt(scene) for scene in scenes[:SHOWN]]
-        sheet(lines, texts, made).save(json.with_suffix(".png"))
+        save_small(sheet(lines, texts, made), json.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from typing import Annotated, Any
 import torch
 import typer
 from common import show
-from matplotlib import pyplot
 from predictability_maps import Predictability, over_time
 
 from stack import Stack
 from stack.calibration.observe import watching_blocks
 from stack.calibration.site_features import SiteFeatures
 from stack.loading import load
+from stack.measure.figure import new_figure, save_figure
 from stack.measure.style import INK
 from stack.reference.load import reference
 from training.evaluate import held_out_scenes
@@ -60,7 +60,8 @@ def table(found: dict[str, list[Predictability]]) -> list[dict[str, Any]]:
 
 def draw(found: dict[str, list[Predictability]], title: str, gap: int, path: Path) -> None:
     """Two maps of site by step: share of the change that extrapolation explains, in [-1, 1]."""
-    figure, both = pyplot.subplots(1, 2, figsize=(12, 0.45 * len(found) + 1.8), sharey=True, layout="constrained")
+    figure = new_figure(12, 0.45 * len(found) + 1.8)
+    both = figure.subplots(1, 2, sharey=True)
     for axes, name in zip(both, ("principal", "residual"), strict=True):
         rows = [[max(-1.0, asdict(p)[name]) for p in points] for points in found.values()]
         image = axes.imshow(rows, aspect="auto", cmap="RdBu", vmin=-1, vmax=1, extent=(2 * gap, STEPS, len(rows), 0))
@@ -69,8 +70,7 @@ def draw(found: dict[str, list[Predictability]], title: str, gap: int, path: Pat
     both[0].set_yticks([i + 0.5 for i in range(len(found))], list(found))
     figure.colorbar(image, ax=both, label="explained by extrapolation\n(0: no better than reuse)")
     figure.suptitle(f"{title}: what the last {gap} steps tell about the next {gap}", color=INK)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 @torch.no_grad()

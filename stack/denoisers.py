@@ -25,7 +25,7 @@ from .models.derive.wiring import wiring_of
 from .planner import REPLACED, Planner
 from .runtime.layers import Layers
 from .runtime.mounted import Mounted
-from .runtime.report import Report
+from .runtime.report import Report, unchanging_words
 from .runtime.target import Target
 
 T = TypeVar("T")
@@ -268,11 +268,12 @@ class Denoisers:
                 standing += [text + on for text in layer.applied.warnings]
             found = planner.installed.findings if planner.installed else ()
             findings += [f"{f.stage}{on}: {f.what}; {f.repair}{f.tag}" for f in found if f.repair and not f.note]
-        replaced = [text] if (text := self.replaced()) else []
+        steps = journal.records()
+        told = [text for text in (self.replaced(), unchanging_words(steps)) if text]
         return Report(
-            steps=journal.records(),
+            steps=steps,
             cache_bytes=sum(int(figures.get("bytes", 0)) for figures in passes.values()),
             passes=passes,
             summaries=summaries,
-            warnings=[*findings, *replaced, *standing, *notes, *journal.warnings],
+            warnings=[*findings, *told, *standing, *notes, *journal.warnings],
         )

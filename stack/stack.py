@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .caching.cache import Cache, within
-from .calibration import measuring, place_search, rounding_fit, share_fit
+from .calibration import measuring, place_search, rounding_fit, share_fit, survival
 from .calibration.quant.floor import NoiseFloor
 from .compile import Compile
 from .core.errors import StackError
@@ -24,6 +24,7 @@ from .denoisers import Denoisers
 from .distill.adapter import Adapter
 from .distill.call import transformed_call
 from .distill.distill import Distill
+from .measure.decoded import picture_faults
 from .model_facts import facts_of
 from .models.denoiser import denoiser_of
 from .models.derive.wiring import wiring_of
@@ -121,8 +122,6 @@ class Stack:
             raise StackError("this model carries no stack: expected one that was applied; try Stack(model).apply()")
         return owner
 
-    # ---- building
-
     def distill(self, adapter: str, switchable: bool = False, **options: Any) -> Stack:
         """Add a distilled adapter, fused, or as a branch that `swap_adapter` exchanges.
 
@@ -179,8 +178,6 @@ class Stack:
         for one in passes:
             self.add(one)
         return self
-
-    # ---- looking
 
     @property
     def plan(self) -> Plan:
@@ -253,13 +250,12 @@ class Stack:
     fit_maps = measuring.fit_maps
     fit_bases = measuring.fit_bases
     search_places = place_search.search_places
+    surviving_updates = survival.surviving_updates
 
     @property
     def floor(self) -> NoiseFloor | None:
         """The noise floor as last measured, see `stack.calibration.measuring.floor_of`."""
         return measuring.floor_of(self)
-
-    # ---- running
 
     def apply(self) -> Stack:
         """Put every pass on the model. If one fails, the model is left as it was.
@@ -322,10 +318,12 @@ class Stack:
             given.setdefault("num_inference_steps", self.plan.facts_after.steps)
             try:
                 with self._target.one_page():
-                    return self._pipe(**given)
+                    result = self._pipe(**given)
             except BaseException:
                 self._target.forget()
                 raise
+            self._call_notes += picture_faults(result)
+            return result
 
     def replace(self, new: Pass) -> Stack:
         """Exchange the pass of a stage; stages above it are taken off and put back if the stack is applied.

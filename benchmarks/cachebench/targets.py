@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 from common import Target
-from curves import Point, at_speedup, pareto_front, speedup_at
+from curves import Point, at_speedup, speedup_at
 
 from stack.caching.methods import is_reading
+from stack.comparison.report.plots import front
 
 Line = dict[str, Any]
 CONTROLS = {"euler": ("euler",), "second order": ("second order", "searched")}
@@ -43,7 +44,7 @@ def points_of(lines: Sequence[Line], which: Callable[[Line], bool]) -> list[Poin
 def curve(lines: Sequence[Line], groups: Sequence[str]) -> list[Point]:
     """Points of the controls of these groups that no other of them beats in both time and median."""
     points = points_of(lines, lambda line: line["group"] in groups)
-    return [points[i] for i in pareto_front(points)]
+    return [points[i] for i in front(points)]
 
 
 def over_controls(lines: Sequence[Line]) -> list[Line]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import StackError
-from ..core.files import whole
 from ..core.plan import Plan
+from ..measure.figure import new_figure, save_figure
 from ..measure.style import FAINT, INK, LINE
 from ..runtime.report import Report
 
@@ -53,13 +53,9 @@ def kept_by_layer(report: Report) -> tuple[list[str], dict[str, np.ndarray]]:
 
 def attention_figure(report: Report) -> Figure:
     """A heat map per panel of `kept_by_layer`, on one scale from 0 to 1."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     layers, panels = kept_by_layer(report)
     size = (4.8 * len(panels) + 2.4, LEAST + ROW * len(layers))
-    figure = Figure(figsize=size, dpi=150, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*size, dpi=150)
     shown = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (name, values) in zip(shown, panels.items(), strict=True):
         _panel(axes, PANELS[name], values)
@@ -76,8 +72,7 @@ def save_attention_map(report: Report, path: Path) -> None:
         StackError: see `kept_by_layer`.
     """
     figure = attention_figure(report)
-    with whole(path) as made:
-        figure.savefig(made)
+    save_figure(figure, path)
 
 
 def _panel(axes: Any, title: str, values: np.ndarray) -> None:

@@ -43,12 +43,37 @@ def psnr_interval(each: Sequence[float]) -> list[float] | None:
     """
     if len(each) < 2 or min(each) >= CAP_DB:
         return None
-    errors = [0.0 if db >= CAP_DB else 10 ** (-db / 10) for db in each]
-    mean = math.fsum(errors) / len(errors)
-    half = _half_width([10 / math.log(10) * error / mean for error in errors])
+    pooled = -10 * math.log10(math.fsum(map(_squared_error, each)) / len(each))
+    half = _half_width(_pulls(each))
     assert half is not None
-    pooled = -10 * math.log10(mean)
     return [max(0.0, pooled - half), min(CAP_DB, pooled + half)]
+
+
+def psnr_gain_interval(gain: float, each: Sequence[float], other: Sequence[float]) -> list[float] | None:
+    """The interval of the difference of two pooled PSNRs, `gain` dB, of pictures of the same prompts.
+
+    As `psnr_interval`, of the difference of both prompt by prompt: what makes a prompt hard for both cancels.
+
+    Args:
+        each, other: PSNR of every prompt in dB, in the same order; what only one of them has is left out.
+
+    Returns:
+        Lower and upper bound in dB; None with fewer than two prompts in common.
+    """
+    common = min(len(each), len(other))
+    half = _half_width([b - a for a, b in zip(_pulls(each[:common]), _pulls(other[:common]), strict=True)])
+    return None if half is None else [gain - half, gain + half]
+
+
+def _squared_error(db: float) -> float:
+    return 0.0 if db >= CAP_DB else 10 ** (-db / 10)
+
+
+def _pulls(each: Sequence[float]) -> list[float]:
+    """How far each prompt moves the pooled PSNR: its share of the mean error, in dB; 0 where none has an error."""
+    errors = [_squared_error(db) for db in each]
+    mean = math.fsum(errors) / len(errors) if errors else 0.0
+    return [10 / math.log(10) * error / mean if mean else 0.0 for error in errors]
 
 
 def _half_width(values: Sequence[float]) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.files import whole
+from ..measure.figure import new_figure, save_figure
 from ..measure.style import FAINT, GROUPS, INK, LINE, PAPER
 from .contributions import factors
 from .grid import to_image
@@ -25,22 +25,17 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 def save_product(record: Mapping[str, Any], pictures: Mapping[str, torch.Tensor], path: Path) -> bool:
     """Draw and write it; False where the record has no whole stack of several passes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = {row["name"]: row for row in record["rows"]}
     found = factors(rows)
     shown = [name for name in (BASE, ALL) if name in pictures]
     if found is None or len(found) < 2 or not shown:
         return False
-    figure = Figure(figsize=(9.6, 4.9), dpi=120, facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.6, 4.9)
     grid = figure.add_gridspec(1 + len(shown), 1, height_ratios=[2.0, *[1.0] * len(shown)])
     _bars(figure.add_subplot(grid[0]), rows, found)
     for line, name in enumerate(shown, 1):
         _strip(figure.add_subplot(grid[line]), rows[name], pictures[name][:MOST_PICTURES])
-    with whole(path) as made:
-        figure.savefig(made, format="png")
+    save_figure(figure, path)
     return True
 
 

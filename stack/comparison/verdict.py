@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..measure.metrics import CAP_DB
 from ..measure.style import times
+from .differences import LARGE_TIME, Difference, Figures, psnr_gain, saved_time, time_gain
 from .record import visible
 from .rows import ALL
-
-# Two rows count as equally fast, or equally good, within these: the repeatability of timing on a quiet machine, and a
-# difference that nobody sees in a picture.
-SAME_TIME, SAME_DB = 0.02, 0.1
-
-Figures = Mapping[str, Any]
 
 
 def verdict(record: Figures) -> str:
@@ -35,10 +29,14 @@ def margins(record: Figures) -> list[str]:
         rival = best_control(record, row)
         if row["group"] != "all" or row["psnr_db"] is None or rival is None:
             continue
-        margin = row["psnr_db"] - rival["psnr_db"]
-        place = f"{abs(margin):.1f} dB {'above' if margin >= 0 else 'BELOW'}"
-        place = "nearer to the plain model than" if row["psnr_db"] >= CAP_DB > rival["psnr_db"] else place
-        lines.append(f"{row['name']} is {place} its better control, {rival['name']}: {_point(row)}, {_point(rival)}")
+        gain = psnr_gain(row, rival)
+        place = f"{abs(gain.value):.1f} dB {'above' if gain.value >= 0 else 'BELOW'}"
+        nearer = row["psnr_db"] >= CAP_DB > rival["psnr_db"]
+        place = "nearer to the plain model than" if nearer else place
+        within = "" if nearer or not gain.interval else f" (interval {_decibels(gain.interval)} dB)"
+        lines.append(
+            f"{row['name']} is {place} its better control, {rival['name']}{within}: {_point(row)}, {_point(rival)}"
+        )
     return lines
 
 
@@ -50,13 +48,13 @@ def best_control(record: Figures, row: Figures) -> Figures | None:
 
 def _of_one(record: Figures, whole: Figures) -> str:
     rows = {row["name"]: row for row in record["rows"]}
-    without = {stage: rows.get(f"{ALL}-{stage}") for stage in whole["passes"]}
-    useless = {
-        stage: row for stage, row in without.items() if row and row["same_as"] != "base" and _no_worse(row, whole)
-    }
+    others = {stage: rows.get(f"{ALL}-{stage}") for stage in whole["passes"]}
+    without = {stage: row for stage, row in others.items() if row and row["same_as"] != "base" and _measured(row)}
+    useless = {stage: row for stage, row in without.items() if not _gains(whole, row)}
     if not useless:
-        return _beside(record, whole, "the stack") + _beaten(record, whole)
-    stage = max(useless, key=lambda stage: useless[stage]["psnr_db"] - whole["psnr_db"])
+        unclear = {stage: time_gain(whole, row) for stage, row in without.items()}
+        return _beside(record, whole, "the stack") + _beaten(record, whole) + _open(unclear)
+    stage = max(useless, key=lambda stage: _cost(useless[stage], whole))
     rest = rows[useless[stage]["same_as"] or useless[stage]["name"]]
     if not _worth_having(record, rest):
         return _beside(record, rest, f"the stack without {stage}") + _beaten(record, rest)
@@ -64,66 +62,95 @@ def _of_one(record: Figures, whole: Figures) -> str:
     return f"{advice}; {_beside(record, rest, 'the rest')}" + _beaten(record, rest)
 
 
+def _measured(row: Figures) -> bool:
+    return bool(row["seconds"]) and row["psnr_db"] is not None
+
+
+def _gains(whole: Figures, without: Figures) -> bool:
+    """Whether a pass gains time or quality; also where it may gain much, and the run is too short to tell."""
+    time, quality = time_gain(whole, without), psnr_gain(whole, without)
+    return time.sign > 0 or quality.sign > 0 or time.unclear or quality.unclear
+
+
+def _cost(without: Figures, whole: Figures) -> tuple[float, bool, float]:
+    """Orders passes that gain nothing: first those with a cost in dB that counts, then those that do nothing."""
+    lost = psnr_gain(without, whole)
+    return lost.value if lost.sign > 0 else 0.0, without["same_as"] == whole["name"], lost.value
+
+
+def _open(gains: Mapping[str, Difference]) -> str:
+    """The passes that may save much time, and may save none."""
+    named = [f"{stage} ({_factor(gain)})" for stage, gain in gains.items() if gain.unclear]
+    return f"; more prompts would tell whether time is saved by {', '.join(named)}" if named else ""
+
+
 def _worth_having(record: Figures, row: Figures) -> bool:
-    """Whether a row saves time, and is nearer to the base than fewer plain steps in that time."""
-    rival = best_control(record, row)
-    nearer = rival is None or row["psnr_db"] - rival["psnr_db"] > SAME_DB
-    return bool(nearer and row["speedup"] > 1 + SAME_TIME)
+    """Whether a row saves time, and fewer plain steps are not as good in that time."""
+    rival, saved = best_control(record, row), saved_time(row)
+    return (saved.sign > 0 or saved.unclear) and (rival is None or _beats(row, rival))
 
 
-def _no_worse(without: Figures, whole: Figures) -> bool:
-    """Whether a stack without one of its passes is as fast and as near to the base as with it."""
-    if not without["seconds"] or without["psnr_db"] is None:
-        return False
-    faster = whole["seconds"] / without["seconds"] >= 1 - SAME_TIME
-    return bool(faster and without["psnr_db"] >= whole["psnr_db"] - SAME_DB)
+def _beats(row: Figures, rival: Figures) -> bool:
+    """Whether a row is nearer to the base than fewer plain steps, or as near where these take longer."""
+    gain = psnr_gain(row, rival)
+    return gain.sign > 0 or gain.unclear or (gain.sign == 0 and _is_longer(rival, row))
+
+
+def _is_longer(rival: Figures, row: Figures) -> bool:
+    """Whether a control takes longer than its row: it has at least as many steps as the row runs in full."""
+    longer = time_gain(row, rival)
+    return longer.sign > 0 and longer.value > LARGE_TIME
 
 
 def _price(without: Figures, whole: Figures) -> str:
-    """What a pass costs that saves nothing."""
+    """What a pass costs that gains nothing."""
     if without["same_as"] == whole["name"]:
         return "it does nothing here"
-    lost, slower = without["psnr_db"] - whole["psnr_db"], whole["seconds"] / without["seconds"] - 1
-    cost = f"it costs {lost:.1f} dB and " if lost >= SAME_DB else "it "
-    return cost + (f"makes the stack {slower:.0%} slower" if slower > SAME_TIME else "saves nothing here")
+    gain, lost = time_gain(whole, without), psnr_gain(without, whole)
+    price = f"it gains nothing that this run can measure ({_factor(gain)})"
+    if gain.sign < 0:
+        price = f"it makes the stack {time_gain(without, whole).value:.0%} slower"
+    return price + (f" and costs {lost.value:.1f} dB" if lost.sign > 0 else "")
 
 
 def _beside(record: Figures, row: Figures, what: str) -> str:
     """A row beside the base and beside fewer plain steps in the same time."""
-    if row["speedup"] <= 1 + SAME_TIME:
-        return f"use the model as it is: {what} saves no time here ({_point(row)})"
-    rival = best_control(record, row)
+    saved, rival = saved_time(row), best_control(record, row)
+    if saved.sign <= 0 and not saved.unclear:
+        point = f"{_quality(row)} at {_factor(saved)}"
+        return f"use the model as it is: {what} saves no time that this run can measure ({point})"
+    found = f"{what} is {times(row['speedup'])} as fast as the plain model {_at(row)}"
     if rival is None:
-        return f"{what} is {times(row['speedup'])} as fast as the plain model {_at(row)}"
-    margin = row["psnr_db"] - rival["psnr_db"]
-    if margin < 0 and rival["psnr_db"] >= CAP_DB:
+        return found
+    gain, steps = psnr_gain(row, rival), rival["steps"]
+    if gain.value < 0 and rival["psnr_db"] >= CAP_DB:
         return f"use the model as it is: {what} saves less than the time of a step here ({_point(row)})"
-    if margin <= SAME_DB:
-        better = f"have {-margin:.1f} dB more than" if margin < -SAME_DB else "have the same PSNR as"
-        return f"take fewer plain steps instead: {rival['steps']} steps take the same time and {better} {what}"
-    return f"{what} is {times(row['speedup'])} as fast as the plain model {_at(row)}, {_above(row, rival)}"
+    if _beats(row, rival):
+        return f"{found}, {_above(row, rival)}"
+    instead = f"take fewer plain steps instead: {steps} steps take the same time"
+    if gain.sign == 0:
+        return f"{instead}, and {what} is no better as far as this run can measure"
+    if _is_longer(rival, row):
+        return f"{found}; {steps} plain steps have {-gain.value:.1f} dB more and take {_longer(row, rival)}"
+    return f"{instead} and have {-gain.value:.1f} dB more than {what}"
 
 
 def _beaten(record: Figures, row: Figures) -> str:
     """Another library's cache that is both faster and nearer to the base."""
     peers = [r for r in visible(record) if r["role"] == "peer" and r["speedup"] and r["psnr_db"] is not None]
-    better = [r for r in peers if r["speedup"] > row["speedup"] and r["psnr_db"] > row["psnr_db"]]
+    better = [r for r in peers if time_gain(r, row).sign > 0 and psnr_gain(r, row).sign > 0]
     best = max(better, key=lambda peer: peer["psnr_db"], default=None)
     return f"; {best['name']} is faster and better ({_point(best)})" if best else ""
 
 
 def _of_several(record: Figures, whole: Sequence[Figures]) -> str:
-    best, beside, margin = None, None, 0.0
-    for row in whole:
-        rival = best_control(record, row)
-        if rival and _worth_having(record, row) and row["psnr_db"] - rival["psnr_db"] >= margin:
-            best, beside, margin = row, rival, row["psnr_db"] - rival["psnr_db"]
-    if best is None or beside is None:
+    beside = {row["name"]: best_control(record, row) for row in whole}
+    pairs = [(row, rival) for row in whole if (rival := beside[row["name"]]) and _worth_having(record, row)]
+    if not pairs:
         return f"take fewer plain steps instead: none of the {len(whole)} recipes is better in the same time"
-    above = _above(best, beside)
-    return f"take {best['name']}: {_point(best)}, {above}, the largest margin of {len(whole)} recipes" + _beaten(
-        record, best
-    )
+    best, rival = max(pairs, key=lambda pair: pair[0]["psnr_db"] - pair[1]["psnr_db"])
+    above = f"{_above(best, rival)}, the largest margin of {len(whole)} recipes"
+    return f"take {best['name']}: {_point(best)}, {above}" + _beaten(record, best)
 
 
 def _point(row: Figures) -> str:
@@ -140,6 +167,27 @@ def _quality(row: Figures) -> str:
 
 def _above(row: Figures, rival: Figures) -> str:
     """How much nearer to the base than its control a row is; identical pictures have no number of dB."""
+    gain = psnr_gain(row, rival)
     if row["psnr_db"] >= CAP_DB:
         return f"where fewer plain steps in the same time have {_quality(rival)}"
-    return f"{row['psnr_db'] - rival['psnr_db']:.1f} dB above fewer plain steps in the same time"
+    if gain.sign == 0 and not gain.unclear:
+        return f"as near to it as {rival['steps']} plain steps, which take {_longer(row, rival)}"
+    doubt = (
+        f" (interval {_decibels(gain.interval)} dB: more prompts would tell)" if gain.unclear and gain.interval else ""
+    )
+    return f"{gain.value:.1f} dB above fewer plain steps in the same time{doubt}"
+
+
+def _longer(row: Figures, rival: Figures) -> str:
+    return f"{times(1 + time_gain(row, rival).value)} as long"
+
+
+def _factor(gain: Difference) -> str:
+    """A gain in time for reading: "1.01x, interval 0.97 to 1.05"."""
+    within = f", interval {1 + gain.interval[0]:.2f} to {1 + gain.interval[1]:.2f}" if gain.interval else ""
+    return times(1 + gain.value) + within
+
+
+def _decibels(interval: tuple[float, float]) -> str:
+    low, high = (round(bound, 1) + 0.0 for bound in interval)  # never "-0.0"
+    return f"{low:.1f} to {high:.1f}"

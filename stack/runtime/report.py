@@ -112,6 +112,17 @@ class Report:
         return "\n".join(lines)
 
 
+def unchanging_words(steps: Sequence[StepRecord]) -> str:
+    """What a run of forecasts that were all exact, bit for bit, says of the cache; "" for any other run."""
+    errors = [record.error for record in steps if record.error is not None]
+    if len(errors) < 2 or any(errors) or not any(record.kind == CACHED for record in steps):
+        return ""
+    return (
+        f"all {len(errors)} measured forecasts were exact: what the cache predicts does not change from step to step, "
+        "so either the model does not read its latent, or the cache is in the wrong place"
+    )
+
+
 @dataclass
 class _Entry:
     context: StepContext

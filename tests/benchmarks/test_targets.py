@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 from cachebench.page import cells, page, table
-from cachebench.plot import draw, labelled, short
 from cachebench.targets import (
     calibrated_targets,
     controls_lost_to,
@@ -119,17 +118,3 @@ def test_the_page_tells_what_lost_and_what_does_not_run() -> None:
     assert "1 of 1 caches lose" in text and "- x: not supported" in text
     assert "| t | 0.5 | >= 1 | **missed** by 0.5 |" in text and "| svd | 9 | 1.500 | 2.000 |" in text
     assert table(("a", "b"), [["1", "2"]]) == "| a | b |\n| --- | --: |\n| 1 | 2 |"
-
-
-def test_the_plot_names_the_front_the_calibrated_and_each_familys_best(tmp_path: Any) -> None:
-    caches = [
-        line("svd calibrated, 9", "ours", 5.0, 46.0), line("fora, 9", "preset", 3.0, 33.0, family="fora"),
-        line("fora, 12", "preset", 2.5, 34.0, family="fora"), line("cache-dit, 9 (best of 7)", "cache-dit", 2.0, 55.0),
-    ]  # fmt: skip
-    caches = over_controls([*caches, *CONTROLS])[:4]
-    assert labelled(caches, {3}) == [0, 1, 3]
-    assert short("cache-dit, 9 (best of 7)") == "cache-dit, 9"
-    draw(caches, "title", tmp_path / "x.png")
-    assert (tmp_path / "x.png").stat().st_size > 10_000
-    draw([], "title", tmp_path / "y.png")
-    assert not (tmp_path / "y.png").exists()

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from ...core.files import whole
-from ...measure.style import FAINT, INK, LINE
+from ...measure.figure import new_figure, plain, save_drawing
+from ...measure.style import INK
 from .noise import ErrorSplit
 
 RANDOM, BIAS = "#2f6db5", "#d98a00"
 SITES = ("output", "last hidden state", "whole residual")
 
 
-def _figure(width: float, height: float, columns: int) -> tuple[Any, list[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=130, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for plot in axes:
-        plot.grid(color=LINE, linewidth=0.7)
-        plot.set_axisbelow(True)
-        plot.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
-        for side in ("top", "right"):
-            plot.spines[side].set_visible(False)
-    return figure, list(axes)
-
-
 def plot_floor(sigmas: Sequence[float], features: Mapping[str, Sequence[ErrorSplit]], path: Path) -> None:
-    """Random part and bias over sigma, for the output and the two features of the whole stack of blocks."""
-    figure, every = _figure(11, 3.6, len(SITES))
+    """Random part and bias over sigma, for the output and the two features of the whole stack of blocks.
+
+    Bars are their standard errors: the `uncertainty` of each split.
+    """
+    figure = new_figure(11, 3.6)
+    every = list(figure.subplots(1, len(SITES), squeeze=False)[0])
+    plain(every)
     for axes, name in zip(every, SITES, strict=True):
         splits = features[name]
         for part, colour in (("random", RANDOM), ("bias", BIAS)):
@@ -44,5 +32,4 @@ def plot_floor(sigmas: Sequence[float], features: Mapping[str, Sequence[ErrorSpl
         axes.set_ylim(bottom=0)
     every[0].set_ylabel("relative error (%)", fontsize=10, color=INK)
     every[0].legend(frameon=False, fontsize=9)
-    with whole(path) as made:
-        figure.savefig(made)
+    save_drawing(figure, path)

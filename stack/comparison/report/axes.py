@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from ..grid import font
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-# Where a name may stand, seen from its point; tried in this order.
-PLACES = ((10, 0), (0, 15), (0, -15), (-10, 0), (9, 12), (9, -12), (-9, 12), (-9, -12), (0, 29), (0, -29), (17, 24))
+# Where a name may stand, seen from its point; the first of the best counts.
+PLACES = (
+    (10, 0), (0, 15), (0, -15), (-10, 0), (9, 12), (9, -12), (-9, 12), (-9, -12), (0, 29), (0, -29), (17, 24),
+    (17, -24), (-17, 24), (-17, -24), (30, 12), (30, -12), (-30, 12), (-30, -12), (0, 43), (0, -43), (34, 34),
+    (-34, -34),
+)  # fmt: skip
+NAME, ROUNDS = 100, 4  # how much worse it is to hide a name than a mark; how often each name is placed
+FAR = 14  # between a point and its name
 
 
 @dataclass(frozen=True)
@@ -52,16 +58,33 @@ def width_of(text: str, size: int, bold: bool = False) -> float:
 
 
 def spread(
-    points: Sequence[tuple[float, float]], widths: Sequence[float], frame: Box, size: int, drawn: Sequence[Box] = ()
+    points: Sequence[tuple[float, float]], widths: Sequence[float], frame: Box, size: float, drawn: Sequence[Box] = ()
 ) -> list[Box]:
-    """A box for the name of each point that hides as little as can be of points, other names and what is drawn."""
-    taken: list[Box] = [*drawn, *((x - 8, y - 8, x + 8, y + 8) for x, y in points)]
-    found = []
-    for (x, y), width in zip(points, widths, strict=True):
-        boxes = [place(x + dx, y + dy, width, 1.2 * size, dx) for dx, dy in PLACES]
-        found.append(min(boxes, key=lambda box: cost(box, taken, frame)))
-        taken.append(found[-1])
-    return found
+    """A box for the name of each point that hides as little as can be of other names, then of points and what is drawn.
+
+    Names are placed one after the other, and then moved where the later ones leave them a better place.
+    """
+    marks = [(x - 8, y - 8, x + 8, y + 8) for x, y in points]
+    choices = [
+        [place(x + dx, y + dy, width, 1.2 * size, dx) for dx, dy in PLACES]
+        for (x, y), width in zip(points, widths, strict=True)
+    ]
+    alone = [[cost(box, [*drawn, *marks], frame) for box in boxes] for boxes in choices]
+    found: dict[int, Box] = {}
+    for number in ROUNDS * [*range(len(points))]:
+        others = [box for other, box in found.items() if other != number]
+        prices = [
+            price + NAME * sum(overlap(box, other) for other in others)
+            for price, box in zip(alone[number], choices[number], strict=True)
+        ]
+        found[number] = choices[number][prices.index(min(prices))]
+    return [found[number] for number in range(len(points))]
+
+
+def lead(point: tuple[float, float], box: Box) -> Box | None:
+    """The line (x, y, x, y) from a point to its name, where the name is so far that it might be another point's."""
+    x, y = min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])
+    return (*point, x, y) if math.dist(point, (x, y)) > FAR else None
 
 
 def place(x: float, y: float, width: float, height: float, side: float) -> Box:

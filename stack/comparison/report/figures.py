@@ -52,15 +52,30 @@ class Part:
     figure: Figure
 
 
-def table_row(row: Mapping[str, Any]) -> list[Figure]:
-    """The figures of a row, without its name."""
+@dataclass(frozen=True)
+class Columns:
+    """A table: the headings of its columns, and by row of the record the figures below all headings but the first."""
+
+    headings: Sequence[str]
+    lines: list[tuple[Mapping[str, Any], list[Figure]]]
+
+
+def results_table(rows: Sequence[Mapping[str, Any]]) -> Columns:
+    """The table that the command prints."""
+    return Columns(HEADINGS, [(row, _line(row)) for row in rows])
+
+
+def quality_table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]]) -> Columns:
+    """Every row by every measure of quality of the record; an arrow says which way is better."""
+    arrows = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}"}
+    titles = [f"{metric['title']} {arrows[metric['better']]}" for metric in metrics]
+    lines = [(row, [_judged(row, metric["name"]) for metric in metrics]) for row in rows]
+    return Columns(("stack", *titles), lines)
+
+
+def _line(row: Mapping[str, Any]) -> list[Figure]:
     named = zip(HEADINGS[1:], cells(row)[1:], strict=True)
     return [of_row(row, ENTRIES[name], text) if name in ENTRIES else Figure("", None, text) for name, text in named]
-
-
-def quality_row(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """A row by every measure of quality of the record."""
-    return [_judged(row, metric["name"]) for metric in metrics]
 
 
 def _judged(row: Mapping[str, Any], name: str) -> Figure:

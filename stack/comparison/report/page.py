@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ...measure.style import GROUPS, percent, seconds, times
 from ..pictures import FRAME_MS
 from ..record import decibels, visible
-from ..table import HEADINGS, footnotes, warnings
+from ..table import footnotes, warnings
 from ..verdict import margins, verdict
-from .figures import error_bar, memory_bars, quality_row, table_row, time_bar
+from .figures import error_bar, memory_bars, quality_table, results_table, time_bar
 from .frames import scenes
 from .palette import DARK, LIGHT
 from .plots import NARROW, WIDE, error_plot, speed_plot
@@ -37,6 +37,8 @@ def report_html(record: Mapping[str, Any], plans: Mapping[str, str], pictures: M
         margins=beside,
         notes=[note for note in footnotes(record) if note not in told],
         warnings=warnings(record),
+        results=results_table(rows),
+        quality=quality_table(rows, record["metrics"]),
         plans=plans,
         scenes=scenes(record["prompts"], rows, pictures),
         speed_plots=[speed_plot(record, size) for size in (WIDE, NARROW)],
@@ -71,10 +73,7 @@ def _environment() -> Environment:
     made.globals |= {
         "FRAME_MS": FRAME_MS,
         "GROUPS": GROUPS,
-        "HEADINGS": HEADINGS,
         "LIGHT": LIGHT,
         "DARK": DARK,
-        "figures": table_row,
-        "judged": quality_row,
     }
     return made

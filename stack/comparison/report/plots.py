@@ -9,7 +9,7 @@ from typing import Any
 
 from ...measure.metrics import CAP_DB
 from ..record import visible
-from .axes import Axis, Box, axis, spread, width_of
+from .axes import Axis, Box, axis, lead, spread, width_of
 
 SIZE = 13  # of the letters
 WIDE, NARROW = (680, 440), (340, 340)  # of a plot on a desktop and on a phone: letters keep their size
@@ -18,13 +18,21 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 14, 24, 46  # room around the axes
 
 @dataclass(frozen=True)
 class PlottedRow:
-    """A row: where it is, and where its name stands. `row` is its entry of the record."""
+    """A row: where it is, and where its name stands.
+
+    Attributes:
+        row: its entry of the record.
+        lead: the line (x, y, x, y) to a name that stands far away.
+        bars: the lines (x, y, x, y) of its 95 % intervals of speedup and PSNR, as far as they are inside the axes.
+    """
 
     row: Mapping[str, Any]
     x: float
     y: float
     label: str
     box: Box
+    lead: Box | None
+    bars: list[Box]
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,27 @@ def speed_plot(record: Mapping[str, Any], size: tuple[int, int] = WIDE) -> Speed
     places = [(x.at(row["speedup"]), y.at(level)) for row, level in zip(rows, levels, strict=True)]
     names = [f"{row['name']} (identical)" if row["psnr_db"] >= CAP_DB else row["name"] for row in rows]
     best = front([(row["speedup"], level) for row, level in zip(rows, levels, strict=True)])
-    lines = [(x.at(1.0) - 2, TOP, x.at(1.0) + 2, size[1] - BOTTOM), *_along([places[number] for number in best])]
+    bars = [_bars(row, place, x, y, size) for row, place in zip(rows, places, strict=True)]
+    lines = [(x.at(1.0) - 2, TOP, x.at(1.0) + 2, size[1] - BOTTOM), *along([places[number] for number in best])]
+    lines += [(a - 1, b - 1, c + 1, d + 1) for each in bars for a, b, c, d in each]
     boxes = spread(places, [width_of(name, SIZE, True) for name in names], _inside(size), SIZE, lines)
-    points = [PlottedRow(r, *at, name, box) for r, at, name, box in zip(rows, places, names, boxes, strict=True)]
+    made = zip(rows, places, names, boxes, bars, strict=True)
+    points = [PlottedRow(row, *at, name, box, lead(at, box), lines) for row, at, name, box, lines in made]
     return SpeedPlot(size, x, y, points, [points[number] for number in best])
 
 
-def _along(places: Sequence[tuple[float, float]], every: int = 16) -> list[Box]:
+def _bars(row: Mapping[str, Any], place: tuple[float, float], x: Axis, y: Axis, size: tuple[int, int]) -> list[Box]:
+    found, (at, level) = [], place
+    if row.get("speedup_95"):  # records of a single prompt have none
+        left, right = (min(max(x.at(bound), LEFT), size[0] - RIGHT) for bound in row["speedup_95"])
+        found.append((left, level, right, level))
+    if row.get("psnr_db_95"):
+        low, high = (min(max(y.at(bound), TOP), size[1] - BOTTOM) for bound in row["psnr_db_95"])
+        found.append((at, high, at, low))
+    return found
+
+
+def along(places: Sequence[tuple[float, float]], every: int = 16) -> list[Box]:
     """Small boxes on the line through these places, so that no name is put across it."""
     pairs = itertools.pairwise(places)
     dots = [(a + (c - a) * n / every, b + (d - b) * n / every) for (a, b), (c, d) in pairs for n in range(every + 1)]

@@ -10,22 +10,28 @@ from typing import Any
 import pytest
 import torch
 
+from stack.comparison.record import visible
 from stack.comparison.report.page import report_html
+from stack.comparison.table import HEADINGS, cells
 
 from .reading import entry
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install 'ditstack[browser]'")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs pip install 'ditstack[browser]'")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
 
 DESKTOP, PHONE = (1100, 900), (360, 740)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Chromium as the system or playwright has installed it."""
     with playwright.sync_playwright() as run:
-        browser = run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        own = run.chromium.executable_path
+        found = next(filter(None, map(shutil.which, (*PROGRAMS, own))), None)
+        if found is None:
+            pytest.skip("no Chromium is installed (apt-get install chromium, or playwright install chromium)")
+        browser = run.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
         browser.close()
 
@@ -70,6 +76,46 @@ def test_axe_finds_nothing_and_the_console_stays_empty(
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
         "rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 27)"
     )
+
+
+# Boxes of a table's parts that stick out of the window, and texts that do not fit their own box.
+CUT = """all => all.flatMap(table => [...table.querySelectorAll("*")]).filter(e => {
+  const box = e.getBoundingClientRect();
+  const spills = e.matches("th, td") && e.scrollWidth > e.clientWidth + 1;
+  return box.width && (box.left < 0 || box.right > innerWidth || spills);
+}).map(e => e.outerHTML)"""
+# Figures that are seen, with the heading that a card puts before them.
+SEEN = (
+    """all => all.filter(e => e.checkVisibility()).map(e => [getComputedStyle(e, "::before").content, e.innerText])"""
+)
+
+
+@pytest.mark.parametrize("width", [320, 390, 700, 1087])
+def test_on_a_narrow_screen_every_figure_of_a_table_is_seen(browser: Any, pages: dict[str, Any], width: int) -> None:
+    page, _ = opened(browser, pages["pictures"], (width, 844))
+    assert page.eval_on_selector_all("table", CUT) == []
+    rows = visible(pages["record"])
+    expected = [
+        [f'"{heading}"', text]
+        for row in rows
+        for heading, text in zip(HEADINGS[1:], cells(row)[1:], strict=True)
+        if text != "-"
+    ]
+    found = page.eval_on_selector_all("table.columns >> nth=0 >> td", SEEN)
+    assert found == expected and len(found) > 80
+    judged = page.eval_on_selector_all("table.columns >> nth=1 >> td", SEEN)
+    assert [heading for heading, _ in judged] == ['"PSNR, dB ↑"', '"SSIM ↑"', '"brightness ↓"'] * len(rows)
+    assert page.locator("table.columns thead:visible").count() == 0
+    names = page.get_by_role("rowheader").all_inner_texts()  # still a table to a screen reader
+    assert names[: len(rows)] == [row["name"] for row in rows]
+
+
+@pytest.mark.parametrize("width", [1100, 1280])
+def test_on_a_desktop_the_table_of_results_needs_no_scrolling(browser: Any, pages: dict[str, Any], width: int) -> None:
+    page, _ = opened(browser, pages["pictures"], (width, 900))
+    assert page.eval_on_selector_all("table", CUT) == []
+    assert page.eval_on_selector(".wide", "e => e.scrollWidth - e.clientWidth") == 0
+    assert page.get_by_role("columnheader").all_inner_texts()[: len(HEADINGS)] == list(HEADINGS)
 
 
 def test_figures_on_the_page_are_the_records(browser: Any, pages: dict[str, Any]) -> None:

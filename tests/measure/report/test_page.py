@@ -63,7 +63,7 @@ def test_all_that_is_seen_is_also_said(made: tuple[dict[str, Any], Page]) -> Non
     alts = [e.attributes["alt"] for e in page.of("img")]
     assert alts == [f"{row['name']}: {prompt}" for prompt in record["prompts"] for row in visible(record)]
     svgs = page.of("svg")
-    assert len(svgs) == 2 + 2 + 10 + 2 + 10  # bars, plots for two widths, strips, error plots, memory
+    assert len(svgs) == 2 + 2 + 4 + 10 + 2 + 10  # bars, plots for two widths, their key, strips, error plots, memory
     assert all(e.attributes.get("aria-hidden") == "true" or e.attributes["aria-label"] for e in svgs)
     ids = [e.attributes["id"] for e in page.elements if "id" in e.attributes]
     assert len(ids) == len(set(ids))

@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
-from itertools import pairwise
+from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from stack.comparison.contributions import contributions, squared_error
 from stack.comparison.record import visible
-from stack.comparison.report.axes import Axis, axis, cost, overlap, place, spread
+from stack.comparison.report.axes import Axis, axis, cost, lead, overlap, place, spread
 from stack.comparison.report.figures import error_bar, memory_bars, saved_words, time_bar
 from stack.comparison.report.frames import sheet_of
 from stack.comparison.report.palette import DARK, LIGHT, contrast
@@ -101,6 +105,36 @@ def test_points_stand_where_the_record_says(comparison: Any, size: tuple[int, in
         assert point.box[0] >= 0 and point.box[2] <= size[0]
 
 
+def test_bars_are_the_intervals_inside_the_axes(comparison: Any) -> None:
+    _, record = comparison()
+    for row in record["rows"]:
+        row["speedup_95"] = row["psnr_db_95"] = None
+    record["rows"][1] |= {"speedup_95": [1.1, 1.4], "psnr_db_95": [39.0, 1000.0]}
+    plot = speed_plot(record)
+    assert plot is not None and [len(point.bars) for point in plot.points] == [2] + 8 * [0]
+    (left, y, right, same), (x, top, also, bottom) = plot.points[0].bars
+    assert (value_at(plot.x, left), value_at(plot.x, right)) == (pytest.approx(1.1), pytest.approx(1.4))
+    assert (y, same, x, also) == (plot.points[0].y, plot.points[0].y, plot.points[0].x, plot.points[0].x)
+    assert value_at(plot.y, bottom) == pytest.approx(39.0) and top == plot.y.end  # cut at the upper end
+
+
+RECORDS = Path(__file__).parents[3] / "docs" / "compare"
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("name", ["compare", "compare-128", "compare-sparse"])
+def test_names_of_real_records_hide_no_other(name: str, size: tuple[int, int]) -> None:
+    plot = speed_plot(json.loads((RECORDS / f"{name}.json").read_text()), size)
+    assert plot is not None and all(point.bars for point in plot.points)
+    assert [(a.label, b.label) for a, b in combinations(plot.points, 2) if overlap(a.box, b.box)] == []
+    assert [p.label for p in plot.points if p.box[0] < 0 or p.box[2] > size[0]] == []
+
+
+def test_a_name_far_from_its_point_has_a_line_to_it() -> None:
+    assert lead((50, 50), (60, 45, 90, 55)) is None and lead((50, 50), (40, 40, 60, 60)) is None
+    assert lead((50, 50), (70, 10, 90, 20)) == (50, 50, 70, 20)
+
+
 def test_names_do_not_lie_across_the_front() -> None:
     rows = [
         {
@@ -141,9 +175,22 @@ def test_errors_stand_where_they_were_measured(comparison: Any) -> None:
     assert error_plot({"rows": [row for row in record["rows"] if "cache" not in row["passes"]]}) is None
 
 
-def test_the_front_is_what_nothing_beats() -> None:
+def test_the_front_of_some_points() -> None:
     assert front([(1.0, 50.0), (2.0, 40.0), (1.5, 39.0), (3.0, 30.0), (2.9, 30.0)]) == [0, 1, 3]
-    assert front([(2.0, 40.0), (2.0, 41.0)]) == [1]
+    assert front([(2.0, 40.0), (2.0, 41.0)]) == [1] and front([(2.0, 40.0), (2.0, 40.0)]) == [0]
+
+
+POINTS = st.lists(st.tuples(st.integers(1, 6).map(float), st.integers(20, 30).map(float)), min_size=1, max_size=12)
+
+
+@given(POINTS)
+def test_the_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> None:
+    found = front(points)
+    for i, (speed, value) in enumerate(points):
+        beaten = any(s >= speed and v >= value and (s, v) != (speed, value) for s, v in points)
+        assert (points[i] in [points[j] for j in found]) == (not beaten)
+    assert len({points[j] for j in found}) == len(found)
+    assert [points[j][0] for j in found] == sorted(points[j][0] for j in found)
 
 
 def test_ticks_are_round_and_inside() -> None:
