@@ -91,17 +91,26 @@ class Compile:
         if device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
             raise StackError("compile() needs a C++ compiler on this device, found none: install g++, or leave it out")
         blocks = target.wiring.blocks(target.denoiser) or _repeated(target.denoiser)
+        install.set_attribute(target, "compile_mode", self.mode)
         for _, block in blocks:
             install.wrap_call(*behind_split(block), partial(compiled, mode=self.mode))
         done = f"{len(blocks)} blocks compiled at their first call, mode {self.mode}"
         return Applied(done, warnings=_beyond_limit([block for _, block in blocks]))
 
 
-def compiled(forward: Callable[..., Any], mode: str) -> Callable[..., Any]:
-    """A module's forward, compiled at its first call. With mode "" it stays as it is."""
+def compiled(forward: Callable[..., Any], mode: str, backend: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """A module's forward, compiled at its first call. With mode "" it stays as it is.
+
+    Args:
+        backend: of `torch.compile`, in place of its own, which then takes care of the mode.
+    """
     if not mode:
         return forward
-    made = torch.compile(forward, mode=None if mode == "default" else mode)
+    made = (
+        torch.compile(forward, backend=backend)
+        if backend
+        else torch.compile(forward, mode=None if mode == "default" else mode)
+    )
 
     @wraps(forward)  # whoever stands before the block reads its signature
     def called(*args: Any, **kwargs: Any) -> Any:

@@ -18,15 +18,17 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..compat.rules.sparse import OTHER_PROCESSORS
+from ..compile import compiled
 from ..core.installer import Installer
 from ..core.readback import reads_are_free
 from ..models.derive.linears import attends
 from ..models.layout import SelfAttention, numbered
-from ..models.sdpa import Answering, SdpaCall
+from ..models.sdpa import AnsweredGraphs, Answering, SdpaCall, answering_compiled
 from ..runtime.target import Target
 from .once_per_request import OncePerRequest
 
 NOTHING, OTHERS, MORE = "nothing", "others", "more"
+NO_GRAPHS = "no-cudagraphs"
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,16 @@ def _asking(
     masks: OncePerRequest[str],
     inner: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """A layer's forward, within which the back ends are asked."""
+    """A layer's forward, within which the back ends are asked. Compiled by itself where the blocks are."""
+    by_mode: dict[str, Callable[..., Any]] = {}
+
+    def own_forward() -> Callable[..., Any]:
+        # What answers in compiled code has no gradient.
+        if not (mode := target.compile_mode) or torch.is_grad_enabled():
+            return inner
+        # A CUDA graph would replay one call's answer. What is around the layer is captured all the same.
+        mode = mode if mode.endswith(NO_GRAPHS) else "default"
+        return by_mode.get(mode) or by_mode.setdefault(mode, compiled(inner, mode, AnsweredGraphs(mode)))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         asked: list[AttentionCall] = []
@@ -156,8 +167,9 @@ def _asking(
             asked.append(AttentionCall(path, layout, sdpa, own, is_parallel(module), masks))
             return _answer(target, asked[0])
 
-        with Answering(answer):
-            out = inner(*args, **kwargs)
+        run = own_forward()
+        with Answering(answer) if run is inner else answering_compiled(answer):
+            out = run(*args, **kwargs)
         if not asked:
             for backend in target.attention_backends:
                 backend.note(f"no scaled_dot_product_attention over the sequence{_instead(module)}", None)

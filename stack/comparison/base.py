@@ -51,8 +51,9 @@ def made_fast(denoisers: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     for made in copies.values():
         if possible(machine_of(made.device), made.dtype):
             attention = KERNEL_BY_SHAPE
-            Stack(made).dense_attn().apply()
-        made.compile_repeated_blocks()
+            Stack(made).dense_attn().compile().apply()
+        else:
+            made.compile_repeated_blocks()
     return copies, attention
 
 

@@ -48,6 +48,7 @@ class Target:
         part: the pipeline's name of the denoiser, where it is not its first one; in front of the branches of its calls.
         taken_over: called where this denoiser's calls follow on those of another.
         compute_modes: what makes the entries of `StepContext.compute_mode`.
+        compile_mode: how blocks are compiled, a mode of torch.compile; "" where they are not.
         attention_backends: who may compute attention in place of torch, the first one asked first; see
             `stack.attention.layers`.
     """
@@ -68,6 +69,7 @@ class Target:
     taken_over: Callable[[], None] = lambda: None
     compute_modes: ComputeModes = ()
     attention_backends: tuple[Any, ...] = ()
+    compile_mode: str = ""
     conditions: ConditionsReader = field(init=False)
     grid: RequestGrid = field(init=False)
 

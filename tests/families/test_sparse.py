@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stack import Stack
-from stack.attention import block_sparse
+from stack.attention import block_sparse, gathered
 from stack.attention.kernels import gather_attention
 from stack.attention.maps import Grid, keep_mask
 from stack.attention.sparsity import FIRST, LAST, MASKED, SparsityPolicy
@@ -78,6 +78,7 @@ def test_a_map_that_keeps_everything_is_the_classs_own_attention(name: str, monk
         return "" if image >= 128 else shape(self, image, *rest)
 
     monkeypatch.setattr(SparsityPolicy, "dense_shape", dropping_nothing)
+    monkeypatch.setattr(gathered, "pays", lambda *_: False)  # one class attends in bf16, which another kernel rounds
     order = "raster" if name in RECURRENT or "grid" in wired(name).lacks else "hilbert"
     with Stack(made(name).denoiser, steps=len(LEVELS)).sparse_attn(0.99, block=64, order=order) as stack:
         found = outputs(stack, name)

@@ -84,7 +84,7 @@ def assumed(monkeypatch: pytest.MonkeyPatch) -> Stack:
 
 def wrapped(stack: Stack) -> bool:
     """Whether the compiling pass has its hands on the blocks."""
-    return any(len(layer.install) == 2 for layer in stack._layers if layer.wanted.stage == "compile")
+    return any(len(layer.install) == 3 for layer in stack._layers if layer.wanted.stage == "compile")
 
 
 def layers(stack: Stack) -> list[str]:
