@@ -10,7 +10,7 @@ import typer
 from ..core.errors import choose
 from ..core.files import check_file, json_text, write_text
 from .app import app
-from .options import JsonOption, told_as
+from .options import JsonOption, WriteOption, told_as
 from .words import tell, tell_list
 
 
@@ -35,9 +35,7 @@ def recipes(
     name: Annotated[
         str | None, typer.Argument(help="A shipped recipe or a .toml file, whose settings are printed.")
     ] = None,
-    write: Annotated[
-        Path | None, typer.Option(help="Write the page about recipes for real models to this file.")
-    ] = None,
+    write: WriteOption = None,
     json: JsonOption = False,
 ) -> None:
     """List the shipped recipes and their models, or show one."""
@@ -68,7 +66,7 @@ def recipes(
 def adapters(
     name: Annotated[str | None, typer.Argument(help="An adapter, whose card is printed.")] = None,
     folder: Annotated[Path | None, typer.Option(help="List the .toml cards in this folder instead.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Update the table in this page (docs/adapters.md).")] = None,
+    write: WriteOption = None,
     json: JsonOption = False,
 ) -> None:
     """List distilled adapters with their denoiser class, schedule and licence, or show one."""
@@ -96,7 +94,7 @@ def adapters(
 @app.command()
 def rules(
     name: Annotated[str | None, typer.Argument(help="A rule, by the name that plans and warnings give.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Write all rules to this markdown file.")] = None,
+    write: WriteOption = None,
     json: JsonOption = False,
 ) -> None:
     """List what clashes with what, or show one rule: the figure behind it, and what is done."""

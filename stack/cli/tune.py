@@ -13,12 +13,18 @@ from .app import Interrupted, app
 from .options import (
     DEFAULT_MODEL,
     LONGEST_RUN,
+    MOST_DECIBELS,
+    OUT,
+    BudgetOption,
     CallOption,
+    CompileOption,
     DeviceOption,
     FramesOption,
     GuidanceOption,
     JsonOption,
     LoraOption,
+    MaxSecondsOption,
+    MinPsnrOption,
     ModelOption,
     NegativeOption,
     PromptOption,
@@ -26,13 +32,13 @@ from .options import (
     PromptsOption,
     SeedOption,
     SizeOption,
+    StepsOption,
     call_of_json,
     check_numbers,
     loaded,
-    own_prompts,
     readable,
     recipes_of,
-    texts_of,
+    searched_on,
     within,
 )
 
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
 
 FOLDER, STUDY = Path("ditstack-tune"), "study.db"
 OWN_PROMPTS, MOST_TRIALS, MOST = 12, 100_000, 1e6
+LARGEST = {"min_psnr": MOST_DECIBELS, "max_seconds": LONGEST_RUN}
 
 
 @app.command()
@@ -49,17 +56,17 @@ def tune(
         str | None, typer.Argument(help="A recipe whose passes every candidate has; none by default.")
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
-    min_psnr: Annotated[float, typer.Option(help="Lowest PSNR in dB, median over prompts.")] = 0.0,
-    max_lpips: Annotated[float, typer.Option(help="Largest perceptual distance (LPIPS), median over prompts.")] = 0.0,
-    max_error: Annotated[float, typer.Option(help="Largest error of the final latents, median over prompts.")] = 0.0,
-    max_seconds: Annotated[float, typer.Option(help="Longest time per picture in seconds.")] = 0.0,
+    min_psnr: MinPsnrOption = 0.0,
+    max_lpips: Annotated[float, typer.Option(help="Largest perceptual distance (LPIPS).")] = 0.0,
+    max_error: Annotated[float, typer.Option(help="Largest relative error of the final latents.")] = 0.0,
+    max_seconds: MaxSecondsOption = 0.0,
     max_memory: Annotated[float, typer.Option(help="Highest memory in GB while a picture is made.")] = 0.0,
     prompt: PromptOption = None,
     prompts_file: PromptsFileOption = None,
     prompts: PromptsOption = None,
-    steps: Annotated[int | None, typer.Option(help="Denoiser steps of the plain model; by default its own.")] = None,
+    steps: StepsOption = None,
     seed: SeedOption = 0,
-    budget: Annotated[float, typer.Option(help="Approximate time to spend, in seconds.")] = 600.0,
+    budget: BudgetOption = 600.0,
     trials: Annotated[int, typer.Option(help="Largest number of candidates.")] = 400,
     size: SizeOption = None,
     frames: FramesOption = None,
@@ -67,10 +74,8 @@ def tune(
     negative_prompt: NegativeOption = None,
     call: CallOption = None,
     lora: LoraOption = None,
-    compile_base: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Try compiled blocks, and use the faster.")
-    ] = True,
-    out: Annotated[Path, typer.Option(help="Folder for tuned.toml, tune.json, front.png and the study.")] = FOLDER,
+    compile_base: CompileOption = True,
+    out: Annotated[Path, typer.Option(help=OUT)] = FOLDER,
     study: Annotated[
         str | None, typer.Option(help="Optuna database, a file or URL; by default study.db in --out.")
     ] = None,
@@ -79,7 +84,9 @@ def tune(
 ) -> None:
     """Search passes and settings for the fastest stack within limits, check it on held-out prompts, write its recipe.
 
-    Give at least 3 prompts, better 12; every third is held out. The same command continues where it was stopped.
+    PSNR, LPIPS and errors are medians over the prompts, against the plain model. Give at least 3 prompts, better 12;
+    every third is held out. Writes tuned.toml, tune.json, front.png and the study. The same command continues where it
+    was stopped.
     """
     limits: dict[str, Any] = {
         "min_psnr": min_psnr, "max_lpips": max_lpips, "max_error": max_error, "max_seconds": max_seconds,
@@ -89,7 +96,7 @@ def tune(
     fixed, given = recipes_of([recipe])[0] if recipe else None, call_of_json(call)
     check_folder(out, "--out")
     _check(limits, budget, trials)
-    texts = texts_of(prompt, prompts_file, prompts) or own_prompts(model, prompts or OWN_PROMPTS)
+    texts = searched_on(prompt, prompts_file, prompts, model, OWN_PROMPTS)
     model, pipe, size = loaded("tune", model, device, size, lora)
     from ..tuning.results import record, save, verdict
     from ..tuning.tune import tune as search
@@ -123,7 +130,7 @@ def _check(limits: Mapping[str, float], budget: float, trials: int) -> None:
     from ..tuning.study import optuna_or_error
 
     for name, value in limits.items():
-        within(name.replace("_", "-"), value, 0, MOST)
+        within(name.replace("_", "-"), value, 0, LARGEST.get(name, MOST))
     within("budget", budget, 1, LONGEST_RUN)
     within("trials", trials, 1, MOST_TRIALS)
     Limits(**limits)

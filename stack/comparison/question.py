@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from ..calibrated import texts_from
 from ..core.errors import StackError
 from ..core.passes import Pass
 from ..core.validate import RunSteps, Seed, checked
 from ..core.versions import versions
 from ..models.denoiser import denoiser_of
 from ..recipe import Recipe, recipe_of
-from ..reference.captions import DEFAULT, captions
-from ..reference.load import REFERENCES, name_of
+from ..reference.load import name_of
+from ..reference.prompts import Prompts, drawn_prompts
 from ..runtime.call_arguments import Call, call_words, own_steps
 from ..runtime.pipeline_calls import PipelineCalls
 from ..stack import Stack
@@ -67,7 +66,7 @@ class Question:
 def asked(
     pipe: Any,
     recipes: Candidate | Sequence[Candidate] | None,
-    prompts: int | str | Path | Sequence[Any],
+    prompts: Prompts,
     steps: int | None,
     seed: int,
     name: str | None,
@@ -87,7 +86,7 @@ def asked(
         raise StackError(f"steps must be at least {LEAST_STEPS}, got {wanted}: the controls need room below the base")
     model = name or name_of(pipe) or _source(pipe)
     checked(Seed, seed, "seed")
-    texts = _texts(pipe, prompts, seed, model)
+    texts = drawn_prompts(pipe, prompts, seed, model)
     PipelineCalls(pipe, call).check(texts, 0)
     denoiser = denoiser_of(pipe)
     header = Header(
@@ -132,14 +131,3 @@ def _source(pipe: Any) -> str:
     """The hub id or the folder's name of what a pipeline was loaded from, or its class."""
     path = str(pipe.name_or_path or "")
     return os.path.basename(os.path.normpath(path)) if os.path.isdir(path) else path or type(pipe).__name__
-
-
-def _texts(pipe: Any, prompts: int | str | Path | Sequence[Any], seed: int, model: str) -> list[Any]:
-    if isinstance(prompts, int):
-        if prompts < 1:
-            raise StackError(f"prompts must be at least 1, got {prompts}")
-        return list(captions(prompts, seed, model if model in REFERENCES else name_of(pipe) or DEFAULT))
-    texts = texts_from(prompts)
-    if not texts:
-        raise StackError("prompts must be at least 1, got 0")
-    return texts

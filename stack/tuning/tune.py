@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..calibrated import calibrate, held_apart
+from ..calibrated.calibrate import calibrate, held_apart
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
 from ..recipe import Recipe, recipe_of
+from ..reference.prompts import Prompts, searched_prompts
 from ..runtime.call_arguments import Call, call_of, own_steps
 from ..runtime.pipeline_calls import pipeline_for
 from ..stack import Stack
@@ -67,7 +68,7 @@ def tune(
     model: Any,
     recipe: Recipe | str | Path | None = None,
     *,
-    prompts: str | Path | Sequence[Any],
+    prompts: Prompts,
     min_psnr: float = 0.0,
     max_lpips: float = 0.0,
     max_error: float = 0.0,
@@ -94,7 +95,7 @@ def tune(
     Args:
         model: a pipeline.
         recipe: passes that every candidate has, such as an adapter; see `stack.recipe.recipe_of`.
-        prompts: three or more, or the path of a file of them; every third is held out, with seeds of its own.
+        prompts: three or more, see `stack.reference.prompts.searched_prompts`; every third is held out.
         min_psnr, max_lpips, max_error, max_seconds, max_memory: see `stack.tuning.limits.Limits`.
         steps: of the model without a stack; None for the pipeline's own.
         seed, budget, trials: seed of the first prompt; approximate seconds to spend; largest number of candidates.
@@ -108,7 +109,7 @@ def tune(
     """
     pipeline_for("tune()", model)
     limits = Limits(min_psnr, max_lpips, max_error, max_seconds, max_memory)
-    search, held = held_apart(prompts)
+    search, held = held_apart(searched_prompts(model, prompts))
     asked_for = call_of(model, size, frames, guidance, negative_prompt, call)
     place = Tryout(model, steps or own_steps(model), limits, asked_for, compile_base)
     fixed = {} if recipe is None else recipe_of(recipe).stages
