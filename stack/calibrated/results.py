@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..calibration.calibration import Calibration
+from ..calibration.curve import front
 from ..calibration.goals import Goal
 from ..comparison.record import machine, save_json
 from ..core.errors import StackError
@@ -93,11 +94,14 @@ def curve_figure(result: Calibration, goal: Goal) -> Figure:
     figure = Figure(figsize=(6.4, 4.0), dpi=120, facecolor=PAPER, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    full, psnr = [p.full for p in result.curve], [p.psnr_db for p in result.curve]
-    axes.plot(full, psnr, color=TRIED, linewidth=1.2, marker="o", markersize=5, label="best that was measured")
+    best = front(result.curve)
+    axes.plot([p.full for p in best], [p.psnr_db for p in best], "-", color=TRIED, label="best with so many or fewer")
     for point in result.curve:
-        words = f"{point.psnr_db:.1f} dB" + (" (tried once)" if point.tried == 1 else "")
-        axes.annotate(words, (point.full, point.psnr_db), xytext=(6, -11), textcoords="offset points", fontsize=8)
+        filled = "full" if point in best else "none"
+        axes.plot([point.full], [point.psnr_db], "o", color=TRIED, markersize=5, fillstyle=filled, label="_")
+        words = f"{point.psnr_db:.1f} dB" + ("\ntried once" if point.tried == 1 else "")
+        place: dict[str, Any] = {"xytext": (7, -4), "textcoords": "offset points", "va": "top"}
+        axes.annotate(words, (point.full, point.psnr_db), **place, fontsize=8, color=INK)
     axes.plot([result.full], [result.psnr_db], "o", color=CHOSEN, markersize=8, label="chosen")
     if result.checked:
         axes.plot([result.full], [result.held_out_psnr_db], "D", color=CHOSEN, fillstyle="none", label="held out")
@@ -113,5 +117,5 @@ def curve_figure(result: Calibration, goal: Goal) -> Figure:
     axes.grid(color=LINE, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure

@@ -47,9 +47,14 @@ class QualityCurve:
         return tuple(CurvePoint(n, known[n], self._tried.get(n, 1), n == full) for n in sorted(known))
 
 
+def front(points: Sequence[CurvePoint]) -> list[CurvePoint]:
+    """The points that no point of fewer full steps reaches: others were placed without a search, or badly."""
+    return [point for place, point in enumerate(points) if all(point.psnr_db > p.psnr_db for p in points[:place])]
+
+
 def cliff(points: Sequence[CurvePoint]) -> tuple[CurvePoint, CurvePoint] | None:
-    """The neighbours between which one full step fewer loses most; None where no step fewer loses anything."""
-    falls = [(low, high) for low, high in pairwise(points) if high.psnr_db > low.psnr_db]
+    """The neighbours on the front between which one full step fewer loses most; None where there is one point."""
+    falls = pairwise(front(points))
     return max(
         falls, key=lambda pair: (pair[1].psnr_db - pair[0].psnr_db) / (pair[1].full - pair[0].full), default=None
     )
