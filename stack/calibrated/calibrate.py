@@ -10,6 +10,7 @@ from typing import Any
 from ..attention.sparse_attn import SparseAttention
 from ..calibration.calibration import Calibration
 from ..calibration.goals import Goal
+from ..comparison.compare import taken_off
 from ..core.errors import StackError
 from ..recipe import Recipe, as_toml, recipe_of
 from ..reference.prompts import Prompts, searched_prompts
@@ -59,7 +60,7 @@ def calibrate(
     written too.
 
     Args:
-        model: a pipeline, or a `Stack` on one that is not applied.
+        model: a pipeline, or a `Stack` on one, which is taken off meanwhile.
         recipe: see `stack.recipe.recipe_of`; by default the stack's own.
         prompts: three or more, the path of a file of them, or how many captions of a reference model; see
             `stack.reference.prompts.searched_prompts`. Every third is held out.
@@ -76,17 +77,9 @@ def calibrate(
     chosen = model.to_recipe() if recipe is None else recipe_of(recipe)
     goal = Goal(full_steps, min_psnr, max_seconds)
     search, held = held_apart(searched_prompts(pipe, prompts))
-    return _searched(
-        chosen,
-        pipe,
-        search,
-        held,
-        goal,
-        seed,
-        budget,
-        progress,
-        call_of(pipe, size, frames, guidance, negative_prompt, call),
-    )
+    given = call_of(pipe, size, frames, guidance, negative_prompt, call)
+    with taken_off(model):
+        return _searched(chosen, pipe, search, held, goal, seed, budget, progress, given)
 
 
 def _searched(

@@ -87,16 +87,16 @@ def compare(
         compile_base,
     )  # fmt: skip
     question, folder = replace(question, command=command), None if out is None else Path(out)
-    with _taken_off(stack), ProgressLine("compare", progress) as line:
+    with taken_off(stack), ProgressLine("compare", progress) as line:
         if folder is None:
             return _measured(pipe, question, None, line)
         return _in_folder(pipe, question, folder, fresh, line)
 
 
 @contextmanager
-def _taken_off(stack: Stack | None) -> Iterator[None]:
-    """A stack that is off its model meanwhile, and on it again afterwards if it was."""
-    if stack is None or not stack.applied:
+def taken_off(stack: Any) -> Iterator[None]:
+    """A stack that is off its model meanwhile, and on it again afterwards if it was; nothing for any other model."""
+    if not isinstance(stack, Stack) or not stack.applied:
         yield
         return
     stack.undo()

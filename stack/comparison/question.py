@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def asked(
         StackError: fewer than one prompt or two steps, recipes of one name, or arguments that the pipeline refuses.
     """
     chosen = _named(recipes if recipes is not None else DEFAULT_RECIPE)
-    wanted = _steps(chosen, pipe) if steps is None else checked(RunSteps, steps, "steps")
+    wanted = plain_steps(chosen.values(), pipe) if steps is None else checked(RunSteps, steps, "steps")
     if wanted < LEAST_STEPS:
         raise StackError(f"steps must be at least {LEAST_STEPS}, got {wanted}: the controls need room below the base")
     model = name or name_of(pipe) or _source(pipe)
@@ -114,14 +114,14 @@ def _named(given: Candidate | Sequence[Candidate]) -> dict[str, Recipe | Stack]:
     return found
 
 
-def _steps(chosen: dict[str, Recipe | Stack], pipe: Any) -> int:
-    """The most steps that one of them is for, or the pipeline's own where none says.
+def plain_steps(chosen: Iterable[Recipe | Stack], pipe: Any) -> int:
+    """Steps of the model without a stack: the most that one of these is for, or the pipeline's own where none says.
 
     A distilled one says how few it takes, not what the base takes.
     """
     plain = [
         (one.steps or own_steps(pipe)) if isinstance(one, Recipe) else one.facts.steps
-        for one in chosen.values()
+        for one in chosen
         if "distill" not in (one.stages if isinstance(one, Recipe) else [p.stage for p in one.passes])
     ]
     return max(plain) if plain else own_steps(pipe)

@@ -79,6 +79,39 @@ def test_a_solver_that_is_given_keeps_its_steps(tmp_path: Path) -> None:
     assert found.tried and all(one.stages["solver"] == {"steps": 4} for one in found.tried)
 
 
+@pytest.mark.parametrize("applied", [False, True])
+def test_a_stack_is_in_every_candidate_and_as_it_was_afterwards(applied: bool, tmp_path: Path) -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).quantize("int8", min_features=16).cache("svd", count=7)
+    before = picture(stack, STEPS)
+    if not applied:
+        stack.undo()
+    found = tune(stack, prompts=PROMPTS, min_psnr=15, trials=3, compile_base=False, progress=False)
+    fixed = stack.to_recipe().stages
+    assert stack.applied is applied and torch.equal(picture(stack, STEPS), before)
+    assert found.tried and all(one.stages.items() >= fixed.items() for one in found.tried)
+    assert found.recipe is not None and found.recipe.steps == STEPS
+    assert {name for one in found.tried for name in one.stages} > fixed.keys()
+
+
+def test_a_recipe_and_a_stack_say_how_many_steps_the_plain_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, seen = tiny_pipe(), []
+
+    def stopped(self: Tryout, samples: object, tell: object) -> None:
+        seen.append(self.steps)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tryout, "prepare", stopped)
+    given = parse_recipe({"steps": 8, "quantize": {"scheme": "int8-weight"}}, "given")
+    for model, recipe, steps in (
+        (pipe, None, None),
+        (pipe, given, None),
+        (pipe, given, 6),
+        (Stack(pipe, steps=9), None, None),
+    ):
+        tune(model, recipe, prompts=PROMPTS, min_psnr=15, steps=steps, progress=False)
+    assert seen == [50, 8, 6, 9]
+
+
 def test_an_error_of_latents_is_measured_on_latents(tmp_path: Path) -> None:
     found = search(tmp_path, max_error=0.5, trials=4)
     assert found.chosen is not None and 0 < found.chosen.figures.error <= 0.5
