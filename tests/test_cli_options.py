@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typer.models import OptionInfo
 
 from stack import calibrate, compare, run, tune
 from stack.calibration.measuring import calibrate as calibrate_stack
-from stack.cli.app import app
+from stack.cli.app import ORDER, app
 
 Run = Callable[..., tuple[int, str, str]]
 NAMES = {"compare", "run", "explain", "calibrate", "tune", "models", "recipes", "adapters", "rules"}
@@ -68,6 +69,13 @@ def test_keywords_are_the_options() -> None:
 FUNCTIONS: dict[str, Any] = {
     "compare": compare, "run": run, "calibrate": calibrate, "tune": tune, "Stack.calibrate": calibrate_stack,
 }  # fmt: skip
+
+
+def test_the_help_lists_commands_as_one_meets_them(run: Run) -> None:
+    assert {*ORDER} == NAMES
+    told = run("--help")[1]
+    places = [re.search(rf"^. {name} ", told, re.MULTILINE) for name in ORDER]
+    assert all(places) and [place.start() for place in places if place] == sorted(p.start() for p in places if p)
 
 
 def test_every_command_prints_json() -> None:

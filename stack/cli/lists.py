@@ -45,8 +45,7 @@ def recipes(
         from ..reference.recipe_page import page, plans
 
         check_file(write, "--write")
-        write_text(write, page(plans()))
-        return typer.echo(f"written: {write}")
+        return _written(write, page(plans()), json)
     if name is not None:
         from ..recipe import load_recipe, recipe_toml
 
@@ -77,8 +76,7 @@ def adapters(
     cards = cards_in(folder or shipped_folder())
     if write is not None:
         check_file(write, "--write")
-        write_text(write, rewritten(write.read_text() if write.is_file() else "", cards))
-        return typer.echo(f"written: {write}")
+        return _written(write, rewritten(write.read_text() if write.is_file() else "", cards), json)
     if name is not None:
         named = {card.name: card for card in cards}
         if name not in named:
@@ -103,8 +101,7 @@ def rules(
 
     if write is not None:
         check_file(write, "--write")
-        write_text(write, page())
-        typer.echo(f"written: {write}")
+        _written(write, page(), json)
     elif name is not None:
         rule = rule_named(name)
         told_as(json, lambda: vars(rule), lambda: section(rule))
@@ -112,6 +109,12 @@ def rules(
         typer.echo(json_text([vars(rule) for rule in RULES.values()]))
     else:
         tell_list((rule.name, rule.title) for rule in RULES.values())
+
+
+def _written(path: Path, text: str, json: bool) -> None:
+    """Write a page, and say so."""
+    write_text(path, text)
+    told_as(json, lambda: {"written": str(path)}, lambda: f"written: {path}")
 
 
 def _list(json: bool, found: list[dict[str, Any]]) -> None:
