@@ -12,7 +12,6 @@ from ..core.errors import StackError
 from ..core.files import json_text
 from ..core.versions import versions
 
-
 ORDER = ("run", "compare", "explain", "calibrate", "tune", "recipes", "models", "adapters", "rules")
 
 
