@@ -9,9 +9,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..comparison.record import machine, save_json
 from ..core.files import write_text
+from ..core.progress import counted
 from ..core.versions import versions
 from ..recipe import recipe_toml
 from .front import quality
@@ -43,14 +45,16 @@ def _stage(name: str, options: Mapping[str, Any]) -> str:
 
 
 def verdict(found: Tuned) -> str:
-    """What the search came to, in one sentence."""
+    """What the search came to, in one sentence: what was found, its speed and its quality against the plain model."""
     chosen, asked = found.chosen, found.limits.words
     if chosen is None:
-        return f"{asked}: stopped before anything was checked; the same command goes on from {len(found.tried)} tried"
-    figures = f"{chosen.figures.speedup:.2f}x at {_quality(chosen)} on held-out prompts"
+        return (
+            f"stopped before anything was checked for {asked}; the same command goes on from {len(found.tried)} tried"
+        )
+    figures = f"{chosen.figures.speedup:.2f}x as fast as the plain model, {_quality(chosen)} on held-out prompts"
     if chosen.excess:
-        return f"{asked}: nothing that was tried keeps it; the nearest is {named(chosen.stages)}: {figures}"
-    return f"{asked}: {named(chosen.stages)}: {figures}"
+        return f"nothing that was tried keeps {asked}; the nearest is {named(chosen.stages)}: {figures}"
+    return f"{named(chosen.stages)}: {figures}, within {asked}"
 
 
 def _quality(one: Tried) -> str:
@@ -75,15 +79,20 @@ def _line(one: Tried, found: Tuned) -> tuple[str, ...]:
 
 
 def print_front(found: Tuned, console: Console) -> None:
-    """The table of what was checked, and the verdict."""
+    """The verdict, the table of what was checked, and what the table alone does not say."""
+    console.print(Text(verdict(found), style="bold"))
+    if not found.checked:
+        return
     table = Table(box=None, pad_edge=False)
     for name in COLUMNS:
         table.add_column(name, justify="right" if name in NUMBERS else "left")
     for line in lines(found):
         table.add_row(*line)
-    if found.checked:
-        console.print(table)
-    console.print(verdict(found), markup=False, highlight=False)
+    console.print(table)
+    samples, refused = found.checked[0].figures.samples, f", {found.refused} did not run" if found.refused else ""
+    plain = f"the plain model, {found.base_mode}, takes {found.base_seconds:.2f} s"
+    told = f"medians over {counted(samples, 'held-out picture')}; {plain}; {len(found.tried)} tried{refused}"
+    console.print(Text(told, style="dim"))
 
 
 def record(found: Tuned, model: str, device: str) -> dict[str, Any]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from stack import Stack, StackError
 from stack.recipe import load_recipe, parse_recipe
-from stack.tuning.results import COLUMNS, lines, named, save, verdict
+from stack.tuning.results import COLUMNS, lines, named, print_front, save, verdict
 from stack.tuning.study import CALIBRATED
 from stack.tuning.tryout import Tryout
 from stack.tuning.tune import Tuned, tune
@@ -44,6 +46,16 @@ def test_what_is_chosen_keeps_its_limit_when_measured_again(tmp_path: Path) -> N
     assert kept["chosen"]["name"] == named(recipe.stages) and len(kept["tried"]) == len(found.tried)
     with Stack.from_recipe(recipe, pipe) as stack:
         picture(stack, STEPS)
+    figures = found.chosen.figures
+    assert verdict(found) == (
+        f"{named(recipe.stages)}: {figures.speedup:.2f}x as fast as the plain model, {figures.psnr:.1f} dB "
+        "on held-out prompts, within min_psnr=25"
+    )
+    told = io.StringIO()
+    print_front(found, Console(width=200, file=told, color_system=None))
+    first, headings, *rows, last = told.getvalue().splitlines()
+    assert first == verdict(found) and headings.split()[:2] == ["stack", "speedup"] and len(rows) == len(found.checked)
+    assert last.startswith("medians over 1 held-out picture; the plain model, eager, takes ")
     table = lines(found)
     assert all(len(line) == len(COLUMNS) for line in table) and [line[-1] for line in table].count("chosen") == 1
 
@@ -51,7 +63,7 @@ def test_what_is_chosen_keeps_its_limit_when_measured_again(tmp_path: Path) -> N
 def test_a_limit_that_nothing_keeps_gives_no_recipe(tmp_path: Path) -> None:
     found = search(tmp_path, min_psnr=98, trials=4)
     assert found.recipe is None and found.chosen is not None and found.chosen.excess > 0
-    assert verdict(found).startswith("min_psnr=98: nothing that was tried keeps it; the nearest is ")
+    assert verdict(found).startswith("nothing that was tried keeps min_psnr=98; the nearest is ")
     assert all(line[-1] == "beyond the limits" for line in lines(found))
 
 
@@ -130,7 +142,9 @@ def test_a_search_that_is_stopped_keeps_what_was_tried(tmp_path: Path, monkeypat
     monkeypatch.setattr(Tryout, "figures", stopped)
     found = search(tmp_path, min_psnr=25)
     assert found.partial and found.chosen is None and len(found.tried) == 2
-    assert verdict(found) == "min_psnr=25: stopped before anything was checked; the same command goes on from 2 tried"
+    assert verdict(found) == (
+        "stopped before anything was checked for min_psnr=25; the same command goes on from 2 tried"
+    )
     monkeypatch.setattr(Tryout, "figures", measure)
     again = search(tmp_path, min_psnr=25, trials=1)
     assert not again.partial and len(again.tried) >= 3
