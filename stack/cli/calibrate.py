@@ -83,7 +83,7 @@ def calibrate(
     out. Writes calibrated.toml, calibrate.json and curve.png.
     """
     goal = _goal(full_steps, min_psnr, max_seconds, budget)
-    check_numbers(None, 1, seed, prompts, guidance)
+    check_numbers(None, 1, seed, prompts, guidance, size, frames)
     (chosen,), given = recipes_of([recipe]), call_of_json(call)
     if "cache" not in chosen.stages:
         raise StackError(f"recipe {chosen.name} has no cache to calibrate: expected one with [cache], such as {OWN}")

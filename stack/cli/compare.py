@@ -71,7 +71,7 @@ def compare(
 
     Writes compare.json, table.md, grid.png, product.png, chart.svg and report.html.
     """
-    check_numbers(steps, FEWEST_STEPS, seed, prompts, guidance)
+    check_numbers(steps, FEWEST_STEPS, seed, prompts, guidance, size, frames)
     chosen, given = recipes_of(recipes or [DEFAULT_RECIPE]), call_of_json(call)
     check_folder(out, "--out")
     texts = texts_of(prompt, prompts_file, prompts)

@@ -48,7 +48,7 @@ def explain(
     """
     if recipe is None:
         return recipes(json=json)
-    check_numbers(steps)
+    check_numbers(steps, size=size, frames=frames)
     (chosen,) = recipes_of([recipe])
     from ..explained import explain as explained
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import choose
+from ..core.errors import StackError, choose
 from ..core.files import check_file, json_text, write_text
 from .app import app
 from .options import JsonOption, WriteOption, told_as
@@ -74,6 +74,8 @@ def adapters(
     from ..distill.listing import COLUMNS, NARROW, narrow_row, rewritten, row, summary
 
     cards = cards_in(folder or shipped_folder())
+    if not cards:
+        raise StackError(f"--folder: expected a folder with cards (*.toml), got none in {folder}")
     if write is not None:
         check_file(write, "--write")
         return _written(write, rewritten(write.read_text() if write.is_file() else "", cards), json)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE, DEFAULT_MODEL = "fast", "shapes-flux"
 MOST_PROMPTS, LONGEST_RUN, MOST_DECIBELS = 1000, 86_400.0, 100.0
+MOST_FRAMES = 100_000
 LARGEST_SEED, MOST_GUIDANCE = 2**62, 1000.0
 EXAMPLE = '{"true_cfg_scale": 4}'
 
@@ -64,9 +65,20 @@ def within(name: str, value: float | None, least: float, most: float) -> None:
 
 
 def check_numbers(
-    steps: int | None = None, fewest: int = 1, seed: int = 0, prompts: int | None = None, guidance: float | None = None
+    steps: int | None = None,
+    fewest: int = 1,
+    seed: int = 0,
+    prompts: int | None = None,
+    guidance: float | None = None,
+    size: str | None = None,
+    frames: int | None = None,
 ) -> None:
-    """Refuse numbers of steps, seeds and prompts, and scales of guidance, that no command takes."""
+    """Refuse numbers of steps, seeds, prompts and frames, sizes, and scales of guidance, that no command takes."""
+    from ..runtime.call_arguments import sides_of
+
+    if size is not None:
+        sides_of(size)
+    within("frames", frames, 1, MOST_FRAMES)
     within("guidance", guidance, 0, MOST_GUIDANCE)
     within("prompts", prompts, 1, MOST_PROMPTS)
     within("steps", steps, fewest, MOST_STEPS)

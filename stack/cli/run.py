@@ -65,7 +65,7 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Make pictures with a recipe, and report what each step did. Videos are saved as animated PNG."""
-    check_numbers(steps, 1, seed, prompts, guidance)
+    check_numbers(steps, 1, seed, prompts, guidance, size, frames)
     (chosen,), given = recipes_of([recipe]), call_of_json(call)
     if out is not None:
         check_folder(out, "--out")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.errors import StackError
 from ..core.files import check_folder, claimed, json_text
 from .app import Interrupted, app
 from .options import (
@@ -92,7 +93,7 @@ def tune(
         "min_psnr": min_psnr, "max_lpips": max_lpips, "max_error": max_error, "max_seconds": max_seconds,
         "max_memory": max_memory,
     }  # fmt: skip
-    check_numbers(steps, 1, seed, prompts, guidance)
+    check_numbers(steps, 1, seed, prompts, guidance, size, frames)
     fixed, given = recipes_of([recipe])[0] if recipe else None, call_of_json(call)
     check_folder(out, "--out")
     _check(limits, budget, trials)
@@ -124,13 +125,20 @@ def _show(found: Tuned, written: Sequence[Path], text: str) -> None:
     typer.echo(f"written: {', '.join(map(str, written))}")
 
 
+def option(name: str) -> str:
+    """The option of a keyword."""
+    return f"--{name.replace('_', '-')}"
+
+
 def _check(limits: Mapping[str, float], budget: float, trials: int) -> None:
     """Refuse what can be refused before a model is loaded."""
     from ..tuning.limits import Limits
     from ..tuning.study import optuna_or_error
 
+    if not any(limits.values()):
+        raise StackError(f"expected a limit to tune for, got none: give one of {', '.join(map(option, limits))}")
     for name, value in limits.items():
-        within(name.replace("_", "-"), value, 0, LARGEST.get(name, MOST))
+        within(option(name).removeprefix("--"), value, 0, LARGEST.get(name, MOST))
     within("budget", budget, 1, LONGEST_RUN)
     within("trials", trials, 1, MOST_TRIALS)
     Limits(**limits)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..comparison.console import print_fitting
 from ..comparison.record import machine, save_json
 from ..core.files import write_text
 from ..core.progress import counted
@@ -85,10 +86,10 @@ def print_front(found: Tuned, console: Console) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for name in COLUMNS:
-        table.add_column(name, justify="right" if name in NUMBERS else "left")
+        table.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=name != COLUMNS[0])
     for line in lines(found):
         table.add_row(*line)
-    console.print(table)
+    print_fitting(console, table, COLUMNS, lines(found))
     samples, refused = found.checked[0].figures.samples, f", {found.refused} did not run" if found.refused else ""
     plain = f"the plain model, {found.base_mode}, takes {found.base_seconds:.2f} s"
     told = f"medians over {counted(samples, 'held-out picture')}; {plain}; {len(found.tried)} tried{refused}"
