@@ -7,11 +7,10 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-UNBOUNDED = 10_000  # columns
+GAP = 3  # columns between two of a table
 
 
 def console(piped: int = 120) -> Console:
@@ -30,10 +29,9 @@ def print_columns(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     print_fitting(console(), table, names, known)
 
 
-def print_fitting(place: Console, table: Table, names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_fitting(place: Console, table: Table, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table, or, where the terminal has no room for it, a paragraph for each row."""
-    least = Measurement.get(place, place.options.update(max_width=UNBOUNDED), table).minimum
-    if least + len(names) <= place.width:  # rich cuts words where it has no more than the least
+    if _least(table, names, rows) <= place.width:
         return place.print(table)
     if table.title:
         place.print(table.title, style=table.title_style or "")
@@ -42,3 +40,12 @@ def print_fitting(place: Console, table: Table, names: Sequence[str], rows: Iter
         told = ", ".join(f"{name} {cell}".strip() for name, cell in cells if cell.strip("- "))
         line = textwrap.fill(f"{first}: {told}", place.width, subsequent_indent="    ", break_on_hyphens=False)
         place.print(Text(line))
+
+
+def _least(table: Table, names: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """The fewest columns of a terminal at which no cell of a table is cut, and no word but those that may be folded."""
+    total = 0
+    for number, column in enumerate(table.columns):
+        cells = [names[number], *(row[number] for row in rows if column.overflow != "fold" or column.no_wrap)]
+        total += GAP + max(len(part) for cell in cells for part in ([cell] if column.no_wrap else cell.split() or [""]))
+    return total
