@@ -46,7 +46,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..tuning.tune import Tuned
 
-FOLDER, STUDY = Path("ditstack-tune"), "study.db"
+STUDY = "study.db"
 OWN_PROMPTS, MOST_TRIALS, MOST = 12, 100_000, 1e6
 LARGEST = {"min_psnr": MOST_DECIBELS, "max_seconds": LONGEST_RUN}
 
@@ -76,7 +76,9 @@ def tune(
     call: CallOption = None,
     lora: LoraOption = None,
     compile_base: CompileOption = True,
-    out: Annotated[Path, typer.Option(help=OUT)] = FOLDER,
+    out: Annotated[
+        Path | None, typer.Option(help=OUT, show_default="ditstack-tune, or ditstack-tune-2 and so on")
+    ] = None,
     study: Annotated[
         str | None, typer.Option(help="Optuna database, a file or URL; by default study.db in --out.")
     ] = None,
@@ -95,20 +97,20 @@ def tune(
     }  # fmt: skip
     check_numbers(steps, 1, seed, prompts, guidance, size, frames)
     fixed, given = recipes_of([recipe])[0] if recipe else None, call_of_json(call)
-    check_folder(out, "--out")
-    _check(limits, budget, trials)
+    _check(limits, budget, trials, out)
     texts = searched_on(prompt, prompts_file, prompts, model, OWN_PROMPTS)
     model, pipe, size = loaded("tune", model, device, size, lora)
-    from ..tuning.results import record, save, verdict
+    from ..tuning.results import folder_for, record, save, verdict
     from ..tuning.tune import tune as search
 
-    with claimed(out, "--out"):
+    folder = folder_for(out, model, limits)
+    with claimed(folder, "--out"):
         found = search(
             pipe, fixed, prompts=readable(texts, pipe), **limits, steps=steps, seed=seed, budget=budget, trials=trials,
             size=size, frames=frames, guidance=guidance, negative_prompt=negative_prompt, call=given,
-            compile_base=compile_base, study=study or out / STUDY, name=model,
+            compile_base=compile_base, study=study or folder / STUDY, name=model,
         )  # fmt: skip
-        written = save(found, out, model, pipe.device.type)
+        written = save(found, folder, model, pipe.device.type)
     _show(found, written, json_text(record(found, model, pipe.device.type)) if json else "")
     if found.partial:
         raise Interrupted(verdict(found))
@@ -130,11 +132,13 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _check(limits: Mapping[str, float], budget: float, trials: int) -> None:
+def _check(limits: Mapping[str, float], budget: float, trials: int, out: Path | None) -> None:
     """Refuse what can be refused before a model is loaded."""
     from ..tuning.limits import Limits
     from ..tuning.study import optuna_or_error
 
+    if out is not None:
+        check_folder(out, "--out")
     if not any(limits.values()):
         raise StackError(f"expected a limit to tune for, got none: give one of {', '.join(map(option, limits))}")
     for name, value in limits.items():

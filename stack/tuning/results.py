@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,8 @@ from rich.text import Text
 
 from ..comparison.console import print_fitting
 from ..comparison.record import machine, save_json
-from ..core.files import write_text
+from ..core.errors import StackError
+from ..core.files import first_free, write_text
 from ..core.progress import counted
 from ..core.versions import versions
 from ..recipe import recipe_toml
@@ -24,6 +26,7 @@ from .tune import Tuned
 COLUMNS = ("stack", "speedup", "quality", "flipped", "seconds", "GB", "")
 MARKS = ((16, "#9aa5b1"), (36, "#1f6feb"))  # size and colour of what was tried, and of what was checked
 NUMBERS = ("speedup", "flipped", "seconds", "GB")
+DEFAULT_FOLDER = Path("ditstack-tune")
 RECIPE, RECORD, PICTURE = "tuned.toml", "tune.json", "front.png"
 
 
@@ -113,6 +116,31 @@ def _all(found: Sequence[Tried]) -> list[dict[str, Any]]:
 def _data(one: Tried) -> dict[str, Any]:
     about = {"name": named(one.stages), "how": one.how, "excess": one.excess}
     return {**about, **asdict(one.figures), "stages": one.stages}
+
+
+def folder_for(out: Path | None, model: str, limits: Mapping[str, float]) -> Path:
+    """The folder to write to: the one that is named, or the first default one without a tuning of something else.
+
+    Raises:
+        StackError: the folder that is named holds a tuning of another model or within other limits.
+    """
+    asked = {"model": model, "limits": {name: value for name, value in limits.items() if value}}
+    if out is None:
+        return first_free(DEFAULT_FOLDER, lambda folder: not _other(folder / RECORD, asked))
+    if _other(out / RECORD, asked):
+        raise StackError(f"--out: {out} holds another tuning ({RECORD} says which): choose another folder")
+    return out
+
+
+def _other(path: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether this is the record of another question, or one that cannot be read."""
+    if not path.exists():
+        return False
+    try:
+        known = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True
+    return not isinstance(known, dict) or any(known.get(name) != value for name, value in asked.items())
 
 
 def save(found: Tuned, folder: Path, model: str, device: str) -> list[Path]:
