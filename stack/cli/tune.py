@@ -87,9 +87,8 @@ def tune(
 ) -> None:
     """Search passes and settings for the fastest stack within limits, check it on held-out prompts, write its recipe.
 
-    PSNR, LPIPS and errors are medians over the prompts, against the plain model. Give at least 3 prompts, better 12;
-    every third is held out. Writes tuned.toml, tune.json, front.png and the study. The same command continues where it
-    was stopped.
+    Limits are on medians over the prompts. Give at least 3 prompts, better 12; every third is held out. Writes
+    tuned.toml, tune.json, front.png and the study. The same command continues where it was stopped.
     """
     limits: dict[str, Any] = {
         "min_psnr": min_psnr, "max_lpips": max_lpips, "max_error": max_error, "max_seconds": max_seconds,
