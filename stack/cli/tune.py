@@ -99,7 +99,7 @@ def tune(
     _check(limits, budget, trials, out)
     texts = searched_on(prompt, prompts_file, prompts, model, OWN_PROMPTS)
     model, pipe, size = loaded("tune", model, device, size, lora)
-    from ..tuning.results import folder_for, record, save, verdict
+    from ..tuning.results import folder_for, record, save
     from ..tuning.tune import tune as search
 
     folder = folder_for(out, model, limits)
@@ -111,19 +111,24 @@ def tune(
         )  # fmt: skip
         written = save(found, folder, model, pipe.device.type)
     _show(found, written, json_text(record(found, model, pipe.device.type)) if json else "")
-    if found.partial:
-        raise Interrupted(verdict(found))
 
 
 def _show(found: Tuned, written: Sequence[Path], text: str) -> None:
-    """Print the text for scripts, or the table and where everything is."""
+    """Print the text for scripts, or the table and where everything is.
+
+    Raises:
+        Interrupted: there is more to search.
+    """
     from ..comparison.console import console
-    from ..tuning.results import print_front
+    from ..tuning.results import print_front, verdict
 
     if text:
-        return typer.echo(text)
-    print_front(found, console())
-    typer.echo(f"written: {', '.join(map(str, written))}")
+        typer.echo(text)
+    else:
+        print_front(found, console())
+        typer.echo(f"written: {', '.join(map(str, written))}")
+    if found.partial:
+        raise Interrupted(verdict(found))
 
 
 def option(name: str) -> str:
