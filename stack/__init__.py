@@ -12,7 +12,7 @@ from .core.quiet import quiet as _quiet
 
 if TYPE_CHECKING:
     from .caching.cache import Cache as Cache
-    from .calibrated import calibrate as calibrate
+    from .calibrated.calibrate import calibrate as calibrate
     from .comparison.compare import compare as compare
     from .comparison.outcome import Comparison as Comparison
     from .comparison.pictures import run as run
@@ -43,7 +43,7 @@ _HOMES = {
     "Report": "runtime.report",
     "Stack": "stack",
     "StackError": "core.errors",
-    "calibrate": "calibrated",
+    "calibrate": "calibrated.calibrate",
     "compare": "comparison.compare",
     "explain": "explained",
     "list_adapters": "distill.find",

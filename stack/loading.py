@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def load(
 
     Raises:
         StackError: unknown name, a folder that holds no diffusers pipeline, a missing device, or a file that is no
-            LoRA or is for another model.
+            LoRA, is not whole, or holds anything that this model has no place for.
     """
     checked(str, name, "model")
     place = device_of(device)
@@ -61,31 +62,61 @@ def load(
 
 
 def _merge_lora(pipe: Any, path: str) -> None:
-    """Load a LoRA and merge it into the weights: passes that round or add to weights need them as they will be."""
+    """Load a LoRA and merge it into the weights: passes that round or add to weights need them as they will be.
+
+    Raises:
+        StackError: no LoRA, one that is not whole, or one that has anything for another model.
+    """
     from diffusers.loaders import PeftAdapterMixin
     from diffusers.loaders.lora_base import LoraBaseMixin
+
+    from .distill.whole import check_pairs, check_placed, converted_whole
 
     # Ours have no text encoders, for which diffusers' loaders of pipelines look.
     own = type(pipe).__name__ in _OWN
     model = denoiser_of(pipe) if own else pipe
     if not isinstance(model, PeftAdapterMixin if own else LoraBaseMixin):
         raise StackError(f"{type(pipe).__name__} takes no LoRA: expected no --lora, got {shown(path)}")
+    parts, kind = {"transformer": model} if own else pipe.components, type(pipe).__name__
     try:
+        state = _lora_state(path)
+        check_pairs(shown(path), state)
+        converted = converted_whole(shown(path), kind, state, dict if own else partial(_in_layout, pipe))
         (model.load_lora_adapter if own else model.load_lora_weights)(path)
-        found = LORA in preexisting_on(denoiser_of(pipe))
+        if LORA not in preexisting_on(denoiser_of(pipe)):
+            raise StackError(f"the LoRA {shown(path)} has no weights for this {kind}'s denoiser")
+        check_placed(shown(path), kind, converted, parts)
         if own:
             model.fuse_lora(safe_fusing=True)
             model.unload_lora()
         else:
-            parts = [name for name in model._lora_loadable_modules if name in model.components]
-            model.fuse_lora(components=parts, safe_fusing=True)
+            names = [name for name in model._lora_loadable_modules if name in model.components]
+            model.fuse_lora(components=names, safe_fusing=True)
             # FLUX's would put back the scales of norms that the file has exchanged.
             vars(denoiser_of(pipe)).pop("_transformer_norm_layers", None)
             model.unload_lora_weights()
+    except StackError:
+        raise
     except Exception as error:  # diffusers, peft and the hub's client each raise kinds of their own
         raise StackError(f"cannot load the LoRA {shown(path)}: {reason(error)}") from None
-    if not found:
-        raise StackError(f"the LoRA {shown(path)} has no weights for this {type(pipe).__name__}'s denoiser")
+
+
+def _lora_state(path: str) -> dict[str, torch.Tensor]:
+    """The tensors of a LoRA by the keys of its file, as diffusers' loaders find it: a file, a folder or a hub id."""
+    from diffusers.loaders.lora_base import _fetch_state_dict
+
+    where = dict.fromkeys(
+        ("weight_name", "local_files_only", "cache_dir", "force_download", "proxies", "token", "revision", "subfolder")
+    )
+    about = {"file_type": "attn_procs_weights", "framework": "pytorch"}
+    return dict(_fetch_state_dict(path, use_safetensors=True, user_agent=about, allow_pickle=True, **where)[0])
+
+
+def _in_layout(pipe: Any, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A LoRA's tensors by the keys that the pipeline's loader gives them."""
+    unet = pipe.components.get("unet")
+    made = type(pipe).lora_state_dict(dict(state), unet_config=None if unet is None else unet.config)
+    return dict(made[0] if isinstance(made, tuple) else made)
 
 
 @contextmanager

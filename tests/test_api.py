@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import stack as package
 from stack import (
@@ -148,6 +149,28 @@ def test_run_writes_what_the_stack_draws(pipe: Any, tmp_path: Path) -> None:
     assert [one.seed for one in made] == [3, 4] and made[0].as_dict()["report"]["full_steps"] == 4
     with pytest.raises(StackError, match="holds pictures of another run"):
         list(run(Stack(pipe, steps=5), [PROMPT], tmp_path / "out", seed=3))
+
+
+def test_run_takes_the_arguments_that_compare_takes(tmp_path: Path) -> None:
+    stack = Stack(tiny_pipe(), steps=2)
+    (made,) = run(stack, [PROMPT], tmp_path / "out", size="24x8", guidance=2.5, call={"max_sequence_length": 16})
+    assert Image.open(made.path).size == (24, 8)
+    asked = {"width": 24, "height": 8, "guidance_scale": 2.5, "max_sequence_length": 16}
+    again = stack(PROMPT, **asked, generator=torch.Generator().manual_seed(0)).images[0]
+    assert Image.open(made.path).tobytes() == again.tobytes()
+    with pytest.raises(StackError, match="makes pictures: expected no --frames, got 9"):
+        list(run(stack, [PROMPT], tmp_path / "other", frames=9))
+    with pytest.raises(StackError, match="holds pictures of another run"):
+        list(run(stack, [PROMPT], tmp_path / "out"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_stack_that_is_on_its_model_is_calibrated_and_on_again(pipe: Any) -> None:
+    stack = Stack(pipe, steps=STEPS).cache("svd", interval=4).apply()
+    before = picture(stack, STEPS)
+    found, _ = calibrate(stack, prompts=3, full_steps=4, budget=5, progress=False)
+    assert len(found.stages["cache"]["full_steps"]) == 4
+    assert stack.applied and torch.equal(picture(stack, STEPS), before)
 
 
 def test_what_a_pipeline_cannot_draw_is_one_line(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pytest import MonkeyPatch
 from stack import Stack, StackError
 from stack.attention.sparse_attn import SparseAttention
 from stack.caching.cache import Cache
-from stack.calibrated import calibrate, held_apart, read_prompts, texts_from
+from stack.calibrated.calibrate import calibrate, held_apart
 from stack.calibration.calibration import Calibration
 from stack.core.passes import Pass
 from stack.recipe import load_recipe, parse_recipe, recipe_toml
@@ -25,25 +25,6 @@ def test_every_third_prompt_is_held_out() -> None:
     assert held_apart(["a", "a", "b", "c"]) == (["a", "b"], ["c"])
     with pytest.raises(StackError, match="at least 3 different prompts, 2 to search on and 1 to check, got 2"):
         held_apart(["a", "b", "a"])
-
-
-def test_prompts_are_read_line_by_line(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("a red ring\n\n  a blue star \n")
-    assert read_prompts(file) == ["a red ring", "a blue star"]
-    with pytest.raises(StackError, match="cannot read prompts from"):
-        read_prompts(tmp_path / "none.txt")
-
-
-def test_the_name_of_a_file_is_no_prompt(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("a\nb\nc\n")
-    assert held_apart(file) == (["a", "b"], ["c"]) and texts_from([str(file)]) == [str(file)]
-    for function in (held_apart, texts_from):
-        with pytest.raises(StackError, match="is a file: expected its Path for its lines, or a list for this text"):
-            function(str(file))
-    with pytest.raises(StackError, match="at least 3 texts, or the path of a file, got a number, 6"):
-        held_apart(6)
 
 
 def test_a_calibrated_recipe_is_read_back_and_runs_its_schedule(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ BAD = {
     "config": (["explain", "flux-dev", "--config", "{}"], "expected model_index.json of a saved pipeline"),
     "like a rule": (["rules", "few-step"], "did you mean 'few-steps'?"),
     "huge steps": (["compare", "--steps", "10001"], "--steps must be a number of at most 10000, got 10001"),
-    "no psnr": (["calibrate", "--psnr", "nan"], "--psnr must be a number of at most 100, got nan"),
+    "no psnr": (["calibrate", "--min-psnr", "nan"], "--min-psnr must be a number of at most 100, got nan"),
     "seed": (["run", "--seed", "-1"], "--seed must be at least 0, got -1"),
     "huge seed": (["run", "--seed", "9" * 30], "--seed must be a number of at most"),
     "bytes": (["explain", "{}/latin.toml"], "latin.toml: expected UTF-8 text, got other bytes at 8"),
@@ -253,7 +253,8 @@ BAD = {
 OUTPUTS = (
     ["compare", "mine.toml", "--out", "mine.toml"],
     ["run", "mine.toml", "--out", "mine.toml/x"], ["run", "mine.toml", "--out", "mine.toml"],
-    ["calibrate", "mine.toml", "--out", "gone/x.toml"], ["calibrate", "mine.toml", "--out", "model"],
+    ["calibrate", "mine.toml", "--out", "mine.toml"], ["calibrate", "mine.toml", "--out", "mine.toml/x"],
+    ["tune", "mine.toml", "--min-psnr", "30", "--out", "mine.toml"],
     ["rules", "--write", "gone/x.md"], ["rules", "--write", "model"],
 )  # fmt: skip
 
@@ -311,18 +312,6 @@ def test_ctrl_c_in_run_says_what_was_kept(run: Run, folder: Path, monkeypatch: p
     assert sorted(os.listdir(folder / "out")) == ["000-a-red-ring.png", "001-a-blue-star.png"]
     monkeypatch.setattr(Stack, "__call__", inner)
     assert run(*line)[0] == 0 and len(os.listdir(folder / "out")) == 3
-
-
-def test_ctrl_c_in_calibrate_writes_nothing(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("stack.calibrated.calibrate", interrupted)
-    (folder / "prompts.txt").write_text("a red ring\na blue star\na green circle\n")
-    line = ["calibrate", folder / "mine.toml", "--model", folder / "model", "--prompts-file", folder / "prompts.txt"]
-    code, _, err = run(*line, "--out", folder / "new.toml")
-    assert (code, last(err)) == (130, "interrupted: nothing is written, recipe mine is as it was")
-    assert not (folder / "new.toml").exists()
 
 
 def test_an_interrupted_comparison_leaves_no_pictures_of_the_one_before(folder: Path) -> None:

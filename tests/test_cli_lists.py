@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -17,6 +18,7 @@ from stack.core.recipe_files import heads
 from stack.recipe import list_recipes, load_recipe, recipe_toml
 
 Run = Callable[..., tuple[int, str, str]]
+PAGES = {"recipes": "recipes.md", "adapters": "adapters.md", "rules": "composability.md"}
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,28 @@ def test_version_and_help(run: Run) -> None:
     assert f"torch {torch.__version__}, diffusers {diffusers.__version__}" in told
     assert run("-h") == run("--help") and "compare" in run("-h")[1]
     assert "--prompts-file" in run("compare", "-h")[1]
+
+
+def test_versions_as_json(run: Run) -> None:
+    for line in (["--version", "--json"], ["--json", "--version"]):
+        code, out, err = run(*line)
+        found = json.loads(out)
+        assert (code, err, found["version"], found["torch"]) == (0, "", __version__, torch.__version__)
+    told = run("--version")[1]
+    assert all(f"{name} {version}" in told for name, version in found.items() if name != "version")
+    for line in (["--json"], ["--json", "models"]):
+        code, out, err = run(*line)
+        assert (code, out) == (2, "") and "--json goes behind the command" in err
+
+
+@pytest.mark.parametrize("command", ["recipes", "adapters", "rules"])
+def test_a_page_that_is_written_is_told_as_json(run: Run, command: str, tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    if command == "adapters":
+        path.write_text((Path(__file__).parents[1] / "docs" / "adapters.md").read_text())
+    code, out, err = run(command, "--write", path, "--json")
+    assert (code, json.loads(out)) == (0, {"written": str(path)}), err
+    assert path.read_text() == (Path(__file__).parents[1] / "docs" / PAGES[command]).read_text()
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,17 @@ def test_one_version_everywhere() -> None:
     assert cited["license"] == project["license"]
 
 
+def test_it_is_cited_with_the_date_and_the_address_that_it_is_installed_from() -> None:
+    """No date before there is a release."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    title = re.search(r"^## .*$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert title is not None
+    dated = re.search(r"\d{4}-\d{2}-\d{2}", title[0])
+    assert str(cited.get("date-released", "")) == (dated[0] if dated else "")
+    installed = re.search(r"git\+(https://[^\s\"]+)", (ROOT / "README.md").read_text())
+    assert installed is not None and cited["repository-code"] == installed[1]
+
+
 def names_from_stack(folder: str) -> list[tuple[Path, str, str]]:
     """(file, module, name) of all that the code of a folder imports from the library."""
     return [

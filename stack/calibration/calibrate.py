@@ -57,8 +57,10 @@ def calibrate(
     kind = kind_of(learn)
     assert cache is not None
     goal = goal.checked(steps)
-    if cache.policy.site.decides and not (goal.psnr or goal.seconds):
-        raise StackError(f"{cache.method} decides block by block, it has no full steps: expected psnr= or seconds=")
+    if cache.policy.site.decides and not (goal.min_psnr or goal.max_seconds):
+        raise StackError(
+            f"{cache.method} decides block by block, it has no full steps: expected min_psnr= or max_seconds="
+        )
     calls = PipelineCalls(stack.pipe, call)
     calls.check([*prompts, *held_out], steps)
     applied = stack.applied
@@ -103,6 +105,7 @@ def _outcome(
         before_psnr_db=run.own.psnr,
         left_out=prompts - run.used,
         interrupted=budget.interrupted,
+        curve=run.trials.curve.points(choice.full, choice.psnr),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..caching.cache import Cache
 from ..core.progress import counted
+from .curve import CurvePoint, curve_table
 
 DISAGREE_DB = 3.0  # more than this between calibration and held-out prompts means the search has fitted its prompts
 
@@ -31,6 +32,7 @@ class Calibration:
         learned: kind of the corrections that were learnt on top, see `stack.caching.learned`; "" for none: there was no
             time, or they did not win on the held-out prompts.
         left_out: prompts that there was no time for.
+        curve: PSNR by number of full steps, as measured on the prompts searched on, from few to many.
         interrupted: by Ctrl-C; `held_out_psnr_db` is NaN where that was before the check.
     """
 
@@ -50,6 +52,7 @@ class Calibration:
     left_out: int = 0
     interrupted: bool = False
     learned: str = ""
+    curve: tuple[CurvePoint, ...] = ()
 
     @property
     def full_steps(self) -> tuple[int, ...]:
@@ -77,6 +80,10 @@ class Calibration:
             f"{self.psnr_db:.1f} dB on its prompts, {held}, {before}{self.start_psnr_db:.1f} dB at the start; "
             f"{counted(self.trials, 'trial')} in {self.seconds:.0f} s{again}{kept}{''.join(self._doubts())}"
         )
+
+    def table(self) -> str:
+        """The curve as a short table, and between which points it is steepest."""
+        return curve_table(self.curve)
 
     def _doubts(self) -> list[str]:
         found = []

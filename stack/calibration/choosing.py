@@ -18,7 +18,7 @@ from .goals import Goal
 from .held_out import HeldOut, chosen_again, finalists, pictures_of_each
 from .learned_fit import Estimates, learn
 from .progress import BestSoFar
-from .schedule_search import ScheduleSearch
+from .schedule_search import FEW, ScheduleSearch
 from .search import Tried
 from .thresholds import chosen, serves, tuned
 from .time_budget import (
@@ -36,7 +36,6 @@ from .trials import Point, Trials, decides_by_threshold
 
 CHECKED = 1 / 2  # most of what is left of the time that several pictures of each held-out prompt may take
 FEW_TRIALS = 3  # for which there has to be time, beside what is kept for learning
-FEW = 8  # trials: a search that time ends before them has hardly left its openings
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ class Search:
 
     def _replaces(self, choice: SearchResult, better: bool) -> bool:
         """Whether the choice replaces what was there: that stays if it does what is asked, is as fast and no worse."""
-        fewer = bool(self.goal.psnr) and choice.full < self.own.full
+        fewer = bool(self.goal.min_psnr) and choice.full < self.own.full
         return choice.kept or not self._serves or fewer or better
 
     def _kept(self, choice: SearchResult) -> SearchResult:
@@ -222,7 +221,7 @@ class Search:
             lambda c: known_so_far[c] if c in known_so_far else mean_psnr(trials.undisturbed(c), trials.target),
             lambda c: held.psnr(trials.calibrated(c)),
             len(trials.prompts) / len(held.prompts),
-            self.goal.psnr,
+            self.goal.min_psnr,
         )
         return replace(choice, cache=trials.calibrated(best), psnr=db, compared=compared)
 

@@ -22,22 +22,22 @@ class Goal:
 
     Attributes:
         full_steps: so many steps are full.
-        psnr: as few full steps as reach this PSNR in dB against the uncached stack, mean over the pictures.
-        seconds: as many full steps as one picture can have in this time.
+        min_psnr: as few full steps as reach this PSNR in dB against the uncached stack, mean over the pictures.
+        max_seconds: as many full steps as one picture can have in this time.
 
     Raises:
         StackError: more than one is given, or a negative one.
     """
 
     full_steps: int = 0
-    psnr: float = 0.0
-    seconds: float = 0.0
+    min_psnr: float = 0.0
+    max_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, "goal")
         given = [f"{name}={value:g}" for name, value in vars(self).items() if value]
         if len(given) > 1:
-            raise StackError(f"expected one of full_steps, psnr and seconds, got {' and '.join(given)}")
+            raise StackError(f"expected one of full_steps, min_psnr and max_seconds, got {' and '.join(given)}")
         if min(vars(self).values()) < 0:
             raise StackError(f"a goal must be positive, got {given[0]}")
 
@@ -78,7 +78,7 @@ def count_in(seconds: float, times: Times, steps: int) -> int:
 
 def full_steps_for(goal: Goal, trials: Trials) -> int:
     """The number of full steps that a goal other than a PSNR takes."""
-    return goal.full_steps or count_in(goal.seconds, trials.times, trials.steps)
+    return goal.full_steps or count_in(goal.max_seconds, trials.times, trials.steps)
 
 
 def guess(psnr: float, trials: Trials) -> int:

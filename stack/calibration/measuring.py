@@ -39,8 +39,8 @@ def calibrate(
     prompts: Sequence[str],
     held_out: Sequence[str],
     full_steps: int = 0,
-    psnr: float = 0.0,
-    seconds: float = 0.0,
+    min_psnr: float = 0.0,
+    max_seconds: float = 0.0,
     seed: int = 0,
     trials: int = 60,
     budget: float = 60.0,
@@ -56,8 +56,8 @@ def calibrate(
         prompts: at least two, better four or more, each with its own seed from `seed` on.
         held_out: other prompts. Their PSNR is reported; they have a say only where it is 3 dB lower, see
             `Calibration.compared`.
-        full_steps, psnr, seconds: what to reach, see `stack.calibration.goals.Goal`; one of them, or none for as many
-            full steps as the cache has now.
+        full_steps, min_psnr, max_seconds: what to reach, see `stack.calibration.goals.Goal`; one of them, or none for
+            as many full steps as the cache has now.
         trials: runs of the whole batch of prompts to spend.
         budget: seconds to spend, the check on held-out prompts included.
         learn: what is learnt from the recorded runs on top of the schedule, for a cache with a corrector: "l2p" or
@@ -71,7 +71,7 @@ def calibrate(
     searched, held = prompts_of(prompts), prompts_of(held_out, "held_out")
     checked(Seed, seed, "seed")
     with stack.lock:
-        goal, spend = Goal(full_steps, psnr, seconds), SearchBudget(trials, budget)
+        goal, spend = Goal(full_steps, min_psnr, max_seconds), SearchBudget(trials, budget)
         return search_cache(stack, searched, held, goal, seed, spend, progress, call, learn)
 
 

@@ -9,11 +9,13 @@ from ..caching.forecast import COORDINATES
 from ..core.errors import StackError
 from .goals import Goal, full_steps_for, guess
 from .progress import BestSoFar
-from .search import Found, Scored, openings, search, spread, through
+from .search import Found, Scored, one_fewer, one_more, openings, search, spread, through
 from .segment_gains import refinable, refined
 from .time_budget import STOPPED, SearchBudget
 from .trials import Trials
 
+FEW = 8  # trials: a search that time ends before them has hardly left its openings
+BESIDE = 2  # numbers of full steps beside the one asked for that are tried once, for the curve
 MOVING = 0.6  # share of the time for the search after which no new round of moves begins: gains per segment follow
 
 
@@ -23,12 +25,34 @@ class ScheduleSearch:
     def __init__(self, trials: Trials, budget: SearchBudget, bar: BestSoFar):
         self.trials, self.budget, self.bar = trials, budget, bar
         self.asked = 0
+        self._each = 0.0  # seconds of a trial
 
     def reach(self, goal: Goal) -> tuple[Found, float]:
         """The best that was found for the goal, and the score of its uniform start."""
-        if not goal.psnr:
-            return self._at(full_steps_for(goal, self.trials), self.budget.trials)
-        return self._reach_psnr(goal.psnr)
+        if goal.min_psnr:
+            return self._reach_psnr(goal.min_psnr)
+        most = self.budget.trials
+        beside = BESIDE if most >= FEW + BESIDE else 0
+        found, start = self._at(full_steps_for(goal, self.trials), most - beside, beside)
+        if beside:
+            self._beside(found.best)
+        return found, start
+
+    def _beside(self, best: Candidate) -> None:
+        """Measure one full step fewer and one more, each once, for the curve: where there is time for it."""
+        trials, full = self.trials, best.full_steps
+        beside = [one_fewer(full, trials.steps, trials.always), one_more(full, trials.steps)]
+        self.bar.says("the curve beside it")
+        trials.restart()
+        for other in beside:
+            if other == full or not 2 <= len(other) < trials.steps or not self.budget.room(self._each):
+                continue
+            try:
+                trials.score(replace(best, full_steps=other, segments=()))
+            except STOPPED as stopped:
+                self.budget.stopped(stopped)
+                return
+            self.asked += 1
 
     def _reach_psnr(self, psnr: float) -> tuple[Found, float]:
         """From a first guess upwards until the PSNR is reached, or downwards for as long as it is."""
@@ -52,7 +76,12 @@ class ScheduleSearch:
             )
         return enough
 
-    def _at(self, count: int, most: int) -> tuple[Found, float]:
+    def _at(self, count: int, most: int, beside: int = 0) -> tuple[Found, float]:
+        """Search at one number of full steps.
+
+        Args:
+            beside: trials that time is kept for, where there is time for a handful as well.
+        """
         trials, cache, steps = self.trials, self.trials.cache, self.trials.steps
         trials.restart()
         self.bar.says(f"{count} full steps")
@@ -62,7 +91,15 @@ class ScheduleSearch:
         always = trials.always
         if not {*always} <= {*there.full_steps}:
             there = replace(there, full_steps=(), segments=())
-        scored = Scored(trials.score, most, self.budget.left, lambda c, v: self.bar.scored(v))
+        began = self.budget.spent
+
+        def left() -> bool:
+            made = len(scored.seen)
+            self._each = (self.budget.spent - began) / max(1, made)
+            kept = made >= FEW or self.budget.room((FEW + beside - made) * self._each)
+            return self.budget.room(beside * self._each) if kept else self.budget.left()
+
+        scored = Scored(trials.score, most, left, lambda c, v: self.bar.scored(v))
         varied = bool(own.forecast.effective_order) and not own.forecast.level
         correctable = varied and trials.correctable
         # A corrector wants other schedules than a forecast alone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from ..caching.candidate import PUBLISHED, Candidate, Gain
@@ -98,6 +99,20 @@ def through(full: tuple[int, ...], always: Sequence[int]) -> tuple[int, ...]:
             moved = min(free, key=lambda place: abs(place - step), default=None)
             full = tuple(sorted({*full, step} - {moved}))
     return full
+
+
+def one_more(full: tuple[int, ...], steps: int) -> tuple[int, ...]:
+    """The schedule with one full step more, in the middle of its longest run of other steps."""
+    gaps = list(pairwise((*full, steps)))
+    start, stop = max(gaps, key=lambda gap: gap[1] - gap[0])
+    return tuple(sorted({*full, (start + stop) // 2}))
+
+
+def one_fewer(full: tuple[int, ...], steps: int, always: Sequence[int] = ()) -> tuple[int, ...]:
+    """The schedule without the full step whose neighbours are nearest; step 0 and those always full stay."""
+    around = {at: after - before for before, at, after in zip(full, full[1:], (*full[2:], steps), strict=False)}
+    free = [step for step in around if step not in always]
+    return tuple(step for step in full if not free or step != min(free, key=lambda one: around[one]))
 
 
 def neighbours(

@@ -72,7 +72,7 @@ def tuned(
         return serves(points[-1], goal)
 
     try:
-        boundary(accepts, above=not goal.psnr, left=lambda: left(len(points)))
+        boundary(accepts, above=not goal.min_psnr, left=lambda: left(len(points)))
     except STOPPED as stop:
         if not points:
             raise
@@ -83,9 +83,9 @@ def tuned(
 
 def serves(point: Point, goal: Goal) -> bool:
     """Whether a threshold does what is asked."""
-    if goal.psnr:
-        return point.psnr >= goal.psnr
-    return point.seconds <= goal.seconds if goal.seconds else point.full <= goal.full_steps
+    if goal.min_psnr:
+        return point.psnr >= goal.min_psnr
+    return point.seconds <= goal.max_seconds if goal.max_seconds else point.full <= goal.full_steps
 
 
 def chosen(points: list[Point], goal: Goal) -> Point:
@@ -98,4 +98,4 @@ def chosen(points: list[Point], goal: Goal) -> Point:
     if not serving:
         tried = ", ".join(f"{p.psnr:.1f} dB at {p.full:.3g} full steps in {p.seconds:.2f} s" for p in points)
         raise StackError(f"no threshold reached {goal.words}: tried {tried}")
-    return min(serving, key=lambda p: p.seconds if goal.psnr else -p.psnr)
+    return min(serving, key=lambda p: p.seconds if goal.min_psnr else -p.psnr)

@@ -67,6 +67,10 @@ class SearchBudget:
         """Whether this share of the time for trials has not passed."""
         return not self.interrupted and self.spent < share * (self.seconds - self.reserved)
 
+    def room(self, seconds: float) -> bool:
+        """Whether so many seconds of the time for trials are left."""
+        return self.left() and self.spent + seconds < self.seconds - self.reserved
+
     def keep(self, seconds: float) -> None:
         """Trials end so long before the end."""
         self.reserved = seconds

@@ -19,6 +19,7 @@ from ..measure.timing import timed
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from ..runtime.target import Target
+from .curve import QualityCurve
 from .observe import Observe
 from .rehearse import Abandoned, Rehearsal, Rehearsals, decibels, rehearsable
 from .trajectory import Trajectory, recorder
@@ -72,7 +73,8 @@ class Times:
 class Trials:
     """Trials of one cache on a stack, for these prompts.
 
-    Everything the stack is besides its cache stays as it is. The caller puts a cache back when it is done.
+    Everything the stack is besides its cache stays as it is. The caller puts a cache back when it is done. What is
+    measured is also kept by its number of full steps, in `curve`.
 
     Args:
         seed: of the first prompt; the others follow.
@@ -99,6 +101,7 @@ class Trials:
         self.target = self.run(_together(self._recorder(plain), beside))
         self.sigmas, self.levels = stack.sigmas, stack.clock.sigma_schedule.levels
         self.shared = Rehearsals(plain)
+        self.curve = QualityCurve()
         self._best = float("-inf")
         self._points: dict[float, Point] = {}  # by factor
 
@@ -145,7 +148,9 @@ class Trials:
         try:
             value = mean_psnr(self.pictures(candidate), self.target)
         except Abandoned as astray:
+            self.curve.add(len(candidate.full_steps), None)
             return self._best - decibels(astray.ratio)
+        self.curve.add(len(candidate.full_steps), value)
         if value > self._best:
             self._best, self.shared.bar = value, list(self.shared.deviations)
         return value
@@ -159,7 +164,9 @@ class Trials:
             *self.cache.policy.schedule_for(self.steps, self.sigmas, self.levels).full_steps(self.steps),
             *self.always,
         }
-        return Point(1.0, mean_psnr(made, self.target), len(full), seconds / len(self.prompts))
+        point = Point(1.0, mean_psnr(made, self.target), len(full), seconds / len(self.prompts))
+        self.curve.add(point.full, point.psnr)
+        return point
 
     def measured(self, cache: Cache, factor: float) -> Point:
         """What a cache with a gate makes of every prompt, one by one: gates decide picture by picture."""
@@ -174,7 +181,9 @@ class Trials:
             made.append(picture)
             report = self.stack.report()
             full, spent = full + report.full_steps_each, spent + seconds
-        return Point(factor, mean_psnr(torch.cat(made), self.target), full / count, spent / count)
+        point = Point(factor, mean_psnr(torch.cat(made), self.target), full / count, spent / count)
+        self.curve.add(point.full, point.psnr)
+        return point
 
     def restart(self) -> None:
         """Trials from here on are not held against the best one so far: another number of full steps begins."""

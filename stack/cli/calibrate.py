@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.files import check_file, write_text
+from ..core.errors import StackError
+from ..core.files import check_folder, claimed
 from ..core.validate import MOST_STEPS
 from .app import Interrupted, app
 from .options import (
     DEFAULT_MODEL,
-    DEFAULT_RECIPE,
     LONGEST_RUN,
+    MOST_DECIBELS,
+    OUT,
+    BudgetOption,
     CallOption,
     DeviceOption,
     FramesOption,
     GuidanceOption,
     JsonOption,
     LoraOption,
+    MaxSecondsOption,
+    MinPsnrOption,
     ModelOption,
     NegativeOption,
     PromptOption,
@@ -32,33 +37,36 @@ from .options import (
     call_of_json,
     check_numbers,
     loaded,
-    own_prompts,
     readable,
     recipes_of,
-    texts_of,
+    searched_on,
     told_as,
     within,
 )
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
+    from ..calibration.calibration import Calibration
+    from ..calibration.goals import Goal
 
-MOST_DECIBELS, OWN_PROMPTS = 100.0, 6  # of a reference model: four to search on and two to check
+OWN = "balanced"  # the shipped recipe with a cache for the default model
+OWN_PROMPTS = 6  # of a reference model: four to search on and two to check
 
 
 @app.command()
 def calibrate(
-    recipe: RecipeArgument = DEFAULT_RECIPE,
+    recipe: RecipeArgument = OWN,
     model: ModelOption = DEFAULT_MODEL,
     full_steps: Annotated[int, typer.Option(help="Number of full steps; by default the recipe's.")] = 0,
-    psnr: Annotated[float, typer.Option(help="Or: as few full steps as reach this PSNR in dB.")] = 0.0,
-    seconds: Annotated[float, typer.Option(help="Or: as many full steps as fit in this time per picture.")] = 0.0,
+    min_psnr: MinPsnrOption = 0.0,
+    max_seconds: MaxSecondsOption = 0.0,
     prompt: PromptOption = None,
     prompts_file: PromptsFileOption = None,
     prompts: PromptsOption = None,
-    budget: Annotated[float, typer.Option(help="Time to spend, in seconds.")] = 60.0,
+    budget: BudgetOption = 60.0,
     seed: SeedOption = 0,
-    out: Annotated[Path | None, typer.Option(help="The recipe to write; by default RECIPE-calibrated.toml.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=OUT, show_default="ditstack-calibrate, or ditstack-calibrate-2 and so on")
+    ] = None,
     size: SizeOption = None,
     frames: FramesOption = None,
     guidance: GuidanceOption = None,
@@ -70,31 +78,51 @@ def calibrate(
 ) -> None:
     """Search where a recipe's cache should run full steps, on finished pictures of the model, and write the recipe.
 
-    Give at least 3 prompts, better 6; every third is held out.
+    Asks for a number of full steps, or for as few as reach --min-psnr (mean over the prompts, against the same stack
+    without its cache), or for as many as fit in --max-seconds. Give at least 3 prompts, better 6; every third is held
+    out. Writes calibrated.toml, calibrate.json and curve.png.
     """
-    within("full-steps", full_steps, 0, MOST_STEPS)
-    within("psnr", psnr, 0, MOST_DECIBELS)
-    within("seconds", seconds, 0, LONGEST_RUN)
-    within("budget", budget, 0.1, LONGEST_RUN)
-    check_numbers(None, 1, seed, prompts, guidance)
+    goal = _goal(full_steps, min_psnr, max_seconds, budget)
+    check_numbers(None, 1, seed, prompts, guidance, size, frames)
     (chosen,), given = recipes_of([recipe]), call_of_json(call)
-    path = out or Path(f"{re.sub('[^A-Za-z0-9._-]+', '-', chosen.name)[:100]}-calibrated.toml")
-    check_file(path, "--out")
-    texts = texts_of(prompt, prompts_file, prompts) or own_prompts(model, prompts or OWN_PROMPTS)
+    if "cache" not in chosen.stages:
+        raise StackError(f"recipe {chosen.name} has no cache to calibrate: expected one with [cache], such as {OWN}")
+    if out is not None:
+        check_folder(out, "--out")
+    texts = searched_on(prompt, prompts_file, prompts, model, OWN_PROMPTS)
     model, pipe, size = loaded("calibrate", model, device, size, lora)
-    from ..calibrated import calibrate as search
-    from ..recipe import recipe_toml
+    from ..calibrated.calibrate import calibrate as search
+    from ..calibrated.results import folder_for, question, record, save
+    from ..runtime.call_arguments import call_of
 
-    try:
-        found, result = search(
-            pipe, chosen, prompts=readable(texts, pipe), full_steps=full_steps, psnr=psnr, seconds=seconds, seed=seed,
-            budget=budget, size=size, frames=frames, guidance=guidance, negative_prompt=negative_prompt, call=given,
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        raise Interrupted(f"nothing is written, recipe {chosen.name} is as it was") from None
-    write_text(path, recipe_toml(found))
-    told_as(json, lambda: _as_dict(found, path), lambda: f"{result}\nwritten: {path}")
+    texts = readable(texts, pipe)
+    asked = question(chosen, model, texts, goal, seed, call_of(pipe, size, frames, guidance, negative_prompt, given))
+    folder = folder_for(out, asked)
+    with claimed(folder, "--out"):
+        try:
+            found, result = search(
+                pipe, chosen, prompts=texts, **vars(goal), seed=seed, budget=budget, size=size, frames=frames,
+                guidance=guidance, negative_prompt=negative_prompt, call=given,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            raise Interrupted(f"nothing is written, recipe {chosen.name} is as it was") from None
+        data = record(found, result, asked, pipe.device.type)
+        written = save(data, found, result, goal, folder)
+    told_as(json, lambda: data, lambda: _text(result, written))
+    if result.interrupted:
+        raise Interrupted(f"the best until then is kept in {folder}")
 
 
-def _as_dict(found: Recipe, path: Path) -> dict[str, Any]:
-    return {"recipe": found.name, "path": str(path), "notes": found.notes, "cache": found.stages["cache"]}
+def _goal(full_steps: int, min_psnr: float, max_seconds: float, budget: float) -> Goal:
+    """What is asked for; what is no number for it is refused."""
+    from ..calibration.goals import Goal
+
+    within("full-steps", full_steps, 0, MOST_STEPS)
+    within("min-psnr", min_psnr, 0, MOST_DECIBELS)
+    within("max-seconds", max_seconds, 0, LONGEST_RUN)
+    within("budget", budget, 1, LONGEST_RUN)
+    return Goal(full_steps, min_psnr, max_seconds)
+
+
+def _text(result: Calibration, written: Sequence[Path]) -> str:
+    return f"{result}\n{result.table()}\nwritten: {', '.join(map(str, written))}"

@@ -13,7 +13,9 @@ from .app import Interrupted, app
 from .options import (
     DEFAULT_MODEL,
     DEFAULT_RECIPE,
+    OUT,
     CallOption,
+    CompileOption,
     DeviceOption,
     FramesOption,
     GuidanceOption,
@@ -26,6 +28,7 @@ from .options import (
     PromptsOption,
     SeedOption,
     SizeOption,
+    StepsOption,
     call_of_json,
     check_numbers,
     loaded,
@@ -46,7 +49,7 @@ def compare(
     prompt: PromptOption = None,
     prompts_file: PromptsFileOption = None,
     prompts: PromptsOption = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the plain model; by default the recipes'.")] = None,
+    steps: StepsOption = None,
     seed: SeedOption = 0,
     size: SizeOption = None,
     frames: FramesOption = None,
@@ -56,20 +59,19 @@ def compare(
     lora: LoraOption = None,
     peers: Annotated[bool, typer.Option("--peers", help="Also measure cache-dit and the caches of diffusers.")] = False,
     pairs: Annotated[bool, typer.Option("--pairs", help="Also measure each pair of four or more passes.")] = False,
-    compile_base: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Try the plain model compiled, and compare with the faster.")
-    ] = True,
-    out: Annotated[
-        Path, typer.Option(help="Folder for compare.json, table.md, grid.png, product.png, chart.svg and report.html.")
-    ] = FOLDER,
+    compile_base: CompileOption = True,
+    out: Annotated[Path, typer.Option(help=OUT)] = FOLDER,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start again; by default the same command continues where it was stopped.")
     ] = False,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure a stack against the plain model: each pass alone, all together, and all but one."""
-    check_numbers(steps, FEWEST_STEPS, seed, prompts, guidance)
+    """Measure a stack against the plain model: each pass alone, all together, and all but one.
+
+    Writes compare.json, table.md, grid.png, product.png, chart.svg and report.html.
+    """
+    check_numbers(steps, FEWEST_STEPS, seed, prompts, guidance, size, frames)
     chosen, given = recipes_of(recipes or [DEFAULT_RECIPE]), call_of_json(call)
     check_folder(out, "--out")
     texts = texts_of(prompt, prompts_file, prompts)

@@ -10,6 +10,7 @@ import typer
 from .app import app
 from .lists import recipes
 from .options import (
+    MODEL,
     DeviceOption,
     FramesOption,
     JsonOption,
@@ -29,9 +30,7 @@ def explain(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="A model that ships, a local diffusers folder, or a hub id; by default the recipe's, or shapes-flux."
-        ),
+        typer.Option(help=MODEL, show_default="the recipe's, or shapes-flux"),
     ] = None,
     steps: StepsOption = None,
     device: DeviceOption = None,
@@ -49,7 +48,7 @@ def explain(
     """
     if recipe is None:
         return recipes(json=json)
-    check_numbers(steps)
+    check_numbers(steps, size=size, frames=frames)
     (chosen,) = recipes_of([recipe])
     from ..explained import explain as explained
 

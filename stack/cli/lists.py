@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import choose
+from ..core.errors import StackError, choose
 from ..core.files import check_file, json_text, write_text
 from .app import app
-from .options import JsonOption, told_as
+from .options import JsonOption, WriteOption, told_as
 from .words import tell, tell_list
 
 
@@ -35,9 +35,7 @@ def recipes(
     name: Annotated[
         str | None, typer.Argument(help="A shipped recipe or a .toml file, whose settings are printed.")
     ] = None,
-    write: Annotated[
-        Path | None, typer.Option(help="Write the page about recipes for real models to this file.")
-    ] = None,
+    write: WriteOption = None,
     json: JsonOption = False,
 ) -> None:
     """List the shipped recipes and their models, or show one."""
@@ -47,8 +45,7 @@ def recipes(
         from ..reference.recipe_page import page, plans
 
         check_file(write, "--write")
-        write_text(write, page(plans()))
-        return typer.echo(f"written: {write}")
+        return _written(write, page(plans()), json)
     if name is not None:
         from ..recipe import load_recipe, recipe_toml
 
@@ -68,7 +65,7 @@ def recipes(
 def adapters(
     name: Annotated[str | None, typer.Argument(help="An adapter, whose card is printed.")] = None,
     folder: Annotated[Path | None, typer.Option(help="List the .toml cards in this folder instead.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Update the table in this page (docs/adapters.md).")] = None,
+    write: WriteOption = None,
     json: JsonOption = False,
 ) -> None:
     """List distilled adapters with their denoiser class, schedule and licence, or show one."""
@@ -77,10 +74,11 @@ def adapters(
     from ..distill.listing import COLUMNS, NARROW, narrow_row, rewritten, row, summary
 
     cards = cards_in(folder or shipped_folder())
+    if not cards:
+        raise StackError(f"--folder: expected a folder with cards (*.toml), got none in {folder}")
     if write is not None:
         check_file(write, "--write")
-        write_text(write, rewritten(write.read_text() if write.is_file() else "", cards))
-        return typer.echo(f"written: {write}")
+        return _written(write, rewritten(write.read_text() if write.is_file() else "", cards), json)
     if name is not None:
         named = {card.name: card for card in cards}
         if name not in named:
@@ -96,7 +94,7 @@ def adapters(
 @app.command()
 def rules(
     name: Annotated[str | None, typer.Argument(help="A rule, by the name that plans and warnings give.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Write all rules to this markdown file.")] = None,
+    write: WriteOption = None,
     json: JsonOption = False,
 ) -> None:
     """List what clashes with what, or show one rule: the figure behind it, and what is done."""
@@ -105,8 +103,7 @@ def rules(
 
     if write is not None:
         check_file(write, "--write")
-        write_text(write, page())
-        typer.echo(f"written: {write}")
+        _written(write, page(), json)
     elif name is not None:
         rule = rule_named(name)
         told_as(json, lambda: vars(rule), lambda: section(rule))
@@ -114,6 +111,12 @@ def rules(
         typer.echo(json_text([vars(rule) for rule in RULES.values()]))
     else:
         tell_list((rule.name, rule.title) for rule in RULES.values())
+
+
+def _written(path: Path, text: str, json: bool) -> None:
+    """Write a page, and say so."""
+    write_text(path, text)
+    told_as(json, lambda: {"written": str(path)}, lambda: f"written: {path}")
 
 
 def _list(json: bool, found: list[dict[str, Any]]) -> None:

@@ -17,15 +17,21 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 DEFAULT_RECIPE, DEFAULT_MODEL = "fast", "shapes-flux"
-MOST_PROMPTS, LONGEST_RUN = 1000, 86_400.0
+MOST_PROMPTS, LONGEST_RUN, MOST_DECIBELS = 1000, 86_400.0, 100.0
+MOST_FRAMES = 100_000
 LARGEST_SEED, MOST_GUIDANCE = 2**62, 1000.0
-DRAWN_WITH = 1000  # seed of the prompts that settings are searched on: not what `compare` draws with by default
 EXAMPLE = '{"true_cfg_scale": 4}'
 
 RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a .toml file.")]
-ModelOption = Annotated[str, typer.Option(help="A model that ships, a local diffusers folder, or a hub id OWNER/NAME.")]
+# Help of options whose defaults differ from command to command.
+MODEL = "A model that ships, a local diffusers folder, or a hub id OWNER/NAME."
+OUT = "Folder to write to."
+
+ModelOption = Annotated[str, typer.Option(help=MODEL)]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda if there is one.")]
-StepsOption = Annotated[int | None, typer.Option(help="Denoiser steps; by default the recipe's.")]
+StepsOption = Annotated[
+    int | None, typer.Option(help="Denoiser steps of the plain model; by default the recipe's, or the model's own.")
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of the first prompt; prompt i has the seed SEED + i.")]
 SizeOption = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT or SIDE in pixels; by default the model's own.")]
 FramesOption = Annotated[int | None, typer.Option(help="Frames of a video; by default the model's own.")]
@@ -41,6 +47,13 @@ PromptsFileOption = Annotated[Path | None, typer.Option(help="A text file of pro
 PromptsOption = Annotated[
     int | None, typer.Option(help="Use the first N prompts that are given, or N captions of a reference model.")
 ]
+MinPsnrOption = Annotated[float, typer.Option(help="Lowest PSNR in dB.")]
+MaxSecondsOption = Annotated[float, typer.Option(help="Longest time per picture in seconds.")]
+BudgetOption = Annotated[float, typer.Option(help="Approximate time to spend, in seconds.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile/--no-compile", help="Try the plain model compiled, and compare with the faster.")
+]
+WriteOption = Annotated[Path | None, typer.Option(help="Page of the documentation, a file, to write this list into.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of text.")]
 
 
@@ -52,9 +65,20 @@ def within(name: str, value: float | None, least: float, most: float) -> None:
 
 
 def check_numbers(
-    steps: int | None = None, fewest: int = 1, seed: int = 0, prompts: int | None = None, guidance: float | None = None
+    steps: int | None = None,
+    fewest: int = 1,
+    seed: int = 0,
+    prompts: int | None = None,
+    guidance: float | None = None,
+    size: str | None = None,
+    frames: int | None = None,
 ) -> None:
-    """Refuse numbers of steps, seeds and prompts, and scales of guidance, that no command takes."""
+    """Refuse numbers of steps, seeds, prompts and frames, sizes, and scales of guidance, that no command takes."""
+    from ..runtime.call_arguments import sides_of
+
+    if size is not None:
+        sides_of(size)
+    within("frames", frames, 1, MOST_FRAMES)
     within("guidance", guidance, 0, MOST_GUIDANCE)
     within("prompts", prompts, 1, MOST_PROMPTS)
     within("steps", steps, fewest, MOST_STEPS)
@@ -92,7 +116,7 @@ def call_of_json(text: str | None) -> dict[str, Any] | None:
 
 def texts_of(prompt: Sequence[str] | None, file: Path | None, count: int | None) -> list[str]:
     """The prompts on the command line and in the file, or the first of them; none where none are given."""
-    from ..calibrated import read_prompts
+    from ..reference.prompts import read_prompts
 
     texts = [*(prompt or []), *(read_prompts(file) if file is not None else [])]
     if file is not None and not texts:
@@ -100,6 +124,17 @@ def texts_of(prompt: Sequence[str] | None, file: Path | None, count: int | None)
     if texts and count is not None and count > len(texts):
         raise StackError(f"--prompts must be at most the {len(texts)} prompts that are given, got {count}")
     return texts[:count]
+
+
+def searched_on(prompt: Sequence[str] | None, file: Path | None, count: int | None, model: str, own: int) -> list[str]:
+    """The prompts to search on, as `texts_of` gives them; where none are given, captions, `own` by default.
+
+    Raises:
+        StackError: none are given, and the model is no reference model.
+    """
+    from ..reference.prompts import searched_captions
+
+    return texts_of(prompt, file, count) or searched_captions(model, count or own)
 
 
 def loaded(
@@ -125,16 +160,6 @@ def readable(texts: Sequence[str], pipe: Any) -> list[str]:
     if name is None:
         return list(texts or [known.example])
     return [text for text in texts or [known.example] if known.parse(text)]
-
-
-def own_prompts(model: str, count: int) -> list[str]:
-    """Prompts of a reference model, but for the first, which is everywhere."""
-    from ..reference.captions import captions
-    from ..reference.load import REFERENCES
-
-    if model not in REFERENCES:
-        raise StackError(f"no prompts are known for {model}: expected --prompts-file FILE, one prompt per line")
-    return captions(count + 1, seed=DRAWN_WITH, model=model)[1:]
 
 
 def told_as(as_json: bool, data: Callable[[], Any], text: Callable[[], str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from .app import Interrupted, app
 from .options import (
     DEFAULT_MODEL,
     DEFAULT_RECIPE,
+    OUT,
     CallOption,
     DeviceOption,
     FramesOption,
@@ -46,7 +47,7 @@ def run(
     prompts_file: PromptsFileOption = None,
     prompts: PromptsOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures; by default ditstack-run, or ditstack-run-2 and so on.")
+        Path | None, typer.Option(help=OUT, show_default="ditstack-run, or ditstack-run-2 and so on")
     ] = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
@@ -64,7 +65,7 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Make pictures with a recipe, and report what each step did. Videos are saved as animated PNG."""
-    check_numbers(steps, 1, seed, prompts, guidance)
+    check_numbers(steps, 1, seed, prompts, guidance, size, frames)
     (chosen,), given = recipes_of([recipe]), call_of_json(call)
     if out is not None:
         check_folder(out, "--out")
@@ -72,18 +73,17 @@ def run(
     model, pipe, size = loaded("run", model, device, size, lora)
     from ..comparison.attention_map import check_map, save_attention_map
     from ..comparison.pictures import run as run_stack
-    from ..reference.captions import captions
-    from ..runtime.call_arguments import call_of
+    from ..reference.prompts import drawn_prompts
     from ..stack import Stack
 
-    texts = readable(texts or (captions(prompts, seed, model) if prompts else []), pipe)
-    called = call_of(pipe, size, frames, guidance, negative_prompt, given)
+    texts = readable(texts or drawn_prompts(pipe, prompts or 1, seed, model), pipe)
     stack = Stack.from_recipe(chosen, pipe, steps=steps)
+    asked: dict[str, Any] = {"size": size, "frames": frames, "guidance": guidance, "negative_prompt": negative_prompt}
     if attention_map:
         check_map(stack.plan, "--attention-map")
     done = []
     try:
-        for made in run_stack(stack, texts, out, seed=seed, call=called, model=model, recipe=chosen.name):
+        for made in run_stack(stack, texts, out, seed=seed, **asked, call=given, model=model, recipe=chosen.name):
             done.append(made)
             if not json:
                 tell(f"{made.path}\n{made.report}")

@@ -17,6 +17,7 @@ from ..measure.quality import Judge
 from ..models.denoiser import denoiser_of
 from ..reference.captions import known
 from ..reference.load import REFERENCES, load_reader
+from ..reference.prompts import Prompts
 from ..runtime.call_arguments import Call, call_of
 from ..runtime.pipeline_calls import pipeline_for
 from ..stack import Stack
@@ -36,7 +37,7 @@ def compare(
     model: Any,
     recipes: Candidate | Sequence[Candidate] | None = None,
     *,
-    prompts: int | str | Path | Sequence[Any] = 3,
+    prompts: Prompts = 3,
     steps: int | None = None,
     seed: int = 0,
     size: str | None = None,
@@ -62,8 +63,8 @@ def compare(
         model: a pipeline, or a `Stack` on one, which is taken off meanwhile.
         recipes: shipped names, paths of .toml files, `Recipe` or `Stack` objects; one is measured pass by pass. By
             default the stack given as `model`, or the shipped recipe "fast".
-        prompts: prompts of your own, or the path of a file of them, one per line; or how many captions of a reference
-            model. Each has its own seed.
+        prompts: prompts of your own, the path of a file of them, or how many captions of a reference model; see
+            `stack.reference.prompts.drawn_prompts`. Each has its own seed.
         steps: of the model without a stack; by default the recipes', without those of a distilled adapter.
         seed: of the first prompt; prompt i has seed + i. The captions depend on it too.
         size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
@@ -86,16 +87,16 @@ def compare(
         compile_base,
     )  # fmt: skip
     question, folder = replace(question, command=command), None if out is None else Path(out)
-    with _taken_off(stack), ProgressLine("compare", progress) as line:
+    with taken_off(stack), ProgressLine("compare", progress) as line:
         if folder is None:
             return _measured(pipe, question, None, line)
         return _in_folder(pipe, question, folder, fresh, line)
 
 
 @contextmanager
-def _taken_off(stack: Stack | None) -> Iterator[None]:
-    """A stack that is off its model meanwhile, and on it again afterwards if it was."""
-    if stack is None or not stack.applied:
+def taken_off(stack: Any) -> Iterator[None]:
+    """A stack that is off its model meanwhile, and on it again afterwards if it was; nothing for any other model."""
+    if not isinstance(stack, Stack) or not stack.applied:
         yield
         return
     stack.undo()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..calibrated import texts_from
 from ..core.errors import StackError
-from ..core.files import claimed, whole
-from ..core.validate import shown, some_prompts
-from ..runtime.call_arguments import Call, CallParameters
+from ..core.files import claimed, first_free, whole
+from ..core.validate import Seed, checked, shown
+from ..reference.prompts import Prompts, drawn_prompts
+from ..runtime.call_arguments import Call, CallParameters, call_of
 from ..runtime.pipeline_calls import given_with, pipeline_for, refusals
 from ..stack import Stack
 from .kept import key_of
@@ -49,10 +48,14 @@ class Made:
 
 def run(
     stack: Stack,
-    prompts: str | Path | Sequence[str],
+    prompts: Prompts,
     out: str | Path | None = None,
     *,
     seed: int = 0,
+    size: str | None = None,
+    frames: int | None = None,
+    guidance: float | None = None,
+    negative_prompt: str | None = None,
     call: Call | None = None,
     model: str = "",
     recipe: str = "stack",
@@ -60,26 +63,28 @@ def run(
     """Make a picture of every prompt with a stack, and write each to a file as it is made.
 
     Args:
-        prompts: texts, or the path of a file of them, one per line.
+        prompts: texts, the path of a file of them, or how many captions of a reference model; see
+            `stack.reference.prompts.drawn_prompts`.
         out: folder for them; by default ditstack-run, or ditstack-run-2 and so on.
         seed: of the first prompt; prompt i has seed + i.
-        call: further arguments of every call, see `stack.runtime.call_arguments.call_of`.
+        size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
         model, recipe: names that are written into the files' metadata.
 
     Raises:
-        StackError: the folder holds pictures of another run, or the pipeline refuses a prompt.
+        StackError: the folder holds pictures of another run, or the pipeline refuses a prompt or an argument.
     """
     if not isinstance(stack, Stack):
         raise StackError(f"run() draws with a stack: expected Stack(pipe), got {shown(stack)}")
-    pipeline_for("run()", stack.pipe)
-    texts = some_prompts(texts_from(prompts))
-    words = run_words(stack, texts, seed, call, model, recipe)  # a clash is told first
-    folder = free_folder(DEFAULT_FOLDER, words) if out is None else Path(out)
+    pipe = pipeline_for("run()", stack.pipe)
+    texts = drawn_prompts(pipe, prompts, checked(Seed, seed, "seed"), model)
+    given = call_of(pipe, size, frames, guidance, negative_prompt, call)
+    words = run_words(stack, texts, seed, given, model, recipe)  # a clash is told first
+    folder = first_free(DEFAULT_FOLDER, lambda one: not _others(one, words)) if out is None else Path(out)
     with claimed(folder, "--out"):
         check_run(folder, words, "--out")
         for number, text in enumerate(texts):
             path = path_of(folder, number, str(text))
-            save_picture(drawn(stack, text, seed + number, call), path, words)
+            save_picture(drawn(stack, text, seed + number, given), path, words)
             yield Made(str(text), seed + number, path, stack.report())
 
 
@@ -105,12 +110,6 @@ def check_run(folder: Path, run: str, option: str) -> None:
         path, other = found
         what = f"{folder} holds pictures of another run ({path.name}: {other})"
         raise StackError(f"{option}: {what}: choose another folder")
-
-
-def free_folder(base: Path, run: str) -> Path:
-    """The first of base, base-2, base-3, ... that holds no pictures of another run."""
-    numbered = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in itertools.count(1))
-    return next(folder for folder in numbered if not folder.exists() or (folder.is_dir() and not _others(folder, run)))
 
 
 def _others(folder: Path, run: str) -> tuple[Path, str] | None:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..calibrated import texts_from
 from ..core.errors import StackError
 from ..core.passes import Pass
 from ..core.validate import RunSteps, Seed, checked
 from ..core.versions import versions
 from ..models.denoiser import denoiser_of
 from ..recipe import Recipe, recipe_of
-from ..reference.captions import DEFAULT, captions
-from ..reference.load import REFERENCES, name_of
+from ..reference.load import name_of
+from ..reference.prompts import Prompts, drawn_prompts
 from ..runtime.call_arguments import Call, call_words, own_steps
 from ..runtime.pipeline_calls import PipelineCalls
 from ..stack import Stack
@@ -67,7 +66,7 @@ class Question:
 def asked(
     pipe: Any,
     recipes: Candidate | Sequence[Candidate] | None,
-    prompts: int | str | Path | Sequence[Any],
+    prompts: Prompts,
     steps: int | None,
     seed: int,
     name: str | None,
@@ -82,12 +81,12 @@ def asked(
         StackError: fewer than one prompt or two steps, recipes of one name, or arguments that the pipeline refuses.
     """
     chosen = _named(recipes if recipes is not None else DEFAULT_RECIPE)
-    wanted = _steps(chosen, pipe) if steps is None else checked(RunSteps, steps, "steps")
+    wanted = plain_steps(chosen.values(), pipe) if steps is None else checked(RunSteps, steps, "steps")
     if wanted < LEAST_STEPS:
         raise StackError(f"steps must be at least {LEAST_STEPS}, got {wanted}: the controls need room below the base")
     model = name or name_of(pipe) or _source(pipe)
     checked(Seed, seed, "seed")
-    texts = _texts(pipe, prompts, seed, model)
+    texts = drawn_prompts(pipe, prompts, seed, model)
     PipelineCalls(pipe, call).check(texts, 0)
     denoiser = denoiser_of(pipe)
     header = Header(
@@ -115,14 +114,14 @@ def _named(given: Candidate | Sequence[Candidate]) -> dict[str, Recipe | Stack]:
     return found
 
 
-def _steps(chosen: dict[str, Recipe | Stack], pipe: Any) -> int:
-    """The most steps that one of them is for, or the pipeline's own where none says.
+def plain_steps(chosen: Iterable[Recipe | Stack], pipe: Any) -> int:
+    """Steps of the model without a stack: the most that one of these is for, or the pipeline's own where none says.
 
     A distilled one says how few it takes, not what the base takes.
     """
     plain = [
         (one.steps or own_steps(pipe)) if isinstance(one, Recipe) else one.facts.steps
-        for one in chosen.values()
+        for one in chosen
         if "distill" not in (one.stages if isinstance(one, Recipe) else [p.stage for p in one.passes])
     ]
     return max(plain) if plain else own_steps(pipe)
@@ -132,14 +131,3 @@ def _source(pipe: Any) -> str:
     """The hub id or the folder's name of what a pipeline was loaded from, or its class."""
     path = str(pipe.name_or_path or "")
     return os.path.basename(os.path.normpath(path)) if os.path.isdir(path) else path or type(pipe).__name__
-
-
-def _texts(pipe: Any, prompts: int | str | Path | Sequence[Any], seed: int, model: str) -> list[Any]:
-    if isinstance(prompts, int):
-        if prompts < 1:
-            raise StackError(f"prompts must be at least 1, got {prompts}")
-        return list(captions(prompts, seed, model if model in REFERENCES else name_of(pipe) or DEFAULT))
-    texts = texts_from(prompts)
-    if not texts:
-        raise StackError("prompts must be at least 1, got 0")
-    return texts

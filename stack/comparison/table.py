@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..measure.style import megabytes, percent, seconds, times
+from .console import print_fitting
 from .record import decibels, visible
 from .rows import ALL
 from .verdict import margins, verdict
@@ -105,15 +106,15 @@ def print_table(record: Mapping[str, Any], console: Console) -> None:
     kept = [heading for heading in HEADINGS if heading not in left_out]
     for heading in kept:
         table.add_column(heading, justify="left" if heading == "stack" else "right", no_wrap=True)
-    before = None
+    before, lines = None, []
     for row in visible(record):
         group = row["group"]
         if before and group != before:
             table.add_section()
         before = group
         figures = dict(zip(HEADINGS, cells(row), strict=True))
-        texts = (figures[heading].split(" ±")[0] if narrow else figures[heading] for heading in kept)
-        table.add_row(*(Text(text, style=_LOOK[group]) for text in texts))
-    console.print(table)
+        lines.append([figures[heading].split(" ±")[0] if narrow else figures[heading] for heading in kept])
+        table.add_row(*(Text(text, style=_LOOK[group]) for text in lines[-1]))
+    print_fitting(console, table, kept, lines)
     for note in footnotes(record):
         console.print(Text(note, style="yellow" if note.startswith("warning") else "dim"))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import secrets
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -183,14 +184,20 @@ def _check(path: Path, option: str, wanted: str, folder: Path, wrong: bool) -> N
         raise StackError(f"{option}: cannot write to {name} ({reason(error)})") from None
 
 
+def first_free(base: Path, free: Callable[[Path], bool]) -> Path:
+    """The first of base, base-2, base-3, ... that is not there yet, or is a folder that is free."""
+    numbered = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in itertools.count(1))
+    return next(folder for folder in numbered if not os.path.lexists(folder) or (folder.is_dir() and free(folder)))
+
+
 @contextmanager
 def claimed(folder: Path, option: str) -> Iterator[None]:
-    """A folder that only this process writes to meanwhile.
+    """A folder that only this process writes to meanwhile. One that was made for it goes again if it stays empty.
 
     Raises:
         StackError: another process does.
     """
-    lock = folder / LOCK
+    lock, there = folder / LOCK, folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if lock.exists() and not _running(lock):
@@ -206,6 +213,9 @@ def claimed(folder: Path, option: str) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
+        if not there:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def _running(lock: Path) -> bool:

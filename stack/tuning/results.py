@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +10,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from ..comparison.console import print_fitting
 from ..comparison.record import machine, save_json
-from ..core.files import write_text
+from ..core.errors import StackError
+from ..core.files import first_free, write_text
+from ..core.progress import counted
 from ..core.versions import versions
 from ..recipe import recipe_toml
 from .front import quality
@@ -21,6 +26,7 @@ from .tune import Tuned
 COLUMNS = ("stack", "speedup", "quality", "flipped", "seconds", "GB", "")
 MARKS = ((16, "#9aa5b1"), (36, "#1f6feb"))  # size and colour of what was tried, and of what was checked
 NUMBERS = ("speedup", "flipped", "seconds", "GB")
+DEFAULT_FOLDER = Path("ditstack-tune")
 RECIPE, RECORD, PICTURE = "tuned.toml", "tune.json", "front.png"
 
 
@@ -43,14 +49,16 @@ def _stage(name: str, options: Mapping[str, Any]) -> str:
 
 
 def verdict(found: Tuned) -> str:
-    """What the search came to, in one sentence."""
+    """What the search came to, in one sentence: what was found, its speed and its quality against the plain model."""
     chosen, asked = found.chosen, found.limits.words
     if chosen is None:
-        return f"{asked}: stopped before anything was checked; the same command goes on from {len(found.tried)} tried"
-    figures = f"{chosen.figures.speedup:.2f}x at {_quality(chosen)} on held-out prompts"
+        return (
+            f"stopped before anything was checked for {asked}; the same command goes on from {len(found.tried)} tried"
+        )
+    figures = f"{chosen.figures.speedup:.2f}x as fast as the plain model, {_quality(chosen)} on held-out prompts"
     if chosen.excess:
-        return f"{asked}: nothing that was tried keeps it; the nearest is {named(chosen.stages)}: {figures}"
-    return f"{asked}: {named(chosen.stages)}: {figures}"
+        return f"nothing that was tried keeps {asked}; the nearest is {named(chosen.stages)}: {figures}"
+    return f"{named(chosen.stages)}: {figures}, within {asked}"
 
 
 def _quality(one: Tried) -> str:
@@ -75,15 +83,20 @@ def _line(one: Tried, found: Tuned) -> tuple[str, ...]:
 
 
 def print_front(found: Tuned, console: Console) -> None:
-    """The table of what was checked, and the verdict."""
+    """The verdict, the table of what was checked, and what the table alone does not say."""
+    console.print(Text(verdict(found), style="bold"))
+    if not found.checked:
+        return
     table = Table(box=None, pad_edge=False)
     for name in COLUMNS:
-        table.add_column(name, justify="right" if name in NUMBERS else "left")
+        table.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=name != COLUMNS[0])
     for line in lines(found):
         table.add_row(*line)
-    if found.checked:
-        console.print(table)
-    console.print(verdict(found), markup=False, highlight=False)
+    print_fitting(console, table, COLUMNS, lines(found))
+    samples, refused = found.checked[0].figures.samples, f", {found.refused} did not run" if found.refused else ""
+    plain = f"the plain model, {found.base_mode}, takes {found.base_seconds:.2f} s"
+    told = f"medians over {counted(samples, 'held-out picture')}; {plain}; {len(found.tried)} tried{refused}"
+    console.print(Text(told, style="dim"))
 
 
 def record(found: Tuned, model: str, device: str) -> dict[str, Any]:
@@ -103,6 +116,31 @@ def _all(found: Sequence[Tried]) -> list[dict[str, Any]]:
 def _data(one: Tried) -> dict[str, Any]:
     about = {"name": named(one.stages), "how": one.how, "excess": one.excess}
     return {**about, **asdict(one.figures), "stages": one.stages}
+
+
+def folder_for(out: Path | None, model: str, limits: Mapping[str, float]) -> Path:
+    """The folder to write to: the one that is named, or the first default one without a tuning of something else.
+
+    Raises:
+        StackError: the folder that is named holds a tuning of another model or within other limits.
+    """
+    asked = {"model": model, "limits": {name: value for name, value in limits.items() if value}}
+    if out is None:
+        return first_free(DEFAULT_FOLDER, lambda folder: not _other(folder / RECORD, asked))
+    if _other(out / RECORD, asked):
+        raise StackError(f"--out: {out} holds another tuning ({RECORD} says which): choose another folder")
+    return out
+
+
+def _other(path: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether this is the record of another question, or one that cannot be read."""
+    if not path.exists():
+        return False
+    try:
+        known = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True
+    return not isinstance(known, dict) or any(known.get(name) != value for name, value in asked.items())
 
 
 def save(found: Tuned, folder: Path, model: str, device: str) -> list[Path]:

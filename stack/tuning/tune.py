@@ -8,11 +8,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..calibrated import calibrate, held_apart
+from ..calibrated.calibrate import calibrate, held_apart
+from ..comparison.compare import taken_off
+from ..comparison.question import plain_steps
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
+from ..core.validate import RunSteps, Seed, checked
 from ..recipe import Recipe, recipe_of
-from ..runtime.call_arguments import Call, call_of, own_steps
+from ..reference.prompts import Prompts, searched_prompts
+from ..runtime.call_arguments import Call, call_of
 from ..runtime.pipeline_calls import pipeline_for
 from ..stack import Stack
 from .front import best, finalists, pareto
@@ -67,7 +71,7 @@ def tune(
     model: Any,
     recipe: Recipe | str | Path | None = None,
     *,
-    prompts: str | Path | Sequence[Any],
+    prompts: Prompts,
     min_psnr: float = 0.0,
     max_lpips: float = 0.0,
     max_error: float = 0.0,
@@ -92,11 +96,12 @@ def tune(
     The pipeline is left as it was. After Ctrl-C the same study can be continued.
 
     Args:
-        model: a pipeline.
-        recipe: passes that every candidate has, such as an adapter; see `stack.recipe.recipe_of`.
-        prompts: three or more, or the path of a file of them; every third is held out, with seeds of its own.
+        model: a pipeline, or a `Stack` on one, which is taken off meanwhile.
+        recipe: passes that every candidate has, such as an adapter; see `stack.recipe.recipe_of`. By default those of
+            the stack given as `model`.
+        prompts: three or more, see `stack.reference.prompts.searched_prompts`; every third is held out.
         min_psnr, max_lpips, max_error, max_seconds, max_memory: see `stack.tuning.limits.Limits`.
-        steps: of the model without a stack; None for the pipeline's own.
+        steps: of the model without a stack; by default the recipe's or the stack's, or the pipeline's own.
         seed, budget, trials: seed of the first prompt; approximate seconds to spend; largest number of candidates.
         size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
         compile_base: try compiled blocks, and use the faster.
@@ -106,23 +111,40 @@ def tune(
     Raises:
         StackError: too few prompts, nothing that could be tried on this model, or a study of something else.
     """
-    pipeline_for("tune()", model)
+    pipe = pipeline_for("tune()", model.pipe if isinstance(model, Stack) else model)
     limits = Limits(min_psnr, max_lpips, max_error, max_seconds, max_memory)
-    search, held = held_apart(prompts)
-    asked_for = call_of(model, size, frames, guidance, negative_prompt, call)
-    place = Tryout(model, steps or own_steps(model), limits, asked_for, compile_base)
-    fixed = {} if recipe is None else recipe_of(recipe).stages
-    space = space_of(place.plan, place.steps, fixed, small=bool(limits.max_memory))
+    checked(Seed, seed, "seed")
+    search, held = held_apart(searched_prompts(pipe, prompts))
+    asked_for = call_of(pipe, size, frames, guidance, negative_prompt, call)
+    given = _given(model, recipe)
+    fixed = given.to_recipe().stages if isinstance(given, Stack) else given.stages if given else {}
+    with taken_off(model), ProgressLine("tune", progress) as line:
+        wanted = plain_steps([given] if given else [], pipe) if steps is None else steps
+        place = Tryout(pipe, checked(RunSteps, wanted, "steps"), limits, asked_for, compile_base)
+        space = _space(place, fixed)
+        kept = Study(study, f"{name}: {limits.words}", _protocol(space, limits, search, seed), seed)
+        kept.begin(space)
+        run = _Search(place, space, kept, limits, asked(search, seed), line.says)
+        return _found(run, search, asked(held, seed + HELD_SEED), seed, budget, trials)
+
+
+def _space(place: Tryout, fixed: Stages) -> Space:
+    """What there is to try.
+
+    Raises:
+        StackError: nothing.
+    """
+    space = space_of(place.plan, place.steps, fixed, small=bool(place.limits.max_memory))
     if not (space.schemes or space.sparse or space.methods or space.solver):
         raise StackError("nothing to tune: no pass that could be tried works here; Stack(pipe).explain() says why")
-    kept = Study(study, f"{name}: {limits.words}", _protocol(space, limits, search, seed), seed)
-    kept.begin(space)
-    with ProgressLine("tune", progress) as line:
-        run = _Search(place, space, kept, limits, asked(search, seed), line.says)
-        found = _found(run, search, asked(held, seed + HELD_SEED), seed, budget, trials)
-    if found.chosen is not None and not found.chosen.excess:
-        found.recipe = _recipe(place, found, found.chosen, (len(search), len(held)))
-    return found
+    return space
+
+
+def _given(model: Any, recipe: Recipe | str | Path | None) -> Recipe | Stack | None:
+    """What has the passes of every candidate; None for no such passes."""
+    if recipe is not None:
+        return recipe_of(recipe)
+    return model if isinstance(model, Stack) else None
 
 
 def _found(run: _Search, search: Sequence[Any], held: Sequence[Asked], seed: int, budget: float, trials: int) -> Tuned:
@@ -139,6 +161,8 @@ def _found(run: _Search, search: Sequence[Any], held: Sequence[Asked], seed: int
     except KeyboardInterrupt:
         found.partial = True
     found.tried, found.refused = run.study.tried(pruned=True), run.study.refused
+    if found.chosen is not None and not found.chosen.excess:
+        found.recipe = _recipe(place, found, found.chosen, (len(search), len(held)))
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from stack import Stack, StackError
-from stack.calibrated import calibrate
+from stack.calibrated.calibrate import calibrate
 from stack.calibration.held_out import PICTURES
 from stack.comparison.compare import compare
 from stack.recipe import parse_recipe

@@ -134,7 +134,10 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
         with pytest.raises(StackError, match=told), claimed(tmp_path / "out", "--out"):
             pass
         assert (tmp_path / "out" / LOCK).exists()
-    assert os.listdir(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists(), "made for it, and nothing was written"
+    with claimed(tmp_path / "out", "--out"):
+        (tmp_path / "out" / "kept").write_text("")
+    assert os.listdir(tmp_path / "out") == ["kept"]
 
 
 def test_the_lock_of_a_process_that_died_is_nobodys(tmp_path: Path) -> None:

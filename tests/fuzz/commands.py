@@ -46,7 +46,8 @@ OPTIONS = {
     ),
     "explain": ("--model", "--steps", "--device", "--size", "--frames", "--assume", "--config"),
     "calibrate": (
-        "--model", "--full-steps", "--psnr", "--seconds", "--prompts-file", "--budget", "--seed", "--out", "--device",
+        "--model", "--full-steps", "--min-psnr", "--max-seconds", "--prompts-file", "--budget", "--seed", "--out",
+        "--device",
     ),
     "models": (), "recipes": ("--write",), "adapters": ("--folder",), "rules": ("--write",),
 }  # fmt: skip

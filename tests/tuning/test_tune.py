@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from stack import Stack, StackError
 from stack.recipe import load_recipe, parse_recipe
-from stack.tuning.results import COLUMNS, lines, named, save, verdict
+from stack.tuning.results import COLUMNS, lines, named, print_front, save, verdict
 from stack.tuning.study import CALIBRATED
 from stack.tuning.tryout import Tryout
 from stack.tuning.tune import Tuned, tune
@@ -44,6 +46,16 @@ def test_what_is_chosen_keeps_its_limit_when_measured_again(tmp_path: Path) -> N
     assert kept["chosen"]["name"] == named(recipe.stages) and len(kept["tried"]) == len(found.tried)
     with Stack.from_recipe(recipe, pipe) as stack:
         picture(stack, STEPS)
+    figures = found.chosen.figures
+    assert verdict(found) == (
+        f"{named(recipe.stages)}: {figures.speedup:.2f}x as fast as the plain model, {figures.psnr:.1f} dB "
+        "on held-out prompts, within min_psnr=25"
+    )
+    told = io.StringIO()
+    print_front(found, Console(width=200, file=told, color_system=None))
+    first, headings, *rows, last = told.getvalue().splitlines()
+    assert first == verdict(found) and headings.split()[:2] == ["stack", "speedup"] and len(rows) == len(found.checked)
+    assert last.startswith("medians over 1 held-out picture; the plain model, eager, takes ")
     table = lines(found)
     assert all(len(line) == len(COLUMNS) for line in table) and [line[-1] for line in table].count("chosen") == 1
 
@@ -51,7 +63,7 @@ def test_what_is_chosen_keeps_its_limit_when_measured_again(tmp_path: Path) -> N
 def test_a_limit_that_nothing_keeps_gives_no_recipe(tmp_path: Path) -> None:
     found = search(tmp_path, min_psnr=98, trials=4)
     assert found.recipe is None and found.chosen is not None and found.chosen.excess > 0
-    assert verdict(found).startswith("min_psnr=98: nothing that was tried keeps it; the nearest is ")
+    assert verdict(found).startswith("nothing that was tried keeps min_psnr=98; the nearest is ")
     assert all(line[-1] == "beyond the limits" for line in lines(found))
 
 
@@ -79,6 +91,39 @@ def test_a_solver_that_is_given_keeps_its_steps(tmp_path: Path) -> None:
     assert found.tried and all(one.stages["solver"] == {"steps": 4} for one in found.tried)
 
 
+@pytest.mark.parametrize("applied", [False, True])
+def test_a_stack_is_in_every_candidate_and_as_it_was_afterwards(applied: bool, tmp_path: Path) -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).quantize("int8", min_features=16).cache("svd", count=7)
+    before = picture(stack, STEPS)
+    if not applied:
+        stack.undo()
+    found = tune(stack, prompts=PROMPTS, min_psnr=15, trials=3, compile_base=False, progress=False)
+    fixed = stack.to_recipe().stages
+    assert stack.applied is applied and torch.equal(picture(stack, STEPS), before)
+    assert found.tried and all(one.stages.items() >= fixed.items() for one in found.tried)
+    assert found.recipe is not None and found.recipe.steps == STEPS
+    assert {name for one in found.tried for name in one.stages} > fixed.keys()
+
+
+def test_a_recipe_and_a_stack_say_how_many_steps_the_plain_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, seen = tiny_pipe(), []
+
+    def stopped(self: Tryout, samples: object, tell: object) -> None:
+        seen.append(self.steps)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tryout, "prepare", stopped)
+    given = parse_recipe({"steps": 8, "quantize": {"scheme": "int8-weight"}}, "given")
+    for model, recipe, steps in (
+        (pipe, None, None),
+        (pipe, given, None),
+        (pipe, given, 6),
+        (Stack(pipe, steps=9), None, None),
+    ):
+        tune(model, recipe, prompts=PROMPTS, min_psnr=15, steps=steps, progress=False)
+    assert seen == [50, 8, 6, 9]
+
+
 def test_an_error_of_latents_is_measured_on_latents(tmp_path: Path) -> None:
     found = search(tmp_path, max_error=0.5, trials=4)
     assert found.chosen is not None and 0 < found.chosen.figures.error <= 0.5
@@ -97,7 +142,9 @@ def test_a_search_that_is_stopped_keeps_what_was_tried(tmp_path: Path, monkeypat
     monkeypatch.setattr(Tryout, "figures", stopped)
     found = search(tmp_path, min_psnr=25)
     assert found.partial and found.chosen is None and len(found.tried) == 2
-    assert verdict(found) == "min_psnr=25: stopped before anything was checked; the same command goes on from 2 tried"
+    assert verdict(found) == (
+        "stopped before anything was checked for min_psnr=25; the same command goes on from 2 tried"
+    )
     monkeypatch.setattr(Tryout, "figures", measure)
     again = search(tmp_path, min_psnr=25, trials=1)
     assert not again.partial and len(again.tried) >= 3

@@ -77,7 +77,7 @@ def test_what_it_cannot_calibrate_on(prompts: list[str], held_out: list[str], fu
 def test_what_has_no_pace_is_not_calibrated() -> None:
     with pytest.raises(StackError, match="neither a schedule nor a threshold"):
         Stack(tiny_pipe(), steps=STEPS).cache("fastcache-published-merge").calibrate(
-            [PROMPT, OTHERS[0]], OTHERS[1:], psnr=30.0
+            [PROMPT, OTHERS[0]], OTHERS[1:], min_psnr=30.0
         )
 
 
@@ -157,10 +157,10 @@ def test_a_trial_that_has_gone_astray_is_given_up() -> None:
 def test_as_few_full_steps_as_reach_a_psnr() -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache("svd-published")
     known = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=6, trials=6, progress=False)
-    found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], psnr=known.psnr_db - 0.5, trials=24, progress=False)
+    found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], min_psnr=known.psnr_db - 0.5, trials=24, progress=False)
     assert found.psnr_db >= known.psnr_db - 0.5 and len(found.full_steps) <= 7
     with pytest.raises(StackError, match="no schedule reached 98 dB"):
-        stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], psnr=98.0, trials=4, progress=False)
+        stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], min_psnr=98.0, trials=4, progress=False)
     assert next(p for p in stack.passes if isinstance(p, Cache)).full_steps == found.full_steps
 
 
@@ -174,10 +174,11 @@ def test_as_many_full_steps_as_fit_a_time() -> None:
 
 
 def test_one_goal_at_a_time() -> None:
-    with pytest.raises(StackError, match="one of full_steps, psnr and seconds, got full_steps=9 and psnr=40"):
+    got = "got full_steps=9 and min_psnr=40"
+    with pytest.raises(StackError, match=f"one of full_steps, min_psnr and max_seconds, {got}"):
         Goal(9, 40.0)
     with pytest.raises(StackError, match="must be positive"):
-        Goal(psnr=-1.0)
+        Goal(min_psnr=-1.0)
 
 
 def test_a_calibration_holds_for_the_stack_it_was_made_on() -> None:

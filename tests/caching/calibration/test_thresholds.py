@@ -47,11 +47,12 @@ def test_no_more_is_tried_than_allowed(most: int) -> None:
 
 def test_the_best_of_those_that_serve() -> None:
     points = [Point(1, 40.0, 14, 1.4), Point(2, 36.0, 9, 0.9), Point(1.5, 38.0, 11, 1.1), Point(4, 30.0, 6, 0.6)]
-    assert chosen(points, Goal(psnr=35.0)).factor == 2
+    assert chosen(points, Goal(min_psnr=35.0)).factor == 2
     assert chosen(points, Goal(full_steps=12)).factor == 1.5
-    assert chosen(points, Goal(seconds=0.95)).factor == 2
-    with pytest.raises(StackError, match=r"no threshold reached psnr=50: tried 40\.0 dB at 14 full steps in 1\.40 s"):
-        chosen(points, Goal(psnr=50.0))
+    assert chosen(points, Goal(max_seconds=0.95)).factor == 2
+    tried = r"tried 40\.0 dB at 14 full steps in 1\.40 s"
+    with pytest.raises(StackError, match=f"no threshold reached min_psnr=50: {tried}"):
+        chosen(points, Goal(min_psnr=50.0))
 
 
 def test_a_drafts_bound_is_loosened_as_a_whole() -> None:
@@ -83,7 +84,7 @@ def test_a_cycle_is_given_a_schedule() -> None:
 def test_fastcache_is_calibrated_to_a_psnr_not_to_a_count() -> None:
     stack = Stack(tiny_pipe(), steps=STEPS).cache("fastcache-published-gate", approximation="delta")
     stack.fit_maps([PROMPT, *OTHERS], progress=False)
-    with pytest.raises(StackError, match="expected psnr= or seconds="):
+    with pytest.raises(StackError, match="expected min_psnr= or max_seconds="):
         stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], full_steps=5, progress=False)
-    found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], psnr=35.0, trials=6, progress=False)
+    found = stack.calibrate([PROMPT, OTHERS[0]], OTHERS[1:], min_psnr=35.0, trials=6, progress=False)
     assert found.psnr_db >= 35.0 and found.cache.policy.site.fitted["maps"] is not None

@@ -1,70 +1,34 @@
-"""A recipe calibrated on a model: searched, checked on prompts it has not seen, and written back as data."""
+"""`ditstack calibrate` as a function: a recipe and a pipeline in, the recipe with what was found out."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .attention.sparse_attn import SparseAttention
-from .calibration.calibration import Calibration
-from .calibration.goals import Goal
-from .core.errors import StackError
-from .core.files import read_text
-from .core.validate import prompts_of, shown
-from .recipe import Recipe, as_toml, recipe_of
-from .runtime.call_arguments import Call, call_of
-from .runtime.pipeline_calls import pipeline_for
-from .stack import Stack
+from ..attention.sparse_attn import SparseAttention
+from ..calibration.calibration import Calibration
+from ..calibration.goals import Goal
+from ..comparison.compare import taken_off
+from ..core.errors import StackError
+from ..recipe import Recipe, as_toml, recipe_of
+from ..reference.prompts import Prompts, searched_prompts
+from ..runtime.call_arguments import Call, call_of
+from ..runtime.pipeline_calls import pipeline_for
+from ..stack import Stack
 
-MOST_PROMPTS, LONGEST_PROMPT = 1000, 10_000
 HELD_OUT = 3  # every third prompt is kept for the check
 FITTED_ON = 2  # prompts that a budget of sparse attention is measured on
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Prompts of a text file, one per line; empty lines are left out.
-
-    Raises:
-        StackError: no such file, no text, or more or longer prompts than a file may have.
-    """
-    lines = read_text(path, f"cannot read prompts from {path}").splitlines()
-    found = [line.strip() for line in lines if line.strip()]
-    for number, line in enumerate(found, 1):
-        if len(line) > LONGEST_PROMPT or not line.isprintable():
-            expected = f"expected printable text of at most {LONGEST_PROMPT} letters"
-            raise StackError(f"{path}: prompt {number}: {expected}, got {shown(line)}")
-    if len(found) > MOST_PROMPTS:
-        raise StackError(f"{path}: expected at most {MOST_PROMPTS} prompts, got {len(found)}")
-    return found
-
-
-def texts_from(prompts: str | Path | Sequence[Any]) -> list[Any]:
-    """Prompts as they are given, or the lines of the file that a `Path` names.
-
-    Raises:
-        StackError: no such file, no prompts, or the name of a file as a text, which would be drawn.
-    """
-    if isinstance(prompts, Path):
-        return read_prompts(prompts)
-    if isinstance(prompts, str) and os.path.isfile(prompts):
-        raise StackError(
-            f"prompts: {shown(prompts)} is a file: expected its Path for its lines, or a list for this text"
-        )
-    return prompts_of(prompts)
-
-
-def held_apart(prompts: str | Path | Sequence[Any]) -> tuple[list[Any], list[Any]]:
+def held_apart(prompts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Prompts to search on, and every third one to check on.
 
     Raises:
-        StackError: fewer than three different prompts; see `texts_from`.
+        StackError: fewer than three different prompts.
     """
-    if isinstance(prompts, int):
-        raise StackError(f"prompts: expected at least {HELD_OUT} texts, or the path of a file, got a number, {prompts}")
-    known = list(dict.fromkeys(texts_from(prompts)))
+    known = list(dict.fromkeys(prompts))
     if len(known) < HELD_OUT:
         raise StackError(
             f"expected at least {HELD_OUT} different prompts, 2 to search on and 1 to check, got {len(known)}"
@@ -77,10 +41,10 @@ def calibrate(
     model: Any,
     recipe: Recipe | str | Path | None = None,
     *,
-    prompts: str | Path | Sequence[Any],
+    prompts: Prompts,
     full_steps: int = 0,
-    psnr: float = 0.0,
-    seconds: float = 0.0,
+    min_psnr: float = 0.0,
+    max_seconds: float = 0.0,
     seed: int = 0,
     budget: float = 60.0,
     size: str | None = None,
@@ -96,10 +60,11 @@ def calibrate(
     written too.
 
     Args:
-        model: a pipeline, or a `Stack` on one that is not applied.
+        model: a pipeline, or a `Stack` on one, which is taken off meanwhile.
         recipe: see `stack.recipe.recipe_of`; by default the stack's own.
-        prompts: three or more, or the path of a file of them; see `held_apart`.
-        full_steps, psnr, seconds: what to reach, see `stack.calibration.goals.Goal`.
+        prompts: three or more, the path of a file of them, or how many captions of a reference model; see
+            `stack.reference.prompts.searched_prompts`. Every third is held out.
+        full_steps, min_psnr, max_seconds: what to reach, see `stack.calibration.goals.Goal`.
         budget: seconds to spend.
         size, frames, guidance, negative_prompt, call: see `stack.runtime.call_arguments.call_of`.
 
@@ -110,19 +75,11 @@ def calibrate(
     if recipe is None and not isinstance(model, Stack):
         raise StackError("calibrate() searches a recipe's settings: expected a recipe, or a Stack as its model")
     chosen = model.to_recipe() if recipe is None else recipe_of(recipe)
-    goal = Goal(full_steps, psnr, seconds)
-    search, held = held_apart(prompts)
-    return _searched(
-        chosen,
-        pipe,
-        search,
-        held,
-        goal,
-        seed,
-        budget,
-        progress,
-        call_of(pipe, size, frames, guidance, negative_prompt, call),
-    )
+    goal = Goal(full_steps, min_psnr, max_seconds)
+    search, held = held_apart(searched_prompts(pipe, prompts))
+    given = call_of(pipe, size, frames, guidance, negative_prompt, call)
+    with taken_off(model):
+        return _searched(chosen, pipe, search, held, goal, seed, budget, progress, given)
 
 
 def _searched(
