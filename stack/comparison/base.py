@@ -1,4 +1,4 @@
-"""The base of a comparison: the model as it is, or made as fast as exact means make it, if that is faster."""
+"""The base of a comparison: the faster of the model as it is and the model with compiled blocks; and its controls'."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attention.dense_kernels import AUTO as KERNEL_BY_SHAPE
-from ..attention.dense_kernels import TORCH, possible
+from ..attention.dense_kernels import possible
+from ..compile import OFF
 from ..core.facts import machine_of
 from ..measure.timing import timed
 from ..stack import Stack
 
-EAGER, COMPILED = "eager", "compiled"
+EAGER, COMPILED, EXACT = "eager", "compiled", "exact"
 TRIAL_STEPS, TRIALS = 3, 4
 
 
@@ -27,16 +27,22 @@ class Base:
 
     Attributes:
         denoisers: the modules to call, by the pipeline's names for them; the untouched ones, or compiled stand-ins.
-        mode: "eager", or "compiled": compiled blocks, and the fastest exact attention.
-        attention: the kernel of attention that calls may have; "torch" where torch's choice is the fastest.
-        step_seconds: seconds per step in the quickest trial, by mode.
+        mode: "eager" or "compiled".
+        step_seconds: seconds per step in the quickest trial, by mode; "exact" for what controls call.
+        controls: what they call: the base, or the model with the fastest exact attention beside that.
     """
 
     denoisers: Mapping[str, nn.Module]
     mode: str
     step_seconds: dict[str, float]
     warnings: list[str]
-    attention: str = TORCH
+    controls: Mapping[str, nn.Module]
+
+    @property
+    def pace(self) -> float:
+        """Time of a step of the controls, the base's is 1."""
+        seconds = self.step_seconds
+        return seconds[EXACT] / seconds[self.mode] if EXACT in seconds else 1.0
 
 
 def stand_in(denoiser: nn.Module) -> Any:
@@ -45,24 +51,34 @@ def stand_in(denoiser: nn.Module) -> Any:
     return copy.deepcopy(denoiser, shared)
 
 
-def made_fast(denoisers: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Stand-ins with compiled blocks and the fastest exact attention, and the name of its kernel."""
-    copies, attention = {name: stand_in(denoiser) for name, denoiser in denoisers.items()}, TORCH
+def exact(denoisers: Mapping[str, Any], mode: str) -> Mapping[str, Any] | None:
+    """Stand-ins with the fastest exact attention; None where torch's choice is the fastest.
+
+    Args:
+        mode: of the base.
+    """
+    first = next(iter(denoisers.values()))
+    if not possible(machine_of(first.device), first.dtype):
+        return None
+    copies = {name: stand_in(denoiser) for name, denoiser in denoisers.items()}
     for made in copies.values():
-        if possible(machine_of(made.device), made.dtype):
-            attention = KERNEL_BY_SHAPE
-            Stack(made).dense_attn().compile().apply()
-        else:
-            made.compile_repeated_blocks()
-    return copies, attention
+        Stack(made).dense_attn().compile(OFF if mode == EAGER else "default").apply()
+    return copies
+
+
+def compiled(denoisers: Mapping[str, Any]) -> dict[str, Any]:
+    """Stand-ins with compiled blocks."""
+    copies = {name: stand_in(denoiser) for name, denoiser in denoisers.items()}
+    for made in copies.values():
+        made.compile_repeated_blocks()
+    return copies
 
 
 def chosen_base(denoisers: Mapping[str, Any], mode: str, step_seconds: dict[str, float]) -> Base:
     """The base that an earlier run has chosen."""
-    if mode == EAGER:
-        return Base(denoisers, mode, step_seconds, [])
-    fast, attention = made_fast(denoisers)
-    return Base(fast, mode, step_seconds, [], attention)
+    chosen = denoisers if mode == EAGER else compiled(denoisers)
+    fast = exact(denoisers, mode) if EXACT in step_seconds else None
+    return Base(chosen, mode, step_seconds, [], fast or chosen)
 
 
 def choose_base(
@@ -71,7 +87,7 @@ def choose_base(
     device: torch.device,
     steps: int = TRIAL_STEPS,
 ) -> Base:
-    """Make stand-ins fast by exact means, time both in turn, keep the faster.
+    """Compile the repeated blocks of stand-ins, time both in turn, keep the faster.
 
     Args:
         run: generates with these denoisers in this many steps.
@@ -79,21 +95,28 @@ def choose_base(
 
     Without a C++ compiler, or for a model whose blocks do not compile, the base is eager and a warning says why.
     """
-    compiled, attention, warnings = None, TORCH, []
+    candidates: dict[str, Mapping[str, Any]] = {EAGER: denoisers}
+    warnings = []
     run(denoisers, steps)
     try:
-        compiled, attention = made_fast(denoisers)
-        run(compiled, steps)
+        fast = compiled(denoisers)
+        run(fast, steps)
+        candidates[COMPILED] = fast
     except Exception as error:  # the compiler's own errors are of many classes, and none of them may end a comparison
-        compiled = None
         first = (str(error).strip().splitlines() or [""])[0][:160]
         warnings.append(f"base could not be compiled, measured eager: {type(error).__name__}: {first}")
-    candidates = {EAGER: denoisers} | ({COMPILED: compiled} if compiled is not None else {})
     seconds: dict[str, list[float]] = {mode: [] for mode in candidates}
-    for _ in range(TRIALS if compiled is not None else 1):
+    for _ in range(TRIALS if COMPILED in candidates else 1):
         for mode, candidate in candidates.items():
             seconds[mode].append(timed(partial(run, candidate, steps), device)[1] / steps)
     # The quickest trial, not the median: so short a run is only ever disturbed towards slower.
     per_step = {mode: min(values) for mode, values in seconds.items()}
     mode = min(per_step, key=lambda m: per_step[m])
-    return Base(candidates[mode], mode, per_step, warnings, attention if mode == COMPILED else TORCH)
+    controls = exact(denoisers, mode)
+    if controls is not None:
+        run(controls, steps)
+        quickest = min(timed(partial(run, controls, steps), device)[1] / steps for _ in range(TRIALS))
+        controls = controls if quickest < per_step[mode] else None
+    if controls is not None:
+        per_step[EXACT] = quickest
+    return Base(candidates[mode], mode, per_step, warnings, controls or candidates[mode])

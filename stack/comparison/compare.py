@@ -148,7 +148,6 @@ def _measured(pipe: Any, question: Question, kept: KeptPictures | None, line: Pr
     record = build_record(header, measurement, engine.work, reader, Judge())
     record |= {
         "base_mode": engine.base.mode,
-        "base_attention": engine.base.attention,
         "base_step_seconds": engine.base.step_seconds,
         "plans": plans,
     }

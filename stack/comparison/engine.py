@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from ..attention.dense_attn import DenseAttention
-from ..attention.dense_kernels import TORCH
 from ..attention.sparse_attn import SparseAttention
 from ..compat.rules.steps import FEWEST_STEPS
 from ..compile import Compile
@@ -24,9 +22,9 @@ from ..models.derive.wiring import wiring_of
 from ..runtime.call_arguments import Call
 from ..runtime.pipeline_calls import PipelineCalls
 from ..stack import Stack
-from .base import COMPILED, EAGER, TRIAL_STEPS, Base, choose_base, chosen_base, made_fast, stand_in
+from .base import COMPILED, EAGER, TRIAL_STEPS, Base, choose_base, chosen_base, compiled, stand_in
 from .peers import Peer
-from .rows import BASE_EAGER, Generation, Row, is_multistep
+from .rows import BASE_EAGER, CONTROL, Generation, Row, is_multistep
 
 if TYPE_CHECKING:
     from ..core.passes import Pass
@@ -46,6 +44,11 @@ class Engine(Protocol):
         """Whether the second-order control exists for this model."""
         ...
 
+    @property
+    def pace(self) -> float:
+        """Time of a step of the controls, the base's is 1."""
+        ...
+
     def warm_up(self, row: Row, prompt: str) -> None:
         """Run a row for a few steps: kernels are chosen, buffers allocated."""
         ...
@@ -60,7 +63,7 @@ class PipelineEngine:
 
     Stacks are applied before and undone after every picture, outside the timed part, so that no row runs on what
     another one left, and only one model is held. Where the base
-    is compiled so are the stacks, and they have its kernel of attention: like with like.
+    is compiled so are the stacks: like with like. Controls have the fastest exact attention beside that.
 
     Args:
         recipes: passes by the name of their recipe.
@@ -87,7 +90,7 @@ class PipelineEngine:
         self.steps = steps
         self.output = output
         self.device = torch.device(pipe.device)
-        self.base = Base(all_denoisers(pipe), EAGER, {}, [])
+        self.base = Base(all_denoisers(pipe), EAGER, {}, [], all_denoisers(pipe))
         self.fewest = WARM_UP_STEPS
         self.work = Work(0, 0, 0)
         self._recipes = dict(recipes)
@@ -98,6 +101,10 @@ class PipelineEngine:
     @property
     def multistep(self) -> bool:
         return self._solver is not None
+
+    @property
+    def pace(self) -> float:
+        return self.base.pace
 
     def beside(self, recipes: Mapping[str, Sequence[Pass]]) -> PipelineEngine:
         """An engine for other recipes that shares the base of this one."""
@@ -235,11 +242,12 @@ class PipelineEngine:
         """What a row without a stack calls, so many times per picture."""
         if row.role == "peer":
             return {name: self._under_peer(row, one, steps) for name, one in all_denoisers(self.pipe).items()}
+        if row.role == CONTROL:
+            return self.base.controls
         return all_denoisers(self.pipe) if row.name == BASE_EAGER else self.base.denoisers
 
     def _under_peer(self, row: Row, denoiser: nn.Module, steps: int) -> nn.Module:
-        compiled = self.base.mode == COMPILED
-        copy = made_fast({"": denoiser})[0][""] if compiled else stand_in(denoiser)
+        copy = compiled({"": denoiser})[""] if self.base.mode == COMPILED else stand_in(denoiser)
         self._peers[row.name].put(copy, steps)
         return copy
 
@@ -249,8 +257,6 @@ class PipelineEngine:
             stack = self._of([p for p in self._recipes[row.recipe] if p.stage in row.passes], row.steps)
             if self.base.mode == COMPILED and Compile.stage not in row.passes:
                 stack.compile()
-            if self.base.attention != TORCH and DenseAttention.stage not in row.passes:
-                stack.dense_attn(self.base.attention)
             self._stacks[key] = stack
         return self._stacks[key]
 

@@ -151,6 +151,10 @@ class KeptEngine:
     def multistep(self) -> bool:
         return self._engine.multistep
 
+    @property
+    def pace(self) -> float:
+        return self._engine.pace
+
     def warm_up(self, row: Row, prompt: str) -> None:
         if any(self._kept.load(row, seed) is None for seed in self._seeds):
             self._engine.warm_up(row, prompt)

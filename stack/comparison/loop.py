@@ -10,7 +10,7 @@ from ..core.errors import StackError
 from ..measure.timing import RoundRobin, median, steps_that_fit
 from ..runtime.report import steps_worth
 from .engine import Engine
-from .rows import BASE, Measured, Row, controls_of, has_control, is_multistep, whole_stacks
+from .rows import BASE, CONTROL, Measured, Row, controls_of, has_control, is_multistep, whole_stacks
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class _Loop:
         they computed: one disturbed timing must not give it fewer.
         """
         base, row = self.result.rows[BASE], self.result.rows[name]
-        fitting = steps_that_fit(row.seconds[0], base.seconds[0], base.row.steps)
+        fitting = steps_that_fit(row.seconds[0], base.seconds[0] * self.engine.pace, base.row.steps)
         worth = int(steps_worth(row.generations[0].work))
         steps = max(fitting, worth) if worth < base.row.steps else fitting
         for control in controls_of(row.row, steps, single, self.engine.multistep):
@@ -124,8 +124,9 @@ class _Loop:
                 self.attempt(control.name, "warming up", lambda row: self.engine.warm_up(row, prompt))
 
     def _of_as_many_steps(self, steps: int) -> str | None:
-        """The base or a control that walks this many steps with the base's scheduler."""
-        plain = [m.row for m in self.result.rows.values() if m.row.name == BASE or m.row.role == "control"]
+        """A control that walks this many steps with the base's scheduler, or the base where it runs like a control."""
+        own = [BASE] if self.engine.pace == 1 else []
+        plain = [m.row for m in self.result.rows.values() if m.row.name in own or m.row.role == CONTROL]
         fitting = [row.name for row in plain if row.steps == steps and not row.same_as and not is_multistep(row.name)]
         return fitting[0] if fitting else None
 

@@ -21,7 +21,7 @@ from ..runtime.report import steps_worth
 from .contributions import contributions
 from .intervals import psnr_interval, ratio_interval
 from .loop import Measurement
-from .rows import ALL, BASE, BASE_EAGER, Generation, Measured, Row, is_multistep, uncached_partner
+from .rows import ALL, BASE, BASE_EAGER, CONTROL, Generation, Measured, Row, is_multistep, uncached_partner
 
 ROW_KEYS = (
     "name", "passes", "seconds", "speedup", "flops_speedup", "psnr_db", "ssim", "accuracy", "full_steps", "steps",
@@ -250,7 +250,7 @@ def visible(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     whole = {row["name"] for row in record["rows"] if row["group"] == "all"}
     shown = [row for row in record["rows"] if not row["same_as"] and row["group"] != "pair"]
-    return [row for row in shown if row["role"] != "control" or row["control_of"] in whole]
+    return [row for row in shown if row["role"] != CONTROL or row["control_of"] in whole]
 
 
 def decibels(value: float | None) -> str:

@@ -13,6 +13,7 @@ from ..runtime.step import ALL as ALL_COMPUTED
 from ..runtime.step import CACHED, NO_BLOCK, Computed
 
 BASE, BASE_EAGER, ALL = "base", "base-eager", "all"
+CONTROL = "control"
 FEWER, MULTISTEP = "fewer-steps", "fewer-steps-multistep"
 MOST_FREE = 3  # passes of a recipe whose pairs are all among its other rows
 
@@ -166,7 +167,7 @@ def controls_of(row: Row, steps: int, single: bool, multistep: bool = True) -> l
     names = [FEWER, MULTISTEP] if multistep and whole else [FEWER]
     plain = single and whole
     return [
-        Row(name if plain else f"{name}@{row.name}", "control", "control", row.recipe, (), steps, control_of=row.name)
+        Row(name if plain else f"{name}@{row.name}", CONTROL, CONTROL, row.recipe, (), steps, control_of=row.name)
         for name in names
     ]
 
@@ -187,5 +188,5 @@ def uncached_partner(row: Row, rows: Sequence[Row]) -> Row | None:
         return None
     rest = tuple(stage for stage in row.passes if stage != "cache")
     named = {r.name: r for r in rows}
-    fitting = [r for r in rows if r.role != "control" and r.passes == rest and r.recipe in ("", row.recipe)]
+    fitting = [r for r in rows if r.role != CONTROL and r.passes == rest and r.recipe in ("", row.recipe)]
     return named.get(fitting[0].same_as, fitting[0]) if fitting else None

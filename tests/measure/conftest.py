@@ -36,6 +36,7 @@ class FakeEngine:
     """Counts what it is asked for; may be interrupted, and rows may fail."""
 
     multistep: bool = True
+    pace: float = 1.0
     stop_after: int = 10**9
     failing: str = ""
     error: Exception = field(default_factory=lambda: RuntimeError("out of memory\nlong traceback"))
