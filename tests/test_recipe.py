@@ -16,14 +16,19 @@ from .conftest import tiny_pipe
 
 def test_the_shipped_recipes_hold_a_calibrated_cache_one_that_needs_none_and_a_solver() -> None:
     recipes = {recipe.name: recipe for recipe in list_recipes()}
-    shipped = [name for name, recipe in recipes.items() if recipe.model in MODELS]
-    assert shipped == ["balanced", "fast", "fast-128", "turbo"]
-    for recipe in (recipes["balanced"], recipes["fast-128"]):
-        assert list(recipe.stages) == ["quantize", "sparse_attn", "cache"] and recipe.steps == 50
+    shipped = {name: list(recipe.stages) for name, recipe in recipes.items() if recipe.model in MODELS}
+    assert shipped == {
+        "balanced": ["quantize", "sparse_attn", "cache"],
+        "balanced-128": ["quantize", "dense_attn", "cache"],
+        "fast": ["quantize", "solver", "dense_attn"],
+        "fast-128": ["quantize", "solver", "sparse_attn"],
+        "turbo": ["distill", "quantize", "cache"],
+    }
     calibrated = recipes["balanced"].stages["cache"]
     assert calibrated["steps"] == 50 and calibrated["full_steps"][0] == 0
-    assert recipes["fast-128"].stages["cache"] == {"method": "predictor-corrector", "count": 5}
+    assert recipes["balanced-128"].stages["cache"] == {"method": "predictor-corrector", "count": 6}
     assert recipes["fast"].stages["solver"] == {"places": [0, 23, 33, 43, 48], "of": 50}
+    assert recipes["fast-128"].stages["solver"] == {"places": [0, 25, 37, 45, 49], "of": 50}
 
 
 def test_the_recipe_of_few_steps_holds_an_adapter() -> None:
@@ -76,7 +81,7 @@ def test_mistakes_are_named_with_the_recipe(data: dict[str, object], words: str)
 
 
 def test_unknown_recipes_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(StackError, match="unknown recipe 'blanced': expected one of balanced, chroma, cogvideox-5b"):
+    with pytest.raises(StackError, match="unknown recipe 'blanced': expected one of balanced, balanced-128, chroma"):
         load_recipe("blanced")
     (tmp_path / "bad.toml").write_text("steps = ")
     with pytest.raises(StackError, match="not valid TOML"):

@@ -12,8 +12,10 @@ What the kernel cannot be given is put right before it:
   is divided by a power of two, which is exact, and the output multiplied with it (`scaled`).
 - Keys that are missing in the last tile would count as keys with score 0 and value 0. The tile is filled with the mean
   key, which is 0 by then, and the mean value (`filled`). A filler weighs no more than the average key, so that on long
-  sequences it changes next to nothing; on short ones the call is refused. A tail of keys on its own could not be merged
-  with the rest: the kernel does not return the log-sum-exp of its scores.
+  sequences it changes next to nothing. On short ones heads are made wider, by a channel of the values that is 1 for
+  fillers alone: it comes out as their softmax mass, by which the output is put right (`without_tail`). Heads of 128
+  cannot be wider, and the call is refused. A tail of keys on its own could not be merged with the rest: the kernel does
+  not return the log-sum-exp of its scores.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ BITS = 8  # of queries and keys
 QUERIES, KEYS = 128, 64  # tokens that share a step
 HEAD_SIZES = (64, 96, 128)
 DTYPES = (torch.float16, torch.bfloat16)
+WIDER = {64: 96, 96: 128}  # heads that have room for one more channel in this size
 MOST_FILLED = 1 / 64  # softmax mass of the fillers: as many of them as there are tiles
 ANY_NUMBER = KEYS * (KEYS - 2)  # of more keys than these any number is taken
 LARGEST = 512.0  # of the scaled values: 64 of them add up to half of the largest fp16
@@ -47,7 +50,10 @@ def sage_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.T
         raise StackError(f"SageAttention cannot take these inputs: {reason}; use dense attention here")
     values, unit = scaled(v)
     # Not smoothed by the kernel's own function, which subtracts the mean from its caller's keys, in place.
-    return _sage(q, *filled(smoothed(k), values)) * unit
+    keys = smoothed(k)
+    if _fills_little(k.shape[1]):
+        return _sage(q, *filled(keys, values)) * unit
+    return without_tail(q, keys, values) * unit
 
 
 def unfit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
@@ -68,11 +74,16 @@ def unfit_size(keys: int, head_dim: int) -> str:
     """Why the kernel cannot take so many keys, or heads of this size; "" where it can."""
     if head_dim not in HEAD_SIZES:
         return f"expected heads of {', '.join(map(str, HEAD_SIZES))}, got {head_dim}"
-    missing = -keys % KEYS
-    share = filler_share_bound(missing, keys) if keys else 1.0
-    if share <= MOST_FILLED:
+    if _fills_little(keys) or (head_dim in WIDER and keys >= KEYS):
         return ""
+    if head_dim in WIDER:
+        return f"expected at least {KEYS} keys, got {keys}"
     return f"expected keys in whole tiles of {KEYS}, or more than {ANY_NUMBER:,}, got {keys:,}"
+
+
+def _fills_little(keys: int) -> bool:
+    """Whether what fills the last tile has next to no weight."""
+    return keys > 0 and filler_share_bound(-keys % KEYS, keys) <= MOST_FILLED
 
 
 def smoothed(k: torch.Tensor) -> torch.Tensor:
@@ -103,6 +114,23 @@ def filled(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
         return k, v
     mean = v.mean(1, keepdim=True).expand(-1, missing, -1, -1)
     return F.pad(k, (0, 0, 0, 0, 0, missing)), torch.cat([v, mean], 1)
+
+
+def without_tail(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attention over smoothed keys of any number, for heads that `WIDER` has: (B, S, H, D) in and out.
+
+    With fillers of mass p, whose values are 0, the kernel's output is 1 - p times the right one, and p is one of its
+    channels. It is below 1/2 for 64 keys and more, since a filler weighs no more than the average key.
+    """
+    keys, size = k.shape[1:4:2]
+    wide, missing = WIDER[size], -keys % KEYS
+    # The kernel divides scores by the root of the head size it is given.
+    query = F.pad(q * math.sqrt(wide / size), (0, wide - size))
+    widened = F.pad(v, (0, wide - size, 0, 0, 0, missing))
+    widened[:, keys:, :, size] = 1
+    out = _sage(query, F.pad(k, (0, wide - size, 0, 0, 0, missing)), widened)
+    mass = out[..., size : size + 1].float()
+    return (out[..., :size] / (1 - mass)).to(q.dtype)
 
 
 def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tail_as_zero: bool = False) -> torch.Tensor:

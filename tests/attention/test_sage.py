@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from boundbench.documented import int8_matmul_bound
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from stack.attention.sage import (
     KEYS,
     MOST_FILLED,
     QUERIES,
+    WIDER,
     filled,
     int8_scores,
     reference,
@@ -76,6 +78,8 @@ def test_the_kernels_compute_what_the_reference_says(kernels: dict, call: tuple[
     else:
         assert off["reference without tail"] == off["reference"] and 0.008 < off["exact"] < 0.02
     assert not isfinite(off["large"]) and off["guarded"] < 0.005
+    if call[2] in WIDER and call[1] >= KEYS:
+        assert off["tail put right"] < 0.02
 
 
 def draw(
@@ -167,9 +171,43 @@ def test_fillers_weigh_no_more_than_the_average_key(
 
 def test_the_bound_on_fillers_is_reached_and_decides_which_lengths_are_taken() -> None:
     assert filler_share_bound(16, 48) == 0.25 and filler_share_bound(16, 48, math.log(2)) == pytest.approx(1 / 7)
-    taken = {keys for keys in range(1, 5000) if not unfit_size(keys, 64)}
+    taken = {keys for keys in range(1, 5000) if not unfit_size(keys, 128)}
     assert taken == {keys for keys in range(1, 5000) if -keys % KEYS / (keys + -keys % KEYS) <= MOST_FILLED}
     assert {64, 1024, 1023, 3967, 3969, 4112, 4999} <= taken and not {1, 1040, 272, 3905} & taken
+    for size in WIDER:
+        assert [keys for keys in range(1, 5000) if unfit_size(keys, size)] == list(range(1, 63))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 999),
+    keys=st.integers(63, 400),
+    size=st.sampled_from(list(WIDER)),
+    outlier=st.sampled_from([1.0, 30.0]),
+    offset=st.sampled_from([0.0, 20.0]),
+)
+def test_a_tail_of_keys_is_put_right_by_the_mass_of_its_fillers(
+    seed: int, keys: int, size: int, outlier: float, offset: float
+) -> None:
+    """As far off exact attention as whole tiles of keys are, whatever number of keys is missing."""
+    q, k, v = (x.bfloat16() for x in draw(seed, 40, keys, size, outlier=outlier, offset=offset))
+    right = dense(*(x.double() for x in (q, k, v)))
+    spread = (v.double() - v.double().mean(1, keepdim=True)).norm(dim=-1).amax()
+    off = (sage_attention(q, k, v).double() - right).norm(dim=-1)
+    whole = keys // KEYS * KEYS
+    if whole == 0:
+        return
+    scores = dense(*(x.double() for x in (q, k[:, :whole], v[:, :whole])))
+    usual = (sage_attention(q, k[:, :whole], v[:, :whole]).double() - scores).norm(dim=-1).amax()
+    assert off.amax() <= 2 * usual + 0.02 * spread
+
+
+def test_without_the_fillers_mass_the_output_is_too_small_by_it() -> None:
+    q, k, v = (x.bfloat16() for x in draw(0, 40, 80, 64))
+    right = dense(*(x.double() for x in (q, k, v)))
+    made = sage_attention(q, k, v).double()
+    plain = reference(q, *(F.pad(x, (0, 0, 0, 0, 0, 48)) for x in (smoothed(k), v))).double()
+    assert (made - right).norm() < 0.03 * right.norm() < 0.15 * right.norm() < (plain - right).norm()
 
 
 @settings(deadline=None, max_examples=25)
@@ -230,8 +268,8 @@ def test_what_the_kernel_cannot_take_is_told_before_it_is_called() -> None:
     fits = half(2, 70, 3, 64)
     assert unfit(fits, half(2, 128, 3, 64), half(2, 128, 3, 64)) == ""
     for keys, why in {
-        half(2, 77, 3, 64): "expected keys in whole tiles of 64, or more than 3,968, got 77",
-        half(2, 0, 3, 64): "expected keys in whole tiles of 64, or more than 3,968, got 0",
+        half(2, 50, 3, 64): "expected at least 64 keys, got 50",
+        half(2, 0, 3, 64): "expected at least 64 keys, got 0",
         half(
             2, 64, 1, 64
         ): "expected one batch, heads and head size, got (2, 70, 3, 64), (2, 64, 1, 64), (2, 64, 1, 64)",
@@ -239,8 +277,10 @@ def test_what_the_kernel_cannot_take_is_told_before_it_is_called() -> None:
         half(2, 64, 64, 3).mT: "the last dimension must be contiguous",
     }.items():
         assert unfit(fits, keys, keys) == why
+    wide = half(2, 77, 3, 128)
+    assert unfit(wide, wide, wide) == "expected keys in whole tiles of 64, or more than 3,968, got 77"
     narrow, single = half(1, 64, 2, 72), torch.zeros(1, 64, 2, 64)
     assert unfit(narrow, narrow, narrow) == "expected heads of 64, 96, 128, got 72"
     assert unfit(single, single, single) == "expected fp16 or bf16 alike, got float32, float32, float32"
     with pytest.raises(StackError, match="SageAttention cannot take these inputs: expected keys in whole tiles"):
-        sage_attention(fits, half(2, 77, 3, 64), half(2, 77, 3, 64))
+        sage_attention(wide, wide, wide)

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from stack import Stack
+from stack.comparison import base as bases
 from stack.comparison import engine as subject
 from stack.comparison.base import Base, choose_base, stand_in
 from stack.comparison.compare import compare
 from stack.comparison.engine import PipelineEngine
 from stack.comparison.rows import controls_of, plan_rows
 from stack.core.errors import StackError
+from stack.models.denoiser import all_denoisers
 from stack.recipe import Recipe
 from stack.reference.captions import captions
 
@@ -128,13 +130,33 @@ def test_stacks_run_as_the_base_does(
     engine: PipelineEngine, pipe: Any, monkeypatch: pytest.MonkeyPatch, mode: str, stages: list[str]
 ) -> None:
     assert [p.stage for p in engine.effective(ALL)] == ["cache"]
-    monkeypatch.setattr(subject, "choose_base", lambda denoisers, *_: Base(denoisers, mode, {}, []))
+    monkeypatch.setattr(subject, "choose_base", lambda denoisers, *_: Base(denoisers, mode, {}, [], denoisers))
     engine.prepare(PROMPT)
     seen: list[list[str]] = []
     monkeypatch.setattr(Stack, "apply", lambda stack: seen.append([p.stage for p in stack.plan.passes()]) or stack)
     engine.warm_up(ALL, PROMPT)
     assert seen[0] == stages
     assert [p.stage for p in engine.effective(ALL)] == ["cache"]  # rows are told apart by what the recipe asks for
+
+
+def test_controls_have_the_fastest_exact_attention(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a faster kernel and it is measured to be faster; else they call what the base calls."""
+    trials, given = bases.TRIALS, all_denoisers(pipe)
+    monkeypatch.setattr(bases, "possible", lambda *_: True)
+    monkeypatch.setattr(bases, "compiled", lambda denoisers: {name: bases.stand_in(d) for name, d in denoisers.items()})
+
+    def chosen(exact_seconds: float) -> Base:
+        seconds = iter([*[2.0, 1.0] * trials, *[exact_seconds] * trials])
+        monkeypatch.setattr(bases, "timed", lambda run, device: (run(), next(seconds)))
+        return choose_base(given, lambda denoisers, steps: None, torch.device("cpu"))
+
+    base = chosen(0.25)
+    assert base.mode == "compiled" and base.pace == 0.25
+    assert [p.stage for p in Stack.of(base.controls["transformer"]).passes] == ["dense_attn", "compile"]
+    again = bases.chosen_base(given, base.mode, base.step_seconds)
+    assert again.pace == 0.25 and Stack.of(again.controls["transformer"]).applied
+    slower = chosen(1.5)
+    assert slower.pace == 1 and slower.controls == slower.denoisers and "exact" not in slower.step_seconds
 
 
 def test_captions_start_alike_and_differ() -> None:
