@@ -15,6 +15,7 @@ from stack.attention.flex import Flex
 from stack.attention.kernels import sparse_attention
 from stack.attention.maps import Grid, cut
 from stack.attention.policy_map import policy_map
+from stack.attention.products import products
 from stack.attention.sage import sage_attention, unfit_size
 from stack.attention.sparsity import SparsityPolicy
 
@@ -49,13 +50,14 @@ def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def call_rows(tokens: int, size: int) -> Iterator[Row]:
-    """One row per back end and kept share; 8-bit attention has no kernel on a CPU, so no time."""
+    """One row per back end and kept share, time also over dense products; 8-bit attention has no kernel on a CPU."""
     q, k, v = fields(tokens, size)
     grid = cut(tokens, TEXT, None, "cpu")
     heads_first = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
     maps = {keep: _map(keep, q, k, v, grid) for keep in KEEPS}
     runs: dict[str, Callable[[], torch.Tensor]] = {
         "dense": lambda: dense(*heads_first).transpose(1, 2),
+        "products": lambda: products(q, k, v),
         "map": lambda: _map(0.5, q, k, v, grid),
     }
     runs |= {f"{keep}": lambda m=kept: sparse_attention(q, k, v, m, grid, Flex()) for keep, kept in maps.items()}
@@ -68,10 +70,12 @@ def call_rows(tokens: int, size: int) -> Iterator[Row]:
         return {
             "tokens": tokens, "head": size, "back end": backend, "keep": keep, "work": _work(grid, keep),
             "ms": taken and 1000 * taken, "speedup": taken and seconds["dense"] / taken,
+            "over products": taken and seconds["products"] / taken,
             "map, of dense": seconds["map"] / seconds["dense"] if keep < 1 else None, "error": off,
         }  # fmt: skip
 
     yield row("dense", runs["dense"](), taken=seconds["dense"])
+    yield row("products", runs["products"](), taken=seconds["products"])
     if not unfit_size(grid.tokens, size):
         yield row("8-bit", sage_attention(q, k, v))
     for keep in KEEPS:

@@ -25,7 +25,7 @@ from stack.attention.flex import Flex
 from stack.attention.kernels import dense, sparse_attention
 from stack.attention.maps import Grid, block_map, computed_share, dropped_mass, mass_map
 from stack.attention.policy_map import policy_map
-from stack.attention.producers import PRODUCERS, sampled
+from stack.attention.producers import PRODUCERS, STATIC, losses, sampled
 from stack.attention.sparsity import SparsityPolicy
 from stack.loading import load
 from stack.models.sdpa import Answering, SdpaCall
@@ -79,6 +79,9 @@ def rows_of(model: str, calls: list[Qkv], grid: Grid) -> list[dict[str, Any]]:
         for name, make in {"all queries": exact_shares, **PRODUCERS}.items():
             shares = make(q, k, grid)
             maps |= {f"{name} {keep}": block_map(shares, grid, keep) for keep in KEEPS}
+            if name not in STATIC:
+                by_loss = losses(shares, v, grid)
+                maps |= {f"{name}, by loss {keep}": block_map(by_loss, grid, keep) for keep in KEEPS}
             maps[f"{name}, {WANTED} of the mass"] = _fewest(shares, exact, grid)
         for name, kept in maps.items():
             mass = 1 - float(dropped_mass(exact, kept).mean())
@@ -114,10 +117,10 @@ def times_of(model: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid
 
 
 def targets_of(by: dict[str, dict[str, Any]], model: str) -> list[Target]:
-    """What is asked of the default producer: fewer blocks than a static window for the same mass, and at the same
-    density 2 dB less error than pooled scores."""
+    """What is asked of the default: fewer blocks than a static window for the same mass, and at the same density 2 dB
+    less error than the largest pooled scores, which were the default once."""
     sampled, window = (by[f"{name}, {WANTED} of the mass"]["density"] for name in ("sampled", "window"))
-    less = by["pooled 0.5"]["error dB"] - by["sampled 0.5"]["error dB"]
+    less = by["pooled 0.5"]["error dB"] - by["sampled, by loss 0.5"]["error dB"]
     return [
         Target(f"{model}: density for {WANTED:.0%} of the mass, over a window's", sampled / window, 1.0, "<="),
         Target(f"{model}: dB of error below pooled scores at keep 0.5", less, 2.0),

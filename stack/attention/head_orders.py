@@ -14,7 +14,7 @@ from .maps import Grid, computed_share, ranked
 from .once_per_request import OncePerRequest
 from .output_error import errors_by_count
 from .policy_map import policy_map
-from .producers import PRODUCERS, SLIDING_TILE, few_heads, held_out
+from .producers import PRODUCERS, SLIDING_TILE, STATIC, few_heads, held_out, losses
 from .sparsity import SparsityPolicy
 from .token_order import BY_HEAD, ORDERS, RASTER, Shape, TokenOrder, tables
 
@@ -141,5 +141,6 @@ def _price(
     if policy.budget:
         return computed_share(policy_map(policy, q, k, v, grid, seen).kept, grid)
     shares, counts = PRODUCERS[policy.producer](q, k, grid, seen, places), [grid.kept(policy.keep), grid.blocks]
-    given = q, k, v, held_out(q, k, grid, seen), ranked(shares, grid), grid
+    order_by = shares if policy.producer in STATIC else losses(shares, v, grid)
+    given = q, k, v, held_out(q, k, grid, seen), ranked(order_by, grid), grid
     return errors_by_count(*given, torch.tensor(counts, device=q.device))[..., 0].square().mean(-1)

@@ -10,7 +10,7 @@ from ..core.facts import machine_of
 from .cost import rate_of
 from .maps import Grid, block_map, dropped_mass, mass_map, with_dense_heads
 from .output_error import error_map
-from .producers import MEASURED, PRODUCERS, few_heads, sample_of, sampled
+from .producers import MEASURED, PRODUCERS, STATIC, few_heads, losses, sample_of, sampled
 from .sparsity import SparsityPolicy
 
 
@@ -41,7 +41,9 @@ def policy_map(
     """The map for queries, keys and values (B, S, H, D), and the places of their tokens (B, S, H, axes), that lie in
     the order in which blocks are cut."""
     if policy.producer != MEASURED:
-        return PolicyMap(block_map(PRODUCERS[policy.producer](q, k, grid, seen, places), grid, policy.keep))
+        shares = PRODUCERS[policy.producer](q, k, grid, seen, places)
+        order_by = shares if policy.producer in STATIC else losses(shares, v, grid)
+        return PolicyMap(block_map(order_by, grid, policy.keep))
     parts = [_of_heads(policy, *some, grid, seen) for some in few_heads(q, k, v, grid)]
     dropped = torch.cat([part.dropped for part in parts if part.dropped is not None], 1).mean()
     errors = [part.error for part in parts if part.error is not None]
@@ -56,12 +58,12 @@ def _of_heads(
     """The map of some heads; what it drops and its error as they are in each row (B, H, rows)."""
     if not policy.budget:
         shares = sampled(q, k, grid, seen)
-        kept = block_map(shares, grid, policy.keep)
+        kept = block_map(losses(shares, v, grid), grid, policy.keep)
         return PolicyMap(kept, dropped_mass(shares, kept))
     sample, error = sample_of(q, k, grid, seen), None
     shares = sample.shares(grid)
     if policy.max_error is not None:
-        kept, error = error_map(q, k, v, sample, shares, grid, policy.max_error)
+        kept, error = error_map(q, k, v, sample, losses(shares, v, grid), grid, policy.max_error)
     else:
         kept = mass_map(shares, grid, policy.max_mass or 0.0)
     kept = with_dense_heads(kept, grid, policy.densest(rate_of(machine_of(q.device), q.dtype)))

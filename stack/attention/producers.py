@@ -39,6 +39,7 @@ IN_BLOCK = 4  # but no fewer of a query block: with 2 of 64, shapes-dit is 1 to 
 # Which one goes up by this from sample to sample, so that samples spread over the columns of a picture: of every 32nd
 # query of a row-major picture of 32 columns all would be in one column.
 STAGGER = 13
+SPREAD = 16  # values of a block that its spread is measured on
 TILE = 16  # of the antidiagonals; XAttention's coarser choice
 
 
@@ -200,6 +201,26 @@ def _by_row(x: torch.Tensor, grid: Grid) -> torch.Tensor:
     sizes = torch.full((grid.rows, 1), float(grid.group), device=x.device)
     sizes[-1:] -= missing
     return total / sizes
+
+
+def losses(shares: torch.Tensor, v: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """What leaving a block out costs an output, up to a factor: its share times the spread of its values.
+
+    Blocks that are left out are put back from their means (`remainder`), so that what is lost of a block is how its
+    values differ from their mean: the idea of SVG-EAR (arXiv 2603.08982), which computes exactly where that is largest.
+
+    Args:
+        shares: (B, H, rows, blocks) of the softmax mass.
+        v: (B, S, H, D) values.
+    """
+    if not grid.blocks:
+        return shares
+    blocks = v[:, grid.start : grid.end].unflatten(1, (grid.blocks, grid.key))
+    some = blocks[:, :, :: max(1, grid.key // SPREAD)].float()
+    spread = (some - some.mean(2, keepdim=True)).square().mean((2, 4)).sqrt().transpose(1, 2)[:, :, None]
+    largest = spread.amax(-1, keepdim=True)
+    # Where values do not differ at all the shares alone decide.
+    return shares * spread.clamp_min(1e-3 * largest).where(largest > 0, 1.0)
 
 
 PRODUCERS: dict[str, Producer] = {f.__name__: f for f in (sampled, pooled, antidiagonal, window, sliding_tile)}

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.attention import maps
+from stack.attention import kernels, maps
+from stack.attention.flex import Flex
 from stack.attention.maps import Grid, computed_share, cut, dropped_mass, keep_mask, mass_map, with_dense_heads
-from stack.attention.producers import PRODUCERS, sampled, sliding_tile, window
+from stack.attention.producers import PRODUCERS, losses, sampled, sliding_tile, window
 from stack.attention.token_order import hilbert
 
 from .mapped import block_map
@@ -146,3 +147,33 @@ def test_a_sliding_tile_keeps_the_blocks_that_lie_nearest_in_the_picture() -> No
     assert inside.sum() == 4 and torch.equal(kept[1, 2][inside], (away <= 1)[inside])
     assert not torch.equal(kept, maps.block_map(window(q, k, grid), grid, 9 / 16))
     assert torch.equal(sliding_tile(q, k, grid), window(q, k, grid))
+
+
+def test_of_blocks_with_as_much_mass_those_are_kept_whose_values_differ() -> None:
+    """Blocks 4 to 7 have one value each, which their mean replaces exactly: only a row's own one is kept."""
+    grid, generator = Grid(text=0, image=512, key=64, group=1), torch.Generator().manual_seed(0)
+    q, k = torch.zeros(1, 512, 2, 8), torch.zeros(1, 512, 2, 8)
+    v = torch.randn(1, 8, 64, 2, 8, generator=generator)
+    v[:, 4:] = v[:, 4:, :1]
+    v = v.flatten(1, 2)
+    by_loss = losses(sampled(q, k, grid), v, grid)
+    kept = maps.block_map(by_loss, grid, 5 / 8)[0, 1]
+    assert kept[:, :4].all() and kept[4:, 4:].equal(torch.eye(4, dtype=torch.bool))
+    assert torch.equal(losses(sampled(q, k, grid), torch.ones_like(v), grid), sampled(q, k, grid))
+    assert (by_loss > 0).all() and losses(torch.ones(1, 2, 0, 0), v[:, :40], Grid(0, 40, 64, 1)).shape == (1, 2, 0, 0)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, offset=st.sampled_from([0.0, 1e3]), keep=st.sampled_from([0.25, 0.5]))
+def test_by_loss_outputs_are_nearer_than_by_mass(seed: int, offset: float, keep: float) -> None:
+    """Where the values of every second block do not differ, remainder included."""
+    grid, generator = cut(1024, 8, 64, "cpu"), torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(1, grid.tokens, 2, 16, generator=generator) for _ in range(3))
+    blocks = v[:, 8:].unflatten(1, (16, 64))
+    alike = torch.arange(16)[:, None, None, None] % 2 == 1
+    v = torch.cat([v[:, :8], blocks.where(~alike, blocks.mean(2, keepdim=True)).flatten(1, 2)], 1) + offset
+    off = []
+    for by in (shares := sampled(q, k, grid), losses(shares, v, grid)):
+        made = kernels.sparse_attention(q, k, v, maps.block_map(by, grid, keep), grid, Flex())
+        off.append(float((made - kernels.dense(q, k, v)).norm()))
+    assert off[1] < off[0]
