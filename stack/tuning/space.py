@@ -11,7 +11,7 @@ from ..core.plan import Plan
 
 Stages = dict[str, dict[str, Any]]
 
-OFF = "off"
+OFF, EXACT = "off", "dense_attn"
 # Rounding that is faster somewhere, and rounding that only saves memory: tried where memory is limited.
 FASTER, SMALLER = ("int8", "fp8"), ("int8-weight", "nf4")
 METHODS = ("predictor-corrector", "svd", "taylorseer")
@@ -46,7 +46,7 @@ class Space:
         sparse: whether attention may be sparse.
         methods: caches.
         solver: whether fewer, second-order steps may be taken instead.
-        fixed: stages that every candidate has as they are, such as an adapter's.
+        fixed: stages that every candidate has as they are, such as an adapter's, or a faster exact kernel.
     """
 
     steps: int
@@ -124,5 +124,6 @@ def space_of(plan: Callable[[Stages], Plan], steps: int, fixed: Mapping[str, Any
         sparse=kept("sparse_attn", {"keep": 0.5}),
         methods=tuple(name for name in METHODS if kept("cache", {"method": name})),
         solver=kept("solver", {"steps": FEWEST_STEPS}),
-        fixed=dict(fixed),
+        # Exact, and faster where the plan keeps it: every candidate has it.
+        fixed={**fixed, **({EXACT: {}} if kept(EXACT, {}) else {})},
     )

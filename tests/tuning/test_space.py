@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -76,3 +77,12 @@ def test_a_model_on_which_nothing_works_has_no_space() -> None:
 
     space = space_of(refuse, STEPS, {})
     assert (space.schemes, space.sparse, space.methods, space.solver) == ((), False, (), False)
+
+
+def test_a_faster_exact_kernel_is_in_every_candidate() -> None:
+    def keeping(stages: Stages) -> Any:
+        return SimpleNamespace(passes=lambda: [SimpleNamespace(stage=stage) for stage in stages])
+
+    space = space_of(keeping, STEPS, {})
+    assert space.fixed == {"dense_attn": {}} and space.sparse
+    assert space_of(keeping, STEPS, {"dense_attn": {"backend": "torch"}}).fixed == {"dense_attn": {"backend": "torch"}}
