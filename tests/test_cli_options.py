@@ -15,6 +15,8 @@ from typer.models import OptionInfo
 from stack import calibrate, compare, run, tune
 from stack.calibration.measuring import calibrate as calibrate_stack
 from stack.cli.app import ORDER, app
+from stack.cli.options import model_for
+from stack.recipe import load_recipe
 
 Run = Callable[..., tuple[int, str, str]]
 NAMES = {"compare", "run", "explain", "calibrate", "tune", "models", "recipes", "adapters", "rules"}
@@ -80,3 +82,10 @@ def test_the_help_lists_commands_as_one_meets_them(run: Run) -> None:
 
 def test_every_command_prints_json() -> None:
     assert {*options()["--json"]} == NAMES
+
+
+def test_the_model_is_the_recipes_own_unless_another_is_asked_for() -> None:
+    small, large, real = (load_recipe(name) for name in ("fast", "fast-128", "flux-dev"))
+    assert model_for(None, [large]) == "shapes-flux-128" and model_for(None, [real]) == "black-forest-labs/FLUX.1-dev"
+    assert model_for("mine", [large]) == "mine"
+    assert model_for(None, []) == model_for(None, [small, large]) == "shapes-flux"

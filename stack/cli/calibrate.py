@@ -13,7 +13,6 @@ from ..core.files import check_folder, claimed
 from ..core.validate import MOST_STEPS
 from .app import Interrupted, app
 from .options import (
-    DEFAULT_MODEL,
     LONGEST_RUN,
     MOST_DECIBELS,
     OUT,
@@ -37,6 +36,7 @@ from .options import (
     call_of_json,
     check_numbers,
     loaded,
+    model_for,
     readable,
     recipes_of,
     searched_on,
@@ -55,7 +55,7 @@ OWN_PROMPTS = 6  # of a reference model: four to search on and two to check
 @app.command()
 def calibrate(
     recipe: RecipeArgument = OWN,
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOption = None,
     full_steps: Annotated[int, typer.Option(help="Number of full steps; by default the recipe's.")] = 0,
     min_psnr: MinPsnrOption = 0.0,
     max_seconds: MaxSecondsOption = 0.0,
@@ -89,6 +89,7 @@ def calibrate(
         raise StackError(f"recipe {chosen.name} has no cache to calibrate: expected one with [cache], such as {OWN}")
     if out is not None:
         check_folder(out, "--out")
+    model = model_for(model, [chosen])
     texts = searched_on(prompt, prompts_file, prompts, model, OWN_PROMPTS)
     model, pipe, size = loaded("calibrate", model, device, size, lora)
     from ..calibrated.calibrate import calibrate as search

@@ -11,7 +11,6 @@ import typer
 from ..core.files import check_folder
 from .app import Interrupted, app
 from .options import (
-    DEFAULT_MODEL,
     DEFAULT_RECIPE,
     OUT,
     CallOption,
@@ -32,6 +31,7 @@ from .options import (
     call_of_json,
     check_numbers,
     loaded,
+    model_for,
     recipes_of,
     texts_of,
 )
@@ -45,7 +45,7 @@ def compare(
     recipes: Annotated[
         list[str] | None, typer.Argument(help="Shipped recipes or .toml files. One is measured pass by pass.")
     ] = None,
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOption = None,
     prompt: PromptOption = None,
     prompts_file: PromptsFileOption = None,
     prompts: PromptsOption = None,
@@ -75,7 +75,7 @@ def compare(
     chosen, given = recipes_of(recipes or [DEFAULT_RECIPE]), call_of_json(call)
     check_folder(out, "--out")
     texts = texts_of(prompt, prompts_file, prompts)
-    model, pipe, size = loaded("compare", model, device, size, lora)
+    model, pipe, size = loaded("compare", model_for(model, chosen), device, size, lora)
     from ..comparison.compare import compare as run_compare
     from ..comparison.console import console
     from ..comparison.outcome import WIDTH

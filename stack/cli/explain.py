@@ -10,10 +10,10 @@ import typer
 from .app import app
 from .lists import recipes
 from .options import (
-    MODEL,
     DeviceOption,
     FramesOption,
     JsonOption,
+    ModelOption,
     SizeOption,
     StepsOption,
     check_numbers,
@@ -28,10 +28,7 @@ def explain(
         str | None,
         typer.Argument(help="A shipped recipe or the path of a .toml file; without one the recipes are listed."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help=MODEL, show_default="the recipe's, or shapes-flux"),
-    ] = None,
+    model: ModelOption = None,
     steps: StepsOption = None,
     device: DeviceOption = None,
     size: SizeOption = None,

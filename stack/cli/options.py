@@ -27,7 +27,7 @@ RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the pat
 MODEL = "A model that ships, a local diffusers folder, or a hub id OWNER/NAME."
 OUT = "Folder to write to."
 
-ModelOption = Annotated[str, typer.Option(help=MODEL)]
+ModelOption = Annotated[str | None, typer.Option(help=MODEL, show_default="the recipe's, or shapes-flux")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda if there is one.")]
 StepsOption = Annotated[
     int | None, typer.Option(help="Denoiser steps of the plain model; by default the recipe's, or the model's own.")
@@ -95,6 +95,12 @@ def recipes_of(names: Sequence[str]) -> list[Recipe]:
         if titles.count(title) > 1:
             raise StackError(f"recipe {title!r} is given {titles.count(title)} times: expected different names")
     return loaded
+
+
+def model_for(model: str | None, recipes: Sequence[Recipe]) -> str:
+    """The model that is asked for, or the one that the recipes are for."""
+    own = {recipe.model for recipe in recipes}
+    return model or (own.pop() if len(own) == 1 else DEFAULT_MODEL)
 
 
 def call_of_json(text: str | None) -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ import typer
 from ..core.files import check_folder
 from .app import Interrupted, app
 from .options import (
-    DEFAULT_MODEL,
     DEFAULT_RECIPE,
     OUT,
     CallOption,
@@ -31,6 +30,7 @@ from .options import (
     call_of_json,
     check_numbers,
     loaded,
+    model_for,
     readable,
     recipes_of,
     texts_of,
@@ -42,7 +42,7 @@ from .words import tell
 @app.command()
 def run(
     recipe: RecipeArgument = DEFAULT_RECIPE,
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOption = None,
     prompt: PromptOption = None,
     prompts_file: PromptsFileOption = None,
     prompts: PromptsOption = None,
@@ -70,7 +70,7 @@ def run(
     if out is not None:
         check_folder(out, "--out")
     texts = texts_of(prompt, prompts_file, prompts)
-    model, pipe, size = loaded("run", model, device, size, lora)
+    model, pipe, size = loaded("run", model_for(model, [chosen]), device, size, lora)
     from ..comparison.attention_map import check_map, save_attention_map
     from ..comparison.pictures import run as run_stack
     from ..reference.prompts import drawn_prompts

@@ -12,7 +12,6 @@ from ..core.errors import StackError
 from ..core.files import check_folder, claimed, json_text
 from .app import Interrupted, app
 from .options import (
-    DEFAULT_MODEL,
     LONGEST_RUN,
     MOST_DECIBELS,
     OUT,
@@ -37,6 +36,7 @@ from .options import (
     call_of_json,
     check_numbers,
     loaded,
+    model_for,
     readable,
     recipes_of,
     searched_on,
@@ -56,7 +56,7 @@ def tune(
     recipe: Annotated[
         str | None, typer.Argument(help="A recipe whose passes every candidate has; none by default.")
     ] = None,
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOption = None,
     min_psnr: MinPsnrOption = 0.0,
     max_lpips: Annotated[float, typer.Option(help="Largest perceptual distance (LPIPS).")] = 0.0,
     max_error: Annotated[float, typer.Option(help="Largest relative error of the final latents.")] = 0.0,
@@ -97,6 +97,7 @@ def tune(
     check_numbers(steps, 1, seed, prompts, guidance, size, frames)
     fixed, given = recipes_of([recipe])[0] if recipe else None, call_of_json(call)
     _check(limits, budget, trials, out)
+    model = model_for(model, [fixed] if fixed else [])
     texts = searched_on(prompt, prompts_file, prompts, model, OWN_PROMPTS)
     model, pipe, size = loaded("tune", model, device, size, lora)
     from ..tuning.results import folder_for, record, save
