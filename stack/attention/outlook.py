@@ -68,7 +68,7 @@ def error_words(policy: SparsityPolicy) -> str:
     most = dropped_mass_bound(lost, 1.0)
     return (
         f"error: an output that loses {lost:.0%} of its attention is off by at most {most:.2f} times the spread of "
-        f"its values (bound); {'what is farthest' if policy.producer in STATIC else 'what scores lowest'} is left out"
+        f"its values (bound); {'what is farthest' if policy.producer in STATIC else 'what loses least'} is left out"
     )
 
 

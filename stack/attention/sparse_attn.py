@@ -274,11 +274,12 @@ def _dense_calls(facts: Facts, stage: str) -> list[Finding]:
     if kernel is None:
         return []
     gain = kernel.speedup(facts.tokens, facts.head_dim)
-    what = f"dense calls by torch's kernel would take {gain:.1f} times as long as by {kernel.name}"
-    repair = "dense_attn() is added; dense_attn('torch') leaves it out"
-    return [
-        Finding.of(SLOW_DENSE_CALLS, stage, what, repair=repair, adds=DenseAttention(), instead=DenseAttention(TORCH))
-    ]
+    what = (
+        f"dense calls by torch's kernel would take {gain:.1f} times as long as by {kernel.name}: dense_attn() is "
+        "added, dense_attn('torch') leaves it out"
+    )
+    instead = DenseAttention(TORCH)
+    return [Finding.of(SLOW_DENSE_CALLS, stage, what, note=True, adds=DenseAttention(), instead=instead)]
 
 
 def _reporter(tally: Tally, flex: Flex, target: Target) -> Callable[[], dict[str, Any]]:
