@@ -120,4 +120,5 @@ def _differentiable(
     if lse is not None:
         scores = (q @ k.mT).float() / q.shape[-1] ** 0.5
         lse.copy_(scores.masked_fill(~mask, -torch.inf).logsumexp(-1)[:, :, grid.start : grid.end])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    # A copy: the remainder is added in place, and the kernel's own output is needed for its gradient.
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).clone()

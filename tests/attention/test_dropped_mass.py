@@ -128,5 +128,5 @@ def test_explain_says_what_leaving_blocks_out_may_cost() -> None:
     lines = [line for line in SparseAttention(0.3).describe(FACTS) if line.startswith("error:")]
     assert lines == [
         "error: an output that loses 70% of its attention is off by at most 1.40 times the spread of its values "
-        "(bound); what scores lowest is left out"
+        "(bound); what loses least is left out"
     ]
