@@ -31,8 +31,6 @@ class Dense:
         if call.hides != NOTHING:
             return MASKED
         q, k, v = call.sdpa.q, call.sdpa.k, call.sdpa.v
-        if not q.dtype == k.dtype == v.dtype:
-            return "queries, keys and values of several dtypes"
         if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
             return "gradients are recorded"
         self._kernel = chosen(self.name, self.machine, q.dtype, k.shape[2], q.shape[3])

@@ -64,6 +64,8 @@ class AttentionCall:
             return "context parallelism"
         if sdpa.causal or sdpa.dropout:
             return "causal" if sdpa.causal else "dropout"
+        if not sdpa.q.dtype == sdpa.k.dtype == sdpa.v.dtype:  # torch casts them under autocast
+            return "queries, keys and values of several dtypes"
         return "" if sdpa.v.shape == sdpa.k.shape else "values of another size"
 
     @cached_property
