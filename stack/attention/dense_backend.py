@@ -26,14 +26,12 @@ class Dense:
 
     def unfit(self, call: AttentionCall) -> str:
         """Why torch computes this call, or ""."""
-        if call.unusual:
-            return call.unusual
+        if reason := call.unusual or call.recorded:
+            return reason
         if call.hides != NOTHING:
             return MASKED
-        q, k, v = call.sdpa.q, call.sdpa.k, call.sdpa.v
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-            return "gradients are recorded"
-        self._kernel = chosen(self.name, self.machine, q.dtype, k.shape[2], q.shape[3])
+        q = call.sdpa.q
+        self._kernel = chosen(self.name, self.machine, q.dtype, call.sdpa.tokens, q.shape[3])
         return "" if self._kernel else SLOWER
 
     def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> torch.Tensor:

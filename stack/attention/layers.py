@@ -68,6 +68,12 @@ class AttentionCall:
             return "queries, keys and values of several dtypes"
         return "" if sdpa.v.shape == sdpa.k.shape else "values of another size"
 
+    @property
+    def recorded(self) -> str:
+        """Why a kernel that has no gradient does not compute it, or ""."""
+        given = self.sdpa.q, self.sdpa.k, self.sdpa.v
+        return "gradients are recorded" if torch.is_grad_enabled() and any(x.requires_grad for x in given) else ""
+
     @cached_property
     def hides(self) -> str:
         """What its mask hides from all queries alike: nothing, other tokens than the latent's, or more than that.
