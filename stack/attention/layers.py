@@ -29,6 +29,7 @@ from .once_per_request import OncePerRequest
 
 NOTHING, OTHERS, MORE = "nothing", "others", "more"
 NO_GRAPHS = "no-cudagraphs"
+UNCOMPILED = "no attention was asked for by compiled code: the layer runs uncompiled from here on"
 
 
 @dataclass(frozen=True)
@@ -155,16 +156,18 @@ def _asking(
 ) -> Callable[..., Any]:
     """A layer's forward, within which the back ends are asked. Compiled by itself where the blocks are."""
     by_mode: dict[str, Callable[..., Any]] = {}
+    compiles = True
 
     def own_forward() -> Callable[..., Any]:
-        # What answers in compiled code has no gradient.
-        if not (mode := target.compile_mode) or torch.is_grad_enabled():
+        # What answers in compiled code has no gradient, and no back end that somebody else chose around it.
+        if not (mode := target.compile_mode) or torch.is_grad_enabled() or not compiles or backend_of(module):
             return inner
         # A CUDA graph would replay one call's answer. What is around the layer is captured all the same.
         mode = mode if mode.endswith(NO_GRAPHS) else "default"
         return by_mode.get(mode) or by_mode.setdefault(mode, compiled(inner, mode, AnsweredGraphs(mode)))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal compiles
         asked: list[AttentionCall] = []
 
         def answer(sdpa: SdpaCall) -> torch.Tensor | None:
@@ -179,8 +182,11 @@ def _asking(
         with Answering(answer) if run is inner else answering_compiled(answer):
             out = run(*args, **kwargs)
         if not asked:
+            # The compiler may have left the layer as it is: it is switched off, or has met too many kinds of calls.
+            compiles = compiles and run is inner
+            reason = f"no scaled_dot_product_attention over the sequence{_instead(module)}"
             for backend in target.attention_backends:
-                backend.note(f"no scaled_dot_product_attention over the sequence{_instead(module)}", None)
+                backend.note(reason if run is inner else UNCOMPILED, None)
         return out
 
     return forward
