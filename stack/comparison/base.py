@@ -93,6 +93,7 @@ def choose_base(
     device: torch.device,
     steps: int = TRIAL_STEPS,
     compile_too: bool = True,
+    controls_too: bool = True,
 ) -> Base:
     """Compile the repeated blocks of stand-ins, time both in turn, keep the faster; then time exact attention for the
     controls, and keep it where it is faster by more than timing repeats.
@@ -101,6 +102,7 @@ def choose_base(
         run: generates with these denoisers in this many steps.
         steps: of a trial.
         compile_too: False leaves the base eager.
+        controls_too: False where there are none.
 
     Without a C++ compiler, or for a model whose blocks do not compile, the base is eager and a warning says why.
     """
@@ -116,13 +118,13 @@ def choose_base(
         first = (str(error).strip().splitlines() or [""])[0][:160]
         warnings.append(f"base could not be compiled, measured eager: {type(error).__name__}: {first}")
     seconds: dict[str, list[float]] = {mode: [] for mode in candidates}
-    for _ in range(TRIALS if COMPILED in candidates or can_be_exact(denoisers) else 1):
+    for _ in range(TRIALS if COMPILED in candidates or (controls_too and can_be_exact(denoisers)) else 1):
         for mode, candidate in candidates.items():
             seconds[mode].append(timed(partial(run, candidate, steps), device)[1] / steps)
     # The quickest trial, not the median: so short a run is only ever disturbed towards slower.
     per_step = {mode: min(values) for mode, values in seconds.items()}
     mode = min(per_step, key=lambda m: per_step[m])
-    controls = exact(denoisers, mode)
+    controls = exact(denoisers, mode) if controls_too else None
     if controls is not None:
         run(controls, steps)
         quickest = min(timed(partial(run, controls, steps), device)[1] / steps for _ in range(TRIALS))

@@ -170,6 +170,14 @@ def test_controls_have_it_beside_a_base_that_is_not_compiled(
     assert [p.stage for p in Stack.of(engine.base.controls["transformer"]).passes] == ["dense_attn", "compile"]
 
 
+def test_without_controls_their_kernel_is_not_timed(engine: PipelineEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bases, "possible", lambda *_: True)
+    monkeypatch.setattr(bases, "exact", lambda *_: pytest.fail("asked for"))
+    for compile_base in (True, False):
+        engine.prepare(PROMPT, compile_base, controls=False)
+        assert engine.base.pace == 1
+
+
 def test_captions_start_alike_and_differ() -> None:
     assert captions(1, 3) == [PROMPT]
     assert captions(6, 3)[:4] == captions(4, 3)
