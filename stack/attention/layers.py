@@ -20,6 +20,7 @@ from torch import nn
 from ..compat.rules.sparse import OTHER_PROCESSORS
 from ..compile import compiled
 from ..core.installer import Installer
+from ..core.progress import counted
 from ..core.readback import reads_are_free
 from ..models.derive.linears import attends
 from ..models.layout import SelfAttention, numbered
@@ -218,12 +219,13 @@ def attention_layers(target: Target) -> int:
 
 
 def left_alone(layers: Iterable[nn.Module]) -> list[str]:
-    """What back ends that somebody else chose mean for sparse calls."""
+    """What back ends that somebody else chose mean for the calls of one of ours."""
     chosen = [backend for layer in layers if (backend := backend_of(layer))]
     past = [backend for backend in chosen if "native" not in backend]
     through = sorted(set(chosen) - set(past))
-    notes = [f"{len(past)} layers stay dense, {', '.join(sorted(set(past)))} does not go through torch"] if past else []
-    notes += [f"sparse calls do not use {', '.join(through)}, dense ones do"] if through else []
+    names = ", ".join(sorted(set(past)))
+    notes = [f"{counted(len(past), 'layer')} left alone: {names} does not go through torch"] if past else []
+    notes += [f"calls that a pass takes do not use {', '.join(through)}, others do"] if through else []
     return [OTHER_PROCESSORS.annotate(text) for text in notes]
 
 
