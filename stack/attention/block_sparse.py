@@ -49,7 +49,7 @@ class BlockSparse:
         if not call.own:
             return NO_TEXT_LENGTH
         self._of_call, q = self.policy.of_call(call.layer, context), call.sdpa.q
-        if self.policy.kernel == SPARGE and (reason := sparge.unfit(call.sdpa.tokens, call.seen)):
+        if self.policy.kernel == SPARGE and (reason := call.recorded or sparge.unfit(call.sdpa.tokens, call.seen)):
             return reason
         shape = self._of_call.dense_shape(call.own, call.others, rate_of(self.machine, q.dtype))
         return shape or self._map(call)

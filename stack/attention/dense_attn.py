@@ -43,22 +43,22 @@ class DenseAttention:
         return field_options(self)
 
     def describe(self, facts: Facts) -> list[str]:
-        kernel = self._kernel(facts)
+        kernel = KERNELS.get(self.backend) or self._kernel(facts)
         if kernel is None:
-            return [LEFT if facts.image_tokens else "each call is decided by its own shape"]
+            return [LEFT if facts.image_tokens or self.backend == TORCH else "each call is decided by its own shape"]
         gain = kernel.speedup(facts.tokens, facts.head_dim)
         timed = f"{gain:.1f}x as fast as torch's attention" if gain else "slower than torch's attention or not measured"
+        where = f"at {facts.tokens:,} tokens and heads of {facts.head_dim}, {kernel.source}"
         return [
             f"{kernel.name}: {kernel.does}",
-            f"time: {timed} at {facts.tokens:,} tokens and heads of {facts.head_dim}, {kernel.source}",
+            f"time: {timed} {where}" if facts.image_tokens else "time: the number of tokens decides, which is unknown",
             "error: the rounding of its products; nothing is left out",
         ]
 
     def check(self, facts: Facts) -> list[Finding]:
         if reason := facts.lacks.get("attention"):
             return [Finding(self.stage, f"no other kernel: {reason}", repair=LEFT)]
-        machine, dtype = facts.machine, dtype_of(facts)
-        lacking = {name: kernel.lacks(machine, dtype) for name, kernel in KERNELS.items()}
+        lacking = {name: _lacks(kernel, facts) for name, kernel in KERNELS.items()}
         if self.backend in KERNELS and (reason := lacking[self.backend]):
             return [Finding(self.stage, f"{self.backend} cannot compute this model", reason, repair=LEFT)]
         if self.backend == AUTO and all(lacking.values()):
@@ -73,6 +73,8 @@ class DenseAttention:
         return replace(facts, dense_attention=self.backend)
 
     def apply(self, target: Target, install: Installer) -> Applied:
+        if self.backend == TORCH:
+            return Applied(f"{LEFT}, as asked for")
         # diffusers is wanted only once a model is there.
         from .dense_backend import Dense
         from .layers import attention_layers, left_alone, put_backend
@@ -93,10 +95,20 @@ class DenseAttention:
         return chosen(self.backend, facts.machine, dtype_of(facts), facts.tokens, facts.head_dim)
 
 
+def _lacks(kernel: DenseKernel, facts: Facts) -> str:
+    """Why a kernel cannot compute a model, or ""."""
+    if reason := kernel.lacks(facts.machine, dtype_of(facts)):
+        return reason
+    taken = kernel.heads
+    known = not facts.head_dim or facts.head_dim in taken
+    return "" if known else f"expected heads of {taken[0]}, {taken[1]}, ... {taken[-1]}, got {facts.head_dim}"
+
+
 def _reporter(tally: Tally, target: Target) -> Callable[[], dict[str, Any]]:
     def report() -> dict[str, Any]:
-        if target.contexts and not tally.taken:
-            reasons = ", ".join(f"{count} {why}" for why, count in tally.left.items()) or "none got that far"
+        # None at all where other passes took every call.
+        if target.contexts and tally.left and not tally.taken:
+            reasons = ", ".join(f"{count} {why}" for why, count in tally.left.items())
             target.journal.warn(f"0 attention calls by another kernel than torch's: {reasons}")
         return {"dense_calls": tally.taken, "other_calls": dict(tally.left)}
 

@@ -10,7 +10,7 @@ from .layers import NOTHING, AttentionCall
 from .sparsity import MASKED
 from .tally import Tally
 
-SLOWER = "no kernel is faster than torch's at this length"
+SLOWER = "no kernel is known to be faster than torch's for such calls"
 
 
 class Dense:
@@ -26,16 +26,12 @@ class Dense:
 
     def unfit(self, call: AttentionCall) -> str:
         """Why torch computes this call, or ""."""
-        if call.unusual:
-            return call.unusual
+        if reason := call.unusual or call.recorded:
+            return reason
         if call.hides != NOTHING:
             return MASKED
-        q, k, v = call.sdpa.q, call.sdpa.k, call.sdpa.v
-        if not q.dtype == k.dtype == v.dtype:
-            return "queries, keys and values of several dtypes"
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-            return "gradients are recorded"
-        self._kernel = chosen(self.name, self.machine, q.dtype, k.shape[2], q.shape[3])
+        q = call.sdpa.q
+        self._kernel = chosen(self.name, self.machine, q.dtype, call.sdpa.tokens, q.shape[3])
         return "" if self._kernel else SLOWER
 
     def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> torch.Tensor:

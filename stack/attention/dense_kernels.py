@@ -23,6 +23,7 @@ class DenseKernel:
         does: what it is, in words.
         speedups: how many times as fast as torch's choice it is, by head size and tokens from which on.
         source: where these are from.
+        heads: the sizes of heads that it takes.
         lacks: why it cannot compute on a machine in a dtype, or "".
         run: attention of (B, S, H, D) tensors, without a mask; the same shape and dtype out.
     """
@@ -31,12 +32,14 @@ class DenseKernel:
     does: str
     speedups: Speedups
     source: str
+    heads: range
     lacks: Callable[[Machine, torch.dtype], str]
     run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
     def speedup(self, tokens: int, head_dim: int) -> float:
-        """Over torch's choice, as measured with the nearest smaller head and length; 0 below all of them."""
-        sizes = [size for size in self.speedups if size <= head_dim]
+        """Over torch's choice, as measured with the nearest smaller head and length; 0 below all of them, and for heads
+        that it does not take."""
+        sizes = [size for size in self.speedups if size <= head_dim and head_dim in self.heads]
         lengths = self.speedups[max(sizes)] if sizes else {}
         known = [length for length in lengths if length <= tokens]
         return lengths[max(known)] if known else 0.0
@@ -76,6 +79,7 @@ KERNELS: dict[str, DenseKernel] = {
             "two matrix products with the exponentials between them",
             {64: {512: 1.3, 1024: 2.0, 4096: 2.6}, 128: {256: 1.7, 1024: 2.6, 4096: 3.2}},
             "measured on a Zen 4 core, torch 2.13",
+            range(1, 4097),
             _no_products,
             products,
         ),
@@ -84,6 +88,7 @@ KERNELS: dict[str, DenseKernel] = {
             "cuDNN's attention",
             {64: {2048: 1.2}, 128: {2048: 1.4}},
             "published for H100 (arXiv 2407.08608, figure 5: over FlashAttention 2), not measured here",
+            range(8, 129, 8),  # torch itself asks cuDNN for no others
             _no_cudnn,
             cudnn,
         ),
@@ -102,9 +107,9 @@ def chosen(backend: str, machine: Machine, dtype: torch.dtype, tokens: int, head
     Args:
         backend: the name of one, or "auto" for the fastest that gains enough to be worth a different rounding.
     """
+    fit = [kernel for kernel in KERNELS.values() if not kernel.lacks(machine, dtype) and head_dim in kernel.heads]
     if backend != AUTO:
-        return None if backend == TORCH or KERNELS[backend].lacks(machine, dtype) else KERNELS[backend]
-    fit = [kernel for kernel in KERNELS.values() if not kernel.lacks(machine, dtype)]
+        return next((kernel for kernel in fit if kernel.name == backend), None)
     best = max(fit, key=lambda kernel: kernel.speedup(tokens, head_dim), default=None)
     return best if best is not None and best.speedup(tokens, head_dim) >= MARGIN else None
 

@@ -18,8 +18,8 @@ class EightBit:
 
     def unfit(self, call: AttentionCall) -> str:
         """Why the kernel does not compute this call, or ""."""
-        if call.unusual:
-            return call.unusual
+        if reason := call.unusual or call.recorded:
+            return reason
         if call.hides != NOTHING:
             return MASKED
         q, k, v = (x.transpose(1, 2) for x in (call.sdpa.q, call.sdpa.k, call.sdpa.v))

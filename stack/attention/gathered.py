@@ -65,6 +65,8 @@ def _outside(grid: Grid, seen: torch.Tensor | None, device: torch.device) -> tor
 def _rows(kept: torch.Tensor, grid: Grid) -> list[tuple[slice, torch.Tensor | None]]:
     """Positions of each query block and the numbers of its key blocks; None stands for all keys.
 
+    Queries outside the blocks come in runs that are no longer than a query block.
+
     Args:
         kept: (rows, blocks) of one head.
     """
@@ -74,8 +76,9 @@ def _rows(kept: torch.Tensor, grid: Grid) -> list[tuple[slice, torch.Tensor | No
         (slice(start, min(start + block, grid.end)), row.nonzero()[:, 0])
         for start, row in zip(starts, kept, strict=True)
     ]
-    outside = [slice(0, grid.start), slice(grid.end, grid.tokens)]
-    return found + [(some, None) for some in outside if some.start < some.stop]
+    outside = (0, grid.start), (grid.end, grid.tokens)
+    runs = [(start, min(start + block, end)) for first, end in outside for start in range(first, end, block)]
+    return found + [(slice(*run), None) for run in runs]
 
 
 class _Keys:

@@ -20,6 +20,7 @@ from torch import nn
 from ..compat.rules.sparse import OTHER_PROCESSORS
 from ..compile import compiled
 from ..core.installer import Installer
+from ..core.progress import counted
 from ..core.readback import reads_are_free
 from ..models.derive.linears import attends
 from ..models.layout import SelfAttention, numbered
@@ -29,6 +30,7 @@ from .once_per_request import OncePerRequest
 
 NOTHING, OTHERS, MORE = "nothing", "others", "more"
 NO_GRAPHS = "no-cudagraphs"
+UNCOMPILED = "no attention was asked for by compiled code: the layer runs uncompiled from here on"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,15 @@ class AttentionCall:
             return "context parallelism"
         if sdpa.causal or sdpa.dropout:
             return "causal" if sdpa.causal else "dropout"
+        if not sdpa.q.dtype == sdpa.k.dtype == sdpa.v.dtype:  # torch casts them under autocast
+            return "queries, keys and values of several dtypes"
         return "" if sdpa.v.shape == sdpa.k.shape else "values of another size"
+
+    @property
+    def recorded(self) -> str:
+        """Why a kernel that has no gradient does not compute it, or ""."""
+        given = self.sdpa.q, self.sdpa.k, self.sdpa.v
+        return "gradients are recorded" if torch.is_grad_enabled() and any(x.requires_grad for x in given) else ""
 
     @cached_property
     def hides(self) -> str:
@@ -147,16 +157,18 @@ def _asking(
 ) -> Callable[..., Any]:
     """A layer's forward, within which the back ends are asked. Compiled by itself where the blocks are."""
     by_mode: dict[str, Callable[..., Any]] = {}
+    compiles = True
 
     def own_forward() -> Callable[..., Any]:
-        # What answers in compiled code has no gradient.
-        if not (mode := target.compile_mode) or torch.is_grad_enabled():
+        # What answers in compiled code has no gradient, and no back end that somebody else chose around it.
+        if not (mode := target.compile_mode) or torch.is_grad_enabled() or not compiles or backend_of(module):
             return inner
         # A CUDA graph would replay one call's answer. What is around the layer is captured all the same.
         mode = mode if mode.endswith(NO_GRAPHS) else "default"
         return by_mode.get(mode) or by_mode.setdefault(mode, compiled(inner, mode, AnsweredGraphs(mode)))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal compiles
         asked: list[AttentionCall] = []
 
         def answer(sdpa: SdpaCall) -> torch.Tensor | None:
@@ -171,8 +183,11 @@ def _asking(
         with Answering(answer) if run is inner else answering_compiled(answer):
             out = run(*args, **kwargs)
         if not asked:
+            # The compiler may have left the layer as it is: it is switched off, or has met too many kinds of calls.
+            compiles = compiles and run is inner
+            reason = f"no scaled_dot_product_attention over the sequence{_instead(module)}"
             for backend in target.attention_backends:
-                backend.note(f"no scaled_dot_product_attention over the sequence{_instead(module)}", None)
+                backend.note(reason if run is inner else UNCOMPILED, None)
         return out
 
     return forward
@@ -204,12 +219,13 @@ def attention_layers(target: Target) -> int:
 
 
 def left_alone(layers: Iterable[nn.Module]) -> list[str]:
-    """What back ends that somebody else chose mean for sparse calls."""
+    """What back ends that somebody else chose mean for the calls of one of ours."""
     chosen = [backend for layer in layers if (backend := backend_of(layer))]
     past = [backend for backend in chosen if "native" not in backend]
     through = sorted(set(chosen) - set(past))
-    notes = [f"{len(past)} layers stay dense, {', '.join(sorted(set(past)))} does not go through torch"] if past else []
-    notes += [f"sparse calls do not use {', '.join(through)}, dense ones do"] if through else []
+    names = ", ".join(sorted(set(past)))
+    notes = [f"{counted(len(past), 'layer')} left alone: {names} does not go through torch"] if past else []
+    notes += [f"calls that a pass takes do not use {', '.join(through)}, others do"] if through else []
     return [OTHER_PROCESSORS.annotate(text) for text in notes]
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from .maps import Grid, fewest, first_blocks, in_parts, ranked
 from .producers import Sample
 
-LEVELS = 16  # numbers of blocks between which a map for an error chooses: rows that keep as many are computed together
+LEVELS = 16  # numbers of blocks between which a map for an error chooses; the error is measured by each of them
 FAINTEST = 1e-30  # softmax mass of kept blocks below which their mean is lost in rounding
 
 

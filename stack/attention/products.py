@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.facts import Machine
+from .maps import in_parts
 
 QUERIES = 256  # whose scores are written down together: 2 MB at 4,096 keys; fewer are slower, more are no faster
 RUN = 64  # keys that have one mean
@@ -73,7 +74,13 @@ def shifts(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """About the largest score of each query over all keys: (B, H, S, 1) for (B, S, H, D) tensors, in their dtype."""
     keys, run = k.transpose(1, 2), min(RUN, k.shape[1])
     means = keys[:, :, : k.shape[1] // run * run].unflatten(2, (-1, run)).mean(3)
-    largest = (q.transpose(1, 2) @ means.mT).amax(-1, keepdim=True)
+    largest = q.new_empty(q.shape[0], q.shape[2], q.shape[1], 1)
+    parts = in_parts(q.shape[1] * means.shape[2], q.device)
+    for sample in range(len(q)):
+        for head in range(q.shape[2]):
+            queries, there = q[sample, :, head].chunk(parts), largest[sample, head].chunk(parts)
+            for some, room in zip(queries, there, strict=True):
+                torch.amax(some @ means[sample, head].T, -1, keepdim=True, out=room)
     return largest.float().div_(math.sqrt(q.shape[-1])).add_(ABOVE).to(q.dtype)
 
 

@@ -72,7 +72,8 @@ class SparseAttention:
         producer: who says which blocks matter: "sampled" (queries, exactly), "pooled", "antidiagonal", "window"
             (nearest in the order of tokens) or "sliding_tile" (nearest in the picture or video).
         kernel: who computes by the map. "auto": matrix products or torch's kernel on gathered keys on a CPU,
-            FlexAttention on CUDA. "sparge": SpargeAttn's kernel with 8-bit scores, see `stack.attention.sparge`.
+            FlexAttention on CUDA. "sparge": SpargeAttn's kernel with 8-bit scores, not with `max_error`; see
+            `stack.attention.sparge`.
         order: in which the latent's tokens are cut into blocks: "raster" as they lie, "transposed" (column by column,
             of videos place by place), "hilbert" (compact patches), or "by_head", which gives every head the one of
             these that serves it best, tried once in a request. "auto" is by head from 2,048 tokens on, and raster
@@ -123,6 +124,10 @@ class SparseAttention:
                 raise StackError(f"{name} must be in (0, 1), got {asked[name]!r}: it is {BUDGETS[name]}")
             if self.producer != MEASURED:
                 raise StackError(f"{name} needs exact scores, got producer={self.producer!r}: take {MEASURED!r}")
+        if self.max_error is not None and self.kernel == SPARGE:
+            raise StackError(
+                "max_error counts on the means of dropped blocks, which kernel='sparge' leaves out: take max_mass"
+            )
         if not asked:
             object.__setattr__(self, "keep", 0.5)
         elif self.keep is not None and not 0 < self.keep <= 1:

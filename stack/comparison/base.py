@@ -16,6 +16,7 @@ from ..compile import OFF
 from ..core.facts import machine_of
 from ..measure.timing import timed
 from ..stack import Stack
+from .differences import SAME_TIME
 
 EAGER, COMPILED, EXACT = "eager", "compiled", "exact"
 TRIAL_STEPS, TRIALS = 3, 4
@@ -51,14 +52,19 @@ def stand_in(denoiser: nn.Module) -> Any:
     return copy.deepcopy(denoiser, shared)
 
 
+def can_be_exact(denoisers: Mapping[str, Any]) -> bool:
+    """Whether there is another exact kernel than torch's choice for them."""
+    first = next(iter(denoisers.values()))
+    return possible(machine_of(first.device), first.dtype)
+
+
 def exact(denoisers: Mapping[str, Any], mode: str) -> Mapping[str, Any] | None:
     """Stand-ins with the fastest exact attention; None where torch's choice is the fastest.
 
     Args:
         mode: of the base.
     """
-    first = next(iter(denoisers.values()))
-    if not possible(machine_of(first.device), first.dtype):
+    if not can_be_exact(denoisers):
         return None
     copies = {name: stand_in(denoiser) for name, denoiser in denoisers.items()}
     for made in copies.values():
@@ -86,12 +92,17 @@ def choose_base(
     run: Callable[[Mapping[str, nn.Module], int], Any],
     device: torch.device,
     steps: int = TRIAL_STEPS,
+    compile_too: bool = True,
+    controls_too: bool = True,
 ) -> Base:
-    """Compile the repeated blocks of stand-ins, time both in turn, keep the faster.
+    """Compile the repeated blocks of stand-ins, time both in turn, keep the faster; then time exact attention for the
+    controls, and keep it where it is faster by more than timing repeats.
 
     Args:
         run: generates with these denoisers in this many steps.
         steps: of a trial.
+        compile_too: False leaves the base eager.
+        controls_too: False where there are none.
 
     Without a C++ compiler, or for a model whose blocks do not compile, the base is eager and a warning says why.
     """
@@ -99,24 +110,26 @@ def choose_base(
     warnings = []
     run(denoisers, steps)
     try:
-        fast = compiled(denoisers)
-        run(fast, steps)
-        candidates[COMPILED] = fast
+        if compile_too:
+            fast = compiled(denoisers)
+            run(fast, steps)
+            candidates[COMPILED] = fast
     except Exception as error:  # the compiler's own errors are of many classes, and none of them may end a comparison
         first = (str(error).strip().splitlines() or [""])[0][:160]
         warnings.append(f"base could not be compiled, measured eager: {type(error).__name__}: {first}")
     seconds: dict[str, list[float]] = {mode: [] for mode in candidates}
-    for _ in range(TRIALS if COMPILED in candidates else 1):
+    for _ in range(TRIALS if COMPILED in candidates or (controls_too and can_be_exact(denoisers)) else 1):
         for mode, candidate in candidates.items():
             seconds[mode].append(timed(partial(run, candidate, steps), device)[1] / steps)
     # The quickest trial, not the median: so short a run is only ever disturbed towards slower.
     per_step = {mode: min(values) for mode, values in seconds.items()}
     mode = min(per_step, key=lambda m: per_step[m])
-    controls = exact(denoisers, mode)
+    controls = exact(denoisers, mode) if controls_too else None
     if controls is not None:
         run(controls, steps)
         quickest = min(timed(partial(run, controls, steps), device)[1] / steps for _ in range(TRIALS))
-        controls = controls if quickest < per_step[mode] else None
-    if controls is not None:
-        per_step[EXACT] = quickest
+        if per_step[mode] / quickest > 1 + SAME_TIME:
+            per_step[EXACT] = quickest
+        else:
+            controls = None
     return Base(candidates[mode], mode, per_step, warnings, controls or candidates[mode])

@@ -22,7 +22,7 @@ from ..models.derive.wiring import wiring_of
 from ..runtime.call_arguments import Call
 from ..runtime.pipeline_calls import PipelineCalls
 from ..stack import Stack
-from .base import COMPILED, EAGER, TRIAL_STEPS, Base, choose_base, chosen_base, compiled, stand_in
+from .base import COMPILED, EAGER, TRIAL_STEPS, Base, can_be_exact, choose_base, chosen_base, compiled, stand_in
 from .peers import Peer
 from .rows import BASE_EAGER, CONTROL, Generation, Row, is_multistep
 
@@ -62,8 +62,8 @@ class PipelineEngine:
     """The real engine.
 
     Stacks are applied before and undone after every picture, outside the timed part, so that no row runs on what
-    another one left, and only one model is held. Where the base
-    is compiled so are the stacks: like with like. Controls have the fastest exact attention beside that.
+    another one left, and only one model is held. Where the base is compiled so are the stacks: like with like. Controls
+    have the fastest exact attention beside that.
 
     Args:
         recipes: passes by the name of their recipe.
@@ -125,11 +125,16 @@ class PipelineEngine:
         return [f"{f.stage}: {f.what}; {f.repair}" for f in self._stack(row).plan.findings if f.repair]
 
     def prepare(
-        self, prompt: str, compile_base: bool = True, chosen: tuple[str, dict[str, float]] | None = None
+        self,
+        prompt: str,
+        compile_base: bool = True,
+        chosen: tuple[str, dict[str, float]] | None = None,
+        controls: bool = True,
     ) -> None:
         """Count the work of one denoiser call, and choose the base: eager, or compiled if that is faster.
 
         Args:
+            controls: there are some, which may have another kernel.
             chosen: mode and seconds per step of the base that an earlier run has chosen.
         """
         denoiser, denoisers = denoiser_of(self.pipe), all_denoisers(self.pipe)
@@ -139,10 +144,10 @@ class PipelineEngine:
         if chosen is not None:
             self.base = chosen_base(denoisers, *chosen)
             self._stacks.clear()
-        elif compile_base:
-            run = partial(self._plain, prompt=prompt, seed=0)
+        elif compile_base or (controls and can_be_exact(denoisers)):
+            run, steps = partial(self._plain, prompt=prompt, seed=0), max(TRIAL_STEPS, self.fewest)
             self.base = choose_base(
-                denoisers, lambda chosen, steps: run(chosen, steps=steps), self.device, max(TRIAL_STEPS, self.fewest)
+                denoisers, lambda chosen, steps: run(chosen, steps=steps), self.device, steps, compile_base, controls
             )
             self._stacks.clear()
 

@@ -84,7 +84,7 @@ class Tryout:
     def prepare(self, samples: Sequence[Asked], tell: Callable[[str], None]) -> None:
         """Choose the base, time it, and make the pictures that candidates are compared with."""
         tell("the model without a stack: compiling its blocks and timing them")
-        self._base.prepare(samples[0].prompt, self.compile_base)
+        self._base.prepare(samples[0].prompt, self.compile_base, controls=False)
         for number, one in enumerate(samples):
             tell(f"the model without a stack: picture {number + 1} of {len(samples)}")
             if number < TIMED:

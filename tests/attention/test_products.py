@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stack.attention import products as subject
 from stack.attention.products import QUERIES, pays, products, shifts
@@ -100,6 +102,26 @@ def test_the_log_sum_exp_is_that_of_the_scores() -> None:
     attend = subject.products_of(q, k)
     _, lse = attend(q[0, :50, 0], k[0, :, 0], v[0, :, 0], (0, 0, slice(0, 50)))
     torch.testing.assert_close(lse.double(), exact(q, k, v)[1].logsumexp(-1)[0, 0, :50], atol=0.02, rtol=0)
+
+
+def test_nothing_is_held_that_is_longer_than_the_scores_of_a_few_queries() -> None:
+    """At 75,600 tokens and 40 heads the products of all queries with mean keys would take 7 GB."""
+    q, k, v = draw(0, 2048, 8, 1.0, 0.0, heads=16)
+    with Largest() as seen:
+        products(q, k, v)
+    assert seen.numbers == QUERIES * 2048
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.numbers = max(self.numbers, made.numel())
+        return made
 
 
 def test_a_query_that_is_not_a_number_stays_one_and_spoils_no_other() -> None:

@@ -126,6 +126,8 @@ def test_a_call_goes_to_it_or_is_counted_as_dense() -> None:
         reason = blocks.unfit(call)
         blocks.note(reason, call)
         assert (reason == "") is taken and dict(tally.left) == left
+        recorded = AttentionCall("attn", SelfAttention("before"), SdpaCall(q, k, v.clone().requires_grad_()), 256)
+        assert blocks.unfit(recorded) == "gradients are recorded"
         if taken:
             out = blocks.run(*call.sdpa.plain(), call)
             mask = keep_mask(blocks._kept, Grid(words, 256, 64, 1))

@@ -155,8 +155,27 @@ def test_controls_have_the_fastest_exact_attention(pipe: Any, monkeypatch: pytes
     assert [p.stage for p in Stack.of(base.controls["transformer"]).passes] == ["dense_attn", "compile"]
     again = bases.chosen_base(given, base.mode, base.step_seconds)
     assert again.pace == 0.25 and Stack.of(again.controls["transformer"]).applied
-    slower = chosen(1.5)
-    assert slower.pace == 1 and slower.controls == slower.denoisers and "exact" not in slower.step_seconds
+    for slower in (chosen(1.5), chosen(0.99)):  # within what timing repeats
+        assert slower.pace == 1 and slower.controls == slower.denoisers and "exact" not in slower.step_seconds
+
+
+def test_controls_have_it_beside_a_base_that_is_not_compiled(
+    engine: PipelineEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([1.0] * bases.TRIALS + [0.5] * bases.TRIALS)
+    monkeypatch.setattr(bases, "possible", lambda *_: True)
+    monkeypatch.setattr(bases, "timed", lambda run, device: (None, next(seconds)))
+    engine.prepare(PROMPT, compile_base=False)
+    assert engine.base.mode == "eager" and engine.base.pace == 0.5
+    assert [p.stage for p in Stack.of(engine.base.controls["transformer"]).passes] == ["dense_attn", "compile"]
+
+
+def test_without_controls_their_kernel_is_not_timed(engine: PipelineEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bases, "possible", lambda *_: True)
+    monkeypatch.setattr(bases, "exact", lambda *_: pytest.fail("asked for"))
+    for compile_base in (True, False):
+        engine.prepare(PROMPT, compile_base, controls=False)
+        assert engine.base.pace == 1
 
 
 def test_captions_start_alike_and_differ() -> None:

@@ -10,6 +10,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from stack import Stack, StackError
+from stack.attention.layers import UNCOMPILED
 from stack.compile import Compile
 
 from ..conftest import inputs, picture, tiny_denoiser, tiny_pipe
@@ -105,3 +106,32 @@ def test_with_gradients_an_attention_layer_runs_as_it_is() -> None:
         given["hidden_states"].requires_grad_()
         model(**given, return_dict=False)[0].sum().backward()
         assert given["hidden_states"].grad is not None and given["hidden_states"].grad.abs().sum() > 0
+
+
+def sparse_and_compiled(model: Any) -> Stack:
+    stack = Stack(model, steps=4).sparse_attn(0.5, block=64, even_if_slower=True, dense_first=0, dense_last=0)
+    return stack.compile()
+
+
+def test_attention_is_answered_where_the_compiler_leaves_a_layer_as_it_is() -> None:
+    """From the second call of a layer on: the first one tells."""
+    model = tiny_denoiser()
+    with sparse_and_compiled(model) as stack, torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for sigma in (1.0, 0.75, 0.5, 0.25):
+            model(**inputs(sigma, 16))
+        told = stack.report().passes["sparse_attn"]
+    assert told["sparse_calls"] == 6 and told["dense_calls"] == {UNCOMPILED: 2}
+
+
+def test_a_back_end_that_somebody_chose_computes_dense_calls_of_compiled_blocks() -> None:
+    model, call = tiny_denoiser(), inputs(1.0, 16)
+    model.set_attention_backend("_native_math")
+    try:
+        with Stack(model, steps=4).sparse_attn(0.5, block=64, even_if_slower=True).compile(), torch.no_grad():
+            model(**call)
+            with torch.profiler.profile() as seen:
+                model(**call)
+    finally:
+        model.set_attention_backend("native")
+    kernels = {event.key for event in seen.key_averages() if "_scaled_dot_product" in event.key}
+    assert kernels == {"aten::_scaled_dot_product_attention_math"}

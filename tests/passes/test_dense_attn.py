@@ -131,6 +131,8 @@ def test_the_fastest_kernel_is_chosen_by_length_and_machine() -> None:
     assert chosen("auto", CUDA.machine, half, 4608, 64) is None  # 1.2 times as fast: not worth another rounding
     assert chosen("cudnn", CUDA.machine, half, 4608, 64) is KERNELS["cudnn"]
     assert chosen("torch", CUDA.machine, half, 4608, 128) is None
+    for size in (36, 160, 256):  # what torch itself does not ask cuDNN for
+        assert chosen("auto", CUDA.machine, half, 9000, size) is chosen("cudnn", CUDA.machine, half, 9000, size) is None
 
 
 def test_cudnn_is_asked_by_its_own_name() -> None:
@@ -152,6 +154,10 @@ def test_the_plan_says_which_kernel_and_why() -> None:
     ):
         plan = make_plan(facts, [DenseAttention()])
         assert why in explain(plan) and LEFT in explain(plan) and plan.passes() == ()
+    told = explain(make_plan(replace(HALF, image_tokens=0), [DenseAttention("products")]))
+    assert "products: two matrix" in told and "time: the number of tokens decides, which is unknown" in told
+    told = explain(make_plan(replace(CUDA, head_dim=160), [DenseAttention("cudnn")]))
+    assert "expected heads of 8, 16, ... 128, got 160" in told
     plan = make_plan(CUDA, [DenseAttention("products")])
     assert "it is for CPUs, the model is on cuda" in explain(plan) and plan.passes() == ()
 
@@ -164,6 +170,24 @@ def test_sparse_attention_brings_it_along_where_it_is_faster() -> None:
     declined = make_plan(HALF, [SparseAttention(0.4), DenseAttention("torch")])
     assert declined.passes() == (SparseAttention(0.4), DenseAttention("torch"))
     assert make_plan(replace(HALF, dtype="float32"), [SparseAttention(0.4)]).added == {}
+
+
+def test_torchs_own_attention_is_left_as_it_is_without_a_warning() -> None:
+    model = denoiser()
+    with Stack(model, steps=STEPS).dense_attn("torch") as stack, torch.no_grad():
+        model(**given(0.5))
+        report = stack.report()
+    assert report.warnings == [] and report.passes["dense_attn"] == {}
+    assert f"dense_attn: {LEFT}" in stack.explain()
+
+
+def test_where_others_take_every_call_nothing_is_warned_of() -> None:
+    model = denoiser()
+    stack = Stack(model, steps=STEPS).dense_attn("products")
+    with stack.sparse_attn(0.5, block=64, even_if_slower=True, dense_first=0, dense_last=0), torch.no_grad():
+        model(**given(0.5))
+        report = stack.report()
+    assert report.warnings == [] and report.passes["dense_attn"] == {"dense_calls": 0, "other_calls": {}}
 
 
 def test_an_unknown_kernel_is_refused() -> None:

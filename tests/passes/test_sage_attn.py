@@ -150,6 +150,8 @@ def asked(sdpa: SdpaCall, parallel: bool = False) -> AttentionCall:
         (call(causal=True), "causal"),
         (call(dropout=0.1), "dropout"),
         (replace(call(), v=torch.zeros(2, 4, 128, 128).half()), "values of another size"),
+        (replace(call(), v=call().v.bfloat16()), "queries, keys and values of several dtypes"),
+        (replace(call(), v=call().v.requires_grad_()), "gradients are recorded"),
         (replace(call(), v=call().v.mT.contiguous().mT), "the last dimension must be contiguous"),
     ],
 )

@@ -81,6 +81,7 @@ def installed(steps: int = 10, wanted: SparseAttention = SMALL) -> tuple[Target,
             {"max_mass": 0.05, "producer": "pooled"},
             "max_mass needs exact scores, got producer='pooled': take 'sampled'",
         ),
+        ({"max_error": 0.05, "kernel": "sparge"}, "which kernel='sparge' leaves out: take max_mass"),
         ({"producer": "pool"}, "unknown producer of block maps 'pool'.* did you mean 'pooled'"),
         ({"order": "column"}, "unknown order of tokens 'column'"),
         ({"block": 0}, "block must be a multiple of 64 tokens, got 0"),
@@ -316,8 +317,8 @@ def test_back_ends_of_others_are_named() -> None:
     for block, name in ((model.transformer_blocks[0], "sage"), (model.single_transformer_blocks[0], "native")):
         block.attn.processor._attention_backend = AttentionBackendName(name)
     said = " ".join(SMALL.apply(target_of(model), Installer()).warnings)
-    assert "1 layers stay dense, sage does not go through torch" in said
-    assert "sparse calls do not use native, dense ones do" in said
+    assert "1 layer left alone: sage does not go through torch" in said
+    assert "calls that a pass takes do not use native, others do" in said
 
 
 TABLE = {
