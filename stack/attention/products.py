@@ -6,7 +6,7 @@ scores = q k^T, weights = exp(scores - shift), output = weights v / sum(weights)
 
 Scores are written down in bf16, which is exact to 1 part in 512. The large ones decide. So a number close to the
 largest score of a query is subtracted from its scores before they are rounded, which leaves softmax as it was. `shifts`
-estimates it from mean keys; where it is too far off (`LEAST`, `MOST`) the queries go to torch's kernel. What rounding
+estimates it from mean keys; where it is too far off (`LEAST`, `MOST`) the largest score itself is taken. What rounding
 costs an output at most: `bounds.moved_scores_bound`.
 """
 
@@ -53,15 +53,26 @@ def products_of(q: torch.Tensor, k: torch.Tensor, most: int = QUERIES) -> Attend
     ) -> tuple[torch.Tensor, torch.Tensor]:
         sample, head, positions = place
         there, size = shift[sample, head, positions], len(query) * len(keys)
-        weights = room[:size].view(len(query), len(keys))
-        torch.addmm(there.neg(), query, keys.T, alpha=1 / math.sqrt(query.shape[-1]), out=weights)
-        torch.exp(weights, out=weights)
-        total = weights.sum(-1, keepdim=True, dtype=torch.float32)
+        weights, scale = room[:size].view(len(query), len(keys)), 1 / math.sqrt(query.shape[-1])
+        total = _weigh(query, keys, there, scale, weights)
         if not _near(total):
-            return exactly(query, keys, values)
+            # Such as where one key, a sink, lies far above its run: once more, with the largest score itself.
+            there = torch.mm(query, keys.T, out=weights).amax(-1, keepdim=True).mul_(scale)
+            total = _weigh(query, keys, there, scale, weights)
+            if not _near(total):
+                return exactly(query, keys, values)
         return (weights @ values) / total, (there + total.log())[:, 0]
 
     return attend
+
+
+def _weigh(
+    query: torch.Tensor, keys: torch.Tensor, shift: torch.Tensor, scale: float, weights: torch.Tensor
+) -> torch.Tensor:
+    """Fills in the weights (N, S) of some queries; returns their sums (N, 1) in fp32."""
+    torch.addmm(shift.neg(), query, keys.T, alpha=scale, out=weights)
+    torch.exp(weights, out=weights)
+    return weights.sum(-1, keepdim=True, dtype=torch.float32)
 
 
 def _near(total: torch.Tensor) -> bool:
