@@ -66,7 +66,7 @@ def spread(
     """
     marks = [(x - 8, y - 8, x + 8, y + 8) for x, y in points]
     choices = [
-        [place(x + dx, y + dy, width, 1.2 * size, dx) for dx, dy in PLACES]
+        [within(place(x + dx, y + dy, width, 1.2 * size, dx), frame) for dx, dy in PLACES]
         for (x, y), width in zip(points, widths, strict=True)
     ]
     alone = [[cost(box, [*drawn, *marks], frame) for box in boxes] for boxes in choices]
@@ -91,6 +91,12 @@ def place(x: float, y: float, width: float, height: float, side: float) -> Box:
     """Box of a text anchored at (x, y): to the right of it (side > 0), to the left (< 0) or centred (0)."""
     left = x if side > 0 else x - width if side < 0 else x - width / 2
     return left, y - height / 2, left + width, y + height / 2
+
+
+def within(box: Box, frame: Box) -> Box:
+    """A box moved sideways into the frame, as far as it fits."""
+    by = max(0.0, frame[0] - box[0]) or -max(0.0, box[2] - frame[2])
+    return box[0] + by, box[1], box[2] + by, box[3]
 
 
 def cost(box: Box, taken: Sequence[Box], frame: Box) -> float:
