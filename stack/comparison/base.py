@@ -107,16 +107,21 @@ def choose_base(
     Without a C++ compiler, or for a model whose blocks do not compile, the base is eager and a warning says why.
     """
     candidates: dict[str, Mapping[str, Any]] = {EAGER: denoisers}
-    warnings = []
+    warnings: list[str] = []
+
+    def attempted(make: Callable[[], Mapping[str, Any] | None], failed: str) -> Mapping[str, Any] | None:
+        try:
+            if (made := make()) is not None:
+                run(made, steps)
+        except Exception as error:  # the compiler's own are of many classes, and none of them may end a comparison
+            first = (str(error).strip().splitlines() or [""])[0][:160]
+            warnings.append(f"{failed}: {type(error).__name__}: {first}")
+            return None
+        return made
+
     run(denoisers, steps)
-    try:
-        if compile_too:
-            fast = compiled(denoisers)
-            run(fast, steps)
-            candidates[COMPILED] = fast
-    except Exception as error:  # the compiler's own errors are of many classes, and none of them may end a comparison
-        first = (str(error).strip().splitlines() or [""])[0][:160]
-        warnings.append(f"base could not be compiled, measured eager: {type(error).__name__}: {first}")
+    if compile_too and (fast := attempted(lambda: compiled(denoisers), "base could not be compiled, measured eager")):
+        candidates[COMPILED] = fast
     seconds: dict[str, list[float]] = {mode: [] for mode in candidates}
     for _ in range(TRIALS if COMPILED in candidates or (controls_too and can_be_exact(denoisers)) else 1):
         for mode, candidate in candidates.items():
@@ -124,9 +129,9 @@ def choose_base(
     # The quickest trial, not the median: so short a run is only ever disturbed towards slower.
     per_step = {mode: min(values) for mode, values in seconds.items()}
     mode = min(per_step, key=lambda m: per_step[m])
-    controls = exact(denoisers, mode) if controls_too else None
+    failed = "controls have the base's attention, the faster exact kernel failed"
+    controls = attempted(lambda: exact(denoisers, mode), failed) if controls_too else None
     if controls is not None:
-        run(controls, steps)
         quickest = min(timed(partial(run, controls, steps), device)[1] / steps for _ in range(TRIALS))
         if per_step[mode] / quickest > 1 + SAME_TIME:
             per_step[EXACT] = quickest

@@ -178,6 +178,18 @@ def test_without_controls_their_kernel_is_not_timed(engine: PipelineEngine, monk
         assert engine.base.pace == 1
 
 
+def test_a_kernel_that_fails_leaves_controls_what_the_base_calls(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no such kernel\nmore")
+
+    monkeypatch.setattr(bases, "exact", fail)
+    base = choose_base(all_denoisers(pipe), lambda denoisers, steps: None, torch.device("cpu"), compile_too=False)
+    assert base.controls == base.denoisers and base.pace == 1
+    assert base.warnings == [
+        "controls have the base's attention, the faster exact kernel failed: RuntimeError: no such kernel"
+    ]
+
+
 def test_captions_start_alike_and_differ() -> None:
     assert captions(1, 3) == [PROMPT]
     assert captions(6, 3)[:4] == captions(4, 3)
