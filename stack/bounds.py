@@ -41,21 +41,6 @@ def dropped_mass_bound(dropped: Number, value_radius: Number) -> Number:
     return 2 * dropped * value_radius
 
 
-def moved_scores_bound(moved: Number, value_radius: Number) -> Number:
-    """Largest error of one attention output whose scores are off by `moved` each at most: 2 tanh(moved / 2) radius.
-
-    The weights p turn into p e^d / sum(p e^d) with |d| <= moved. The mass that this moves is largest where part of it
-    has d = moved and the rest d = -moved, and is tanh(moved / 2) at most; each bit of it moves from one value to
-    another, which are two radii apart.
-
-    Args:
-        moved: 0 or more, in units of the exponent.
-        value_radius: largest distance of the values from some common point, such as their mean.
-    """
-    share = math.tanh(moved / 2) if isinstance(moved, float | int) else torch.tanh(moved / 2)
-    return 2 * share * value_radius
-
-
 def filler_share_bound(fillers: int, keys: int, mean_score: Number | float = 0.0) -> Number | float:
     """Largest softmax mass on m keys of score 0 that are added to S others: m / (m + S exp(mean score of the S)).
 

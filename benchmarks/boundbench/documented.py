@@ -143,3 +143,18 @@ def hoeffding_margin(samples: int, failure: float) -> float:
         failure: chance in (0, 1) of being further off, to either side.
     """
     return math.sqrt(math.log(2 / failure) / (2 * samples))
+
+
+def moved_scores_bound(moved: torch.Tensor | float, value_radius: torch.Tensor | float) -> torch.Tensor | float:
+    """Largest error of one attention output whose scores are off by `moved` each at most: 2 tanh(moved / 2) radius.
+
+    The weights p turn into p e^d / sum(p e^d) with |d| <= moved. The mass that this moves is largest where part of it
+    has d = moved and the rest d = -moved, and is tanh(moved / 2) at most; each bit of it moves from one value to
+    another, which are two radii apart.
+
+    Args:
+        moved: 0 or more, in units of the exponent.
+        value_radius: largest distance of the values from some common point, such as their mean.
+    """
+    share = math.tanh(moved / 2) if isinstance(moved, float | int) else torch.tanh(moved / 2)
+    return 2 * share * value_radius

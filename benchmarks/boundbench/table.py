@@ -42,6 +42,7 @@ CASES = (
     Case("truncation_error", weights.truncation, 1.001, "mean"),
     Case("sin_theta_bound", weights.angle, 10.0),
     Case("dropped_mass_bound", weights.dropped, 20.0),
+    Case("moved_scores_bound", weights.moved, 40.0),
     Case("filler_share_bound", weights.fillers, 3.0),
     Case("hoeffding_margin", weights.sampled, 15.0, "likely"),
     Case("forecast_bound", trajectories.forecast, 1.5),

@@ -24,7 +24,13 @@ from stack.quant.formats import NF4_LEVELS, load, store
 from stack.quant.kernels.rows import ZERO, quantize_rows, quantize_weight
 from stack.quant.schemes import SCHEMES
 
-from .documented import hoeffding_margin, int8_matmul_bound, int8_matmul_likely_bound, truncation_error
+from .documented import (
+    hoeffding_margin,
+    int8_matmul_bound,
+    int8_matmul_likely_bound,
+    moved_scores_bound,
+    truncation_error,
+)
 
 CHANCE = 1e-3
 INNER = 1024
@@ -114,6 +120,16 @@ def dropped(seed: int) -> list[float]:
     radius = (v - v.mean(1, keepdim=True)).norm(dim=-1).amax(1)[..., None]
     blocks = error > 1e-9  # text queries attend to everything
     return (dropped_mass_bound(mass, radius)[blocks] / error[blocks]).tolist()
+
+
+def moved(seed: int) -> list[float]:
+    """Scores of 16 keys rounded to bf16, around the largest one."""
+    scores, values = normal(seed, 16, 16), normal(seed + 1, 16, 4)
+    scores = scores - scores.amax(-1, keepdim=True)
+    rounded = scores.bfloat16().double()
+    error = ((rounded.softmax(-1) - scores.softmax(-1)) @ values).norm(dim=-1)
+    radius = (values - values.mean(0)).norm(dim=-1).amax()
+    return (moved_scores_bound((rounded - scores).abs().amax(-1), radius) / error).tolist()
 
 
 def fillers(seed: int) -> list[float]:

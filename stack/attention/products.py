@@ -7,7 +7,7 @@ scores = q k^T, weights = exp(scores - shift), output = weights v / sum(weights)
 Scores are written down in bf16, which is exact to 1 part in 512. The large ones decide. So a number close to the
 largest score of a query is subtracted from its scores before they are rounded, which leaves softmax as it was. `shifts`
 estimates it from mean keys; where it is too far off (`LEAST`, `MOST`) the largest score itself is taken. What rounding
-costs an output at most: `bounds.moved_scores_bound`.
+costs an output at most: `moved_scores_bound` in benchmarks/boundbench/documented.py.
 """
 
 from __future__ import annotations

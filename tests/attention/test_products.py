@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from boundbench.documented import moved_scores_bound
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stack.attention import products as subject
 from stack.attention.products import QUERIES, pays, products, shifts
-from stack.bounds import moved_scores_bound
 from stack.core.facts import Machine
 
 UNIT = 2.0**-9  # of rounding to bf16
