@@ -39,7 +39,7 @@ SLOW_DENSE_CALLS = Rule(
         Evidence(
             "torch's attention takes 2.6 times as long as two matrix products at 4,112 tokens and heads of 64, 3.2 "
             "times at heads of 128",
-            "[attention by length](sparse.md#measured), bf16, a Zen 4 core",
+            "[attention by length](sparse.md#what-it-is-worth), bf16, a Zen 4 core",
         ),
     ),
     "`dense_attn()` is added by the plan; `dense_attn('torch')` leaves it out.",
