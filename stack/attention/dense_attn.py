@@ -77,18 +77,11 @@ class DenseAttention:
             return Applied(f"{LEFT}, as asked for")
         # diffusers is wanted only once a model is there.
         from .dense_backend import Dense
-        from .layers import attention_layers, left_alone, put_backend
+        from .layers import applied
 
         tally = Tally(target.clock)
-        layers = put_backend(target, install, Dense(self.backend, target.facts.machine, tally), last=True)
-        install.on_rollback(tally.reset)
-        return Applied(
-            summary=f"{len(layers)} of {attention_layers(target)} attention layers",
-            report=_reporter(tally, target),
-            reset=tally.reset,
-            details={"tally": tally},
-            warnings=left_alone(layers.values()),
-        )
+        dense = Dense(self.backend, target.facts.machine, tally)
+        return applied(target, install, dense, tally, _reporter(tally, target), last=True)
 
     def _kernel(self, facts: Facts) -> DenseKernel | None:
         """What computes a call of this model's usual length."""

@@ -36,7 +36,8 @@ class HeadOrders:
 
         With "by_head" the first sparse call of a layer in a request tries all orders, and each sample keeps the best.
         """
-        if (wanted := policy.order_of(grid.image)) == RASTER:
+        context = self._target.clock.context
+        if (wanted := policy.order_of(grid.image, 1 if context is None else context.whole)) == RASTER:
             return None
         if not (shape := self._shape(call)):
             if wanted != BY_HEAD:

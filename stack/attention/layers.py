@@ -6,7 +6,7 @@ end takes is computed by torch with the very arguments it was given, bit for bit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, partial
@@ -14,12 +14,14 @@ from typing import Any, Protocol
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..compat.rules.sparse import OTHER_PROCESSORS
 from ..compile import compiled
 from ..core.installer import Installer
+from ..core.passes import Applied
 from ..core.progress import counted
 from ..core.readback import reads_are_free
 from ..models.derive.linears import attends
@@ -27,8 +29,10 @@ from ..models.layout import SelfAttention, numbered
 from ..models.sdpa import AnsweredGraphs, Answering, SdpaCall, answering_compiled
 from ..runtime.target import Target
 from .once_per_request import OncePerRequest
+from .tally import Tally
 
 NOTHING, OTHERS, MORE = "nothing", "others", "more"
+CHOSEN_BACKEND = "_attention_backend"  # of processors that ask diffusers' dispatcher
 NO_GRAPHS = "no-cudagraphs"
 UNCOMPILED = "no attention was asked for by compiled code: the layer runs uncompiled from here on"
 
@@ -147,6 +151,36 @@ def put_backend(
     return layers
 
 
+def applied(
+    target: Target,
+    install: Installer,
+    backend: AttentionBackend,
+    tally: Tally,
+    report: Callable[[], dict[str, Any]],
+    *,
+    last: bool = False,
+    what: str = "",
+    details: Mapping[str, Any] | None = None,
+) -> Applied:
+    """A pass that is one back end.
+
+    Args:
+        tally: which the back end keeps.
+        last: it is asked after the others.
+        what: it does, for the summary.
+        details: further ones than the tally.
+    """
+    layers = put_backend(target, install, backend, last)
+    install.on_rollback(tally.reset)
+    return Applied(
+        summary=f"{len(layers)} of {attention_layers(target)} attention layers{what}",
+        report=report,
+        reset=tally.reset,
+        details={"tally": tally, **(details or {})},
+        warnings=left_alone(layers.values()),
+    )
+
+
 def _asking(
     target: Target,
     path: str,
@@ -240,8 +274,12 @@ def is_parallel(module: nn.Module) -> bool:
 
 
 def backend_of(module: nn.Module) -> str:
-    """The attention back end of diffusers that somebody has chosen for a layer; "" where nobody has."""
-    chosen = vars(processor_of(module)).get("_attention_backend")
+    """The attention back end of diffusers that somebody has chosen for a layer or the process; "" where nobody has."""
+    processor = processor_of(module)
+    chosen = vars(processor).get(CHOSEN_BACKEND)
+    if chosen is None and any(CHOSEN_BACKEND in vars(kind) for kind in type(processor).__mro__):
+        of_all, _ = _AttentionBackendRegistry.get_active_backend()
+        chosen = None if of_all == AttentionBackendName.NATIVE else of_all
     return "" if chosen is None else str(chosen.value if isinstance(chosen, Enum) else chosen)
 
 

@@ -15,7 +15,7 @@ from .dense_kernels import dtype_of
 from .maps import Grid
 from .producers import STATIC
 from .sparsity import SparsityPolicy, third
-from .token_order import AUTO, BY_HEAD, MANY_TOKENS, ORDERS, RASTER
+from .token_order import BY_HEAD, MANY_TOKENS, ORDERS, RASTER
 
 DENSE = "stays dense"
 
@@ -74,7 +74,7 @@ def error_words(policy: SparsityPolicy) -> str:
 
 def order_words(policy: SparsityPolicy, facts: Facts) -> str:
     """In which order the latent's tokens are cut into blocks."""
-    order = policy.order_of(facts.image_tokens)
+    order = policy.order_of(facts.image_tokens, facts.steps)
     if order != RASTER and (reason := facts.lacks.get("grid")):
         return f"tokens are cut into blocks as they lie, their grid is not known: {reason}"
     if order == BY_HEAD:
@@ -82,7 +82,7 @@ def order_words(policy: SparsityPolicy, facts: Facts) -> str:
             f"each head has its tokens in the order that serves it best ({', '.join(ORDERS)}), tried once in a request"
         )
     words = f"tokens are cut into blocks in {order} order"
-    unknown = policy.order == AUTO and not facts.image_tokens
+    unknown = policy.order_of(MANY_TOKENS, facts.steps) == BY_HEAD and not facts.image_tokens
     return words + (f", from {MANY_TOKENS:,} on in the one that serves each head best" if unknown else "")
 
 

@@ -70,18 +70,10 @@ class SageAttention:
     def apply(self, target: Target, install: Installer) -> Applied:
         # diffusers is wanted only once a model is there.
         from .eight_bit import EightBit
-        from .layers import attention_layers, left_alone, put_backend
+        from .layers import applied
 
         tally = Tally(target.clock)
-        layers = put_backend(target, install, EightBit(tally))
-        install.on_rollback(tally.reset)
-        return Applied(
-            summary=f"{len(layers)} of {attention_layers(target)} attention layers",
-            report=_reporter(tally, target),
-            reset=tally.reset,
-            details={"tally": tally},
-            warnings=left_alone(layers.values()),
-        )
+        return applied(target, install, EightBit(tally), tally, _reporter(tally, target))
 
     def _dense(self, facts: Facts) -> str:
         """Why no call of this model would be computed, or ""."""

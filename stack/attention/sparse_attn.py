@@ -76,8 +76,8 @@ class SparseAttention:
             `stack.attention.sparge`.
         order: in which the latent's tokens are cut into blocks: "raster" as they lie, "transposed" (column by column,
             of videos place by place), "hilbert" (compact patches), or "by_head", which gives every head the one of
-            these that serves it best, tried once in a request. "auto" is by head from 2,048 tokens on, and raster
-            below. Where their grid is not known tokens stay as they lie.
+            these that serves it best, tried once in a request. "auto" is by head from 2,048 tokens and 8 sparse steps
+            on, and raster below. Where their grid is not known tokens stay as they lie.
         block: query block in tokens, a multiple of 64; None takes the device's best (256 on a CPU, 128 on CUDA).
         dense_first: dense steps at the start; None is a tenth of the schedule, at least 1.
         dense_last: dense steps at the end.
@@ -250,23 +250,15 @@ class SparseAttention:
         from .block_sparse import BlockSparse
         from .flex import Flex
         from .head_orders import HeadOrders
-        from .layers import attention_layers, left_alone, put_backend
+        from .layers import applied
 
         tally, flex = Tally(target.clock), Flex()
-        layers = put_backend(
-            target, install, BlockSparse(self.policy, target.facts.machine, tally, flex, HeadOrders(target))
-        )
         modes = (*target.compute_modes, lambda context: bool(self.policy.dense_step(context)))
         install.set_attribute(target, "compute_modes", modes)
-        install.on_rollback(tally.reset)
-        return Applied(
-            summary=f"{len(layers)} of {attention_layers(target)} attention layers, {self._amount()}: "
-            + shapes(self.policy, target.facts),
-            report=_reporter(tally, flex, target),
-            reset=tally.reset,
-            details={"tally": tally, "flex": flex},
-            warnings=left_alone(layers.values()),
-        )
+        blocks = BlockSparse(self.policy, target.facts.machine, tally, flex, HeadOrders(target))
+        what = f", {self._amount()}: {shapes(self.policy, target.facts)}"
+        report, details = _reporter(tally, flex, target), {"flex": flex}
+        return applied(target, install, blocks, tally, report, what=what, details=details)
 
 
 def _sparge_facts(facts: Facts) -> tuple[Machine, int, torch.dtype, bool]:

@@ -9,7 +9,7 @@ from ..compat.rules.sparse import MARGIN, MASKED_ATTENTION
 from ..runtime.step import StepContext
 from .cost import Rate, densest, predicted_speedup, worth_it
 from .maps import FINEST, Grid, cut
-from .token_order import AUTO, BY_HEAD, MANY_TOKENS, RASTER
+from .token_order import AUTO, BY_HEAD, MANY_STEPS, MANY_TOKENS, RASTER
 
 OUTSIDE, FIRST, LAST = "outside a request", "first steps", "last step"
 MASKED, NO_TEXT_LENGTH = f"attention mask ({MASKED_ATTENTION.tag})", "text length unknown"
@@ -54,11 +54,11 @@ class SparsityPolicy:
     order: str = AUTO
     kernel: str = DEVICES_OWN
 
-    def order_of(self, image: int) -> str:
-        """The order of a latent of so many tokens: what is asked for, or what suits their number."""
+    def order_of(self, image: int, steps: int) -> str:
+        """The order of a latent of so many tokens in a schedule of so many steps: what is asked for, or what pays."""
         if self.order != AUTO:
             return self.order
-        return BY_HEAD if image >= MANY_TOKENS else RASTER
+        return BY_HEAD if image >= MANY_TOKENS and self.sparse_steps(steps) >= MANY_STEPS else RASTER
 
     @property
     def budget(self) -> bool:

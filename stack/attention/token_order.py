@@ -65,10 +65,10 @@ def _along_hilbert(places: torch.Tensor, bits: int) -> torch.Tensor:
 ORDERS: dict[str, Callable[[Shape], torch.Tensor]] = {f.__name__: f for f in (raster, transposed, hilbert)}
 RASTER = raster.__name__
 BY_HEAD = "by_head"  # each head has the one of them that serves it best
-AUTO = "auto"  # by head where the latent has many tokens
-# In the same time by head is as good as raster order at 1,600 tokens, and 3 dB better at 2,304
-# (benchmarks/order_pictures.py).
-MANY_TOKENS = 2_048
+AUTO = "auto"  # by head where the latent has many tokens, and enough sparse steps to make up for choosing
+# In the same time by head is as good as raster order at 1,600 tokens or with 5 sparse steps. With 12 it is 3.7 dB better
+# at 2,304 tokens, 0.8 at 4,096 (benchmarks/order_pictures.py).
+MANY_TOKENS, MANY_STEPS = 2_048, 8
 
 
 def tables(shape: Shape, grid: Grid) -> torch.Tensor:

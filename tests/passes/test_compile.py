@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
+from diffusers.models.attention_dispatch import attention_backend
 
 from stack import Stack, StackError
 from stack.attention.layers import UNCOMPILED
@@ -123,15 +126,28 @@ def test_attention_is_answered_where_the_compiler_leaves_a_layer_as_it_is() -> N
     assert told["sparse_calls"] == 6 and told["dense_calls"] == {UNCOMPILED: 2}
 
 
-def test_a_back_end_that_somebody_chose_computes_dense_calls_of_compiled_blocks() -> None:
-    model, call = tiny_denoiser(), inputs(1.0, 16)
+@contextmanager
+def of_one_model(model: Any) -> Iterator[None]:
     model.set_attention_backend("_native_math")
     try:
-        with Stack(model, steps=4).sparse_attn(0.5, block=64, even_if_slower=True).compile(), torch.no_grad():
-            model(**call)
-            with torch.profiler.profile() as seen:
-                model(**call)
+        yield
     finally:
         model.set_attention_backend("native")
+
+
+def of_the_process(model: Any) -> AbstractContextManager[None]:
+    return attention_backend("_native_math")
+
+
+@pytest.mark.parametrize("choose", [of_one_model, of_the_process])
+def test_a_back_end_that_somebody_chose_computes_dense_calls_of_compiled_blocks(
+    choose: Callable[[Any], AbstractContextManager[None]],
+) -> None:
+    model, call = tiny_denoiser(), inputs(1.0, 16)
+    stack = Stack(model, steps=4).sparse_attn(0.5, block=64, even_if_slower=True).compile()
+    with choose(model), stack, torch.no_grad():
+        model(**call)
+        with torch.profiler.profile() as seen:
+            model(**call)
     kernels = {event.key for event in seen.key_averages() if "_scaled_dot_product" in event.key}
     assert kernels == {"aten::_scaled_dot_product_attention_math"}

@@ -56,14 +56,16 @@ def test_an_order_of_tokens_whose_grid_is_not_known_is_refused_in_the_plan() -> 
     )
 
 
-def test_by_head_is_chosen_where_there_are_many_tokens() -> None:
-    def words(tokens: int, **options: str) -> str:
-        return SparseAttention(**options).describe(replace(FACTS, image_tokens=tokens))[-1]
+def test_by_head_is_chosen_where_there_are_many_tokens_and_many_sparse_steps() -> None:
+    def words(tokens: int, steps: int = 50, **options: str) -> str:
+        return SparseAttention(**options).describe(replace(FACTS, image_tokens=tokens, steps=steps))[-1]
 
     by_head = "each head has its tokens in the order that serves it best (raster, transposed, hilbert), tried once"
     assert words(16_384).startswith(by_head) and words(2_048).startswith(by_head)
     assert words(2_047) == words(16_384, order="raster") == "tokens are cut into blocks in raster order"
     assert words(256, order=BY_HEAD).startswith(by_head)
+    assert words(2_048, steps=10).startswith(by_head)  # 8 between one dense step at each end
+    assert words(2_048, steps=9) == words(0, steps=9) == "tokens are cut into blocks in raster order"
     assert words(0) == (
         "tokens are cut into blocks in raster order, from 2,048 on in the one that serves each head best"
     )
