@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .caching.cache import Cache, within
-from .calibration import measuring, place_search, rounding_fit, share_fit, survival
+from .calibration import measuring, place_search, rounding_fit, share_fit, solver_fit, survival
 from .calibration.quant.floor import NoiseFloor
 from .compile import Compile
 from .core.errors import StackError
@@ -250,6 +250,7 @@ class Stack:
     fit_maps = measuring.fit_maps
     fit_bases = measuring.fit_bases
     search_places = place_search.search_places
+    fit_solver = solver_fit.fit_solver
     surviving_updates = survival.surviving_updates
 
     @property

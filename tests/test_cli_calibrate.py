@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stack import load_recipe
-from stack.calibrated.results import folder_for
+from stack.calibrated.results import folder_of
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = ("--budget", "5", "--full-steps", "4", "--device", "cpu")
@@ -63,10 +63,10 @@ def test_a_folder_with_a_file_that_cannot_be_read_is_left_alone(
     for text in ("{", "[]", "\x00"):
         base.mkdir(exist_ok=True)
         (base / "calibrate.json").write_text(text)
-        assert folder_for(None, {"seed": 0}) == Path("ditstack-calibrate-2")
+        assert folder_of(None, {"seed": 0}) == Path("ditstack-calibrate-2")
     (base / "calibrate.json").write_text('{"asked": {"seed": 0}}')
-    assert folder_for(None, {"seed": 0}) == base
-    assert folder_for(Path("new"), {"seed": 0}) == Path("new") and not Path("new").exists()
+    assert folder_of(None, {"seed": 0}) == base
+    assert folder_of(Path("new"), {"seed": 0}) == Path("new") and not Path("new").exists()
 
 
 def test_the_default_recipe_has_a_cache(run: Run, line: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from stack import StackError
+from stack.attention.sparse_attn import SparseAttention
 from stack.comparison.engine import PipelineEngine
-from stack.comparison.kept import KeptPictures, key_of
+from stack.comparison.kept import KeptPictures, folder_of, key_of
 from stack.comparison.rows import Generation, Row
+from stack.quant.quantize import Quantize
 from stack.reference.pipeline import ShapesFluxPipeline
 from stack.runtime.step import Computed
+from stack.solver.solver import Solver
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = ("--steps", "6", "--no-compile", "--device", "cpu")
@@ -91,8 +95,11 @@ def test_the_same_command_goes_on_where_it_was_stopped(
     assert not (folder / "out" / ".ditstack-parts").exists()
     code, out, _ = run(*line, "--prompts", "2")
     assert code == 0 and "was measured before, --fresh measures anew: " in out and len(made) == 8
-    assert run(*line, "--prompts", "1")[0] == 0 and len(made) == 12  # another question
-    assert run(*line, "--prompts", "1", "--fresh")[0] == 0 and len(made) == 16
+    code, _, err = run(*line, "--prompts", "1")  # another question
+    assert code == 2 and "holds another comparison (--fresh writes over it): choose another folder" in err
+    assert record_in(folder) == record and len(made) == 8
+    assert run(*line, "--prompts", "1", "--fresh")[0] == 0 and len(made) == 12
+    assert len(record_in(folder)["prompts"]) == 1
 
 
 def test_a_kept_picture_is_read_back_as_it_was_made(tmp_path: Path) -> None:
@@ -112,10 +119,44 @@ def test_a_kept_picture_is_read_back_as_it_was_made(tmp_path: Path) -> None:
     assert KeptPictures.at(tmp_path, "another key").load(row, 3) is None
 
 
+def test_without_a_name_a_comparison_takes_the_next_folder_that_holds_no_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base, second, third = (Path(f"ditstack-compare{number}") for number in ("", "-2", "-3"))
+
+    def taken(key: str, fresh: bool = False) -> Path:
+        return folder_of(base, True, key, fresh)
+
+    assert taken("a") == base and not base.exists()
+    KeptPictures.at(base, "a")  # stopped on its way
+    second.mkdir()
+    (second / "compare.json").write_text(json.dumps({"key": "b", "partial": False}))
+    assert (taken("a"), taken("b"), taken("c")) == (base, second, third)
+    assert (taken("a", True), taken("b", True), taken("c", True)) == (base, second, third)
+    (second / "compare.json").write_text("cut off")
+    assert taken("b") == third
+    assert folder_of(base, False, "a", False) == folder_of(base, False, "b", True) == base
+    with pytest.raises(StackError, match=r"^--out: ditstack-compare holds another comparison \(--fresh writes over"):
+        folder_of(base, False, "b", False)
+
+
 def test_equal_questions_have_equal_keys_also_with_tensors() -> None:
     tensor = torch.arange(4.0)
     assert key_of({"call": {"x": tensor}}) == key_of({"call": {"x": tensor.clone()}})
     assert key_of({"call": {"x": tensor}}) != key_of({"call": {"x": tensor + 1}})
+
+
+def test_passes_that_differ_in_what_was_fitted_are_different_questions() -> None:
+    """Also in what they do not print: shares of blocks, weights of a solver."""
+    shares = [{"a": (0.5, 0.5, share)} for share in (0.5, 0.6)]
+    weights = [((0.0, share),) for share in (0.0, 0.1)]
+    for first, same, other in (
+        [SparseAttention(layers=shares[i]) for i in (0, 0, 1)],
+        [Solver(places=(0,), of=20, corrections=weights[i]) for i in (0, 0, 1)],
+        [Quantize("int8"), Quantize("int8"), Quantize("int8-weight")],
+    ):
+        assert key_of({"passes": [first]}) == key_of({"passes": [same]}) != key_of({"passes": [other]})
 
 
 def test_progress_is_told_line_by_line_into_a_pipe(run: Run, line: list[Any], folder: Path) -> None:
@@ -168,7 +209,7 @@ def test_a_lora_is_in_the_base_and_in_every_stack(run: Run, folder: Path, line: 
     one = ["--prompt", "a red ring", "--prompts", "1"]
     assert run(*line, *one)[0] == 0
     plain = (folder / "out" / "grid.png").read_bytes()
-    code, _, err = run(*line, *one, "--lora", lora_file(folder / "lora.safetensors"))
+    code, _, err = run(*line, *one, "--fresh", "--lora", lora_file(folder / "lora.safetensors"))
     assert code == 0, err
     record = record_in(folder)
     assert (folder / "out" / "grid.png").read_bytes() != plain
@@ -176,10 +217,10 @@ def test_a_lora_is_in_the_base_and_in_every_stack(run: Run, folder: Path, line: 
     assert rows["all"]["full_steps"] == 3 and 10 < rows["all"]["psnr_db"] < 99
     (folder / "int8.toml").write_text('steps = 14\n[quantize]\nscheme = "int8"\nmin_features = 16\n')
     line = [folder / "int8.toml" if str(part).endswith("mine.toml") else part for part in line]
-    code, _, err = run(*line, *one, "--lora", lora_file(folder / "lora.safetensors"))
+    code, _, err = run(*line, *one, "--fresh", "--lora", lora_file(folder / "lora.safetensors"))
     assert code == 0, err
     assert 20 < {row["name"]: row for row in record_in(folder)["rows"]}["all"]["psnr_db"] < 99
-    code, _, err = run(*line, *one, "--lora", lora_file(folder / "odd.safetensors", width=64))
+    code, _, err = run(*line, *one, "--fresh", "--lora", lora_file(folder / "odd.safetensors", width=64))
     assert code == 2 and "error: cannot load the LoRA" in err
 
 

@@ -66,7 +66,7 @@ ORDERS: dict[str, Callable[[Shape], torch.Tensor]] = {f.__name__: f for f in (ra
 RASTER = raster.__name__
 BY_HEAD = "by_head"  # each head has the one of them that serves it best
 AUTO = "auto"  # by head where the latent has many tokens, and enough sparse steps to make up for choosing
-# In the same time by head is as good as raster order at 1,600 tokens or with 5 sparse steps. With 12 it has 3.7 dB more
+# In the same time by head is as good as raster order at 1,600 tokens or with 5 sparse steps. With 12 it has 3.9 dB more
 # at 2,304 tokens, 0.8 at 4,096 (benchmarks/order_pictures.py).
 MANY_TOKENS, MANY_STEPS = 2_048, 8
 

@@ -12,8 +12,7 @@ from ..calibration.calibration import Calibration
 from ..calibration.curve import front
 from ..calibration.goals import Goal
 from ..comparison.record import machine, save_json
-from ..core.errors import StackError
-from ..core.files import first_free, json_text, whole, write_text
+from ..core.files import answers_another, folder_for, json_text, whole, write_text
 from ..core.versions import versions
 from ..measure.style import FAINT, GROUPS, INK, LINE, PAPER
 from ..recipe import Recipe, recipe_toml
@@ -46,29 +45,15 @@ def record(found: Recipe, result: Calibration, asked: Mapping[str, Any], device:
     }  # fmt: skip
 
 
-def folder_for(out: Path | None, asked: Mapping[str, Any]) -> Path:
-    """The folder to write to: the one that is named, or the first default one without another calibration.
+def folder_of(out: Path | None, asked: Mapping[str, Any]) -> Path:
+    """The folder to write to, see `stack.core.files.folder_for`."""
 
-    Raises:
-        StackError: the folder that is named holds another calibration.
-    """
-    if out is None:
-        return first_free(DEFAULT_FOLDER, lambda folder: not _other(folder, asked))
-    if _other(out, asked):
-        raise StackError(f"--out: {out} holds another calibration ({RECORD} says which): choose another folder")
-    return out
+    def holds(folder: Path) -> str:
+        nameless = (folder / RECIPE).exists() and not (folder / RECORD).exists()
+        other = nameless or answers_another(folder / RECORD, {"asked": asked})
+        return f"another calibration ({RECORD} says which)" if other else ""
 
-
-def _other(folder: Path, asked: Mapping[str, Any]) -> bool:
-    """Whether a folder holds the result of another question, or one that cannot be read."""
-    path = folder / RECORD
-    if not path.exists():
-        return (folder / RECIPE).exists()
-    try:
-        known = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return True
-    return not isinstance(known, dict) or known.get("asked") != asked
+    return folder_for(out, DEFAULT_FOLDER, holds)
 
 
 def save(data: Mapping[str, Any], found: Recipe, result: Calibration, goal: Goal, folder: Path) -> list[Path]:

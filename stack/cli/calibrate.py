@@ -15,7 +15,6 @@ from .app import Interrupted, app
 from .options import (
     LONGEST_RUN,
     MOST_DECIBELS,
-    OUT,
     BudgetOption,
     CallOption,
     DeviceOption,
@@ -37,6 +36,7 @@ from .options import (
     check_numbers,
     loaded,
     model_for,
+    out_option,
     readable,
     recipes_of,
     searched_on,
@@ -64,9 +64,7 @@ def calibrate(
     prompts: PromptsOption = None,
     budget: BudgetOption = 60.0,
     seed: SeedOption = 0,
-    out: Annotated[
-        Path | None, typer.Option(help=OUT, show_default="ditstack-calibrate, or ditstack-calibrate-2 and so on")
-    ] = None,
+    out: Annotated[Path | None, out_option("ditstack-calibrate")] = None,
     size: SizeOption = None,
     frames: FramesOption = None,
     guidance: GuidanceOption = None,
@@ -93,12 +91,12 @@ def calibrate(
     texts = searched_on(prompt, prompts_file, prompts, model, OWN_PROMPTS)
     model, pipe, size = loaded("calibrate", model, device, size, lora)
     from ..calibrated.calibrate import calibrate as search
-    from ..calibrated.results import folder_for, question, record, save
+    from ..calibrated.results import folder_of, question, record, save
     from ..runtime.call_arguments import call_of
 
     texts = readable(texts, pipe)
     asked = question(chosen, model, texts, goal, seed, call_of(pipe, size, frames, guidance, negative_prompt, given))
-    folder = folder_for(out, asked)
+    folder = folder_of(out, asked)
     with claimed(folder, "--out"):
         try:
             found, result = search(

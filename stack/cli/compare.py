@@ -12,7 +12,6 @@ from ..core.files import check_folder
 from .app import Interrupted, app
 from .options import (
     DEFAULT_RECIPE,
-    OUT,
     CallOption,
     CompileOption,
     DeviceOption,
@@ -32,6 +31,7 @@ from .options import (
     check_numbers,
     loaded,
     model_for,
+    out_option,
     recipes_of,
     texts_of,
 )
@@ -60,7 +60,7 @@ def compare(
     peers: Annotated[bool, typer.Option("--peers", help="Also measure cache-dit and the caches of diffusers.")] = False,
     pairs: Annotated[bool, typer.Option("--pairs", help="Also measure each pair of four or more passes.")] = False,
     compile_base: CompileOption = True,
-    out: Annotated[Path, typer.Option(help=OUT)] = FOLDER,
+    out: Annotated[Path | None, out_option("ditstack-compare")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start again; by default the same command continues where it was stopped.")
     ] = False,
@@ -73,7 +73,7 @@ def compare(
     """
     check_numbers(steps, FEWEST_STEPS, seed, prompts, guidance, size, frames)
     chosen, given = recipes_of(recipes or [DEFAULT_RECIPE]), call_of_json(call)
-    check_folder(out, "--out")
+    check_folder(out or FOLDER, "--out")
     texts = texts_of(prompt, prompts_file, prompts)
     model, pipe, size = loaded("compare", model_for(model, chosen), device, size, lora)
     from ..comparison.compare import compare as run_compare
@@ -84,7 +84,7 @@ def compare(
     outcome = run_compare(
         pipe, chosen, prompts=texts or prompts or PROMPTS, steps=steps, seed=seed, size=size, frames=frames,
         guidance=guidance, negative_prompt=negative_prompt, call=given, peers=peers, pairs=pairs,
-        compile_base=compile_base, out=out, fresh=fresh, name=model,
+        compile_base=compile_base, out=out or FOLDER, fresh=fresh, numbered=out is None, name=model,
         command=shlex.join(["ditstack", *context.obj]),
     )  # fmt: skip
     record = outcome.record

@@ -25,7 +25,12 @@ EXAMPLE = '{"true_cfg_scale": 4}'
 RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a .toml file.")]
 # Help of options whose defaults differ from command to command.
 MODEL = "A model that ships, a local diffusers folder, or a hub id OWNER/NAME."
-OUT = "Folder to write to."
+
+
+def out_option(folder: str) -> Any:
+    """Of a command with a folder of its own: the first of folder, folder-2, ... without another question's."""
+    return typer.Option(help="Folder to write to.", show_default=f"{folder}, or {folder}-2 and so on")
+
 
 ModelOption = Annotated[str | None, typer.Option(help=MODEL, show_default="the recipe's, or shapes-flux")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda if there is one.")]

@@ -11,7 +11,6 @@ from ..core.files import check_folder
 from .app import Interrupted, app
 from .options import (
     DEFAULT_RECIPE,
-    OUT,
     CallOption,
     DeviceOption,
     FramesOption,
@@ -31,6 +30,7 @@ from .options import (
     check_numbers,
     loaded,
     model_for,
+    out_option,
     readable,
     recipes_of,
     texts_of,
@@ -46,9 +46,7 @@ def run(
     prompt: PromptOption = None,
     prompts_file: PromptsFileOption = None,
     prompts: PromptsOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help=OUT, show_default="ditstack-run, or ditstack-run-2 and so on")
-    ] = None,
+    out: Annotated[Path | None, out_option("ditstack-run")] = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
     size: SizeOption = None,

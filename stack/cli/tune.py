@@ -14,7 +14,6 @@ from .app import Interrupted, app
 from .options import (
     LONGEST_RUN,
     MOST_DECIBELS,
-    OUT,
     BudgetOption,
     CallOption,
     CompileOption,
@@ -37,6 +36,7 @@ from .options import (
     check_numbers,
     loaded,
     model_for,
+    out_option,
     readable,
     recipes_of,
     searched_on,
@@ -76,9 +76,7 @@ def tune(
     call: CallOption = None,
     lora: LoraOption = None,
     compile_base: CompileOption = True,
-    out: Annotated[
-        Path | None, typer.Option(help=OUT, show_default="ditstack-tune, or ditstack-tune-2 and so on")
-    ] = None,
+    out: Annotated[Path | None, out_option("ditstack-tune")] = None,
     study: Annotated[
         str | None, typer.Option(help="Optuna database, a file or URL; by default study.db in --out.")
     ] = None,
@@ -100,10 +98,10 @@ def tune(
     model = model_for(model, [fixed] if fixed else [])
     texts = searched_on(prompt, prompts_file, prompts, model, OWN_PROMPTS)
     model, pipe, size = loaded("tune", model, device, size, lora)
-    from ..tuning.results import folder_for, record, save
+    from ..tuning.results import folder_of, record, save
     from ..tuning.tune import tune as search
 
-    folder = folder_for(out, model, limits)
+    folder = folder_of(out, model, limits)
     with claimed(folder, "--out"):
         found = search(
             pipe, fixed, prompts=readable(texts, pipe), **limits, steps=steps, seed=seed, budget=budget, trials=trials,

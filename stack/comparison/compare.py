@@ -23,7 +23,7 @@ from ..runtime.pipeline_calls import pipeline_for
 from ..stack import Stack
 from .engine import Engine, PipelineEngine
 from .files import files_in, save_outcome
-from .kept import KeptEngine, KeptPictures, finished
+from .kept import KeptEngine, KeptPictures, finished, folder_of
 from .loop import Measurement, Progress, measure
 from .outcome import Comparison
 from .peers import peers as peers_here
@@ -50,6 +50,7 @@ def compare(
     compile_base: bool = True,
     out: str | Path | None = None,
     fresh: bool = False,
+    numbered: bool = False,
     name: str | None = None,
     command: str = "",
     progress: bool = True,
@@ -72,12 +73,13 @@ def compare(
         pairs: also measure each pair of passes, of four or more; of fewer they are always measured.
         compile_base: try the model without a stack compiled, and compare with the faster.
         out: folder for the report and for finished pictures. The same comparison continues where it was stopped;
-            if it was finished, its saved results are returned. `fresh` starts again.
+            if it was finished, its saved results are returned. `fresh` starts again. Where it holds another one, with
+            `numbered` the first free of out-2, out-3, ... is taken.
         name, command: the model's name and the command line, for the record.
         progress: show one line on stderr.
 
     Raises:
-        StackError: a recipe cannot work on this model, or `prompts` or `steps` is below what can be measured.
+        StackError: a recipe cannot work on this model, too few `prompts` or `steps`, `out` holds another comparison.
     """
     stack = model if isinstance(model, Stack) else None
     pipe = pipeline_for("compare()", model if stack is None else stack.pipe)
@@ -90,7 +92,7 @@ def compare(
     with taken_off(stack), ProgressLine("compare", progress) as line:
         if folder is None:
             return _measured(pipe, question, None, line)
-        return _in_folder(pipe, question, folder, fresh, line)
+        return _in_folder(pipe, question, folder, numbered, fresh, line)
 
 
 @contextmanager
@@ -106,9 +108,10 @@ def taken_off(stack: Any) -> Iterator[None]:
         stack.apply()
 
 
-def _in_folder(pipe: Any, question: Question, folder: Path, fresh: bool, line: ProgressLine) -> Comparison:
+def _in_folder(pipe: Any, question: Question, out: Path, numbered: bool, fresh: bool, line: ProgressLine) -> Comparison:
     """A comparison whose pictures and report are kept in a folder."""
     key = question.key(denoiser_of(pipe))
+    folder = folder_of(out, numbered, key, fresh)
     if not fresh and (record := finished(folder, key)):
         return Comparison(record, plans=record["plans"], files=files_in(folder))
     with claimed(folder, "--out"):

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..core.files import whole, write_text
+from ..core.files import answers_another, folder_for, whole, write_text
 from ..runtime.step import Computed
 from .base import Base
 from .engine import Engine
@@ -27,14 +27,22 @@ PARTS, SETTINGS, RECORD = ".ditstack-parts", "settings.json", "compare.json"
 
 
 def key_of(asked: Mapping[str, Any]) -> str:
-    """Which comparison this is: equal for equal questions, also where they hold pictures or tensors."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=_content).encode()).hexdigest()[:16]
+    """Which comparison this is: equal for equal questions, also where they hold passes, pictures or tensors."""
+    return hashlib.sha256(json.dumps(_content(asked), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _content(value: Any) -> str:
-    """What a value is made of, for those that JSON has no word for."""
+def _content(value: Any) -> Any:
+    """What a value is made of, in JSON: of a dataclass all of its arguments, those too that its repr leaves out."""
     from PIL.Image import Image
 
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__name__, *(_content(vars(value)[f.name]) for f in fields(value) if f.init)]
+    if isinstance(value, Mapping):
+        return {str(name): _content(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_content(one) for one in value]
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
         return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(data).hexdigest()}"
@@ -61,6 +69,25 @@ def finished(folder: Path, key: str) -> dict[str, Any] | None:
         return None
     whole_one = isinstance(record, dict) and record.get("key") == key and record.get("partial") is False
     return record if whole_one else None
+
+
+def folder_of(out: Path, numbered: bool, key: str, fresh: bool) -> Path:
+    """The folder to write to, see `stack.core.files.folder_for`.
+
+    Args:
+        numbered: where it holds another comparison, the next free one of that name is taken.
+        fresh: write over another comparison in a folder that is not numbered.
+    """
+    asked = {"key": key}
+
+    def holds(folder: Path) -> str:
+        records = folder / RECORD, folder / PARTS / SETTINGS
+        other = any(answers_another(path, asked) for path in records)
+        return "another comparison (--fresh writes over it)" if other else ""
+
+    if fresh and not numbered:
+        return out
+    return folder_for(None if numbered else out, out, holds)
 
 
 @dataclass(frozen=True)

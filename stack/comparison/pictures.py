@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core.errors import StackError
-from ..core.files import claimed, first_free, whole
+from ..core.files import claimed, folder_for, whole
 from ..core.validate import Seed, checked, shown
 from ..reference.prompts import Prompts, drawn_prompts
 from ..runtime.call_arguments import Call, CallParameters, call_of
@@ -79,9 +79,8 @@ def run(
     texts = drawn_prompts(pipe, prompts, checked(Seed, seed, "seed"), model)
     given = call_of(pipe, size, frames, guidance, negative_prompt, call)
     words = run_words(stack, texts, seed, given, model, recipe)  # a clash is told first
-    folder = first_free(DEFAULT_FOLDER, lambda one: not _others(one, words)) if out is None else Path(out)
+    folder = folder_for(None if out is None else Path(out), DEFAULT_FOLDER, lambda one: _others(one, words))
     with claimed(folder, "--out"):
-        check_run(folder, words, "--out")
         for number, text in enumerate(texts):
             path = path_of(folder, number, str(text))
             save_picture(drawn(stack, text, seed + number, given), path, words)
@@ -90,7 +89,7 @@ def run(
 
 def run_words(stack: Stack, texts: Sequence[str], seed: int, call: Call | None, model: str, recipe: str) -> str:
     """A run in words: the same words are the same run."""
-    short = key_of({"passes": list(map(repr, stack.passes)), "texts": list(texts), "call": call})[:8]
+    short = key_of({"passes": list(stack.passes), "texts": list(texts), "call": call})[:8]
     steps = stack.plan.facts_after.steps
     return f"recipe {recipe}, model {model}, {steps} steps, seed {seed}, {len(texts)} prompts, id {short}"
 
@@ -100,24 +99,12 @@ def path_of(folder: Path, number: int, text: str) -> Path:
     return folder / f"{number:03d}-{re.sub('[^a-z0-9]+', '-', text.lower()).strip('-')[:60]}.png"
 
 
-def check_run(folder: Path, run: str, option: str) -> None:
-    """Whether a folder holds no pictures but this run's.
-
-    Raises:
-        StackError: it does; the message names the other run.
-    """
-    if found := _others(folder, run):
-        path, other = found
-        what = f"{folder} holds pictures of another run ({path.name}: {other})"
-        raise StackError(f"{option}: {what}: choose another folder")
-
-
-def _others(folder: Path, run: str) -> tuple[Path, str] | None:
-    """A picture of another run, and that run in words."""
+def _others(folder: Path, run: str) -> str:
+    """Pictures of another run in a folder, in words; "" where there are none."""
     for path in sorted(folder.glob("*.png")) if folder.is_dir() else ():
         if _NAME.fullmatch(path.name) and (other := _run_of(path)) != run:
-            return path, other
-    return None
+            return f"pictures of another run ({path.name}: {other})"
+    return ""
 
 
 def _run_of(path: Path) -> str:

@@ -55,9 +55,8 @@ class Question:
 
     def key(self, denoiser: nn.Module) -> str:
         """Equal for equal questions about equal weights, on the same machine with the same libraries."""
-        passes = {name: [repr(one) for one in passes] for name, passes in self.recipes.items()}
         return key_of({
-            "header": vars(self.header), "passes": passes, "call": self.call, "pairs": self.pairs,
+            "header": vars(self.header), "passes": self.recipes, "call": self.call, "pairs": self.pairs,
             "peers": [peer.name for peer in self.peers], "compile": self.compile_base,
             "weights": weights_digest(denoiser), "machine": machine(self.header.device), "versions": versions(),
         })  # fmt: skip

@@ -184,10 +184,37 @@ def _check(path: Path, option: str, wanted: str, folder: Path, wrong: bool) -> N
         raise StackError(f"{option}: cannot write to {name} ({reason(error)})") from None
 
 
-def first_free(base: Path, free: Callable[[Path], bool]) -> Path:
-    """The first of base, base-2, base-3, ... that is not there yet, or is a folder that is free."""
-    numbered = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in itertools.count(1))
-    return next(folder for folder in numbered if not os.path.lexists(folder) or (folder.is_dir() and free(folder)))
+def folder_for(out: Path | None, default: Path, holds: Callable[[Path], str]) -> Path:
+    """The folder to write results to: the one that is named, or the first of default, default-2, default-3, ... that is
+    not there yet or holds nothing else.
+
+    Args:
+        holds: what a folder holds of another question, in words; "" where nothing.
+
+    Raises:
+        StackError: the folder that is named holds something else.
+    """
+    if out is None:
+        numbered = (default if n == 1 else default.with_name(f"{default.name}-{n}") for n in itertools.count(1))
+        return next(one for one in numbered if not os.path.lexists(one) or (one.is_dir() and not holds(one)))
+    if found := holds(out):
+        raise StackError(f"--out: {out} holds {found}: choose another folder")
+    return out
+
+
+def answers_another(path: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether a JSON file is the record of another question, or cannot be read; False where there is none.
+
+    Args:
+        asked: what the record of this question has under these names.
+    """
+    if not path.exists():
+        return False
+    try:
+        known = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True
+    return not isinstance(known, dict) or any(known.get(name) != value for name, value in asked.items())
 
 
 @contextmanager

@@ -17,6 +17,10 @@ import numpy as np
 
 from ..models.sampler import LinearSampler
 
+RECENT = 3  # estimates that a step's fitted weights count, the newest last
+Corrections = Sequence[Sequence[float]]
+"""For each step what is added to its factor on the latent, and to those on its `RECENT` last estimates, in order."""
+
 
 def placed_form(
     own: LinearSampler, places: Sequence[int], x: Sequence[float], order: int = 2, after: int = 2
@@ -47,6 +51,29 @@ def placed_form(
             settled[gap] = shares[gap]
         weights[k + 1] = own.weights[ends[k + 1]] @ shares
     return LinearSampler(tuple(own.estimates[at] for at in places), weights, own.noise[ends])
+
+
+def step_weights(form: LinearSampler, at: int) -> tuple[float, np.ndarray]:
+    """A step from call `at`: the factor on its latent, and those on all estimates (N,)."""
+    ratio = float(form.noise[at + 1] / form.noise[at])
+    return ratio, form.weights[at + 1] - ratio * form.weights[at]
+
+
+def recent(at: int) -> range:
+    """The estimates that the corrections of a step from call `at` are of."""
+    return range(max(0, at + 1 - RECENT), at + 1)
+
+
+def corrected(form: LinearSampler, by: Corrections) -> LinearSampler:
+    """The run with corrections added to the weights of its steps: a non-stationary solver (Shaul et al. 2024,
+    arXiv:2403.01329), whose weights obey no order and are fitted to finished pictures."""
+    weights, noise = np.zeros_like(form.weights), np.array(form.noise)
+    for at, (more, *shares) in enumerate(by):
+        ratio, step = step_weights(form, at)
+        step[recent(at)] += shares
+        noise[at + 1] = (ratio + more) * noise[at]
+        weights[at + 1] = (ratio + more) * weights[at] + step
+    return LinearSampler(form.estimates, weights, noise)
 
 
 def _polynomial(x: np.ndarray, calls: slice, places: Sequence[int], known: Sequence[int]) -> np.ndarray:

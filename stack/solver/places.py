@@ -10,7 +10,7 @@ from ..caching.schedules import Count
 from ..compat.horizon import transfer_schedule, uniform_levels
 from ..models.sampler import LinearSampler
 from ..models.schedule import SigmaSchedule
-from .numbers import placed_form
+from .numbers import Corrections, corrected, placed_form
 
 Levels = Sequence[tuple[float, float]]
 """(unshifted time, log of signal over noise) of every step; () where unknown."""
@@ -26,6 +26,7 @@ class Places:
         asked: places on the ladder that they were found on; () for the best ones.
         found_on: levels of that ladder, () where unknown.
         steps: its length.
+        corrections: of the weights of its steps, fitted on that ladder; () for none.
     """
 
     count: int
@@ -33,6 +34,7 @@ class Places:
     asked: tuple[int, ...] = ()
     found_on: tuple[tuple[float, float], ...] = ()
     steps: int = 0
+    corrections: Corrections = ()
 
     def on(self, levels: Levels, steps: int) -> tuple[int, ...]:
         """The places on a ladder of `steps` steps with these levels."""
@@ -55,4 +57,6 @@ class Places:
     def plan(self, ladder: SigmaSchedule, own: LinearSampler) -> tuple[tuple[int, ...], LinearSampler]:
         """The places on a ladder, and the solver's numbers there; see `stack.solver.scheduler`."""
         places = self.on(ladder.levels, len(ladder.sigmas))
-        return places, placed_form(own, places, ladder.times, self.order, after=2 if self.order == 2 else 0)
+        form = placed_form(own, places, ladder.times, self.order, after=2 if self.order == 2 else 0)
+        as_fitted = self.corrections and len(ladder.sigmas) == self.steps
+        return places, corrected(form, self.corrections) if as_fitted else form

@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutpu
 from ..core.errors import StackError
 from ..models.sampler import KnownSampler, LinearSampler, linear_form
 from ..models.schedule import SigmaSchedule, timetable_of
+from .numbers import step_weights
 
 UNUSED = 1e-9  # weight of an estimate in a step: rounding of what is 0
 Plan = Callable[[SigmaSchedule, LinearSampler], tuple[Sequence[int], LinearSampler]]
@@ -132,7 +133,7 @@ class PlacedSolver(SchedulerMixin, ConfigMixin, KnownSampler):
         wide = torch.promote_types(sample.dtype, torch.float32)
         estimate, x = form.estimates[at], sample.to(wide)
         self._kept[at] = estimate.c * estimate.scale * x + estimate.d * model_output.to(wide)
-        ratio, shares = step_weights(form, at)
+        ratio, shares = counted(form, at)
         moved = ratio * x
         for call, share in shares.items():
             moved = moved + share * self._kept[call]
@@ -153,14 +154,13 @@ class PlacedSolver(SchedulerMixin, ConfigMixin, KnownSampler):
         return int(self.config["num_train_timesteps"])
 
 
-def step_weights(form: LinearSampler, at: int) -> tuple[float, dict[int, float]]:
-    """A step from call `at`: the factor on its latent, and those on the estimates of calls so far."""
-    ratio = float(form.noise[at + 1] / form.noise[at])
-    shares = form.weights[at + 1] - ratio * form.weights[at]
+def counted(form: LinearSampler, at: int) -> tuple[float, dict[int, float]]:
+    """A step from call `at`: the factor on its latent, and those on the estimates of calls so far that matter."""
+    ratio, shares = step_weights(form, at)
     return ratio, {call: float(share) for call, share in enumerate(shares) if abs(share) > UNUSED}
 
 
 def needed_after(form: LinearSampler, at: int) -> set[int]:
     """The calls up to `at` whose estimates a later step counts."""
-    later = (step_weights(form, step)[1] for step in range(at + 1, len(form.estimates)))
+    later = (counted(form, step)[1] for step in range(at + 1, len(form.estimates)))
     return {call for shares in later for call in shares if call <= at}

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import annotated_types as limits
 
+from ..compat.calibrated_for import DECISIVE, differences
 from ..compat.rules.solver import SOLVER_NEEDS_PIPELINE, SOLVER_SAMPLER, SOLVER_UNDER_ADAPTER
 from ..core.errors import StackError
 from ..core.facts import Facts
@@ -18,9 +19,11 @@ from ..core.progress import counted
 from ..core.validate import RunSteps, Steps, check_fields
 from ..runtime.call_arguments import STEPS
 from ..runtime.target import Target
+from .numbers import recent
 from .places import Places
 from .scheduler import PlacedSolver
 
+Correction = Annotated[float, limits.Ge(-10), limits.Le(10)]
 EXCHANGED = "the pipeline's scheduler is no longer the solver's: expected it to stay; undo() the stack, set it, apply()"
 UNSAVED = "save_pretrained() would write the solver's scheduler: undo() the stack first, or stack.save(folder)"
 
@@ -38,15 +41,22 @@ class Solver:
             at the scheduler's noise levels. With another number of steps each place keeps its noise level.
         of: how many steps of the scheduler the places are of; 0 for as many as the stack is planned for.
         order: 1 holds each estimate of the clean sample until the next, 2 interpolates linearly.
+        corrections: of the weights of its steps, fitted to finished pictures (`Stack.fit_solver`): of each step what is
+            added to its factor on the latent, and to those on its last three estimates. They need `places` and `of`.
+        calibrated_for: which stack they were fitted on, see `stack.compat.calibrated_for`. On another one, or with
+            another number of steps, they are left out.
 
     Raises:
-        StackError: neither steps nor places, numbers of them that differ, or places that do not rise from 0.
+        StackError: neither steps nor places, numbers of them that differ, places that do not rise from 0, or
+            corrections that are not one row per step.
     """
 
     steps: RunSteps | None = None
     places: tuple[Steps, ...] = ()
     of: Steps = 0
     order: Annotated[int, limits.Ge(1), limits.Le(2)] = 2
+    corrections: tuple[tuple[Correction, ...], ...] = field(default=(), repr=False)
+    calibrated_for: tuple[str, ...] = field(default=(), repr=False)
     _made: WeakKeyDictionary[Any, PlacedSolver] = field(
         default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
     )
@@ -60,6 +70,10 @@ class Solver:
             raise StackError(f"solver.places must rise from 0, got {list(self.places)}")
         if self.places and self.steps not in (None, len(self.places)):
             raise StackError(f"solver has {self.steps} steps and {len(self.places)} places: expected as many, or one")
+        wanted = [1 + len(recent(at)) for at in range(len(self.places))]
+        if self.corrections and ((got := list(map(len, self.corrections))) != wanted or not self.of):
+            given = f"rows of {got} numbers" + ("" if self.of else " without of")
+            raise StackError(f"solver.corrections: expected places, of, and rows of {wanted} numbers, got {given}")
 
     @property
     def count(self) -> int:
@@ -68,25 +82,33 @@ class Solver:
 
     def options(self) -> dict[str, Any]:
         """The arguments that make an equal pass, those at their defaults left out."""
-        return field_options(self)
+        lists = {"corrections": [list(row) for row in self.corrections]} if self.corrections else {}
+        return {**field_options(self), **lists}
 
     def places_for(self, facts: Facts) -> Places:
         """The places on the ladder of any call, of a stack planned for these facts."""
         ladder = facts.levels if len(facts.levels) == facts.steps else ()
         of = self.of or facts.steps
-        return Places(self.count, self.order, self.places, ladder if of == facts.steps else (), of)
+        found_on = ladder if of == facts.steps else ()
+        return Places(self.count, self.order, self.places, found_on, of, self.corrections)
 
     def describe(self, facts: Facts) -> list[str]:
         at = self.places_for(facts).on(facts.levels, facts.steps)
         kind = "second-order" if self.order == 2 else "first-order"
         where = "as asked" if self.places else "best for Gaussian data at the scheduler's noise levels"
+        fitted = ["weights of the steps: fitted to finished pictures"] if self.corrections else []
         return [
             f"{counted(len(at), f'{kind} step')} in place of {facts.steps}, {facts.steps / len(at):.2f}x fewer",
             f"at steps {' '.join(map(str, at))} of the scheduler's own, {where}",
+            *fitted,
         ]
 
     def check(self, facts: Facts) -> list[Finding]:
         found = []
+        if self.corrections and (changed := self._fitted_elsewhere(facts)):
+            what, plain = f"its weights were fitted on another stack: {changed}", replace(self, corrections=())
+            repair = "second-order weights; fit_solver() again"
+            return [Finding(self.stage, what, repair=repair, replacement=replace(plain, calibrated_for=()))]
         if not facts.pipeline:
             what = "a bare denoiser has no scheduler to take steps of: expected its pipeline"
             found.append(Finding.of(SOLVER_NEEDS_PIPELINE, self.stage, what, fatal=True))
@@ -103,6 +125,11 @@ class Solver:
             what = f"{counted(self.count, 'step')} of a ladder of {facts.steps}: 0 are left out"
             found.append(Finding(self.stage, what, note=True))
         return found
+
+    def _fitted_elsewhere(self, facts: Facts) -> str:
+        """What has changed since the weights were fitted, or ""."""
+        steps = [f"steps {self.of}, now {facts.steps}"] if self.of != facts.steps else []
+        return "; ".join([*steps, *differences(self.calibrated_for, facts, DECISIVE)])
 
     def facts_after(self, facts: Facts) -> Facts:
         """Its steps and their noise levels."""
@@ -124,6 +151,10 @@ class Solver:
             return on_the_ladder(given, self.count, facts.steps)
 
         def report() -> dict[str, Any]:
+            ladder = len(solver.own.timesteps)
+            if self.corrections and solver.places and ladder != self.of:
+                fitted = f"weights fitted on {counted(self.of, 'step')}, the call had {ladder}"
+                target.journal.warn(f"{self.stage}: {fitted}: second-order ones are used; fit_solver() again")
             return {"places": list(solver.places)}
 
         return Applied(self.describe(facts)[0], call=call, report=report)

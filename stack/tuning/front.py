@@ -29,14 +29,16 @@ def pareto(found: Sequence[Tried]) -> list[Tried]:
 
 
 def finalists(found: Sequence[Tried], limits: Limits, most: int) -> list[Tried]:
-    """The candidates to measure on held-out prompts: within the limits or nearly, the cheapest first.
+    """The candidates to measure on held-out prompts: within the limits or nearly, the cheapest first; within them first
+    those that no other beats in both time and quality, as held-out prompts may ask for more quality.
 
     Half of the places at most go to those that are beyond a limit by little; with fewer within the limits than places,
     the nearest to them fill up. Of candidates with the same stages there is one.
     """
     different = [one for number, one in enumerate(found) if one.stages not in [o.stages for o in found[:number]]]
     cheap = sorted(different, key=lambda one: limits.cost(one.figures))
-    within = [one for one in cheap if not one.excess]
+    front = pareto([one for one in cheap if not one.excess])
+    within = [*front, *(one for one in cheap if not one.excess and one not in front)]
     nearly = [one for one in cheap if 0 < one.excess <= SLACK][: most // 2]
     chosen = [*nearly, *within][:most]
     rest = sorted(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +13,7 @@ from rich.text import Text
 
 from ..comparison.console import print_fitting
 from ..comparison.record import machine, save_json
-from ..core.errors import StackError
-from ..core.files import first_free, write_text
+from ..core.files import answers_another, folder_for, write_text
 from ..core.progress import counted
 from ..core.versions import versions
 from ..recipe import recipe_toml
@@ -43,8 +41,8 @@ def _stage(name: str, options: Mapping[str, Any]) -> str:
         count = len(options.get("full_steps", ())) or options.get("count", "")
         return f"{options['method']}, {count} {calibrated}"
     if name == "solver":
-        places = options.get("places", ())
-        return f"solver, {len(places)} steps searched" if places else f"solver, {options['steps']} steps"
+        how = " fitted" if options.get("corrections") else " searched" if options.get("places") else ""
+        return f"solver, {len(options.get('places', ())) or options['steps']} steps{how}"
     return " ".join([name, *(f"{key} {value}" for key, value in options.items())])
 
 
@@ -118,29 +116,14 @@ def _data(one: Tried) -> dict[str, Any]:
     return {**about, **asdict(one.figures), "stages": one.stages}
 
 
-def folder_for(out: Path | None, model: str, limits: Mapping[str, float]) -> Path:
-    """The folder to write to: the one that is named, or the first default one without a tuning of something else.
-
-    Raises:
-        StackError: the folder that is named holds a tuning of another model or within other limits.
-    """
+def folder_of(out: Path | None, model: str, limits: Mapping[str, float]) -> Path:
+    """The folder to write to, see `stack.core.files.folder_for`."""
     asked = {"model": model, "limits": {name: value for name, value in limits.items() if value}}
-    if out is None:
-        return first_free(DEFAULT_FOLDER, lambda folder: not _other(folder / RECORD, asked))
-    if _other(out / RECORD, asked):
-        raise StackError(f"--out: {out} holds another tuning ({RECORD} says which): choose another folder")
-    return out
 
+    def holds(folder: Path) -> str:
+        return f"another tuning ({RECORD} says which)" if answers_another(folder / RECORD, asked) else ""
 
-def _other(path: Path, asked: Mapping[str, Any]) -> bool:
-    """Whether this is the record of another question, or one that cannot be read."""
-    if not path.exists():
-        return False
-    try:
-        known = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return True
-    return not isinstance(known, dict) or any(known.get(name) != value for name, value in asked.items())
+    return folder_for(out, DEFAULT_FOLDER, holds)
 
 
 def save(found: Tuned, folder: Path, model: str, device: str) -> list[Path]:

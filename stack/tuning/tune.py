@@ -25,8 +25,9 @@ from .space import FEWEST_STEPS, Space, Stages, space_of
 from .study import CALIBRATED, Study, Tried
 from .tryout import Asked, Tryout, asked
 
-SEARCH_SHARE = 0.6  # of the time; the rest places full steps and solver steps, and checks on held-out prompts
-CALIBRATION = 0.15  # of the time, for each number of steps that are placed
+SEARCH_SHARE = 0.4  # of the time; the rest places full steps and solver steps, and checks on held-out prompts
+CALIBRATION, FITTING = 0.1, 0.17  # of the time, for each number of steps of a cache, of the solver
+PLACES_SHARE = 0.4  # of the time for the solver; the rest fits its weights
 CHECKED = 6  # candidates that are measured on held-out prompts
 REPEATED = 30  # candidates in a row that were measured before: the sampler has nothing new to propose
 HELD_SEED = 10_000  # added to the seed for held-out prompts
@@ -156,7 +157,7 @@ def _found(run: _Search, search: Sequence[Any], held: Sequence[Asked], seed: int
         run.search(budget * SEARCH_SHARE, trials)
         if run.limits.on_quality:
             run.place_steps("cache", "count", run.calibrated, search, seed, budget * CALIBRATION)
-            run.place_steps("solver", "steps", run.with_places, search, seed, budget * CALIBRATION)
+            run.place_steps("solver", "steps", run.fitted, search, seed, budget * FITTING)
         run.check(held, found)
     except KeyboardInterrupt:
         found.partial = True
@@ -218,8 +219,8 @@ class _Search:
     def place_steps(
         self, stage: str, option: str, place: Placing, prompts: Sequence[Any], seed: int, seconds: float
     ) -> None:
-        """Place the steps of the best stack with a cache or a solver: with one step fewer, and again while that keeps
-        the limits; with as many where one fewer does not. Where the stage is given, it stays as it is.
+        """Place the steps of the best stack with a cache or a solver, then of one step fewer, and again while that
+        keeps the limits. Where the stage is given, it stays as it is.
 
         Args:
             option: of the stage, how many steps it runs in full.
@@ -241,13 +242,9 @@ class _Search:
             return not one.excess
 
         try:
-            kept = start.excess > 0
-            for number in range(count if start.excess else count - 1, FEWEST_STEPS - 1, -1):
+            for number in range(count, FEWEST_STEPS - 1, -1):
                 if not placed(number):
                     break
-                kept = True
-            if not kept:
-                placed(count)
         except StackError as error:  # too little time for a calibration on this model: what was searched stands
             self.tell(f"steps stay where the {stage} puts them: {error}")
 
@@ -257,12 +254,15 @@ class _Search:
         asked_for: dict[str, Any] = {"seed": seed, "budget": seconds, "call": self.place.call, "progress": False}
         return calibrate(self.place.pipe, recipe, prompts=prompts, full_steps=count, **asked_for)[0].stages
 
-    def with_places(self, recipe: Recipe, prompts: Sequence[Any], seed: int, seconds: float) -> Stages:
-        """The stages with the solver's places searched."""
+    def fitted(self, recipe: Recipe, prompts: Sequence[Any], seed: int, seconds: float) -> Stages:
+        """The stages with the solver's places searched, and the weights of its steps fitted."""
         stack = Stack.from_recipe(recipe, self.place.pipe, steps=self.place.steps)
-        found = stack.search_places(prompts, seed, budget=seconds, progress=False, call=self.place.call)
-        # A list, as a recipe's file and a study's database give it back.
-        return {**recipe.stages, "solver": {**found.solver.options(), "places": list(found.solver.places)}}
+        asked_for: dict[str, Any] = {"seed": seed, "progress": False, "call": self.place.call}
+        stack.search_places(prompts, budget=PLACES_SHARE * seconds, **asked_for)
+        solver = stack.fit_solver(prompts, budget=(1 - PLACES_SHARE) * seconds, **asked_for).solver
+        # Lists, as a recipe's file and a study's database give them back.
+        lists = {"places": list(solver.places), "calibrated_for": list(solver.calibrated_for)}
+        return {**recipe.stages, "solver": {**solver.options(), **lists}}
 
     def check(self, samples: Sequence[Asked], found: Tuned) -> None:
         """Measure the best candidates on held-out prompts, in turn with the model without a stack."""

@@ -13,7 +13,7 @@ import torch
 from stack import StackError
 from stack.models.sampler import linear_form
 from stack.models.schedule import SigmaSchedule, timetable_of
-from stack.solver.numbers import placed_form
+from stack.solver.numbers import RECENT, corrected, placed_form, recent, step_weights
 from stack.solver.places import Places
 from stack.solver.scheduler import PlacedSolver, needed_after
 
@@ -124,3 +124,31 @@ def test_runs_begin_at_pure_noise_and_end() -> None:
     assert x.dtype == torch.bfloat16 and len(own.timesteps) == 1000, "the scheduler itself is left as it was"
     with pytest.raises(StackError, match="has 3 steps, asked for another"):
         solver.step(x, 0.0, x)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_corrections_are_added_to_the_weights_of_every_step(name: str) -> None:
+    own = DETERMINISTIC[name]()
+    own.set_timesteps(20)
+    form, times = linear_form(own), timetable_of(own, 0).schedule.times
+    plain = placed_form(form, (0, 5, 9, 13, 17), times)
+    rows = [[0.01 * (at + 1), *(0.02 * (at + 1) + 0.001 * i for i in recent(at))] for at in range(5)]
+    by = corrected(plain, rows)
+    for at, (more, *shares) in enumerate(rows):
+        (ratio, before), (now, after) = step_weights(plain, at), step_weights(by, at)
+        assert now == pytest.approx(ratio + more, abs=1e-9)
+        wanted = before.copy()
+        wanted[list(recent(at))] += shares
+        assert after == pytest.approx(wanted, abs=1e-9)
+    same = corrected(plain, [[0.0] * len(row) for row in rows])
+    assert same.weights == pytest.approx(plain.weights, abs=1e-12) and same.noise == pytest.approx(plain.noise)
+
+
+def test_fitted_weights_keep_no_more_than_their_estimates() -> None:
+    own = DETERMINISTIC["FlowMatchEulerDiscrete(shift=3.0)"]()
+    own.set_timesteps(50)
+    rows = [[0.01] * (1 + len(recent(at))) for at in range(9)]
+    _, form = Places(9, asked=tuple(range(0, 45, 5)), steps=50, corrections=rows).plan(
+        timetable_of(own, 0).schedule, linear_form(own)
+    )
+    assert max(len(needed_after(form, at)) for at in range(9)) <= RECENT

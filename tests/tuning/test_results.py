@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stack import StackError
-from stack.tuning.results import folder_for
+from stack.tuning.results import folder_of
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -17,19 +17,19 @@ Run = Callable[..., tuple[int, str, str]]
 def test_another_tuning_has_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base, limits = Path("ditstack-tune"), {"min_psnr": 30.0, "max_error": 0.0}
-    assert folder_for(None, "m", limits) == base and not base.exists()
+    assert folder_of(None, "m", limits) == base and not base.exists()
     base.mkdir()
     (base / "study.db").write_text("")  # stopped before anything was written
-    assert folder_for(None, "m", limits) == base
+    assert folder_of(None, "m", limits) == base
     (base / "tune.json").write_text(json.dumps({"model": "m", "limits": {"min_psnr": 30}, "verdict": "x"}))
-    assert folder_for(None, "m", limits) == folder_for(base, "m", limits) == base
+    assert folder_of(None, "m", limits) == folder_of(base, "m", limits) == base
     for other in (("m", {"min_psnr": 31.0}), ("n", limits)):
-        assert folder_for(None, *other) == Path("ditstack-tune-2")
+        assert folder_of(None, *other) == Path("ditstack-tune-2")
         with pytest.raises(StackError, match=r"--out: ditstack-tune holds another tuning \(tune.json says which\)"):
-            folder_for(base, *other)
+            folder_of(base, *other)
     for text in ("{", "[]", "\x00"):
         (base / "tune.json").write_text(text)
-        assert folder_for(None, "m", limits) == Path("ditstack-tune-2")
+        assert folder_of(None, "m", limits) == Path("ditstack-tune-2")
 
 
 def test_two_tunings_do_not_share_a_folder(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

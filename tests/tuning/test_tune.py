@@ -20,19 +20,19 @@ from stack.tuning.tune import Tuned, tune
 
 from ..conftest import PROMPT, picture, tiny_pipe
 
-STEPS = 14
+STEPS, BUDGET = 14, 60.0  # seconds, of which calibration takes all that it is given
 PROMPTS = [PROMPT, "a green circle", "a cyan star on a white background"]
 
 
 def search(tmp_path: Path, **more: Any) -> Tuned:
-    given = {"steps": STEPS, "trials": 6, "budget": 1000.0, "compile_base": False, "study": tmp_path / "study.db"}
+    given = {"steps": STEPS, "trials": 6, "budget": BUDGET, "compile_base": False, "study": tmp_path / "study.db"}
     return tune(tiny_pipe(), prompts=PROMPTS, **{**given, **more})
 
 
 def test_what_is_chosen_keeps_its_limit_when_measured_again(tmp_path: Path) -> None:
     pipe = tiny_pipe()
     before = picture(pipe, STEPS)
-    found = tune(pipe, prompts=PROMPTS, min_psnr=25, steps=STEPS, trials=6, compile_base=False)
+    found = tune(pipe, prompts=PROMPTS, min_psnr=25, steps=STEPS, trials=6, budget=BUDGET, compile_base=False)
     assert torch.equal(picture(pipe, STEPS), before)
     assert found.recipe is not None and found.chosen is not None and not found.partial
     assert found.chosen.figures.psnr >= 25 and found.recipe.notes["psnr"] == round(found.chosen.figures.psnr, 3)
@@ -74,15 +74,16 @@ def test_a_solver_that_misses_the_limit_is_tried_at_searched_places(tmp_path: Pa
     others = [one for one in solvers if one.stages.get("quantize") == placed.stages.get("quantize") and one != placed]
     assert all(one.excess and one.stages["solver"] == {"steps": 2} for one in others) and others
     assert not placed.excess and placed.figures.psnr > max(one.figures.psnr for one in others) + 2
-    assert named(placed.stages).endswith("solver, 2 steps searched")
+    assert named(placed.stages).endswith("solver, 2 steps fitted")
     assert placed.stages["solver"]["of"] == STEPS and len(placed.stages["solver"]["places"]) == 2
+    assert [len(row) for row in placed.stages["solver"]["corrections"]] == [2, 3]
 
 
 def test_fewer_solver_steps_are_tried_while_the_limit_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stack.tuning.tune.FEWEST_STEPS", 1)
     found = search(tmp_path, min_psnr=15)
     placed = [one.stages["solver"]["places"] for one in found.tried if one.how == CALIBRATED and "solver" in one.stages]
-    assert placed == [[0]]
+    assert [len(places) for places in placed] == [2, 1]
 
 
 def test_a_solver_that_is_given_keeps_its_steps(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_a_stack_is_in_every_candidate_and_as_it_was_afterwards(applied: bool, t
     before = picture(stack, STEPS)
     if not applied:
         stack.undo()
-    found = tune(stack, prompts=PROMPTS, min_psnr=15, trials=3, compile_base=False, progress=False)
+    found = tune(stack, prompts=PROMPTS, min_psnr=15, trials=3, budget=BUDGET, compile_base=False, progress=False)
     fixed = stack.to_recipe().stages
     assert stack.applied is applied and torch.equal(picture(stack, STEPS), before)
     assert found.tried and all(one.stages.items() >= fixed.items() for one in found.tried)

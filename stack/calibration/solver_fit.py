@@ -1,0 +1,217 @@
+"""Weights of the solver's steps fitted to finished pictures, without a gradient through the model.
+
+Few steps of a solver have few weights, 17 of five steps, and pictures change smoothly with them. So the least squares
+problem of a non-stationary solver (Shaul et al. 2024, arXiv:2403.01329) is solved by Levenberg and Marquardt's method
+with differences: one picture more per weight, prompt and round. Each picture counts by its own error, so that what
+falls is the mean of 10 log10 of the errors, which is the mean PSNR.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..caching.cache import Cache
+from ..compat.calibrated_for import conditions
+from ..core.errors import StackError
+from ..core.progress import ProgressLine
+from ..core.validate import NotNegative, Seed, checked, some_prompts
+from ..measure.metrics import psnr
+from ..runtime.call_arguments import Call
+from ..runtime.pipeline_calls import PipelineCalls
+from ..runtime.stack_like import StackLike
+from ..solver.numbers import recent
+from ..solver.solver import Solver
+from .quant.recording import taken_off
+
+STEP = 0.02  # of a weight, for a difference: far above the rounding of bf16, and still straight
+DAMPING, LESS, MORE, TRIES = 1e-2, 0.1, 10.0, 3
+GAIN = 0.03  # dB in a round below which it ends
+DIGITS = 5
+Draw = Callable[[int, np.ndarray], torch.Tensor]
+"""The picture of a prompt, by its number, with these weights."""
+
+
+@dataclass(frozen=True)
+class SolverFitted:
+    """What a fit came to.
+
+    Attributes:
+        solver: the pass with fitted weights.
+        psnr_db, start_psnr_db: mean over the prompts, with them and before.
+        rounds: that made pictures better.
+    """
+
+    solver: Solver
+    psnr_db: float
+    start_psnr_db: float
+    rounds: int
+
+    def __str__(self) -> str:
+        return f"weights of {self.solver.count} steps: {self.psnr_db:.1f} dB, {self.start_psnr_db:.1f} before"
+
+
+def fit_solver(
+    stack: StackLike,
+    prompts: Sequence[Any],
+    seed: int = 0,
+    rounds: int = 4,
+    budget: float | None = None,
+    progress: bool = True,
+    call: Call | None = None,
+) -> SolverFitted:
+    """Fit the weights of the steps of a stack's solver, and leave the stack with them on.
+
+    What is compared with is the stack without its solver and its cache on all steps of the scheduler. Prompt i has the
+    seed `seed` + i; four prompts or more are wanted. Weights that make no picture better are left as they are.
+
+    Args:
+        rounds: at most; each draws every prompt once per weight, and a few times more.
+        budget: seconds to spend at most, about; a round that does not fit in is not begun.
+        call: further arguments of every call, see `stack.runtime.pipeline_calls.PipelineCalls`.
+
+    Raises:
+        StackError: no solver in the stack, no prompts, no rounds or no time.
+    """
+    own = next((p for p in stack.passes if isinstance(p, Solver)), None)
+    if own is None:
+        raise StackError("no weights to fit: expected a stack with a solver, add .solver(steps=6)")
+    texts = some_prompts(prompts)
+    checked(Seed, seed, "seed")
+    checked(NotNegative | None, budget, "budget")
+    if rounds < 1:
+        raise StackError(f"rounds: expected at least 1, got {rounds}")
+    over = math.inf if budget is None else time.monotonic() + budget
+    rest = [p for p in stack.passes if not isinstance(p, Solver | Cache)]
+    calls = PipelineCalls(stack.pipe, call)
+    with stack.lock, taken_off(stack), ProgressLine("fit_solver", progress) as bar:
+        steps = stack.facts.steps
+        places = replace(own, corrections=(), calibrated_for=()).places_for(stack.facts)
+        plain = replace(own, steps=None, places=places.on(stack.facts.levels, steps), of=steps)
+        with stack.beside(rest) as other:
+            wanted = [made.cpu() for made in calls.per_prompt(other, texts, seed, steps, bar, "all steps, prompt")]
+            facts = other.plan.facts_after
+
+        with stack.beside([*rest, plain]) as other:
+            drawing = _Drawing(other, plain, calls, texts, seed, steps, over)
+
+            def says(made: int, best: float) -> None:
+                bar.says(f"best {best:.1f} dB, round", made, rounds)
+
+            found = fitted(drawing.draw, wanted, weights_of(plain), rounds, says, drawing.round_fits)
+        # Of the stack below: the solver's own steps are no condition of it.
+        solver = with_weights(plain, found.weights, conditions(facts)) if found.rounds else plain
+        stack.replace(solver)
+    return SolverFitted(solver, found.psnr_db, found.start_psnr_db, found.rounds)
+
+
+@dataclass
+class _Drawing:
+    """Pictures of a stack with other weights of its solver, until a time is over."""
+
+    stack: StackLike
+    solver: Solver
+    calls: PipelineCalls
+    prompts: Sequence[Any]
+    seed: int
+    steps: int
+    over: float
+    drawn: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def draw(self, number: int, weights: np.ndarray) -> torch.Tensor:
+        self.stack.replace(with_weights(self.solver, weights, ()))
+        self.drawn += 1
+        return self.calls.make(self.stack, [self.prompts[number]], self.seed + number, self.steps).cpu()
+
+    def round_fits(self) -> bool:
+        """Whether a round fits into the time, by how long a picture takes."""
+        now = time.monotonic()
+        pictures = (weights_of(self.solver) + 1) * len(self.prompts)
+        return now + (now - self.began) / self.drawn * pictures < self.over
+
+
+def weights_of(solver: Solver) -> int:
+    """How many weights a solver's steps have."""
+    return sum(1 + len(recent(at)) for at in range(solver.count))
+
+
+def with_weights(solver: Solver, weights: np.ndarray, stamp: tuple[str, ...]) -> Solver:
+    """The solver with corrections, given as one row of all."""
+    rows, begin = [], 0
+    for at in range(solver.count):
+        end = begin + 1 + len(recent(at))
+        rows.append(tuple(round(float(x), DIGITS) for x in weights[begin:end]))
+        begin = end
+    return replace(solver, corrections=tuple(rows), calibrated_for=stamp)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights that were found, what they came to, and in how many rounds."""
+
+    weights: np.ndarray
+    psnr_db: float
+    start_psnr_db: float
+    rounds: int
+
+
+def fitted(
+    draw: Draw,
+    wanted: Sequence[torch.Tensor],
+    size: int,
+    rounds: int,
+    on_round: Callable[[int, float], None] = lambda made, best: None,
+    more: Callable[[], bool] = lambda: True,
+) -> Fit:
+    """The weights with which pictures come closest to those that are wanted, from 0 on.
+
+    Args:
+        size: how many weights there are.
+        more: whether there is time for another round.
+    """
+    weights, damping = np.zeros(size), DAMPING
+    made = [draw(i, weights) for i in range(len(wanted))]
+    score = start = fmean(map(psnr, made, wanted))
+    done = 0
+    on_round(done, score)
+    while done < rounds and more():
+        normal, slope = _normal_equations(draw, wanted, weights, made)
+        for _ in range(TRIES):
+            step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)) + 1e-12 * np.eye(size), -slope)
+            tried = [draw(i, weights + step) for i in range(len(wanted))]
+            reached = fmean(map(psnr, tried, wanted))
+            if reached > score:
+                break
+            damping *= MORE
+        else:
+            break
+        gain, weights, made, score = reached - score, weights + step, tried, reached
+        damping, done = damping * LESS, done + 1
+        on_round(done, score)
+        if gain < GAIN:
+            break
+    return Fit(weights, score, start, done)
+
+
+def _normal_equations(
+    draw: Draw, wanted: Sequence[torch.Tensor], weights: np.ndarray, made: Sequence[torch.Tensor]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the least squares problem, straightened at these weights: (W, W) and (W,), summed over the prompts."""
+    size = len(weights)
+    normal, slope = np.zeros((size, size)), np.zeros(size)
+    for number, (now, target) in enumerate(zip(made, wanted, strict=True)):
+        off = (now.double() - target.double()).flatten()
+        shifted = (draw(number, weights + STEP * unit) for unit in np.eye(size))
+        columns = torch.stack([(one.float() - now.float()).flatten() / STEP for one in shifted])
+        error = max(float(off.square().sum()), 1e-12)
+        normal += (columns @ columns.T).double().numpy() / error
+        slope += (columns @ off.float()).double().numpy() / error
+    return normal, slope

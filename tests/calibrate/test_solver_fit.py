@@ -1,0 +1,138 @@
+"""Fitted weights of a solver: the fit on pictures that are known, and on a pipeline."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stack import Stack, StackError
+from stack.calibration.solver_fit import STEP, fit_solver, fitted, weights_of, with_weights
+from stack.measure.metrics import psnr
+from stack.recipe import recipe_toml
+from stack.solver.solver import Solver
+
+from ..conftest import picture, tiny_pipe
+
+PROMPTS = ["a red ring left of a blue star", "a green circle"]
+
+
+def made_up(count: int, size: int, bend: float) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Pictures of weights (their columns), and the weights that make the wanted ones."""
+    generator = torch.Generator().manual_seed(0)
+    columns = [torch.randn(300, size, generator=generator, dtype=torch.float64) for _ in range(count)]
+    return columns, torch.randn(size, generator=generator, dtype=torch.float64) * bend
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.2])
+def test_weights_that_are_known_are_found(bend: float) -> None:
+    """Also where pictures bend with the weights, and their errors are of several sizes."""
+    columns, truth = made_up(3, 6, 0.1)
+
+    def draw(number: int, weights: np.ndarray) -> torch.Tensor:
+        line = columns[number] @ torch.from_numpy(weights)
+        return (10.0**-number * (line + bend * line**2)).float()
+
+    found = fitted(draw, [draw(i, truth.numpy()) for i in range(3)], 6, 8)
+    assert found.weights == pytest.approx(truth.numpy(), abs=1e-3)
+    assert found.psnr_db > found.start_psnr_db + 30 and found.rounds >= 1
+
+
+def test_a_round_draws_every_prompt_once_per_weight_and_ends_with_its_time() -> None:
+    columns, truth = made_up(2, 5, 0.1)
+    asked: list[int] = []
+
+    def draw(number: int, weights: np.ndarray) -> torch.Tensor:
+        asked.append(number)
+        line = columns[number] @ torch.from_numpy(weights)
+        return (line + 0.5 * line**3).float()
+
+    wanted = [draw(i, truth.numpy()) for i in range(2)]
+    asked.clear()
+    found = fitted(draw, wanted, 5, 9, more=iter([True, False]).__next__)
+    assert found.rounds == 1 and len(asked) == 2 + 2 * 5 + 2  # the start, the differences, the step
+
+
+def test_pictures_that_no_weight_makes_better_leave_the_weights_alone() -> None:
+    """Of two pictures that are wanted the same weight makes one better and the other worse."""
+
+    def draw(number: int, weights: np.ndarray) -> torch.Tensor:
+        return torch.full((4,), (-1.0) ** number * float(weights[0]))
+
+    wanted = [torch.full((4,), 0.1), torch.full((4,), 0.1)]
+    found = fitted(draw, wanted, 1, 3)
+    assert found.rounds == 0 and not found.weights.any() and found.psnr_db == found.start_psnr_db
+
+
+def test_a_fit_leaves_better_weights_on_the_stack() -> None:
+    pipe = tiny_pipe()
+    before = picture(pipe, 20, seed=3)
+    stack = Stack(pipe, steps=20).solver(places=(0, 2, 4, 6)).cache("svd")
+    found = fit_solver(stack, PROMPTS[:1], seed=3, rounds=2, progress=False)
+    assert found.psnr_db > found.start_psnr_db + 3 and 1 <= found.rounds <= 2
+    assert stack.passes[0] == found.solver and found.solver.places == (0, 2, 4, 6) and found.solver.of == 20
+    assert [len(row) for row in found.solver.corrections] == [2, 3, 4, 4]
+    assert not stack.applied and torch.equal(picture(pipe, 20, seed=3), before)
+    with Stack(pipe, steps=20).add(found.solver) as alone:
+        assert math.isclose(psnr(picture(alone, 20, seed=3), before), found.psnr_db, abs_tol=0.05)
+        assert "weights of the steps: fitted to finished pictures" in alone.explain()
+    again = fit_solver(Stack(pipe, steps=20).add(found.solver), PROMPTS[:1], seed=3, rounds=1, progress=False)
+    assert again.start_psnr_db == pytest.approx(found.start_psnr_db, abs=1e-3), "a fit begins at second-order weights"
+
+
+def test_fitted_weights_hold_for_the_stack_and_the_steps_that_they_were_fitted_on() -> None:
+    pipe = tiny_pipe()
+    plain = Solver(places=(0, 2, 4, 6), of=20)
+    weights = np.linspace(-0.1, 0.1, weights_of(plain))
+    fit = with_weights(plain, weights, ("family=flux", "image_tokens=7"))
+    made = {}
+    for steps in (20, 30):
+        for solver in (plain, fit, with_weights(plain, weights, ())):
+            with Stack(pipe, steps=steps).add(solver) as stack:
+                made[steps, solver.calibrated_for, bool(solver.corrections)] = picture(stack, steps)
+                text = stack.explain()
+                if solver is fit:
+                    assert "its weights were fitted on another stack: " in text and "image_tokens 7, now " in text
+                    assert ("steps 20, now 30" in text) == (steps == 30)
+    stamp = fit.calibrated_for
+    assert torch.equal(made[20, stamp, True], made[20, (), False])
+    assert not torch.equal(made[20, (), True], made[20, (), False])
+    assert torch.equal(made[30, (), True], made[30, (), False])
+
+
+def test_fitted_weights_are_left_out_of_a_call_with_another_number_of_steps() -> None:
+    pipe = tiny_pipe()
+    fit = with_weights(Solver(places=(0, 2, 4, 6), of=20), np.full(13, 0.05), ())
+    with Stack(pipe, steps=20).add(fit) as stack:
+        other = picture(stack, 30)
+        assert stack.report().warnings == [
+            "solver: weights fitted on 20 steps, the call had 30: second-order ones are used; fit_solver() again"
+        ]
+    with Stack(pipe, steps=20).solver(places=(0, 2, 4, 6), of=20) as stack:
+        assert torch.equal(picture(stack, 30), other)
+
+
+def test_a_recipe_holds_fitted_weights(tmp_path: Path) -> None:
+    fit = with_weights(Solver(places=(0, 2, 4, 6), of=20), np.linspace(-0.1, 0.1, 13), ("family=flux",))
+    (tmp_path / "mine.toml").write_text(recipe_toml(Stack(tiny_pipe(), steps=20).add(fit).to_recipe()))
+    (solver,) = Stack.from_recipe(tmp_path / "mine.toml", tiny_pipe()).passes
+    assert solver == fit
+
+
+def test_what_a_fit_needs() -> None:
+    with pytest.raises(StackError, match=r"add .solver\(steps=6\)"):
+        fit_solver(Stack(tiny_pipe()).cache("svd"), PROMPTS)
+    with pytest.raises(StackError, match="prompts: expected at least one, got none"):
+        fit_solver(Stack(tiny_pipe()).solver(4), [])
+    with pytest.raises(StackError, match="rounds: expected at least 1, got 0"):
+        fit_solver(Stack(tiny_pipe()).solver(4), PROMPTS, rounds=0)
+    with pytest.raises(StackError, match=r"rows of \[2, 3\] numbers, got rows of \[2, 2\] numbers$"):
+        Solver(places=(0, 4), of=20, corrections=((0.0, 0.0), (0.0, 0.0)))
+    with pytest.raises(StackError, match=r"numbers without of$"):
+        Solver(places=(0, 4), corrections=((0.0, 0.0), (0.0, 0.0, 0.0)))
+    with pytest.raises(StackError, match="at least -10"):
+        Solver(places=(0,), of=20, corrections=((0.0, 99.0),))
+    assert STEP > 2**-8, "a difference is above the rounding of bf16"
