@@ -242,7 +242,7 @@ RECORDS = Path(__file__).parents[2] / "docs" / "compare"
         ("compare", "leave quantize out: it gains nothing that this run can measure (1.02x, interval 0.92 to 1.14); "),
         (
             "compare-128",
-            "leave quantize out: it gains nothing that this run can measure (1.02x, interval 0.97 to 1.08) and ",
+            "leave quantize out: it gains nothing that this run can measure (1.01x, interval 0.97 to 1.05); ",
         ),
         ("compare-sparse", "leave sparse_attn out: it does nothing here; the rest is 9.50x as fast"),
     ],
