@@ -76,7 +76,8 @@ def test_the_default_recipe_has_a_cache(run: Run, line: list[Any], monkeypatch: 
     monkeypatch.setattr("stack.loading.load", loading)
     assert run("calibrate")[0] == 130
     code, _, err = run("calibrate", "fast")
-    expected = "recipe fast has no cache to calibrate: expected one with [cache], such as balanced"
+    expected = "recipe fast has no cache to calibrate: expected one with [cache], such as balanced; "
+    expected += "Stack.fit_solver(prompts) fits its solver"
     assert (code, err) == (2, f"error: {expected}\n")
 
 

@@ -47,12 +47,14 @@ class SolverFitted:
         solver: the pass with fitted weights.
         psnr_db, start_psnr_db: mean over the prompts, with them and before.
         rounds: that made pictures better.
+        interrupted: by Ctrl-C, after a round: the weights are the best until then.
     """
 
     solver: Solver
     psnr_db: float
     start_psnr_db: float
     rounds: int
+    interrupted: bool = False
 
     def __str__(self) -> str:
         return f"weights of {self.solver.count} steps: {self.psnr_db:.1f} dB, {self.start_psnr_db:.1f} before"
@@ -70,7 +72,8 @@ def fit_solver(
     """Fit the weights of the steps of a stack's solver, and leave the stack with them on.
 
     What is compared with is the stack without its solver and its cache on all steps of the scheduler. Prompt i has the
-    seed `seed` + i; four prompts or more are wanted. Weights that make no picture better are left as they are.
+    seed `seed` + i; four prompts or more are wanted. A solver whose pictures no round makes better is left as it is.
+    After Ctrl-C the stack has the weights of the last round.
 
     Args:
         rounds: at most; each draws every prompt once per weight, and a few times more.
@@ -107,9 +110,9 @@ def fit_solver(
 
             found = fitted(drawing.draw, wanted, weights_of(plain), rounds, says, drawing.round_fits)
         # Of the stack below: the solver's own steps are no condition of it.
-        solver = with_weights(plain, found.weights, conditions(facts)) if found.rounds else plain
+        solver = with_weights(plain, found.weights, conditions(facts)) if found.rounds else own
         stack.replace(solver)
-    return SolverFitted(solver, found.psnr_db, found.start_psnr_db, found.rounds)
+    return SolverFitted(solver, found.psnr_db, found.start_psnr_db, found.rounds, found.interrupted)
 
 
 @dataclass
@@ -155,12 +158,13 @@ def with_weights(solver: Solver, weights: np.ndarray, stamp: tuple[str, ...]) ->
 
 @dataclass(frozen=True)
 class Fit:
-    """Weights that were found, what they came to, and in how many rounds."""
+    """Weights that were found, what they came to, in how many rounds, and whether Ctrl-C ended them."""
 
     weights: np.ndarray
     psnr_db: float
     start_psnr_db: float
     rounds: int
+    interrupted: bool = False
 
 
 def fitted(
@@ -177,28 +181,33 @@ def fitted(
         size: how many weights there are.
         more: whether there is time for another round.
     """
-    weights, damping = np.zeros(size), DAMPING
-    made = [draw(i, weights) for i in range(len(wanted))]
-    score = start = fmean(map(psnr, made, wanted))
-    done = 0
-    on_round(done, score)
-    while done < rounds and more():
-        normal, slope = _normal_equations(draw, wanted, weights, made)
-        for _ in range(TRIES):
-            step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)) + 1e-12 * np.eye(size), -slope)
-            tried = [draw(i, weights + step) for i in range(len(wanted))]
-            reached = fmean(map(psnr, tried, wanted))
-            if reached > score:
+    made = [draw(i, np.zeros(size)) for i in range(len(wanted))]
+    start = fmean(map(psnr, made, wanted))
+    found, damping = Fit(np.zeros(size), start, start, 0), DAMPING
+    on_round(0, start)
+    try:
+        while found.rounds < rounds and more():
+            normal, slope = _normal_equations(draw, wanted, found.weights, made)
+            for _ in range(TRIES):
+                damped = normal + damping * np.diag(np.diag(normal)) + 1e-12 * np.eye(size)
+                weights = found.weights - np.linalg.solve(damped, slope)
+                tried = [draw(i, weights) for i in range(len(wanted))]
+                reached = fmean(map(psnr, tried, wanted))
+                if reached > found.psnr_db:
+                    break
+                damping *= MORE
+            else:
                 break
-            damping *= MORE
-        else:
-            break
-        gain, weights, made, score = reached - score, weights + step, tried, reached
-        damping, done = damping * LESS, done + 1
-        on_round(done, score)
-        if gain < GAIN:
-            break
-    return Fit(weights, score, start, done)
+            gain, made, damping = reached - found.psnr_db, tried, damping * LESS
+            found = Fit(weights, reached, start, found.rounds + 1)
+            on_round(found.rounds, reached)
+            if gain < GAIN:
+                break
+    except KeyboardInterrupt:
+        if not found.rounds:
+            raise
+        return replace(found, interrupted=True)
+    return found
 
 
 def _normal_equations(

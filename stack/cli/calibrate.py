@@ -84,7 +84,9 @@ def calibrate(
     check_numbers(None, 1, seed, prompts, guidance, size, frames)
     (chosen,), given = recipes_of([recipe]), call_of_json(call)
     if "cache" not in chosen.stages:
-        raise StackError(f"recipe {chosen.name} has no cache to calibrate: expected one with [cache], such as {OWN}")
+        hint = "; Stack.fit_solver(prompts) fits its solver" if "solver" in chosen.stages else ""
+        wanted = f"expected one with [cache], such as {OWN}{hint}"
+        raise StackError(f"recipe {chosen.name} has no cache to calibrate: {wanted}")
     if out is not None:
         check_folder(out, "--out")
     model = model_for(model, [chosen])

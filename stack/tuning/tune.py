@@ -259,7 +259,10 @@ class _Search:
         stack = Stack.from_recipe(recipe, self.place.pipe, steps=self.place.steps)
         asked_for: dict[str, Any] = {"seed": seed, "progress": False, "call": self.place.call}
         stack.search_places(prompts, budget=PLACES_SHARE * seconds, **asked_for)
-        solver = stack.fit_solver(prompts, budget=(1 - PLACES_SHARE) * seconds, **asked_for).solver
+        found = stack.fit_solver(prompts, budget=(1 - PLACES_SHARE) * seconds, **asked_for)
+        if found.interrupted:
+            raise KeyboardInterrupt
+        solver = found.solver
         # Lists, as a recipe's file and a study's database give them back.
         lists = {"places": list(solver.places), "calibrated_for": list(solver.calibrated_for)}
         return {**recipe.stages, "solver": {**solver.options(), **lists}}

@@ -56,6 +56,28 @@ def test_a_round_draws_every_prompt_once_per_weight_and_ends_with_its_time() -> 
     assert found.rounds == 1 and len(asked) == 2 + 2 * 5 + 2  # the start, the differences, the step
 
 
+def test_ctrl_c_keeps_the_weights_of_the_rounds_before() -> None:
+    columns, truth = made_up(2, 5, 0.1)
+    drawn = 0
+
+    def draw(number: int, weights: np.ndarray) -> torch.Tensor:
+        nonlocal drawn
+        drawn += 1
+        if drawn == stop_at:
+            raise KeyboardInterrupt
+        line = columns[number] @ torch.from_numpy(weights)
+        return (line + 0.5 * line**3).float()
+
+    stop_at = 0
+    wanted = [draw(i, truth.numpy()) for i in range(2)]
+    drawn, stop_at = 0, 2 + 2 * 5 + 2 + 3  # in the second round
+    found = fitted(draw, wanted, 5, 9)
+    assert found.interrupted and found.rounds == 1 and found.psnr_db > found.start_psnr_db and found.weights.any()
+    drawn, stop_at = 0, 5  # in the first
+    with pytest.raises(KeyboardInterrupt):
+        fitted(draw, wanted, 5, 9)
+
+
 def test_pictures_that_no_weight_makes_better_leave_the_weights_alone() -> None:
     """Of two pictures that are wanted the same weight makes one better and the other worse."""
 
@@ -64,7 +86,9 @@ def test_pictures_that_no_weight_makes_better_leave_the_weights_alone() -> None:
 
     wanted = [torch.full((4,), 0.1), torch.full((4,), 0.1)]
     found = fitted(draw, wanted, 1, 3)
-    assert found.rounds == 0 and not found.weights.any() and found.psnr_db == found.start_psnr_db
+    assert (
+        not found.interrupted and found.rounds == 0 and not found.weights.any() and found.psnr_db == found.start_psnr_db
+    )
 
 
 def test_a_fit_leaves_better_weights_on_the_stack() -> None:
