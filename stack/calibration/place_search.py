@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from ..caching.cache import Cache
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
@@ -52,16 +54,18 @@ def search_places(
     budget: float | None = None,
     progress: bool = True,
     call: Call | None = None,
+    wanted: Sequence[torch.Tensor] | None = None,
 ) -> PlacesFound:
     """Search the places of a stack's solver, and leave the stack with the best on.
 
-    What is compared with is the stack without its solver and its cache on all steps of the scheduler. Prompt i has the
-    seed `seed` + i.
+    Prompt i has the seed `seed` + i.
 
     Args:
         trials: how many places are tried at most, each with one picture per prompt.
         budget: seconds to spend at most, about; None for as long as the trials take.
         call: further arguments of every call, see `stack.runtime.pipeline_calls.PipelineCalls`.
+        wanted: finished pictures to come close to, one per prompt; by default those of the stack without its solver
+            and its cache on all steps.
 
     Raises:
         StackError: no solver in the stack, no prompts, no trials or no time.
@@ -79,16 +83,17 @@ def search_places(
     with stack.lock, taken_off(stack), ProgressLine("search_places", progress) as bar:
         steps = stack.facts.steps
         start = own.places or own.places_for(stack.facts).on(stack.facts.levels, steps)
-        bar.says("all steps")
-        with stack.beside(rest) as other:
-            wanted = [calls.make(other, [p], seed + i, steps) for i, p in enumerate(prompts)]
+        if wanted is None:
+            with stack.beside(rest) as other:
+                wanted = list(calls.per_prompt(other, prompts, seed, steps, bar, "all steps, prompt"))
+        targets = wanted
 
         with stack.beside([*rest, replace(own, places=start)]) as other:
 
             def score(places: Places) -> float:
                 other.replace(replace(own, steps=None, places=places))
                 made = [calls.make(other, [p], seed + i, steps) for i, p in enumerate(prompts)]
-                return fmean(map(psnr, made, wanted))
+                return fmean(map(psnr, made, targets))
 
             def says(made: int, best: float) -> None:
                 bar.says(f"best {best:.1f} dB", made, trials)

@@ -68,17 +68,19 @@ def fit_solver(
     budget: float | None = None,
     progress: bool = True,
     call: Call | None = None,
+    wanted: Sequence[torch.Tensor] | None = None,
 ) -> SolverFitted:
     """Fit the weights of the steps of a stack's solver, and leave the stack with them on.
 
-    What is compared with is the stack without its solver and its cache on all steps of the scheduler. Prompt i has the
-    seed `seed` + i; four prompts or more are wanted. A solver whose pictures no round makes better is left as it is.
-    After Ctrl-C the stack has the weights of the last round.
+    Prompt i has the seed `seed` + i; four prompts or more are wanted. A solver whose pictures no round makes better is
+    left as it is. After Ctrl-C the stack has the weights of the last round.
 
     Args:
         rounds: at most; each draws every prompt once per weight, and a few times more.
         budget: seconds to spend at most, about; a round that does not fit in is not begun.
         call: further arguments of every call, see `stack.runtime.pipeline_calls.PipelineCalls`.
+        wanted: finished pictures to come close to, one per prompt; by default those of the stack without its solver
+            and its cache on all steps.
 
     Raises:
         StackError: no solver in the stack, no prompts, no rounds or no time.
@@ -99,7 +101,8 @@ def fit_solver(
         places = replace(own, corrections=(), calibrated_for=()).places_for(stack.facts)
         plain = replace(own, steps=None, places=places.on(stack.facts.levels, steps), of=steps)
         with stack.beside(rest) as other:
-            wanted = [made.cpu() for made in calls.per_prompt(other, texts, seed, steps, bar, "all steps, prompt")]
+            if wanted is None:
+                wanted = [made.cpu() for made in calls.per_prompt(other, texts, seed, steps, bar, "all steps, prompt")]
             facts = other.plan.facts_after
 
         with stack.beside([*rest, plain]) as other:

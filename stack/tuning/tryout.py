@@ -136,6 +136,10 @@ class Tryout:
             self._targets[one.seed] = made.picture
         return made.seconds
 
+    def pictures(self, samples: Sequence[Asked]) -> list[torch.Tensor] | None:
+        """What candidates are compared with; None where that is latents."""
+        return None if self.limits.output == "latent" else [self._target(one) for one in samples]
+
     def _target(self, one: Asked) -> torch.Tensor:
         """The picture without a stack and eager: compiled blocks round differently, by 40 dB in bfloat16."""
         if one.seed not in self._targets:

@@ -258,6 +258,7 @@ class _Search:
         """The stages with the solver's places searched, and the weights of its steps fitted."""
         stack = Stack.from_recipe(recipe, self.place.pipe, steps=self.place.steps)
         asked_for: dict[str, Any] = {"seed": seed, "progress": False, "call": self.place.call}
+        asked_for["wanted"] = self.place.pictures(self.samples)
         stack.search_places(prompts, budget=PLACES_SHARE * seconds, **asked_for)
         found = stack.fit_solver(prompts, budget=(1 - PLACES_SHARE) * seconds, **asked_for)
         if found.interrupted:
