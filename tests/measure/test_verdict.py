@@ -239,7 +239,7 @@ RECORDS = Path(__file__).parents[2] / "docs" / "compare"
 @pytest.mark.parametrize(
     ("name", "start"),
     [
-        ("compare", "leave quantize out: it gains nothing that this run can measure (1.02x, interval 0.92 to 1.14); "),
+        ("compare", "leave quantize out: it gains nothing that this run can measure (1.02x, interval 0.98 to 1.05); "),
         (
             "compare-128",
             "leave quantize out: it gains nothing that this run can measure (1.01x, interval 0.97 to 1.05); ",
