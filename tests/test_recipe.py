@@ -27,7 +27,9 @@ def test_the_shipped_recipes_hold_a_calibrated_cache_one_that_needs_none_and_a_s
     calibrated = recipes["balanced"].stages["cache"]
     assert calibrated["steps"] == 50 and calibrated["full_steps"][0] == 0
     assert recipes["balanced-128"].stages["cache"] == {"method": "predictor-corrector", "count": 6}
-    assert recipes["fast"].stages["solver"] == {"places": [0, 23, 33, 43, 48], "of": 50}
+    solver = recipes["fast"].stages["solver"]
+    assert (solver["places"], solver["of"]) == ([0, 23, 33, 43, 48], 50)
+    assert [len(row) for row in solver["corrections"]] == [2, 3, 4, 4, 4]
     assert recipes["fast-128"].stages["solver"] == {"places": [0, 25, 37, 45, 49], "of": 50}
 
 
