@@ -133,7 +133,7 @@ class PlacedSolver(SchedulerMixin, ConfigMixin, KnownSampler):
         wide = torch.promote_types(sample.dtype, torch.float32)
         estimate, x = form.estimates[at], sample.to(wide)
         self._kept[at] = estimate.c * estimate.scale * x + estimate.d * model_output.to(wide)
-        ratio, shares = counted(form, at)
+        ratio, shares = used_weights(form, at)
         moved = ratio * x
         for call, share in shares.items():
             moved = moved + share * self._kept[call]
@@ -154,7 +154,7 @@ class PlacedSolver(SchedulerMixin, ConfigMixin, KnownSampler):
         return int(self.config["num_train_timesteps"])
 
 
-def counted(form: LinearSampler, at: int) -> tuple[float, dict[int, float]]:
+def used_weights(form: LinearSampler, at: int) -> tuple[float, dict[int, float]]:
     """A step from call `at`: the factor on its latent, and those on the estimates of calls so far that matter."""
     ratio, shares = step_weights(form, at)
     return ratio, {call: float(share) for call, share in enumerate(shares) if abs(share) > UNUSED}
@@ -162,5 +162,5 @@ def counted(form: LinearSampler, at: int) -> tuple[float, dict[int, float]]:
 
 def needed_after(form: LinearSampler, at: int) -> set[int]:
     """The calls up to `at` whose estimates a later step counts."""
-    later = (counted(form, step)[1] for step in range(at + 1, len(form.estimates)))
+    later = (used_weights(form, step)[1] for step in range(at + 1, len(form.estimates)))
     return {call for shares in later for call in shares if call <= at}
