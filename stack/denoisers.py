@@ -12,7 +12,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import compiler, nn
 
 from .caching.cache import Cache
 from .caching.gate_policies import BudgetPolicy
@@ -166,6 +166,7 @@ class Denoisers:
         self._planner.carry(self._first, plan)
         self._follow(plan, plans)
 
+    @compiler.disable  # called by a model that the user compiled since: nothing of planning is to be traced
     def prepare(self, passes: Sequence[Pass], steps: int) -> list[str]:
         """A pipeline call begins; see `Planner.prepare`.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,16 +10,14 @@ from typing import Any
 
 import torch
 
-from ..caching.cache import Cache
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
-from ..core.validate import NotNegative, checked, prompts_of
 from ..measure.metrics import psnr
 from ..runtime.call_arguments import Call
-from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from ..solver.solver import Solver
 from .quant.recording import taken_off
+from .solver_pictures import SolverPictures
 
 REACHES = (4, 2, 1)  # steps that a place is moved by, widest first
 Places = tuple[int, ...]
@@ -58,7 +55,7 @@ def search_places(
 ) -> PlacesFound:
     """Search the places of a stack's solver, and leave the stack with the best on.
 
-    Prompt i has the seed `seed` + i.
+    Prompt i has the seed `seed` + i. Weights that were fitted are for their places, and go: `fit_solver` comes after.
 
     Args:
         trials: how many places are tried at most, each with one picture per prompt.
@@ -70,35 +67,25 @@ def search_places(
     Raises:
         StackError: no solver in the stack, no prompts, no trials or no time.
     """
-    own = next((p for p in stack.passes if isinstance(p, Solver)), None)
-    if own is None:
-        raise StackError("no places to search: expected a stack with a solver, add .solver(steps=6)")
-    prompts = prompts_of(prompts)
-    if not prompts or trials < 1:
-        raise StackError(f"expected at least 1 prompt and 1 trial, got {len(prompts)} and {trials}")
-    checked(NotNegative | None, budget, "budget")
-    over = math.inf if budget is None else time.monotonic() + budget
-    rest = [p for p in stack.passes if not isinstance(p, Solver | Cache)]
-    calls = PipelineCalls(stack.pipe, call)
+    if trials < 1:
+        raise StackError(f"trials: expected at least 1, got {trials}")
+    of = SolverPictures.of(stack, "places to search", prompts, seed, budget, call)
+    own = replace(of.solver, corrections=(), calibrated_for=())
     with stack.lock, taken_off(stack), ProgressLine("search_places", progress) as bar:
         steps = stack.facts.steps
         start = own.places or own.places_for(stack.facts).on(stack.facts.levels, steps)
-        if wanted is None:
-            with stack.beside(rest) as other:
-                wanted = list(calls.per_prompt(other, prompts, seed, steps, bar, "all steps, prompt"))
-        targets = wanted
-
-        with stack.beside([*rest, replace(own, places=start)]) as other:
+        targets, _ = of.all_steps(bar, wanted)
+        with stack.beside([*of.rest, replace(own, places=start)]) as other:
 
             def score(places: Places) -> float:
-                other.replace(replace(own, steps=None, places=places))
-                made = [calls.make(other, [p], seed + i, steps) for i, p in enumerate(prompts)]
+                solver = replace(own, steps=None, places=places)
+                made = [of.draw(other, solver, number, steps) for number in range(len(targets))]
                 return fmean(map(psnr, made, targets))
 
             def says(made: int, best: float) -> None:
                 bar.says(f"best {best:.1f} dB", made, trials)
 
-            tried = climb(score, start, steps, trials, says, lambda: time.monotonic() < over)
+            tried = climb(score, start, steps, trials, says, lambda: time.monotonic() < of.over)
     best = max(tried, key=lambda places: tried[places])
     solver = replace(own, steps=None, places=best, of=steps)
     stack.replace(solver)

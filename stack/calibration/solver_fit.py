@@ -8,7 +8,6 @@ falls is the mean of 10 log10 of the errors, which is the mean PSNR.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,18 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..caching.cache import Cache
 from ..compat.calibrated_for import conditions
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
-from ..core.validate import NotNegative, Seed, checked, some_prompts
 from ..measure.metrics import psnr
 from ..runtime.call_arguments import Call
-from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
 from ..solver.numbers import recent
 from ..solver.solver import Solver
 from .quant.recording import taken_off
+from .solver_pictures import SolverPictures
 
 STEP = 0.02  # of a weight, for a difference: far above the rounding of bf16, and still straight
 DAMPING, LESS, MORE, TRIES = 1e-2, 0.1, 10.0, 3
@@ -85,35 +82,23 @@ def fit_solver(
     Raises:
         StackError: no solver in the stack, no prompts, no rounds or no time.
     """
-    own = next((p for p in stack.passes if isinstance(p, Solver)), None)
-    if own is None:
-        raise StackError("no weights to fit: expected a stack with a solver, add .solver(steps=6)")
-    texts = some_prompts(prompts)
-    checked(Seed, seed, "seed")
-    checked(NotNegative | None, budget, "budget")
     if rounds < 1:
         raise StackError(f"rounds: expected at least 1, got {rounds}")
-    over = math.inf if budget is None else time.monotonic() + budget
-    rest = [p for p in stack.passes if not isinstance(p, Solver | Cache)]
-    calls = PipelineCalls(stack.pipe, call)
+    of = SolverPictures.of(stack, "weights to fit", prompts, seed, budget, call)
     with stack.lock, taken_off(stack), ProgressLine("fit_solver", progress) as bar:
         steps = stack.facts.steps
-        places = replace(own, corrections=(), calibrated_for=()).places_for(stack.facts)
-        plain = replace(own, steps=None, places=places.on(stack.facts.levels, steps), of=steps)
-        with stack.beside(rest) as other:
-            if wanted is None:
-                wanted = [made.cpu() for made in calls.per_prompt(other, texts, seed, steps, bar, "all steps, prompt")]
-            facts = other.plan.facts_after
-
-        with stack.beside([*rest, plain]) as other:
-            drawing = _Drawing(other, plain, calls, texts, seed, steps, over)
+        places = replace(of.solver, corrections=(), calibrated_for=()).places_for(stack.facts)
+        plain = replace(of.solver, steps=None, places=places.on(stack.facts.levels, steps), of=steps)
+        targets, facts = of.all_steps(bar, wanted)
+        with stack.beside([*of.rest, plain]) as other:
+            drawing = _Drawing(of, other, plain, steps)
 
             def says(made: int, best: float) -> None:
                 bar.says(f"best {best:.1f} dB, round", made, rounds)
 
-            found = fitted(drawing.draw, wanted, weights_of(plain), rounds, says, drawing.round_fits)
+            found = fitted(drawing.draw, targets, weights_of(plain), rounds, says, drawing.round_fits)
         # Of the stack below: the solver's own steps are no condition of it.
-        solver = with_weights(plain, found.weights, conditions(facts)) if found.rounds else own
+        solver = with_weights(plain, found.weights, conditions(facts)) if found.rounds else of.solver
         stack.replace(solver)
     return SolverFitted(solver, found.psnr_db, found.start_psnr_db, found.rounds, found.interrupted)
 
@@ -122,26 +107,22 @@ def fit_solver(
 class _Drawing:
     """Pictures of a stack with other weights of its solver, until a time is over."""
 
+    of: SolverPictures
     stack: StackLike
     solver: Solver
-    calls: PipelineCalls
-    prompts: Sequence[Any]
-    seed: int
     steps: int
-    over: float
     drawn: int = 0
     began: float = field(default_factory=time.monotonic)
 
     def draw(self, number: int, weights: np.ndarray) -> torch.Tensor:
-        self.stack.replace(with_weights(self.solver, weights, ()))
         self.drawn += 1
-        return self.calls.make(self.stack, [self.prompts[number]], self.seed + number, self.steps).cpu()
+        return self.of.draw(self.stack, with_weights(self.solver, weights, ()), number, self.steps)
 
     def round_fits(self) -> bool:
         """Whether a round fits into the time, by how long a picture takes."""
         now = time.monotonic()
-        pictures = (weights_of(self.solver) + 1) * len(self.prompts)
-        return now + (now - self.began) / self.drawn * pictures < self.over
+        pictures = (weights_of(self.solver) + 1) * len(self.of.prompts)
+        return now + (now - self.began) / self.drawn * pictures < self.of.over
 
 
 def weights_of(solver: Solver) -> int:

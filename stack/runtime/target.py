@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -49,6 +50,8 @@ class Target:
         taken_over: called where this denoiser's calls follow on those of another.
         compute_modes: what makes the entries of `StepContext.compute_mode`.
         compile_mode: how blocks are compiled, a mode of torch.compile; "" where they are not.
+        schedulers: what a pass has put in the place of the pipeline's own scheduler, by that one: it may be in the
+            middle of a run when passes are put on anew.
         attention_backends: who may compute attention in place of torch, the first one asked first; see
             `stack.attention.layers`.
     """
@@ -68,6 +71,7 @@ class Target:
     part: str = ""
     taken_over: Callable[[], None] = lambda: None
     compute_modes: ComputeModes = ()
+    schedulers: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary)
     attention_backends: tuple[Any, ...] = ()
     compile_mode: str = ""
     conditions: ConditionsReader = field(init=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import annotated_types as limits
 
@@ -57,9 +56,6 @@ class Solver:
     order: Annotated[int, limits.Ge(1), limits.Le(2)] = 2
     corrections: tuple[tuple[Correction, ...], ...] = field(default=(), repr=False)
     calibrated_for: tuple[str, ...] = field(default=(), repr=False)
-    _made: WeakKeyDictionary[Any, PlacedSolver] = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
-    )
     stage: ClassVar[str] = "solver"
 
     def __post_init__(self) -> None:
@@ -141,7 +137,7 @@ class Solver:
         """Put the solver in the place of the pipeline's scheduler."""
         facts, pipe = target.now, target.pipe
         assert pipe is not None  # checked
-        solver = self._solver(pipe.scheduler, facts)
+        solver: PlacedSolver = self._solver(target, pipe.scheduler)
         install.set_attribute(pipe, "scheduler", solver)
         install.wrap_call(pipe, "save_pretrained", _refusing)
 
@@ -159,13 +155,14 @@ class Solver:
 
         return Applied(self.describe(facts)[0], call=call, report=report)
 
-    def _solver(self, own: Any, facts: Facts) -> PlacedSolver:
-        """In place of the pipeline's own scheduler. One that is in the middle of a run goes on: a call whose facts have
-        changed has its passes put on anew at its first step."""
-        before = self._made.get(own)
+    def _solver(self, target: Target, own: Any) -> PlacedSolver:
+        """In place of the pipeline's own scheduler. One that is in the middle of a run goes on, whatever pass has made
+        it: a call whose facts have changed has its passes put on anew at its first step."""
+        before: PlacedSolver | None = target.schedulers.get(own)
         if before is None or not before.running:
-            self._made[own] = PlacedSolver(own, self.places_for(facts).plan, facts.image_tokens)
-        return self._made[own]
+            before = PlacedSolver(own, self.places_for(target.now).plan, target.now.image_tokens)
+            target.schedulers[own] = before
+        return before
 
 
 def on_the_ladder(given: Mapping[str, Any], count: int, ladder: int) -> TransformedCall:

@@ -61,10 +61,22 @@ def test_a_search_leaves_the_best_places_on_the_stack() -> None:
         assert math.isclose(psnr(picture(alone, 20, seed=3), before), found.psnr_db, abs_tol=1e-3)
 
 
+def test_weights_fitted_for_other_places_go() -> None:
+    rows = ((0.3, 0.3), (0.3, 0.3, 0.3), (0.3, 0.3, 0.3, 0.3), (0.3, 0.3, 0.3, 0.3))
+    fitted = Solver(places=(0, 2, 4, 6), of=20, corrections=rows)
+    found = search_places(Stack(tiny_pipe(), steps=20).add(fitted), ["a red ring"], trials=2, progress=False)
+    bare = Stack(tiny_pipe(), steps=20).solver(places=(0, 2, 4, 6), of=20)
+    assert found.solver.corrections == () and str(found) == str(
+        search_places(bare, ["a red ring"], trials=2, progress=False)
+    )
+
+
 def test_what_a_search_needs() -> None:
     with pytest.raises(StackError, match=r"add .solver\(steps=6\)"):
         search_places(Stack(tiny_pipe()).cache("svd"), ["a red ring"])
-    with pytest.raises(StackError, match="at least 1 prompt and 1 trial, got 0 and 60"):
+    with pytest.raises(StackError, match="prompts: expected at least one, got none"):
         search_places(Stack(tiny_pipe()).solver(4), [])
+    with pytest.raises(StackError, match="trials: expected at least 1, got 0"):
+        search_places(Stack(tiny_pipe()).solver(4), ["a red ring"], trials=0)
     with pytest.raises(StackError, match="budget: expected"):
         search_places(Stack(tiny_pipe()).solver(4), ["a red ring"], budget=-1.0)

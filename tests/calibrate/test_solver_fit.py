@@ -139,6 +139,17 @@ def test_fitted_weights_are_left_out_of_a_call_with_another_number_of_steps() ->
         assert torch.equal(picture(stack, 30), other)
 
 
+@pytest.mark.parametrize("steps", [3, 2])
+def test_a_call_of_fewer_steps_than_the_solver_has_none_of_its_weights(steps: int) -> None:
+    """Such a call is planned for at its first step, when it has asked the solver for its schedule."""
+    pipe = tiny_pipe()
+    plain = Solver(places=(0, 2, 4, 6), of=20)
+    with Stack(pipe, steps=20).add(with_weights(plain, np.full(13, 0.05), ())) as stack:
+        fitted_there = picture(stack, 20)
+        assert torch.equal(picture(stack, steps), picture(pipe, steps))
+        assert torch.equal(picture(stack, 20), fitted_there), "the next one has them again"
+
+
 def test_a_recipe_holds_fitted_weights(tmp_path: Path) -> None:
     fit = with_weights(Solver(places=(0, 2, 4, 6), of=20), np.linspace(-0.1, 0.1, 13), ("family=flux",))
     (tmp_path / "mine.toml").write_text(recipe_toml(Stack(tiny_pipe(), steps=20).add(fit).to_recipe()))

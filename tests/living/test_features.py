@@ -11,6 +11,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 from stack import Stack, StackError
+from stack.planner import Planner
 
 from ..pipelines.build import Tiny, flux, one_thread
 from .features import FEATURES, NEUTRAL, STACKS
@@ -99,6 +100,23 @@ def test_beside_a_stack(name: str, feature: str, later: bool) -> None:
         else:
             assert torch.equal(made, without(name, feature)) and not torch.equal(made, without(name))
         assert torch.equal(tiny.call(stack.undo().pipe), without("", feature))
+
+
+def test_no_plan_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model compiled after its stack: the compiler's guards on what planning reads fail now and then."""
+    tiny, traced = new(), []
+    stack = STACKS["quantize"](tiny.pipe).apply()
+    own = Planner.prepare
+
+    def watched(*args: Any) -> list[str]:
+        traced.append(torch.compiler.is_compiling())
+        return own(*args)
+
+    monkeypatch.setattr(Planner, "prepare", watched)
+    FEATURES["compiled"](tiny.pipe)
+    with one_thread():
+        tiny.call(stack)
+    assert traced == [False]
 
 
 @pytest.mark.parametrize("name", ["svd", "first-block", "quantize"])
