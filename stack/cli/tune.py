@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from ..tuning.tune import Tuned
 
 STUDY = "study.db"
-OWN_PROMPTS, MOST_TRIALS, MOST = 12, 100_000, 1e6
+OWN_PROMPTS, MOST_TRIALS, MOST = 18, 100_000, 1e6
 LARGEST = {"min_psnr": MOST_DECIBELS, "max_seconds": LONGEST_RUN}
 
 
@@ -85,7 +85,7 @@ def tune(
 ) -> None:
     """Search passes and settings for the fastest stack within limits, check it on held-out prompts, write its recipe.
 
-    Limits are on medians over the prompts. Give at least 3 prompts, better 12; every third is held out. Writes
+    Limits are on medians over the prompts. Give at least 3 prompts, better 18; every third is held out. Writes
     tuned.toml, tune.json, front.png and the study. The same command continues where it was stopped.
     """
     limits: dict[str, Any] = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from .limits import Limits
 from .study import Tried
 
+NOISE = 0.03  # of a speed: two that differ by less are equally fast
 SLACK = 0.03  # candidates so far beyond a limit, relatively, may still keep it on other prompts: 1 dB of 38
 
 
@@ -19,30 +21,40 @@ def quality(one: Tried) -> float:
     return -math.inf if figures.error is None else -figures.error
 
 
-def pareto(found: Sequence[Tried]) -> list[Tried]:
-    """Those that no other beats in both speedup and quality, the fastest first."""
+def different(found: Sequence[Tried]) -> list[Tried]:
+    """Of candidates with the same stages the first."""
+    return [one for number, one in enumerate(found) if one.stages not in [o.stages for o in found[:number]]]
+
+
+def pareto(found: Sequence[Tried], noise: float = 0.0) -> list[Tried]:
+    """Those that no other beats in both speedup and quality, the fastest first.
+
+    Args:
+        noise: relative; of two whose speeds differ by less, the one of better quality.
+    """
     front: list[Tried] = []
     for one in sorted(found, key=lambda each: (-each.figures.speedup, -quality(each))):
         if not front or quality(one) > quality(front[-1]):
             front.append(one)
-    return front
+    slower = zip_longest(front, front[1:])  # each with the next better one
+    return [one for one, better in slower if not better or better.figures.speedup < (1 - noise) * one.figures.speedup]
 
 
 def finalists(found: Sequence[Tried], limits: Limits, most: int) -> list[Tried]:
     """The candidates to measure on held-out prompts: within the limits or nearly, the cheapest first; within them first
     those that no other beats in both time and quality, as held-out prompts may ask for more quality.
 
-    Half of the places at most go to those that are beyond a limit by little; with fewer within the limits than places,
-    the nearest to them fill up. Of candidates with the same stages there is one.
+    A third of the places at most goes to those that are beyond a limit by little; with fewer within the limits than
+    places, the nearest to them fill up. Of candidates with the same stages there is one.
     """
-    different = [one for number, one in enumerate(found) if one.stages not in [o.stages for o in found[:number]]]
-    cheap = sorted(different, key=lambda one: limits.cost(one.figures))
-    front = pareto([one for one in cheap if not one.excess])
+    candidates = different(found)
+    cheap = sorted(candidates, key=lambda one: limits.cost(one.figures))
+    front = pareto([one for one in cheap if not one.excess], NOISE)
     within = [*front, *(one for one in cheap if not one.excess and one not in front)]
-    nearly = [one for one in cheap if 0 < one.excess <= SLACK][: most // 2]
+    nearly = [one for one in cheap if 0 < one.excess <= SLACK][: most // 3]
     chosen = [*nearly, *within][:most]
     rest = sorted(
-        (one for one in different if one not in chosen), key=lambda one: (one.excess, limits.cost(one.figures))
+        (one for one in candidates if one not in chosen), key=lambda one: (one.excess, limits.cost(one.figures))
     )
     return [*chosen, *rest[: most - len(chosen)]]
 

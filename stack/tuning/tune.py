@@ -19,18 +19,19 @@ from ..reference.prompts import Prompts, searched_prompts
 from ..runtime.call_arguments import Call, call_of
 from ..runtime.pipeline_calls import pipeline_for
 from ..stack import Stack
-from .front import best, finalists, pareto
+from .front import best, different, finalists, pareto
 from .limits import Limits
 from .space import FEWEST_STEPS, Space, Stages, space_of
 from .study import CALIBRATED, Study, Tried
 from .tryout import Asked, Tryout, asked
 
-SEARCH_SHARE = 0.4  # of the time; the rest places full steps and solver steps, and checks on held-out prompts
-CALIBRATION, FITTING = 0.1, 0.17  # of the time, for each number of steps of a cache, of the solver
+SEARCH_SHARE = 0.3  # of the time; the rest places full steps and solver steps, and checks on held-out prompts
+CALIBRATION, FITTING = 0.1, 0.25  # of the time, for each number of steps of a cache, of the solver
 PLACES_SHARE = 0.4  # of the time for the solver; the rest fits its weights
 CHECKED = 6  # candidates that are measured on held-out prompts
 REPEATED = 30  # candidates in a row that were measured before: the sampler has nothing new to propose
 HELD_SEED = 10_000  # added to the seed for held-out prompts
+HELD_TIMES = 2  # pictures of each, with other seeds: the median of four pictures is off by 1 dB (docs/tune.md)
 NAME = "tuned"
 
 Tell = Callable[[str], None]
@@ -45,7 +46,7 @@ class Tuned:
         recipe: the chosen stack; its notes hold the figures on held-out prompts. None where nothing keeps the limits.
         chosen: the same with its figures on held-out prompts; the nearest to the limits where nothing keeps them.
         checked: every candidate that was measured on held-out prompts, as `finalists` orders them.
-        tried: all that was measured on the prompts searched on.
+        tried: all that was measured on the prompts searched on, each once.
         refused: how many candidates did not run.
         base_seconds: of one picture without a stack, in the rounds of the check.
         base_mode: "eager" or "compiled", whichever was faster without a stack.
@@ -125,8 +126,8 @@ def tune(
         space = _space(place, fixed)
         kept = Study(study, f"{name}: {limits.words}", _protocol(space, limits, search, seed), seed)
         kept.begin(space)
-        run = _Search(place, space, kept, limits, asked(search, seed), line.says)
-        return _found(run, search, asked(held, seed + HELD_SEED), seed, budget, trials)
+        run = _Search(place, space, kept, limits, asked(search, seed), line.says, progress)
+        return _found(run, search, asked(held * HELD_TIMES, seed + HELD_SEED), seed, budget, trials)
 
 
 def _space(place: Tryout, fixed: Stages) -> Space:
@@ -161,7 +162,7 @@ def _found(run: _Search, search: Sequence[Any], held: Sequence[Asked], seed: int
         run.check(held, found)
     except KeyboardInterrupt:
         found.partial = True
-    found.tried, found.refused = run.study.tried(pruned=True), run.study.refused
+    found.tried, found.refused = different(run.study.tried(pruned=True)), run.study.refused
     if found.chosen is not None and not found.chosen.excess:
         found.recipe = _recipe(place, found, found.chosen, (len(search), len(held)))
     return found
@@ -183,6 +184,7 @@ class _Search:
     limits: Limits
     samples: Sequence[Asked]
     tell: Tell
+    progress: bool
 
     def search(self, seconds: float, trials: int) -> None:
         """Try what the sampler proposes, for about so many seconds, or until it proposes nothing new."""
@@ -220,21 +222,28 @@ class _Search:
         self, stage: str, option: str, place: Placing, prompts: Sequence[Any], seed: int, seconds: float
     ) -> None:
         """Place the steps of the best stack with a cache or a solver, then of one step fewer, and again while that
-        keeps the limits. Where the stage is given, it stays as it is.
+        keeps the limits and fewer steps, not placed, are not far beyond them. Where the stage is given, or a stack
+        without it is both faster and better, it stays as it is.
 
         Args:
             option: of the stage, how many steps it runs in full.
             place: finds their places, in about so many seconds.
         """
-        start = best([one for one in self.study.tried() if option in one.stages.get(stage, {})], self.limits)
-        if start is None or stage in self.space.fixed:
+        tried = self.study.tried()
+        start = best([one for one in tried if option in one.stages.get(stage, {})], self.limits)
+        rivals = [one for one in tried if stage not in one.stages]
+        if start is None or stage in self.space.fixed or start not in pareto([start, *rivals]):
             return
         stages, count = start.stages, start.stages[stage][option]
 
         def placed(number: int) -> bool:
             """Whether so many steps, placed, are within the limits."""
-            self.tell(f"placing {number} steps of the {stage}, about {seconds:.0f} s")
             wanted = {**stages, stage: {**stages[stage], option: number}}
+            known = self.study.same(wanted)
+            plain = known.figures if known else self.place.figures(wanted, self.samples, self.limits.hopeless)
+            if self.limits.hopeless(plain):
+                return False
+            self.tell(f"placing {number} steps of the {stage}, about {seconds:.0f} s")
             made = place(self.place.recipe(NAME, wanted, "", {}), prompts, seed, seconds)
             figures = self.place.figures(made, self.samples)
             one = Tried(made, figures, self.limits.excess(figures), CALIBRATED)
@@ -251,13 +260,14 @@ class _Search:
     def calibrated(self, recipe: Recipe, prompts: Sequence[Any], seed: int, seconds: float) -> Stages:
         """The stages with the cache's full steps calibrated."""
         count = recipe.stages["cache"]["count"]
-        asked_for: dict[str, Any] = {"seed": seed, "budget": seconds, "call": self.place.call, "progress": False}
-        return calibrate(self.place.pipe, recipe, prompts=prompts, full_steps=count, **asked_for)[0].stages
+        asked_for: dict[str, Any] = {"seed": seed, "budget": seconds, "progress": self.progress}
+        asked_for |= {"call": self.place.call, "full_steps": count}
+        return calibrate(self.place.pipe, recipe, prompts=prompts, **asked_for)[0].stages
 
     def fitted(self, recipe: Recipe, prompts: Sequence[Any], seed: int, seconds: float) -> Stages:
         """The stages with the solver's places searched, and the weights of its steps fitted."""
         stack = Stack.from_recipe(recipe, self.place.pipe, steps=self.place.steps)
-        asked_for: dict[str, Any] = {"seed": seed, "progress": False, "call": self.place.call}
+        asked_for: dict[str, Any] = {"seed": seed, "progress": self.progress, "call": self.place.call}
         asked_for["wanted"] = self.place.pictures(self.samples)
         stack.search_places(prompts, budget=PLACES_SHARE * seconds, **asked_for)
         found = stack.fit_solver(prompts, budget=(1 - PLACES_SHARE) * seconds, **asked_for)

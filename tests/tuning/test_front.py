@@ -52,7 +52,14 @@ def test_finalists_hold_the_fastest_within_the_limits(points: list[tuple[int, in
 def test_some_that_are_nearly_within_are_checked_as_well() -> None:
     found = [tried(41, 5), tried(39.5, 9), tried(39, 8), tried(38.9, 7), tried(30, 20), tried(45, 4)]
     chosen = finalists(found, LIMITS, 4)
-    assert [(one.figures.psnr, one.figures.speedup) for one in chosen] == [(39.5, 9), (39, 8), (41, 5), (45, 4)]
+    assert [(one.figures.psnr, one.figures.speedup) for one in chosen] == [(39.5, 9), (41, 5), (45, 4), (39, 8)]
+
+
+def test_of_those_as_fast_the_better_one_is_checked() -> None:
+    found = [tried(41, 10), tried(44, 9.8), tried(46, 9.6), tried(43, 11), tried(50, 9.4)]
+    assert pareto(found) == [found[3], found[1], found[2], found[4]]
+    assert pareto(found, 0.03) == [found[3], found[4]]
+    assert finalists(found, LIMITS, 2) == [found[3], found[4]]
 
 
 def test_the_same_stack_is_checked_once() -> None:
