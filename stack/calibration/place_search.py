@@ -83,7 +83,7 @@ def search_places(
                 return fmean(map(psnr, made, targets))
 
             def says(made: int, best: float) -> None:
-                bar.says(f"best {best:.1f} dB", made, trials)
+                bar.says("places", made, trials, f"best {best:.1f} dB", most=of.over - time.monotonic())
 
             tried = climb(score, start, steps, trials, says, lambda: time.monotonic() < of.over)
     best = max(tried, key=lambda places: tried[places])

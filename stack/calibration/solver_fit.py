@@ -91,12 +91,8 @@ def fit_solver(
         plain = replace(of.solver, steps=None, places=places.on(stack.facts.levels, steps), of=steps)
         targets, facts = of.all_steps(bar, wanted)
         with stack.beside([*of.rest, plain]) as other:
-            drawing = _Drawing(of, other, plain, steps)
-
-            def says(made: int, best: float) -> None:
-                bar.says(f"best {best:.1f} dB, round", made, rounds)
-
-            found = fitted(drawing.draw, targets, weights_of(plain), rounds, says, drawing.round_fits)
+            drawing = _Drawing(of, other, plain, steps, bar)
+            found = fitted(drawing.draw, targets, weights_of(plain), rounds, drawing.turns, drawing.round_fits)
         # Of the stack below: the solver's own steps are no condition of it.
         solver = with_weights(plain, found.weights, conditions(facts)) if found.rounds else of.solver
         stack.replace(solver)
@@ -111,17 +107,31 @@ class _Drawing:
     stack: StackLike
     solver: Solver
     steps: int
+    bar: ProgressLine
     drawn: int = 0
     began: float = field(default_factory=time.monotonic)
+    _round: str = "second-order weights"
+    _before: int = 0  # pictures drawn before this round
+
+    @property
+    def _pictures(self) -> int:
+        """That the differences of a round take."""
+        return weights_of(self.solver) * len(self.of.prompts)
+
+    def turns(self, made: int, best: float) -> None:
+        """So many rounds are made, and the best weights come to so many dB."""
+        self._round, self._before = f"{best:.1f} dB, round {made + 1}: picture", self.drawn
 
     def draw(self, number: int, weights: np.ndarray) -> torch.Tensor:
+        done, total = self.drawn - self._before, self._pictures if self._before else len(self.of.prompts)
+        self.bar.says(self._round, min(done, total), total)
         self.drawn += 1
         return self.of.draw(self.stack, with_weights(self.solver, weights, ()), number, self.steps)
 
     def round_fits(self) -> bool:
         """Whether a round fits into the time, by how long a picture takes."""
         now = time.monotonic()
-        pictures = (weights_of(self.solver) + 1) * len(self.of.prompts)
+        pictures = self._pictures + len(self.of.prompts)
         return now + (now - self.began) / self.drawn * pictures < self.of.over
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -35,12 +36,21 @@ class ProgressLine:
         if self._shown and sys.stderr.isatty():
             print(CLEAR, end="", file=sys.stderr, flush=True)
 
-    def says(self, phase: str, done: int = 0, total: int = 0, note: str = "", left: float | None = None) -> None:
+    def says(
+        self,
+        phase: str,
+        done: int = 0,
+        total: int = 0,
+        note: str = "",
+        left: float | None = None,
+        most: float = math.inf,
+    ) -> None:
         """What is being done now.
 
         Args:
             done, total: of the pieces of this phase; 0 where they are not known.
             left: seconds to go; by default estimated from the pieces done.
+            most: seconds after which it ends in any case.
         """
         if not self._shown:
             return
@@ -49,7 +59,7 @@ class ProgressLine:
         if new:
             self._phase, self._phase_started = phase, now
         if left is None and done and total:
-            left = (now - self._phase_started) / done * (total - done)
+            left = min(most, (now - self._phase_started) / done * (total - done))
         words = [f"{phase} {done} of {total}" if total else phase, note, f"{spoken(now - self._started)} so far"]
         words += [f"about {spoken(left)} left"] if left is not None else []
         line = f"{self._title}: {', '.join(word for word in words if word)}"

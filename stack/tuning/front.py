@@ -10,6 +10,7 @@ from .limits import Limits
 from .study import Tried
 
 NOISE = 0.03  # of a speed: two that differ by less are equally fast
+FAR = 1.05  # times as fast: beyond what timing repeats
 SLACK = 0.03  # candidates so far beyond a limit, relatively, may still keep it on other prompts: 1 dB of 38
 
 
@@ -19,6 +20,11 @@ def quality(one: Tried) -> float:
     if figures.psnr is not None:
         return figures.psnr
     return -math.inf if figures.error is None else -figures.error
+
+
+def far_better(one: Tried, other: Tried) -> bool:
+    """Whether it is much faster than another, and no worse."""
+    return one.figures.speedup > FAR * other.figures.speedup and quality(one) >= quality(other)
 
 
 def different(found: Sequence[Tried]) -> list[Tried]:
@@ -60,5 +66,10 @@ def finalists(found: Sequence[Tried], limits: Limits, most: int) -> list[Tried]:
 
 
 def best(checked: Sequence[Tried], limits: Limits) -> Tried | None:
-    """The cheapest within the limits; where none is, the nearest to them."""
-    return min(checked, key=lambda one: (one.excess, limits.cost(one.figures)), default=None)
+    """The cheapest within the limits, of those that are as fast the one of best quality; where none is within them, the
+    nearest to them."""
+    first = min(checked, key=lambda one: (one.excess, limits.cost(one.figures)), default=None)
+    if first is None or first.excess or not limits.on_quality:
+        return first
+    least = (1 - NOISE) * first.figures.speedup
+    return max((one for one in checked if not one.excess and one.figures.speedup >= least), key=quality)

@@ -19,7 +19,7 @@ from ..reference.prompts import Prompts, searched_prompts
 from ..runtime.call_arguments import Call, call_of
 from ..runtime.pipeline_calls import pipeline_for
 from ..stack import Stack
-from .front import best, different, finalists, pareto
+from .front import best, different, far_better, finalists, pareto
 from .limits import Limits
 from .space import FEWEST_STEPS, Space, Stages, space_of
 from .study import CALIBRATED, Study, Tried
@@ -223,7 +223,7 @@ class _Search:
     ) -> None:
         """Place the steps of the best stack with a cache or a solver, then of one step fewer, and again while that
         keeps the limits and fewer steps, not placed, are not far beyond them. Where the stage is given, or a stack
-        without it is both faster and better, it stays as it is.
+        without it is far faster and as good, it stays as it is.
 
         Args:
             option: of the stage, how many steps it runs in full.
@@ -232,7 +232,7 @@ class _Search:
         tried = self.study.tried()
         start = best([one for one in tried if option in one.stages.get(stage, {})], self.limits)
         rivals = [one for one in tried if stage not in one.stages]
-        if start is None or stage in self.space.fixed or start not in pareto([start, *rivals]):
+        if start is None or stage in self.space.fixed or any(far_better(one, start) for one in rivals):
             return
         stages, count = start.stages, start.stages[stage][option]
 

@@ -81,14 +81,13 @@ def test_int8_rows_compile_in_bf16_behind_a_layer_norm() -> None:
     assert 1e-4 < float((got - exact).norm() / exact.norm()) < 0.02
 
 
-def test_an_attention_layer_is_compiled_around_the_operator_that_answers() -> None:
+def test_an_attention_layer_is_compiled_around_the_operator_that_answers(aot_eager: None) -> None:
     """Two blocks of FLUX: 6 graphs of 203 operations instead of 2 of 201, and the counts of every call."""
     model = tiny_denoiser()
     stack = Stack(model, steps=4).sparse_attn(0.5, block=64, even_if_slower=True, dense_first=1, dense_last=0)
     with stack, torch.no_grad():
         eager = [model(**inputs(sigma, 16), return_dict=False)[0] for sigma in (1.0, 0.75, 0.5, 0.25)]
         right = stack.report().passes["sparse_attn"]
-    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = Stack(model, steps=4)
     compiled.sparse_attn(0.5, block=64, even_if_slower=True, dense_first=1, dense_last=0).compile()
@@ -102,7 +101,7 @@ def test_an_attention_layer_is_compiled_around_the_operator_that_answers() -> No
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_with_gradients_an_attention_layer_runs_as_it_is() -> None:
+def test_with_gradients_an_attention_layer_runs_as_it_is(aot_eager: None) -> None:
     model = tiny_denoiser()
     with Stack(model, steps=4).sparse_attn(0.5, block=64, even_if_slower=True, dense_first=0, dense_last=0).compile():
         given = inputs(0.5, 16)

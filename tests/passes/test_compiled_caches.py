@@ -1,12 +1,7 @@
-"""Every cache over compiled blocks: how many graphs that takes, and that the numbers stay what they were.
-
-The backend is "aot_eager": graphs are traced as for any other backend and run operation by operation, so that outputs
-are those of the eager stack bit for bit.
-"""
+"""Every cache over compiled blocks: how many graphs that takes, and that the numbers stay what they were."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import groupby
 
 import pytest
@@ -36,16 +31,6 @@ def site_of(preset: str) -> str:
 
 
 SITES = {site: list(presets) for site, presets in groupby(sorted(PLAIN, key=site_of), site_of)}
-
-
-@pytest.fixture
-def aot_eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    torch._dynamo.reset()
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda forward, mode: compile(forward, backend="aot_eager"))
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        yield
-    torch._dynamo.reset()
 
 
 @torch.no_grad()

@@ -62,6 +62,13 @@ def test_of_those_as_fast_the_better_one_is_checked() -> None:
     assert finalists(found, LIMITS, 2) == [found[3], found[4]]
 
 
+def test_of_those_as_fast_the_better_one_is_best() -> None:
+    found = [tried(41, 10), tried(44, 9.8), tried(46, 9.6), tried(39, 11)]
+    assert best(found, LIMITS) is found[1]
+    in_time = Limits(max_seconds=1.0)
+    assert best([tried(44, 9.8), tried(43.9, 10)], in_time).figures.psnr == 44  # type: ignore[union-attr]
+
+
 def test_the_same_stack_is_checked_once() -> None:
     found = [tried(41, 5), tried(41, 5), tried(42, 4)]
     assert finalists(found, LIMITS, 6) == [found[0], found[2]]

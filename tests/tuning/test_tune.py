@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from stack.tuning.tryout import Tryout
 from stack.tuning.tune import Tuned, tune
 
 from ..conftest import PROMPT, picture, tiny_pipe
+from .test_limits import figures
 
 STEPS, BUDGET = 14, 60.0  # seconds, of which calibration takes all that it is given
 PROMPTS = [PROMPT, "a green circle", "a cyan star on a white background"]
@@ -85,6 +87,40 @@ def test_fewer_solver_steps_are_tried_while_the_limit_holds(tmp_path: Path, monk
     found = search(tmp_path, min_psnr=15)
     placed = [one.stages["solver"]["places"] for one in found.tried if one.how == CALIBRATED and "solver" in one.stages]
     assert [len(places) for places in placed] == [2, 1]
+
+
+def placed(monkeypatch: pytest.MonkeyPatch, search: Callable[[], Tuned]) -> list[tuple[str, int]]:
+    """Stage and number of steps of every stack whose steps a search places."""
+    asked: list[tuple[str, int]] = []
+    for name, stage, option in (("fitted", "solver", "steps"), ("calibrated", "cache", "count")):
+
+        def note(run: object, recipe: Any, *_: object, stage: str = stage, option: str = option) -> Any:
+            asked.append((stage, recipe.stages[stage][option]))
+            return recipe.stages
+
+        monkeypatch.setattr(f"stack.tuning.tune._Search.{name}", note)
+    search()
+    return asked
+
+
+def test_no_steps_are_placed_that_are_far_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps of a solver have 41 dB here, two 35; placing them gives a few dB more."""
+    monkeypatch.setattr("stack.tuning.space.Space.first", lambda space: [])
+    monkeypatch.setattr(Space, "choose", lambda space, chooser: {"solver": {"steps": 3}})
+    more: dict[str, Any] = {"prompts": PROMPTS, "steps": STEPS, "trials": 1, "compile_base": False, "progress": False}
+    assert placed(monkeypatch, lambda: tune(tiny_pipe(), min_psnr=20, **more)) == [("solver", 3), ("solver", 2)]
+    assert placed(monkeypatch, lambda: tune(tiny_pipe(), min_psnr=42, **more)) == [("solver", 3)]
+
+
+def test_no_steps_are_placed_of_a_stage_that_another_beats_in_time_and_quality(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = iter([{"solver": {"steps": 3}}, {"cache": {"method": "svd", "count": 9}}])
+    monkeypatch.setattr("stack.tuning.space.Space.first", lambda space: [])
+    monkeypatch.setattr(Space, "choose", lambda space, chooser: next(chosen))
+    monkeypatch.setattr(
+        Tryout, "figures", lambda run, stages, *_: figures(*((44, 4) if "solver" in stages else (43, 2)))
+    )
+    more: dict[str, Any] = {"prompts": PROMPTS, "steps": STEPS, "trials": 2, "compile_base": False, "progress": False}
+    assert {stage for stage, _ in placed(monkeypatch, lambda: tune(tiny_pipe(), min_psnr=10, **more))} == {"solver"}
 
 
 def test_a_solver_that_is_given_keeps_its_steps(tmp_path: Path) -> None:
