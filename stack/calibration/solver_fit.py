@@ -90,7 +90,7 @@ def fit_solver(
         places = replace(of.solver, corrections=(), calibrated_for=()).places_for(stack.facts)
         plain = replace(of.solver, steps=None, places=places.on(stack.facts.levels, steps), of=steps)
         targets, facts = of.all_steps(bar, wanted)
-        with stack.beside([*of.rest, plain]) as other:
+        with of.with_solver(plain) as other:
             drawing = _Drawing(of, other, plain, steps, bar)
             found = fitted(drawing.draw, targets, weights_of(plain), rounds, drawing.turns, drawing.round_fits)
         # Of the stack below: the solver's own steps are no condition of it.
@@ -110,29 +110,39 @@ class _Drawing:
     bar: ProgressLine
     drawn: int = 0
     began: float = field(default_factory=time.monotonic)
-    _round: str = "second-order weights"
+    _phase: str = "second-order weights: picture"
     _before: int = 0  # pictures drawn before this round
+    _seconds: float = 0.0  # that a round takes
 
     @property
     def _pictures(self) -> int:
         """That the differences of a round take."""
         return weights_of(self.solver) * len(self.of.prompts)
 
+    @property
+    def _differences(self) -> float:
+        """Runs that the differences of one prompt take: a weight changes no call before its step is taken."""
+        count = self.solver.count
+        calls = [count if self.of.runs.whole else count - 1 - at for at in range(count)]
+        # One call more, about, for a picture's text and its decoding.
+        return sum((1 + len(recent(at))) * (calls[at] + 1) / (count + 1) for at in range(count))
+
     def turns(self, made: int, best: float) -> None:
         """So many rounds are made, and the best weights come to so many dB."""
-        self._round, self._before = f"{best:.1f} dB, round {made + 1}: picture", self.drawn
+        now = time.monotonic()
+        self._seconds = (now - self.began) * (1 if made else 1 + self._differences)
+        self._phase, self._before, self.began = f"{best:.1f} dB, round {made + 1}: picture", self.drawn, now
+        self.of.runs.keep()
 
     def draw(self, number: int, weights: np.ndarray) -> torch.Tensor:
         done, total = self.drawn - self._before, self._pictures if self._before else len(self.of.prompts)
-        self.bar.says(self._round, min(done, total), total)
+        self.bar.says(self._phase, min(done, total), total)
         self.drawn += 1
         return self.of.draw(self.stack, with_weights(self.solver, weights, ()), number, self.steps)
 
     def round_fits(self) -> bool:
-        """Whether a round fits into the time, by how long a picture takes."""
-        now = time.monotonic()
-        pictures = self._pictures + len(self.of.prompts)
-        return now + (now - self.began) / self.drawn * pictures < self.of.over
+        """Whether a round fits into the time, by how long the last one took."""
+        return time.monotonic() + self._seconds < self.of.over
 
 
 def weights_of(solver: Solver) -> int:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from ..attention.sparse_attn import SparseAttention
 from ..caching.cache import Cache
 from ..core.errors import StackError
 from ..core.facts import Facts
 from ..core.passes import Pass
 from ..core.progress import ProgressLine
 from ..core.validate import NotNegative, Seed, checked, some_prompts
+from ..runtime.call import DenoiserCall
 from ..runtime.call_arguments import Call
 from ..runtime.pipeline_calls import PipelineCalls
 from ..runtime.stack_like import StackLike
+from ..runtime.step import StepContext
 from ..solver.solver import Solver
+from .observe import Observe, Run, answer_calls
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class SolverPictures:
         rest: the other passes, without the cache: a solver's steps are all full.
         prompts: prompt i has the seed `seed` + i.
         over: when the time is over, on the clock of `time.monotonic`.
+        runs: what is known of earlier pictures.
     """
 
     stack: StackLike
@@ -40,6 +47,7 @@ class SolverPictures:
     seed: int
     calls: PipelineCalls
     over: float
+    runs: PrefixRuns
 
     @classmethod
     def of(
@@ -62,7 +70,9 @@ class SolverPictures:
         checked(NotNegative | None, budget, "budget")
         over = math.inf if budget is None else time.monotonic() + budget
         rest = [p for p in stack.passes if not isinstance(p, Solver | Cache)]
-        return cls(stack, solver, rest, texts, seed, PipelineCalls(stack.pipe, call), over)
+        # Sparse attention keeps maps and orders from step to step: it is given all of them.
+        runs = PrefixRuns(whole=any(isinstance(p, SparseAttention) for p in rest))
+        return cls(stack, solver, rest, texts, seed, PipelineCalls(stack.pipe, call), over, runs)
 
     def all_steps(self, bar: ProgressLine, known: Sequence[torch.Tensor] | None) -> tuple[list[torch.Tensor], Facts]:
         """The pictures of all steps on the host, one per prompt, drawn where they are not known; and the facts of the
@@ -72,7 +82,60 @@ class SolverPictures:
             drawn = known or self.calls.per_prompt(other, self.prompts, self.seed, steps, bar, "all steps, prompt")
             return [picture.cpu() for picture in drawn], other.plan.facts_after
 
+    def with_solver(self, solver: Solver) -> AbstractContextManager[StackLike]:
+        """A stack beside with this solver, for `draw`."""
+        return self.stack.beside([*self.rest, solver, Observe(partial(answer_calls, visit=self.runs.visit))])
+
     def draw(self, stack: StackLike, solver: Solver, number: int, steps: int) -> torch.Tensor:
-        """The picture of prompt `number` on the host, with this solver for that of a stack beside."""
+        """The picture of prompt `number` on the host, with this solver for that of a stack of `with_solver`."""
         stack.replace(solver)
+        self.runs.begin(number)
         return self.calls.make(stack, [self.prompts[number]], self.seed + number, steps).cpu()
+
+
+class PrefixRuns:
+    """The calls of one run per prompt, on the host: another run calls the model only from where it leaves that one.
+
+    A place or a weight of a late step changes no call before it, so that trying one takes half of a run or less.
+
+    Args:
+        whole: let all calls through.
+    """
+
+    def __init__(self, whole: bool = False):
+        self.whole = whole
+        self._kept: dict[int, list[_Made]] = {}
+        self._last: dict[int, list[_Made]] = {}
+        self._run: list[_Made] = []
+        self._ahead: Iterator[_Made] = iter(())
+
+    def begin(self, number: int) -> None:
+        """A run of prompt `number` comes."""
+        self._run = self._last[number] = []
+        self._ahead = iter(self._kept.get(number, ()))
+
+    def keep(self) -> None:
+        """From now on other runs are compared with the last of every prompt."""
+        self._kept = dict(self._last)
+
+    def visit(self, call: DenoiserCall, run: Run, step: StepContext) -> Any:
+        """Answer a call as it was answered in the run that is kept, or make it."""
+        if self.whole:
+            return run(call)
+        latent = call.latent.cpu()
+        known = next(self._ahead, None)
+        if known is not None and torch.equal(known.latent, latent):
+            self._run.append(known)
+            return call.answer(known.output.to(call.latent.device))
+        self._ahead = iter(())
+        result = run(call)
+        self._run.append(_Made(latent.clone(), call.made(result).to("cpu", copy=True)))
+        return result
+
+
+@dataclass(frozen=True)
+class _Made:
+    """One call that was made: the latent it was given, and what came of it."""
+
+    latent: torch.Tensor
+    output: torch.Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from stack import Stack, StackError
+from stack.calibration import solver_pictures
 from stack.calibration.solver_fit import STEP, fit_solver, fitted, weights_of, with_weights
+from stack.calibration.solver_pictures import PrefixRuns, SolverPictures
 from stack.measure.metrics import psnr
 from stack.recipe import recipe_toml
 from stack.solver.solver import Solver
@@ -105,6 +108,41 @@ def test_a_fit_leaves_better_weights_on_the_stack() -> None:
         assert "weights of the steps: fitted to finished pictures" in alone.explain()
     again = fit_solver(Stack(pipe, steps=20).add(found.solver), PROMPTS[:1], seed=3, rounds=1, progress=False)
     assert again.start_psnr_db == pytest.approx(found.start_psnr_db, abs=1e-3), "a fit begins at second-order weights"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_calls_the_model_only_from_where_it_leaves_the_run_that_is_kept(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four steps the weights, 2, 3, 4 and 4, change 3, 2, 1 and 0 later calls."""
+    pipe, calls = tiny_pipe().to(dtype), []
+    pipe.transformer.proj_out.register_forward_hook(lambda *_: calls.append(1))
+    fit = partial(fit_solver, prompts=PROMPTS, rounds=1, progress=False)
+    found = fit(Stack(pipe, steps=20).quantize("int8", min_features=64).solver(places=(0, 2, 4, 6), of=20))
+    start, tries = 4 * len(PROMPTS), 3
+    few = len(calls) - 20 * len(PROMPTS)
+    assert start + 16 * len(PROMPTS) < few <= start + (16 + 3 * tries) * len(PROMPTS)
+    calls.clear()
+    monkeypatch.setattr(solver_pictures, "PrefixRuns", lambda whole: PrefixRuns(whole=True))
+    again = fit(Stack(pipe, steps=20).quantize("int8", min_features=64).solver(places=(0, 2, 4, 6), of=20))
+    assert again == found and len(calls) > few + 30 * len(PROMPTS)
+
+
+def test_places_are_searched_with_the_calls_before_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, calls = tiny_pipe(), []
+    pipe.transformer.proj_out.register_forward_hook(lambda *_: calls.append(1))
+    search = partial(Stack.search_places, prompts=PROMPTS, trials=9, progress=False)
+    found = search(Stack(pipe, steps=20).solver(places=(0, 2, 4, 6), of=20))
+    few = len(calls)
+    monkeypatch.setattr(solver_pictures, "PrefixRuns", lambda whole: PrefixRuns(whole=True))
+    assert search(Stack(pipe, steps=20).solver(places=(0, 2, 4, 6), of=20)) == found
+    assert few < len(calls) - few - 9 * len(PROMPTS)
+
+
+def test_sparse_attention_is_given_every_step() -> None:
+    of = partial(SolverPictures.of, what="", prompts=PROMPTS, seed=0, budget=None, call=None)
+    assert of(Stack(tiny_pipe(), steps=20).sparse_attn(even_if_slower=True).solver(4)).runs.whole
+    assert not of(Stack(tiny_pipe(), steps=20).dense_attn().solver(4)).runs.whole
 
 
 def test_fitted_weights_hold_for_the_stack_and_the_steps_that_they_were_fitted_on() -> None:

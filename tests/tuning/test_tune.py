@@ -70,7 +70,13 @@ def test_a_limit_that_nothing_keeps_gives_no_recipe(tmp_path: Path) -> None:
     assert all(line[-1] == "beyond the limits" for line in lines(found))
 
 
-def test_a_solver_that_misses_the_limit_is_tried_at_searched_places(tmp_path: Path) -> None:
+@pytest.fixture
+def no_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of so small a model decide nothing."""
+    monkeypatch.setattr("stack.tuning.tune.far_better", lambda one, other: False)
+
+
+def test_a_solver_that_misses_the_limit_is_tried_at_searched_places(tmp_path: Path, no_rivals: None) -> None:
     found = search(tmp_path, min_psnr=34.5, trials=12)
     solvers = [one for one in found.tried if "solver" in one.stages]
     (placed,) = [one for one in solvers if one.how == CALIBRATED]
@@ -82,7 +88,9 @@ def test_a_solver_that_misses_the_limit_is_tried_at_searched_places(tmp_path: Pa
     assert [len(row) for row in placed.stages["solver"]["corrections"]] == [2, 3]
 
 
-def test_fewer_solver_steps_are_tried_while_the_limit_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_solver_steps_are_tried_while_the_limit_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_rivals: None
+) -> None:
     monkeypatch.setattr("stack.tuning.tune.FEWEST_STEPS", 1)
     found = search(tmp_path, min_psnr=15)
     placed = [one.stages["solver"]["places"] for one in found.tried if one.how == CALIBRATED and "solver" in one.stages]
@@ -103,7 +111,7 @@ def placed(monkeypatch: pytest.MonkeyPatch, search: Callable[[], Tuned]) -> list
     return asked
 
 
-def test_no_steps_are_placed_that_are_far_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_steps_are_placed_that_are_far_beyond_the_limit(monkeypatch: pytest.MonkeyPatch, no_rivals: None) -> None:
     """Three steps of a solver have 41 dB here, two 35; placing them gives a few dB more."""
     monkeypatch.setattr("stack.tuning.space.Space.first", lambda space: [])
     monkeypatch.setattr(Space, "choose", lambda space, chooser: {"solver": {"steps": 3}})
