@@ -27,7 +27,8 @@ from .tryout import Asked, Tryout, asked
 
 SEARCH_SHARE = 0.3  # of the time; the rest places full steps and solver steps, and checks on held-out prompts
 CALIBRATION, FITTING = 0.1, 0.25  # of the time, for each number of steps of a cache, of the solver
-PLACES_SHARE = 0.4  # of the time for the solver; the rest fits its weights
+PLACES_SHARE = 0.35  # of the time for the solver; the rest fits its weights
+MOST_ROUNDS = 10  # of such a fit
 CHECKED = 6  # candidates that are measured on held-out prompts
 REPEATED = 30  # candidates in a row that were measured before: the sampler has nothing new to propose
 HELD_SEED = 10_000  # added to the seed for held-out prompts
@@ -270,7 +271,7 @@ class _Search:
         asked_for: dict[str, Any] = {"seed": seed, "progress": self.progress, "call": self.place.call}
         asked_for["wanted"] = self.place.pictures(self.samples)
         stack.search_places(prompts, budget=PLACES_SHARE * seconds, **asked_for)
-        found = stack.fit_solver(prompts, budget=(1 - PLACES_SHARE) * seconds, **asked_for)
+        found = stack.fit_solver(prompts, rounds=MOST_ROUNDS, budget=(1 - PLACES_SHARE) * seconds, **asked_for)
         if found.interrupted:
             raise KeyboardInterrupt
         solver = found.solver
