@@ -175,7 +175,12 @@ class Denoisers:
         """
         if self.others and self._planner.changes(self._first.target):
             self._strip()
-        notes = self._planner.prepare(self._first, passes, steps)
+        target = self._first.target
+        target.in_call = True
+        try:
+            notes = self._planner.prepare(self._first, passes, steps)
+        finally:
+            target.in_call = False
         plan = self._planner.installed
         assert plan is not None
         for other in self.others:

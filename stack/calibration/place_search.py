@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..core.errors import StackError
 from ..core.progress import ProgressLine
+from ..core.validate import AtLeastOne, checked
 from ..measure.metrics import psnr
 from ..runtime.call_arguments import Call
 from ..runtime.stack_like import StackLike
@@ -32,12 +32,14 @@ class PlacesFound:
         solver: the pass with the best places.
         psnr_db, start_psnr_db: mean over the prompts, of the best places and of those it began with.
         trials: places that were tried.
+        interrupted: by Ctrl-C: the places are the best until then.
     """
 
     solver: Solver
     psnr_db: float
     start_psnr_db: float
     trials: int
+    interrupted: bool = False
 
     def __str__(self) -> str:
         at = " ".join(map(str, self.solver.places))
@@ -56,7 +58,8 @@ def search_places(
 ) -> PlacesFound:
     """Search the places of a stack's solver, and leave the stack with the best on.
 
-    Prompt i has the seed `seed` + i. Weights that were fitted are for their places, and go: `fit_solver` comes after.
+    Prompt i has the seed `seed` + i. Places are tried with second-order weights: `fit_solver` comes after. Weights that
+    are fitted already stay where no places are better without. After Ctrl-C the stack has the best places until then.
 
     Args:
         trials: how many places are tried at most, each with one picture per prompt.
@@ -68,10 +71,9 @@ def search_places(
     Raises:
         StackError: no solver in the stack, no prompts, no trials or no time.
     """
-    if trials < 1:
-        raise StackError(f"trials: expected at least 1, got {trials}")
-    of = SolverPictures.of(stack, "places to search", prompts, seed, budget, call)
-    own = replace(of.solver, corrections=(), calibrated_for=())
+    checked(AtLeastOne, trials, "trials")
+    of = SolverPictures.of(stack, "search_places()", prompts, seed, budget, call)
+    given, own = of.solver, of.solver.without_weights()
     with stack.lock, taken_off(stack), ProgressLine("search_places", progress) as bar:
         steps = stack.facts.steps
         start = own.places or own.places_for(stack.facts).on(stack.facts.levels, steps)
@@ -79,11 +81,13 @@ def search_places(
         with of.with_solver(replace(own, places=start)) as other:
             reached = -math.inf
 
+            def drawn(solver: Solver) -> float:
+                made = [of.draw(other, solver, number, steps) for number in range(len(targets))]
+                return fmean(map(psnr, made, targets))
+
             def score(places: Places) -> float:
                 nonlocal reached
-                solver = replace(own, steps=None, places=places)
-                made = [of.draw(other, solver, number, steps) for number in range(len(targets))]
-                found = fmean(map(psnr, made, targets))
+                found = drawn(replace(own, steps=None, places=places))
                 if found > reached:
                     reached = found
                     of.runs.keep()
@@ -92,11 +96,14 @@ def search_places(
             def says(made: int, best: float) -> None:
                 bar.says("places", made, trials, f"best {best:.1f} dB", most=of.over - time.monotonic())
 
-            tried = climb(score, start, steps, trials, says, lambda: time.monotonic() < of.over)
+            before = drawn(given) if given.corrections else -math.inf
+            tried, interrupted = climb(score, start, steps, trials, says, lambda: time.monotonic() < of.over)
     best = max(tried, key=lambda places: tried[places])
+    if before >= tried[best]:
+        return PlacesFound(given, before, before, len(tried), interrupted)
     solver = replace(own, steps=None, places=best, of=steps)
     stack.replace(solver)
-    return PlacesFound(solver, tried[best], tried[start], len(tried))
+    return PlacesFound(solver, tried[best], max(before, tried[start]), len(tried), interrupted)
 
 
 def climb(
@@ -106,11 +113,11 @@ def climb(
     trials: int,
     on_trial: Callable[[int, float], None] = lambda made, best: None,
     more: Callable[[], bool] = lambda: True,
-) -> dict[Places, float]:
+) -> tuple[dict[Places, float], bool]:
     """Every choice of places that was tried, with its score: hill climbing from `start`, in at most `trials` calls.
 
     Places are moved one after the other, the first never, by each of `REACHES` to either side, and on in a direction
-    that helped. It ends where no move helps. Pure.
+    that helped. It ends where no move helps, or at Ctrl-C; whether that was it comes second. Pure.
 
     Args:
         steps: of the ladder.
@@ -129,12 +136,15 @@ def climb(
         on_trial(len(tried), tried[best])
         return won
 
-    while gained and len(tried) < trials and more():
-        gained = False
-        for index, by in _moves(len(start)):
-            while better(moved(best, index, by, steps)):
-                gained = True
-    return tried
+    try:
+        while gained and len(tried) < trials and more():
+            gained = False
+            for index, by in _moves(len(start)):
+                while better(moved(best, index, by, steps)):
+                    gained = True
+    except KeyboardInterrupt:
+        return tried, True
+    return tried, False
 
 
 def _moves(count: int) -> Iterator[tuple[int, int]]:

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 
 from ..compat.calibrated_for import conditions
-from ..core.errors import StackError
+from ..core.facts import Facts
 from ..core.progress import ProgressLine
+from ..core.validate import AtLeastOne, checked
 from ..measure.metrics import psnr
 from ..runtime.call_arguments import Call
 from ..runtime.stack_like import StackLike
 from ..solver.numbers import recent
+from ..solver.scheduler import PlacedSolver
 from ..solver.solver import Solver
 from .quant.recording import taken_off
 from .solver_pictures import SolverPictures
@@ -69,8 +71,9 @@ def fit_solver(
 ) -> SolverFitted:
     """Fit the weights of the steps of a stack's solver, and leave the stack with them on.
 
-    Prompt i has the seed `seed` + i; four prompts or more are wanted. A solver whose pictures no round makes better is
-    left as it is. After Ctrl-C the stack has the weights of the last round.
+    Prompt i has the seed `seed` + i; four prompts or more are wanted. It begins with the weights that the solver has,
+    and leaves it as it is where no round makes its pictures better. After Ctrl-C the stack has the weights of the last
+    round.
 
     Args:
         rounds: at most; each draws every prompt once per weight, and a few times more.
@@ -82,19 +85,23 @@ def fit_solver(
     Raises:
         StackError: no solver in the stack, no prompts, no rounds or no time.
     """
-    if rounds < 1:
-        raise StackError(f"rounds: expected at least 1, got {rounds}")
-    of = SolverPictures.of(stack, "weights to fit", prompts, seed, budget, call)
+    checked(AtLeastOne, rounds, "rounds")
+    of = SolverPictures.of(stack, "fit_solver()", prompts, seed, budget, call)
     with stack.lock, taken_off(stack), ProgressLine("fit_solver", progress) as bar:
         steps = stack.facts.steps
-        places = replace(of.solver, corrections=(), calibrated_for=()).places_for(stack.facts)
-        plain = replace(of.solver, steps=None, places=places.on(stack.facts.levels, steps), of=steps)
+        bare = of.solver.without_weights()
+        at = bare.places_for(stack.facts).on(stack.facts.levels, steps)
+        plain = replace(bare, steps=None, places=at, of=steps)
         targets, facts = of.all_steps(bar, wanted)
+        start = weights_from(of.solver, at, facts)
         with of.with_solver(plain) as other:
             drawing = _Drawing(of, other, plain, steps, bar)
-            found = fitted(drawing.draw, targets, weights_of(plain), rounds, drawing.turns, drawing.round_fits)
+            found = fitted(drawing.draw, targets, start, rounds, drawing.turns, drawing.round_fits)
+            scheduler = other.pipe.scheduler
+            assert isinstance(scheduler, PlacedSolver)
+            latent = scheduler.latent
         # Of the stack below: the solver's own steps are no condition of it.
-        solver = with_weights(plain, found.weights, conditions(facts)) if found.rounds else of.solver
+        solver = with_weights(plain, found.weights, conditions(facts), latent) if found.rounds else of.solver
         stack.replace(solver)
     return SolverFitted(solver, found.psnr_db, found.start_psnr_db, found.rounds, found.interrupted)
 
@@ -110,7 +117,7 @@ class _Drawing:
     bar: ProgressLine
     drawn: int = 0
     began: float = field(default_factory=time.monotonic)
-    _phase: str = "second-order weights: picture"
+    _phase: str = "weights as they are: picture"
     _before: int = 0  # pictures drawn before this round
     _seconds: float = 0.0  # that a round takes
 
@@ -150,14 +157,22 @@ def weights_of(solver: Solver) -> int:
     return sum(1 + len(recent(at)) for at in range(solver.count))
 
 
-def with_weights(solver: Solver, weights: np.ndarray, stamp: tuple[str, ...]) -> Solver:
-    """The solver with corrections, given as one row of all."""
+def weights_from(solver: Solver, places: tuple[int, ...], facts: Facts) -> np.ndarray:
+    """The weights that a fit begins with: those that the solver has, if they are used at these places and on a stack
+    with these facts below it; else 0, which is second order."""
+    if solver.corrections and solver.places == places and not solver.fitted_elsewhere(facts):
+        return np.concatenate([np.array(row) for row in solver.corrections])
+    return np.zeros(weights_of(replace(solver.without_weights(), steps=len(places), places=places)))
+
+
+def with_weights(solver: Solver, weights: np.ndarray, stamp: tuple[str, ...], latent: int = 0) -> Solver:
+    """The solver with corrections, given as one row of all, and what they hold for."""
     rows, begin = [], 0
     for at in range(solver.count):
         end = begin + 1 + len(recent(at))
         rows.append(tuple(round(float(x), DIGITS) for x in weights[begin:end]))
         begin = end
-    return replace(solver, corrections=tuple(rows), calibrated_for=stamp)
+    return replace(solver, corrections=tuple(rows), calibrated_for=stamp, latent=latent)
 
 
 @dataclass(frozen=True)
@@ -174,21 +189,21 @@ class Fit:
 def fitted(
     draw: Draw,
     wanted: Sequence[torch.Tensor],
-    size: int,
+    start: np.ndarray,
     rounds: int,
     on_round: Callable[[int, float], None] = lambda made, best: None,
     more: Callable[[], bool] = lambda: True,
 ) -> Fit:
-    """The weights with which pictures come closest to those that are wanted, from 0 on.
+    """The weights with which pictures come closest to those that are wanted.
 
     Args:
-        size: how many weights there are.
+        start: those to begin with.
         more: whether there is time for another round.
     """
-    made = [draw(i, np.zeros(size)) for i in range(len(wanted))]
-    start = fmean(map(psnr, made, wanted))
-    found, damping = Fit(np.zeros(size), start, start, 0), DAMPING
-    on_round(0, start)
+    made, size = [draw(i, start) for i in range(len(wanted))], len(start)
+    before = fmean(map(psnr, made, wanted))
+    found, damping = Fit(start, before, before, 0), DAMPING
+    on_round(0, before)
     try:
         while found.rounds < rounds and more():
             normal, slope = _normal_equations(draw, wanted, found.weights, made)
@@ -203,7 +218,7 @@ def fitted(
             else:
                 break
             gain, made, damping = reached - found.psnr_db, tried, damping * LESS
-            found = Fit(weights, reached, start, found.rounds + 1)
+            found = Fit(weights, reached, before, found.rounds + 1)
             on_round(found.rounds, reached)
             if gain < GAIN:
                 break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,10 @@ from ..core.errors import StackError
 from ..core.facts import Facts
 from ..core.passes import Pass
 from ..core.progress import ProgressLine
-from ..core.validate import NotNegative, Seed, checked, some_prompts
+from ..core.validate import NotNegative, Seed, checked, shown, some_prompts
 from ..runtime.call import DenoiserCall
 from ..runtime.call_arguments import Call
-from ..runtime.pipeline_calls import PipelineCalls
+from ..runtime.pipeline_calls import PipelineCalls, pipeline_for
 from ..runtime.stack_like import StackLike
 from ..runtime.step import StepContext
 from ..solver.solver import Solver
@@ -56,15 +56,16 @@ class SolverPictures:
         """The same, of what a caller asks for.
 
         Args:
-            what: is looked for, in errors.
+            what: the caller's name, for errors.
             budget: seconds from now on; None for no limit.
 
         Raises:
-            StackError: no solver in the stack, no prompts, a bad seed or time.
+            StackError: no solver in the stack, no pipeline, no prompts, a bad seed or time.
         """
+        pipeline_for(what, stack.pipe)
         solver = next((p for p in stack.passes if isinstance(p, Solver)), None)
         if solver is None:
-            raise StackError(f"no {what}: expected a stack with a solver, add .solver(steps=6)")
+            raise StackError(f"{what}: expected a stack with a solver, add .solver(steps=6)")
         texts = some_prompts(prompts)
         checked(Seed, seed, "seed")
         checked(NotNegative | None, budget, "budget")
@@ -76,10 +77,18 @@ class SolverPictures:
 
     def all_steps(self, bar: ProgressLine, known: Sequence[torch.Tensor] | None) -> tuple[list[torch.Tensor], Facts]:
         """The pictures of all steps on the host, one per prompt, drawn where they are not known; and the facts of the
-        stack below the solver."""
+        stack below the solver.
+
+        Raises:
+            StackError: other pictures are known than one of each prompt.
+        """
+        if known is not None and not (len(known) == len(self.prompts) and all(map(torch.is_tensor, known))):
+            raise StackError(f"wanted: expected a picture of each of {len(self.prompts)} prompts, got {shown(known)}")
         with self.stack.beside(self.rest) as other:
             steps = other.facts.steps
-            drawn = known or self.calls.per_prompt(other, self.prompts, self.seed, steps, bar, "all steps, prompt")
+            drawn: Iterable[torch.Tensor] = known or ()
+            if known is None:
+                drawn = self.calls.per_prompt(other, self.prompts, self.seed, steps, bar, "all steps, prompt")
             return [picture.cpu() for picture in drawn], other.plan.facts_after
 
     def with_solver(self, solver: Solver) -> AbstractContextManager[StackLike]:

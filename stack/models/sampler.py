@@ -114,6 +114,10 @@ class KnownSampler(ABC):
             StackError: it has made none.
         """
 
+    @abstractmethod
+    def begins(self, numbers: int) -> None:
+        """The first call of a run on the schedule that it has made last: a sample's latent has so many numbers."""
+
 
 def linear_form(scheduler: Any, begin: int = 0) -> LinearSampler:
     """The schedule that the scheduler has made last as numbers, from the call `begin` on. It is left as it is.

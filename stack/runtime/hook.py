@@ -17,6 +17,7 @@ from ..compat.rules.state import OTHER_CONDITIONS, STEP_UNKNOWN
 from ..core import readback
 from ..core.arguments import Arguments
 from ..core.installer import BEHIND_HOOK, Installer
+from ..models.sampler import KnownSampler
 from ..models.schedule import CLOSE, Timetable, fits, timetable_of, was_made
 from ..models.timestep import of_noisy_tokens, place_in, precision_of, same_for_all
 from .call import DenoiserCall, batch_of
@@ -151,6 +152,8 @@ class _StepReader:
         # Some callers write noise levels of their own into what the scheduler has made.
         version = 0 if made.is_inference() else made._version
         if made is not clock.read.made or version != clock.read.version:
+            if isinstance(scheduler, KnownSampler):
+                scheduler.begins(latent[0].numel())
             clock.timetable = timetable_of(scheduler, latent.shape[1])
             clock.read = ReadFrom(made, version, was_made(scheduler))
         if not clock.read.begun:

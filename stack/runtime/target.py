@@ -52,6 +52,7 @@ class Target:
         compile_mode: how blocks are compiled, a mode of torch.compile; "" where they are not.
         schedulers: what a pass has put in the place of the pipeline's own scheduler, by that one: it may be in the
             middle of a run when passes are put on anew.
+        in_call: passes are put on for a pipeline call that has begun.
         attention_backends: who may compute attention in place of torch, the first one asked first; see
             `stack.attention.layers`.
     """
@@ -72,6 +73,7 @@ class Target:
     taken_over: Callable[[], None] = lambda: None
     compute_modes: ComputeModes = ()
     schedulers: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary)
+    in_call: bool = False
     attention_backends: tuple[Any, ...] = ()
     compile_mode: str = ""
     conditions: ConditionsReader = field(init=False)

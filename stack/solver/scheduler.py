@@ -17,8 +17,11 @@ from ..models.schedule import SigmaSchedule, timetable_of
 from .numbers import step_weights
 
 UNUSED = 1e-9  # weight of an estimate in a step: rounding of what is 0
-Plan = Callable[[SigmaSchedule, LinearSampler], tuple[Sequence[int], LinearSampler]]
-"""From a ladder and its numbers to the places on it, and the solver's numbers in calls of its own."""
+Plan = Callable[[SigmaSchedule, LinearSampler, int], tuple[Sequence[int], LinearSampler]]
+"""From a ladder, its numbers and those in a sample's latent, 0 where not known, to the places on it, and the solver's
+numbers in calls of its own."""
+Known = tuple[Any, tuple[int, ...], LinearSampler]
+"""What was planned for, the places and the numbers."""
 
 
 class PlacedSolver(SchedulerMixin, ConfigMixin, KnownSampler):
@@ -30,19 +33,22 @@ class PlacedSolver(SchedulerMixin, ConfigMixin, KnownSampler):
     Args:
         own: the scheduler that makes the ladder; it is copied.
         image_tokens: that the pipeline computes a dynamic shift from.
+
+    Attributes:
+        latent: numbers in one sample's latent in the last run, 0 before the first.
     """
 
     order = 1  # denoiser calls per step
 
     def __init__(self, own: Any, plan: Plan, image_tokens: int = 0):
-        self.own, self.plan, self.image_tokens = copy.deepcopy(own), plan, image_tokens
+        self.own, self.plan, self.image_tokens, self.latent = copy.deepcopy(own), plan, image_tokens, 0
         self._internal_dict = own.config  # pipelines read the settings of their own scheduler
         self.timesteps: torch.Tensor = own.timesteps
         self.num_inference_steps: int | None = None
         self.places: tuple[int, ...] = ()
         self._step_index: int | None = None
         self._begin_index: int | None = None
-        self._known: tuple[Any, tuple[int, ...], LinearSampler] | None = None
+        self._known: Known | None = None
         self._kept: dict[int, torch.Tensor] = {}
         self._keep_ladder([])
 
@@ -84,14 +90,24 @@ class PlacedSolver(SchedulerMixin, ConfigMixin, KnownSampler):
         """The ladder as the own scheduler makes it, and the solver's timesteps on it."""
         given = {"num_inference_steps": num_inference_steps, "sigmas": sigmas, "mu": mu, "timesteps": timesteps}
         self.own.set_timesteps(**{name: value for name, value in given.items() if value is not None})
-        ladder = timetable_of(self.own, self.image_tokens)
-        key = ladder.timesteps, ladder.schedule
-        if self._known is None or self._known[0] != key:
-            places, form = self.plan(ladder.schedule, linear_form(self.own))
-            self._known = key, tuple(places), form
+        self._known = self._planned()
         self._keep_ladder(list(self._known[1]))
         self.timesteps = self.timesteps.to(device)
         self._step_index, self._kept = None, {}
+
+    def begins(self, numbers: int) -> None:
+        if self._known is not None and numbers != self.latent:
+            self.latent = numbers
+            self._known = self._planned()
+
+    def _planned(self) -> Known:
+        """The plan for the ladder that the own scheduler has made."""
+        ladder = timetable_of(self.own, self.image_tokens)
+        key = ladder.timesteps, ladder.schedule, self.latent
+        if self._known is not None and self._known[0] == key:
+            return self._known
+        places, form = self.plan(ladder.schedule, linear_form(self.own), self.latent)
+        return key, tuple(places), form
 
     def _keep_ladder(self, places: list[int]) -> None:
         """Take over what of the own scheduler's ladder others read; all of it before there are places."""

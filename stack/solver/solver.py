@@ -24,7 +24,7 @@ from .scheduler import PlacedSolver
 
 Correction = Annotated[float, limits.Ge(-10), limits.Le(10)]
 EXCHANGED = "the pipeline's scheduler is no longer the solver's: expected it to stay; undo() the stack, set it, apply()"
-UNSAVED = "save_pretrained() would write the solver's scheduler: undo() the stack first, or stack.save(folder)"
+UNSAVED = "save_pretrained() would write the solver's scheduler: undo() the stack first; a recipe keeps it, to_recipe()"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Solver:
             added to its factor on the latent, and to those on its last three estimates. They need `places` and `of`.
         calibrated_for: which stack they were fitted on, see `stack.compat.calibrated_for`. On another one, or with
             another number of steps, they are left out.
+        latent: numbers in one sample's latent that they were fitted on, 0 where not known. In calls of more than a
+            tenth more or fewer they are left out.
 
     Raises:
         StackError: neither steps nor places, numbers of them that differ, places that do not rise from 0, or
@@ -56,6 +58,7 @@ class Solver:
     order: Annotated[int, limits.Ge(1), limits.Le(2)] = 2
     corrections: tuple[tuple[Correction, ...], ...] = field(default=(), repr=False)
     calibrated_for: tuple[str, ...] = field(default=(), repr=False)
+    latent: Annotated[int, limits.Ge(0)] = field(default=0, repr=False)
     stage: ClassVar[str] = "solver"
 
     def __post_init__(self) -> None:
@@ -76,6 +79,10 @@ class Solver:
         """Steps that are taken of a ladder that has as many."""
         return self.steps or len(self.places)
 
+    def without_weights(self) -> Solver:
+        """With second-order weights."""
+        return replace(self, corrections=(), calibrated_for=(), latent=0)
+
     def options(self) -> dict[str, Any]:
         """The arguments that make an equal pass, those at their defaults left out."""
         lists = {"corrections": [list(row) for row in self.corrections]} if self.corrections else {}
@@ -86,7 +93,7 @@ class Solver:
         ladder = facts.levels if len(facts.levels) == facts.steps else ()
         of = self.of or facts.steps
         found_on = ladder if of == facts.steps else ()
-        return Places(self.count, self.order, self.places, found_on, of, self.corrections)
+        return Places(self.count, self.order, self.places, found_on, of, self.corrections, self.latent)
 
     def describe(self, facts: Facts) -> list[str]:
         at = self.places_for(facts).on(facts.levels, facts.steps)
@@ -101,10 +108,12 @@ class Solver:
 
     def check(self, facts: Facts) -> list[Finding]:
         found = []
-        if self.corrections and (changed := self._fitted_elsewhere(facts)):
-            what, plain = f"its weights were fitted on another stack: {changed}", replace(self, corrections=())
-            repair = "second-order weights; fit_solver() again"
-            return [Finding(self.stage, what, repair=repair, replacement=replace(plain, calibrated_for=()))]
+        if self.corrections and (changed := self.fitted_elsewhere(facts)):
+            what, repair = (
+                f"its weights were fitted on another stack: {changed}",
+                "second-order weights; fit_solver() again",
+            )
+            return [Finding(self.stage, what, repair=repair, replacement=self.without_weights())]
         if not facts.pipeline:
             what = "a bare denoiser has no scheduler to take steps of: expected its pipeline"
             found.append(Finding.of(SOLVER_NEEDS_PIPELINE, self.stage, what, fatal=True))
@@ -122,9 +131,10 @@ class Solver:
             found.append(Finding(self.stage, what, note=True))
         return found
 
-    def _fitted_elsewhere(self, facts: Facts) -> str:
+    def fitted_elsewhere(self, facts: Facts) -> str:
         """What has changed since the weights were fitted, or ""."""
-        steps = [f"steps {self.of}, now {facts.steps}"] if self.of != facts.steps else []
+        # A call of other steps than planned for is no other stack: the solver sees to it when it makes its schedule.
+        steps = [f"steps {self.of}, now {facts.steps}"] if self.of != facts.steps and not facts.called else []
         return "; ".join([*steps, *differences(self.calibrated_for, facts, DECISIVE)])
 
     def facts_after(self, facts: Facts) -> Facts:
@@ -137,7 +147,8 @@ class Solver:
         """Put the solver in the place of the pipeline's scheduler."""
         facts, pipe = target.now, target.pipe
         assert pipe is not None  # checked
-        solver: PlacedSolver = self._solver(target, pipe.scheduler)
+        places = self.places_for(facts)
+        solver: PlacedSolver = self._solver(target, pipe.scheduler, places)
         install.set_attribute(pipe, "scheduler", solver)
         install.wrap_call(pipe, "save_pretrained", _refusing)
 
@@ -147,20 +158,22 @@ class Solver:
             return on_the_ladder(given, self.count, facts.steps)
 
         def report() -> dict[str, Any]:
-            ladder = len(solver.own.timesteps)
-            if self.corrections and solver.places and ladder != self.of:
-                fitted = f"weights fitted on {counted(self.of, 'step')}, the call had {ladder}"
+            other = (
+                self.corrections and solver.places and places.fitted_elsewhere(len(solver.own.timesteps), solver.latent)
+            )
+            if other:
+                fitted = f"weights fitted on {other}"
                 target.journal.warn(f"{self.stage}: {fitted}: second-order ones are used; fit_solver() again")
             return {"places": list(solver.places)}
 
         return Applied(self.describe(facts)[0], call=call, report=report)
 
-    def _solver(self, target: Target, own: Any) -> PlacedSolver:
-        """In place of the pipeline's own scheduler. One that is in the middle of a run goes on, whatever pass has made
-        it: a call whose facts have changed has its passes put on anew at its first step."""
+    def _solver(self, target: Target, own: Any, places: Places) -> PlacedSolver:
+        """In place of the pipeline's own scheduler. A call whose facts have changed has its passes put on anew at its
+        first step, when it has asked for a schedule already: the solver that made it goes on."""
         before: PlacedSolver | None = target.schedulers.get(own)
-        if before is None or not before.running:
-            before = PlacedSolver(own, self.places_for(target.now).plan, target.now.image_tokens)
+        if before is None or not target.in_call or not before.running:
+            before = PlacedSolver(own, places.plan, target.now.image_tokens)
             target.schedulers[own] = before
         return before
 

@@ -18,7 +18,7 @@ class Limits:
     """Limits on one stack; 0 is not asked for. With one on quality the fastest stack is looked for, else the best.
 
     Attributes:
-        min_psnr: least PSNR in dB against the model without a stack, median over prompts.
+        min_psnr: least PSNR in dB against the model without a stack, median over prompts, kept to a tenth of a dB.
         max_lpips: greatest perceptual distance, median over prompts; see `stack.measure.perceptual`.
         max_error: greatest relative error of the final latents, median over prompts. Pictures are not made then.
         max_seconds: longest time of one picture.
@@ -73,7 +73,10 @@ class Limits:
         ]  # fmt: skip
         over = [WORST if value is None else value / limit - 1 for limit, value in most if limit]
         if self.min_psnr:
-            over.append(WORST if figures.psnr is None else 1 - figures.psnr / self.min_psnr)
+            # As it is shown: 37.96 dB are printed as 38.0, and a median of pictures is known far less closely.
+            over.append(
+                WORST if figures.psnr is None else 1 - max(figures.psnr, round(figures.psnr, 1)) / self.min_psnr
+            )
         return sum(max(0.0, one) if math.isfinite(one) else WORST for one in over)
 
     def cost(self, figures: Figures) -> float:

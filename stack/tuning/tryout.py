@@ -84,7 +84,8 @@ class Tryout:
 
     def prepare(self, samples: Sequence[Asked], tell: Callable[[str], None]) -> None:
         """Choose the base, time it, and make the pictures that candidates are compared with."""
-        tell("the model without a stack: compiling its blocks and timing them")
+        how = "compiling its blocks and timing them" if self.compile_base else "first steps"
+        tell(f"the model without a stack: {how}")
         self._base.prepare(samples[0].prompt, self.compile_base, controls=False)
         for number, one in enumerate(samples):
             tell(f"the model without a stack: picture {number + 1} of {len(samples)}")

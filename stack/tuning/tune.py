@@ -13,10 +13,12 @@ from ..comparison.compare import taken_off
 from ..comparison.question import plain_steps
 from ..core.errors import StackError
 from ..core.progress import ProgressLine
-from ..core.validate import RunSteps, Seed, checked
+from ..core.validate import AtLeastOne, NotNegative, RunSteps, Seed, checked
+from ..models.denoiser import denoiser_of
 from ..recipe import Recipe, recipe_of
 from ..reference.prompts import Prompts, searched_prompts
 from ..runtime.call_arguments import Call, call_of
+from ..runtime.mounted import mounted_on
 from ..runtime.pipeline_calls import pipeline_for
 from ..stack import Stack
 from .front import best, different, far_better, finalists, pareto
@@ -27,7 +29,7 @@ from .tryout import Asked, Tryout, asked
 
 SEARCH_SHARE = 0.3  # of the time; the rest places full steps and solver steps, and checks on held-out prompts
 CALIBRATION, FITTING = 0.1, 0.25  # of the time, for each number of steps of a cache, of the solver
-PLACES_SHARE = 0.35  # of the time for the solver; the rest fits its weights
+PLACES_SHARE = 0.3  # of the time for the solver; the rest fits its weights
 MOST_ROUNDS = 10  # of such a fit
 CHECKED = 6  # candidates that are measured on held-out prompts
 REPEATED = 30  # candidates in a row that were measured before: the sampler has nothing new to propose
@@ -112,11 +114,11 @@ def tune(
         progress: show one line on stderr.
 
     Raises:
-        StackError: too few prompts, nothing that could be tried on this model, or a study of something else.
+        StackError: too few prompts, a pipeline that carries a stack, nothing that could be tried on this model, or a
+            study of something else.
     """
-    pipe = pipeline_for("tune()", model.pipe if isinstance(model, Stack) else model)
-    limits = Limits(min_psnr, max_lpips, max_error, max_seconds, max_memory)
-    checked(Seed, seed, "seed")
+    pipe, limits = _pipeline(model), Limits(min_psnr, max_lpips, max_error, max_seconds, max_memory)
+    _check_numbers(seed, budget, trials)
     search, held = held_apart(searched_prompts(pipe, prompts))
     asked_for = call_of(pipe, size, frames, guidance, negative_prompt, call)
     given = _given(model, recipe)
@@ -129,6 +131,25 @@ def tune(
         kept.begin(space)
         run = _Search(place, space, kept, limits, asked(search, seed), line.says, progress)
         return _found(run, search, asked(held * HELD_TIMES, seed + HELD_SEED), seed, budget, trials)
+
+
+def _check_numbers(seed: int, budget: float, trials: int) -> None:
+    for hint, value, what in (Seed, seed, "seed"), (NotNegative, budget, "budget"), (AtLeastOne, trials, "trials"):
+        checked(hint, value, what)
+
+
+def _pipeline(model: Any) -> Any:
+    """The pipeline that is tuned, or that the given stack is on.
+
+    Raises:
+        StackError: a pipeline that carries a stack.
+    """
+    if isinstance(model, Stack):
+        return pipeline_for("tune()", model.pipe)
+    pipe = pipeline_for("tune()", model)
+    if mounted_on(denoiser_of(pipe)) is not None:
+        raise StackError("tune(): the pipeline carries a stack: expected one without, or the stack, Stack.of(pipe)")
+    return pipe
 
 
 def _space(place: Tryout, fixed: Stages) -> Space:
@@ -270,7 +291,8 @@ class _Search:
         stack = Stack.from_recipe(recipe, self.place.pipe, steps=self.place.steps)
         asked_for: dict[str, Any] = {"seed": seed, "progress": self.progress, "call": self.place.call}
         asked_for["wanted"] = self.place.pictures(self.samples)
-        stack.search_places(prompts, budget=PLACES_SHARE * seconds, **asked_for)
+        if stack.search_places(prompts, budget=PLACES_SHARE * seconds, **asked_for).interrupted:
+            raise KeyboardInterrupt
         found = stack.fit_solver(prompts, rounds=MOST_ROUNDS, budget=(1 - PLACES_SHARE) * seconds, **asked_for)
         if found.interrupted:
             raise KeyboardInterrupt

@@ -63,6 +63,20 @@ def test_what_is_chosen_keeps_its_limit_when_measured_again(tmp_path: Path) -> N
     assert all(len(line) == len(COLUMNS) for line in table) and [line[-1] for line in table].count("chosen") == 1
 
 
+def test_what_a_search_needs() -> None:
+    stack = Stack(tiny_pipe(), steps=STEPS).solver(4).apply()
+    with pytest.raises(StackError, match=r"the pipeline carries a stack: expected one without, or the stack"):
+        tune(stack.pipe, prompts=PROMPTS, min_psnr=25)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"trials": 0}, "trials"),
+        ({"budget": "x"}, "budget"),
+        ({"trials": 1.5}, "trials"),
+    ]
+    for given, name in wrong:
+        with pytest.raises(StackError, match=name):
+            tune(tiny_pipe(), prompts=PROMPTS, min_psnr=25, **given)
+
+
 def test_a_limit_that_nothing_keeps_gives_no_recipe(tmp_path: Path) -> None:
     found = search(tmp_path, min_psnr=98, trials=4)
     assert found.recipe is None and found.chosen is not None and found.chosen.excess > 0
