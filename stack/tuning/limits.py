@@ -10,6 +10,7 @@ from ..core.validate import check_fields
 from .figures import Figures
 
 HOPELESS = 0.1  # excess at which a candidate is given up: 4 dB below a limit of 40
+KEPT_TO = 0.1  # dB: the median of a dozen other pictures differs by more
 WORST = 1e6  # how far off a stack is that has no figure at all
 
 
@@ -73,10 +74,7 @@ class Limits:
         ]  # fmt: skip
         over = [WORST if value is None else value / limit - 1 for limit, value in most if limit]
         if self.min_psnr:
-            # As it is shown: 37.96 dB are printed as 38.0, and a median of pictures is known far less closely.
-            over.append(
-                WORST if figures.psnr is None else 1 - max(figures.psnr, round(figures.psnr, 1)) / self.min_psnr
-            )
+            over.append(WORST if figures.psnr is None else 1 - (figures.psnr + KEPT_TO) / self.min_psnr)
         return sum(max(0.0, one) if math.isfinite(one) else WORST for one in over)
 
     def cost(self, figures: Figures) -> float:

@@ -56,7 +56,8 @@ def verdict(found: Tuned) -> str:
     figures = f"{chosen.figures.speedup:.2f}x as fast as the plain model, {_quality(chosen)} on held-out prompts"
     if chosen.excess:
         return f"nothing that was tried keeps {asked}; the nearest is {named(chosen.stages)}: {figures}"
-    return f"{named(chosen.stages)}: {figures}, within {asked}"
+    close = ", to a tenth of a dB" if (chosen.figures.psnr or 0) < found.limits.min_psnr else ""
+    return f"{named(chosen.stages)}: {figures}, within {asked}{close}"
 
 
 def _quality(one: Tried) -> str:

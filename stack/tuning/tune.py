@@ -27,7 +27,7 @@ from .space import FEWEST_STEPS, Space, Stages, space_of
 from .study import CALIBRATED, Study, Tried
 from .tryout import Asked, Tryout, asked
 
-SEARCH_SHARE = 0.3  # of the time; the rest places full steps and solver steps, and checks on held-out prompts
+SEARCH_SHARE = 0.25  # of the time; the rest places full steps and solver steps, and checks on held-out prompts
 CALIBRATION, FITTING = 0.1, 0.25  # of the time, for each number of steps of a cache, of the solver
 PLACES_SHARE = 0.3  # of the time for the solver; the rest fits its weights
 MOST_ROUNDS = 10  # of such a fit
