@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.tuning.front import best, finalists, pareto
+from stack.tuning.front import NOISE, best, finalists, pareto
 from stack.tuning.limits import Limits
 from stack.tuning.study import Tried
 
@@ -45,8 +45,9 @@ def test_finalists_hold_the_fastest_within_the_limits(points: list[tuple[int, in
     within = [one for one in found if not one.excess]
     fastest = best(found, LIMITS)
     if within:
-        assert fastest is not None and fastest.figures.speedup == max(one.figures.speedup for one in within)
-        assert any(one.figures.speedup == fastest.figures.speedup and not one.excess for one in chosen)
+        most_speedup = max(one.figures.speedup for one in within)
+        assert fastest is not None and fastest.figures.speedup >= (1 - NOISE) * most_speedup
+        assert any(one.figures.speedup >= (1 - NOISE) * most_speedup and not one.excess for one in chosen)
 
 
 def test_some_that_are_nearly_within_are_checked_as_well() -> None:
