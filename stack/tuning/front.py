@@ -10,7 +10,7 @@ from .limits import Limits
 from .study import Tried
 
 NOISE = 0.05  # of a speed: the same stack differs by 4 % between runs
-FAR = 1.02  # times as fast
+FASTER = 1.02  # times as fast
 SLACK = 0.03  # candidates so far beyond a limit, relatively, may still keep it on other prompts: 1 dB of 38
 
 
@@ -22,9 +22,9 @@ def quality(one: Tried) -> float:
     return -math.inf if figures.error is None else -figures.error
 
 
-def far_better(one: Tried, other: Tried) -> bool:
-    """Whether it is much faster than another, and no worse."""
-    return one.figures.speedup > FAR * other.figures.speedup and quality(one) >= quality(other)
+def beats(one: Tried, other: Tried) -> bool:
+    """Whether it is faster than another, and no worse."""
+    return one.figures.speedup > FASTER * other.figures.speedup and quality(one) >= quality(other)
 
 
 def different(found: Sequence[Tried]) -> list[Tried]:

@@ -21,7 +21,7 @@ from ..runtime.call_arguments import Call, call_of
 from ..runtime.mounted import mounted_on
 from ..runtime.pipeline_calls import pipeline_for
 from ..stack import Stack
-from .front import best, different, far_better, finalists, pareto
+from .front import beats, best, different, finalists, pareto
 from .limits import Limits
 from .space import FEWEST_STEPS, Space, Stages, space_of
 from .study import CALIBRATED, Study, Tried
@@ -34,7 +34,7 @@ MOST_ROUNDS = 10  # of such a fit
 CHECKED = 6  # candidates that are measured on held-out prompts
 REPEATED = 30  # candidates in a row that were measured before: the sampler has nothing new to propose
 HELD_SEED = 10_000  # added to the seed for held-out prompts
-HELD_TIMES = 2  # pictures of each, with other seeds: the median of four pictures is off by 1 dB (docs/tune.md)
+HELD_TIMES = 2  # pictures of each, with other seeds: the median of few pictures differs from that of others
 NAME = "tuned"
 
 Tell = Callable[[str], None]
@@ -245,7 +245,7 @@ class _Search:
     ) -> None:
         """Place the steps of the best stack with a cache or a solver, then of one step fewer, and again while that
         keeps the limits and fewer steps, not placed, are not far beyond them. Where the stage is given, or a stack
-        without it is far faster and as good, it stays as it is.
+        without it is faster and as good, it stays as it is.
 
         Args:
             option: of the stage, how many steps it runs in full.
@@ -254,7 +254,7 @@ class _Search:
         tried = self.study.tried()
         start = best([one for one in tried if option in one.stages.get(stage, {})], self.limits)
         rivals = [one for one in tried if stage not in one.stages]
-        if start is None or stage in self.space.fixed or any(far_better(one, start) for one in rivals):
+        if start is None or stage in self.space.fixed or any(beats(one, start) for one in rivals):
             return
         stages, count = start.stages, start.stages[stage][option]
 

@@ -95,7 +95,7 @@ def test_what_a_search_needs() -> None:
         search_places(Stack(tiny_pipe()).cache("svd"), ["a red ring"])
     with pytest.raises(StackError, match="prompts: expected at least one, got none"):
         search_places(Stack(tiny_pipe()).solver(4), [])
-    with pytest.raises(StackError, match="trials"):
+    with pytest.raises(StackError, match="trials: expected a whole number of at least 1, got 0"):
         search_places(Stack(tiny_pipe()).solver(4), ["a red ring"], trials=0)
     with pytest.raises(StackError, match="budget: expected"):
         search_places(Stack(tiny_pipe()).solver(4), ["a red ring"], budget=-1.0)

@@ -92,7 +92,7 @@ def test_a_limit_that_nothing_keeps_gives_no_recipe(tmp_path: Path) -> None:
 @pytest.fixture
 def no_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times of so small a model decide nothing."""
-    monkeypatch.setattr("stack.tuning.tune.far_better", lambda one, other: False)
+    monkeypatch.setattr("stack.tuning.tune.beats", lambda one, other: False)
 
 
 def test_a_solver_that_misses_the_limit_is_tried_at_searched_places(tmp_path: Path, no_rivals: None) -> None:
